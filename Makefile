@@ -1,0 +1,51 @@
+# make demo   three quantizers side by side on bundled photographs, minutes on a laptop
+# make test   every test, every notebook
+# make lab    JupyterLab on the notebooks
+# Each builds .venv from requirements.lock when it is missing or out of date, and reuses it otherwise.
+PYTHON ?= python3
+PY := .venv/bin/python
+# uv keeps one unpacked copy of every package in its cache and hard-links it into each .venv (UV_CACHE_DIR moves the cache).
+export UV_SYSTEM_CERTS ?= 1
+export UV_HTTP_TIMEOUT ?= 300
+export MPLBACKEND ?= agg
+# Threads of small networks that wait by spinning slow each other down tenfold on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test lab lint lock clean
+
+demo: .venv/.ready
+	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=demo
+
+test: .venv/.ready
+	@$(PY) -m pytest
+
+lab: .venv/.ready
+	@MPLBACKEND= $(PY) -m jupyterlab --notebook-dir=. notebooks
+
+lint: .venv/.ready
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m nbstripout --verify $(NBSTRIPOUT_KEYS) notebooks/*.ipynb
+
+# Newest versions that pyproject.toml allows; look at the diff, then run make test.
+lock: .venv/.ready
+	@.venv/bin/uv pip compile pyproject.toml --extra all --universal --python-version 3.11 --upgrade \
+	  --no-header --no-annotate --quiet -o requirements.lock
+	@git --no-pager diff --stat requirements.lock
+
+clean:
+	rm -rf .venv
+
+NBSTRIPOUT_KEYS := --extra-keys "metadata.papermill metadata.language_info"
+
+# UMAP compiles for half a minute when it is first used; once, here, rather than in front of somebody who waits for a figure.
+WARM_UP := import torch; from ibqlab.diagnostics import project_codes; project_codes([torch.randn(64, 8)], torch.randn(64, 8))
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ibqlab needs Python 3.11 or newer, this is %s; type: make PYTHON=python3.11 $(MAKECMDGOALS)" % sys.version.split()[0])'
+	@echo "building .venv from requirements.lock (the first time on a machine downloads about 6 GB)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@test -x .venv/bin/uv || $(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	@.venv/bin/uv pip sync --quiet --python $(PY) requirements.lock
+	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps --editable .
+	@$(PY) -c 'import torchvision' || (echo "torchvision does not import against this torch: run 'make clean', then the same command again"; exit 1)
+	@$(PY) -c '$(WARM_UP)' || true
+	@touch $@

@@ -1,0 +1,180 @@
+"""Batches by number: what is in batch s depends on (seed, s) and on nothing else.
+
+An epoch is a permutation from (seed, epoch); a sample's own seed comes from (seed, its position in the whole run). The
+list of (index, seed) pairs is therefore known before anything is loaded: resuming in mid-epoch is starting the list
+elsewhere, ranks take slices of it, and loader processes only share out the work.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ibqlab.data.source import ImageSource, Sample
+
+Request = tuple[int, int]
+"""Index of an image and the seed of its random choices."""
+
+_ORDER, _CHOICES = 0, 1
+
+
+class Batch(NamedTuple):
+    """Images as stored; `to_model_range(batch.images)` is what the tokenizer takes."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    labels: Int64[Tensor, "B"]
+    """Index into the source's classes, −1 where there is none."""
+
+    broken: list[str]
+    """Names of unreadable files met on the way, for `BrokenImages.add`."""
+
+
+def training_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> Iterable[Batch]:
+    """Global batches number start_step … start_step + steps − 1, each image once per epoch in an order of its own.
+
+    A batch that reaches the end of an epoch goes on with the next one, so every batch is full.
+
+    Args:
+        source: the training split.
+        batch_size: images per step over all ranks, at least 1.
+        seed: of the run, at least 0.
+        start_step: number of the first batch, from 0; a resumed run gives the steps it has done.
+        steps: how many batches follow.
+        rank: this process, 0 to world_size − 1; it gets its contiguous slice of every batch.
+        world_size: processes that share a batch; it must divide batch_size.
+        workers: processes that load images, at least 0; they change nothing but the speed.
+    Returns:
+        An iterable of batches of batch_size / world_size images.
+    Raises:
+        ValueError: world_size does not divide batch_size, or a number is out of its range.
+    """
+    _check_sharing(batch_size, rank, world_size)
+    if seed < 0 or start_step < 0 or steps < 0:
+        raise ValueError(f"seed, start_step and steps must be at least 0; got {seed}, {start_step} and {steps}.")
+    share = batch_size // world_size
+    order = _EpochOrder(len(source), seed)
+    starts = range(start_step * batch_size + rank * share, (start_step + steps) * batch_size, batch_size)
+    requests = _Requests(starts, lambda first: [order.request(position) for position in range(first, first + share)])
+    return _load(source, requests, workers)
+
+
+def validation_batches(
+    source: ImageSource,
+    *,
+    images: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> Iterable[Batch]:
+    """The first `images` images in their fixed order, each exactly once over all ranks.
+
+    The last batch may be smaller, and a rank whose slice of it would be empty gets one batch fewer: gather results
+    after the loop, not inside.
+
+    Args:
+        source: the validation split.
+        images: how many, at least 1. An endless source gives any number (its own docstring tells whether they overlap);
+            any other stops at len(source), even where more are asked for.
+        batch_size: images per batch over all ranks.
+        rank: this process; it gets its contiguous slice of every batch.
+        world_size: processes that share a batch; it must divide batch_size.
+        workers: processes that load images, at least 0.
+    Returns:
+        An iterable of batches of at most batch_size / world_size images.
+    Raises:
+        ValueError: world_size does not divide batch_size, or a number is out of its range.
+    """
+    _check_sharing(batch_size, rank, world_size)
+    if images < 1:
+        raise ValueError(f"validation needs at least 1 image; got images={images}.")
+    count = images if source.endless else min(images, len(source))
+    share = batch_size // world_size
+    starts = range(rank * share, count, batch_size)
+    requests = _Requests(starts, lambda first: [(index, 0) for index in range(first, min(first + share, count))])
+    return _load(source, requests, workers)
+
+
+class _EpochOrder:
+    """The request at any position of a run; holds the permutation of the epoch it was asked for last."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.epoch, self.permutation = -1, np.empty(0, dtype=np.int64)
+
+    def request(self, position: int) -> Request:
+        epoch, place = divmod(position, self.length)
+        if epoch != self.epoch:
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_ORDER, epoch)))
+            self.epoch, self.permutation = epoch, rng.permutation(self.length)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(_CHOICES, position))
+        # One bit less than it has: torch generators and int64 tensors hold the seed too.
+        return int(self.permutation[place]), int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+class _Requests:
+    """What each batch asks for, in the shape of a batch sampler: made when asked for, so a long run costs no memory."""
+
+    def __init__(self, starts: range, requests_from: Callable[[int], list[Request]]) -> None:
+        self.starts, self.requests_from = starts, requests_from
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return map(self.requests_from, self.starts)
+
+
+class _Samples(Dataset):
+    """A source as torch's loader wants it: a request in, a sample out."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __getitem__(self, request: Request) -> Sample:
+        return self.source.get(*request)
+
+
+def _load(source: ImageSource, requests: _Requests, workers: int) -> Iterable[Batch]:
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0; got {workers}. Use 0 to load in the training process.")
+    return DataLoader(
+        _Samples(source),
+        batch_sampler=requests,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        # The loader draws a number at each start: not from the run's own random state, which must survive a resume.
+        generator=torch.Generator(),
+    )
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    broken = [name for sample in samples for name in sample.broken]
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    return Batch(torch.stack([sample.image for sample in samples]), labels, broken)
+
+
+def _check_sharing(batch_size: int, rank: int, world_size: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in 0 to world_size − 1; got rank={rank}, world_size={world_size}.")
+    if batch_size < 1 or batch_size % world_size:
+        near = max(world_size, batch_size // world_size * world_size)
+        raise ValueError(
+            f"batch_size counts the images over all processes and must be a multiple of their number; got batch_size="
+            f"{batch_size} for {world_size} processes. Use batch_size={near} or {near + world_size}."
+        )

@@ -1,0 +1,187 @@
+"""Where codes and encoder features lie: distances, norms, and how far index backpropagation reaches.
+
+Every function computes in float32 whatever the input type and in blocks, so that N × K is never held whole.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK_ELEMENTS = 1 << 24
+"""Entries of one block of rows × points, 64 MiB in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeFeatureDistances:
+    """The two one-sided gaps between codebook and features; they fail in different ways.
+
+    A large `code_to_feature` with a small `feature_to_code`: most codes were left behind while a few serve all
+    features (collapse). A large `feature_to_code`: the codes do not cover the features (poor reconstruction).
+    """
+
+    feature_to_code: float
+    """Mean L2 distance from a feature to its nearest code, in the units of the features."""
+    code_to_feature: float
+    """Mean L2 distance from a code to its nearest feature, in the units of the features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormStatistics:
+    """Mean and population standard deviation of the L2 norms of a set of vectors."""
+
+    mean: float
+    """Mean norm, in the units of the vectors."""
+    std: float
+    """Population standard deviation of the norms; 0 for a single vector."""
+
+
+@torch.no_grad()
+def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"]) -> Float[Tensor, "N"]:
+    """How far each query is from its nearest point.
+
+    d_n = min_m ‖q_n − p_m‖. The nearest point is found with ‖p‖² − 2 q·p, and the distance to it is then computed
+    from the difference, because the expanded form loses small distances to rounding.
+
+    Args:
+        queries: any scale.
+        points: at least one, of the same dimension.
+    Returns:
+        L2 distance per query, ≥ 0, float32.
+    Raises:
+        ValueError: no points, or the dimensions differ.
+    Cost: O(N·M·D) operations, O(2²⁴) entries of memory.
+    """
+    _check_same_dimension(queries, points, "queries", "points")
+    if len(points) == 0:
+        raise ValueError("points must hold at least one vector; got none")
+    # The origin changes no distance; near it the expanded form rounds least.
+    origin = points.float().mean(0)
+    queries, points = queries.float() - origin, points.float() - origin
+    squares = points.square().sum(1)
+    blocks = [
+        torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
+        for block in queries.split(_rows(len(points)))
+    ]
+    return torch.cat(blocks)
+
+
+def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tensor, "N D"]) -> CodeFeatureDistances:
+    """The gap between codebook and features, seen from both sides.
+
+    mean_n min_k ‖z_n − c_k‖ and mean_k min_n ‖c_k − z_n‖. Compare with the norms of `norm_statistics`: a gap far above
+    the spread of the features means that the two live in different places.
+
+    Args:
+        codebook: code vectors.
+        features: encoder outputs, N at least 1; a few thousand are enough.
+    Returns:
+        Both means, in the units of the features.
+    Raises:
+        ValueError: no features, or the dimensions differ.
+    Cost: O(N·K·D) operations, twice.
+    """
+    return CodeFeatureDistances(
+        feature_to_code=float(nearest_distances(features, codebook).mean()),
+        code_to_feature=float(nearest_distances(codebook, features).mean()),
+    )
+
+
+@torch.no_grad()
+def norm_statistics(x: Float[Tensor, "N D"]) -> NormStatistics:
+    """How long the vectors are: mean and spread of ‖x_n‖.
+
+    Codes much longer or shorter than features tell of a bad start or of drift; under IBQ the product of both norms
+    sets how sharp the softmax over codes is.
+
+    Args:
+        x: codes or features, N at least 1.
+    Returns:
+        Mean and population standard deviation, in the units of x.
+    Raises:
+        ValueError: no vectors.
+    """
+    if len(x) == 0:
+        raise ValueError("norm_statistics needs at least one vector; got none")
+    norms = torch.linalg.vector_norm(x.float(), dim=1)
+    return NormStatistics(mean=float(norms.mean()), std=float(norms.std(correction=0)))
+
+
+@torch.no_grad()
+def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Float[Tensor, "N"]:
+    """Over how many codes a token spreads its gradient when the index is backpropagated.
+
+    exp(−Σ_k p_nk ln p_nk) with p_n = softmax(z_n Cᵀ) (eqs. 3–5). Near 1, only the chosen code learns and IBQ acts like
+    VQ; near K, every code gets nearly the same push and none is singled out. IBQ works in the band between.
+
+    Args:
+        features: encoder outputs, any scale.
+        codebook: code vectors of the same dimension.
+    Returns:
+        Perplexity per token, in codes, 1 to K, float32.
+    Raises:
+        ValueError: the dimensions differ.
+    Cost: O(N·K·D) operations, O(2²⁴) entries of memory.
+    Source: IBQ §3.2.
+    """
+    _check_same_dimension(features, codebook, "features", "codebook")
+    codes = codebook.float()
+    blocks = [_softmax_entropy(block.float() @ codes.T).exp() for block in features.split(_rows(len(codes)))]
+    return torch.cat(blocks)
+
+
+@torch.no_grad()
+def exact_neighbours(points: Float[Tensor, "N D"], k: int) -> tuple[Int[np.ndarray, "N k"], Float[np.ndarray, "N k"]]:
+    """The k nearest points of each point, itself first, without approximation.
+
+    UMAP's own search spends most of a minute compiling before the first answer; for the tens of thousands of points of
+    a map the exact search is faster and gives the same result on every machine.
+
+    Args:
+        points: distinct or not, any scale.
+        k: neighbours per point with the point itself, 1 to N.
+    Returns:
+        Indices (int32) and L2 distances (float32), nearest first; column 0 is the point itself at distance 0.
+    Raises:
+        ValueError: k outside 1 to N.
+    Cost: O(N²·D) operations, O(2²⁴) entries of memory.
+    """
+    if not 1 <= k <= len(points):
+        raise ValueError(f"k must lie in 1 to {len(points)}, the number of points; got {k}")
+    points = points.float() - points.float().mean(0)
+    squares = points.square().sum(1)
+    indices, distances = [], []
+    for rows in torch.arange(len(points), device=points.device).split(_rows(len(points))):
+        scores = squares - 2 * points[rows] @ points.T
+        # A duplicate, or rounding, must not push a point out of its own first place.
+        scores[torch.arange(len(rows)), rows] = -torch.inf
+        nearest = scores.topk(k, largest=False).indices
+        gaps = torch.linalg.vector_norm(points[nearest] - points[rows, None], dim=2)
+        # Exact distances may order near-ties otherwise than the scores did; the sort keeps the point itself first.
+        gaps, order = gaps.sort(dim=1, stable=True)
+        indices.append(nearest.gather(1, order))
+        distances.append(gaps)
+    return torch.cat(indices).cpu().numpy().astype(np.int32), torch.cat(distances).cpu().numpy()
+
+
+def _softmax_entropy(logits: Float[Tensor, "rows K"]) -> Float[Tensor, "rows"]:
+    """Entropy in nats of softmax(logits): logsumexp − Σ p · logit, stable for any size of the logits."""
+    logits = logits - logits.amax(1, keepdim=True)
+    entropy = logits.logsumexp(1) - (logits.softmax(1) * logits).sum(1)
+    return entropy.clamp_min(0)
+
+
+def _rows(columns: int) -> int:
+    """Rows of a block with so many columns, at least one."""
+    return max(1, _BLOCK_ELEMENTS // max(1, columns))
+
+
+def _check_same_dimension(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
+    """Both must be lists of vectors of one length."""
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"{first_name} and {second_name} must be (rows, D) with the same dimension D; got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}: set code_dim to the encoder's output channels"
+        )

@@ -1,0 +1,120 @@
+"""The recorder: what a run writes down about its codebook while it trains, cheaply enough to be always on.
+
+Every step costs one copy of the step's indices into a ring and one write of the step's number per hit code; the
+numbers are worked out from these at logged steps only, the expensive ones on a few hundred probe tokens.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ibqlab.diagnostics.geometry import code_feature_distances, norm_statistics, softmax_perplexity
+from ibqlab.diagnostics.gradient import gradient_reach
+from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.quantizers import Quantizer
+from ibqlab.quantizers.collectives import largest_over_processes, sum_over_processes
+
+
+class Recorder:
+    """Follows the indices of a training run and reports on the codebook.
+
+    Args:
+        quantizer: whose codes are followed.
+        window_tokens: length of the usage window over all processes, tokens; at least 10·K to mean something.
+        probe_tokens: tokens on which distances and softmax perplexity are measured.
+        processes: how many processes share the window.
+    """
+
+    def __init__(self, quantizer: Quantizer, window_tokens: int, probe_tokens: int, processes: int = 1):
+        self.quantizer = quantizer
+        self.probe_tokens = probe_tokens
+        device = quantizer.codebook.device
+        size = quantizer.config.codebook_size
+        self.window = torch.full((-(-window_tokens // processes),), -1, dtype=torch.int32, device=device)
+        self.last_hit = torch.full((size,), -1, dtype=torch.int64, device=device)
+        self.cursor = 0
+        self._before: Tensor | None = None
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """At a step that will be logged: keep the codebook of a quantizer without gradient, to see what moves."""
+        if not any(p.requires_grad for p in self.quantizer.codes.parameters()):
+            self._before = self.quantizer.codebook.clone()
+
+    @torch.no_grad()
+    def observe(self, indices: Int[Tensor, "..."], step: int) -> None:
+        """Take in the indices that a step chose (step: number of the step being done, counted from 1)."""
+        flat = indices.reshape(-1)
+        self.last_hit[flat] = step
+        kept = flat[-len(self.window) :].to(torch.int32)
+        end = min(len(kept), len(self.window) - self.cursor)
+        self.window[self.cursor : self.cursor + end] = kept[:end]
+        self.window[: len(kept) - end] = kept[end:]
+        self.cursor = (self.cursor + len(kept)) % len(self.window)
+
+    @torch.no_grad()
+    def counts(self) -> Int[Tensor, " K"]:
+        """Hits per code among the window's tokens, over all processes."""
+        filled = self.window[self.window >= 0].long()
+        return sum_over_processes(count_indices(filled, self.quantizer.config.codebook_size))
+
+    @torch.no_grad()
+    def last_hits(self) -> Int[Tensor, " K"]:
+        """The step at which each code was last chosen, −1 if never, over all processes."""
+        return largest_over_processes(self.last_hit.clone())
+
+    @torch.no_grad()
+    def report(self, features: Float[Tensor, "B D h w"], step: int) -> dict[str, Any]:
+        """One row of numbers about the codebook, after a step's backward pass and update.
+
+        Args:
+            features: the encoder's output of the step.
+            step: the step just done.
+        Returns:
+            usage (share of codes hit in the window) with usage_tokens, perplexity (codes), dead_codes (not hit in the
+            window), steps_since_hit (median over codes; a code never hit counts from step 0), gradient_reach (share of
+            codes whose gradient exceeds 10⁻³ of the largest; for moving averages, whose displacement does), norms
+            (mean and spread over codes and probe tokens), softmax_perplexity (codes per token), distances between
+            codes and features (L2, mean over each side).
+        """
+        codebook = self.quantizer.codebook
+        dim = features.shape[1]
+        tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)
+        probe = tokens[:: max(1, len(tokens) // self.probe_tokens)][: self.probe_tokens]
+        counts, last_hit = self.counts(), self.last_hits()
+        hit = int((counts > 0).sum())
+        codes, seen = norm_statistics(codebook), norm_statistics(probe)
+        distances = code_feature_distances(codebook, probe)
+        return {
+            "usage": hit / len(counts),
+            "usage_tokens": int(counts.sum()),
+            "perplexity": perplexity(counts),
+            "dead_codes": len(counts) - hit,
+            "steps_since_hit": float((step - last_hit.clamp_min(0)).double().median()),
+            "gradient_reach": gradient_reach(self._movement(codebook)),
+            "code_norm_mean": codes.mean,
+            "code_norm_std": codes.std,
+            "feature_norm_mean": seen.mean,
+            "feature_norm_std": seen.std,
+            "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
+            "feature_to_code_distance": distances.feature_to_code,
+            "code_to_feature_distance": distances.code_to_feature,
+        }
+
+    def _movement(self, codebook: Tensor) -> Tensor | None:
+        if self._before is None:
+            return self.quantizer.codebook_gradient
+        moved, self._before = codebook - self._before, None
+        return moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs: this process's window and last hits."""
+        return {"window": self.window, "last_hit": self.last_hit, "cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a stored state."""
+        self.window.copy_(state["window"])
+        self.last_hit.copy_(state["last_hit"])
+        self.cursor = state["cursor"]

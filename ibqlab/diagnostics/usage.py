@@ -1,0 +1,292 @@
+"""Which codes are used: every definition of "usage" in the field, by name, and what a single number hides.
+
+A usage without its token count means nothing: 65,536 tokens cannot hit more than a quarter of 262,144 codes, and a
+codebook in which one code takes nearly everything can still be "100 % used". Therefore every `Usage` carries the
+number of tokens and the name of its definition, and stands beside `perplexity` (how even) and `rarefaction` (how far
+the number would still rise).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+USAGE_DEFINITIONS: dict[str, str] = {
+    "any_hit": "Share of codes hit at least once in all tokens given (IBQ: on 50,000 validation images).",
+    "one_batch": "Share of codes hit at least once in the first batch (vector-quantize-pytorch's examples).",
+    "images_256": "Share of codes hit at least once in 256 images, mean over all full groups (rotation trick).",
+    "window_65536": "Share of codes hit at least once in the last 65,536 tokens (LlamaGen); at most 65,536 / K.",
+    "above_uniform_8pct": "Share of codes with at least 8 % of the hits that uniform use would give them (VAR).",
+}
+"""The published definitions, one sentence each. Their numbers for one index stream differ by a factor of fifty."""
+
+_COUNT_DEFINITIONS = ("any_hit", "above_uniform_8pct")
+_WINDOW = 65_536
+_IMAGES = 256
+TOKENS_PER_CODE = 10
+"""Fewer tokens than this times K measure the number of tokens rather than the codebook."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """A usage with all that is needed to read it. `print` it: "73.1 % of 1,024 codes in 10,240 tokens"."""
+
+    value: float
+    """Share of codes, 0 to 1."""
+    tokens: int
+    """Tokens looked at; for "images_256" the tokens of one group of 256 images."""
+    codebook_size: int
+    """K, in codes."""
+    definition: str
+    """A key of `USAGE_DEFINITIONS`."""
+
+    @property
+    def enough_tokens(self) -> bool:
+        """Whether at least 10·K tokens were looked at; below that even a uniformly used codebook reads under 100 %."""
+        return self.tokens >= TOKENS_PER_CODE * self.codebook_size
+
+    @property
+    def cap(self) -> float:
+        """The highest value so many tokens allow, min(1, tokens / K): 0.25 for 65,536 tokens and K = 262,144."""
+        return min(1.0, self.tokens / self.codebook_size)
+
+    def __str__(self) -> str:
+        """The sentence for a table or a caption; warns of too few tokens and names a cap below 100 %."""
+        text = f"{100 * self.value:.1f} % of {self.codebook_size:,} codes in {self.tokens:,} tokens"
+        if self.definition != "any_hit":
+            text += f" ({self.definition})"
+        if not self.enough_tokens:
+            text += f"; too few tokens: at least 10·K = {TOKENS_PER_CODE * self.codebook_size:,}"
+        if self.cap < 1:
+            text += f"; cannot exceed {100 * self.cap:.1f} %"
+        return text
+
+
+def count_indices(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor, "K"]:
+    """How often each code was chosen.
+
+    counts[k] = number of tokens with index k. All further statistics of usage need only this.
+
+    Args:
+        indices: code numbers 0 to K − 1, any shape, any integer type, any device.
+        codebook_size: K, at least 1.
+    Returns:
+        Hits per code, int64, on the device of the indices; they sum to the number of tokens.
+    Raises:
+        ValueError: an index outside 0 to K − 1, or a floating-point tensor.
+    Cost: O(N + K); one pass for the range check, and a wait for the device.
+    """
+    if codebook_size < 1:
+        raise ValueError(f"codebook_size must be at least 1; got {codebook_size}")
+    if indices.is_floating_point():
+        raise ValueError(f"indices must be integers; got {indices.dtype}: pass output.indices, not output.quantized")
+    flat = indices.reshape(-1).long()
+    if flat.numel():
+        low, high = (int(bound) for bound in torch.aminmax(flat))
+        if low < 0 or high >= codebook_size:
+            raise ValueError(
+                f"indices must lie in 0 to {codebook_size - 1} (codebook_size = {codebook_size}); "
+                f"got {low} to {high}: pass codebook_size={max(high + 1, codebook_size)} or drop the negative indices"
+            )
+    return torch.bincount(flat, minlength=codebook_size)
+
+
+def measure_usage(
+    indices: Int[Tensor, "..."],
+    codebook_size: int,
+    definition: str = "any_hit",
+    tokens_per_image: int | None = None,
+    images_per_batch: int | None = None,
+) -> Usage:
+    """Usage of a stream of indices under one of the published definitions.
+
+    Compare numbers only within one definition and one token count; `USAGE_DEFINITIONS` says what each means.
+
+    Args:
+        indices: code numbers in the order in which they were seen, image after image; any shape. For hits per code,
+            which have no order, use `measure_usage_of_counts`.
+        codebook_size: K.
+        definition: "any_hit", "one_batch", "images_256", "window_65536" or "above_uniform_8pct".
+        tokens_per_image: h·w; needed by "one_batch" and "images_256".
+        images_per_batch: B; needed by "one_batch".
+    Returns:
+        The share with its token count and its name.
+    Raises:
+        ValueError: unknown definition, a missing setting, an index out of range, or fewer tokens than the definition
+            counts (a shorter window would be another definition).
+    Cost: O(N + K), for "images_256" O(N + K·groups).
+    Source: IBQ §4.1; the others as named in `USAGE_DEFINITIONS`.
+    """
+    _check_definition(definition)
+    flat = indices.reshape(-1)
+    if definition in _COUNT_DEFINITIONS:
+        return measure_usage_of_counts(count_indices(flat, codebook_size), definition)
+    if definition == "images_256":
+        return _usage_in_image_groups(flat, codebook_size, _needed("tokens_per_image", tokens_per_image, definition))
+    if definition == "window_65536":
+        part = _enough(flat, _WINDOW, definition)[-_WINDOW:]
+    else:
+        per_image = _needed("tokens_per_image", tokens_per_image, definition)
+        batch = per_image * _needed("images_per_batch", images_per_batch, definition)
+        part = _enough(flat, batch, definition)[:batch]
+    return _usage(count_indices(part, codebook_size) > 0, part.numel(), definition)
+
+
+def measure_usage_of_counts(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], definition: str = "any_hit") -> Usage:
+    """Usage from hits per code, for the two definitions that do not depend on the order of the tokens.
+
+    "any_hit": counts[k] ≥ 1. "above_uniform_8pct": counts[k] ≥ 0.08 · N / K and counts[k] ≥ 1. VAR averages the hits of
+    recent steps exponentially; here the hits are those of the tokens given.
+
+    Args:
+        counts: hits per code, as `count_indices` returns or a snapshot stores; K entries, so K needs no argument.
+        definition: "any_hit" or "above_uniform_8pct".
+    Returns:
+        The share with its token count and its name.
+    Raises:
+        ValueError: another definition, or negative counts.
+    """
+    _check_definition(definition)
+    if definition not in _COUNT_DEFINITIONS:
+        raise ValueError(
+            f"{definition!r} needs the tokens in order, which counts have lost: "
+            f"call measure_usage(indices, codebook_size, {definition!r}, …)"
+        )
+    hits = _as_counts(counts)
+    tokens = int(hits.sum())
+    threshold = max(1.0, 0.08 * tokens / len(hits)) if definition == "above_uniform_8pct" else 1.0
+    return _usage(hits >= threshold, tokens, definition)
+
+
+def perplexity(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> float:
+    """How many equally used codes would carry the same information: how even the use is.
+
+    exp(−Σ_k p_k ln p_k) with p_k = counts[k] / N. 1: one code takes all; K: perfectly even. Usage 100 % with a
+    perplexity of 1 % of K means that most codes are hit by accident.
+
+    Args:
+        counts: hits per code.
+    Returns:
+        Perplexity in codes, 1 to K; nan when there are no tokens, where evenness has no meaning.
+    Raises:
+        ValueError: negative counts.
+    """
+    hits = _as_counts(counts).double()
+    tokens = hits.sum()
+    if tokens == 0:
+        return math.nan
+    return float(torch.special.entr(hits / tokens).sum().exp())
+
+
+def rarefaction(
+    counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], tokens: Sequence[int] | Int[np.ndarray, "T"]
+) -> Float[np.ndarray, "T"]:
+    """Usage that fewer tokens would have shown: the expected "any_hit" usage of a random subset of the tokens counted.
+
+    E[usage(n)] = 1/K · Σ_k (1 − C(N − c_k, n) / C(N, n)), drawing n of the N tokens without replacement. Still rising
+    at n = N: more tokens would find more codes, and the usage measured is a lower bound. Flat: the rest is dead.
+
+    Args:
+        counts: hits per code, N in total.
+        tokens: sizes n of the subsets, 0 to N, in any order.
+    Returns:
+        Expected usage for each n, share 0 to 1; at n = N exactly the measured usage.
+    Raises:
+        ValueError: a size below 0 or above N, or negative counts.
+    Cost: O(distinct counts · sizes).
+    Source: Hurlbert 1971, "The nonconcept of species diversity", rarefaction of species counts.
+    """
+    hits = _as_counts(counts)
+    total = int(hits.sum())
+    sizes = torch.as_tensor(tokens, dtype=torch.float64).reshape(1, -1)
+    if sizes.numel() and (sizes.min() < 0 or sizes.max() > total):
+        raise ValueError(
+            f"subset sizes must lie in 0 to {total:,}, the tokens counted; got {int(sizes.min()):,} to "
+            f"{int(sizes.max()):,}: count more tokens or ask for smaller subsets"
+        )
+    values, codes = hits[hits > 0].unique(return_counts=True)
+    values = values.double().reshape(-1, 1)
+    rest = total - values - sizes
+    # ln of C(N − c, n) / C(N, n); rest < 0 means that no subset of that size can avoid the code.
+    log_missed = (
+        torch.lgamma(total - values + 1)
+        + torch.lgamma(total - sizes + 1)
+        - torch.lgamma(rest.clamp_min(0) + 1)
+        - math.lgamma(total + 1)
+    )
+    missed = torch.where(rest < 0, 0.0, log_missed.exp())
+    seen = ((1 - missed) * codes.double().reshape(-1, 1)).sum(0)
+    return (seen / len(hits)).numpy()
+
+
+def dead_codes(last_hit: Int[Tensor, "K"], step: int, patience: int) -> Bool[Tensor, "K"]:
+    """Which codes no token has chosen for a while.
+
+    dead[k] = (step − last_hit[k] ≥ patience). A code never hit (−1) counts as last seen before the first step, so
+    nothing can be dead before `patience` steps have passed.
+
+    Args:
+        last_hit: training step of each code's last hit, −1 for never.
+        step: the present step, counted from 0.
+        patience: steps of silence after which a code counts as dead, at least 1.
+    Returns:
+        True where dead; `.sum()` is the number of dead codes.
+    Raises:
+        ValueError: patience below 1.
+    """
+    if patience < 1:
+        raise ValueError(f"patience must be at least 1 step; got {patience}")
+    return step - last_hit >= patience
+
+
+def _usage(alive: Bool[Tensor, "K"], tokens: int, definition: str) -> Usage:
+    """The result for one mask of codes that count as used."""
+    value = int(alive.sum()) / alive.numel()
+    return Usage(value=value, tokens=tokens, codebook_size=alive.numel(), definition=definition)
+
+
+def _usage_in_image_groups(flat: Int[Tensor, "N"], codebook_size: int, tokens_per_image: int) -> Usage:
+    """Mean usage over all full groups of 256 images."""
+    size = _IMAGES * tokens_per_image
+    groups = _enough(flat, size, "images_256").split(size)
+    used = [int((count_indices(group, codebook_size) > 0).sum()) for group in groups if group.numel() == size]
+    value = sum(used) / len(used) / codebook_size
+    return Usage(value=value, tokens=size, codebook_size=codebook_size, definition="images_256")
+
+
+def _as_counts(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[Tensor, "K"]:
+    """Counts as a tensor on the CPU, refused when they cannot be hits per code."""
+    hits = torch.as_tensor(counts).cpu()
+    if hits.ndim != 1 or hits.numel() == 0 or hits.is_floating_point() or int(hits.min()) < 0:
+        raise ValueError(
+            f"counts must be one whole number ≥ 0 per code, shape (K,); got {hits.dtype} of shape {tuple(hits.shape)}"
+            ": pass count_indices(indices, codebook_size)"
+        )
+    return hits.long()
+
+
+def _check_definition(definition: str) -> None:
+    """Refuse a name that `USAGE_DEFINITIONS` does not list."""
+    if definition not in USAGE_DEFINITIONS:
+        raise ValueError(f"definition must be one of {', '.join(map(repr, USAGE_DEFINITIONS))}; got {definition!r}")
+
+
+def _needed(name: str, value: int | None, definition: str) -> int:
+    """A setting that this definition cannot do without."""
+    if value is None or value < 1:
+        raise ValueError(f"{definition!r} needs {name}, at least 1; got {value}: pass {name}=…")
+    return value
+
+
+def _enough(flat: Int[Tensor, "N"], tokens: int, definition: str) -> Int[Tensor, "N"]:
+    """The stream, refused when it is shorter than what the definition counts."""
+    if flat.numel() < tokens:
+        raise ValueError(
+            f"{definition!r} counts {tokens:,} tokens; got {flat.numel():,}: pass more indices, or use 'any_hit', "
+            "which reports however many there are"
+        )
+    return flat

@@ -1,0 +1,32 @@
+"""Figures: each function returns a matplotlib Figure, and a table function beside it gives the numbers drawn.
+
+curves.py           usage, perplexity and gradient reach against the training step
+histogram.py        hits per code by rank
+code_map.py         codes and features in one plane, dead codes marked
+reconstructions.py  images before and after the codebook
+scaling.py          usage and PSNR against codebook size
+style.py            colours, line styles, saving a figure with its data
+"""
+
+from ibqlab.plots.code_map import code_map_table, plot_code_map, plot_code_maps
+from ibqlab.plots.curves import collapse_curve_table, plot_collapse_curves
+from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
+from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
+from ibqlab.plots.scaling import plot_scaling, scaling_table
+from ibqlab.plots.style import METHOD_STYLES, save_figure
+
+__all__ = [
+    "METHOD_STYLES",
+    "code_map_table",
+    "collapse_curve_table",
+    "plot_code_map",
+    "plot_code_maps",
+    "plot_collapse_curves",
+    "plot_reconstructions",
+    "plot_scaling",
+    "plot_usage_histogram",
+    "reconstruction_table",
+    "save_figure",
+    "scaling_table",
+    "usage_histogram_table",
+]

@@ -1,0 +1,184 @@
+"""Collapse through training: usage, perplexity and gradient reach against the step."""
+
+from dataclasses import replace
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from ibqlab.plots.style import (
+    LINE_STYLES,
+    PAGE_WIDTH,
+    REFERENCE_GREY,
+    LineStyle,
+    add_caption,
+    fix_tick_size,
+    styled_figure,
+    styles_for,
+)
+
+_MEASURES = ("usage", "perplexity", "gradient_reach")
+_COLUMNS = ("step", "method", "seed", "init", *_MEASURES, "usage_tokens", "codebook_size")
+_TOKENS_PER_CODE = 10
+
+
+def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `plot_collapse_curves`: mean and range over seeds, per method, initialisation and step.
+
+    Args:
+        metrics: one row per run and logged step with the columns step, method, seed, init, usage (share), usage_tokens,
+            perplexity (codes), gradient_reach (share) and codebook_size; empty cells where a step did not measure.
+            Runs may have one codebook size only; an optional column code_dim is named in the caption.
+    Returns:
+        One row per (method, init, step), in the order of first appearance, with codebook_size, seeds, usage_tokens
+        (the fewest of the seeds), and *_mean, *_min, *_max for usage and gradient_reach (shares, 0 to 1) and perplexity
+        (codes).
+    Raises:
+        ValueError: a missing column, no rows, or more than one codebook size.
+    """
+    _check_metrics(metrics)
+    groups = metrics.groupby(["method", "init", "step"], sort=False)
+    columns = {f"{name}_{part}": (name, part) for name in _MEASURES for part in ("mean", "min", "max")}
+    table = groups.agg(
+        codebook_size=("codebook_size", "first"),
+        seeds=("seed", "nunique"),
+        usage_tokens=("usage_tokens", "min"),
+        **columns,
+    ).reset_index()
+    for column in ("init", "method"):
+        order = {name: place for place, name in enumerate(metrics[column].unique())}
+        table[f"_{column}"] = table[column].map(order)
+    table = table.sort_values(["_method", "_init", "step"], kind="stable")
+    return table.drop(columns=["_method", "_init"]).reset_index(drop=True)
+
+
+def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
+    """Three panels against the training step: usage, perplexity (log scale) and gradient reach.
+
+    Colour and marker: method. Line style: initialisation. Line: mean over seeds; band: lowest to highest seed. A
+    codebook collapses where usage falls and stays down; gradient reach tells whether lost codes can still come back.
+
+    Args:
+        metrics: as for `collapse_curve_table`.
+    Returns:
+        The figure; its numbers are `collapse_curve_table(metrics)`.
+    Raises:
+        ValueError: as for `collapse_curve_table`.
+    """
+    table = collapse_curve_table(metrics)
+    styles = styles_for(list(table["method"].unique()))
+    lines = dict(zip(table["init"].unique(), LINE_STYLES * len(table), strict=False))
+    size = int(table["codebook_size"].iloc[0])
+    with styled_figure(PAGE_WIDTH, 3.3) as figure:
+        usage, perplexity, reach = figure.subplots(1, 3)
+        for axes, measure, scale in (
+            (usage, "usage", 100),
+            (perplexity, "perplexity", 1),
+            (reach, "gradient_reach", 100),
+        ):
+            for (method, init), group in table.groupby(["method", "init"], sort=False):
+                _draw_band(axes, group, measure, scale, replace(styles[method], line=lines[init]))
+            axes.set_xlabel("training step")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            fix_tick_size(axes)
+        _finish_share(usage, "Usage", f"codes hit (% of {size:,})")
+        _finish_perplexity(perplexity, size)
+        _finish_share(reach, "Gradient reach", f"codes reached (% of {size:,})")
+        _add_legend(figure, styles, lines)
+        add_caption(figure, _caption(metrics, table))
+    return figure
+
+
+def _draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle) -> None:
+    """One method from one initialisation: the mean over seeds within their range."""
+    group = group.dropna(subset=[f"{measure}_mean"])
+    if group.empty:
+        return
+    low, mean, high = (group[f"{measure}_{part}"] * scale for part in ("min", "mean", "max"))
+    axes.fill_between(group["step"], low, high, color=style.color, alpha=0.18, linewidth=0)
+    axes.plot(
+        group["step"],
+        mean,
+        color=style.color,
+        linestyle=style.line,
+        marker=style.marker,
+        markersize=4,
+        markevery=max(1, len(group) // 5),
+        label=f"{group['method'].iloc[0]}, {group['init'].iloc[0]}",
+    )
+
+
+def _finish_share(axes: Axes, title: str, label: str) -> None:
+    """A panel in percent from 0 to 100."""
+    axes.set(title=title, ylabel=label, ylim=(-3, 103))
+
+
+def _finish_perplexity(axes: Axes, size: int) -> None:
+    """A logarithmic panel from 1 to K, with K as the line that even use would reach."""
+    axes.axhline(size, color=REFERENCE_GREY, linewidth=1, linestyle=":")
+    axes.annotate(
+        f"even use of all {size:,}",
+        (0.98, size),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=REFERENCE_GREY,
+    )
+    axes.set_yscale("log")
+    axes.set(title="Perplexity", ylabel="perplexity (codes)", ylim=(0.8, size * 2.2))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+
+
+def _add_legend(figure: Figure, styles: dict[str, LineStyle], lines: dict[str, str | tuple]) -> None:
+    """Methods by colour and marker, then initialisations by line style: the sum of both instead of every pair."""
+    handles = [
+        Line2D([], [], color=style.color, marker=style.marker, markersize=5, label=style.label)
+        for style in styles.values()
+    ]
+    handles += [
+        Line2D([], [], color=REFERENCE_GREY, linestyle=line, linewidth=1.6, label=f"start {init}")
+        for init, line in lines.items()
+    ]
+    columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8, columnspacing=1.4)
+
+
+def _caption(metrics: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Sizes, tokens and seeds: what a lone picture must say."""
+    size = int(table["codebook_size"].iloc[0])
+    sizes = f"K = {size:,}"
+    if "code_dim" in metrics:
+        sizes += ", D = " + " and ".join(f"{int(dim):,}" for dim in sorted(metrics["code_dim"].unique()))
+    tokens = table["usage_tokens"].dropna()
+    window = "no tokens counted"
+    if len(tokens):
+        window = f"usage and perplexity over {int(tokens.max()):,} tokens"
+        if tokens.min() < tokens.max():
+            window += f" (at first {int(tokens.min()):,})"
+        if tokens.max() < _TOKENS_PER_CODE * size:
+            window += f", fewer than 10·K = {_TOKENS_PER_CODE * size:,}: reads low"
+    seeds = int(table["seeds"].max())
+    spread = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+    return f"{sizes}; {window}; {spread}\ncodes reached: gradient norm above 10⁻³ of the largest code's in that step"
+
+
+def _check_metrics(metrics: pd.DataFrame) -> None:
+    """Refuse a frame that cannot be drawn in one figure."""
+    missing = [name for name in _COLUMNS if name not in metrics]
+    if missing:
+        raise ValueError(
+            f"metrics need the columns {', '.join(_COLUMNS)}; missing {', '.join(missing)}, got {', '.join(metrics)}"
+        )
+    if metrics.empty:
+        raise ValueError("metrics hold no rows: train at least one run, or check the filter")
+    sizes = sorted(metrics["codebook_size"].unique())
+    if len(sizes) > 1:
+        raise ValueError(
+            f"one figure shows one codebook size; got {', '.join(f'{size:,}' for size in sizes)}: "
+            f"pass metrics[metrics.codebook_size == {sizes[-1]}]"
+        )

@@ -1,0 +1,89 @@
+"""Scaling: what codebook size and code dimension do to usage and reconstruction."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from ibqlab.plots.style import LINE_STYLES, PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for
+
+_KEYS = ["method", "init", "codebook_size", "code_dim"]
+_NUMBERS = [
+    f"{measure}_{part}" for measure in ("validation_usage", "validation_psnr") for part in ("mean", "min", "max")
+]
+_COLUMNS = [*_KEYS, *_NUMBERS, "validation_tokens", "seeds", "steps"]
+
+
+def scaling_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `plot_scaling`: validation usage (share) and PSNR (dB) per method, start, K and D.
+
+    Args:
+        summary: of `ibqlab.studies.summary_table`, or any frame with its columns.
+    Raises:
+        ValueError: a missing column or no rows.
+    """
+    missing = [column for column in _COLUMNS if column not in summary]
+    if missing or summary.empty:
+        raise ValueError(f"a scaling table needs rows with the columns {_COLUMNS}; missing: {missing or 'all rows'}")
+    return summary[_COLUMNS].sort_values(_KEYS, kind="stable").reset_index(drop=True)
+
+
+def plot_scaling(table: pd.DataFrame) -> Figure:
+    """Two panels against codebook size: validation usage and PSNR.
+
+    Colour and marker: method. Line style: code dimension. Bars: lowest to highest seed. Usage that falls as the
+    codebook grows means that added codes are dead weight; PSNR that stays flat says the same from the picture's side.
+
+    Args:
+        table: of `scaling_table`; one start per method.
+    Returns:
+        The figure.
+    Raises:
+        ValueError: a method appears with two starts, which one line cannot show.
+    """
+    if (table.groupby("method")["init"].nunique() > 1).any():
+        raise ValueError("a scaling plot shows one start per method; give initialisations=[published] or one other")
+    styles = styles_for(list(table["method"].unique()))
+    lines = dict(zip(sorted(table["code_dim"].unique()), LINE_STYLES * len(table), strict=False))
+    with styled_figure(PAGE_WIDTH, 3.4) as figure:
+        usage, psnr = figure.subplots(1, 2)
+        for (method, dim), group in table.groupby(["method", "code_dim"], sort=False):
+            look = styles[method]
+            label = f"{look.label}, D = {dim}"
+            for axes, measure, scale in ((usage, "validation_usage", 100), (psnr, "validation_psnr", 1)):
+                mean, low, high = (group[f"{measure}_{part}"] * scale for part in ("mean", "min", "max"))
+                axes.errorbar(
+                    group["codebook_size"],
+                    mean,
+                    yerr=[mean - low, high - mean],
+                    color=look.color,
+                    marker=look.marker,
+                    linestyle=lines[dim],
+                    capsize=2,
+                    label=label,
+                )
+        usage.set_ylabel("validation codes hit (% of K)")
+        usage.set_ylim(-3, 103)
+        psnr.set_ylabel("validation PSNR (dB)")
+        for axes in (usage, psnr):
+            _finish_sizes(axes, sorted(table["codebook_size"].unique()))
+        handles, labels = usage.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        add_caption(figure, _caption(table))
+    return figure
+
+
+def _finish_sizes(axes: Axes, sizes: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.set_xlabel("codebook size K (codes, log scale)")
+    fix_tick_size(axes)
+
+
+def _caption(table: pd.DataFrame) -> str:
+    starts = "; ".join(f"{method} from {init}" for method, init in table[["method", "init"]].drop_duplicates().values)
+    fewest = (table["validation_tokens"] / table["codebook_size"]).min()
+    seeds, steps = table["seeds"].max(), table["steps"].max()
+    return f"{starts}\n{steps:,} steps, {seeds} seed(s), at least {fewest:.1f} validation tokens per code"

@@ -1,0 +1,263 @@
+"""What every quantizer is: a codebook, an estimator over it, and upkeep between steps.
+
+A method of the literature is one choice on each of three independent axes (see `codebooks`, `estimators`, `upkeep`).
+A subclass of `Quantizer` supplies `assign`, how tokens choose codes and how gradients come back; everything else, from
+shapes and precision to the summed loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w
+tokens · K codes · D code dimension.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ibqlab.quantizers.codebooks import INITIALISATIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """Settings that every quantizer has. A preset's own settings are fields of a subclass beside the preset."""
+
+    config_name: ClassVar[str] = ""
+    """The name under which the preset is registered; written into config files as `name`."""
+    codebook_size: int = 1024
+    """K, codes, at least 2. Paper: 1,024 to 262,144; 16,384 where not said otherwise."""
+    code_dim: int = 64
+    """D, numbers per code, at least 1. Paper: 256."""
+    codebook_init: str = "uniform"
+    """Where codes start: "uniform" U(±1/K) (published VQ), "normal" N(0, 1) (published IBQ), "unit" N(0, 1/D), or
+    "kmeans" (cluster centres of the first batch). Comparisons must hold this fixed or vary it on purpose."""
+
+    def __post_init__(self):
+        require(self.codebook_size >= 2, f"codebook_size must be at least 2, got {self.codebook_size}")
+        require(self.code_dim >= 1, f"code_dim must be at least 1, got {self.code_dim}")
+        require_choice("codebook_init", self.codebook_init, INITIALISATIONS)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable) -> Any:
+        """Read `{"name": "ibq", …}` as the registered preset's config where a field is typed `QuantizerConfig`."""
+        if cls is not QuantizerConfig:
+            return handler(source)
+        from pydantic_core import core_schema  # noqa: PLC0415 - only configuration checking needs it
+
+        return core_schema.no_info_plain_validator_function(quantizer_config)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_choice(setting: str, value: str, choices: Any) -> None:
+    """Raise ValueError naming the valid choices, the nearest first, unless value is one of them."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), list(choices), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{setting} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+
+
+class QuantizerOutput(NamedTuple):
+    """What a quantizer returns."""
+
+    quantized: Float[Tensor, "B D h w"]
+    """Code vectors in place of features, float32 (float64 for float64 features), with the estimator's gradient."""
+    indices: Int[Tensor, "B h w"]
+    """The chosen code of each token, int64, 0 to K−1."""
+    loss: Float[Tensor, ""]
+    """Weighted sum of `terms`: what is added to the reconstruction loss."""
+    terms: dict[str, Float[Tensor, ""]]
+    """Named loss terms before weighting."""
+
+
+class Assignment(NamedTuple):
+    """What `Quantizer.assign` returns: the same as `QuantizerOutput`, token by token and without the weighted sum."""
+
+    quantized: Float[Tensor, "N D"]
+    indices: Int[Tensor, " N"]
+    terms: dict[str, Float[Tensor, ""]]
+
+
+class Quantizer(nn.Module):
+    """Base class: subclass it, write `assign`, name the weights of its terms, and register it.
+
+    Args:
+        config: K, D, the start of the codebook, and what the subclass adds.
+        codes: the codebook's module (axis 1); calling it returns the (K, D) codebook.
+        upkeep: callables applied in training after each assignment (axis 3), in order.
+    """
+
+    def __init__(self, config: QuantizerConfig, codes: nn.Module, upkeep: tuple[nn.Module, ...] = ()):
+        super().__init__()
+        self.config = config
+        self.codes = codes
+        self.upkeep = nn.ModuleList(upkeep)
+        self.progress = 0.0
+        """Share of training done, 0 to 1, set by the training loop; schedules read it."""
+        self._mapped_gradient: Tensor | None = None
+
+    @property
+    def codebook(self) -> Float[Tensor, "K D"]:
+        """The codebook as the forward pass uses it."""
+        return self.codes()
+
+    @property
+    def codebook_gradient(self) -> Float[Tensor, "K D"] | None:
+        """∂loss/∂codebook of the last backward pass, code by code, from which diagnostics read which codes learn.
+
+        None where codes take no gradient (moving averages) and before the first backward pass.
+        """
+        with torch.no_grad():
+            codebook = self.codebook
+        return codebook.grad if isinstance(codebook, nn.Parameter) else self._mapped_gradient
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each term in `QuantizerOutput.loss`; a term without a weight is a mistake and raises KeyError."""
+        return {}
+
+    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
+        """Choose a code per token and carry the gradient back (axis 2). The one method a new quantizer must write."""
+        raise TypeError(f"{type(self).__name__} must define assign(features, codebook) -> Assignment")
+
+    def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
+        """Replace every feature vector by a code.
+
+        Computed in float32 whatever the input type and outside autocast, because the entropy temperature 0.01
+        multiplies rounding by 100 and float16 logits overflow; float64 stays float64.
+
+        Args:
+            features: encoder output, any scale, contiguous or channels-last.
+        Returns:
+            QuantizerOutput. In training mode the codebook's upkeep has been applied.
+        Raises:
+            ValueError: wrong number of dimensions or channels, or no tokens.
+        """
+        self._check(features)
+        batch, dim, height, width = features.shape
+        with torch.autocast(features.device.type, enabled=False):
+            tokens = features.permute(0, 2, 3, 1).reshape(-1, dim)
+            tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+            for piece in self.upkeep if self.training else ():
+                piece.before(self.codes, tokens)
+            codebook = self.codebook
+            if codebook.requires_grad and not codebook.is_leaf:
+                codebook.register_hook(self._keep_gradient)
+            chosen = self.assign(tokens, codebook)
+            weights = self.loss_weights()
+            loss = sum((weights[name] * term for name, term in chosen.terms.items()), tokens.new_zeros(()))
+            for piece in self.upkeep if self.training else ():
+                piece.after(self.codes, tokens.detach(), chosen.indices)
+        quantized = chosen.quantized.view(batch, height, width, dim).permute(0, 3, 1, 2).contiguous()
+        return QuantizerOutput(quantized, chosen.indices.view(batch, height, width), loss, chosen.terms)
+
+    def decode(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
+        """Code vectors of stored indices; equals `quantized` of the forward pass in eval mode.
+
+        Raises:
+            ValueError: an index outside 0 … K−1.
+        """
+        size = self.config.codebook_size
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+            raise ValueError(
+                f"indices must lie in 0 … {size - 1} (codebook_size {size}), "
+                f"got {int(indices.min())} … {int(indices.max())}; were they made by another tokenizer?"
+            )
+        return nn.functional.embedding(indices, self.codebook).permute(0, 3, 1, 2).contiguous()
+
+    def _keep_gradient(self, gradient: Tensor) -> None:
+        self._mapped_gradient = gradient.detach()
+
+    def _check(self, features: Tensor) -> None:
+        dim = self.config.code_dim
+        if features.ndim != 4 or features.shape[1] != dim:
+            raise ValueError(
+                f"features must be (B, D, h, w) with D = code_dim = {dim}, got {tuple(features.shape)}; "
+                f"set code_dim to the number of channels"
+            )
+        if features.numel() == 0:
+            raise ValueError(f"features hold no token: {tuple(features.shape)}; give at least one image")
+
+    def extra_repr(self) -> str:
+        """The config, for print(quantizer)."""
+        return repr(self.config)
+
+
+class Preset(NamedTuple):
+    """A registered quantizer: its class and its config's class."""
+
+    quantizer: type[Quantizer]
+    config: type[QuantizerConfig]
+
+
+_PRESETS: dict[str, Preset] = {}
+
+
+def register_quantizer(name: str, config: type[QuantizerConfig] = QuantizerConfig) -> Callable[[type], type]:
+    """Class decorator: make a quantizer known under a name to `build_quantizer`, recipes and notebooks.
+
+    Args:
+        name: what recipes write as `name`.
+        config: its settings, a frozen keyword-only dataclass derived from `QuantizerConfig`.
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def decorate(quantizer: type[Quantizer]) -> type[Quantizer]:
+        if name in _PRESETS and _PRESETS[name].quantizer.__qualname__ != quantizer.__qualname__:
+            raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name].quantizer}; choose another")
+        named = config
+        if config is QuantizerConfig or vars(config).get("config_name", "") not in ("", name):
+            named = dataclass(frozen=True, kw_only=True)(type(f"{quantizer.__name__}Config", (config,), {}))
+        named.config_name = name
+        _PRESETS[name] = Preset(quantizer, named)
+        return quantizer
+
+    return decorate
+
+
+def available_quantizers() -> list[str]:
+    """Names that `build_quantizer` takes, sorted."""
+    return sorted(_PRESETS)
+
+
+def quantizer_config(settings: Any) -> QuantizerConfig:
+    """A preset's config from `{"name": …, setting: value, …}`; configs pass through unchanged.
+
+    Raises:
+        ValueError: no or unknown name, unknown key, wrong type, impossible value; the message names the nearest key.
+    """
+    if isinstance(settings, QuantizerConfig):
+        return settings
+    if not isinstance(settings, dict) or "name" not in settings:
+        raise ValueError(f"a quantizer needs a name, one of {', '.join(available_quantizers())}; got {settings!r}")
+    from ibqlab import config as door  # noqa: PLC0415 - the door needs pydantic, a plain quantizer does not
+
+    rest = {key: value for key, value in settings.items() if key != "name"}
+    return door.parse(_preset(settings["name"]).config, rest, source=f"quantizer {settings['name']!r}")
+
+
+def make_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer that a config describes."""
+    return _preset(config.config_name).quantizer(config)
+
+
+def build_quantizer(name: str, **settings: Any) -> Quantizer:
+    """A quantizer by its registered name: `build_quantizer("ibq", codebook_size=16384, code_dim=256)`.
+
+    Args:
+        name: one of `available_quantizers()`.
+        **settings: fields of the preset's config; the rest keep their published defaults.
+    Raises:
+        ValueError: unknown name or setting (the message names the nearest), wrong type or impossible value.
+    """
+    return make_quantizer(quantizer_config({"name": name, **settings}))
+
+
+def _preset(name: str) -> Preset:
+    require_choice("quantizer name", name, _PRESETS)
+    return _PRESETS[name]

@@ -1,0 +1,107 @@
+"""Axis 1, where code vectors come from: free parameters, a moving average of features, or a frozen set under a map."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ibqlab.quantizers.collectives import sum_over_processes
+
+INITIALISATIONS = {
+    "uniform": "U(±1/K)",
+    "normal": "N(0, 1)",
+    "unit": "N(0, 1/D)",
+    "kmeans": "k-means",
+}
+"""Starts of a codebook and how figures write them. The published VQ uses "uniform", the published IBQ "normal"."""
+
+
+def initial_codes(initialisation: str, codebook_size: int, code_dim: int) -> Float[Tensor, "K D"]:
+    """Codes at the start of training.
+
+    Args:
+        initialisation: a key of `INITIALISATIONS`; "kmeans" starts as "normal" until the first batch replaces it.
+        codebook_size: K.
+        code_dim: D.
+    Returns:
+        (K, D) float32.
+    Source: published VQ U(−1/K, 1/K); published IBQ N(0, 1), the default of `nn.Embedding`.
+    """
+    codes = torch.empty(codebook_size, code_dim)
+    if initialisation == "uniform":
+        return codes.uniform_(-1 / codebook_size, 1 / codebook_size)
+    return codes.normal_(std=code_dim**-0.5 if initialisation == "unit" else 1.0)
+
+
+class FreeCodebook(nn.Module):
+    """K × D free parameters, learned by gradient."""
+
+    def __init__(self, initialisation: str, codebook_size: int, code_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(initial_codes(initialisation, codebook_size, code_dim))
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """The parameters themselves."""
+        return self.weight
+
+    @torch.no_grad()
+    def replace(self, which: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
+        """Overwrite some codes, as k-means start and revival do."""
+        self.weight[which] = vectors.to(self.weight.dtype)
+
+
+class EmaCodebook(nn.Module):
+    """Each code is the exponential moving average of the features assigned to it; it takes no gradient.
+
+        n_k ← γ n_k + (1−γ) #{tokens of code k},   m_k ← γ m_k + (1−γ) Σ their features,   code_k = m_k / n_k
+
+    with n_k smoothed by ε so that no code divides by zero. Counts and sums are taken over all processes.
+    Source: VQ-VAE, appendix A.1 (van den Oord et al., 2017).
+    """
+
+    def __init__(self, initialisation: str, codebook_size: int, code_dim: int, decay: float):
+        super().__init__()
+        self.decay = decay
+        codes = initial_codes(initialisation, codebook_size, code_dim)
+        self.register_buffer("weight", codes)
+        self.register_buffer("hits", torch.ones(codebook_size))
+        self.register_buffer("sums", codes.clone())
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """The averages."""
+        return self.weight
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, "N D"], indices: Int[Tensor, " N"], epsilon: float = 1e-5) -> None:
+        """Move hits, sums and codes by one batch of assigned features."""
+        size = len(self.hits)
+        hits = torch.bincount(indices, minlength=size).to(self.hits.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, features.to(self.sums.dtype))
+        self.hits.lerp_(sum_over_processes(hits), 1 - self.decay)
+        self.sums.lerp_(sum_over_processes(sums), 1 - self.decay)
+        total = self.hits.sum()
+        smoothed = (self.hits + epsilon) * total / (total + size * epsilon)
+        self.weight.copy_(self.sums / smoothed[:, None])
+
+    @torch.no_grad()
+    def replace(self, which: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
+        """Overwrite some codes and restart their averages as if hit once."""
+        vectors = vectors.to(self.weight.dtype)
+        self.weight[which] = vectors
+        self.sums[which] = vectors
+        self.hits[which] = 1.0
+
+
+class LinearCodebook(nn.Module):
+    """A frozen random codebook under one learned linear map, so that a gradient to any code moves all of them.
+
+    codebook = anchors · Wᵀ + b. Source: SimVQ (Zhu et al., 2024).
+    """
+
+    def __init__(self, initialisation: str, codebook_size: int, code_dim: int):
+        super().__init__()
+        self.register_buffer("anchors", initial_codes(initialisation, codebook_size, code_dim))
+        self.map = nn.Linear(code_dim, code_dim)
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """Anchors under the map."""
+        return self.map(self.anchors)

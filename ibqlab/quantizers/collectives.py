@@ -1,0 +1,26 @@
+"""Sums, maxima and broadcasts over the processes of a training job; without one, the value itself."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, in place where there are several."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def same_on_all_processes(values: Tensor) -> Tensor:
+    """The first process's values on every process."""
+    if dist.is_available() and dist.is_initialized():
+        values = values.contiguous()
+        dist.broadcast(values, src=0)
+    return values
+
+
+def largest_over_processes(values: Tensor) -> Tensor:
+    """Element-wise maximum over all processes, in place where there are several."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values

@@ -1,0 +1,74 @@
+"""Axis 2, how tokens choose codes and how gradients come back through the choice."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+METRICS = ("l2", "cosine", "dot")
+BLOCK_BYTES = 32 * 2**20
+"""Largest piece of an N × K matrix that exists at a time. Larger blocks were not faster on CPU."""
+
+
+def rows_per_block(codebook_size: int, item_bytes: int) -> int:
+    """How many tokens' scores against all codes fit into `BLOCK_BYTES`, at least one."""
+    return max(1, BLOCK_BYTES // (codebook_size * item_bytes))
+
+
+@torch.no_grad()
+def nearest_code(
+    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], metric: str = "l2"
+) -> Int[Tensor, " N"]:
+    """The index of each token's nearest code; on a tie the lowest index.
+
+        l2: argmin_k ‖z − c_k‖²     cosine: argmax_k ⟨z/‖z‖, c_k/‖c_k‖⟩     dot: argmax_k ⟨z, c_k⟩
+
+    Args:
+        features: tokens.
+        codebook: codes, same type and device.
+        metric: "l2", "cosine" or "dot".
+    Returns:
+        int64, 0 to K−1.
+    Cost: O(N·K·D) operations; memory O(N + K·D) plus one block of `BLOCK_BYTES`.
+    Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
+    """
+    if metric == "cosine":
+        features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
+    offset = codebook.square().sum(1).neg_() if metric == "l2" else codebook.new_zeros(1)
+    scale = 2.0 if metric == "l2" else 1.0
+    blocks = features.split(rows_per_block(len(codebook), codebook.element_size()))
+    return torch.cat([torch.addmm(offset, block, codebook.T, alpha=scale).argmax(1) for block in blocks])
+
+
+def straight_through(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """The codes' value with the features' gradient: z + sg(c − z) (IBQ eq. 2)."""
+    return features + (codes - features).detach()
+
+
+def rotate_to_codes(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """The codes' value with a gradient that keeps its angle to them: features under a fixed rotation and rescaling.
+
+    R z · ‖c‖/‖z‖ with R the rotation that takes z's direction to c's, held constant; the Householder form
+    R = I − 2rrᵀ + 2 ĉ ẑᵀ with r = (ẑ + ĉ)/‖ẑ + ĉ‖.
+    Source: Fifty et al., "Restructuring Vector Quantization with the Rotation Trick" (2024), §4.
+    """
+    with torch.no_grad():
+        length = features.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        from_unit, to_unit = features / length, F.normalize(codes, dim=1)
+        middle = F.normalize(from_unit + to_unit, dim=1)
+        scale = codes.norm(dim=1, keepdim=True) / length
+    along_middle = (features * middle).sum(1, keepdim=True)
+    along_feature = (features * from_unit).sum(1, keepdim=True)
+    return scale * (features - 2 * along_middle * middle + 2 * along_feature * to_unit)
+
+
+def mixture_of_codes(
+    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
+) -> Float[Tensor, "N D"]:
+    """Soft VQ's training value: the average of all codes, weighted by softmax(z·Cᵀ/T). Every code takes gradient.
+
+    It is attention of the tokens over the codebook, and is computed as such, so no N × K matrix is kept.
+    Source: IBQ appendix B.
+    """
+    keys = codebook[None, None]
+    return F.scaled_dot_product_attention(features[None, None], keys, keys, scale=1.0 / temperature)[0, 0]

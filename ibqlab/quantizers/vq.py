@@ -1,0 +1,153 @@
+"""VQ: the nearest code, the straight-through estimator, and losses that pull code and feature together.
+
+Presets over one class: `vq` (published baseline), `vq_cosine`, `vq_ema`, `simvq`. They differ in the codebook's
+source, the metric and the upkeep only.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require, require_choice
+from ibqlab.quantizers.codebooks import EmaCodebook, FreeCodebook, LinearCodebook
+from ibqlab.quantizers.estimators import METRICS, nearest_code, rotate_to_codes, straight_through
+from ibqlab.quantizers.upkeep import DeadCodeRevival, KMeansStart, MovingAverage
+
+CODEBOOKS = ("free", "ema", "linear")
+GRADIENTS = {"straight_through": straight_through, "rotation": rotate_to_codes}
+BETA_SIDES = ("codebook", "encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLossConfig(QuantizerConfig):
+    """The two-sided quantization loss that VQ, Soft VQ and IBQ share."""
+
+    quantization_weight: float = 1.0
+    """Weight of the whole quantization loss in the quantizer's loss, ≥ 0. Published: 1."""
+    beta: float = 0.25
+    """β, weight of one side of the loss, ≥ 0. Published: 0.25."""
+    beta_on: str = "codebook"
+    """The side that β multiplies. "codebook": ‖sg(c) − z‖² + β‖c − sg(z)‖², as the published code has it;
+    "encoder": β‖sg(c) − z‖² + ‖c − sg(z)‖², as the paper (and VQ-VAE) has it."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.quantization_weight >= 0, f"quantization_weight must be ≥ 0, got {self.quantization_weight}")
+        require(self.beta >= 0, f"beta must be ≥ 0, got {self.beta}")
+        require_choice("beta_on", self.beta_on, BETA_SIDES)
+
+    def pair_weights(self) -> dict[str, float]:
+        """Weights of the terms "commitment" (moves the encoder) and "codebook" (moves the codes)."""
+        encoder, codebook = (1.0, self.beta) if self.beta_on == "codebook" else (self.beta, 1.0)
+        return {"commitment": self.quantization_weight * encoder, "codebook": self.quantization_weight * codebook}
+
+
+def pair_terms(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> dict[str, Float[Tensor, ""]]:
+    """The two sides of the quantization loss, each a mean over all N·D numbers.
+
+    commitment = mean‖sg(c) − z‖², codebook = mean‖c − sg(z)‖²: equal values, different receivers of the gradient.
+    """
+    return {
+        "commitment": F.mse_loss(features, codes.detach()),
+        "codebook": F.mse_loss(codes, features.detach()),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorQuantizerConfig(PairLossConfig):
+    """VQ as the published baseline has it."""
+
+    codebook: str = "free"
+    """Where codes come from: "free" parameters, "ema" of assigned features, or "linear" map of a frozen set."""
+    metric: str = "l2"
+    """Which code is nearest: "l2", "cosine" or "dot". The metric chooses; value and loss use the vectors as they are,
+    like the published VectorQuantizer2 with l2_normalize."""
+    gradient: str = "straight_through"
+    """How the gradient passes the choice: "straight_through" (published) or "rotation"."""
+    ema_decay: float = 0.99
+    """γ of the moving averages, 0 to 1; read where codebook is "ema"."""
+    revive_after: int = 0
+    """Steps without a hit after which a code is moved onto a token of the batch; 0 never. Published: never."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice("codebook", self.codebook, CODEBOOKS)
+        require_choice("metric", self.metric, METRICS)
+        require_choice("gradient", self.gradient, GRADIENTS)
+        require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        require(self.revive_after >= 0, f"revive_after must be ≥ 0 steps, got {self.revive_after}")
+        if self.codebook == "linear":
+            moved = self.codebook_init == "kmeans" or self.revive_after > 0
+            require(not moved, 'a "linear" codebook is frozen: codebook_init "kmeans" and revive_after do not apply')
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineVectorQuantizerConfig(VectorQuantizerConfig):
+    """VQ that chooses by angle."""
+
+    metric: str = "cosine"
+    """As in VQ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaVectorQuantizerConfig(VectorQuantizerConfig):
+    """VQ whose codes are moving averages; only the encoder's side of the loss remains."""
+
+    codebook: str = "ema"
+    """As in VQ."""
+    codebook_init: str = "normal"
+    """As in every quantizer; VQ-VAE's moving averages start at N(0, 1)."""
+    beta_on: str = "encoder"
+    """As in VQ; VQ-VAE weighs commitment by β."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimVectorQuantizerConfig(VectorQuantizerConfig):
+    """SimVQ: a frozen random codebook under a learned linear map."""
+
+    codebook: str = "linear"
+    """As in VQ."""
+    codebook_init: str = "unit"
+    """As in every quantizer; SimVQ draws the frozen codes from N(0, 1/D)."""
+    beta_on: str = "encoder"
+    """As in VQ."""
+
+
+@register_quantizer("simvq", SimVectorQuantizerConfig)
+@register_quantizer("vq_ema", EmaVectorQuantizerConfig)
+@register_quantizer("vq_cosine", CosineVectorQuantizerConfig)
+@register_quantizer("vq", VectorQuantizerConfig)
+class VectorQuantizer(Quantizer):
+    """Nearest-code quantization: only chosen codes learn, which is what lets the others fall behind.
+
+        k = argmin_k ‖z − c_k‖,   z_q = z + sg(c_k − z),   loss = ‖sg(c) − z‖² + β‖c − sg(z)‖²   (β_on "codebook")
+
+    Source: IBQ eqs. 1–2; published VectorQuantizer2 (legacy order of β by default).
+    """
+
+    def __init__(self, config: VectorQuantizerConfig):
+        size, dim, start = config.codebook_size, config.code_dim, config.codebook_init
+        if config.codebook == "ema":
+            codes = EmaCodebook(start, size, dim, config.ema_decay)
+        else:
+            codes = {"free": FreeCodebook, "linear": LinearCodebook}[config.codebook](start, size, dim)
+        upkeep = [KMeansStart()] if start == "kmeans" else []
+        upkeep += [MovingAverage()] if config.codebook == "ema" else []
+        upkeep += [DeadCodeRevival(size, config.revive_after)] if config.revive_after else []
+        super().__init__(config, codes, tuple(upkeep))
+
+    def loss_weights(self) -> dict[str, float]:
+        """The two sides of the quantization loss."""
+        return self.config.pair_weights()
+
+    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
+        """Nearest code; in evaluation its exact value, in training the same with the chosen gradient."""
+        indices = nearest_code(features, codebook, self.config.metric)
+        codes = F.embedding(indices, codebook)
+        terms = pair_terms(features, codes)
+        if self.config.codebook == "ema":
+            del terms["codebook"]
+        carry = GRADIENTS[self.config.gradient]
+        return Assignment(carry(features, codes) if self.training else codes, indices, terms)

@@ -1,0 +1,747 @@
+"""The run folder: everything that a training run leaves behind, readable with pandas and NumPy alone.
+
+    config.yaml       the complete settings, with their content hash
+    metrics.jsonl     one object per logged step
+    snapshots/        step_00000300.npz: codebook, features, assignments and counts at a step
+    checkpoints/      step_00000300.pt: what resuming needs, the newest two
+    figures/          pictures and the CSV behind each
+    provenance.json   status, commit, versions, hardware, seed, duration
+
+Every file but metrics.jsonl is written under another name, forced to disk and then renamed: at any moment it is there
+whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
+"""
+
+import errno
+import importlib.metadata
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from ibqlab.config import ConfigError, content_hash, dump_yaml, load_yaml, to_dict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATUSES = ("running", "finished", "failed", "stopped")
+CHECKPOINTS_KEPT = 2
+PACKAGES = (
+    "ibqlab",
+    "torch",
+    "torchvision",
+    "lightning-fabric",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+    "pydantic",
+)
+RUN_COLUMNS = (
+    *("name", "path", "status", "quantizer", "codebook_size", "code_dim", "seed", "step", "loss", "usage"),
+    *("usage_tokens", "validation_usage", "validation_tokens", "validation_psnr", "duration_s", "config_hash"),
+)
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used or written; the message says what stands there and what to do."""
+
+
+class _Taken(Exception):
+    """Another process has made the folder first."""
+
+
+def runs_root() -> Path:
+    """The folder that holds all runs.
+
+    $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
+    """
+    if os.environ.get("IBQLAB_RUNS"):
+        return Path(os.environ["IBQLAB_RUNS"]).expanduser()
+    return (checkout_root() or Path.cwd()) / "runs"
+
+
+def checkout_root() -> Path | None:
+    """The nearest folder from the current directory upwards whose pyproject.toml is ibqlab's; None if there is none."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        try:
+            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            continue
+        if project.get("project", {}).get("name") == "ibqlab":
+            return folder
+    return None
+
+
+class Run:
+    """A run folder.
+
+    Args:
+        path: an existing run folder.
+    Raises:
+        FileNotFoundError: there is no such folder.
+        RunError: the folder is no run, or its config.yaml is damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                f"{self.path}: there is no such run folder; list the runs there are with: ibqlab runs"
+            )
+        if not (self.path / "config.yaml").is_file():
+            raise RunError(f"{self.path} is no run: it holds no config.yaml; list the runs there are with: ibqlab runs")
+        try:
+            self._config = load_yaml(self.path / "config.yaml")
+        except ConfigError as error:
+            raise RunError(f"damaged run: {error}; restore the file or delete the folder") from None
+
+    @classmethod
+    def start(cls, path: str | Path, config: Any) -> "Run":
+        """Create a run folder, or continue the one that holds the same settings.
+
+        Args:
+            path: the folder; must be missing, empty, or a run with the same content hash.
+            config: a dataclass, or a mapping as `ibqlab.config.to_dict` returns it.
+        Returns:
+            The run. Its status is "running", or "finished" if it was so already.
+        Raises:
+            RunError: the folder holds a run with other settings, or something else; or it cannot be written.
+        """
+        path = Path(path)
+        if not _occupied(path):
+            try:
+                _create(path, to_dict(config))
+                return cls(path)
+            except _Taken:
+                pass  # another process was faster: its run is judged like any other that was there before
+        if not (path / "config.yaml").is_file():
+            raise RunError(
+                f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one"
+            )
+        run = cls(path)
+        run._must_hold(to_dict(config))
+        if run.status != "finished":
+            again = provenance()
+            earlier = run.provenance.get("resumed", [])
+            run.write_provenance(
+                status="running", resumed=[*earlier, {k: again[k] for k in ("started", "commit", "dirty")}]
+            )
+        return run
+
+    def _must_hold(self, wanted: dict[str, Any]) -> None:
+        ours, theirs = content_hash(wanted), self.config_hash
+        recorded = self.provenance.get("config_hash", theirs)
+        if recorded != theirs:
+            raise RunError(
+                f"{self.path / 'config.yaml'} was edited after the run began (content hash {theirs}, began with "
+                f"{recorded}); nothing was changed. Undo the edit, or choose another folder"
+            )
+        if ours == theirs:
+            return
+        raise RunError(
+            f"{self.path} holds a run with other settings (content hash {theirs}, yours {ours}); nothing was changed. "
+            f"There → yours: {_differences(self.config, wanted)}. Choose another folder (--output FOLDER), give the "
+            f"settings it was started with to continue it, or delete it to start anew"
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings as plain dictionaries; `ibqlab.config.parse` makes them typed."""
+        return self._config
+
+    @property
+    def config_hash(self) -> str:
+        """Content hash of config.yaml as it stands there."""
+        return content_hash(self._config)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What provenance.json holds; {} if the file is missing.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = self.path / "provenance.json"
+        if not file.is_file():
+            return {}
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{file} is damaged ({error}); restore or delete it") from None
+        if not isinstance(facts, dict):
+            raise RunError(f"{file} is damaged (no JSON object); restore or delete it")
+        return facts
+
+    @property
+    def status(self) -> str:
+        """How the run stands: "running" (also after a kill, until started again), "finished", "failed" or "stopped";
+        "unknown" where provenance.json does not say."""
+        return self.provenance.get("status", "unknown")
+
+    # --- metrics ---
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """All logged rows, one per row of the frame; numbers that were not finite are NaN.
+
+        Raises:
+            RunError: a line other than a cut last one is damaged; the message names file and line.
+        """
+        import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
+
+        rows = self._rows()
+        return pd.DataFrame(rows) if rows else pd.DataFrame({"step": pd.Series(dtype="int64")})
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.jsonl.
+
+        Args:
+            row: "step" (≥ 0) and named numbers, texts, lists or dictionaries of them; NumPy scalars and tensors of one
+                element are converted, NaN and infinities become null.
+        Raises:
+            ValueError: no step, or a value that is none of these.
+            RunError: the file cannot be written; it is left as it was.
+        """
+        if not isinstance(row.get("step"), (int, np.integer)) or row["step"] < 0:
+            raise ValueError(f"a logged row needs an integer step ≥ 0, got step={row.get('step')!r}")
+        line = json.dumps(_plain_row(row, "row"), allow_nan=False) + "\n"
+        file = self.path / "metrics.jsonl"
+        with _explained(file, self), open(file, "a+b") as stream:
+            size = _end_of_last_row(stream)
+            stream.truncate(size)
+            try:
+                stream.write(line.encode())
+                stream.flush()
+            except OSError:
+                os.truncate(file, size)
+                raise
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop rows later than a step, and a cut last line: resuming from that step's checkpoint writes them again."""
+        rows = self._rows()
+        kept = [row for row in rows if row.get("step", 0) <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        file = self.path / "metrics.jsonl"
+        if file.is_file() and file.read_bytes() != text.encode():
+            self._write_text(file, text)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return []
+        *lines, rest = file.read_bytes().split(b"\n")
+        rows = [_read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+        try:
+            return [*rows, _read_row(rest, "last line")] if rest else rows
+        except RunError:
+            return rows
+
+    # --- snapshots ---
+
+    def save_snapshot(self, step: int, **arrays: Any) -> None:
+        """Store named arrays of a step, whole or not at all.
+
+        Args:
+            step: the training step, ≥ 0.
+            **arrays: NumPy arrays, tensors (bfloat16 becomes float32) or numbers.
+        Raises:
+            ValueError: an array of Python objects.
+            RunError: the disk is full or the file cannot be written.
+        """
+        plain = {name: _plain_array(name, value) for name, value in arrays.items()}
+        file = self._step_file("snapshots", step, ".npz")
+        with self._whole(file) as stream:
+            np.savez(stream, **plain)
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """Steps that have a snapshot, ascending."""
+        return sorted(_steps(self.path / "snapshots", ".npz"))
+
+    def snapshot(self, step: int = -1) -> dict[str, np.ndarray]:
+        """The arrays of a step's snapshot; −1 for the last one.
+
+        Raises:
+            RunError: there is none of that step (the message lists those there are), or its file is damaged.
+        """
+        steps = self.snapshot_steps
+        if not steps or (step != -1 and step not in steps):
+            there = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"{self.path} has no snapshot of step {step}; there are: {there}")
+        file = self._step_file("snapshots", steps[-1] if step == -1 else step, ".npz")
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return dict(stored)
+        except Exception as error:
+            raise RunError(f"{file} is damaged ({type(error).__name__}: {error}); delete it or train again") from error
+
+    def drop_snapshots_after(self, step: int) -> None:
+        """Delete snapshots later than a step: what resuming from that step's checkpoint will write again."""
+        for later in self.snapshot_steps:
+            if later > step:
+                self._step_file("snapshots", later, ".npz").unlink()
+
+    # --- checkpoints ---
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Store what resuming needs, whole or not at all; the newest two are kept, later ones than this are dropped.
+
+        Args:
+            step: the training step, ≥ 0.
+            state: tensors, numbers, text, None, in dictionaries, lists and tuples: what loads without running code.
+        Raises:
+            ValueError: anything else, named by its place, before anything is written.
+            RunError: the disk is full or the file cannot be written; the checkpoint before is intact.
+        """
+        import torch  # noqa: PLC0415 - reading runs needs no torch
+
+        _check_storable(state, "state")
+        file = self._step_file("checkpoints", step, ".pt")
+        with self._whole(file) as stream:
+            torch.save({"step": step, "state": state}, stream)
+        steps = _steps(file.parent, ".pt")
+        kept = sorted(old for old in steps if old <= step)[-CHECKPOINTS_KEPT:]
+        for old in set(steps) - set(kept):
+            self._step_file("checkpoints", old, ".pt").unlink(missing_ok=True)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint's file; None before the first."""
+        steps = _steps(self.path / "checkpoints", ".pt")
+        return self._step_file("checkpoints", max(steps), ".pt") if steps else None
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint that can be read.
+
+        Returns:
+            Step and state, tensors on the CPU; None if there is no checkpoint. An unreadable newest one is passed over
+            with a warning.
+        Raises:
+            RunError: there are checkpoints and none can be read.
+        """
+        import torch  # noqa: PLC0415 - reading runs needs no torch
+
+        failures = []
+        for step in sorted(_steps(self.path / "checkpoints", ".pt"), reverse=True):
+            file = self._step_file("checkpoints", step, ".pt")
+            try:
+                stored = torch.load(file, map_location="cpu", weights_only=True)
+                found = int(stored["step"]), stored["state"]
+            except (
+                OSError,
+                RuntimeError,
+                EOFError,
+                ValueError,
+                LookupError,
+                TypeError,
+                pickle.UnpicklingError,
+            ) as error:
+                failures.append(f"{file.name} ({_first_line(error)})")
+                continue
+            if failures:
+                warnings.warn(f"{self.path}: unreadable: {', '.join(failures)}; using {file.name}", stacklevel=2)
+            return found
+        if failures:
+            raise RunError(
+                f"{self.path / 'checkpoints'}: no checkpoint can be read: {', '.join(failures)}. Restore one from "
+                f"a copy, or delete the run folder to train anew"
+            )
+        return None
+
+    # --- the rest ---
+
+    def write_provenance(self, **facts: Any) -> None:
+        """Add facts to provenance.json, or replace them; values as in `log`.
+
+        Raises:
+            ValueError: a value that JSON cannot hold.
+            RunError: the file cannot be written; it is left as it was.
+        """
+        merged = self.provenance | _plain_row(facts, "provenance")
+        self._write_text(self.path / "provenance.json", json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self, status: str, **facts: Any) -> None:
+        """Note how the run ended, and when.
+
+        Args:
+            status: "finished", "failed" or "stopped".
+            **facts: whatever else is known now, such as duration_s (seconds).
+        Raises:
+            ValueError: another status.
+        """
+        if status not in STATUSES[1:]:
+            raise ValueError(f"a run ends as one of {', '.join(STATUSES[1:])}; got {status!r}")
+        self.write_provenance(status=status, ended=_now(), **facts)
+
+    def figure_path(self, name: str) -> Path:
+        """Where a figure or its CSV belongs; the folder is made.
+
+        Args:
+            name: a file name, without folders.
+        """
+        if not name or Path(name).name != name:
+            raise ValueError(f"a figure's name is a plain file name such as collapse.png; got {name!r}")
+        (self.path / "figures").mkdir(exist_ok=True)
+        return self.path / "figures" / name
+
+    def _step_file(self, folder: str, step: int, suffix: str) -> Path:
+        if step < 0:
+            raise ValueError(f"a step is ≥ 0, got {step}")
+        return self.path / folder / f"step_{step:08d}{suffix}"
+
+    def _write_text(self, file: Path, text: str) -> None:
+        with self._whole(file) as stream:
+            stream.write(text.encode())
+
+    @contextmanager
+    def _whole(self, file: Path) -> Iterator[BinaryIO]:
+        """A stream whose content appears under the file's name when the block ends well, and nowhere otherwise."""
+        with _explained(file, self):
+            file.parent.mkdir(exist_ok=True)
+            unfinished = file.with_name(f".unfinished{file.suffix}")
+            try:
+                with open(unfinished, "wb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(unfinished, file)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+            _force_to_disk(file.parent)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.status})"
+
+
+def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
+    """All runs below a folder.
+
+    Args:
+        folder: searched with all its sub-folders; the folder of all runs by default.
+    Returns:
+        One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged),
+        quantizer, codebook_size (codes), code_dim, seed, the last value of step, loss, usage (share of codes hit in
+        the last usage_tokens tokens of training), validation_usage (in validation_tokens tokens), validation_psnr (dB),
+        then duration_s (seconds) and config_hash. No run, or no such folder: an empty frame with these columns.
+    """
+    import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
+
+    folder = Path(folder) if folder is not None else runs_root()
+    return pd.DataFrame([_table_row(path, folder) for path in _run_folders(folder)], columns=list(RUN_COLUMNS))
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for place, inner, files in os.walk(folder):
+        if "config.yaml" in files and {"provenance.json", "metrics.jsonl"} & set(files):
+            inner.clear()
+            yield Path(place)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+
+
+def _table_row(path: Path, folder: Path) -> dict[str, Any]:
+    name = path.name if path == folder else path.relative_to(folder).as_posix()
+    try:
+        run = Run(path)
+        quantizer = _inner(_inner(run.config, "tokenizer"), "quantizer")
+        metrics = run.metrics
+        last = {column: metrics[column].dropna() for column in RUN_COLUMNS if column in metrics}
+        return {
+            **{column: values.iloc[-1] for column, values in last.items() if len(values)},
+            "name": name,
+            "path": str(path),
+            "status": run.status,
+            "quantizer": quantizer.get("name"),
+            "codebook_size": quantizer.get("codebook_size"),
+            "code_dim": quantizer.get("code_dim"),
+            "seed": run.config.get("seed"),
+            "duration_s": run.provenance.get("duration_s"),
+            "config_hash": run.config_hash,
+        }
+    except (RunError, OSError):
+        return {"name": name, "path": str(path), "status": "unreadable"}
+
+
+def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def provenance() -> dict[str, Any]:
+    """What made a run: enough to repeat it, nothing that tells whose machine it was.
+
+    Returns:
+        started (UTC), command (file names without their folders), commit (None outside a checkout), dirty (whether the
+        checkout held changes), versions, platform, hardware (cpu, cores, memory_gib, gpu).
+    """
+    return {
+        "started": _now(),
+        "command": [_without_folders(part) for part in sys.argv],
+        **_commit(Path(__file__).resolve().parents[1]),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "hardware": {"cpu": _cpu(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": _gpus()},
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _without_folders(part: str) -> str:
+    key, equals, value = part.rpartition("=")
+    return f"{key}{equals}{Path(value).name if os.path.isabs(value) else value}"
+
+
+def _commit(checkout: Path) -> dict[str, Any]:
+    """Commit and dirtiness, if the package lies in its own checkout and not in somebody else's."""
+    if _git(checkout, "rev-parse", "--show-toplevel") != str(checkout):
+        return {"commit": None, "dirty": None}
+    changes = _git(checkout, "status", "--porcelain")
+    return {
+        "commit": _git(checkout, "rev-parse", "--verify", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _gpus() -> list[str]:
+    import torch  # noqa: PLC0415 - reading runs needs no torch
+
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _occupied(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _create(path: Path, config: dict[str, Any]) -> None:
+    """Make a new run folder in one move."""
+    fingerprint = content_hash(config)
+    facts = {"status": "running", "config_hash": fingerprint, **provenance()}
+    building = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in ("snapshots", "checkpoints", "figures"):
+                (building / folder).mkdir(parents=True, exist_ok=True)
+            (building / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            (building / "metrics.jsonl").touch()
+            header = f"# settings of an ibqlab run, content hash {fingerprint}\n"
+            (building / "config.yaml").write_text(header + dump_yaml(config), encoding="utf-8")
+            _move(building, path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        _force_to_disk(path.parent)
+
+
+def _move(building: Path, path: Path) -> None:
+    try:
+        os.rename(building, path)
+    except OSError as error:
+        raise (_Taken() if error.errno in (errno.EEXIST, errno.ENOTEMPTY) else error) from None
+
+
+@contextmanager
+def _explained(file: Path, run: Run | None = None) -> Iterator[None]:
+    """Turn what goes wrong in writing a file into a RunError that says what is left and what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise RunError(f"{file}: {_reason(cause, file)}{_what_is_left(run)}") from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _reason(cause: OSError, file: Path) -> str:
+    if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"cannot be written ({os.strerror(cause.errno)}); choose a folder that you may write to"
+    place = next(folder for folder in file.absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    return (
+        f"the disk or a quota is full ({os.strerror(cause.errno)}; {free:.2f} GiB free on the disk), nothing was left "
+        f"half written. Make room or raise the quota, then start the same command again"
+    )
+
+
+def _what_is_left(run: Run | None) -> str:
+    if run is None:
+        return ""
+    good = run.last_checkpoint
+    if good is None:
+        return ": it starts from the first step, there is no checkpoint yet"
+    return f": it continues from the last good checkpoint, {good.name}, which is intact"
+
+
+def _force_to_disk(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _end_of_last_row(stream: io.BufferedRandom) -> int:
+    """Where the next row belongs: after the last newline, before what a kill left of a row."""
+    size = stream.seek(0, os.SEEK_END)
+    if size == 0:
+        return 0
+    stream.seek(size - 1)
+    if stream.read(1) == b"\n":
+        return size
+    stream.seek(0)
+    return stream.read().rfind(b"\n") + 1
+
+
+def _steps(folder: Path, suffix: str) -> list[int]:
+    names = [file.name.removeprefix("step_").removesuffix(suffix) for file in folder.glob(f"step_*{suffix}")]
+    return [int(name) for name in names if name.isdecimal()]
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def _read_row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RunError(f"{place}: damaged ({error}); mend or delete this line") from None
+    if not isinstance(row, dict):
+        raise RunError(f"{place}: must be a JSON object, got {str(row)[:40]!r}; mend or delete this line")
+    return row
+
+
+def _plain_row(value: Any, place: str) -> Any:
+    """A value as JSON can hold it; NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain_row(item, f"{place}[{str(key)!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_row(item, f"{place}[{index}]") for index, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if callable(getattr(value, "item", None)) and math.prod(getattr(value, "shape", ())) == 1:
+        return _plain_row(value.item(), place)
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    raise ValueError(f"{place} must be a number, text, or a list of them; got {type(value).__name__}{shape}")
+
+
+def _plain_array(name: str, value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise ValueError(f"snapshot array {name!r} holds Python objects; give numbers")
+    return array
+
+
+def _check_storable(value: Any, place: str) -> None:
+    """Refuse what torch.load(weights_only=True) would refuse, before it is too late."""
+    import torch  # noqa: PLC0415 - reading runs needs no torch
+
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_storable(item, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _check_storable(item, f"{place}[{index}]")
+    elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)):
+        raise ValueError(
+            f"{place} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot hold; store "
+            f"tensors and plain numbers: torch.as_tensor(array), number.item()"
+        )
+
+
+def _differences(there: dict[str, Any], yours: dict[str, Any], shown: int = 8) -> str:
+    old, new = dict(_leaves(there, "")), dict(_leaves(yours, ""))
+    changed = [key for key in (old | new) if old.get(key, "not set") != new.get(key, "not set")]
+    parts = [f"{key}: {old.get(key, 'not set')} → {new.get(key, 'not set')}" for key in changed[:shown]]
+    return "; ".join(parts) + (f"; and {len(changed) - shown} more" if len(changed) > shown else "")
+
+
+def _leaves(mapping: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]

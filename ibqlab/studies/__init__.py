@@ -1,0 +1,28 @@
+"""Studies: grids of runs, trained where missing, read again as tables and figures."""
+
+from ibqlab.studies.figures import (
+    figure_code_maps,
+    figure_collapse,
+    figure_histogram,
+    figure_reconstructions,
+    figure_scaling,
+    save_study_figure,
+)
+from ibqlab.studies.study import Study, StudyError, StudyParameters, open_study
+from ibqlab.studies.tables import show_table, summary_table, write_report
+
+__all__ = [
+    "Study",
+    "StudyError",
+    "StudyParameters",
+    "figure_code_maps",
+    "figure_collapse",
+    "figure_histogram",
+    "figure_reconstructions",
+    "figure_scaling",
+    "open_study",
+    "save_study_figure",
+    "show_table",
+    "summary_table",
+    "write_report",
+]

@@ -1,0 +1,118 @@
+"""Figures of a study, each drawn from the run folders and saved with the numbers behind it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ibqlab.diagnostics.projection import Projection, project_codes
+from ibqlab.plots import (
+    code_map_table,
+    collapse_curve_table,
+    plot_code_maps,
+    plot_collapse_curves,
+    plot_reconstructions,
+    plot_scaling,
+    plot_usage_histogram,
+    reconstruction_table,
+    save_figure,
+    scaling_table,
+    usage_histogram_table,
+)
+from ibqlab.runs import Run
+from ibqlab.studies.study import Cell, Study, StudyError
+from ibqlab.studies.tables import summary_table
+
+MAP_FRAMES = 4
+"""Snapshots that a map's space is fitted on, at most: more would leave too few points for each."""
+
+
+def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> list[Path]:
+    """Write a figure and its numbers into the study's `figures/`; the paths of picture and CSV."""
+    return save_figure(figure, study.folder / "figures" / name, data)
+
+
+def figure_collapse(study: Study) -> Figure:
+    """Usage, perplexity and gradient reach against training step; saved as `collapse_curves`.
+
+    Where the study has several codebook sizes or dimensions, the largest of each is shown.
+    """
+    metrics = study.metrics()
+    for axis in ("codebook_size", "code_dim"):
+        metrics = metrics[metrics[axis] == metrics[axis].max()]
+    metrics = metrics[metrics["step"] > 0]
+    figure = plot_collapse_curves(metrics)
+    save_study_figure(study, "collapse_curves", figure, collapse_curve_table(metrics))
+    return figure
+
+
+def figure_histogram(study: Study) -> Figure:
+    """Rank and frequency of codes on the validation images after training; saved as `usage_histogram`."""
+    counts = {label: run.snapshot()["counts"] for label, run in labelled_runs(study).items()}
+    figure = plot_usage_histogram(counts)
+    save_study_figure(study, "usage_histogram", figure, usage_histogram_table(counts))
+    return figure
+
+
+def figure_code_maps(study: Study) -> Figure:
+    """Codes and encoder features of each method after training, in one fitted space each; saved as `code_maps`."""
+    panels = {}
+    for label, run in labelled_runs(study).items():
+        projection, steps = map_run(run, study.grid.projection)
+        panels[label] = (projection, len(steps) - 1, run.snapshot()["counts"])
+    figure = plot_code_maps(panels)
+    save_study_figure(study, "code_maps", figure, code_map_table(panels))
+    return figure
+
+
+def figure_reconstructions(study: Study) -> Figure:
+    """Validation images and what each method makes of them; saved as `reconstructions`."""
+    runs = labelled_runs(study)
+    pictures = {label: run.snapshot() for label, run in runs.items()}
+    images = next(iter(pictures.values()))["images"]
+    rebuilt = {label: snapshot["reconstructions"] for label, snapshot in pictures.items()}
+    figure = plot_reconstructions(images, rebuilt)
+    save_study_figure(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
+    return figure
+
+
+def figure_scaling(study: Study) -> Figure:
+    """Validation usage and PSNR against codebook size, per method and dimension; saved as `scaling`."""
+    table = scaling_table(summary_table(study))
+    figure = plot_scaling(table)
+    save_study_figure(study, "scaling", figure, table)
+    return figure
+
+
+def map_run(run: Run, method: str) -> tuple[Projection, list[int]]:
+    """One fitted space for some of a run's snapshots, and the steps they stand for, first and last included."""
+    steps = run.snapshot_steps
+    chosen = sorted({steps[i] for i in np.linspace(0, len(steps) - 1, MAP_FRAMES).round().astype(int)})
+    snapshots = [run.snapshot(step) for step in chosen]
+    projection = project_codes(
+        [snapshot["codebook"] for snapshot in snapshots],
+        [snapshot["features"] for snapshot in snapshots],
+        method=method,
+    )
+    return projection, chosen
+
+
+def labelled_runs(study: Study) -> dict[str, Run]:
+    """One run per method and start, at the largest codebook and dimension and the first seed, by the label it has in
+    figures."""
+    finished = study.finished()
+    if not finished:
+        raise StudyError(f"no run of {study.name} is finished in {study.folder.name}; call train() first")
+    size = max(cell.labels["codebook_size"] for cell, _ in finished)
+    dim = max(cell.labels["code_dim"] for cell, _ in finished if cell.labels["codebook_size"] == size)
+    seed = study.grid.seeds[0]
+    wanted = {"codebook_size": size, "code_dim": dim, "seed": seed}
+    return {
+        _label(cell): run for cell, run in finished if all(cell.labels[key] == value for key, value in wanted.items())
+    }
+
+
+def _label(cell: Cell) -> str:
+    published = ", published" if cell.labels["published_init"] else ""
+    return f"{cell.labels['method']} from {cell.labels['init']}{published}"

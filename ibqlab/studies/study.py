@@ -1,0 +1,240 @@
+"""A study is a grid of training runs in one folder: method × initialisation × codebook size × code dimension × seed.
+
+Started again it trains only what is missing. Its cells are independent runs; tables and figures read their folders.
+"""
+
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ibqlab.config import ConfigError, content_hash, load_yaml, parse
+from ibqlab.quantizers import INITIALISATIONS, available_quantizers
+from ibqlab.quantizers.base import require, require_choice
+from ibqlab.runs import Run, runs_root
+from ibqlab.training import TrainConfig, train
+from ibqlab.training.recipes import EXPERIMENTS, recipe_config
+
+PROJECTIONS = ("umap", "pca")
+
+
+class StudyError(RuntimeError):
+    """Some cells of a study failed; the message lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a preset of experiments/studies/*.yaml holds."""
+
+    recipe: str
+    """Name of the recipe under experiments/ that every cell starts from."""
+    methods: tuple[str, ...]
+    """Quantizers by their registered names."""
+    initialisations: tuple[str, ...] = ("published",)
+    """Starts of the codebook: "published" (each method's own), or "uniform", "normal", "unit", "kmeans" for all."""
+    codebook_sizes: tuple[int, ...]
+    """K, codes."""
+    code_dims: tuple[int, ...]
+    """D, numbers per code."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; figures show mean and range over them."""
+    steps: int = 0
+    """Training steps of every cell; 0 as the recipe says."""
+    workers: int = 1
+    """Cells trained at a time, each with its share of the cores."""
+    projection: str = "umap"
+    """How maps are drawn: "umap" or "pca"."""
+
+    def __post_init__(self):
+        for axis in ("methods", "initialisations", "codebook_sizes", "code_dims", "seeds"):
+            values = getattr(self, axis)
+            require(len(values) > 0, f"{axis} is empty: give at least one value")
+            require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")
+        for method in self.methods:
+            require_choice("methods", method, available_quantizers())
+        for start in self.initialisations:
+            require_choice("initialisations", start, ("published", *INITIALISATIONS))
+        require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipe says), got {self.steps}")
+        require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
+        require_choice("projection", self.projection, PROJECTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyParameters:
+    """What a study notebook's `parameters` cell may set. Empty or 0 means: as the preset says."""
+
+    preset: str = "laptop"
+    """A preset of the study's file under experiments/studies/."""
+    recipe: str = ""
+    """Another recipe."""
+    methods: tuple[str, ...] = ()
+    """Quantizers."""
+    initialisations: tuple[str, ...] = ()
+    """Starts of the codebook."""
+    codebook_sizes: tuple[int, ...] = ()
+    """K, codes."""
+    code_dims: tuple[int, ...] = ()
+    """D."""
+    seeds: tuple[int, ...] = ()
+    """Seeds."""
+    steps: int = 0
+    """Training steps of every cell."""
+    workers: int = 0
+    """Cells trained at a time."""
+    projection: str = ""
+    """How maps are drawn."""
+    output: str = ""
+    """Folder of the study; empty: runs/<study>-<preset>. Relative paths start in the folder of all runs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study and the values that tell it from the others."""
+
+    name: str
+    config: TrainConfig
+    labels: dict[str, Any]
+
+
+class Study:
+    """A grid and its folder.
+
+    Args:
+        name: the study's name, for titles.
+        grid: what to train.
+        folder: where; created when the first cell starts.
+    """
+
+    def __init__(self, name: str, grid: Grid, folder: Path):
+        self.name, self.grid, self.folder = name, grid, Path(folder)
+        self.cells = _cells(grid)
+
+    def train(self, progress: bool = True) -> None:
+        """Train every cell that is not finished.
+
+        Raises:
+            StudyError: some cells failed, listed with their reasons; the others are finished.
+            RunError: a cell's folder holds another config.
+        """
+        missing = [cell for cell in self.cells if not _finished(self.folder / cell.name)]
+        workers = min(self.grid.workers, len(missing))
+        together = _train_one_by_one if workers <= 1 else _train_in_workers
+        failed = together(missing, self.folder, workers, progress)
+        if failed:
+            lines = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
+            raise StudyError(f"{len(failed)} of {len(self.cells)} runs failed; the others are kept:\n{lines}")
+
+    def finished(self) -> list[tuple[Cell, Run]]:
+        """Cells that are done, with their runs, in the grid's order."""
+        return [(cell, Run(self.folder / cell.name)) for cell in self.cells if _finished(self.folder / cell.name)]
+
+    def metrics(self) -> pd.DataFrame:
+        """All logged rows of all finished cells, with the cells' labels as columns."""
+        frames = [run.metrics.assign(run=cell.name, **cell.labels) for cell, run in self.finished()]
+        if not frames:
+            raise StudyError(f"no run of {self.name} is finished in {self.folder.name}; call train() first")
+        return pd.concat(frames, ignore_index=True)
+
+    def final_rows(self) -> pd.DataFrame:
+        """The last row of each finished cell."""
+        return self.metrics().sort_values("step").groupby("run", sort=False).tail(1).reset_index(drop=True)
+
+
+def open_study(name: str, parameters: StudyParameters) -> Study:
+    """A study by name, its preset overruled by the parameters that are given.
+
+    Raises:
+        ConfigError: unknown study, preset or recipe, or an impossible grid.
+    """
+    presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
+    if parameters.preset not in presets:
+        known = ", ".join(presets)
+        raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; there are {known}")
+    given = {
+        f.name: getattr(parameters, f.name)
+        for f in fields(parameters)
+        if f.name not in ("preset", "output") and getattr(parameters, f.name)
+    }
+    settings = presets[parameters.preset] | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+    grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
+    return Study(name, grid, runs_root() / (parameters.output or f"{name}-{parameters.preset}"))
+
+
+def _cells(grid: Grid) -> list[Cell]:
+    """The grid's runs; a start that is a method's published one anyway is not trained twice."""
+    axes = (grid.methods, grid.initialisations, grid.codebook_sizes, grid.code_dims, grid.seeds)
+    cells: dict[str, Cell] = {}
+    for method, start, size, dim, seed in itertools.product(*axes):
+        quantizer = {"name": method, "codebook_size": size, "code_dim": dim}
+        published = recipe_config(grid.recipe, {"tokenizer.quantizer": quantizer})
+        if start != "published":
+            quantizer["codebook_init"] = start
+        settings = {"tokenizer.quantizer": quantizer, "seed": seed} | ({"steps": grid.steps} if grid.steps else {})
+        config = recipe_config(grid.recipe, settings)
+        actual = config.tokenizer.quantizer.codebook_init
+        labels = {
+            "method": method,
+            "init": INITIALISATIONS[actual],
+            "published_init": actual == published.tokenizer.quantizer.codebook_init,
+            "codebook_size": size,
+            "code_dim": dim,
+            "seed": seed,
+        }
+        cell = Cell(f"{method}-{actual}-K{size}-D{dim}-seed{seed}", config, labels)
+        cells.setdefault(content_hash(config), cell)
+    return list(cells.values())
+
+
+def _finished(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and Run(path).status == "finished"
+
+
+def _train_one_by_one(cells: list[Cell], folder: Path, workers: int, progress: bool) -> dict[str, str]:
+    """Train in this process; the failures by cell name."""
+    failed = {}
+    for cell in cells:
+        try:
+            train(cell.config, folder / cell.name, progress=progress)
+        except Exception as error:
+            failed[cell.name] = f"{type(error).__name__}: {error}"
+    return failed
+
+
+def _train_in_workers(cells: list[Cell], folder: Path, workers: int, progress: bool) -> dict[str, str]:
+    """Train in fresh processes that share the cores; the failures by cell name."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    steps = sum(cell.config.steps for cell in cells)
+    context = multiprocessing.get_context("spawn")
+    bar = tqdm(total=steps, desc=f"{len(cells)} runs", unit="step", disable=not progress)
+    with bar, ProcessPoolExecutor(workers, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
+        futures = {pool.submit(_train_cell, cell, folder): cell.name for cell in cells}
+        waiting = set(futures)
+        while waiting:
+            _, waiting = wait(waiting, timeout=1.0)
+            bar.update(sum(_last_step(folder / cell.name) for cell in cells) - bar.n)
+    failures = {name: future.exception() for future, name in futures.items()}
+    return {name: f"{type(error).__name__}: {error}" for name, error in failures.items() if error}
+
+
+def _last_step(path: Path) -> int:
+    """The last step that a run has logged, 0 before the first."""
+    if not (path / "metrics.jsonl").is_file():
+        return 0
+    metrics = Run(path).metrics
+    return int(metrics["step"].iloc[-1]) if len(metrics) else 0
+
+
+def _limit_threads(threads: int) -> None:
+    import torch  # noqa: PLC0415 - runs in a fresh worker
+
+    torch.set_num_threads(threads)
+
+
+def _train_cell(cell: Cell, folder: Path) -> None:
+    train(cell.config, folder / cell.name, progress=False)

@@ -1,0 +1,108 @@
+"""Tables of a study: one row per method and setting, mean and range over seeds."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ibqlab.studies.study import Study
+
+AXES = ["method", "init", "published_init", "codebook_size", "code_dim"]
+MEASURES = {
+    "validation_usage": "usage of validation codes",
+    "usage": "usage in the training window",
+    "validation_perplexity": "perplexity (codes)",
+    "gradient_reach": "gradient reach",
+    "validation_psnr": "PSNR (dB)",
+}
+SHARES = {"validation_usage", "usage", "gradient_reach"}
+
+
+def summary_table(study: Study) -> pd.DataFrame:
+    """What each method came to at the end of training.
+
+    Returns:
+        One row per method, start, codebook size and dimension: mean, min and max over seeds of validation usage,
+        training-window usage, perplexity, gradient reach (shares 0 to 1) and PSNR (dB); the number of seeds, of
+        training steps, of validation tokens (the fewest over seeds) and the seconds of one run (mean). Sorted as the
+        study's grid.
+    """
+    groups = study.final_rows().groupby(AXES, sort=False)
+    parts = {
+        f"{measure}_{statistic}": groups[measure].agg(statistic)
+        for measure in MEASURES
+        for statistic in ("mean", "min", "max")
+    }
+    parts["validation_tokens"] = groups["validation_tokens"].min()
+    parts["usage_tokens"] = groups["usage_tokens"].min()
+    parts["steps"] = groups["step"].max()
+    parts["seconds"] = groups["seconds"].mean()
+    parts["seeds"] = groups["seed"].nunique()
+    return pd.DataFrame(parts).reset_index()
+
+
+def show_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary table for reading: shares in %, ranges in brackets where there are several seeds, token counts."""
+    shown = pd.DataFrame(
+        {
+            "method": table["method"],
+            "start": table["init"].where(~table["published_init"], table["init"] + ", published"),
+            "K": table["codebook_size"],
+            "D": table["code_dim"],
+        }
+    )
+    for measure, title in MEASURES.items():
+        shown[title] = [_cell(row, measure) for _, row in table.iterrows()]
+    shown["validation tokens"] = table["validation_tokens"].map("{:,}".format)
+    shown["seeds"] = table["seeds"]
+    shown["s per run"] = table["seconds"].round().astype(int)
+    return shown
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table of strings and numbers as Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write_report(study: Study, seconds: float | None = None) -> Path:
+    """Write the study's table as report.md and table.csv into its folder's `figures/`.
+
+    Args:
+        study: with at least one finished cell.
+        seconds: wall-clock time of the whole study, where it was measured.
+    Returns:
+        Path of report.md.
+    """
+    folder = study.folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = summary_table(study)
+    table.to_csv(folder / "table.csv", index=False)
+    facts = study.finished()[0][1].provenance
+    shares = [run.provenance.get("recorder_share_of_step", 0.0) for _, run in study.finished()]
+    hardware, versions = facts.get("hardware", {}), facts.get("versions", {})
+    lines = [
+        f"# {study.name}",
+        to_markdown(show_table(table)),
+        f"- recipe: {study.grid.recipe}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
+        f"- usage: share of codes hit at least once in the tokens named; at least {_tokens_per_code(study)} per code",
+        f"- recording took {max(shares):.1%} of a step at most",
+        f"- hardware: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores",
+        f"- versions: torch {versions.get('torch')}, Python {versions.get('python')}",
+        f"- commit: {facts.get('commit')}",
+    ]
+    if seconds is not None:
+        lines.append(f"- wall-clock time of all runs and figures: {seconds:.0f} s")
+    path = folder / "report.md"
+    path.write_text("\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n", encoding="utf-8")
+    return path
+
+
+def _tokens_per_code(study: Study) -> int:
+    return study.cells[0].config.record.tokens_per_code
+
+
+def _cell(row: pd.Series, measure: str) -> str:
+    mean, low, high = (row[f"{measure}_{statistic}"] for statistic in ("mean", "min", "max"))
+    scale, unit = (100, " %") if measure in SHARES else (1, "")
+    text = f"{mean * scale:.1f}{unit}"
+    return text if row["seeds"] == 1 else f"{text} ({low * scale:.1f}–{high * scale:.1f})"

@@ -1,0 +1,310 @@
+"""Encoder and decoder of the published IBQ tokenizer (those of VQGAN), fully convolutional.
+
+What is unusual: attention is placed by *nominal* resolution, the one in the config, not by the size of the image at
+hand; downsampling pads on the right and below only; the decoder has one block more per level than the encoder.
+Submodule names are the published ones, so published weights load without a translation table. Shape letters: B images ·
+C channels · H W image · h w latent grid.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_GROUPS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Width, depth and attention of encoder and decoder. The defaults are the published configuration."""
+
+    base_channels: int = 128
+    """Channels at full resolution; every level's channels must be a multiple of 32. Paper: 128."""
+
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Channels of each level as multiples of base_channels, full resolution first. Each level after the first halves
+    height and width, so five levels downsample by 16. Paper: 1, 1, 2, 2, 4."""
+
+    num_res_blocks: int = 4
+    """Residual blocks per encoder level, at least 1; the decoder has one more. Paper: 4."""
+
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Nominal resolutions, in pixels, of the levels with attention after each block; () for attention in the middle
+    only. Paper: 16."""
+
+    resolution: int = 256
+    """Nominal image size in pixels: it places the attention and limits nothing, any divisible size can be encoded.
+    Paper: 256."""
+
+    in_channels: int = 3
+    """Channels of an image. Paper: 3."""
+
+    out_channels: int = 3
+    """Channels of a reconstruction. Paper: 3."""
+
+    latent_channels: int = 256
+    """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim. Paper: 256 (z_channels)."""
+
+    double_latent: bool = False
+    """The encoder gives twice latent_channels, as one with a mean and a variance would. Paper: False."""
+
+    dropout: float = 0.0
+    """Share of activations dropped in each residual block in training, 0 to below 1. Paper: 0."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        _check_channels(self.base_channels, self.channel_multipliers)
+        _check_resolutions(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in 0 to below 1; got {self.dropout}. Use 0.0 as published.")
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent position along each side: 2 to the number of levels less one."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each level, full resolution first."""
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def level_resolutions(self) -> tuple[int, ...]:
+        """Nominal resolution of each level in pixels, full resolution first."""
+        return tuple(self.resolution // 2**level for level in range(len(self.channel_multipliers)))
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels that the encoder gives."""
+        return self.latent_channels * (2 if self.double_latent else 1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(swish(norm(conv(swish(norm(x))))))), with a 1 × 1 convolution on x where the channels change.
+
+    Source: published IBQ tokenizer code, ResnetBlock.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = _conv3(in_channels, out_channels)
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _conv3(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
+        residual = self.conv1(F.silu(self.norm1(x)))
+        residual = self.conv2(self.dropout(F.silu(self.norm2(residual))))
+        return self.nin_shortcut(x) + residual
+
+
+class AttentionBlock(nn.Module):
+    """x + proj(softmax(qᵀk / √C) v), one head over all positions.
+
+    Cost: O((HW)²·C) operations; the memory of the fused kernel grows with HW, not with its square.
+    Source: published IBQ tokenizer code, AttnBlock.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        normed = self.norm(x)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(mixed)
+
+
+class Downsample(nn.Module):
+    """Halve height and width: 3 × 3 convolution with stride 2, zeros added on the right and below only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width: each pixel repeated, then a 3 × 3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where the level has it."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, blocks: int, attention: bool, dropout: float) -> None:
+        super().__init__()
+        inputs = (in_channels,) + (out_channels,) * (blocks - 1)
+        self.block = nn.ModuleList(ResidualBlock(channels, out_channels, dropout) for channels in inputs)
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in inputs if attention)
+
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
+        for place, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[place](x)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution; the attention is always there."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, dropout)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResidualBlock(channels, channels, dropout)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Images to latents on a grid that is `config.downsampling` times smaller.
+
+    Args:
+        config: the architecture; 46,752,256 parameters as published.
+    Source: published IBQ tokenizer configuration.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        channels = config.level_channels
+        self.conv_in = _conv3(config.in_channels, config.base_channels)
+        self.down = nn.ModuleList()
+        for number, resolution in enumerate(config.level_resolutions):
+            level = Level(
+                channels[number - 1] if number else config.base_channels,
+                channels[number],
+                blocks=config.num_res_blocks,
+                attention=resolution in config.attention_resolutions,
+                dropout=config.dropout,
+            )
+            if number < len(channels) - 1:
+                level.downsample = Downsample(channels[number])
+            self.down.append(level)
+        self.mid = Middle(channels[-1], config.dropout)
+        self.norm_out = _norm(channels[-1])
+        self.conv_out = _conv3(channels[-1], config.encoder_channels)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_latent h w"]:
+        """Latents before the 1 × 1 convolution to the code dimension; H and W must be multiples of the downsampling."""
+        x = self.conv_in(images)
+        for number, level in enumerate(self.down):
+            x = level(x)
+            if number < len(self.down) - 1:
+                x = level.downsample(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents to images; the output is not clamped, so values may leave [−1, 1].
+
+    `up` counts levels as the encoder's `down` does: up[0] works at full resolution and runs last.
+
+    Args:
+        config: the architecture; 59,903,875 parameters as published.
+    Source: published IBQ tokenizer configuration.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        channels = config.level_channels
+        self.conv_in = _conv3(config.latent_channels, channels[-1])
+        self.mid = Middle(channels[-1], config.dropout)
+        self.up = nn.ModuleList()
+        for number, resolution in enumerate(config.level_resolutions):
+            level = Level(
+                channels[min(number + 1, len(channels) - 1)],
+                channels[number],
+                blocks=config.num_res_blocks + 1,
+                attention=resolution in config.attention_resolutions,
+                dropout=config.dropout,
+            )
+            if number:
+                level.upsample = Upsample(channels[number])
+            self.up.append(level)
+        self.norm_out = _norm(channels[0])
+        self.conv_out = _conv3(channels[0], config.out_channels)
+
+    def forward(self, latents: Float[Tensor, "B C_latent h w"]) -> Float[Tensor, "B C H W"]:
+        """Images from latents of `latent_channels` channels, any grid size."""
+        x = self.mid(self.conv_in(latents))
+        for number in reversed(range(len(self.up))):
+            x = self.up[number](x)
+            if number:
+                x = self.up[number].upsample(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+    @property
+    def last_layer(self) -> Float[Tensor, "C_out C 3 3"]:
+        """Weight of the last convolution, where adaptive loss weights compare gradients."""
+        return self.conv_out.weight
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+
+
+def _conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def _check_positive(config: AutoencoderConfig) -> None:
+    for name in ("base_channels", "num_res_blocks", "resolution", "in_channels", "out_channels", "latent_channels"):
+        value = getattr(config, name)
+        if value < 1:
+            published = AutoencoderConfig.__dataclass_fields__[name].default
+            raise ValueError(f"{name} must be at least 1; got {value}. Published: {published}.")
+
+
+def _check_channels(base_channels: int, multipliers: tuple[int, ...]) -> None:
+    if not multipliers:
+        raise ValueError("channel_multipliers must name at least one level; got (). Use (1, 2, 2) to downsample by 4.")
+    named = {"base_channels": base_channels}
+    named |= {f"base_channels × channel_multipliers[{i}]": base_channels * m for i, m in enumerate(multipliers)}
+    for name, channels in named.items():
+        if channels < 1 or channels % NORM_GROUPS:
+            raise ValueError(
+                f"{name} must be a positive multiple of {NORM_GROUPS}, the groups of each normalisation; got "
+                f"{channels} (base_channels={base_channels}, channel_multipliers={multipliers}). "
+                f"Use base_channels={_nearest_multiple(base_channels, NORM_GROUPS)} and multipliers of at least 1."
+            )
+
+
+def _check_resolutions(config: AutoencoderConfig) -> None:
+    factor = config.downsampling
+    if config.resolution % factor:
+        raise ValueError(
+            f"resolution must be a multiple of {factor}, because {len(config.channel_multipliers)} levels downsample "
+            f"by {factor}; got {config.resolution}. "
+            f"Use resolution={_nearest_multiple(config.resolution, factor)} or fewer channel_multipliers."
+        )
+    without_level = [size for size in config.attention_resolutions if size not in config.level_resolutions]
+    if without_level:
+        levels = ", ".join(map(str, config.level_resolutions))
+        raise ValueError(
+            f"attention_resolutions must be nominal resolutions of levels ({levels}); got {without_level[0]}. "
+            f"Use one of those, attention_resolutions=() for none, or another resolution than {config.resolution}."
+        )
+
+
+def _nearest_multiple(value: int, factor: int) -> int:
+    return max(1, round(value / factor)) * factor

@@ -1,0 +1,257 @@
+"""The whole tokenizer: image → encoder → quantizer → decoder → image.
+
+tok = Tokenizer.from_config(TokenizerConfig())
+indices = tok.encode(picture).indices          # (1, h, w)
+again = tok.decode_indices(indices)            # (1, 3, H, W), nominally in [−1, 1]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from ibqlab.data.pixels import to_model_range
+from ibqlab.quantizers import IndexBackpropQuantizerConfig, QuantizerConfig, QuantizerOutput, make_quantizer
+from ibqlab.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
+
+Images = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
+"""What `Tokenizer.encode` takes; see `prepare_images`."""
+
+RANGE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """An autoencoder and the quantizer between its halves. The defaults are the published 16,384-code tokenizer."""
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Encoder and decoder."""
+
+    quantizer: QuantizerConfig = field(
+        default_factory=lambda: IndexBackpropQuantizerConfig(codebook_size=16384, code_dim=256)
+    )
+    """Any registered quantizer's config. Paper: IBQ with 1,024 to 262,144 codes of dimension 256."""
+
+
+class TokenizerOutput(NamedTuple):
+    """What a pass through the whole tokenizer gives."""
+
+    reconstruction: Float[Tensor, "B C H W"]
+    """The decoder's image, not clamped."""
+
+    quantizer: QuantizerOutput
+    """Quantized latents, indices and the quantizer's losses."""
+
+    features: Float[Tensor, "B D h w"]
+    """What the quantizer was given: encoder output after the 1 × 1 convolution."""
+
+
+class Tokenizer(nn.Module):
+    """Published IBQ tokenizer around any quantizer: encoder, 1 × 1 to code_dim, quantizer, 1 × 1 back, decoder.
+
+    Args:
+        config: the architecture. Weights start at PyTorch's defaults, as published.
+    Source: IBQ §3.1; published IBQ tokenizer configuration.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        autoencoder, code_dim = config.autoencoder, config.quantizer.code_dim
+        self.config = config
+        self.downsampling = autoencoder.downsampling
+        self.encoder = Encoder(autoencoder)
+        self.quant_conv = nn.Conv2d(autoencoder.encoder_channels, code_dim, 1)
+        self.quantizer = make_quantizer(config.quantizer)
+        self.post_quant_conv = nn.Conv2d(code_dim, autoencoder.latent_channels, 1)
+        self.decoder = Decoder(autoencoder)
+
+    @classmethod
+    def from_config(cls, config: TokenizerConfig) -> "Tokenizer":
+        """A tokenizer with fresh weights, drawn from torch's global random state."""
+        return cls(config)
+
+    def latent_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of that size.
+
+        Args:
+            height: of the image, in pixels, a multiple of `downsampling`.
+            width: likewise.
+        Returns:
+            (h, w), in tokens.
+        Raises:
+            ValueError: the downsampling does not divide the size; the message gives the nearest sizes.
+        """
+        factor = self.downsampling
+        if height < 1 or width < 1 or height % factor or width % factor:
+            raise ValueError(
+                f"image height and width must be multiples of the downsampling {factor}; got {height} × {width} "
+                f"pixels. Resize or crop to a height of {_near_sizes(height, factor)} and a width of "
+                f"{_near_sizes(width, factor)}."
+            )
+        return height // factor, width // factor
+
+    def encode(self, images: Images) -> QuantizerOutput:
+        """Images to codes.
+
+        In training mode quantizers that keep their codebook themselves update it here too: call `eval()` to only look.
+
+        Args:
+            images: (B, 3, H, W) float in [−1, 1], or anything else that `prepare_images` takes; H and W multiples of
+                `downsampling`. They are moved to the tokenizer's device.
+        Returns:
+            Quantized latents (B, D, h, w), indices (B, h, w) and the quantizer's losses.
+        Raises:
+            ValueError: wrong shape, type, range or size, or NaN.
+        """
+        weight = self.quant_conv.weight
+        prepared = prepare_images(images, self.config.autoencoder.in_channels).to(weight.device, weight.dtype)
+        return self.quantizer(self._features(prepared))
+
+    def decode(self, quantized: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
+        """Images from code vectors.
+
+        Args:
+            quantized: code vectors on a grid of any size.
+        Returns:
+            Images, nominally in [−1, 1] and not clamped; `ibqlab.data.to_uint8` makes pictures of them.
+        Raises:
+            ValueError: not four dimensions, or another code dimension.
+        """
+        code_dim = self.config.quantizer.code_dim
+        if quantized.ndim != 4 or quantized.shape[1] != code_dim:
+            raise ValueError(
+                f"quantized must be (B, D, h, w) with D = {code_dim}; got {tuple(quantized.shape)}. "
+                "For indices (B, h, w) use decode_indices."
+            )
+        return self.decoder(self.post_quant_conv(quantized))
+
+    def decode_indices(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
+        """Images from token indices, 0 to K − 1; not clamped.
+
+        Raises:
+            ValueError: not whole numbers on a (B, h, w) grid, or an index that is no code.
+        """
+        if indices.ndim != 3 or indices.is_floating_point():
+            raise ValueError(
+                f"indices must be whole numbers of shape (B, h, w); got {indices.dtype} {tuple(indices.shape)}. "
+                "Use indices.long(), and indices.view(B, h, w) for a sequence of h·w tokens."
+            )
+        return self.decode(self.quantizer.decode(indices))
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
+        """Reconstruct images; what training calls. The range of the values is not checked, because that costs a pass.
+
+        In eval mode the reconstruction equals decode(encode(images).quantized).
+
+        Args:
+            images: in [−1, 1], on the tokenizer's device; H and W multiples of `downsampling`.
+        Returns:
+            Reconstruction, quantizer output and features.
+        Raises:
+            ValueError: the downsampling does not divide H or W.
+        """
+        features = self._features(images)
+        quantizer = self.quantizer(features)
+        return TokenizerOutput(self.decode(quantizer.quantized), quantizer, features)
+
+    def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        self.latent_grid(*images.shape[-2:])
+        return self.quant_conv(self.encoder(images))
+
+
+def prepare_images(images: Images, channels: int = 3) -> Float[Tensor, "B C H W"]:
+    """Pictures of any usual kind as a float tensor in [−1, 1].
+
+    Args:
+        images: one of
+            a PIL image, or a list of them of equal size (converted to RGB);
+            a uint8 array (H, W, 3) or (B, H, W, 3), as NumPy and matplotlib hold pictures;
+            a uint8 tensor (B, 3, H, W), 0 to 255;
+            a float tensor (B, 3, H, W) within [−1, 1], which is returned as it is.
+        channels: that the model takes; pictures have 3.
+    Returns:
+        (B, C, H, W), float32 unless a float tensor of another type came in.
+    Raises:
+        ValueError: another shape or type, values outside [−1, 1] by more than 0.001, or NaN; the message says
+            what to type.
+    """
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, (list, tuple)):
+        images = _stack_pictures(images)
+    if isinstance(images, np.ndarray):
+        images = _array_to_tensor(images)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a tensor, a uint8 array, or PIL images; got {type(images).__name__}.")
+    _check_shape(images, channels)
+    if images.dtype == torch.uint8:
+        return to_model_range(images)
+    _check_range(images)
+    return images
+
+
+def _stack_pictures(pictures: Sequence[Image.Image]) -> np.ndarray:
+    kinds = {type(picture).__name__ for picture in pictures if not isinstance(picture, Image.Image)}
+    if kinds or not pictures:
+        arrived = f"a list with {', '.join(sorted(kinds))}" if kinds else "an empty list"
+        raise ValueError(f"a list of images must hold PIL images; got {arrived}. Use torch.stack(…) for tensors.")
+    sizes = sorted({picture.size for picture in pictures})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"images of one batch must have one size; got (width, height) {', '.join(map(str, sizes[:4]))}. "
+            "Resize them, or encode them one by one."
+        )
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def _array_to_tensor(array: np.ndarray) -> Tensor:
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"an array of images must be uint8, 0 to 255; got {array.dtype}. For floats in [−1, 1] use "
+            "torch.from_numpy(images).permute(0, 3, 1, 2)."
+        )
+    if array.ndim not in (3, 4) or array.shape[-1] != 3:
+        raise ValueError(
+            f"an array of images must be (H, W, 3) or (B, H, W, 3); got {array.shape}. "
+            "Use np.moveaxis(images, -3, -1) if channels come first."
+        )
+    return torch.from_numpy(np.array(array[None] if array.ndim == 3 else array)).permute(0, 3, 1, 2)
+
+
+def _check_shape(images: Tensor, channels: int) -> None:
+    if images.ndim == 4 and images.shape[1] == channels and images.numel():
+        return
+    if images.ndim == 3 and images.shape[0] == channels:
+        remedy = "Use images[None] for a single image."
+    elif images.ndim == 4 and images.shape[-1] == channels:
+        remedy = "Use images.permute(0, 3, 1, 2), because channels come second."
+    else:
+        remedy = f"Give at least one image, with {channels} channels."
+    raise ValueError(f"images must be (B, {channels}, H, W); got {tuple(images.shape)}. {remedy}")
+
+
+def _check_range(images: Tensor) -> None:
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images must be uint8 (0 to 255) or float (−1 to 1); got {images.dtype}. Use images.to(torch.uint8)."
+        )
+    low, high = (bound.item() for bound in images.detach().aminmax())
+    if np.isnan(low):
+        raise ValueError("images must be numbers; got NaN. Find it with torch.isnan(images).nonzero().")
+    if low < -1 - RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(
+            f"float images must lie in [−1, 1]; got {low:.4g} to {high:.4g}. "
+            "Use images / 127.5 - 1 for values from 0 to 255, images * 2 - 1 for values from 0 to 1."
+        )
+
+
+def _near_sizes(size: int, factor: int) -> str:
+    below = size // factor * factor
+    if size == below and size:
+        return f"{size}"
+    return f"{below} or {below + factor}" if below else f"{factor}"

@@ -1,0 +1,17 @@
+"""Training: one loop for one process or many, resumed exactly, stopped at the first number that is not one."""
+
+from ibqlab.training.config import LossConfig, OptimizerConfig, RecordConfig, TrainConfig
+from ibqlab.training.loop import TrainingError, train
+from ibqlab.training.recipes import find_recipe, load_recipe, recipe_config
+
+__all__ = [
+    "LossConfig",
+    "OptimizerConfig",
+    "RecordConfig",
+    "TrainConfig",
+    "TrainingError",
+    "find_recipe",
+    "load_recipe",
+    "recipe_config",
+    "train",
+]

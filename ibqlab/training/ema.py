@@ -1,0 +1,56 @@
+"""Exponential moving average of weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """One shadow per trainable parameter: s ← s − (1 − d)(s − p) after every step, without warm-up.
+
+    Shadows start at the parameters' values. (In the published code the codebook's shadow starts at another
+    quantizer's, so its averaged weights mean nothing for the first few thousand steps.)
+
+    Args:
+        module: whose parameters to follow.
+        decay: d in [0, 1), kept as float32 like the published one.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = float(torch.tensor(decay, dtype=torch.float32))
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shadows = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow one optimiser step."""
+        torch._foreach_lerp_(list(self.shadows.values()), list(self._parameters.values()), 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the module has the averaged weights; after it, its own again."""
+        own = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._copy(self.shadows)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The shadows by parameter name."""
+        return self.shadows
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over stored shadows; names must match."""
+        if state.keys() != self.shadows.keys():
+            raise ValueError(f"averaged weights do not match the model: {sorted(state.keys() ^ self.shadows.keys())}")
+        for name, shadow in self.shadows.items():
+            shadow.copy_(state[name])
+
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,122 @@
+"""Validation: reconstruction and usage on held-out images, and the snapshot that figures are drawn from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ibqlab.data import ImageSource, to_model_range, to_uint8, validation_batches
+from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.quantizers.collectives import sum_over_processes
+from ibqlab.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Result of `validate`."""
+
+    l1: float
+    """Mean |x − x̂| on the [−1, 1] scale."""
+    psnr: float
+    """Mean over images of 10·log10(4 / mean (x − x̂)²), dB, with x̂ clamped to [−1, 1]."""
+    counts: Int[Tensor, " K"]
+    """Hits per code."""
+    images: int
+    """How many images were seen."""
+
+    def row(self) -> dict[str, Any]:
+        """The numbers as a row of metrics."""
+        tokens = int(self.counts.sum())
+        return {
+            "validation_l1": self.l1,
+            "validation_psnr": self.psnr,
+            "validation_usage": int((self.counts > 0).sum()) / len(self.counts),
+            "validation_perplexity": perplexity(self.counts),
+            "validation_tokens": tokens,
+            "validation_images": self.images,
+        }
+
+
+@torch.no_grad()
+def validate(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    *,
+    images: int,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> Validation:
+    """Reconstruct validation images in eval mode and count the codes they use.
+
+    Args:
+        tokenizer: evaluated as it is; wrap in `WeightAverage.applied()` for averaged weights.
+        source: validation split.
+        images: how many, over all processes.
+        batch_size: images per forward pass over all processes.
+        device: where the tokenizer is.
+        rank: number of this process.
+        world_size: number of processes that share the images.
+        workers: loader processes.
+    """
+    size = tokenizer.quantizer.config.codebook_size
+    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    was_training = tokenizer.training
+    tokenizer.eval()
+    batches = validation_batches(
+        source, images=images, batch_size=batch_size, rank=rank, world_size=world_size, workers=workers
+    )
+    for batch in batches:
+        pictures = to_model_range(batch.images.to(device))
+        out = tokenizer(pictures)
+        error = out.reconstruction.float().clamp(-1, 1) - pictures
+        squares = error.double().square().flatten(1).mean(1)
+        sums += torch.stack(
+            [
+                error.double().abs().flatten(1).mean(1).sum(),
+                (10 * torch.log10(4 / squares.clamp_min(1e-12))).sum(),
+                squares.new_tensor(len(pictures)),
+            ]
+        )
+        counts += count_indices(out.quantizer.indices, size)
+    tokenizer.train(was_training)
+    l1, psnr, seen = sum_over_processes(sums).tolist()
+    return Validation(l1=l1 / seen, psnr=psnr / seen, counts=sum_over_processes(counts), images=int(seen))
+
+
+@torch.no_grad()
+def take_snapshot(
+    tokenizer: Tokenizer, pictures: Tensor, *, counts: Tensor, last_hit: Tensor, features: int, images: int
+) -> dict[str, np.ndarray]:
+    """The arrays of a snapshot: codebook, a fixed sample of features with their codes, hits, reconstructions.
+
+    Args:
+        tokenizer: the model as it is.
+        pictures: (B, 3, H, W) uint8, the same validation images at every snapshot.
+        counts: (K,) hits per code in this step's validation.
+        last_hit: (K,) training step of each code's last hit, −1 if never.
+        features: how many tokens' features to keep.
+        images: how many images to keep.
+    """
+    was_training = tokenizer.training
+    tokenizer.eval()
+    codebook = tokenizer.quantizer.codebook
+    out = tokenizer(to_model_range(pictures.to(codebook.device)))
+    tokenizer.train(was_training)
+    tokens = out.features.float().permute(0, 2, 3, 1).flatten(0, 2)[:features]
+    rebuilt = to_uint8(out.reconstruction[:images].float())
+    return {
+        "codebook": codebook.detach().float().cpu().numpy(),
+        "features": tokens.cpu().numpy(),
+        "assignments": out.quantizer.indices.flatten()[:features].cpu().numpy(),
+        "counts": counts.cpu().numpy(),
+        "last_hit": last_hit.cpu().numpy(),
+        "images": pictures[:images].permute(0, 2, 3, 1).cpu().numpy(),
+        "reconstructions": rebuilt.permute(0, 2, 3, 1).cpu().numpy(),
+    }

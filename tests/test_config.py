@@ -1,0 +1,352 @@
+"""The one door for settings: what comes in right, and what each kind of wrong says."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+import yaml
+
+from ibqlab.config import (
+    ConfigError,
+    apply_overrides,
+    check_parameters,
+    content_hash,
+    dump_yaml,
+    load_yaml,
+    parse,
+    read_parameters,
+    to_dict,
+)
+from ibqlab.quantizers import available_quantizers, quantizer_config
+from ibqlab.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    training: Inner = field(default_factory=Inner)
+    second: Inner | None = None
+    steps: int = 300
+    sizes: tuple[int, ...] = (256,)
+    flip: bool = True
+    start: Literal["normal", "uniform"] = "normal"
+    folder: Path = Path("data")
+    limit: int | None = None
+    label: str | None = None
+    names: tuple[str, ...] = ()
+
+
+def message(mapping: Any, cls: type = Outer) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(cls, mapping, source="recipe x")
+    assert str(caught.value).startswith("recipe x: ")
+    return str(caught.value)
+
+
+# --- parse ---
+
+
+def test_parse_fills_every_kind_of_field():
+    got = parse(
+        Outer,
+        {
+            "training": {"learning_rate": 1, "betas": [0.1, 0.2]},
+            "second": {},
+            "steps": 5,
+            "sizes": [1, 2],
+            "flip": False,
+            "start": "uniform",
+            "folder": "a/b",
+            "limit": 3,
+        },
+    )
+    assert got == Outer(
+        training=Inner(learning_rate=1.0, betas=(0.1, 0.2)),
+        second=Inner(),
+        steps=5,
+        sizes=(1, 2),
+        flip=False,
+        start="uniform",
+        folder=Path("a/b"),
+        limit=3,
+    )
+    assert isinstance(got.training.learning_rate, float) and isinstance(got.sizes, tuple)
+
+
+def test_parse_takes_ready_made_configs_and_no_settings():
+    assert parse(Outer, {"training": Inner(learning_rate=2.0)}).training.learning_rate == 2.0
+    assert parse(Outer, {}) == Outer()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "says"),
+    [
+        ({"stesp": 3}, "stesp: unknown key; did you mean 'steps'?"),
+        ({"training": {"learning_rat": 1.0}}, "training.learning_rat: unknown key; did you mean 'learning_rate'?"),
+        ({"second": {"zzz": 1.0}}, "second.zzz: unknown key; there are: learning_rate, betas"),
+        ({"steps": "3"}, "steps: must be an integer; got the text '3'; write 3 without quotes"),
+        ({"steps": 1.5}, "steps: must be an integer; got the number 1.5"),
+        ({"steps": 1e3}, "got the number 1000.0; write 1000"),
+        ({"steps": True}, "steps: must be an integer; got true"),
+        ({"steps": None}, "steps: must be an integer; got null"),
+        ({"flip": "true"}, "flip: must be true or false; got the text 'true'; write true without quotes"),
+        ({"flip": 1}, "flip: must be true or false; got the number 1"),
+        ({"sizes": "256, 1024"}, "sizes: must be a list; got the text '256, 1024'; write [256, 1024]"),
+        ({"sizes": [1, "2"]}, "sizes[1]: must be an integer; got the text '2'"),
+        ({"training": {"betas": [0.5]}}, "training.betas[1]: must be given"),
+        ({"training": 3}, "training: must be a mapping of settings; got the number 3"),
+        ({"training": {"learning_rate": "1e-3"}}, "got the text '1e-3'; write 0.001 without quotes"),
+        ({"training": {"learning_rate": -1.0}}, "training: learning_rate must be > 0, got -1.0"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate: must be a number; got NaN"),
+        ({"start": "norml"}, "start: must be 'normal' or 'uniform'; got the text 'norml'"),
+        ({"steps": object}, "steps: must be a number, text"),
+        ([1], "must be settings as `key: value`; got the list [1]"),
+        (None, "must be settings as `key: value`; got null"),
+    ],
+)
+def test_parse_says_what_is_wrong(mapping, says):
+    assert says in message(mapping)
+
+
+def test_every_problem_stands_in_one_message():
+    text = message({"stesp": 3, "flip": 1, "training": {"learning_rate": "x"}})
+    assert "3 problems" in text
+    assert all(key in text for key in ("stesp:", "flip:", "training.learning_rate:"))
+
+
+def test_missing_required_key_is_named():
+    @dataclass(frozen=True, kw_only=True)
+    class Required:
+        recipe: str
+
+    assert "recipe: must be given" in message({}, Required)
+
+
+# --- registered quantizers inside other settings ---
+
+
+@pytest.mark.parametrize("name", available_quantizers())
+def test_quantizer_configs_survive_the_round_trip(name):
+    config = TokenizerConfig(quantizer=quantizer_config({"name": name, "codebook_size": 32}))
+    assert next(iter(to_dict(config)["quantizer"])) == "name"
+    assert parse(TokenizerConfig, to_dict(config)) == config
+    assert parse(TokenizerConfig, yaml.safe_load(dump_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "says"),
+    [
+        ({"name": "ibq", "codebook_sise": 2}, "quantizer.codebook_sise: unknown key; did you mean 'codebook_size'?"),
+        ({"name": "ibq", "code_dim": "4"}, "quantizer.code_dim: must be an integer; got the text '4'"),
+        ({"name": "ibq", "codebook_size": 1}, "quantizer: codebook_size must be at least 2, got 1"),
+        ({"name": "ibk"}, "did you mean 'ibq'?"),
+        ({"codebook_size": 16}, "a quantizer needs a name"),
+    ],
+)
+def test_quantizer_problems_keep_their_path(quantizer, says):
+    @dataclass(frozen=True, kw_only=True)
+    class Whole:
+        tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+    text = message({"tokenizer": {"quantizer": quantizer}}, Whole)
+    assert says in text and "tokenizer.quantizer" in text
+
+
+# --- YAML ---
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-2E+4", -20000.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        (".inf", math.inf),
+        ("12", 12),
+        ("-012", -12),
+        ("262_144", 262144),
+        ("0x10", 16),
+        ("true", True),
+        ("no", "no"),
+        ("1:30", "1:30"),
+        ("2024-01-02", "2024-01-02"),
+        ("'1e-3'", "1e-3"),
+        ("", None),
+        ("~", None),
+        ("[1e-3, a]", [0.001, "a"]),
+    ],
+)
+def test_yaml_values_follow_version_1_2(tmp_path, text, value):
+    (tmp_path / "a.yaml").write_text(f"key: {text}\n")
+    got = load_yaml(tmp_path / "a.yaml")["key"]
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"# only a comment\n", "empty"),
+        (b"a: 1\nb: 2\na: 3\n", "the key 'a' is given twice (line 3"),
+        (b"x:\n  a: 1\n  a: 1\n", "the key 'a' is given twice"),
+        (b"a: [1\n", "not valid YAML"),
+        (b"a: !!python/object:os.system x\n", "not valid YAML"),
+        (b"- 1\n- 2\n", "must hold settings"),
+        (b"\xff\xfe\xfa", "cannot be read"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, says):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.yaml") as caught:
+        load_yaml(file)
+    assert says in str(caught.value)
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file"):
+        load_yaml(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("loader", [load_yaml, lambda path: yaml.safe_load(path.read_text())])
+def test_dumped_yaml_reads_back_equal_with_any_reader(tmp_path, loader: Callable):
+    values = {"a": 1e-5, "b": 0.1 + 0.2, "c": 1e300, "d": ["1e-3", "no", "1:30", "12", "0x1", "null", ""], "e": None}
+    values |= {"f": {"g": []}, "h": True, "i": [[1], [2]], "j": "τ", "k": math.inf}
+    (tmp_path / "a.yaml").write_text(dump_yaml(values), encoding="utf-8")
+    assert loader(tmp_path / "a.yaml") == values
+    assert list(loader(tmp_path / "a.yaml")) == list(values)
+
+
+# --- to_dict, content_hash ---
+
+
+def test_to_dict_is_plain():
+    @dataclass(frozen=True, kw_only=True)
+    class Named(Inner):
+        config_name: ClassVar[str] = "special"
+
+    got = to_dict(Outer(training=Named()))
+    assert got["training"] == {"name": "special", "learning_rate": 1e-4, "betas": [0.5, 0.9]}
+    assert got["folder"] == "data" and got["sizes"] == [256] and got["second"] is None
+
+
+def test_content_hash_sees_values_only():
+    assert content_hash({"a": 1, "b": {"c": 2, "d": 3}}) == content_hash({"b": {"d": 3.0, "c": 2}, "a": 1})
+    assert content_hash(Outer()) == content_hash(to_dict(Outer())) == content_hash(Outer(training=Inner()))
+    assert len({content_hash({"a": value}) for value in (1, 2, "1", 1.5, None, True, [1])}) == 7
+    assert len(content_hash({})) == 12 and int(content_hash({}), 16) >= 0
+
+
+# --- apply_overrides ---
+
+
+def test_overrides_replace_and_keep():
+    before = {"training": {"learning_rate": 1.0, "keep": [1]}, "empty": None}
+    after = apply_overrides(before, ["training.learning_rate=1e-3", "a.b.c=[1, x]", "empty.k=", "text=a=b"])
+    assert after == {
+        "training": {"learning_rate": 0.001, "keep": [1]},
+        "empty": {"k": None},
+        "a": {"b": {"c": [1, "x"]}},
+        "text": "a=b",
+    }
+    after["training"]["keep"].append(2)
+    assert before == {"training": {"learning_rate": 1.0, "keep": [1]}, "empty": None}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("steps", "typed key=value"),
+        ("=3", "the key is missing"),
+        ("a..b=3", "the key is missing"),
+        ("a=[1", "a: cannot read '[1' as a value"),
+        ("steps.x=3", "steps holds the number 300, it has no settings"),
+    ],
+)
+def test_bad_overrides_are_named(assignment, says):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides({"steps": 300}, [assignment])
+    assert says in str(caught.value)
+
+
+# --- notebook parameters ---
+
+
+@pytest.mark.parametrize(
+    ("name", "arrives", "becomes"),
+    [
+        ("sizes", "[256, 1024]", (256, 1024)),
+        ("sizes", "256,1024", (256, 1024)),
+        ("sizes", "256", (256,)),
+        ("sizes", 256, (256,)),
+        ("sizes", (1, 2), (1, 2)),
+        ("names", "vq, ibq", ("vq", "ibq")),
+        ("names", "[vq]", ("vq",)),
+        ("names", "vq", ("vq",)),
+        ("limit", "none", None),
+        ("limit", "null", None),
+        ("limit", "7", 7),
+        ("label", "None", None),
+        ("label", "7", "7"),
+        ("start", "uniform", "uniform"),
+        ("flip", "false", False),
+    ],
+)
+def test_parameters_may_arrive_as_text(name, arrives, becomes):
+    got = getattr(check_parameters(Outer, {name: arrives}, "parameters"), name)
+    assert got == becomes and type(got) is type(becomes)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrives", "says"),
+    [
+        ("steps", "many", "steps: must be an integer; got the text 'many'"),
+        ("steps", "[1, 2]", "steps: must be an integer"),
+        ("sizes", "256 1024", "sizes[0]: must be an integer; got the text '256 1024'"),
+        ("sizes", "[256", "sizes[0]: must be an integer; got the text '[256'"),
+        ("sizes", True, "sizes[0]: must be an integer; got true"),
+        ("flip", "perhaps", "flip: must be true or false"),
+        ("steps", "none", "steps: must be an integer; got the text 'none'"),
+        ("setps", 3, "setps: unknown key; did you mean 'steps'?"),
+    ],
+)
+def test_text_that_does_not_fit_is_an_error(name, arrives, says):
+    with pytest.raises(ConfigError, match=r"^parameters: ") as caught:
+        check_parameters(Outer, {name: arrives}, "parameters")
+    assert says in str(caught.value)
+
+
+def test_read_parameters_takes_fields_and_defaults():
+    namespace = {"steps": 5, "sizes": "1,2", "np": math, "In": ["", "steps = 5"]}
+    assert read_parameters(Outer, namespace) == Outer(steps=5, sizes=(1, 2))
+
+
+def test_read_parameters_finds_what_papermill_only_warns_about():
+    injected = "# Parameters\nsteps = 5\nstesp: int = 7\n"
+    with pytest.raises(ConfigError, match="stesp: no such parameter; did you mean 'steps'"):
+        read_parameters(Outer, {"steps": 5, "stesp": 7, "In": ["", "steps = 1", injected]})
+
+
+def test_read_parameters_judges_the_last_injected_cell():
+    cells = ["# Parameters\nstesp = 7\n", "# Parameters\nsteps = 5\n", "helper = 1"]
+    assert read_parameters(Outer, {"steps": 5, "In": cells}).steps == 5
+
+
+def test_read_parameters_names_a_value_that_is_no_setting():
+    with pytest.raises(ConfigError, match="notebook parameters: steps: must be a number"):
+        read_parameters(Outer, {"steps": math})

@@ -1,0 +1,534 @@
+"""Data: batches that depend on their number alone, splits that share nothing, and broken files that are named."""
+
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from golden import golden
+from PIL import Image
+
+from ibqlab.data import (
+    PHOTOS,
+    BrokenImages,
+    DataConfig,
+    Sample,
+    open_data,
+    to_model_range,
+    to_uint8,
+    training_batches,
+    validation_batches,
+)
+from ibqlab.data import photos as photos_module
+from ibqlab.data.folder import read_rgb, resize_short_side
+from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
+
+
+class Numbers:
+    """A source whose images say which index and seed they were asked for."""
+
+    classes = ("number",)
+    fingerprint = description = "numbers"
+    endless = False
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def get(self, index: int, seed: int) -> Sample:
+        assert 0 <= index < self.length
+        return Sample(torch.tensor(list(seed.to_bytes(8, "big")), dtype=torch.uint8).expand(3, 1, 8), index)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images in two class folders, deep and shallow, with files beside them that are no images."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        place = tmp_path / ("cat" if number % 2 else "dog/young")
+        place.mkdir(parents=True, exist_ok=True)
+        suffix = ("png", "JPG", "webp", "bmp")[number % 4]
+        picture = rng.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(place / f"{number:02}.{suffix}")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "thumbnail.png").write_bytes(b"")
+    return tmp_path
+
+
+def folder_config(path, **settings) -> DataConfig:
+    return DataConfig(source=str(path), **{"image_size": 16, "validation_share": 0.3, **settings})
+
+
+def train(source, steps: int, **settings):
+    settings = {"batch_size": 4, "seed": 7, "start_step": 0} | settings
+    return list(training_batches(source, steps=steps, **settings))
+
+
+def same(one, other) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+
+
+# Batches by number
+
+
+def test_an_epoch_holds_every_image_once_in_an_order_of_its_own():
+    indices = torch.cat([batch.labels for batch in train(Numbers(10), 10)]).tolist()
+    epochs = [indices[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert all(one != other for one, other in pairwise(epochs))
+
+
+def test_resume_in_the_middle_of_an_epoch_goes_on_exactly():
+    source = Numbers(10)
+    assert same(train(source, 9)[4:], train(source, 5, start_step=4))
+
+
+def test_every_position_has_its_own_seed():
+    seeds = torch.cat([batch.images[:, 0, 0] for batch in train(Numbers(10), 25)])
+    assert len({tuple(seed.tolist()) for seed in seeds}) == 100
+    assert seeds[:, 0].max() < 128, "seeds must fit into int64"
+
+
+def test_another_seed_gives_other_batches():
+    source = Numbers(10)
+    one, other = train(source, 5), train(source, 5, seed=8)
+    assert [b.labels.tolist() for b in one] != [b.labels.tolist() for b in other]
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_see_the_batches_of_one(world_size):
+    source = Numbers(10)
+    ranks = [train(source, 6, rank=rank, world_size=world_size) for rank in range(world_size)]
+    joined = [torch.cat([batch.labels for batch in step]) for step in zip(*ranks, strict=True)]
+    pixels = [torch.cat([batch.images for batch in step]) for step in zip(*ranks, strict=True)]
+    whole = train(source, 6)
+    assert all(torch.equal(ours, batch.labels) for ours, batch in zip(joined, whole, strict=True))
+    assert all(torch.equal(ours, batch.images) for ours, batch in zip(pixels, whole, strict=True))
+
+
+def test_loader_processes_change_nothing():
+    source = open_data(DataConfig(), "train")
+    assert same(train(source, 3), train(source, 3, workers=2))
+
+
+def test_loading_leaves_the_random_state_alone():
+    before = torch.random.get_rng_state()
+    source = open_data(DataConfig(), "train")
+    train(source, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_batches_can_be_walked_twice():
+    batches = training_batches(Numbers(10), batch_size=4, seed=0, start_step=0, steps=3)
+    assert same(list(batches), list(batches))
+    assert len(list(batches)) == 3
+
+
+def test_a_batch_may_be_larger_than_an_epoch():
+    (batch,) = train(Numbers(3), 1, batch_size=7)
+    assert batch.images.shape == (7, 3, 1, 8)
+    assert batch.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(("images", "expected"), [(9, 9), (100, 10), (1, 1)])
+def test_validation_is_the_same_set_for_any_number_of_ranks(world_size, images, expected):
+    settings = {"images": images, "batch_size": 4, "world_size": world_size}
+    ranks = [validation_batches(Numbers(10), rank=rank, **settings) for rank in range(world_size)]
+    seen = [label for batches in ranks for batch in batches for label in batch.labels.tolist()]
+    assert sorted(seen) == list(range(expected))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 5, "world_size": 2}, "batch_size=5 for 2 processes. Use batch_size=4 or 6"),
+        ({"batch_size": 1, "world_size": 2}, "Use batch_size=2 or 4"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"rank": 2, "world_size": 2}, "rank=2, world_size=2"),
+        ({"seed": -1}, "at least 0; got -1"),
+        ({"start_step": -1}, "at least 0; got 7, -1"),
+        ({"workers": -1}, "workers must be at least 0; got -1"),
+    ],
+)
+def test_bad_sharing_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(Numbers(10), 1, **settings)
+    if "seed" not in settings and "start_step" not in settings:
+        with pytest.raises(ValueError, match=message):
+            validation_batches(Numbers(10), images=4, **{"batch_size": 4, **settings})
+
+
+def test_validation_of_no_image_is_refused():
+    with pytest.raises(ValueError, match="images=0"):
+        validation_batches(Numbers(10), images=0, batch_size=4)
+
+
+# Pixels
+
+
+def test_pixels_survive_the_model_range():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    floats = to_model_range(pixels)
+    assert floats.dtype == torch.float32
+    assert (floats.min(), floats.max()) == (-1, 1)
+    assert torch.equal(to_uint8(floats), pixels)
+    assert to_uint8(torch.tensor([-7.0, 7.0, 0.999])).tolist() == [0, 255, 255]
+
+
+def test_bad_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"uint8.*got torch\.float32"):
+        to_model_range(torch.zeros(3))
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.tensor([0.0, float("nan")]))
+
+
+# Photographs
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 200])
+@pytest.mark.parametrize(("height", "width"), [(427, 640), (300, 451), (512, 512)])
+def test_regions_of_a_photograph_share_no_pixel(image_size, height, width):
+    regions = split_columns(width, image_size)
+    assert regions["train"].stop == regions["validation"].start
+    assert (regions["train"].start, regions["validation"].stop) == (0, width)
+    assert all(columns.stop - columns.start >= image_size for columns in regions.values())
+
+
+def test_no_crop_reaches_into_the_other_region(monkeypatch):
+    """Crops of a picture that holds each pixel's column: what training sees and what validation sees lie apart."""
+
+    def columns_as_colour(photo, path):
+        return np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (80, 200, 3))
+
+    monkeypatch.setattr(photos_module, "_read", columns_as_colour)
+    seen = {}
+    for split in ("train", "validation"):
+        source = PhotosSource(image_size=32, split=split, flip=True)
+        seen[split] = {int(v) for i in range(300) for v in source.get(i, seed=i).image[0, 0]}
+    assert seen["train"] == set(range(160))
+    assert seen["validation"] == set(range(160, 200))
+
+
+def test_a_crop_comes_from_the_seed_and_a_validation_crop_from_its_number():
+    source = open_data(DataConfig(), "train")
+    assert torch.equal(source.get(0, 5).image, source.get(99, 5).image)
+    assert not torch.equal(source.get(0, 5).image, source.get(0, 6).image)
+    fixed = open_data(DataConfig(), "validation")
+    assert torch.equal(fixed.get(3, 5).image, fixed.get(3, 6).image)
+    assert not torch.equal(fixed.get(3, 5).image, fixed.get(4, 5).image)
+    assert source.get(0, 5).image.shape == (3, 32, 32)
+    assert source.get(0, 5).image.dtype == torch.uint8
+
+
+def test_half_of_the_training_crops_are_mirrored_and_none_without_flip():
+    flipping, straight = open_data(DataConfig(), "train"), open_data(DataConfig(flip=False), "train")
+    mirrored = 0
+    for seed in range(200):
+        one, other = flipping.get(0, seed).image, straight.get(0, seed).image
+        assert torch.equal(one, other) or torch.equal(one, other.flip(-1))
+        mirrored += not torch.equal(one, other)
+    assert 70 < mirrored < 130
+
+
+def test_photographs_are_endless():
+    source = open_data(DataConfig(), "validation")
+    assert source.endless
+    assert len(source) >= 1024
+    batches = validation_batches(source, images=len(source) + 3, batch_size=len(source))
+    assert [len(batch.images) for batch in batches] == [len(source), 3]
+
+
+def test_the_largest_possible_crop_is_named_and_works():
+    with pytest.raises(ValueError, match="largest possible is") as error:
+        open_data(DataConfig(image_size=4096), "train")
+    largest = int(str(error.value).split("largest possible is ")[1].split(".")[0])
+    assert largest >= 128
+    for split in ("train", "validation"):
+        assert open_data(DataConfig(image_size=largest), split).get(0, 0).image.shape == (3, largest, largest)
+    with pytest.raises(ValueError, match=f"largest possible is {largest}"):
+        open_data(DataConfig(image_size=largest + 1), "train")
+    assert largest_crop(100, 300) == 100
+    assert largest_crop(300, 101) == 50
+
+
+def test_every_photograph_has_a_licence_and_a_credit():
+    assert len({photo.name for photo in PHOTOS}) == len(PHOTOS)
+    assert all(photo.licence and photo.credit for photo in PHOTOS)
+
+
+def test_without_scikit_image_two_photographs_remain(monkeypatch):
+    everything = open_data(DataConfig(), "train")
+    found = photos_module.find_spec
+    monkeypatch.setattr(photos_module, "find_spec", lambda name: None if name == "skimage" else found(name))
+    source = open_data(DataConfig(), "train")
+    assert source.description.endswith("china, flower")
+    assert (source.fingerprint == everything.fingerprint) == (source.description == everything.description)
+    monkeypatch.setattr(photos_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        open_data(DataConfig(), "train")
+
+
+def test_photographs_are_read_without_importing_the_packages(monkeypatch):
+    def loaded() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] in ("sklearn", "skimage")]
+
+    for name in loaded():
+        monkeypatch.delitem(sys.modules, name)
+    open_data(DataConfig(), "train").get(0, 0)
+    assert not loaded()
+
+
+# Digits
+
+
+def test_digits_are_split_by_class_and_share_no_scan():
+    train_split, validation = (open_data(DataConfig(source="digits", image_size=8), s) for s in ("train", "validation"))
+    assert (len(train_split), len(validation)) == (1437, 360)
+    counts = np.bincount(validation.labels, minlength=10)
+    assert np.abs(counts - 360 / 1797 * np.bincount(validation.labels + train_split.labels)).max() < 1
+    assert len(set(validation.labels[:60])) == 10, "the first images must be a fair sample"
+    scans = {image.tobytes() for image in train_split.images} & {image.tobytes() for image in validation.images}
+    assert not scans
+    assert train_split.fingerprint != validation.fingerprint
+
+
+def test_digits_are_the_scans_never_mirrored():
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second that other tests need not spend
+
+    source = open_data(DataConfig(source="digits", image_size=8, flip=True), "train")
+    known = {(image * 255 / 16).round().astype(np.uint8).tobytes(): label for image, label in _scans(load_digits)}
+    for index in range(50):
+        sample = source.get(index, seed=index)
+        assert known[sample.image[0].numpy().tobytes()] == sample.label
+        assert torch.equal(sample.image[0], sample.image[2])
+    large = open_data(DataConfig(source="digits", image_size=32), "train").get(0, 0).image
+    assert large.shape == (3, 32, 32)
+    assert large.max() <= source.get(0, 0).image.max()
+
+
+def _scans(load):
+    bunch = load()
+    return zip(bunch.images, bunch.target.tolist(), strict=True)
+
+
+def test_digits_end():
+    source = open_data(DataConfig(source="digits", image_size=8), "validation")
+    assert not source.endless
+    assert sum(len(batch.labels) for batch in validation_batches(source, images=500, batch_size=100)) == 360
+
+
+# Folders
+
+
+def test_a_folder_is_found_classified_and_split(folder):
+    parts = [open_data(folder_config(folder), split) for split in ("train", "validation")]
+    names = [{file.name for file in part.files} for part in parts]
+    assert len(names[0]) + len(names[1]) == len(names[0] | names[1]) == 12
+    assert min(map(len, names)) >= 1
+    for part in parts:
+        assert part.classes == ["cat", "dog"]
+        for index, file in enumerate(part.files):
+            sample = part.get(index, 0)
+            assert part.classes[sample.label] == file.name.split("/")[0]
+            assert sample.image.shape == (3, 16, 16)
+            assert sample.broken == ()
+
+
+def test_a_new_file_moves_no_other(folder):
+    before = {file.name for file in open_data(folder_config(folder), "validation").files}
+    for number in range(20):
+        Image.new("RGB", (16, 16)).save(folder / f"cat/new{number}.png")
+    after = {file.name for file in open_data(folder_config(folder), "validation").files}
+    assert {name for name in after if "new" not in name} == before
+    assert len(after) > len(before)
+
+
+def test_the_share_of_a_large_folder_is_kept(tmp_path):
+    for number in range(400):
+        (tmp_path / f"{number}.png").touch()
+    assert 24 <= len(open_data(folder_config(tmp_path, validation_share=0.1), "validation")) <= 56
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_a_small_folder_fills_both_splits(tmp_path, share):
+    for number in range(2):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    for split in ("train", "validation"):
+        assert len(open_data(folder_config(tmp_path, validation_share=share), split)) == 1
+
+
+def test_a_flat_folder_has_one_class(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (20, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    source = open_data(folder_config(tmp_path), "train")
+    assert len(source.classes) == 1
+    assert source.get(0, 0).label == 0
+
+
+def test_a_validation_folder_of_its_own(folder, tmp_path_factory):
+    own = tmp_path_factory.mktemp("own")
+    (own / "dog").mkdir()
+    Image.new("RGB", (16, 16)).save(own / "dog" / "a.png")
+    Image.new("RGB", (16, 16)).save(own / "b.png")
+    config = folder_config(folder, validation_source=str(own))
+    validation = open_data(config, "validation")
+    assert len(open_data(config, "train")) == 12
+    assert {file.name: label for file, label in zip(validation.files, validation.labels, strict=True)} == {
+        "dog/a.png": 1,
+        "b.png": -1,
+    }
+    (own / "dog").rename(own / "wolf")
+    with pytest.raises(ValueError, match="among the 2 classes of source; got wolf"):
+        open_data(config, "validation")
+
+
+def test_crops_of_a_folder(folder):
+    train_split, validation = (open_data(folder_config(folder), split) for split in ("train", "validation"))
+    assert torch.equal(train_split.get(0, 3).image, train_split.get(0, 3).image)
+    assert len({train_split.get(0, seed).image.numpy().tobytes() for seed in range(20)}) > 5
+    assert torch.equal(validation.get(0, 3).image, validation.get(0, 4).image)
+
+
+def test_resize_and_centre_crop_as_published(tmp_path):
+    facts, tensors = golden("preprocess")
+    for number, item in enumerate(facts["items"]):
+        own = tmp_path / str(number)
+        own.mkdir()
+        Image.fromarray(tensors[f"{number}/input"].numpy()).save(own / "a.png")
+        Image.fromarray(tensors[f"{number}/input"].numpy()).save(own / "b.png")
+        source = open_data(folder_config(own, image_size=item["size"]), "validation")
+        assert torch.equal(source.get(0, 0).image.permute(1, 2, 0), tensors[f"{number}/magvit2_uint8"])
+
+
+def test_the_short_side_decides():
+    assert resize_short_side(Image.new("RGB", (40, 20)), 16).size == (32, 16)
+    assert resize_short_side(Image.new("RGB", (5, 9)), 16).size == (16, 28)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_every_common_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    pixels = np.full((4, 4), 65535, dtype=np.uint16)
+    white = Image.fromarray(pixels) if mode == "I;16" else Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode)
+    assert white.mode == mode
+    white.save(path if mode not in ("LA", "P") else path.with_suffix(".png"))
+    picture = read_rgb(next(tmp_path.iterdir()))
+    assert picture.mode == "RGB"
+    assert np.asarray(picture).min() == 255
+
+
+def test_a_fingerprint_follows_the_content(folder):
+    config = folder_config(folder)
+    before = open_data(config, "train").fingerprint
+    assert open_data(replace(config, flip=False), "train").fingerprint == before
+    name = open_data(config, "train").files[0].name
+    (folder / name).write_bytes(b"shorter")
+    assert open_data(config, "train").fingerprint != before
+
+
+def test_linked_folders_are_followed_and_circles_end(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    Image.new("RGB", (16, 16)).save(outside / "linked.png")
+    (folder / "bird").symlink_to(outside)
+    (folder / "dog" / "circle").symlink_to(folder)
+    source = open_data(folder_config(folder, validation_source=str(folder)), "train")
+    assert len(source) == 13
+    assert source.classes == ["bird", "cat", "dog"]
+
+
+def damage(folder, count: int) -> list[str]:
+    """Truncate the first `count` training images; their names."""
+    names = [file.name for file in open_data(folder_config(folder), "train").files[:count]]
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 3])
+    return names
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_images_are_named_once_and_replaced(folder, workers):
+    names = damage(folder, 2)
+    source = open_data(folder_config(folder), "train")
+    batches = train(source, 8, workers=workers)
+    assert all(len(batch.images) == 4 for batch in batches)
+    collector = BrokenImages()
+    with pytest.warns(UserWarning, match="unreadable image") as warned:
+        for batch in batches:
+            collector.add(batch.broken)
+    assert sorted(str(w.message).split(": ")[1] for w in warned) == sorted(names)
+    assert collector.report().startswith("2 unreadable images were skipped: ")
+    assert all(name in collector.report() for name in names)
+
+
+def test_the_next_readable_image_stands_in(folder):
+    names = damage(folder, 2)
+    source = open_data(folder_config(folder), "train")
+    sample, next_one = source.get(0, 5), source.get(2, 5)
+    assert sample.broken == tuple(names)
+    assert torch.equal(sample.image, next_one.image)
+    assert sample.label == next_one.label
+    assert source.get(len(source) - 1, 5).broken == ()
+
+
+def test_reports_of_broken_images():
+    collector = BrokenImages()
+    assert collector.report() is None
+    with pytest.warns(UserWarning, match="unreadable"):
+        collector.add(["a.jpg", "a.jpg"])
+    assert collector.report() == "1 unreadable image was skipped: a.jpg"
+    with pytest.warns(UserWarning, match="unreadable"):
+        collector.add([f"{number}.jpg" for number in range(10)])
+    assert collector.report().startswith("11 unreadable images were skipped: a.jpg, 0.jpg")
+    assert collector.report().endswith("8.jpg, …")
+
+
+def test_only_broken_images_is_an_error(folder):
+    names = damage(folder, len(open_data(folder_config(folder), "train")))
+    source = open_data(folder_config(folder), "train")
+    with pytest.raises(ValueError, match=rf"all {len(names)} train images in .* fail, the last with: .+ Replace"):
+        source.get(0, 0)
+
+
+def test_bad_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"at least one image .*holds none\. Name another folder"):
+        open_data(folder_config(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"there is none at .*missing"):
+        open_data(folder_config(tmp_path / "missing"), "train")
+    with pytest.raises(ValueError, match="Did you mean 'photos'"):
+        open_data(DataConfig(source="photo"), "train")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"at least 2; got 1 .*validation_source"):
+        open_data(folder_config(tmp_path), "train")
+    with pytest.raises(ValueError, match="that is a file"):
+        open_data(folder_config(tmp_path / "a.png"), "train")
+    with pytest.raises(ValueError, match="validation_source must be an existing folder; got"):
+        open_data(folder_config(tmp_path, validation_source=str(tmp_path / "missing")), "validation")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1 pixel; got 0"),
+        ({"source": " "}, "source must name the images"),
+        ({"validation_share": 0.0}, "validation_share must lie between 0 and 1.*got 0.0"),
+        ({"validation_share": 1.0}, "got 1.0"),
+        ({"workers": -1}, "workers must be at least 0; got -1"),
+        ({"validation_source": "x"}, "folders only.*'photos'.*validation_source=None"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**settings)
+
+
+def test_a_misspelt_split_is_refused():
+    with pytest.raises(ValueError, match="'train' or 'validation'; got 'val'"):
+        open_data(DataConfig(), "val")

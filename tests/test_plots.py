@@ -1,0 +1,292 @@
+"""Figures say what they show: labels, lines, numbers behind them, nothing cut off."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from ibqlab.diagnostics import project_codes
+from ibqlab.plots import (
+    METHOD_STYLES,
+    code_map_table,
+    collapse_curve_table,
+    plot_code_map,
+    plot_code_maps,
+    plot_collapse_curves,
+    plot_reconstructions,
+    plot_usage_histogram,
+    reconstruction_table,
+    save_figure,
+    usage_histogram_table,
+)
+from ibqlab.plots.style import styles_for
+
+
+@pytest.fixture(autouse=True)
+def _global_style_stays():
+    before = dict(mpl.rcParams)
+    yield
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    rows = [
+        {
+            "step": step,
+            "method": method,
+            "seed": seed,
+            "init": init,
+            "usage": (0.5 if method == "ibq" else 0.01) + 0.01 * seed,
+            "usage_tokens": 10_240,
+            "perplexity": 100.0 + seed if method == "ibq" else 2.0,
+            "gradient_reach": 0.9 if step else np.nan,
+            "codebook_size": 1024,
+            "code_dim": 64,
+        }
+        for method in ("vq", "ibq")
+        for init in ("U(±1/K)", "N(0, 1)")
+        for seed in range(3)
+        for step in (0, 10, 20)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def projection():
+    rng = np.random.default_rng(0)
+    frames = [rng.normal(size=(30, 4)).astype(np.float32) for _ in range(2)]
+    return project_codes(frames, rng.normal(size=(50, 4)).astype(np.float32), "pca")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def _assert_readable(figure: Figure) -> None:
+    """At least 8 points everywhere, and nothing beyond the edge of the page."""
+    figure.draw_without_rendering()
+    for text in figure.findobj(Text):
+        assert text.get_fontsize() >= 8 or not text.get_text(), text
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    assert drawn.x0 > -0.02 and drawn.y0 > -0.02, f"cut off at the left or bottom: {drawn}"
+    assert drawn.x1 < page.x1 + 0.02 and drawn.y1 < page.y1 + 0.02, f"cut off at the right or top: {drawn}"
+
+
+def test_collapse_table_holds_mean_and_range_over_seeds(metrics):
+    table = collapse_curve_table(metrics)
+    assert len(table) == 2 * 2 * 3
+    row = table.query("method == 'ibq' and init == 'N(0, 1)' and step == 20").iloc[0]
+    assert (row.usage_min, row.usage_mean, row.usage_max) == pytest.approx((0.5, 0.51, 0.52))
+    assert (row.perplexity_min, row.perplexity_max, row.seeds) == (100, 102, 3)
+    assert table[["method", "init"]].drop_duplicates().values.tolist() == [
+        ["vq", "U(±1/K)"],
+        ["vq", "N(0, 1)"],
+        ["ibq", "U(±1/K)"],
+        ["ibq", "N(0, 1)"],
+    ]
+
+
+def test_collapse_curves_draw_the_table(metrics):
+    figure = plot_collapse_curves(metrics)
+    table = collapse_curve_table(metrics)
+    usage, perplexity, reach = figure.axes
+    lines = {line.get_label(): line for line in usage.get_lines()}
+    assert len(lines) == 4
+    group = table.query("method == 'ibq' and init == 'U(±1/K)'")
+    line = lines["ibq, U(±1/K)"]
+    assert line.get_ydata() == pytest.approx(100 * group["usage_mean"].to_numpy())
+    assert line.get_color() == METHOD_STYLES["ibq"].color
+    assert line.get_linestyle() != lines["ibq, N(0, 1)"].get_linestyle()
+    # Reach has no value at step 0: the line begins at the first measured step.
+    assert reach.get_lines()[0].get_xdata().tolist() == [10, 20]
+    assert perplexity.get_yscale() == "log"
+    assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 3
+    assert usage.get_ylabel() == "codes hit (% of 1,024)"
+    assert perplexity.get_ylabel() == "perplexity (codes)"
+    caption = figure.get_supxlabel()
+    for fact in ("K = 1,024, D = 64", "10,240 tokens", "3 seeds"):
+        assert fact in caption
+    assert "reads low" not in caption
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["VQ", "IBQ", "start U(±1/K)", "start N(0, 1)"]
+    _assert_readable(figure)
+
+
+def test_collapse_curves_warn_of_too_few_tokens(metrics):
+    caption = plot_collapse_curves(metrics.assign(usage_tokens=1000)).get_supxlabel()
+    assert "fewer than 10·K = 10,240: reads low" in caption
+
+
+def test_all_methods_fit_into_one_figure(metrics):
+    many = pd.concat([metrics[metrics.method == "vq"].assign(method=name) for name in METHOD_STYLES])
+    figure = plot_collapse_curves(many)
+    assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 7
+    _assert_readable(figure)
+
+
+def test_collapse_curves_refuse_what_one_figure_cannot_show(metrics):
+    with pytest.raises(ValueError, match="missing usage_tokens"):
+        plot_collapse_curves(metrics.drop(columns="usage_tokens"))
+    with pytest.raises(ValueError, match="no rows"):
+        plot_collapse_curves(metrics.iloc[:0])
+    two = pd.concat([metrics, metrics.assign(codebook_size=256)])
+    with pytest.raises(ValueError, match="one codebook size; got 256, 1,024"):
+        plot_collapse_curves(two)
+
+
+def test_histogram_draws_live_codes_and_counts_the_dead():
+    counts = {"vq": np.array([0, 90, 0, 10]), "ibq": torch.tensor([25, 25, 30, 20])}
+    figure = plot_usage_histogram(counts)
+    (axes,) = figure.axes
+    vq, ibq, even = axes.get_lines()
+    assert vq.get_xdata().tolist() == [1, 2]
+    assert vq.get_ydata() == pytest.approx([0.9, 0.1])
+    assert ibq.get_ydata() == pytest.approx([0.3, 0.25, 0.25, 0.2])
+    assert list(even.get_ydata()) == [0.25, 0.25]
+    assert [vq.get_label(), ibq.get_label()] == ["VQ: 2 of 4 dead", "IBQ: 0 of 4 dead"]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_ylabel() == "share of tokens (%)"
+    assert figure.get_supxlabel() == "100 tokens per codebook"
+    table = usage_histogram_table(counts)
+    assert table.groupby("label")["hits"].sum().to_dict() == {"vq": 100, "ibq": 100}
+    _assert_readable(figure)
+
+
+def test_histogram_refuses_a_codebook_without_hits():
+    with pytest.raises(ValueError, match="'vq' hold no hit"):
+        plot_usage_histogram({"vq": np.zeros(4, int)})
+
+
+def test_code_map_marks_dead_codes_where_they_are(projection):
+    counts = np.arange(30) % 3 * 5
+    figure = plot_code_map(projection, frame=0, counts=counts, title="IBQ")
+    axes = figure.axes[0]
+    points = {drawn.get_label(): drawn for drawn in axes.collections}
+    assert points["dead codes"].get_offsets().data == pytest.approx(projection.codes[0][counts == 0])
+    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0])
+    assert points["codes in use"].get_array().tolist() == counts[counts > 0].tolist()
+    assert len(points["features"].get_offsets()) == 50
+    assert axes.get_title() == "IBQ\n10 of 30 dead"
+    assert axes.get_aspect() == 1
+    assert axes.get_xlabel().startswith("PC 1 (")
+    assert axes.get_xlabel().endswith(" % of variance)")
+    assert figure.get_supxlabel() == "PCA of 30 codes and 50 encoder features, jointly fitted over 2 snapshots"
+    assert "hits per code in 150 tokens" in _texts(figure)
+    _assert_readable(figure)
+
+
+def test_code_map_without_counts_calls_no_code_dead(projection):
+    figure = plot_code_map(projection)
+    points = {drawn.get_label(): len(drawn.get_offsets()) for drawn in figure.axes[0].collections}
+    assert (points["codes"], points["dead codes"]) == (30, 0)
+    assert "dead codes (no hit)" not in _texts(figure)
+
+
+def test_code_map_survives_a_codebook_that_is_all_dead(projection):
+    figure = plot_code_map(projection, counts=np.zeros(30, int))
+    assert len(figure.axes) == 1  # no scale of hits
+    assert "30 of 30 dead" in _texts(figure)
+
+
+def test_maps_of_one_projection_share_axes_and_scale(projection):
+    counts = np.full(30, 7)
+    panels = {f"step {frame}": (projection, frame, counts) for frame in (0, 1)} | {"dead": (projection, 1, counts * 0)}
+    figure = plot_code_maps(panels)
+    first, second, _ = figure.axes[:3]
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_ylim() == second.get_ylim()
+    table = code_map_table(panels)
+    assert table.groupby(["panel", "kind"]).size().to_dict()[("step 1", "code")] == 30
+    codes = table.query("panel == 'step 1' and kind == 'code'")[["x", "y"]].to_numpy()
+    assert codes == pytest.approx(projection.codes[1])
+    _assert_readable(figure)
+
+
+def test_thinned_codes_take_their_own_hits():
+    rng = np.random.default_rng(0)
+    thinned = project_codes(
+        [rng.normal(size=(200, 3)).astype("f4")], rng.normal(size=(200, 3)).astype("f4"), "pca", max_points=40
+    )
+    counts = np.arange(200)
+    table = code_map_table({"a": (thinned, 0, counts)}).query("kind == 'code'")
+    assert table["hits"].tolist() == table["id"].tolist() == thinned.code_ids[0].tolist()
+    assert "20 of 200 codes" in plot_code_map(thinned, counts=counts).get_supxlabel()
+    with pytest.raises(ValueError, match="whole codebook, 200; got 20"):
+        plot_code_map(thinned, counts=counts[:20])
+    with pytest.raises(ValueError, match="frame must lie in -1 to 0"):
+        plot_code_map(thinned, frame=1)
+
+
+def test_reconstructions_show_psnr_of_every_row(images):
+    shifted = np.where(images < 128, images + 2, images - 2).astype(np.uint8)
+    rows = {"vq": shifted, "ibq": images}
+    figure = plot_reconstructions(images, rows, max_images=4)
+    assert len(figure.axes) == 3 * 4
+    table = reconstruction_table(images, rows)
+    expected = 10 * np.log10(255**2 / 4)
+    assert table.query("label == 'vq'")["psnr_db"].tolist() == pytest.approx([expected] * 10)
+    labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
+    assert labels == ["original", f"VQ\n{expected:.1f} dB", "IBQ\ninf dB"]
+    assert (figure.axes[4].images[0].get_array() == shifted[0]).all()
+    assert "10 images of 8 × 8 pixels" in figure.get_supxlabel()
+    _assert_readable(figure)
+    _assert_readable(plot_reconstructions(images[:1], {"vq": images[:1]}))
+
+
+def test_reconstructions_refuse_other_pictures(images):
+    # Annotations, where they are checked, speak before the function's own messages do.
+    with pytest.raises((ValueError, TypeError), match=r"must be uint8|Type-check error"):
+        plot_reconstructions(images, {"vq": images.astype(np.float32)})
+    with pytest.raises((ValueError, TypeError), match=r"same images|Type-check error"):
+        plot_reconstructions(images, {"vq": images[:3]})
+
+
+def test_saved_csv_is_what_the_figure_draws(tmp_path, metrics):
+    paths = save_figure(
+        plot_collapse_curves(metrics), tmp_path / "new" / "collapse_K1.5.png", collapse_curve_table(metrics)
+    )
+    assert [path.name for path in paths] == ["collapse_K1.5.png", "collapse_K1.5.csv"]
+    pd.testing.assert_frame_equal(pd.read_csv(paths[1]), collapse_curve_table(metrics))
+    with Image.open(paths[0]) as picture:
+        assert picture.width == pytest.approx(7.2 * 180, abs=2)
+    assert len(list(paths[0].parent.iterdir())) == 2
+    with pytest.raises(ValueError, match=r"pass 'a\.png'"):
+        save_figure(Figure(), tmp_path / "a.pdf", metrics)
+
+
+def test_a_failed_save_leaves_the_old_figure(tmp_path, metrics, monkeypatch):
+    old = save_figure(Figure(), tmp_path / "a", metrics)
+    content = old[0].read_bytes()
+    figure = Figure()
+    monkeypatch.setattr(figure, "savefig", lambda part, **_: part.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_figure(figure, tmp_path / "a", metrics)
+    assert old[0].read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.png"]
+
+
+def test_notebooks_show_figures_under_any_backend(images):
+    assert plot_reconstructions(images[:1], {"vq": images[:1]})._repr_png_().startswith(b"\x89PNG")
+
+
+def test_styles_keep_methods_recognisable():
+    styles = styles_for(["IBQ", "ibq, U(±1/K)", "vq_ema", "Soft VQ", "mine", "yours"])
+    assert styles["IBQ"].color == styles["ibq, U(±1/K)"].color
+    assert styles["IBQ"].line != styles["ibq, U(±1/K)"].line
+    assert styles["ibq, U(±1/K)"].label == "IBQ, U(±1/K)"
+    assert styles["vq_ema"].label == "VQ, moving average"
+    assert styles["Soft VQ"].color == METHOD_STYLES["soft_vq"].color
+    assert styles["mine"].color != styles["yours"].color
+    colors = [to_hex(style.color) for style in METHOD_STYLES.values()]
+    assert len(set(colors)) == len(colors) == len({style.marker for style in METHOD_STYLES.values()})

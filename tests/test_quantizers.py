@@ -1,0 +1,401 @@
+"""One contract for every registered quantizer, and what is particular to each."""
+
+import copy
+import math
+
+import pytest
+import torch
+from golden import golden
+from oracle import ibq_loss
+from torch.nn import functional as F
+
+from ibqlab.quantizers import (
+    Assignment,
+    Quantizer,
+    available_quantizers,
+    build_quantizer,
+    nearest_code,
+    register_quantizer,
+    rotate_to_codes,
+)
+from ibqlab.quantizers.base import _PRESETS
+
+CODES, DIM = 24, 6
+NAMES = ("ibq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema")
+
+
+def features(seed=0, shape=(2, DIM, 3, 4)):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def built(name, **settings):
+    torch.manual_seed(1)
+    return build_quantizer(name, **{"codebook_size": CODES, "code_dim": DIM, "codebook_init": "normal", **settings})
+
+
+def test_the_published_names_are_registered():
+    assert set(NAMES) <= set(available_quantizers())
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestContract:
+    def test_shapes_types_and_loss(self, name):
+        quantizer = built(name)
+        z = features().requires_grad_()
+        out = quantizer(z)
+        assert out.quantized.shape == z.shape
+        assert out.quantized.dtype == torch.float32
+        assert out.indices.shape == (2, 3, 4)
+        assert out.indices.dtype == torch.int64
+        assert 0 <= out.indices.min() <= out.indices.max() < CODES
+        assert quantizer.codebook.shape == (CODES, DIM)
+        weights = quantizer.loss_weights()
+        expected = sum(weights[term] * value for term, value in out.terms.items())
+        assert out.loss.ndim == 0
+        torch.testing.assert_close(out.loss, expected)
+
+    def test_decode_equals_forward_in_evaluation(self, name):
+        quantizer = built(name).eval()
+        out = quantizer(features())
+        assert torch.equal(quantizer.decode(out.indices), out.quantized)
+
+    def test_gradient_reaches_the_encoder(self, name):
+        z = features().requires_grad_()
+        built(name)(z).quantized.square().sum().backward()
+        assert (z.grad.flatten(2).norm(dim=1) > 0).all()
+
+    def test_memory_layout_does_not_matter(self, name):
+        z = features()
+        plain = built(name)(z)
+        turned = built(name)(z.to(memory_format=torch.channels_last))
+        assert torch.equal(plain.quantized, turned.quantized)
+        assert torch.equal(plain.indices, turned.indices)
+
+    def test_autocast_changes_nothing(self, name):
+        z = features()
+        plain = built(name)(z)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = built(name)(z)
+        assert torch.equal(plain.indices, mixed.indices)
+        assert torch.equal(plain.quantized, mixed.quantized)
+        assert mixed.loss.dtype == torch.float32
+
+    def test_half_features_are_quantized_in_float32(self, name):
+        z = features().bfloat16()
+        assert torch.equal(built(name)(z).indices, built(name)(z.float()).indices)
+
+    def test_state_and_copy_survive(self, name):
+        quantizer = built(name)
+        quantizer(features().requires_grad_()).loss.backward()
+        twin = built(name, codebook_init="unit")
+        twin.load_state_dict(quantizer.state_dict())
+        duplicate = copy.deepcopy(quantizer)
+        assert torch.equal(twin.codebook, quantizer.codebook)
+        assert torch.equal(duplicate.codebook, quantizer.codebook)
+
+    def test_evaluation_changes_nothing(self, name):
+        quantizer = built(name).eval()
+        before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+        quantizer(features())
+        assert all(torch.equal(before[key], value) for key, value in quantizer.state_dict().items())
+
+    def test_bad_features_are_refused(self, name):
+        quantizer = built(name)
+        with pytest.raises(ValueError, match=r"\(B, D, h, w\) with D = code_dim = 6, got \(2, 5, 3, 4\)"):
+            quantizer(torch.zeros(2, 5, 3, 4))
+        with pytest.raises(ValueError, match="no token"):
+            quantizer(torch.zeros(0, DIM, 3, 4))
+
+    def test_indices_out_of_range_are_refused(self, name):
+        with pytest.raises(ValueError, match="0 … 23"):
+            built(name).decode(torch.full((1, 2, 2), CODES))
+
+    def test_impossible_settings_are_refused(self, name):
+        with pytest.raises(ValueError, match="codebook_size must be at least 2, got 1"):
+            build_quantizer(name, codebook_size=1)
+        with pytest.raises(ValueError, match="did you mean 'normal'"):
+            build_quantizer(name, codebook_init="norml")
+        with pytest.raises(ValueError, match="codebook_size"):
+            build_quantizer(name, codebok_size=16)
+        with pytest.raises(ValueError, match="codebook_size"):
+            build_quantizer(name, codebook_size="16")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'soft_vq'"):
+        build_quantizer("softvq")
+
+
+def test_initialisations_have_their_spread():
+    bounded = build_quantizer("vq", codebook_size=512, code_dim=32).codebook
+    assert bounded.abs().max() <= 1 / 512
+    assert bounded.std().item() == pytest.approx(1 / 512 / math.sqrt(3), rel=0.05)
+    assert build_quantizer("ibq", codebook_size=512, code_dim=32).codebook.std().item() == pytest.approx(1, rel=0.05)
+    unit = build_quantizer("ibq", codebook_size=512, code_dim=32, codebook_init="unit").codebook
+    assert unit.norm(dim=1).mean().item() == pytest.approx(1, rel=0.05)
+
+
+def test_kmeans_start_puts_codes_among_the_features():
+    centres = torch.tensor([[5.0, 0, 0, 0, 0, 0], [0, 5.0, 0, 0, 0, 0], [0, 0, 0, 0, 0, -5.0]])
+    noise = 0.05 * torch.randn(300, DIM, generator=torch.Generator().manual_seed(0))
+    points = centres.repeat_interleave(100, 0) + noise
+    for name in ("vq", "ibq", "vq_ema", "soft_vq"):
+        quantizer = built(name, codebook_init="kmeans")
+        quantizer(points.T.reshape(1, DIM, 15, 20))
+        assert torch.cdist(quantizer.codebook, centres).min(dim=1).values.max() < 0.6, name
+        started = quantizer.codebook.detach().clone()
+        quantizer(points.T.reshape(1, DIM, 15, 20) + 100)
+        if name != "vq_ema":
+            assert torch.equal(quantizer.codebook, started), name
+
+
+class TestVectorQuantizer:
+    def test_metrics_choose_differently(self):
+        codebook = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 1.1]])
+        z = torch.tensor([[0.1, 1.0], [2.0, 2.0]])
+        assert nearest_code(z, codebook, "l2").tolist() == [2, 2]
+        assert nearest_code(z, codebook, "cosine").tolist() == [2, 1]
+        assert nearest_code(z, codebook, "dot").tolist() == [1, 1]
+
+    def test_only_chosen_codes_learn(self):
+        quantizer = built("vq")
+        out = quantizer(features())
+        out.loss.backward()
+        learned = quantizer.codebook_gradient.norm(dim=1) > 0
+        assert learned.nonzero()[:, 0].tolist() == out.indices.unique().tolist()
+
+    def test_beta_moves_to_the_side_it_is_put_on(self):
+        z = features()
+        on_codebook, on_encoder = built("vq", beta=0.1)(z), built("vq", beta=0.1, beta_on="encoder")(z)
+        mean = on_codebook.terms["commitment"].item()
+        assert on_codebook.loss.item() == pytest.approx(1.1 * mean, rel=1e-6)
+        z.requires_grad_()
+        (side_a,) = torch.autograd.grad(built("vq", beta=0.1)(z).loss, z)
+        (side_b,) = torch.autograd.grad(built("vq", beta=0.1, beta_on="encoder")(z).loss, z)
+        torch.testing.assert_close(side_b, 0.1 * side_a)
+        assert on_encoder.loss.item() == pytest.approx(1.1 * mean, rel=1e-6)
+
+    def test_rotation_takes_the_features_to_the_codes_and_turns_the_gradient(self):
+        z = torch.tensor([[2.0, 0.0], [0.0, 3.0]], requires_grad=True)
+        codes = torch.tensor([[0.0, 1.0], [0.0, -1.0 + 1e-3]])
+        out = rotate_to_codes(z, codes)
+        torch.testing.assert_close(out[0], codes[0])
+        (gradient,) = torch.autograd.grad(out[0, 1], z)
+        torch.testing.assert_close(gradient[0], torch.tensor([0.5, 0.0]))
+        quantizer = built("vq", gradient="rotation")
+        plain = built("vq")
+        torch.testing.assert_close(quantizer(features()).quantized, plain(features()).quantized, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("variant", ["l20_legacy1", "l20_legacy0", "l21_legacy1", "l21_legacy0"])
+    @pytest.mark.parametrize(
+        ("tag", "dtype", "tolerance"), [("f64", torch.float64, 1e-6), ("f32", torch.float32, 1e-4)]
+    )
+    def test_golden_values(self, variant, tag, dtype, tolerance):
+        _, stored = golden("vq_quant")
+        quantizer = build_quantizer(
+            "vq_cosine" if "l21" in variant else "vq",
+            codebook_size=32,
+            code_dim=8,
+            beta_on="codebook" if variant.endswith("1") else "encoder",
+        ).to(dtype)
+        quantizer.codes.weight.data.copy_(stored["codebook"])
+        z = stored["z"].to(dtype).requires_grad_()
+        out = quantizer(z)
+        total = (stored["w"].to(dtype) * out.quantized).sum() + out.loss
+        total.backward()
+        prefix = f"{variant}/{tag}"
+        assert torch.equal(out.indices.flatten(), stored[f"{variant[:3]}/indices"])
+        for ours, key in (
+            (out.quantized, "z_q"),
+            (out.loss, "loss"),
+            (total, "total"),
+            (z.grad, "grad_z"),
+            (quantizer.codebook_gradient, "grad_codebook"),
+        ):
+            assert_near(ours, stored[f"{prefix}/{key}"], tolerance)
+
+
+def assert_near(ours, theirs, tolerance):
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp_min(1e-12)
+
+
+class TestMovingAverage:
+    def test_codes_follow_the_mean_of_their_features(self):
+        quantizer = built("vq_ema", ema_decay=0.5)
+        z = features()
+        for _ in range(60):
+            out = quantizer(z)
+        tokens = z.permute(0, 2, 3, 1).reshape(-1, DIM)
+        for code in out.indices.unique():
+            mean = tokens[out.indices.flatten() == code].mean(0)
+            torch.testing.assert_close(quantizer.codebook[code], mean, atol=1e-3, rtol=1e-3)
+
+    def test_takes_no_gradient(self):
+        quantizer = built("vq_ema")
+        assert not list(quantizer.parameters())
+        assert quantizer.codebook_gradient is None
+        assert set(quantizer(features()).terms) == {"commitment"}
+
+    def test_dead_codes_are_revived_on_features_after_their_patience(self):
+        z = features() + 50
+        patient, revived = built("vq_ema"), built("vq_ema", revive_after=3)
+        for _ in range(2):
+            patient(z), revived(z)
+        assert torch.equal(patient.codebook, revived.codebook)
+        for _ in range(20):
+            patient(z), revived(z)
+        patient.eval(), revived.eval()
+        assert revived(z).indices.unique().numel() > 5 * patient(z).indices.unique().numel()
+
+    def test_revival_leaves_living_codes_alone(self):
+        quantizer = built("vq", revive_after=1)
+        z = features()
+        alive = built("vq")(z).indices.unique()
+        before = quantizer.codebook.detach().clone()
+        quantizer(z)
+        assert torch.equal(quantizer.codebook[alive], before[alive])
+        assert not torch.equal(quantizer.codebook, before)
+
+
+class TestSimVq:
+    def test_every_code_moves_with_one_gradient(self):
+        quantizer = built("simvq")
+        before = quantizer.codebook.detach().clone()
+        quantizer(features()[:1, :, :1, :1]).loss.backward()
+        with torch.no_grad():
+            for parameter in quantizer.parameters():
+                parameter.sub_(0.1 * parameter.grad)
+        assert ((quantizer.codebook - before).norm(dim=1) > 0).all()
+        assert (quantizer.codebook_gradient.norm(dim=1) > 0).sum() == 1
+
+    def test_a_frozen_codebook_cannot_be_revived(self):
+        with pytest.raises(ValueError, match="frozen"):
+            built("simvq", revive_after=5)
+
+
+class TestSoftVq:
+    def test_temperature_falls_along_a_cosine(self):
+        quantizer = built("soft_vq", temperature_start=1.0, temperature_end=0.2)
+        seen = []
+        for progress in (0.0, 0.25, 0.5, 1.0):
+            quantizer.progress = progress
+            seen.append(quantizer.temperature)
+        assert seen == pytest.approx([1.0, 0.6 + 0.4 * math.cos(math.pi / 4), 0.6, 0.2])
+
+    def test_training_value_is_the_softmax_average(self):
+        quantizer = built("soft_vq")
+        z = features().requires_grad_()
+        out = quantizer(z)
+        tokens = z.permute(0, 2, 3, 1).reshape(-1, DIM)
+        expected = (tokens @ quantizer.codebook.T / 0.9).softmax(1) @ quantizer.codebook
+        torch.testing.assert_close(out.quantized.permute(0, 2, 3, 1).reshape(-1, DIM), expected)
+        out.quantized.sum().backward()
+        assert (quantizer.codebook_gradient.norm(dim=1) > 0).all()
+
+    def test_soft_becomes_hard_at_the_end(self):
+        quantizer = built("soft_vq")
+        quantizer.progress = 1.0
+        soft = quantizer(features())
+        soft.loss.backward()
+        assert torch.isfinite(quantizer.codebook_gradient).all()
+        torch.testing.assert_close(soft.quantized, quantizer.eval()(features()).quantized)
+
+    def test_temperatures_out_of_order_are_refused(self):
+        with pytest.raises(ValueError, match="temperature_end ≤ temperature_start"):
+            built("soft_vq", temperature_start=0.1, temperature_end=0.5)
+
+
+class TestIndexBackpropQuantizer:
+    @pytest.mark.parametrize("double", [True, False])
+    def test_loss_and_gradient_equal_the_published_form(self, double):
+        quantizer = built("ibq", double_quantization=double, entropy_weight=0.0).double()
+        z = features().double().requires_grad_()
+        codebook = quantizer.codebook.detach().clone().requires_grad_()
+        out = quantizer(z)
+        tokens = z.permute(0, 2, 3, 1).reshape(-1, DIM)
+        z_q, index, loss = ibq_loss(tokens, codebook, double=double)
+        assert torch.equal(out.indices.flatten(), index)
+        torch.testing.assert_close(out.loss, loss)
+        (out.loss + out.quantized.sin().sum()).backward()
+        ours, z.grad = z.grad, None
+        (loss + z_q.sin().sum()).backward()
+        torch.testing.assert_close(ours, z.grad)
+        torch.testing.assert_close(quantizer.codebook_gradient, codebook.grad)
+
+    def test_penalty_is_left_out_where_its_weight_is_zero_and_in_evaluation(self):
+        assert "sample_entropy" in built("ibq")(features()).terms
+        assert "sample_entropy" not in built("ibq", entropy_weight=0.0)(features()).terms
+        assert "sample_entropy" not in built("ibq").eval()(features()).terms
+
+    def test_entropy_epsilon_changes_the_average_entropy_only(self):
+        z = features()
+        published, exact = built("ibq"), built("ibq", entropy_epsilon=0.0)
+        a, b = published(z).terms, exact(z).terms
+        assert torch.equal(a["sample_entropy"], b["sample_entropy"])
+        assert a["average_entropy"] < b["average_entropy"]
+
+    @pytest.mark.parametrize(
+        "case", ["ibq_quant_a", "ibq_quant_b_temp001", "ibq_quant_c_no_entropy", "ibq_quant_d_weights"]
+    )
+    @pytest.mark.parametrize(
+        ("tag", "dtype", "tolerance"), [("f64", torch.float64, 1e-6), ("f32", torch.float32, 1e-4)]
+    )
+    def test_golden_values(self, case, tag, dtype, tolerance):
+        facts, stored = golden(case)
+        config = facts["config"]
+        quant_weight, entropy_weight = (2.0, 0.1) if case.endswith("d_weights") else (1.0, 0.05)
+        quantizer = build_quantizer(
+            "ibq",
+            codebook_size=config["n_e"],
+            code_dim=config["e_dim"],
+            beta=config["beta"],
+            quantization_weight=quant_weight,
+            entropy_weight=entropy_weight if config["use_entropy_loss"] else 0.0,
+            entropy_temperature=config["entropy_temperature"],
+            sample_entropy_weight=config["sample_minimization_weight"],
+            average_entropy_weight=config["batch_maximization_weight"],
+        ).to(dtype)
+        quantizer.codes.weight.data.copy_(stored["codebook"])
+        z = stored["z"].to(dtype).requires_grad_()
+        out = quantizer(z)
+        assert torch.equal(out.indices.flatten(), stored["indices"])
+        assert_near(out.quantized, stored[f"{tag}/z_q"], tolerance)
+        quant = out.terms["double_quantization"] + out.terms["commitment"] + config["beta"] * out.terms["codebook"]
+        assert_near(quant, stored[f"{tag}/quant_loss"], tolerance)
+        task = (stored["w"].to(dtype) * out.quantized).sum()
+        losses = {"task": task, "quant": quant, "total": task + out.loss}
+        if config["use_entropy_loss"]:
+            assert_near(out.terms["sample_entropy"], stored[f"{tag}/sample_entropy"], tolerance)
+            assert_near(out.terms["average_entropy"], stored[f"{tag}/avg_entropy"], tolerance)
+            losses["entropy"] = (
+                config["sample_minimization_weight"] * out.terms["sample_entropy"]
+                - config["batch_maximization_weight"] * out.terms["average_entropy"]
+            )
+            assert_near(losses["entropy"], stored[f"{tag}/entropy_loss"], tolerance)
+        for name, loss in losses.items():
+            grad_z, grad_codebook = torch.autograd.grad(loss, (z, quantizer.codes.weight), retain_graph=True)
+            assert_near(grad_z, stored[f"{tag}/grad_z/{name}"], tolerance)
+            assert_near(grad_codebook, stored[f"{tag}/grad_codebook/{name}"], tolerance)
+
+
+def test_a_new_quantizer_takes_ten_lines():
+    @register_quantizer("always_first")
+    class AlwaysFirst(Quantizer):
+        def __init__(self, config):
+            super().__init__(config, torch.nn.Module())
+            self.codes.forward = lambda: torch.eye(config.codebook_size, config.code_dim)
+
+        def assign(self, features, codebook):
+            indices = torch.zeros(len(features), dtype=torch.int64)
+            return Assignment(features + (F.embedding(indices, codebook) - features).detach(), indices, {})
+
+    try:
+        quantizer = build_quantizer("always_first", codebook_size=CODES, code_dim=DIM)
+        out = quantizer(features())
+        assert out.indices.unique().tolist() == [0]
+        assert out.loss.item() == 0
+        assert quantizer.config.config_name == "always_first"
+        with pytest.raises(ValueError, match="exists already"):
+            register_quantizer("vq")(AlwaysFirst)
+    finally:
+        _PRESETS.pop("always_first")
