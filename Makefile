@@ -15,6 +15,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 demo: .venv/.ready
 	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=demo
+	@cat $(or $(IBQLAB_RUNS),runs)/explore_collapse-demo/figures/report.md
+	@echo "figures: $(or $(IBQLAB_RUNS),runs)/explore_collapse-demo/figures"
 
 test: .venv/.ready
 	@$(PY) -m pytest
@@ -44,7 +46,7 @@ WARM_UP := import torch; from ibqlab.diagnostics import project_codes; project_c
 	@echo "building .venv from requirements.lock (the first time on a machine downloads about 6 GB)"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@test -x .venv/bin/uv || $(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	@.venv/bin/uv pip sync --quiet --python $(PY) requirements.lock
+	@.venv/bin/uv pip sync --quiet --compile-bytecode --python $(PY) requirements.lock
 	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps --editable .
 	@$(PY) -c 'import torchvision' || (echo "torchvision does not import against this torch: run 'make clean', then the same command again"; exit 1)
 	@$(PY) -c '$(WARM_UP)' || true

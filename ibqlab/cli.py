@@ -280,7 +280,8 @@ def runs(folder: Path | None) -> None:
     if table.empty:
         click.echo(f"no runs in {folder}; make one with: ibqlab train builtin/photos")
         return
-    shown = table.convert_dtypes().to_string(index=False, na_rep="–", float_format=lambda value: f"{value:.4g}")
+    whole = table.convert_dtypes().astype(object)
+    shown = whole.where(whole.notna(), "–").to_string(index=False, float_format=lambda value: f"{value:.4g}")
     click.echo(shown)
 
 

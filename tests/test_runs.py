@@ -103,7 +103,7 @@ def test_start_refuses_folders_and_files_that_are_no_run(tmp_path):
 
 
 def test_start_leaves_nothing_when_it_breaks(tmp_path, monkeypatch):
-    monkeypatch.setattr("ibqlab.runs.dump_yaml", lambda config: 1 / 0)
+    monkeypatch.setattr("ibqlab.runs.run.dump_yaml", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Run.start(tmp_path / "run", CONFIG)
     assert list(tmp_path.iterdir()) == []
@@ -347,18 +347,18 @@ def test_provenance_says_enough_and_not_too_much(monkeypatch):
 
 
 def test_provenance_reads_the_commit_of_its_own_checkout_only(tmp_path, monkeypatch):
-    from ibqlab import runs  # noqa: PLC0415
+    from ibqlab.runs import origin  # noqa: PLC0415
 
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     subprocess.run(commit, cwd=tmp_path, check=True)
     (tmp_path / "ibqlab").mkdir()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "ibqlab" / "runs.py"))
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "ibqlab" / "runs" / "origin.py"))
     clean = provenance()
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     (tmp_path / "new.py").write_text("x")
     assert provenance()["dirty"] is True
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "venv" / "ibqlab" / "runs.py"))
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "venv" / "ibqlab" / "runs" / "origin.py"))
     assert provenance()["commit"] is None
 
 

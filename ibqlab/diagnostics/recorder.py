@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ibqlab.diagnostics.geometry import code_feature_distances, norm_statistics, softmax_perplexity
 from ibqlab.diagnostics.gradient import gradient_reach
@@ -105,7 +105,10 @@ class Recorder:
 
     def _movement(self, codebook: Tensor) -> Tensor | None:
         if self._before is None:
-            return self.quantizer.codebook_gradient
+            gradient = self.quantizer.codebook_gradient
+            # Only gradients of parameters have been averaged over processes.
+            averaged = gradient is None or isinstance(codebook, nn.Parameter)
+            return gradient if averaged else sum_over_processes(gradient.clone())
         moved, self._before = codebook - self._before, None
         return moved
 

@@ -12,6 +12,7 @@ from ibqlab.plots.code_map import code_map_table, plot_code_map, plot_code_maps
 from ibqlab.plots.curves import collapse_curve_table, plot_collapse_curves
 from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
+from ibqlab.plots.run_curves import plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
 from ibqlab.plots.style import METHOD_STYLES, save_figure
 
@@ -23,9 +24,11 @@ __all__ = [
     "plot_code_maps",
     "plot_collapse_curves",
     "plot_reconstructions",
+    "plot_run_curves",
     "plot_scaling",
     "plot_usage_histogram",
     "reconstruction_table",
+    "run_curve_table",
     "save_figure",
     "scaling_table",
     "usage_histogram_table",

@@ -1,5 +1,7 @@
 """Codes among the features they should serve: the map of a projection."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
@@ -13,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from ibqlab.diagnostics.projection import Projection
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, as_array, fix_tick_size, styled_figure
+from ibqlab.plots.style import PAGE_WIDTH, add_caption, as_array, fix_tick_size, styled_figure, styles_for
 
 Counts = Int[np.ndarray, "K"] | Int[Tensor, "K"]
 Panel = tuple[Projection, int, Counts | None]
@@ -80,12 +82,15 @@ def plot_code_maps(panels: dict[str, Panel]) -> Figure:
     width = PAGE_WIDTH if columns > 1 else 5.2
     most = table["hits"].max()
     norm = None if pd.isna(most) or most < 1 else LogNorm(1, max(2, most))
-    with styled_figure(width, ((width - 0.9) / columns - 0.3) * rows + 1.4, "compressed") as figure:
+    headings = {title: _heading(look.label, panels[title][2], columns) for title, look in styles_for(panels).items()}
+    heading_height = 0.17 * max(text.count("\n") for text in headings.values())
+    height = ((width - 0.9) / columns + heading_height) * rows + 1.2
+    with styled_figure(width, height) as figure:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, (title, (projection, _, counts)) in zip(grid, panels.items(), strict=False):
+        for axes, (title, (projection, *_)) in zip(grid, panels.items(), strict=False):
             _draw_map(axes, table[table["panel"] == title], norm, columns)
             _finish_axes(axes, projection, columns)
-            axes.set_title("\n".join(filter(None, [title, _dead_sentence(counts)])))
+            axes.set_title(headings[title], fontsize=9)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         if norm is not None:
@@ -199,6 +204,11 @@ def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
 def _dot(label: str, **look: object) -> Line2D:
     """A legend entry of a single mark."""
     return Line2D([], [], linestyle="", label=label, **look)
+
+
+def _heading(label: str, counts: Counts | None, columns: int) -> str:
+    """A panel's label, in lines that fit its width, and how many of its codes are dead."""
+    return "\n".join([*textwrap.wrap(label, 80 // columns), *filter(None, [_dead_sentence(counts)])])
 
 
 def _dead_sentence(counts: Counts | None) -> str:

@@ -1,4 +1,4 @@
-"""Sums, maxima and broadcasts over the processes of a training job; without one, the value itself."""
+"""Sums, maxima, broadcasts and lists over the processes of a training job; without one, the value itself."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -24,3 +24,12 @@ def largest_over_processes(values: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
+
+
+def names_of_all_processes(names: list[str]) -> list[str]:
+    """The names that any process has, each once, the first process's first."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return names
+    lists: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, names)
+    return list(dict.fromkeys(name for part in lists for name in part))

@@ -21,11 +21,15 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.runs import Run
-from ibqlab.studies.study import Cell, Study, StudyError
+from ibqlab.studies.study import Cell, Study, StudyError, name_start
 from ibqlab.studies.tables import summary_table
 
 MAP_FRAMES = 4
 """Snapshots that a map's space is fitted on, at most: more would leave too few points for each."""
+MAP_POINTS = 5000
+"""Points that a map's space is fitted on, at most: more take UMAP longer than anybody waits for a figure."""
+STARTS = {"published": "collapse_curves", "same": "collapse_curves_same_start"}
+"""What `figure_collapse` may show, and the name of its file."""
 
 
 def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> list[Path]:
@@ -33,17 +37,30 @@ def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFram
     return save_figure(figure, study.folder / "figures" / name, data)
 
 
-def figure_collapse(study: Study) -> Figure:
-    """Usage, perplexity and gradient reach against training step; saved as `collapse_curves`.
+def figure_collapse(study: Study, starts: str = "published") -> Figure:
+    """Usage, perplexity and gradient reach against training step.
 
     Where the study has several codebook sizes or dimensions, the largest of each is shown.
+
+    Args:
+        study: with at least one finished cell.
+        starts: "published": each method from the start it has of its own, saved as `collapse_curves`; all starts where
+            no method was trained from its own. "same": every start, so that methods can be compared from the same one,
+            saved as `collapse_curves_same_start`.
+    Raises:
+        StudyError: no finished cell.
+        ValueError: another value of `starts`.
     """
+    if starts not in STARTS:
+        raise ValueError(f"starts must be one of {', '.join(map(repr, STARTS))}; got {starts!r}")
     metrics = study.metrics()
     for axis in ("codebook_size", "code_dim"):
         metrics = metrics[metrics[axis] == metrics[axis].max()]
+    if starts == "published" and metrics["published_init"].any():
+        metrics = metrics[metrics["published_init"]]
     metrics = metrics[metrics["step"] > 0]
     figure = plot_collapse_curves(metrics)
-    save_study_figure(study, "collapse_curves", figure, collapse_curve_table(metrics))
+    save_study_figure(study, STARTS[starts], figure, collapse_curve_table(metrics))
     return figure
 
 
@@ -85,15 +102,27 @@ def figure_scaling(study: Study) -> Figure:
     return figure
 
 
-def map_run(run: Run, method: str) -> tuple[Projection, list[int]]:
-    """One fitted space for some of a run's snapshots, and the steps they stand for, first and last included."""
+def map_run(
+    run: Run, method: str, *, frames: int = MAP_FRAMES, max_points: int = MAP_POINTS
+) -> tuple[Projection, list[int]]:
+    """One fitted space for some of a run's snapshots, and the steps they stand for, first and last included.
+
+    Args:
+        run: with at least one snapshot.
+        method: "umap" or "pca".
+        frames: most snapshots to show, evenly chosen, at least 2.
+        max_points: most points in the fit, all frames together.
+    Returns:
+        The projection, one frame per step, and the steps.
+    """
     steps = run.snapshot_steps
-    chosen = sorted({steps[i] for i in np.linspace(0, len(steps) - 1, MAP_FRAMES).round().astype(int)})
+    chosen = sorted({steps[i] for i in np.linspace(0, len(steps) - 1, frames).round().astype(int)})
     snapshots = [run.snapshot(step) for step in chosen]
     projection = project_codes(
         [snapshot["codebook"] for snapshot in snapshots],
         [snapshot["features"] for snapshot in snapshots],
         method=method,
+        max_points=max_points,
     )
     return projection, chosen
 
@@ -114,5 +143,4 @@ def labelled_runs(study: Study) -> dict[str, Run]:
 
 
 def _label(cell: Cell) -> str:
-    published = ", published" if cell.labels["published_init"] else ""
-    return f"{cell.labels['method']} from {cell.labels['init']}{published}"
+    return f"{cell.labels['method']} from {name_start(cell.labels['init'], cell.labels['published_init'])}"

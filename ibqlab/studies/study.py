@@ -15,13 +15,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ibqlab.config import ConfigError, content_hash, load_yaml, parse
+from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
 from ibqlab.training import TrainConfig, train
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
-
-PROJECTIONS = ("umap", "pca")
 
 
 class StudyError(RuntimeError):
@@ -62,7 +61,7 @@ class Grid:
             require_choice("initialisations", start, ("published", *INITIALISATIONS))
         require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipe says), got {self.steps}")
         require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
-        require_choice("projection", self.projection, PROJECTIONS)
+        require_choice("projection", self.projection, PROJECTION_METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +118,10 @@ class Study:
         """Train every cell that is not finished.
 
         Raises:
+            RunError: a cell's folder holds another config; nothing is trained.
             StudyError: some cells failed, listed with their reasons; the others are finished.
-            RunError: a cell's folder holds another config.
         """
-        missing = [cell for cell in self.cells if not _finished(self.folder / cell.name)]
+        missing = [cell for cell in self.cells if not self._is_finished(cell)]
         workers = min(self.grid.workers, len(missing))
         together = _train_one_by_one if workers <= 1 else _train_in_workers
         failed = together(missing, self.folder, workers, progress)
@@ -131,8 +130,21 @@ class Study:
             raise StudyError(f"{len(failed)} of {len(self.cells)} runs failed; the others are kept:\n{lines}")
 
     def finished(self) -> list[tuple[Cell, Run]]:
-        """Cells that are done, with their runs, in the grid's order."""
-        return [(cell, Run(self.folder / cell.name)) for cell in self.cells if _finished(self.folder / cell.name)]
+        """Cells that are done, with their runs, in the grid's order.
+
+        Raises:
+            RunError: a cell's folder holds another config.
+        """
+        return [(cell, Run(self.folder / cell.name)) for cell in self.cells if self._is_finished(cell)]
+
+    def _is_finished(self, cell: Cell) -> bool:
+        path = self.folder / cell.name
+        if not (path / "config.yaml").is_file():
+            return False
+        run = Run(path)
+        if run.config_hash != content_hash(cell.config):
+            Run.start(path, cell.config)  # refuses, and names the keys that differ
+        return run.status == "finished"
 
     def metrics(self) -> pd.DataFrame:
         """All logged rows of all finished cells, with the cells' labels as columns."""
@@ -143,7 +155,7 @@ class Study:
 
     def final_rows(self) -> pd.DataFrame:
         """The last row of each finished cell."""
-        return self.metrics().sort_values("step").groupby("run", sort=False).tail(1).reset_index(drop=True)
+        return self.metrics().groupby("run", sort=False).tail(1).reset_index(drop=True)
 
 
 def open_study(name: str, parameters: StudyParameters) -> Study:
@@ -164,6 +176,11 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     settings = presets[parameters.preset] | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
     return Study(name, grid, runs_root() / (parameters.output or f"{name}-{parameters.preset}"))
+
+
+def name_start(start: str, is_default: bool) -> str:
+    """How tables and figures write where a codebook started, marking a method's own start."""
+    return f"{start}, default" if is_default else start
 
 
 def _cells(grid: Grid) -> list[Cell]:
@@ -189,10 +206,6 @@ def _cells(grid: Grid) -> list[Cell]:
         cell = Cell(f"{method}-{actual}-K{size}-D{dim}-seed{seed}", config, labels)
         cells.setdefault(content_hash(config), cell)
     return list(cells.values())
-
-
-def _finished(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and Run(path).status == "finished"
 
 
 def _train_one_by_one(cells: list[Cell], folder: Path, workers: int, progress: bool) -> dict[str, str]:

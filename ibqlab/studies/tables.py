@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ibqlab.studies.study import Study
+from ibqlab.plots.style import METHOD_STYLES
+from ibqlab.studies.study import Study, name_start
 
 AXES = ["method", "init", "published_init", "codebook_size", "code_dim"]
 MEASURES = {
-    "validation_usage": "usage of validation codes",
-    "usage": "usage in the training window",
+    "validation_usage": "validation usage",
+    "usage": "training usage (window)",
     "validation_perplexity": "perplexity (codes)",
     "gradient_reach": "gradient reach",
     "validation_psnr": "PSNR (dB)",
@@ -44,15 +45,15 @@ def show_table(table: pd.DataFrame) -> pd.DataFrame:
     """A summary table for reading: shares in %, ranges in brackets where there are several seeds, token counts."""
     shown = pd.DataFrame(
         {
-            "method": table["method"],
-            "start": table["init"].where(~table["published_init"], table["init"] + ", published"),
+            "method": [METHOD_STYLES[name].label if name in METHOD_STYLES else name for name in table["method"]],
+            "start": [name_start(row["init"], row["published_init"]) for _, row in table.iterrows()],
             "K": table["codebook_size"],
             "D": table["code_dim"],
         }
     )
     for measure, title in MEASURES.items():
         shown[title] = [_cell(row, measure) for _, row in table.iterrows()]
-    shown["validation tokens"] = table["validation_tokens"].map("{:,}".format)
+    shown["validation tokens"] = table["validation_tokens"].map("{:,.0f}".format)
     shown["seeds"] = table["seeds"]
     shown["s per run"] = table["seconds"].round().astype(int)
     return shown
@@ -84,6 +85,8 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         f"# {study.name}",
         to_markdown(show_table(table)),
         f"- recipe: {study.grid.recipe}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
+        "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
+        "paper does not state Soft VQ's",
         f"- usage: share of codes hit at least once in the tokens named; at least {_tokens_per_code(study)} per code",
         f"- recording took {max(shares):.1%} of a step at most",
         f"- hardware: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores",

@@ -2,16 +2,18 @@
 
 from ibqlab.training.config import LossConfig, OptimizerConfig, RecordConfig, TrainConfig
 from ibqlab.training.loop import TrainingError, train
-from ibqlab.training.recipes import find_recipe, load_recipe, recipe_config
+from ibqlab.training.recipes import RunParameters, find_recipe, load_recipe, plan_run, recipe_config
 
 __all__ = [
     "LossConfig",
     "OptimizerConfig",
     "RecordConfig",
+    "RunParameters",
     "TrainConfig",
     "TrainingError",
     "find_recipe",
     "load_recipe",
+    "plan_run",
     "recipe_config",
     "train",
 ]

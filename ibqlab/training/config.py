@@ -94,7 +94,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay per step of the averaged weights that evaluation may use, in [0, 1); 0 keeps none. Published: 0.999."""
     seed: int = 0
-    """Seed of weights, crops and order, ≥ 0. All randomness of a step comes from it and the step's number."""
+    """Seed of weights, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's number."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "processes"):
@@ -107,4 +107,4 @@ class TrainConfig:
         require_choice("accelerator", self.accelerator, ACCELERATORS)
         require_choice("precision", self.precision, PRECISIONS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
+        require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ibqlab.data import ImageSource, to_model_range, to_uint8, validation_batches
@@ -26,6 +26,8 @@ class Validation:
     """Hits per code."""
     images: int
     """How many images were seen."""
+    broken: list[str]
+    """Unreadable files that this process met."""
 
     def row(self) -> dict[str, Any]:
         """The numbers as a row of metrics."""
@@ -52,7 +54,7 @@ def validate(
     world_size: int = 1,
     workers: int = 0,
 ) -> Validation:
-    """Reconstruct validation images in eval mode and count the codes they use.
+    """Reconstruct validation images in eval mode, in the weights' own precision, and count the codes they use.
 
     Args:
         tokenizer: evaluated as it is; wrap in `WeightAverage.applied()` for averaged weights.
@@ -68,11 +70,13 @@ def validate(
     counts = torch.zeros(size, dtype=torch.int64, device=device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     was_training = tokenizer.training
+    broken: list[str] = []
     tokenizer.eval()
     batches = validation_batches(
         source, images=images, batch_size=batch_size, rank=rank, world_size=world_size, workers=workers
     )
     for batch in batches:
+        broken += batch.broken
         pictures = to_model_range(batch.images.to(device))
         out = tokenizer(pictures)
         error = out.reconstruction.float().clamp(-1, 1) - pictures
@@ -87,12 +91,19 @@ def validate(
         counts += count_indices(out.quantizer.indices, size)
     tokenizer.train(was_training)
     l1, psnr, seen = sum_over_processes(sums).tolist()
-    return Validation(l1=l1 / seen, psnr=psnr / seen, counts=sum_over_processes(counts), images=int(seen))
+    counts = sum_over_processes(counts)
+    return Validation(l1=l1 / seen, psnr=psnr / seen, counts=counts, images=int(seen), broken=broken)
 
 
 @torch.no_grad()
 def take_snapshot(
-    tokenizer: Tokenizer, pictures: Tensor, *, counts: Tensor, last_hit: Tensor, features: int, images: int
+    tokenizer: Tokenizer,
+    pictures: UInt8[Tensor, "B 3 H W"],
+    *,
+    counts: Int[Tensor, " K"],
+    last_hit: Int[Tensor, " K"],
+    features: int,
+    images: int,
 ) -> dict[str, np.ndarray]:
     """The arrays of a snapshot: codebook, a fixed sample of features with their codes, hits, reconstructions.
 

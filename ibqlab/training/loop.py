@@ -8,9 +8,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +27,13 @@ from ibqlab.data import (
     validation_batches,
 )
 from ibqlab.diagnostics.recorder import Recorder
-from ibqlab.runs import Run, provenance
+from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
+from ibqlab.runs import Run, RunError, provenance
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.ema import WeightAverage
 from ibqlab.training.evaluation import take_snapshot, validate
-from ibqlab.training.losses import TrainingError, name_first_nonfinite, tokenizer_loss
+from ibqlab.training.losses import IMAGES, TrainingError, name_first_nonfinite, tokenizer_loss
 
 __all__ = ["TrainingError", "train"]
 
@@ -56,18 +58,47 @@ def train(
         The run.
     Raises:
         RunError: the folder holds another config, or something that is no run; the disk is full.
-        TrainingError: a loss or weight is not finite, or fewer processes run than the config asks for.
+        TrainingError: a loss or weight is not finite, or other than the config's number of processes run.
+        ValueError: no images, or images that the tokenizer cannot take; nothing has been written then.
     """
+    finished = _finished_run(path, config)
+    if finished:
+        return finished
+    material = _prepare(config)
     fabric = _launch(config)
     run = Run.start(path, config) if fabric.is_global_zero else None
     fabric.barrier()
-    run = run or Run(path)
-    if run.status == "finished":
-        return run
-    trainer = _Trainer(config, run, fabric, watch)
-    with _ending(run, fabric):
+    trainer = _Trainer(config, material, run or Run(path), fabric, watch)
+    with _ending(trainer):
         trainer.fit(progress and fabric.is_global_zero)
-    return run
+    fabric.barrier()
+    return trainer.run
+
+
+def _finished_run(path: str | Path, config: TrainConfig) -> Run | None:
+    """The run, if it has nothing left to do; refuses another config."""
+    if not (Path(path) / "config.yaml").is_file() or Run(path).status != "finished":
+        return None
+    return Run.start(path, config)
+
+
+class _Material(NamedTuple):
+    """What a run is made of."""
+
+    training_data: ImageSource
+    validation_data: ImageSource
+    tokenizer: Tokenizer
+    grid: tuple[int, int]
+    """Rows and columns of tokens per image."""
+
+
+def _prepare(config: TrainConfig) -> _Material:
+    """Open the data and build the tokenizer: all that can be wrong with either shows before anything is written."""
+    training_data, validation_data = open_data(config.data, "train"), open_data(config.data, "validation")
+    torch.manual_seed(config.seed)
+    tokenizer = Tokenizer.from_config(config.tokenizer)
+    grid = tokenizer.latent_grid(config.data.image_size, config.data.image_size)
+    return _Material(training_data, validation_data, tokenizer, grid)
 
 
 def _launch(config: TrainConfig) -> Any:
@@ -77,24 +108,27 @@ def _launch(config: TrainConfig) -> Any:
         raise TrainingError(
             f"the config asks for {config.processes} process(es), {started} are running; type: "
             + (
-                f"torchrun --nproc-per-node {config.processes} -m ibqlab train RECIPE"
+                f"torchrun --nproc-per-node {config.processes} -m ibqlab train RECIPE processes={config.processes}"
                 if config.processes > 1
                 else f"ibqlab train RECIPE processes={started}"
             )
         )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if started > 1 else 1
+    accelerator = _accelerator(config.accelerator, local)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from lightning_fabric import Fabric  # noqa: PLC0415 - four seconds, needed only to train
         from lightning_fabric.plugins.environments import LightningEnvironment  # noqa: PLC0415
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if started > 1 else 1
+        from lightning_fabric.strategies import DDPStrategy  # noqa: PLC0415
     fabric = Fabric(
-        accelerator=config.accelerator,
+        accelerator=accelerator,
         devices=local,
         num_nodes=started // local,
         precision=config.precision,
         # A single process must not take a Slurm allocation for a world to join.
         plugins=[LightningEnvironment()] if started == 1 else None,
-        strategy="ddp" if started > 1 else "auto",
+        # Upkeep keeps buffers equal on all processes; sending frozen codes at every step would cost K·D numbers.
+        strategy=DDPStrategy(broadcast_buffers=False) if started > 1 else "auto",
     )
     fabric.launch()
     if fabric.world_size != config.processes:
@@ -102,33 +136,45 @@ def _launch(config: TrainConfig) -> Any:
     return fabric
 
 
+def _accelerator(wanted: str, devices: int) -> str:
+    """The kind of device for so many processes on this machine: cpu or cuda."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not there):
+        return "cpu"
+    if there < devices:
+        raise TrainingError(
+            f"each process needs a CUDA device of its own; {devices} run here and there are {there}. Start at most "
+            f"{max(there, 1)}, or type accelerator=cpu"
+        )
+    return "cuda"
+
+
 @contextmanager
-def _ending(run: Run, fabric: Any) -> Iterator[None]:
+def _ending(trainer: "_Trainer") -> Iterator[None]:
     """Write into the run how it ended, also when it ends badly."""
-    started = time.perf_counter()
-    status = "failed"
     try:
         yield
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "stopped"
+    except BaseException as error:
+        # The disk may be full: what went wrong first is what must be told.
+        with suppress(RunError):
+            trainer.finish("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    finally:
-        if fabric.is_global_zero:
-            before = run.provenance.get("duration_s", 0.0)
-            run.finish(status, duration_s=round(before + time.perf_counter() - started, 2))
+    trainer.finish("finished")
 
 
 class _Trainer:
     """State of one run on one process."""
 
-    def __init__(self, config: TrainConfig, run: Run, fabric: Any, watch: Callable[[dict[str, Any]], None] | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        material: _Material,
+        run: Run,
+        fabric: Any,
+        watch: Callable[[dict[str, Any]], None] | None,
+    ):
         self.config, self.run, self.fabric, self.watch = config, run, fabric, watch
-        self.training_data = open_data(config.data, "train")
-        self.validation_data = open_data(config.data, "validation")
-        torch.manual_seed(config.seed)
-        tokenizer = Tokenizer.from_config(config.tokenizer)
-        self.grid = tokenizer.latent_grid(config.data.image_size, config.data.image_size)
+        self.training_data, self.validation_data, tokenizer, self.grid = material
         adam = torch.optim.Adam(
             tokenizer.parameters(), lr=config.optimizer.learning_rate, betas=tuple(config.optimizer.betas)
         )
@@ -136,20 +182,30 @@ class _Trainer:
         self.tokenizer: Tokenizer = self.model.module
         self.average = WeightAverage(tokenizer, config.ema_decay) if config.ema_decay else None
         wanted = config.record.tokens_per_code * tokenizer.quantizer.config.codebook_size
-        self.recorder = Recorder(tokenizer.quantizer, wanted, config.record.probe_tokens, fabric.world_size)
-        self.validation_images = -(-wanted // (self.grid[0] * self.grid[1]))
+        tokens = self.grid[0] * self.grid[1]
+        self.validation_images = -(-wanted // tokens)
+        # A window of whole steps holds the same tokens however many processes share it.
+        window = -(-wanted // (config.batch_size * tokens)) * config.batch_size * tokens
+        self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, fabric.world_size)
         self.broken = BrokenImages()
+        self.began = time.perf_counter() - run.provenance.get("duration_s", 0.0)
+        self.mark = 0.0
+        """When the step in progress began, on the clock of time.perf_counter."""
         self.seconds = 0.0
+        """Spent on steps, loading of images included, validation and checkpoints left out."""
         self.recorder_seconds = 0.0
+        self.logged = (0, 0.0)
+        """Step of the last logged row, and `seconds` at its end."""
 
     def fit(self, progress: bool) -> None:
         """Train from where the run stands to the last step."""
         config = self.config
-        done = self._resume()
-        if done == 0:
+        found = self._resume()
+        if found is None:
             self._describe()
             self._record_validation(0, {"step": 0, "seconds": 0.0})
             self._save(0)
+        done = found or 0
         bar = tqdm(total=config.steps, initial=done, desc=self.run.name, unit="step", disable=not progress)
         batches = training_batches(
             self.training_data,
@@ -161,25 +217,35 @@ class _Trainer:
             world_size=self.fabric.world_size,
             workers=config.data.workers,
         )
-        shown = {}
+        self.mark, self.logged = time.perf_counter(), (done, self.seconds)
         with bar:
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
                     shown = {"loss": f"{row['loss']:.3f}", "usage": f"{row['usage']:.1%}"}
-                    shown["images/s"] = f"{row['images_per_second']:.0f}"
-                    bar.set_postfix(shown, refresh=False)
+                    bar.set_postfix(shown | {"images/s": f"{row['images_per_second']:.0f}"}, refresh=False)
                 bar.update()
+        self.broken.names = names_of_all_processes(self.broken.names)
         report = self.broken.report()
         if report and self.fabric.is_global_zero:
             warnings.warn(report, stacklevel=2)
 
+    def finish(self, status: str) -> None:
+        """Note in the run how it ended."""
+        if self.fabric.is_global_zero:
+            self.run.finish(status, duration_s=self._duration())
+
+    def _duration(self) -> float:
+        """Seconds spent on the run, those before it was resumed included."""
+        return round(time.perf_counter() - self.began, 2)
+
     def _step(self, step: int, batch: Batch) -> dict[str, Any] | None:
         """One optimiser step; the row of metrics where one is due."""
         config, record = self.config, self.config.record
-        began = time.perf_counter()
-        validating = step % record.validate_every == 0 or step in record.early_snapshots or step == config.steps
+        last = step == config.steps
+        validating = step % record.validate_every == 0 or step in record.early_snapshots or last
         logging = step % record.log_every == 0 or validating
+        saving = step % record.checkpoint_every == 0 or last
         self.broken.add(batch.broken)
         if logging:
             self._timed(self.recorder.before_step)
@@ -194,14 +260,27 @@ class _Trainer:
             row = {"step": step, "learning_rate": config.optimizer.learning_rate, **self._mean(losses)}
             row |= self._timed(self.recorder.report, features, step)
         self.optimizer.zero_grad()
-        spent = time.perf_counter() - began
-        self.seconds += spent
+        self.seconds += time.perf_counter() - self.mark
         if row is not None:
-            row |= {"seconds": round(self.seconds, 3), "images_per_second": round(config.batch_size / spent, 2)}
+            row |= self._pace(step)
+        if validating or saving:
+            self._check_weights(step)
+        if row is not None:
             self._record_validation(step, row) if validating else self._log(row)
-        if step % record.checkpoint_every == 0 or step == config.steps:
+        if saving:
             self._save(step)
+        self.mark = time.perf_counter()
         return row
+
+    def _pace(self, step: int) -> dict[str, float]:
+        """Seconds of training so far, and images per second since the last logged row."""
+        before, seconds = self.logged
+        self.logged = (step, self.seconds)
+        images = (step - before) * self.config.batch_size
+        return {
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(images / (self.seconds - seconds), 2),
+        }
 
     def _forward_backward(self, step: int, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of one batch in `accumulate` parts; the mean loss terms and the last part's features."""
@@ -213,24 +292,36 @@ class _Trainer:
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
                 out = self.model(pictures)
                 loss, terms = tokenizer_loss(config.loss, pictures, out)
-                if not torch.isfinite(loss):
-                    self._stop_at_nonfinite(step, name_first_nonfinite(pictures, out, self._codebook(), terms))
+                if sum_over_processes((~torch.isfinite(loss)).long()):
+                    self._stop_at_nonfinite(step, name_first_nonfinite(pictures, self.tokenizer, out, terms))
                 self.fabric.backward(loss / len(parts))
             self._timed(self.recorder.observe, out.quantizer.indices, step)
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(parts)
         return sums, out.features
 
-    def _codebook(self) -> Tensor:
-        return self.tokenizer.quantizer.codebook
+    def _check_weights(self, step: int) -> None:
+        """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
+        names = [name for name, _ in self.tokenizer.named_parameters()]
+        moments = self.optimizer.state_dict()["state"]
+        chain = {
+            **{f"the weight {name!r}": value for name, value in self.tokenizer.state_dict().items()},
+            **{f"Adam's {key} of {names[n]!r}": value for n, kept in moments.items() for key, value in kept.items()},
+        }
+        for name, value in chain.items():
+            if not torch.isfinite(value).all():
+                self._stop_at_nonfinite(step, name)
 
     def _stop_at_nonfinite(self, step: int, culprit: str) -> None:
-        good = self.run.last_checkpoint
+        good, config = self.run.last_checkpoint, self.config
+        remedy = f"lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
+        if config.precision != "32-true":
+            remedy += f" or type precision=32-true (now {config.precision})"
+        if culprit == IMAGES:
+            remedy = f"mend the data (data.source {config.data.source!r})"
         raise TrainingError(
-            f"step {step}: {culprit} is the first tensor with NaN or infinity; training stops. The last good "
-            f"checkpoint is {good.name if good else 'none'} in {self.run.name}. Lower optimizer.learning_rate "
-            f"(now {self.config.optimizer.learning_rate:g}) or use precision=32-true (now {self.config.precision}), "
-            f"in a new output folder"
+            f"step {step}: {culprit} is the first tensor with NaN or infinity; training stops. To go on, {remedy}, in "
+            f"a new output folder. The last good checkpoint is {good.name if good else 'none'} in {self.run.name}"
         )
 
     def _mean(self, losses: dict[str, Tensor]) -> dict[str, float]:
@@ -258,14 +349,13 @@ class _Trainer:
             workers=config.data.workers,
             **share,
         )
+        self.broken.add(result.broken)
         last_hit = self.recorder.last_hits()
         if not self.fabric.is_global_zero:
             return
-        if not hasattr(self, "pictures"):
-            self.pictures = self._snapshot_pictures()
         arrays = take_snapshot(
             self.tokenizer,
-            self.pictures,
+            self._snapshot_pictures,
             counts=result.counts,
             last_hit=last_hit,
             features=record.snapshot_features,
@@ -275,6 +365,7 @@ class _Trainer:
         row |= result.row()
         self._log(row)
 
+    @cached_property
     def _snapshot_pictures(self) -> Tensor:
         """The first validation images, as many as the snapshot's features and pictures need."""
         record = self.config.record
@@ -300,10 +391,7 @@ class _Trainer:
             )
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint; a weight that is not finite stops the run instead, so the last good one stays."""
-        for name, parameter in self.tokenizer.named_parameters():
-            if not torch.isfinite(parameter).all():
-                self._stop_at_nonfinite(step, f"the weight {name!r}")
+        """Write a checkpoint."""
         mine = self.recorder.state_dict()
         windows = self.fabric.all_gather(mine["window"]).reshape(self.fabric.world_size, -1)
         hits = self.fabric.all_gather(mine["last_hit"]).reshape(self.fabric.world_size, -1)
@@ -319,18 +407,18 @@ class _Trainer:
         }
         self.run.save_checkpoint(step, state)
         share = self.recorder_seconds / self.seconds if self.seconds else 0.0
-        self.run.write_provenance(recorder_share_of_step=round(share, 5))
+        self.run.write_provenance(recorder_share_of_step=round(share, 5), duration_s=self._duration())
 
-    def _resume(self) -> int:
-        """Load the last checkpoint, if there is one, and cut the run's files back to it. The step it stands at."""
+    def _resume(self) -> int | None:
+        """Load the last checkpoint and cut the run's files back to it. The step it stands at; None without one."""
         found = self.run.load_checkpoint()
-        step, state = found if found else (0, None)
+        step, state = found or (-1, None)
         if self.fabric.is_global_zero:
-            self.run.truncate_metrics(step if state else -1)
-            self.run.drop_snapshots_after(step if state else -1)
+            self.run.truncate_metrics(step)
+            self.run.drop_snapshots_after(step)
         self.fabric.barrier()
         if state is None:
-            return 0
+            return None
         self.tokenizer.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:

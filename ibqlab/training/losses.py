@@ -5,8 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.tokenizer import TokenizerOutput
+from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.training.config import LossConfig
+
+IMAGES = "the batch of images"
+"""How `name_first_nonfinite` names its first link."""
 
 
 class TrainingError(RuntimeError):
@@ -31,14 +34,25 @@ def tokenizer_loss(
     return total, parts | {f"term_{name}": term for name, term in out.quantizer.terms.items()}
 
 
-def name_first_nonfinite(images: Tensor, out: TokenizerOutput, codebook: Tensor, parts: dict[str, Tensor]) -> str:
-    """The first tensor along the model that holds NaN or infinity, for an error message."""
+def name_first_nonfinite(
+    images: Float[Tensor, "B 3 H W"], tokenizer: Tokenizer, out: TokenizerOutput, parts: dict[str, Float[Tensor, ""]]
+) -> str:
+    """The first tensor on the way from images to loss that holds NaN or infinity, for an error message.
+
+    Args:
+        images: the batch.
+        tokenizer: whose learned weights come next; a codebook of moving averages comes after the features it follows.
+        out: what the tokenizer made of the images.
+        parts: the loss term by term.
+    """
     chain = {
-        "the images": images,
+        IMAGES: images,
+        **{f"the weight {name!r}": weight for name, weight in tokenizer.named_parameters()},
         "the encoder's features": out.features,
-        "the codebook": codebook,
+        "the codebook": tokenizer.quantizer.codebook,
         "the quantized features": out.quantizer.quantized,
         "the reconstruction": out.reconstruction,
         **{f"the loss term {name!r}": term for name, term in parts.items()},
     }
-    return next((name for name, value in chain.items() if not torch.isfinite(value).all()), "the sum of the losses")
+    found = next((name for name, value in chain.items() if not torch.isfinite(value).all()), None)
+    return found or "the sum of the losses, here or on another process,"

@@ -1,91 +1,41 @@
-"""The run folder: everything that a training run leaves behind, readable with pandas and NumPy alone.
-
-    config.yaml       the complete settings, with their content hash
-    metrics.jsonl     one object per logged step
-    snapshots/        step_00000300.npz: codebook, features, assignments and counts at a step
-    checkpoints/      step_00000300.pt: what resuming needs, the newest two
-    figures/          pictures and the CSV behind each
-    provenance.json   status, commit, versions, hardware, seed, duration
-
-Every file but metrics.jsonl is written under another name, forced to disk and then renamed: at any moment it is there
-whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
-"""
+"""One run folder: create it, continue it, read it."""
 
 import errno
-import importlib.metadata
-import io
 import json
-import math
 import os
 import pickle
-import platform
 import shutil
-import subprocess
-import sys
-import tomllib
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ibqlab.config import ConfigError, content_hash, dump_yaml, load_yaml, to_dict
+from ibqlab.runs.files import (
+    RunError,
+    check_storable,
+    end_of_last_row,
+    explained,
+    force_to_disk,
+    plain_array,
+    plain_row,
+    read_row,
+    steps_of_files,
+)
+from ibqlab.runs.origin import provenance, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
 
 STATUSES = ("running", "finished", "failed", "stopped")
 CHECKPOINTS_KEPT = 2
-PACKAGES = (
-    "ibqlab",
-    "torch",
-    "torchvision",
-    "lightning-fabric",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "pydantic",
-)
-RUN_COLUMNS = (
-    *("name", "path", "status", "quantizer", "codebook_size", "code_dim", "seed", "step", "loss", "usage"),
-    *("usage_tokens", "validation_usage", "validation_tokens", "validation_psnr", "duration_s", "config_hash"),
-)
-
-
-class RunError(RuntimeError):
-    """A run folder that cannot be used or written; the message says what stands there and what to do."""
 
 
 class _Taken(Exception):
     """Another process has made the folder first."""
-
-
-def runs_root() -> Path:
-    """The folder that holds all runs.
-
-    $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
-    """
-    if os.environ.get("IBQLAB_RUNS"):
-        return Path(os.environ["IBQLAB_RUNS"]).expanduser()
-    return (checkout_root() or Path.cwd()) / "runs"
-
-
-def checkout_root() -> Path | None:
-    """The nearest folder from the current directory upwards whose pyproject.toml is ibqlab's; None if there is none."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        try:
-            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-            continue
-        if project.get("project", {}).get("name") == "ibqlab":
-            return folder
-    return None
 
 
 class Run:
@@ -225,10 +175,10 @@ class Run:
         """
         if not isinstance(row.get("step"), (int, np.integer)) or row["step"] < 0:
             raise ValueError(f"a logged row needs an integer step ≥ 0, got step={row.get('step')!r}")
-        line = json.dumps(_plain_row(row, "row"), allow_nan=False) + "\n"
+        line = json.dumps(plain_row(row, "row"), allow_nan=False) + "\n"
         file = self.path / "metrics.jsonl"
-        with _explained(file, self), open(file, "a+b") as stream:
-            size = _end_of_last_row(stream)
+        with explained(file, self._what_is_left), open(file, "a+b") as stream:
+            size = end_of_last_row(stream)
             stream.truncate(size)
             try:
                 stream.write(line.encode())
@@ -251,9 +201,9 @@ class Run:
         if not file.is_file():
             return []
         *lines, rest = file.read_bytes().split(b"\n")
-        rows = [_read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+        rows = [read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
         try:
-            return [*rows, _read_row(rest, "last line")] if rest else rows
+            return [*rows, read_row(rest, "last line")] if rest else rows
         except RunError:
             return rows
 
@@ -269,7 +219,7 @@ class Run:
             ValueError: an array of Python objects.
             RunError: the disk is full or the file cannot be written.
         """
-        plain = {name: _plain_array(name, value) for name, value in arrays.items()}
+        plain = {name: plain_array(name, value) for name, value in arrays.items()}
         file = self._step_file("snapshots", step, ".npz")
         with self._whole(file) as stream:
             np.savez(stream, **plain)
@@ -277,7 +227,7 @@ class Run:
     @property
     def snapshot_steps(self) -> list[int]:
         """Steps that have a snapshot, ascending."""
-        return sorted(_steps(self.path / "snapshots", ".npz"))
+        return sorted(steps_of_files(self.path / "snapshots", ".npz"))
 
     def snapshot(self, step: int = -1) -> dict[str, np.ndarray]:
         """The arrays of a step's snapshot; −1 for the last one.
@@ -316,11 +266,11 @@ class Run:
         """
         import torch  # noqa: PLC0415 - reading runs needs no torch
 
-        _check_storable(state, "state")
+        check_storable(state, "state")
         file = self._step_file("checkpoints", step, ".pt")
         with self._whole(file) as stream:
             torch.save({"step": step, "state": state}, stream)
-        steps = _steps(file.parent, ".pt")
+        steps = steps_of_files(file.parent, ".pt")
         kept = sorted(old for old in steps if old <= step)[-CHECKPOINTS_KEPT:]
         for old in set(steps) - set(kept):
             self._step_file("checkpoints", old, ".pt").unlink(missing_ok=True)
@@ -328,7 +278,7 @@ class Run:
     @property
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint's file; None before the first."""
-        steps = _steps(self.path / "checkpoints", ".pt")
+        steps = steps_of_files(self.path / "checkpoints", ".pt")
         return self._step_file("checkpoints", max(steps), ".pt") if steps else None
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
@@ -343,7 +293,7 @@ class Run:
         import torch  # noqa: PLC0415 - reading runs needs no torch
 
         failures = []
-        for step in sorted(_steps(self.path / "checkpoints", ".pt"), reverse=True):
+        for step in sorted(steps_of_files(self.path / "checkpoints", ".pt"), reverse=True):
             file = self._step_file("checkpoints", step, ".pt")
             try:
                 stored = torch.load(file, map_location="cpu", weights_only=True)
@@ -378,7 +328,7 @@ class Run:
             ValueError: a value that JSON cannot hold.
             RunError: the file cannot be written; it is left as it was.
         """
-        merged = self.provenance | _plain_row(facts, "provenance")
+        merged = self.provenance | plain_row(facts, "provenance")
         self._write_text(self.path / "provenance.json", json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self, status: str, **facts: Any) -> None:
@@ -392,7 +342,7 @@ class Run:
         """
         if status not in STATUSES[1:]:
             raise ValueError(f"a run ends as one of {', '.join(STATUSES[1:])}; got {status!r}")
-        self.write_provenance(status=status, ended=_now(), **facts)
+        self.write_provenance(status=status, ended=utc_now(), **facts)
 
     def figure_path(self, name: str) -> Path:
         """Where a figure or its CSV belongs; the folder is made.
@@ -417,7 +367,7 @@ class Run:
     @contextmanager
     def _whole(self, file: Path) -> Iterator[BinaryIO]:
         """A stream whose content appears under the file's name when the block ends well, and nowhere otherwise."""
-        with _explained(file, self):
+        with explained(file, self._what_is_left):
             file.parent.mkdir(exist_ok=True)
             unfinished = file.with_name(f".unfinished{file.suffix}")
             try:
@@ -429,151 +379,17 @@ class Run:
             except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
-            _force_to_disk(file.parent)
+            force_to_disk(file.parent)
+
+    def _what_is_left(self) -> str:
+        """The end of an error message: from where the run would go on."""
+        good = self.last_checkpoint
+        if good is None:
+            return ": it starts from the first step, there is no checkpoint yet"
+        return f": it continues from the last good checkpoint, {good.name}, which is intact"
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.status})"
-
-
-def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
-    """All runs below a folder.
-
-    Args:
-        folder: searched with all its sub-folders; the folder of all runs by default.
-    Returns:
-        One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged),
-        quantizer, codebook_size (codes), code_dim, seed, the last value of step, loss, usage (share of codes hit in
-        the last usage_tokens tokens of training), validation_usage (in validation_tokens tokens), validation_psnr (dB),
-        then duration_s (seconds) and config_hash. No run, or no such folder: an empty frame with these columns.
-    """
-    import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
-
-    folder = Path(folder) if folder is not None else runs_root()
-    return pd.DataFrame([_table_row(path, folder) for path in _run_folders(folder)], columns=list(RUN_COLUMNS))
-
-
-def _run_folders(folder: Path) -> Iterator[Path]:
-    for place, inner, files in os.walk(folder):
-        if "config.yaml" in files and {"provenance.json", "metrics.jsonl"} & set(files):
-            inner.clear()
-            yield Path(place)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-
-
-def _table_row(path: Path, folder: Path) -> dict[str, Any]:
-    name = path.name if path == folder else path.relative_to(folder).as_posix()
-    try:
-        run = Run(path)
-        quantizer = _inner(_inner(run.config, "tokenizer"), "quantizer")
-        metrics = run.metrics
-        last = {column: metrics[column].dropna() for column in RUN_COLUMNS if column in metrics}
-        return {
-            **{column: values.iloc[-1] for column, values in last.items() if len(values)},
-            "name": name,
-            "path": str(path),
-            "status": run.status,
-            "quantizer": quantizer.get("name"),
-            "codebook_size": quantizer.get("codebook_size"),
-            "code_dim": quantizer.get("code_dim"),
-            "seed": run.config.get("seed"),
-            "duration_s": run.provenance.get("duration_s"),
-            "config_hash": run.config_hash,
-        }
-    except (RunError, OSError):
-        return {"name": name, "path": str(path), "status": "unreadable"}
-
-
-def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
-    value = mapping.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-# --- provenance ------------------------------------------------------------------------------------------------------
-
-
-def provenance() -> dict[str, Any]:
-    """What made a run: enough to repeat it, nothing that tells whose machine it was.
-
-    Returns:
-        started (UTC), command (file names without their folders), commit (None outside a checkout), dirty (whether the
-        checkout held changes), versions, platform, hardware (cpu, cores, memory_gib, gpu).
-    """
-    return {
-        "started": _now(),
-        "command": [_without_folders(part) for part in sys.argv],
-        **_commit(Path(__file__).resolve().parents[1]),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "platform": f"{platform.system()} {platform.machine()}",
-        "hardware": {"cpu": _cpu(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": _gpus()},
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _without_folders(part: str) -> str:
-    key, equals, value = part.rpartition("=")
-    return f"{key}{equals}{Path(value).name if os.path.isabs(value) else value}"
-
-
-def _commit(checkout: Path) -> dict[str, Any]:
-    """Commit and dirtiness, if the package lies in its own checkout and not in somebody else's."""
-    if _git(checkout, "rev-parse", "--show-toplevel") != str(checkout):
-        return {"commit": None, "dirty": None}
-    changes = _git(checkout, "status", "--porcelain")
-    return {
-        "commit": _git(checkout, "rev-parse", "--verify", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _gpus() -> list[str]:
-    import torch  # noqa: PLC0415 - reading runs needs no torch
-
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def _occupied(path: Path) -> bool:
@@ -585,7 +401,7 @@ def _create(path: Path, config: dict[str, Any]) -> None:
     fingerprint = content_hash(config)
     facts = {"status": "running", "config_hash": fingerprint, **provenance()}
     building = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             for folder in ("snapshots", "checkpoints", "figures"):
@@ -598,7 +414,7 @@ def _create(path: Path, config: dict[str, Any]) -> None:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        _force_to_disk(path.parent)
+        force_to_disk(path.parent)
 
 
 def _move(building: Path, path: Path) -> None:
@@ -606,126 +422,6 @@ def _move(building: Path, path: Path) -> None:
         os.rename(building, path)
     except OSError as error:
         raise (_Taken() if error.errno in (errno.EEXIST, errno.ENOTEMPTY) else error) from None
-
-
-@contextmanager
-def _explained(file: Path, run: Run | None = None) -> Iterator[None]:
-    """Turn what goes wrong in writing a file into a RunError that says what is left and what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        raise RunError(f"{file}: {_reason(cause, file)}{_what_is_left(run)}") from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _reason(cause: OSError, file: Path) -> str:
-    if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"cannot be written ({os.strerror(cause.errno)}); choose a folder that you may write to"
-    place = next(folder for folder in file.absolute().parents if folder.exists())
-    free = shutil.disk_usage(place).free / 2**30
-    return (
-        f"the disk or a quota is full ({os.strerror(cause.errno)}; {free:.2f} GiB free on the disk), nothing was left "
-        f"half written. Make room or raise the quota, then start the same command again"
-    )
-
-
-def _what_is_left(run: Run | None) -> str:
-    if run is None:
-        return ""
-    good = run.last_checkpoint
-    if good is None:
-        return ": it starts from the first step, there is no checkpoint yet"
-    return f": it continues from the last good checkpoint, {good.name}, which is intact"
-
-
-def _force_to_disk(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _end_of_last_row(stream: io.BufferedRandom) -> int:
-    """Where the next row belongs: after the last newline, before what a kill left of a row."""
-    size = stream.seek(0, os.SEEK_END)
-    if size == 0:
-        return 0
-    stream.seek(size - 1)
-    if stream.read(1) == b"\n":
-        return size
-    stream.seek(0)
-    return stream.read().rfind(b"\n") + 1
-
-
-def _steps(folder: Path, suffix: str) -> list[int]:
-    names = [file.name.removeprefix("step_").removesuffix(suffix) for file in folder.glob(f"step_*{suffix}")]
-    return [int(name) for name in names if name.isdecimal()]
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-
-def _read_row(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RunError(f"{place}: damaged ({error}); mend or delete this line") from None
-    if not isinstance(row, dict):
-        raise RunError(f"{place}: must be a JSON object, got {str(row)[:40]!r}; mend or delete this line")
-    return row
-
-
-def _plain_row(value: Any, place: str) -> Any:
-    """A value as JSON can hold it; NaN and infinities become None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain_row(item, f"{place}[{str(key)!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain_row(item, f"{place}[{index}]") for index, item in enumerate(value)]
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if type(value) is float:
-        return value if math.isfinite(value) else None
-    if callable(getattr(value, "item", None)) and math.prod(getattr(value, "shape", ())) == 1:
-        return _plain_row(value.item(), place)
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    raise ValueError(f"{place} must be a number, text, or a list of them; got {type(value).__name__}{shape}")
-
-
-def _plain_array(name: str, value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = np.asarray(value)
-    if array.dtype.hasobject:
-        raise ValueError(f"snapshot array {name!r} holds Python objects; give numbers")
-    return array
-
-
-def _check_storable(value: Any, place: str) -> None:
-    """Refuse what torch.load(weights_only=True) would refuse, before it is too late."""
-    import torch  # noqa: PLC0415 - reading runs needs no torch
-
-    if type(value) in (dict, OrderedDict):
-        for key, item in value.items():
-            _check_storable(item, f"{place}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for index, item in enumerate(value):
-            _check_storable(item, f"{place}[{index}]")
-    elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)):
-        raise ValueError(
-            f"{place} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot hold; store "
-            f"tensors and plain numbers: torch.as_tensor(array), number.item()"
-        )
 
 
 def _differences(there: dict[str, Any], yours: dict[str, Any], shown: int = 8) -> str:

@@ -1,0 +1,19 @@
+"""The run folder: everything that a training run leaves behind, readable with pandas and NumPy alone.
+
+    config.yaml       the complete settings, with their content hash
+    metrics.jsonl     one object per logged step
+    snapshots/        step_00000300.npz: codebook, features, assignments and counts at a step
+    checkpoints/      step_00000300.pt: what resuming needs, the newest two
+    figures/          pictures and the CSV behind each
+    provenance.json   status, commit, versions, hardware, seed, duration
+
+Every file but metrics.jsonl is written under another name, forced to disk and then renamed: at any moment it is there
+whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
+"""
+
+from ibqlab.runs.files import RunError
+from ibqlab.runs.origin import provenance
+from ibqlab.runs.run import Run
+from ibqlab.runs.table import RUN_COLUMNS, checkout_root, list_runs, runs_root
+
+__all__ = ["RUN_COLUMNS", "Run", "RunError", "checkout_root", "list_runs", "provenance", "runs_root"]

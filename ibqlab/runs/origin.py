@@ -1,0 +1,105 @@
+"""What made a run: enough to repeat it, nothing that tells whose machine it was."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "ibqlab",
+    "torch",
+    "torchvision",
+    "lightning-fabric",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+    "pydantic",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """What made a run: enough to repeat it, nothing that tells whose machine it was.
+
+    Returns:
+        started (UTC), command (file names without their folders), commit (None outside a checkout), dirty (whether the
+        checkout held changes), versions, platform, hardware (cpu, cores, memory_gib, gpu).
+    """
+    return {
+        "started": utc_now(),
+        "command": [_without_folders(part) for part in sys.argv],
+        **_commit(Path(__file__).resolve().parents[2]),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "hardware": {"cpu": _cpu(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": _gpus()},
+    }
+
+
+def utc_now() -> str:
+    """The time, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _without_folders(part: str) -> str:
+    key, equals, value = part.rpartition("=")
+    return f"{key}{equals}{Path(value).name if os.path.isabs(value) else value}"
+
+
+def _commit(checkout: Path) -> dict[str, Any]:
+    """Commit and dirtiness, if the package lies in its own checkout and not in somebody else's."""
+    if _git(checkout, "rev-parse", "--show-toplevel") != str(checkout):
+        return {"commit": None, "dirty": None}
+    changes = _git(checkout, "status", "--porcelain")
+    return {
+        "commit": _git(checkout, "rev-parse", "--verify", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _gpus() -> list[str]:
+    import torch  # noqa: PLC0415 - reading runs needs no torch
+
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,10 @@
+"""Interactive views for notebooks: extra views of what plots draw as static figures. Needs ipywidgets.
+
+explorer.py   a study's runs: method, start, sizes and training step by hand
+live.py       one run's curves while it trains
+"""
+
+from ibqlab.widgets.explorer import StudyExplorer, explore_study
+from ibqlab.widgets.live import LiveCurves
+
+__all__ = ["LiveCurves", "StudyExplorer", "explore_study"]

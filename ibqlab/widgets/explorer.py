@@ -1,0 +1,217 @@
+"""A study's runs, explored by hand: which method, from which start, at which size, and how it came about."""
+
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+from jaxtyping import Int
+
+from ibqlab.diagnostics.projection import Projection
+from ibqlab.diagnostics.usage import perplexity
+from ibqlab.plots import METHOD_STYLES, plot_code_map, plot_usage_histogram
+from ibqlab.runs import Run, RunError
+from ibqlab.studies import Study, StudyError
+from ibqlab.studies.figures import map_run
+from ibqlab.studies.study import Cell, name_start
+from ibqlab.widgets.live import picture_html
+
+AXES = {
+    "method": "method",
+    "init": "codebook starts at",
+    "codebook_size": "codes K",
+    "code_dim": "dimension D",
+    "seed": "seed",
+}
+"""The labels of a cell that are chosen by hand, in order, and what they are called."""
+EXPLORER_POINTS = 8000
+"""Points that a run's one map of all snapshots is fitted on, at most: the most that UMAP fits in about ten seconds."""
+_CONTROL = {"style": {"description_width": "initial"}, "layout": {"width": "max-content"}}
+_WRAPPED = {"flex_flow": "row wrap", "align_items": "flex-start"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What the explorer shows of one snapshot, as HTML."""
+
+    code_map: str
+    """Codes and features in the run's one fitted space."""
+    histogram: str
+    """Hits by rank."""
+    numbers: str
+    """Usage with its token count, perplexity, dead codes."""
+
+
+class StudyExplorer(ipywidgets.VBox):
+    """Controls over a study's finished runs and two pictures of one snapshot, drawn from the run folder.
+
+    Args:
+        study: with at least one finished cell.
+    Raises:
+        StudyError: no cell is finished.
+    """
+
+    def __init__(self, study: Study):
+        self._cells = study.finished()
+        if not self._cells:
+            raise StudyError(
+                f"no run of {study.name} is finished in {study.folder.name}, so there is nothing to explore; type "
+                "study.train()"
+            )
+        self._projection = study.grid.projection
+        self._maps: dict[Path, tuple[Projection, list[int]]] = {}
+        self._frames: dict[tuple[Path, int], Frame] = {}
+        self._busy = False
+        self.choices = {axis: ipywidgets.Dropdown(description=title, **_CONTROL) for axis, title in AXES.items()}
+        self.step = ipywidgets.SelectionSlider(
+            options=[0], description="training step", style=_CONTROL["style"], layout={"width": "min(100%, 640px)"}
+        )
+        self.numbers = ipywidgets.HTML()
+        # Side by side, their heights alike, where the page is wide enough for both to be read.
+        self.code_map = ipywidgets.HTML(layout={"width": "41%", "min_width": "400px"})
+        self.histogram = ipywidgets.HTML(layout={"width": "57%", "min_width": "400px"})
+        self.numbers.add_class("ibqlab-numbers")
+        self.code_map.add_class("ibqlab-code-map")
+        self.histogram.add_class("ibqlab-histogram")
+        super().__init__(self._arranged())
+        for control in (*self.choices.values(), self.step):
+            control.observe(self._follow, names="value")
+        with self._silent():
+            self._offer()
+            self.step.index = len(self.step.options) - 1
+        self._redraw()
+
+    @property
+    def run(self) -> Run:
+        """The run that the controls stand at."""
+        return self._chosen()[1]
+
+    def _arranged(self) -> list[ipywidgets.Widget]:
+        """Controls above, pictures below; seeds are offered only where there are several."""
+        several = len({cell.labels["seed"] for cell, _ in self._cells}) > 1
+        shown = [choice for axis, choice in self.choices.items() if several or axis != "seed"]
+        pictures = ipywidgets.HBox([self.code_map, self.histogram], layout=_WRAPPED)
+        return [ipywidgets.HBox(shown, layout=_WRAPPED), self.step, self.numbers, pictures]
+
+    def _chosen(self) -> tuple[Cell, Run]:
+        return self._matching(list(AXES))[0]
+
+    def _matching(self, axes: list[str]) -> list[tuple[Cell, Run]]:
+        """Finished cells that agree with what is chosen on these axes."""
+        wanted = {axis: self.choices[axis].value for axis in axes}
+        return [(cell, run) for cell, run in self._cells if wanted.items() <= cell.labels.items()]
+
+    def _offer(self) -> None:
+        """Offer on each axis what exists together with the choices before it; a choice that still exists stays."""
+        for place, (axis, dropdown) in enumerate(self.choices.items()):
+            possible = {_option(axis, cell): cell.labels[axis] for cell, _ in self._matching(list(AXES)[:place])}
+            kept = dropdown.value
+            dropdown.options = list(possible.items())
+            dropdown.value = kept if kept in possible.values() else next(iter(possible.values()))
+            dropdown.disabled = len(possible) == 1
+        steps = self.run.snapshot_steps or [0]
+        nearest = min(steps, key=lambda step: abs(step - self.step.value))
+        self.step.options = [(f"{step:,}", step) for step in steps]
+        self.step.value = nearest
+
+    def _follow(self, change: Any) -> None:
+        """Bring the other controls and the pictures up to date with a control that was moved."""
+        if self._busy:
+            return
+        if change["owner"] is not self.step:
+            with self._silent():
+                self._offer()
+        self._redraw()
+
+    @contextmanager
+    def _silent(self) -> Iterator[None]:
+        """Controls set here draw nothing."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _redraw(self) -> None:
+        """Show the chosen snapshot, or why it cannot be shown: an error in a callback would be seen by nobody."""
+        try:
+            frame = self._frame()
+        except (RunError, ValueError, ImportError) as error:
+            frame = Frame(code_map="", histogram="", numbers=f"<b>{html.escape(str(error))}</b>")
+        self.code_map.value, self.histogram.value, self.numbers.value = frame.code_map, frame.histogram, frame.numbers
+
+    def _frame(self) -> Frame:
+        """The chosen snapshot, drawn when it is first asked for."""
+        cell, run = self._chosen()
+        step = self.step.value
+        if (run.path, step) not in self._frames:
+            counts = run.snapshot(step)["counts"]
+            projection, steps = self._map(run)
+            title = f"{_option('method', cell)} from {cell.labels['init']}, step {step:,}"
+            self._frames[run.path, step] = Frame(
+                code_map=_map_html(projection, steps.index(step), counts, title),
+                histogram=_histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
+                numbers=f"{title}: {_numbers(counts)}",
+            )
+        return self._frames[run.path, step]
+
+    def _map(self, run: Run) -> tuple[Projection, list[int]]:
+        """The one space of all of a run's snapshots, fitted once."""
+        if run.path not in self._maps:
+            self.numbers.value = "fitting one map for all snapshots of this run, once: seconds …"
+            frames = len(run.snapshot_steps)
+            self._maps[run.path] = map_run(run, self._projection, frames=frames, max_points=EXPLORER_POINTS)
+        return self._maps[run.path]
+
+
+def explore_study(study: Study) -> ipywidgets.VBox:
+    """Controls for method, start of the codebook, codebook size, code dimension and seed, and a slider over the steps
+    that have a snapshot; below them the map of codes and features and the usage histogram of that snapshot.
+
+    Only combinations that were trained are offered. All steps of a run share one jointly fitted map and its axes, so
+    that what moves is a code or a feature, not the map. Choosing a run for the first time fits its map: seconds with
+    "umap". The static figures of the same data are `figure_code_maps` and `figure_histogram`.
+
+    Args:
+        study: with at least one finished cell.
+    Returns:
+        The view, to be shown as a notebook's output; it needs a running kernel.
+    Raises:
+        StudyError: no cell is finished; the message says what to type.
+    """
+    return StudyExplorer(study)
+
+
+def _option(axis: str, cell: Cell) -> str:
+    """A cell's place on an axis, as it is offered."""
+    value = cell.labels[axis]
+    if axis == "method":
+        return METHOD_STYLES[value].label if value in METHOD_STYLES else value
+    if axis == "init":
+        return name_start(value, cell.labels["published_init"])
+    return f"{value:,}"
+
+
+def _map_html(projection: Projection, frame: int, counts: Int[np.ndarray, "K"], title: str) -> str:
+    picture = plot_code_map(projection, frame, counts, title)
+    return picture_html(picture, f"map of codes and encoder features: {title}; {_numbers(counts)}")
+
+
+def _histogram_html(label: str, counts: Int[np.ndarray, "K"], title: str) -> str:
+    """The histogram on axes that stay where they are from snapshot to snapshot."""
+    picture = plot_usage_histogram({label: counts})
+    picture.axes[0].set(xlim=(0.8, 1.25 * len(counts)), ylim=(0.5 / counts.sum(), 1.5))
+    return picture_html(picture, f"hits per code by rank: {title}; {_numbers(counts)}")
+
+
+def _numbers(counts: Int[np.ndarray, "K"]) -> str:
+    """Usage with its token count, perplexity and dead codes, as a sentence."""
+    hit, size = int((counts > 0).sum()), len(counts)
+    return (
+        f"usage {100 * hit / size:.1f} % of {size:,} codes in {int(counts.sum()):,} validation tokens, perplexity "
+        f"{perplexity(counts):,.1f} codes, {size - hit:,} dead codes"
+    )

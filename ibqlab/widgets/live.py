@@ -1,0 +1,93 @@
+"""Curves of a run that grow while it trains."""
+
+import base64
+import html
+import time
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ibqlab.plots import plot_run_curves
+from ibqlab.plots.style import PrintFigure
+from ibqlab.training import TrainConfig
+
+_SHARE_OF_TIME = 0.1
+
+
+class LiveCurves:
+    """Loss, usage, perplexity and PSNR of one run, redrawn while it trains: `train(config, path, watch=live)`.
+
+    The picture is drawn at most every `every` seconds, and less often where drawing would take more than a tenth of the
+    time. It shows what was logged since this object was made: a run that is continued begins in the middle, a finished
+    one shows nothing. `plot_run_curves(run.metrics)` draws any run from its folder.
+
+    Args:
+        config: of the run; the step axis then reaches to its last step from the beginning.
+        every: least time between two drawings, seconds, ≥ 0.
+    Raises:
+        ValueError: a negative time.
+    """
+
+    def __init__(self, config: TrainConfig | None = None, *, every: float = 2.0):
+        if every < 0:
+            raise ValueError(f"every is a time in seconds and must be ≥ 0; got {every}")
+        self.config, self.every = config, every
+        self.rows: list[dict[str, Any]] = []
+        self.widget = ipywidgets.HTML("no step logged yet; a run that is finished logs none")
+        self._due = 0.0
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Take in a row of metrics, and redraw if it is time or the last step.
+
+        Args:
+            row: "step" and named numbers, as a run logs them.
+        """
+        self.rows.append(dict(row))
+        began = time.monotonic()
+        last = self.config is not None and row["step"] >= self.config.steps
+        if began < self._due and not last:
+            return
+        self._show(self._draw())
+        ended = time.monotonic()
+        self._due = ended + max(self.every, (ended - began) / _SHARE_OF_TIME)
+
+    def figure(self) -> Figure:
+        """The curves so far as a static figure; the widget is brought up to date with it.
+
+        Raises:
+            ValueError: nothing was logged yet.
+        """
+        if not self.rows:
+            raise ValueError(
+                "nothing was logged yet: pass this object as train(…, watch=live); a run that was finished before is "
+                "drawn by plot_run_curves(run.metrics)"
+            )
+        figure = self._draw()
+        self._show(figure)
+        return figure
+
+    def _draw(self) -> PrintFigure:
+        figure = plot_run_curves(pd.DataFrame(self.rows))
+        if self.config is not None:
+            for axes in figure.axes:
+                axes.set_xlim(-0.02 * self.config.steps, 1.02 * self.config.steps)
+        return figure
+
+    def _show(self, figure: PrintFigure) -> None:
+        step = self.rows[-1]["step"]
+        self.widget.value = picture_html(
+            figure, f"loss, usage, perplexity and PSNR against the step, up to step {step}"
+        )
+
+
+def picture_html(figure: PrintFigure, description: str) -> str:
+    """A figure as an HTML image that says what it shows; ipywidgets' own Image has no place for a description.
+
+    Args:
+        figure: from a plot function; shown as PNG.
+        description: for readers who do not see the picture.
+    """
+    data = base64.b64encode(figure._repr_png_()).decode()
+    return f'<img alt="{html.escape(description)}" style="max-width: 100%" src="data:image/png;base64,{data}">'

@@ -1,0 +1,18 @@
+"""The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away."""
+
+import os
+
+# Before torch and matplotlib are imported, and inherited by child processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _runs_elsewhere(tmp_path, monkeypatch):
+    """No test writes into the checkout's runs, child processes included."""
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))

@@ -1,0 +1,274 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ibqlab.cli import describe_metrics, main
+from ibqlab.runs import Run
+
+PARAMETERS = """\
+# what the notebook may be told
+preset: str = "smoke"   # as "laptop", a = sign in a comment
+steps: int = 3
+rate: float = 1e-3
+flip: bool = True
+sizes: list = [256]
+label: str | None = None
+limit: int = None
+anything = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    """A folder that is no checkout, with an empty folder of runs."""
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ibqlab(*arguments, code=0):
+    """Run the command line; its output and its errors."""
+    result = CliRunner().invoke(main, [str(part) for part in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def write_notebook(path, *cells, tag="parameters"):
+    first, *others = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    first.metadata["tags"] = [tag]
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *others]), path)
+    return path
+
+
+@pytest.fixture
+def notebook(somewhere):
+    return write_notebook(somewhere / "tiny.ipynb", PARAMETERS, "print(preset, steps, rate, sizes)")
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """What would have been given to papermill."""
+    seen = {}
+
+    def execute(source, target, values, **settings):
+        seen.update(source=source, target=target, values=values)
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    return seen
+
+
+# --- run ---
+
+
+def test_run_executes_a_notebook_and_names_the_cell_that_fails(somewhere):
+    check = "print(sizes, rate)\nassert sizes == [256, 1024] and rate == 1.0, 'wrong values'"
+    source = write_notebook(somewhere / "tiny.ipynb", PARAMETERS, check, "raise KeyError('\\x1b[31mgone')")
+    before = source.read_bytes()
+    target = somewhere / "deep" / "out.ipynb"
+    errors = ibqlab("run", source, "sizes=256,1024", "rate=1", "--output", target, code=1)
+    assert errors.splitlines()[-1] == "Error: tiny.ipynb failed in cell [4]: KeyError: '\\x1b[31mgone'"
+    outputs = [output for cell in nbformat.read(target, 4).cells for output in cell.get("outputs", [])]
+    assert outputs[0]["text"] == "[256, 1024] 1.0\n"
+    assert source.read_bytes() == before
+
+
+def test_run_fills_in_a_dated_output_that_nobody_else_has(notebook, sent, somewhere):
+    names = {ibqlab("run", notebook).strip().removeprefix("executed copy: ") for _ in range(3)}
+    assert len(names) == 3 and sent["target"] in names
+    assert all(name.startswith(str(somewhere / "runs" / "notebooks" / "tiny" / "tiny-2")) for name in names)
+
+
+def test_run_finds_notebooks_of_the_checkout_by_name(somewhere, sent):
+    (somewhere / "pyproject.toml").write_text('[project]\nname = "ibqlab"\n')
+    (somewhere / "notebooks").mkdir()
+    write_notebook(somewhere / "notebooks" / "explore.ipynb", PARAMETERS)
+    ibqlab("run", "explore")
+    assert sent["source"] == str(somewhere / "notebooks" / "explore.ipynb")
+    assert "did you mean 'explore'?" in ibqlab("run", "explor", code=2)
+
+
+def test_run_reads_values_by_their_annotation(notebook, sent):
+    ibqlab("run", notebook, "preset=123", "steps=5", "rate=2", "flip=false", "sizes=[1, 2]", "label=none", "limit=null")
+    assert sent["values"] == {
+        **{"preset": "123", "steps": 5, "rate": 2.0, "flip": False, "sizes": [1, 2], "label": "none", "limit": None}
+    }
+    assert isinstance(sent["values"]["rate"], float)
+    ibqlab("run", notebook, "sizes=7", "anything={a: 1e-3}")
+    assert sent["values"] == {"sizes": [7], "anything": {"a": 0.001}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("stesp=3", "tiny.ipynb has no parameter 'stesp'; did you mean 'steps'?"),
+        ("zzz=3", "there are: preset, steps, rate, flip, sizes, label, limit, anything"),
+        ("steps", "settings are typed key=value"),
+        ("steps=many", "steps must be int, as in steps=3; got 'many'"),
+        ("steps=1.5", "steps must be int"),
+        ("steps=true", "steps must be int"),
+        ("steps=null", "steps must be int"),
+        ("rate=fast", "rate must be float, as in rate=0.001; got 'fast'"),
+        ("flip=1", "flip must be bool, as in flip=true; got '1'"),
+        ("sizes=[1", "sizes: cannot read '[1' as a value"),
+    ],
+)
+def test_run_checks_parameters_before_anything_starts(notebook, sent, somewhere, setting, says):
+    assert says in ibqlab("run", notebook, setting, code=2)
+    assert not sent and not (somewhere / "runs").exists()
+
+
+def test_run_refuses_what_is_no_notebook_with_parameters(somewhere, sent):
+    untagged = write_notebook(somewhere / "untagged.ipynb", PARAMETERS, tag="other")
+    assert "has no cell tagged `parameters`" in ibqlab("run", untagged, code=2)
+    magic = write_notebook(somewhere / "magic.ipynb", "steps: int = 3\n%matplotlib inline")
+    assert "not plain Python" in ibqlab("run", magic, code=2)
+    for content in ("", "[]", "{}", '{"cells": [1]}'):
+        (somewhere / "bad.ipynb").write_text(content)
+        assert "is not a notebook" in ibqlab("run", "bad.ipynb", code=2)
+    assert "there is no notebook 'none.ipynb'" in ibqlab("run", "none.ipynb", code=2)
+    assert not sent
+
+
+def test_run_writes_only_over_executed_copies(notebook, sent, somewhere):
+    before = notebook.read_bytes()
+    assert "give --output another file" in ibqlab("run", notebook, "--output", notebook, code=2)
+    (somewhere / "notes.txt").write_text("mine")
+    assert "give --output another file" in ibqlab("run", notebook, "--output", "notes.txt", code=2)
+    assert "is a folder" in ibqlab("run", notebook, "--output", somewhere, code=2)
+    assert not sent and notebook.read_bytes() == before
+    (somewhere / "old.ipynb").write_text(json.dumps({"metadata": {"papermill": {}}, "cells": []}))
+    ibqlab("run", notebook, "--output", "old.ipynb")
+    assert sent["target"] == "old.ipynb"
+
+
+# --- train ---
+
+
+TINY = """\
+data: {source: digits, image_size: 8}
+tokenizer:
+  autoencoder: {base_channels: 32, channel_multipliers: [1, 1], num_res_blocks: 1, attention_resolutions: [],
+                resolution: 8, latent_channels: 8}
+  quantizer: {name: vq, codebook_size: 4, code_dim: 4}
+record: {probe_tokens: 16, snapshot_features: 16, snapshot_images: 1}
+batch_size: 2
+accelerator: cpu
+"""
+
+
+def test_train_makes_a_run_that_runs_and_show_can_read(somewhere):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    arguments = ["train", "tiny.yaml", "steps=1", "tokenizer.quantizer.codebook_size=8"]
+    assert "finished" in ibqlab(*arguments)
+    (folder,) = (somewhere / "runs").iterdir()
+    run = Run(folder)
+    assert folder.name == f"tiny-{run.config_hash}"
+    assert run.config["tokenizer"]["quantizer"]["codebook_size"] == 8 and run.metrics["step"].max() == 1
+    assert folder.name in ibqlab("runs") and "finished" in ibqlab("show", folder.name)
+    before = (folder / "metrics.jsonl").read_bytes()
+    ibqlab(*arguments)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert "holds a run with other settings" in ibqlab("train", "tiny.yaml", "--output", folder, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tiny.yaml", "stesp=1"], "recipe tiny.yaml: stesp: unknown key; did you mean 'steps'?"),
+        (["tiny.yaml", "steps=x"], "steps: must be an integer; got the text 'x'"),
+        (["tiny.yaml", "steps"], "settings are typed key=value"),
+        (["tiny.yaml", "tokenizer.quantizer.codebook_size=1"], "codebook_size must be at least 2, got 1"),
+        (["none.yaml"], "there is no recipe 'none.yaml'"),
+        (["empty.yaml"], "empty.yaml: the file is empty"),
+    ],
+)
+def test_train_says_what_is_wrong_with_a_recipe(somewhere, arguments, says):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    (somewhere / "empty.yaml").write_text("")
+    assert says in ibqlab("train", *arguments, code=2)
+    assert not (somewhere / "runs").exists()
+
+
+# --- runs, show ---
+
+
+def test_runs_of_nothing_says_how_to_make_one(somewhere):
+    assert f"no runs in {somewhere / 'runs'}; make one with: ibqlab train" in ibqlab("runs")
+    assert "there is no such folder" in ibqlab("runs", "none", code=2)
+
+
+def test_runs_and_show_tell_what_is_there(somewhere):
+    config = {"tokenizer": {"quantizer": {"name": "ibq", "codebook_size": 262144, "code_dim": 8}}, "seed": 3}
+    run = Run.start(somewhere / "runs" / "study" / "a", config)
+    Run.start(somewhere / "runs" / "b", {"seed": 1})
+    run.log({"step": 10, "loss": 1.23456789, "usage": 0.125, "usage_tokens": 2621440, "note": "x"})
+    run.save_snapshot(10, a=np.zeros(1))
+    run.save_checkpoint(10, {})
+    run.figure_path("collapse.png").write_bytes(b"")
+    table = ibqlab("runs").splitlines()
+    assert len(table) == 3 and "quantizer" in table[0]
+    assert all(part in table[2] for part in ("study/a", "running", "ibq", " 262144 ", " 1.235 ", "2621440"))
+    assert "–" in table[1] and not any(part in table[1] for part in ("<NA>", "nan", "None"))
+    for name in ("study/a", run.path):
+        shown = ibqlab("show", name)
+        parts = ("a: running", "codebook_size: 262144", "usage: 12.50 % of codes in 2,621,440 tokens", "note: x")
+        for part in (*parts, "collapse.png", "step_00000010.pt", "python:", run.config_hash):
+            assert part in shown
+    assert "no such run folder" in ibqlab("show", "none", code=2)
+    assert "is no run" in ibqlab("show", somewhere, code=2)
+
+
+def test_metrics_are_described_with_units_and_token_counts():
+    last = {
+        "usage": 0.5,
+        "validation_usage": 0.25,
+        "validation_tokens": 640,
+        "validation_psnr": 20.5,
+        "gradient_reach": 1.0,
+    }
+    assert describe_metrics(last) == [
+        "usage: 50.00 % of codes in an unknown number of tokens",
+        "validation_usage: 25.00 % of codes in 640 tokens",
+        "validation_tokens: 640",
+        "validation_psnr: 20.5 dB",
+        "gradient_reach: 100.00 % of codes",
+    ]
+
+
+# --- the program itself ---
+
+
+def test_bugs_keep_their_traceback(monkeypatch, somewhere):
+    def broken():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("ibqlab.runs.runs_root", broken)
+    result = CliRunner().invoke(main, ["runs"])
+    assert isinstance(result.exception, RuntimeError) and str(result.exception) == "a bug"
+
+
+def test_help_needs_neither_torch_nor_pandas():
+    code = "import sys, ibqlab.cli, click.testing as t; r = t.CliRunner().invoke(ibqlab.cli.main, ['--help']); "
+    code += "print(r.output, {'torch', 'pandas', 'papermill', 'matplotlib', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("set()") and "train" in done.stdout
+
+
+def test_config_and_runs_need_neither_torch_nor_pandas():
+    code = "import sys, ibqlab.config, ibqlab.runs; "
+    code += "print({'torch', 'pandas', 'papermill', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_python_m_ibqlab_is_the_same_program():
+    done = subprocess.run([sys.executable, "-m", "ibqlab", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: ibqlab ")

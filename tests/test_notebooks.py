@@ -1,0 +1,117 @@
+"""Every notebook keeps the rules of the house and runs from start to end under its smallest preset."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+def cells(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_the_promised_notebooks_are_there():
+    assert {"explore_collapse", "scale_codebook", "train_tokenizer"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+class TestForm:
+    def test_first_cell_says_what_to_expect(self, path):
+        first = nbformat.read(path, as_version=4).cells[0]
+        assert first.cell_type == "markdown"
+        for word in ("Question", "appears", "CPU cores", "GPU", f"ibqlab run {path.stem}"):
+            assert word in first.source, word
+
+    def test_second_cell_holds_plain_annotated_parameters_with_a_comment_each(self, path):
+        second = nbformat.read(path, as_version=4).cells[1]
+        assert second.metadata.tags == ["parameters"]
+        for line in second.source.splitlines():
+            assert re.fullmatch(r"\w+: (str|int|float|bool|list) = [^=#]+  # .+", line), line
+
+    def test_parameters_are_seen_by_papermill_with_their_help(self, path):
+        shown = papermill.inspect_notebook(str(path))
+        assert shown["preset"]["inferred_type_name"] == "str"
+        assert all(parameter["help"] for parameter in shown.values())
+
+    def test_third_code_cell_hands_them_to_the_library(self, path):
+        assert "read_parameters(" in cells(path, "code")[1].source
+
+    def test_cells_are_short_and_define_nothing(self, path):
+        for cell in cells(path, "code"):
+            assert len(cell.source.splitlines()) <= 20
+            assert not re.search(r"^\s*(def|class|async def) ", cell.source, re.MULTILINE)
+
+    def test_stored_without_outputs(self, path):
+        stored = json.loads(path.read_text())
+        assert set(stored["metadata"]) <= {"kernelspec"}
+        for cell in stored["cells"]:
+            assert not cell.get("outputs")
+            assert cell.get("execution_count") is None
+
+
+def run_papermill(notebook, folder, *parameters):
+    """Execute a notebook as a newcomer would, from a folder of theirs."""
+    out = folder / "OUT.ipynb"
+    command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *parameters]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=dict(os.environ))
+    return done, out
+
+
+def pictures(out):
+    outputs = [output for cell in cells(out, "code") for output in cell.outputs if "data" in output]
+    return sum("image/png" in output.data for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "figures"),
+    [
+        ("explore_collapse", ["-p", "projection", "pca"], 5),
+        ("scale_codebook", ["-p", "steps", "6"], 1),
+        ("train_tokenizer", ["-p", "projection", "pca"], 4),
+    ],
+)
+def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
+    done, out = run_papermill(ROOT / "notebooks" / f"{name}.ipynb", tmp_path, "-p", "preset", "smoke", *parameters)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert pictures(out) >= figures
+
+
+def test_every_notebook_is_executed_above():
+    executed = {"explore_collapse", "scale_codebook", "train_tokenizer"}
+    assert executed == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (["-p", "codebok_sizes", "[64]"], "codebook_sizes"),
+        (["-p", "codebook_sizes", "many"], "codebook_sizes"),
+        (["-p", "preset", "smokey"], "smoke"),
+    ],
+)
+def test_bad_parameters_stop_before_anything_is_trained(parameters, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    done, _ = run_papermill(ROOT / "notebooks" / "scale_codebook.ipynb", tmp_path, *parameters)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lists_passed_as_text_become_lists(tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    parameters = ["-p", "preset", "smoke", "-p", "codebook_sizes", "[16]", "-p", "methods", "[vq]", "-p", "steps", "2"]
+    done, _ = run_papermill(ROOT / "notebooks" / "scale_codebook.ipynb", tmp_path, *parameters)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "runs" / "scale_codebook-smoke").glob("vq-*")] == [
+        "vq-uniform-K16-D8-seed0"
+    ]

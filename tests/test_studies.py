@@ -1,0 +1,234 @@
+"""Studies: the right cells, only the missing ones trained, tables that say what the runs say."""
+
+import math
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from ibqlab.config import ConfigError, load_yaml, parse
+from ibqlab.plots import plot_scaling, scaling_table
+from ibqlab.pretrained import load_tokenizer
+from ibqlab.runs import Run, RunError
+from ibqlab.studies import StudyError, StudyParameters, open_study, show_table, summary_table, write_report
+from ibqlab.studies.study import Grid, Study
+from ibqlab.studies.tables import to_markdown
+from ibqlab.training import TrainConfig, find_recipe, load_recipe, recipe_config
+from ibqlab.training.recipes import EXPERIMENTS, PRESETS
+
+GRID = {
+    "recipe": "builtin/smoke",
+    "methods": ["vq", "ibq"],
+    "codebook_sizes": [16],
+    "code_dims": [4],
+    "seeds": [0, 1],
+    "steps": 4,
+}
+
+
+def grid(**changes):
+    return parse(Grid, GRID | changes)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    trained = Study("small", grid(), tmp_path_factory.mktemp("study") / "small")
+    trained.train(progress=False)
+    return trained
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("[bhi]*/*.yaml")), ids=lambda p: p.stem)
+    def test_every_recipe_passes_the_door(self, path):
+        assert parse(TrainConfig, load_yaml(path)).steps >= 1
+
+    def test_every_preset_of_every_study_and_notebook_is_a_grid_that_can_run(self):
+        for path in (EXPERIMENTS / "studies").glob("*.yaml"):
+            for preset in load_yaml(path):
+                assert open_study(path.stem, StudyParameters(preset=preset)).cells
+        for name in PRESETS.values():
+            assert find_recipe(name).is_file()
+
+    def test_the_imagenet_recipe_is_the_published_one(self):
+        config = recipe_config("imagenet/ibq_16384")
+        assert config.steps == 330 * math.ceil(1_281_166 / 256)
+        assert config.tokenizer.autoencoder.channel_multipliers == (1, 1, 2, 2, 4)
+        assert config.optimizer.betas == (0.5, 0.9)
+
+    def test_an_unknown_recipe_is_answered_with_the_nearest(self):
+        with pytest.raises(ConfigError, match="did you mean 'builtin/photos'"):
+            find_recipe("builtin/foto")
+
+    def test_settings_replace_what_they_name(self):
+        recipe = load_recipe(
+            "builtin/smoke", {"tokenizer.quantizer.name": "vq"}, ["steps=7", "optimizer.learning_rate=1e-2"]
+        )
+        assert (recipe["steps"], recipe["optimizer"]["learning_rate"]) == (7, 0.01)
+        assert recipe["tokenizer"]["quantizer"]["name"] == "vq"
+        assert recipe["batch_size"] == 4
+
+
+class TestGrid:
+    def test_axes_multiply(self):
+        cells = Study("s", grid(codebook_sizes=[16, 32], code_dims=[4, 8]), "nowhere").cells
+        assert len(cells) == 2 * 2 * 2 * 2
+        assert len({cell.name for cell in cells}) == len(cells)
+        for cell in cells:
+            quantizer = cell.config.tokenizer.quantizer
+            assert (quantizer.config_name, quantizer.codebook_size) == (
+                cell.labels["method"],
+                cell.labels["codebook_size"],
+            )
+            assert (quantizer.code_dim, cell.config.seed) == (cell.labels["code_dim"], cell.labels["seed"])
+            assert cell.config.steps == 4
+
+    def test_a_start_that_is_published_anyway_is_trained_once(self):
+        cells = Study("s", grid(initialisations=["published", "uniform", "normal"], seeds=[0]), "nowhere").cells
+        starts = {(cell.labels["method"], cell.labels["init"]): cell.labels["published_init"] for cell in cells}
+        assert starts == {
+            ("vq", "U(±1/K)"): True,
+            ("vq", "N(0, 1)"): False,
+            ("ibq", "U(±1/K)"): False,
+            ("ibq", "N(0, 1)"): True,
+        }
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"seeds": []}, "seeds is empty"),
+            ({"methods": ["vq", "vq"]}, "methods holds a value twice"),
+            ({"methods": ["ibqq"]}, "did you mean 'ibq'"),
+            ({"initialisations": ["norml"]}, "did you mean 'normal'"),
+            ({"codebook_sizes": [1]}, "at least 2"),
+            ({"codebook_size": [16]}, "codebook_sizes"),
+            ({"workers": 0}, "workers"),
+            ({"projection": "tsne"}, "projection"),
+        ],
+    )
+    def test_impossible_grids_are_refused(self, changes, message):
+        with pytest.raises(ConfigError, match=message):
+            Study("s", grid(**changes), "nowhere")
+
+    def test_parameters_overrule_the_preset(self):
+        study = open_study(
+            "scale_codebook", StudyParameters(preset="smoke", codebook_sizes=(8,), seeds=(3,), output="mine")
+        )
+        assert [cell.labels["codebook_size"] for cell in study.cells] == [8, 8]
+        assert {cell.labels["seed"] for cell in study.cells} == {3}
+        assert study.folder.name == "mine"
+
+    def test_an_unknown_preset_is_refused(self):
+        with pytest.raises(ConfigError, match="no preset 'huge'; there are smoke"):
+            open_study("scale_codebook", StudyParameters(preset="huge"))
+
+
+class TestTraining:
+    def test_every_cell_is_finished_and_labelled(self, study):
+        assert [cell.name for cell, _ in study.finished()] == [cell.name for cell in study.cells]
+        metrics = study.metrics()
+        assert set(metrics["method"]) == {"vq", "ibq"}
+        assert metrics.groupby("run")["step"].max().eq(4).all()
+
+    def test_started_again_it_trains_only_what_is_missing(self, study, tmp_path):
+        copy = Study("small", study.grid, tmp_path / "copy")
+        shutil.copytree(study.folder, copy.folder)
+        lost, *kept = copy.cells
+        shutil.rmtree(copy.folder / lost.name)
+        stamps = {cell.name: (copy.folder / cell.name / "metrics.jsonl").stat().st_mtime_ns for cell in kept}
+        copy.train(progress=False)
+        assert len(copy.finished()) == 4
+        assert stamps == {c.name: (copy.folder / c.name / "metrics.jsonl").stat().st_mtime_ns for c in kept}
+        pd.testing.assert_series_equal(
+            copy.final_rows().set_index("run")["validation_l1"], study.final_rows().set_index("run")["validation_l1"]
+        )
+
+    def test_two_workers_find_what_one_finds(self, study, tmp_path):
+        shared = Study("shared", grid(workers=2, seeds=[0]), tmp_path / "shared")
+        shared.train(progress=False)
+        ours, theirs = (s.final_rows().set_index("run")["validation_usage"] for s in (shared, study))
+        pd.testing.assert_series_equal(ours, theirs[ours.index])
+
+    def test_a_failing_cell_is_listed_and_the_others_are_kept(self, tmp_path):
+        wild = Study("wild", grid(seeds=[0]), tmp_path / "wild")
+        (wild.folder / wild.cells[0].name).mkdir(parents=True)
+        (wild.folder / wild.cells[0].name / "notes.txt").write_text("somebody's file")
+        with pytest.raises(StudyError, match=r"1 of 2 runs failed(?s:.)*vq-uniform"):
+            wild.train(progress=False)
+        assert [cell.labels["method"] for cell, _ in wild.finished()] == ["ibq"]
+        assert (wild.folder / wild.cells[0].name / "notes.txt").read_text() == "somebody's file"
+
+    def test_a_folder_of_another_grid_is_not_overwritten(self, study):
+        before = (study.folder / study.cells[0].name / "config.yaml").read_text()
+        other = Study("small", grid(steps=5), study.folder)
+        with pytest.raises(RunError, match="steps"):
+            other.train(progress=False)
+        with pytest.raises(RunError, match="steps"):
+            other.metrics()
+        assert (study.folder / study.cells[0].name / "config.yaml").read_text() == before
+
+    def test_nothing_finished_says_what_to_do(self, tmp_path):
+        with pytest.raises(StudyError, match="call train"):
+            Study("empty", grid(), tmp_path / "empty").metrics()
+
+
+class TestTables:
+    def test_summary_is_the_mean_and_range_of_the_runs(self, study):
+        table = summary_table(study).set_index("method")
+        last = [Run(study.folder / c.name).metrics.iloc[-1] for c in study.cells if c.labels["method"] == "ibq"]
+        usage = [row["validation_usage"] for row in last]
+        assert table.loc["ibq", "validation_usage_mean"] == pytest.approx(sum(usage) / 2)
+        assert table.loc["ibq", "validation_usage_min"] == min(usage)
+        assert table.loc["ibq", "seeds"] == 2
+        assert table.loc["ibq", "validation_tokens"] >= 10 * 16
+
+    def test_shown_table_names_tokens_and_ranges(self, study):
+        shown = show_table(summary_table(study))
+        assert "default" in shown["start"].iloc[0]
+        assert shown["validation usage"].str.contains("–").all()
+        assert to_markdown(shown).count("\n") == 1 + len(shown)
+
+    def test_report_holds_table_hardware_and_tokens(self, study):
+        text = write_report(study, seconds=12.0).read_text()
+        for words in ("| IBQ |", "builtin/smoke", "cores", "torch", "12 s", "recording took"):
+            assert words in text, words
+        stored = pd.read_csv(study.folder / "figures" / "table.csv")
+        assert len(stored) == 2
+
+    def test_scaling_figure_draws_the_table(self, study):
+        table = scaling_table(summary_table(study))
+        usage, psnr = plot_scaling(table).axes
+        means = [line for line in usage.lines if line.get_marker() in "so"]
+        assert [line.get_ydata()[0] for line in means] == pytest.approx(list(100 * table["validation_usage_mean"]))
+        assert "dB" in psnr.get_ylabel()
+        assert "K" in usage.get_xlabel()
+
+    def test_two_starts_of_one_method_cannot_be_one_line(self, study):
+        table = scaling_table(summary_table(study))
+        with pytest.raises(ValueError, match="one start per method"):
+            plot_scaling(pd.concat([table, table.assign(init="elsewhere")]))
+
+
+class TestLoading:
+    def test_a_run_folder_gives_its_tokenizer_back(self, study):
+        import torch  # noqa: PLC0415
+
+        run = Run(study.folder / study.cells[-1].name)
+        raw, averaged = load_tokenizer(run.path, weights="raw"), load_tokenizer(run.path)
+        snapshot = run.snapshot()
+        assert torch.equal(raw.quantizer.codebook.detach(), torch.from_numpy(snapshot["codebook"]))
+        assert not torch.equal(raw.quantizer.codebook, averaged.quantizer.codebook)
+        images = raw.encode(snapshot["images"]).indices.flatten()[: len(snapshot["assignments"])]
+        assert images.tolist() == snapshot["assignments"][: len(images)].tolist()
+
+    def test_other_weights_are_refused(self, study):
+        with pytest.raises(ValueError, match="'ema', 'raw'"):
+            load_tokenizer(study.folder / study.cells[0].name, weights="best")
+
+    def test_a_run_without_checkpoint_says_so(self, study, tmp_path):
+        source = study.folder / study.cells[0].name
+        (tmp_path / "fresh").mkdir()
+        settings = yaml.safe_load((source / "config.yaml").read_text())
+        (tmp_path / "fresh" / "config.yaml").write_text(yaml.safe_dump(settings))
+        with pytest.raises(RunError, match=r"checkpoint|hash"):
+            load_tokenizer(tmp_path / "fresh")

@@ -1,0 +1,282 @@
+"""Interactive views without a browser: what they show is what the run folder holds."""
+
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.text import Text
+
+from ibqlab.config import parse
+from ibqlab.diagnostics.usage import perplexity
+from ibqlab.plots import plot_run_curves, run_curve_table
+from ibqlab.studies import Study, StudyError, figure_collapse
+from ibqlab.studies.study import Grid, name_start
+from ibqlab.training import train
+from ibqlab.widgets import LiveCurves, explore_study, live
+
+GRID = {
+    "recipe": "builtin/smoke",
+    "methods": ["vq", "ibq"],
+    "initialisations": ["published", "normal"],
+    "codebook_sizes": [16],
+    "code_dims": [4],
+    "steps": 4,
+    "projection": "pca",
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """VQ from its own start and from IBQ's, IBQ from its own; snapshots at steps 0, 2 and 4."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trained = Study("small", parse(Grid, GRID), tmp_path_factory.mktemp("study") / "small")
+    trained.train(progress=False)
+    torch.set_num_threads(threads)
+    return trained
+
+
+@pytest.fixture
+def explorer(study):
+    return explore_study(study)
+
+
+def alt(picture):
+    """What a picture says it shows, once it has been seen to be a picture."""
+    return re.fullmatch(r'<img alt="([^"]*)" style="[^"]*" src="data:image/png;base64,iVBOR[^"]+">', picture.value)[1]
+
+
+class TestExplorer:
+    def test_opens_at_the_end_of_the_first_run(self, study, explorer):
+        cell, run = study.finished()[0]
+        assert explorer.run.path == run.path
+        assert explorer.step.value == run.snapshot_steps[-1] == 4
+        assert [step for _, step in explorer.step.options] == run.snapshot_steps
+        assert {axis: choice.value for axis, choice in explorer.choices.items()}.items() <= cell.labels.items()
+
+    def test_the_slider_shows_each_snapshot(self, explorer):
+        seen = set()
+        for step in (0, 2, 4):
+            explorer.step.value = step
+            seen.add((explorer.code_map.value, explorer.histogram.value))
+            assert f"step {step}; " in alt(explorer.code_map)
+            assert f"step {step}; " in alt(explorer.histogram)
+        assert len(seen) == 3
+        assert len({picture for pair in seen for picture in pair}) == 6
+
+    def test_numbers_are_those_of_the_snapshot(self, explorer):
+        explorer.step.value = 2
+        counts = explorer.run.snapshot(2)["counts"]
+        hit = int((counts > 0).sum())
+        assert explorer.numbers.value == (
+            f"VQ from U(±1/K), step 2: usage {100 * hit / 16:.1f} % of 16 codes in {counts.sum()} validation tokens, "
+            f"perplexity {perplexity(counts):.1f} codes, {16 - hit} dead codes"
+        )
+
+    def test_offers_only_what_was_trained(self, explorer):
+        starts = explorer.choices["init"]
+        assert [label for label, _ in starts.options] == [name_start("U(±1/K)", True), "N(0, 1)"]
+        starts.value = "N(0, 1)"
+        assert explorer.numbers.value.startswith("VQ from N(0, 1), step 4")
+        explorer.choices["method"].value = "ibq"
+        assert [label for label, _ in starts.options] == [name_start("N(0, 1)", True)]
+        assert starts.disabled
+        assert explorer.numbers.value.startswith("IBQ from N(0, 1), step 4")
+        explorer.choices["method"].value = "vq"
+        assert starts.value == "N(0, 1)"  # what can stay stays
+
+    def test_another_run_keeps_the_step(self, explorer):
+        explorer.step.value = 2
+        explorer.choices["method"].value = "ibq"
+        assert explorer.step.value == 2
+        assert explorer.numbers.value.startswith("IBQ from N(0, 1), step 2")
+
+    def test_every_step_of_a_run_is_drawn_in_one_space(self, explorer, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(
+            "ibqlab.widgets.explorer.plot_code_map",
+            lambda projection, frame, counts, title: drawn.append((projection, frame)) or plot_run_curves(ROWS),
+        )
+        explorer.choices["method"].value = "ibq"
+        for step in (0, 2):
+            explorer.step.value = step
+        projections, frames = zip(*drawn, strict=True)
+        assert frames == (2, 0, 1)
+        assert len({id(projection) for projection in projections}) == 1
+        assert len(projections[0].codes) == 3
+
+    def test_a_snapshot_seen_before_is_not_drawn_again(self, explorer, monkeypatch):
+        first = explorer.code_map.value
+        explorer.step.value = 0
+        monkeypatch.setattr("ibqlab.widgets.explorer.plot_code_map", None)
+        explorer.step.value = 4
+        assert explorer.code_map.value == first
+
+    def test_seeds_are_offered_where_there_are_several(self, study, explorer):
+        shown = explorer.children[0].children
+        assert [choice.description for choice in shown] == ["method", "codebook starts at", "codes K", "dimension D"]
+        cell, run = study.finished()[0]
+        twice = [(cell, run), (type(cell)(cell.name, cell.config, cell.labels | {"seed": 1}), run)]
+        two = Study(study.name, study.grid, study.folder)
+        two.finished = lambda: twice
+        assert explore_study(two).children[0].children[-1].description == "seed"
+
+    def test_says_what_is_wrong_with_a_damaged_snapshot(self, study, explorer):
+        file = explorer.run.path / "snapshots" / "step_00000002.npz"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100])
+        try:
+            explorer.step.value = 2
+        finally:
+            file.write_bytes(whole)
+        assert "is damaged" in explorer.numbers.value
+        assert explorer.code_map.value == explorer.histogram.value == ""
+        explorer.step.value = 4
+        assert "step 4" in alt(explorer.code_map)
+
+    def test_without_a_finished_run_says_what_to_type(self, study, tmp_path):
+        with pytest.raises(StudyError, match=r"nothing to explore; type study\.train\(\)"):
+            explore_study(Study("small", study.grid, tmp_path / "empty"))
+
+
+class TestCollapseFigure:
+    def test_published_starts_first_and_all_starts_beside_them(self, study):
+        figure_collapse(study)
+        figure_collapse(study, "same")
+        figures = study.folder / "figures"
+        published = pd.read_csv(figures / "collapse_curves.csv")[["method", "init"]].drop_duplicates()
+        assert published.values.tolist() == [["vq", "U(±1/K)"], ["ibq", "N(0, 1)"]]
+        same = pd.read_csv(figures / "collapse_curves_same_start.csv")[["method", "init"]].drop_duplicates()
+        assert same.values.tolist() == [["vq", "U(±1/K)"], ["vq", "N(0, 1)"], ["ibq", "N(0, 1)"]]
+        with pytest.raises(ValueError, match="'published', 'same'; got 'alike'"):
+            figure_collapse(study, "alike")
+
+
+ROWS = pd.DataFrame(
+    [
+        {
+            "step": 0,
+            "validation_usage": 0.9,
+            "validation_perplexity": 700,
+            "validation_tokens": 640,
+            "validation_psnr": 9,
+        },
+        {"step": 2, "loss": 0.5, "usage": 0.25, "usage_tokens": 128, "perplexity": 5.0},
+        {"step": 4, "loss": 0.25, "usage": 0.5, "usage_tokens": 256, "perplexity": 9.0},
+    ]
+)
+
+
+class TestRunCurves:
+    def test_draws_the_table(self):
+        figure = plot_run_curves(ROWS)
+        loss, usage, perplexities, psnr = figure.axes
+        assert loss.get_lines()[0].get_xydata().tolist() == [[2, 0.5], [4, 0.25]]
+        training, validation = usage.get_lines()
+        assert training.get_xydata().tolist() == [[2, 25], [4, 50]]
+        assert validation.get_xydata().tolist() == [[0, 90]]
+        assert (training.get_label(), validation.get_label()) == ("training", "validation")
+        assert perplexities.get_yscale() == "log"
+        assert perplexities.get_ylim()[1] > 700
+        assert psnr.get_lines()[0].get_xydata().tolist() == [[0, 9]]
+        assert [axes.get_ylabel() for axes in figure.axes] == [
+            "all terms, weighted (no unit)",
+            "codes hit (%)",
+            "perplexity (codes)",
+            "validation PSNR (dB)",
+        ]
+        assert "the last 256 training tokens (at first 128) and 640 validation tokens" in figure.get_supxlabel()
+
+    def test_is_readable_and_leaves_matplotlib_alone(self):
+        before = dict(mpl.rcParams)
+        figure = plot_run_curves(ROWS)
+        figure.draw_without_rendering()
+        assert all(text.get_fontsize() >= 8 for text in figure.findobj(Text) if text.get_text())
+        drawn, page = figure.get_tightbbox(), figure.bbox_inches
+        assert min(drawn.x0, drawn.y0) > -0.02
+        assert drawn.x1 < page.x1 + 0.02
+        assert drawn.y1 < page.y1 + 0.02
+        assert dict(mpl.rcParams) == before
+
+    def test_the_first_row_alone_can_be_drawn(self):
+        figure = plot_run_curves(ROWS.iloc[:1, :5])
+        assert [len(axes.get_lines()) for axes in figure.axes] == [0, 1, 1, 1]
+        only_training = plot_run_curves(ROWS.iloc[1:].drop(columns="validation_psnr"))
+        assert [len(axes.get_lines()) for axes in only_training.axes] == [1, 1, 1, 0]
+
+    def test_the_table_is_ordered_and_complete(self):
+        table = run_curve_table(ROWS.iloc[::-1])
+        assert table["step"].tolist() == [0, 2, 4]
+        assert table["loss"].isna().tolist() == [True, False, False]
+        assert table["validation_psnr"].tolist()[0] == 9
+
+    def test_refuses_what_holds_no_rows(self):
+        with pytest.raises(ValueError, match="need the column step; got loss"):
+            plot_run_curves(ROWS[["loss"]])
+        with pytest.raises(ValueError, match="no rows: train first"):
+            plot_run_curves(ROWS.iloc[:0])
+
+
+class TestLiveCurves:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        """A clock set by hand: clock[0] is the time, in seconds."""
+        now = [100.0]
+        monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+        return now
+
+    def test_draws_at_most_every_so_often(self, clock):
+        curves = LiveCurves()
+        shown = []
+        for second, row in ((0.0, 0), (1.9, 1), (2.1, 2)):
+            clock[0] = 100 + second
+            curves(ROWS.iloc[row].dropna().to_dict())
+            shown.append(curves.widget.value)
+        assert "up to step 4" in alt(curves.widget)
+        assert shown[0] == shown[1] != shown[2]
+
+    def test_drawing_takes_no_more_than_a_tenth_of_the_time(self, clock, monkeypatch):
+        curves = LiveCurves()
+        draw = curves._draw
+
+        def slow():
+            clock[0] += 1.0
+            return draw()
+
+        monkeypatch.setattr(curves, "_draw", slow)
+        curves({"step": 0, "loss": 1.0})
+        shown = curves.widget.value
+        clock[0] += 9.0
+        curves({"step": 1, "loss": 0.9})
+        assert curves.widget.value == shown
+        clock[0] += 2.0
+        curves({"step": 2, "loss": 0.8})
+        assert "up to step 2" in alt(curves.widget)
+
+    def test_follows_a_training_run_to_its_last_step(self, study, tmp_path):
+        cell = study.cells[0]
+        curves = LiveCurves(cell.config)
+        run = train(cell.config, tmp_path / "run", progress=False, watch=curves)
+        assert [row["step"] for row in curves.rows] == run.metrics["step"].tolist() == [0, 2, 4]
+        assert "up to step 4" in alt(curves.widget)
+        figure = curves.figure()
+        losses = figure.axes[0].get_lines()[0].get_ydata()
+        np.testing.assert_allclose(losses, run.metrics["loss"].dropna())
+        assert figure.axes[0].get_xlim()[1] > cell.config.steps
+
+    def test_figure_brings_the_widget_up_to_date(self, clock):
+        curves = LiveCurves()
+        curves({"step": 0, "loss": 1.0})
+        curves({"step": 1, "loss": 0.5})
+        assert "up to step 0" in alt(curves.widget)
+        assert curves.figure().axes[0].get_lines()[0].get_xdata().tolist() == [0, 1]
+        assert "up to step 1" in alt(curves.widget)
+
+    def test_errors_say_what_to_do(self):
+        with pytest.raises(ValueError, match=r"plot_run_curves\(run\.metrics\)"):
+            LiveCurves().figure()
+        with pytest.raises(ValueError, match="must be ≥ 0; got -1"):
+            LiveCurves(every=-1)
