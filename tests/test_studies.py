@@ -1,5 +1,6 @@
 """Studies: the right cells, only the missing ones trained, tables that say what the runs say."""
 
+import json
 import math
 import shutil
 
@@ -117,6 +118,7 @@ class TestGrid:
         assert [cell.labels["codebook_size"] for cell in study.cells] == [8, 8]
         assert {cell.labels["seed"] for cell in study.cells} == {3}
         assert study.folder.name == "mine"
+        assert study.command == "ibqlab run scale_codebook preset=smoke codebook_sizes='[8]' seeds='[3]'"
 
     def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="no preset 'huge'; there are smoke"):
@@ -192,6 +194,9 @@ class TestTables:
         text = write_report(study, seconds=12.0).read_text()
         for words in ("| IBQ |", "builtin/smoke", "cores", "torch", "12 s", "recording took"):
             assert words in text, words
+        origin = json.loads((study.folder / "figures" / "provenance.json").read_text())
+        assert origin["seeds"] == [0, 1]
+        assert {"commit", "versions", "hardware", "command"} <= set(origin)
         stored = pd.read_csv(study.folder / "figures" / "table.csv")
         assert len(stored) == 2
 

@@ -108,10 +108,11 @@ class Study:
         name: the study's name, for titles.
         grid: what to train.
         folder: where; created when the first cell starts.
+        command: what makes it again, for reports.
     """
 
-    def __init__(self, name: str, grid: Grid, folder: Path):
-        self.name, self.grid, self.folder = name, grid, Path(folder)
+    def __init__(self, name: str, grid: Grid, folder: Path, command: str = ""):
+        self.name, self.grid, self.folder, self.command = name, grid, Path(folder), command
         self.cells = _cells(grid)
 
     def train(self, progress: bool = True) -> None:
@@ -175,7 +176,13 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     }
     settings = presets[parameters.preset] | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
-    return Study(name, grid, runs_root() / (parameters.output or f"{name}-{parameters.preset}"))
+    words = [f"preset={parameters.preset}", *(f"{key}={_as_typed(value)}" for key, value in given.items())]
+    folder = runs_root() / (parameters.output or f"{name}-{parameters.preset}")
+    return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]))
+
+
+def _as_typed(value: Any) -> str:
+    return f"'[{', '.join(map(str, value))}]'" if isinstance(value, tuple) else str(value)
 
 
 def name_start(start: str, is_default: bool) -> str:

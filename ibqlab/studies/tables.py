@@ -1,5 +1,6 @@
 """Tables of a study: one row per method and setting, mean and range over seeds."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -66,7 +67,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def write_report(study: Study, seconds: float | None = None) -> Path:
-    """Write the study's table as report.md and table.csv into its folder's `figures/`.
+    """Write the study's table as report.md and table.csv into its folder's `figures/`, with provenance.json.
 
     Args:
         study: with at least one finished cell.
@@ -84,6 +85,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     lines = [
         f"# {study.name}",
         to_markdown(show_table(table)),
+        f"- command: `{study.command}`",
         f"- recipe: {study.grid.recipe}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
         "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
         "paper does not state Soft VQ's",
@@ -95,6 +97,9 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     ]
     if seconds is not None:
         lines.append(f"- wall-clock time of all runs and figures: {seconds:.0f} s")
+    kept = {key: facts.get(key) for key in ("commit", "dirty", "versions", "platform", "hardware", "threads", "data")}
+    origin = {"command": study.command, "recipe": study.grid.recipe, "seeds": list(study.grid.seeds), **kept}
+    (folder / "provenance.json").write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     path = folder / "report.md"
     path.write_text("\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n", encoding="utf-8")
     return path
