@@ -124,7 +124,9 @@ def test_missing_umap_says_what_to_install(monkeypatch):
 def test_umap_separates_clusters_repeats_itself_and_takes_few_points(recwarn):
     near, far = _random(60, scale=0.1), _random(60, seed=1, scale=0.1) + 20
     frames = [np.concatenate([near, far]), np.concatenate([near, far])]
+    threads = torch.get_num_threads()
     projection = project_codes(frames, near + 0.01, "umap")
+    assert torch.get_num_threads() == threads
     positions = projection.codes[0]
     spread = np.linalg.norm(positions[:60] - positions[:60].mean(0), axis=1).max()
     assert np.linalg.norm(positions[60:].mean(0) - positions[:60].mean(0)) > 2 * spread

@@ -6,7 +6,8 @@ it beside the numbers of `code_feature_distances`.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -220,7 +221,7 @@ def _fit_umap(points: Float[np.ndarray, "P D"], neighbours: int, seed: int) -> t
     # UMAP refuses a neighbourhood that holds every point.
     neighbours = min(neighbours, len(points) - 1)
     knn = exact_neighbours(torch.from_numpy(points), neighbours)
-    with warnings.catch_warnings():
+    with _threads_kept(), warnings.catch_warnings():
         # It warns that new points cannot be placed later, and of points far from all others; neither matters here.
         warnings.simplefilter("ignore")
         mapper = _import_umap().UMAP(
@@ -234,6 +235,17 @@ def _fit_umap(points: Float[np.ndarray, "P D"], neighbours: int, seed: int) -> t
             n_jobs=1,
         )
         return mapper.fit_transform(points).astype(np.float32), neighbours
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give torch back its number of threads: numba sets it for the whole process, and a run trained afterwards would
+    differ in the last bits from one trained before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _import_umap() -> ModuleType:
