@@ -1,6 +1,8 @@
 """The one door for settings: what comes in right, and what each kind of wrong says."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -350,3 +352,22 @@ def test_read_parameters_judges_the_last_injected_cell():
 def test_read_parameters_names_a_value_that_is_no_setting():
     with pytest.raises(ConfigError, match="notebook parameters: steps: must be a number"):
         read_parameters(Outer, {"steps": math})
+
+
+def test_every_setting_is_read_somewhere():
+    from ibqlab.data import DataConfig  # noqa: PLC0415
+    from ibqlab.quantizers.base import _PRESETS  # noqa: PLC0415
+    from ibqlab.studies import StudyParameters  # noqa: PLC0415
+    from ibqlab.studies.study import Grid  # noqa: PLC0415
+    from ibqlab.tokenizer import TokenizerConfig  # noqa: PLC0415
+    from ibqlab.tokenizer.autoencoder import AutoencoderConfig  # noqa: PLC0415
+    from ibqlab.training import LossConfig, OptimizerConfig, RecordConfig, RunParameters, TrainConfig  # noqa: PLC0415
+
+    package = Path(__file__).resolve().parents[1] / "ibqlab"
+    code = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    read = set(re.findall(r"\b(?:config|record|self|parameters|grid|autoencoder|optimizer|loss|data)\.(\w+)", code))
+    read |= set(re.findall(r"config\.(?:optimizer|record|data|tokenizer|loss|quantizer)\.(\w+)", code))
+    named = {DataConfig, TokenizerConfig, AutoencoderConfig, Grid, StudyParameters, RunParameters}
+    classes = named | {LossConfig, OptimizerConfig, RecordConfig, TrainConfig} | {p.config for p in _PRESETS.values()}
+    unread = {f"{c.__name__}.{f.name}" for c in classes for f in dataclasses.fields(c) if f.name not in read}
+    assert not unread

@@ -97,6 +97,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
+        """Input plus what two normalised convolutions add to it."""
         residual = self.conv1(F.silu(self.norm1(x)))
         residual = self.conv2(self.dropout(F.silu(self.norm2(residual))))
         return self.nin_shortcut(x) + residual
@@ -118,6 +119,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Input plus what every position takes from all others."""
         normed = self.norm(x)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
@@ -132,6 +134,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        """Half the height and width."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -143,6 +146,7 @@ class Upsample(nn.Module):
         self.conv = _conv3(channels, channels)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
+        """Twice the height and width."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -156,6 +160,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in inputs if attention)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
+        """Every block, each followed by its attention where the level has it."""
         for place, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -173,6 +178,7 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels, dropout)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Block, attention, block."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 

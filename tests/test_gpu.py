@@ -1,0 +1,44 @@
+"""What must hold on a CUDA device, too. Skipped where there is none."""
+
+import pytest
+import torch
+from oracle import algorithm_1, entropies
+
+from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop
+from ibqlab.training import recipe_config, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and this machine has none"),
+]
+
+
+def test_index_backprop_equals_algorithm_1():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(300, 16, generator=generator, dtype=torch.float64).cuda().requires_grad_()
+    c = torch.randn(700, 16, generator=generator, dtype=torch.float64).cuda().requires_grad_()
+    out = index_backprop(z, c)
+    z_q, index, _ = algorithm_1(z, c)
+    sample, average = entropies(z, c, 0.01)
+    assert torch.equal(out.indices, index)
+    ours = torch.autograd.grad(out.quantized.sin().sum() + out.sample_entropy - out.average_entropy, (z, c))
+    theirs = torch.autograd.grad(z_q.sin().sum() + sample - average, (z, c))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("name", available_quantizers())
+def test_every_quantizer_chooses_as_on_the_cpu(name):
+    torch.manual_seed(0)
+    quantizer = build_quantizer(name, codebook_size=64, code_dim=8, codebook_init="normal").eval()
+    features = torch.randn(2, 8, 4, 4)
+    there = quantizer(features)
+    here = quantizer.cuda()(features.cuda())
+    assert torch.equal(here.indices.cpu(), there.indices)
+
+
+def test_a_run_trains_in_bfloat16(tmp_path):
+    config = recipe_config("builtin/smoke", {"accelerator": "cuda", "precision": "bf16-mixed"})
+    run = train(config, tmp_path / "run", progress=False)
+    assert run.status == "finished"
+    assert run.metrics["loss"].dropna().iloc[-1] < run.metrics["loss"].dropna().iloc[0]
