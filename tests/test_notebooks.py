@@ -75,7 +75,7 @@ def pictures(out):
 @pytest.mark.parametrize(
     ("name", "parameters", "figures"),
     [
-        ("explore_collapse", ["-p", "projection", "pca"], 5),
+        ("explore_collapse", ["-p", "projection", "pca"], 7),
         ("scale_codebook", ["-p", "steps", "6"], 1),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),
     ],

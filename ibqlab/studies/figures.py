@@ -83,6 +83,33 @@ def figure_code_maps(study: Study) -> Figure:
     return figure
 
 
+def figure_maps_through_training(study: Study) -> Figure:
+    """Codes and features of each method from its own start, at the first, a middle and the last snapshot, one row and
+    one fitted space per method: the slider of `explore_study` on paper. Saved as `code_maps_through_training`."""
+    panels = {}
+    for label, run in labelled_runs(study, own_start=True).items():
+        projection, steps = map_run(run, study.grid.projection)
+        for frame in dict.fromkeys((0, len(steps) // 2, len(steps) - 1)):
+            counts = run.snapshot(steps[frame])["counts"]
+            panels[f"{label}, step {steps[frame]:,}"] = (projection, frame, counts)
+    figure = plot_code_maps(panels)
+    save_study_figure(study, "code_maps_through_training", figure, code_map_table(panels))
+    return figure
+
+
+def figure_histogram_through_training(study: Study) -> Figure:
+    """Rank and frequency of codes for each method from its own start, at the first, a middle and the last snapshot.
+    Saved as `usage_histogram_through_training`."""
+    counts = {}
+    for label, run in labelled_runs(study, own_start=True).items():
+        steps = mapped_steps(run)
+        for step in dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])):
+            counts[f"{label}, step {step:,}"] = run.snapshot(step)["counts"]
+    figure = plot_usage_histogram(counts)
+    save_study_figure(study, "usage_histogram_through_training", figure, usage_histogram_table(counts))
+    return figure
+
+
 def figure_reconstructions(study: Study) -> Figure:
     """Validation images and what each method makes of them; saved as `reconstructions`."""
     runs = labelled_runs(study)
@@ -102,6 +129,12 @@ def figure_scaling(study: Study) -> Figure:
     return figure
 
 
+def mapped_steps(run: Run, frames: int = MAP_FRAMES) -> list[int]:
+    """Steps of at most `frames` snapshots, evenly chosen, first and last included."""
+    steps = run.snapshot_steps
+    return sorted({steps[i] for i in np.linspace(0, len(steps) - 1, frames).round().astype(int)})
+
+
 def map_run(
     run: Run, method: str, *, frames: int = MAP_FRAMES, max_points: int = MAP_POINTS
 ) -> tuple[Projection, list[int]]:
@@ -115,8 +148,7 @@ def map_run(
     Returns:
         The projection, one frame per step, and the steps.
     """
-    steps = run.snapshot_steps
-    chosen = sorted({steps[i] for i in np.linspace(0, len(steps) - 1, frames).round().astype(int)})
+    chosen = mapped_steps(run, frames)
     snapshots = [run.snapshot(step) for step in chosen]
     projection = project_codes(
         [snapshot["codebook"] for snapshot in snapshots],
@@ -127,9 +159,13 @@ def map_run(
     return projection, chosen
 
 
-def labelled_runs(study: Study) -> dict[str, Run]:
-    """One run per method and start, at the largest codebook and dimension and the first seed, by the label it has in
-    figures."""
+def labelled_runs(study: Study, own_start: bool = False) -> dict[str, Run]:
+    """One run per method and start, at the largest codebook and dimension and the first seed, by its label in figures.
+
+    Args:
+        study: with at least one finished cell.
+        own_start: only runs from their method's own start, where there are any.
+    """
     finished = study.finished()
     if not finished:
         raise StudyError(f"no run of {study.name} is finished in {study.folder.name}; call train() first")
@@ -137,6 +173,8 @@ def labelled_runs(study: Study) -> dict[str, Run]:
     dim = max(cell.labels["code_dim"] for cell, _ in finished if cell.labels["codebook_size"] == size)
     seed = study.grid.seeds[0]
     wanted = {"codebook_size": size, "code_dim": dim, "seed": seed}
+    if own_start and any(cell.labels["published_init"] for cell, _ in finished):
+        wanted["published_init"] = True
     return {
         _label(cell): run for cell, run in finished if all(cell.labels[key] == value for key, value in wanted.items())
     }
