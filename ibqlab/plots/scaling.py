@@ -83,7 +83,10 @@ def _finish_sizes(axes: Axes, sizes: list[int]) -> None:
 
 
 def _caption(table: pd.DataFrame) -> str:
-    starts = "; ".join(f"{method} from {init}" for method, init in table[["method", "init"]].drop_duplicates().values)
+    pairs = table[["method", "init"]].drop_duplicates()
+    looks = styles_for(list(pairs["method"]))
+    starts = "; ".join(f"{looks[method].label} from {init}" for method, init in pairs.to_numpy())
     fewest = (table["validation_tokens"] / table["codebook_size"]).min()
     seeds, steps = table["seeds"].max(), table["steps"].max()
-    return f"{starts}\n{steps:,} steps, {seeds} seed(s), at least {fewest:.1f} validation tokens per code"
+    runs = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+    return f"{starts}\n{steps:,} steps, {runs}, at least {fewest:.1f} validation tokens per code"
