@@ -22,7 +22,7 @@ test: .venv/.ready
 	@$(PY) -m pytest
 
 lab: .venv/.ready
-	@MPLBACKEND= $(PY) -m jupyterlab --notebook-dir=. notebooks
+	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 lint: .venv/.ready
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m nbstripout --verify $(NBSTRIPOUT_KEYS) notebooks/*.ipynb
