@@ -196,7 +196,8 @@ class TestTables:
             assert words in text, words
         origin = json.loads((study.folder / "figures" / "provenance.json").read_text())
         assert origin["seeds"] == [0, 1]
-        assert {"commit", "versions", "hardware", "command"} <= set(origin)
+        assert {"commits", "versions", "hardware", "command"} <= set(origin)
+        assert origin["commits"] and all(commit in text for commit in origin["commits"])
         stored = pd.read_csv(study.folder / "figures" / "table.csv")
         assert len(stored) == 2
 

@@ -68,7 +68,7 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         for axes in (usage, psnr):
             _finish_sizes(axes, sorted(table["codebook_size"].unique()))
         handles, labels = usage.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=4)
         add_caption(figure, _caption(table))
     return figure
 

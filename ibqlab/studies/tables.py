@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ibqlab.plots.style import METHOD_STYLES
+from ibqlab.runs import Run
 from ibqlab.studies.study import Study, name_start
 
 AXES = ["method", "init", "published_init", "codebook_size", "code_dim"]
@@ -81,6 +82,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     table.to_csv(folder / "table.csv", index=False)
     facts = study.finished()[0][1].provenance
     shares = [run.provenance.get("recorder_share_of_step", 0.0) for _, run in study.finished()]
+    commits = sorted({_commit(run) for _, run in study.finished()})
     hardware, versions = facts.get("hardware", {}), facts.get("versions", {})
     lines = [
         f"# {study.name}",
@@ -93,12 +95,18 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         f"- recording took {max(shares):.1%} of a step at most",
         f"- hardware: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores",
         f"- versions: torch {versions.get('torch')}, Python {versions.get('python')}",
-        f"- commit: {facts.get('commit')}",
+        f"- commit: {', '.join(commits)}",
     ]
     if seconds is not None:
         lines.append(f"- wall-clock time of all runs and figures: {seconds:.0f} s")
-    kept = {key: facts.get(key) for key in ("commit", "dirty", "versions", "platform", "hardware", "threads", "data")}
-    origin = {"command": study.command, "recipe": study.grid.recipe, "seeds": list(study.grid.seeds), **kept}
+    kept = {key: facts.get(key) for key in ("versions", "platform", "hardware", "threads", "data")}
+    origin = {
+        "command": study.command,
+        "recipe": study.grid.recipe,
+        "seeds": list(study.grid.seeds),
+        "commits": commits,
+        **kept,
+    }
     (folder / "provenance.json").write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     path = folder / "report.md"
     path.write_text("\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n", encoding="utf-8")
@@ -107,6 +115,12 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
 
 def _tokens_per_code(study: Study) -> int:
     return study.cells[0].config.record.tokens_per_code
+
+
+def _commit(run: Run) -> str:
+    """The commit a run started at, marked where the checkout held changes beside it."""
+    facts = run.provenance
+    return f"{facts.get('commit')}{' with uncommitted changes' if facts.get('dirty') else ''}"
 
 
 def _cell(row: pd.Series, measure: str) -> str:
