@@ -19,6 +19,7 @@ import click
 
 if TYPE_CHECKING:
     from ibqlab.runs import Run
+    from ibqlab.training.planning import Plan
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
@@ -252,16 +253,70 @@ def train(recipe: str, settings: Sequence[str], output: Path | None) -> None:
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
     as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
     """
-    from ibqlab.config import apply_overrides, content_hash, load_yaml, parse  # noqa: PLC0415
+    from ibqlab.config import content_hash  # noqa: PLC0415
     from ibqlab.runs import runs_root  # noqa: PLC0415
-    from ibqlab.training import TrainConfig  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
-    from ibqlab.training.recipes import find_recipe  # noqa: PLC0415
+    from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
-    file = find_recipe(recipe)
-    config = parse(TrainConfig, apply_overrides(load_yaml(file), settings), source=f"recipe {recipe}")
-    done = train_tokenizer(config, output or runs_root() / f"{file.stem}-{content_hash(config)}")
+    config = recipe_config(recipe, assignments=settings)
+    done = train_tokenizer(config, output or runs_root() / f"{find_recipe(recipe).stem}-{content_hash(config)}")
     click.echo(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--images-per-second", type=float, help="Measured training speed of one GPU.")
+@click.option("--gpus", type=int, help="GPUs that work together; by default the recipe's processes.")
+@click.option("--gpu-hour-price", type=float, help="Price of one GPU for an hour, in any currency.")
+def plan(
+    recipe: str,
+    settings: Sequence[str],
+    images_per_second: float | None,
+    gpus: int | None,
+    gpu_hour_price: float | None,
+) -> None:
+    """What RECIPE would cost: parameters, operations, memory, steps, disk; time and price at a measured speed.
+
+    RECIPE is a path or a name under experiments/, or a folder of recipes, such as imagenet: one row each. Nothing is
+    trained; neither data nor weight files nor a GPU are needed.
+    """
+    from ibqlab.config import ConfigError  # noqa: PLC0415
+    from ibqlab.training.planning import cost_of_run, plan_table, plan_tokenizer  # noqa: PLC0415
+    from ibqlab.training.recipes import find_recipes, published_row, recipe_config, recipe_name  # noqa: PLC0415
+
+    if images_per_second is None and (gpus is not None or gpu_hour_price is not None):
+        raise ConfigError("--gpus and --gpu-hour-price need a speed: add --images-per-second, measured on such a GPU")
+    files = [str(file) for file in find_recipes(recipe)]
+    configs = {file: recipe_config(file, assignments=settings) for file in files}
+    plans = [plan_tokenizer(config, recipe_name(Path(file)), published_row(file)) for file, config in configs.items()]
+    costs = (
+        [cost_of_run(p, images_per_second, gpus, gpu_hour_price) for p in plans]
+        if images_per_second is not None
+        else []
+    )
+    if len(plans) == 1:
+        click.echo(plans[0].describe())
+        click.echo(costs[0].describe() if costs else _how_to_measure(plans[0]))
+        return
+    table = plan_table(plans)
+    for column in ("gpu_hours", "days", "price") if costs else ():
+        table[column] = [getattr(cost, column) for cost in costs]
+    shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
+    click.echo(shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}"))
+    if not costs:
+        click.echo(_how_to_measure(plans[0]))
+
+
+def _how_to_measure(plan: "Plan") -> str:
+    """No speed is assumed: the line that stands in its place."""
+    return (
+        "time: measure a speed on the GPU that will be used and give it as --images-per-second; "
+        f"`ibqlab train {plan.name} steps=200 processes=1 batch_size={plan.images_at_once}` prints images/s"
+    )
 
 
 # --- runs, show ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """One cache for all tests, child processes included, and none of the user's."""
+    os.environ["IBQLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _runs_elsewhere(tmp_path, monkeypatch):
     """No test writes into the checkout's runs, child processes included."""

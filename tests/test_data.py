@@ -1,7 +1,9 @@
 """Data: batches that depend on their number alone, splits that share nothing, and broken files that are named."""
 
+import pickle
 import sys
 from dataclasses import replace
+from fnmatch import fnmatch
 from itertools import pairwise
 
 import numpy as np
@@ -16,13 +18,16 @@ from ibqlab.data import (
     DataConfig,
     Sample,
     open_data,
+    resize_short_side,
     to_model_range,
     to_uint8,
     training_batches,
     validation_batches,
 )
 from ibqlab.data import photos as photos_module
-from ibqlab.data.folder import read_rgb, resize_short_side
+from ibqlab.data.folder import list_folder
+from ibqlab.data.listed import read_rgb
+from ibqlab.data.listing import exclude_names, pack_names
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
 
 
@@ -67,6 +72,10 @@ def folder_config(path, **settings) -> DataConfig:
 def train(source, steps: int, **settings):
     settings = {"batch_size": 4, "seed": 7, "start_step": 0} | settings
     return list(training_batches(source, steps=steps, **settings))
+
+
+def names_of(source) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
 
 
 def same(one, other) -> bool:
@@ -330,23 +339,23 @@ def test_digits_end():
 
 def test_a_folder_is_found_classified_and_split(folder):
     parts = [open_data(folder_config(folder), split) for split in ("train", "validation")]
-    names = [{file.name for file in part.files} for part in parts]
+    names = [set(names_of(part)) for part in parts]
     assert len(names[0]) + len(names[1]) == len(names[0] | names[1]) == 12
     assert min(map(len, names)) >= 1
     for part in parts:
         assert part.classes == ["cat", "dog"]
-        for index, file in enumerate(part.files):
+        for index, name in enumerate(names_of(part)):
             sample = part.get(index, 0)
-            assert part.classes[sample.label] == file.name.split("/")[0]
+            assert part.classes[sample.label] == name.split("/")[0]
             assert sample.image.shape == (3, 16, 16)
             assert sample.broken == ()
 
 
 def test_a_new_file_moves_no_other(folder):
-    before = {file.name for file in open_data(folder_config(folder), "validation").files}
+    before = set(names_of(open_data(folder_config(folder), "validation")))
     for number in range(20):
         Image.new("RGB", (16, 16)).save(folder / f"cat/new{number}.png")
-    after = {file.name for file in open_data(folder_config(folder), "validation").files}
+    after = set(names_of(open_data(folder_config(folder), "validation")))
     assert {name for name in after if "new" not in name} == before
     assert len(after) > len(before)
 
@@ -381,10 +390,8 @@ def test_a_validation_folder_of_its_own(folder, tmp_path_factory):
     config = folder_config(folder, validation_source=str(own))
     validation = open_data(config, "validation")
     assert len(open_data(config, "train")) == 12
-    assert {file.name: label for file, label in zip(validation.files, validation.labels, strict=True)} == {
-        "dog/a.png": 1,
-        "b.png": -1,
-    }
+    assert dict(zip(names_of(validation), validation.labels, strict=True)) == {"dog/a.png": 1, "b.png": -1}
+    assert sorted(validation.get(index, 0).label for index in range(2)) == [-1, 1]
     (own / "dog").rename(own / "wolf")
     with pytest.raises(ValueError, match="among the 2 classes of source; got wolf"):
         open_data(config, "validation")
@@ -397,20 +404,104 @@ def test_crops_of_a_folder(folder):
     assert torch.equal(validation.get(0, 3).image, validation.get(0, 4).image)
 
 
-def test_resize_and_centre_crop_as_published(tmp_path):
+@pytest.mark.parametrize(("resize", "published"), [("pil", "magvit2_uint8"), ("opencv", "ibq_uint8")])
+def test_resize_and_centre_crop_as_published(tmp_path, resize, published):
     facts, tensors = golden("preprocess")
     for number, item in enumerate(facts["items"]):
         own = tmp_path / str(number)
         own.mkdir()
         Image.fromarray(tensors[f"{number}/input"].numpy()).save(own / "a.png")
         Image.fromarray(tensors[f"{number}/input"].numpy()).save(own / "b.png")
-        source = open_data(folder_config(own, image_size=item["size"]), "validation")
-        assert torch.equal(source.get(0, 0).image.permute(1, 2, 0), tensors[f"{number}/magvit2_uint8"])
+        source = open_data(folder_config(own, image_size=item["size"], resize=resize), "validation")
+        assert torch.equal(source.get(0, 0).image.permute(1, 2, 0), tensors[f"{number}/{published}"])
 
 
-def test_the_short_side_decides():
-    assert resize_short_side(Image.new("RGB", (40, 20)), 16).size == (32, 16)
-    assert resize_short_side(Image.new("RGB", (5, 9)), 16).size == (16, 28)
+@pytest.mark.parametrize("resize", ["pil", "opencv"])
+def test_training_crops_are_parts_of_the_resized_picture(tmp_path, resize):
+    """Every training crop lies in the picture that the setting gives, and every place along the long side occurs."""
+    noise = np.random.default_rng(0).integers(0, 256, (33, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    config = folder_config(tmp_path, resize=resize, flip=False, validation_source=str(tmp_path))
+    source = open_data(config, "train")
+    whole = resize_short_side(Image.fromarray(noise), 16, resize).transpose(2, 0, 1)
+    assert whole.shape == (3, 16, 24)
+    crops = {whole[:, :, left : left + 16].tobytes() for left in range(9)}
+    assert {source.get(0, seed).image.numpy().tobytes() for seed in range(200)} == crops
+
+
+def test_labels_are_those_of_torchvision(folder):
+    from torchvision.datasets import ImageFolder  # noqa: PLC0415 - seconds that other tests need not spend
+
+    for name in ("Zebra", "äffchen", "bird", "10", "9"):
+        (folder / name).mkdir()
+        Image.new("RGB", (16, 16)).save(folder / name / "a.png")
+    # torchvision would take the hidden folder for a class.
+    (folder / ".hidden" / "thumbnail.png").unlink()
+    (folder / ".hidden").rmdir()
+    theirs = ImageFolder(str(folder))
+    ours = open_data(folder_config(folder, validation_source=str(folder)), "train")
+    assert ours.classes == theirs.classes
+    expected = {path.removeprefix(f"{folder}/"): label for path, label in theirs.samples}
+    assert dict(zip(names_of(ours), ours.labels.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left_out"),
+    [
+        (("00.png",), ["dog/young/00.png"]),
+        (("0*.JPG",), ["cat/01.JPG", "cat/05.JPG", "cat/09.JPG"]),
+        (("cat/*", "00.png"), ["cat/*", "dog/young/00.png"]),
+        (("dog/young/04.png",), ["dog/young/04.png"]),
+    ],
+)
+def test_excluded_images_are_in_neither_part(folder, exclude, left_out):
+    def everything(**settings) -> set[str]:
+        return {name for split in ("train", "validation") for name in names_of(open_data(config(**settings), split))}
+
+    def config(**settings) -> DataConfig:
+        return folder_config(folder, **settings)
+
+    before, after = everything(), everything(exclude=exclude)
+    assert before - after == {name for name in before if any(fnmatch(name, pattern) for pattern in left_out)}
+    own = open_data(config(exclude=exclude, validation_source=str(folder)), "validation")
+    assert set(names_of(own)) == before, "a validation source of its own stays whole"
+
+
+def test_excluding_moves_no_image_to_the_other_part(folder):
+    config = folder_config(folder)
+    validation = names_of(open_data(config, "validation"))
+    dropped = names_of(open_data(config, "train"))[0]
+    assert names_of(open_data(replace(config, exclude=(dropped,)), "validation")) == validation
+
+
+def test_exclusions_that_cannot_be_meant_are_refused(folder):
+    for pattern in ("00.PNG", "cat/00.png", "missing*"):
+        with pytest.raises(ValueError, match=r"every name in exclude must fit.*fits none of the 12 images"):
+            open_data(folder_config(folder, exclude=("00.png", pattern)), "train")
+    with pytest.raises(ValueError, match="exclude must leave at least one image"):
+        open_data(folder_config(folder, exclude=("*",)), "train")
+
+
+def test_a_name_with_brackets_may_be_written_as_it_is(folder):
+    Image.new("RGB", (16, 16)).save(folder / "cat" / "a[1].png")
+    assert exclude_names(list_folder(folder), ["a[1].png"]).tolist() == [*range(6), *range(7, 13)]
+
+
+def test_names_survive_packing(tmp_path):
+    names = ["a", "", "ä/ß.png", "\udcff.png", "日本"]
+    packed = pack_names(names)
+    assert packed.all() == names
+    assert [packed.name(position) for position in range(5)] == names
+    assert packed.encoded(np.array([4, 0])) == ["日本".encode(), b"a"]
+
+
+def test_a_listing_is_compact(tmp_path):
+    """No Python object per image: what a loader process is sent is little more than the letters of the names."""
+    for number in range(2000):
+        (tmp_path / f"n01440764_{number}.JPEG").touch()
+    listing = list_folder(tmp_path)
+    letters = sum(len(name) for name in listing.names.all())
+    assert len(pickle.dumps(listing)) < letters + 2000 * 20 + 2000
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
@@ -429,7 +520,7 @@ def test_a_fingerprint_follows_the_content(folder):
     config = folder_config(folder)
     before = open_data(config, "train").fingerprint
     assert open_data(replace(config, flip=False), "train").fingerprint == before
-    name = open_data(config, "train").files[0].name
+    name = open_data(config, "train").name(0)
     (folder / name).write_bytes(b"shorter")
     assert open_data(config, "train").fingerprint != before
 
@@ -446,7 +537,7 @@ def test_linked_folders_are_followed_and_circles_end(folder, tmp_path_factory):
 
 def damage(folder, count: int) -> list[str]:
     """Truncate the first `count` training images; their names."""
-    names = [file.name for file in open_data(folder_config(folder), "train").files[:count]]
+    names = names_of(open_data(folder_config(folder), "train"))[:count]
     for name in names:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 3])
@@ -521,7 +612,9 @@ def test_bad_folders_are_refused(tmp_path):
         ({"validation_share": 0.0}, "validation_share must lie between 0 and 1.*got 0.0"),
         ({"validation_share": 1.0}, "got 1.0"),
         ({"workers": -1}, "workers must be at least 0; got -1"),
-        ({"validation_source": "x"}, "folders only.*'photos'.*validation_source=None"),
+        ({"validation_source": "x"}, "folders and shards only.*'photos'.*validation_source=None"),
+        ({"resize": "open_cv"}, "resize must be one of 'opencv', 'pil'.*did you mean 'opencv'"),
+        ({"exclude": ("a.png",)}, "'photos' has no file names.*exclude="),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -30,7 +30,8 @@ def test_index_backprop_equals_algorithm_1():
 @pytest.mark.parametrize("name", available_quantizers())
 def test_every_quantizer_chooses_as_on_the_cpu(name):
     torch.manual_seed(0)
-    quantizer = build_quantizer(name, codebook_size=64, code_dim=8, codebook_init="normal").eval()
+    settings = {"codebook_size": 256} if name == "lfq" else {"codebook_size": 64, "codebook_init": "normal"}
+    quantizer = build_quantizer(name, code_dim=8, **settings).eval()
     features = torch.randn(2, 8, 4, 4)
     there = quantizer(features)
     here = quantizer.cuda()(features.cuda())
@@ -42,3 +43,11 @@ def test_a_run_trains_in_bfloat16(tmp_path):
     run = train(config, tmp_path / "run", progress=False)
     assert run.status == "finished"
     assert run.metrics["loss"].dropna().iloc[-1] < run.metrics["loss"].dropna().iloc[0]
+
+
+def test_a_run_with_an_adversary_trains_in_bfloat16(tmp_path):
+    adversarial = {"adversarial_weight": 0.1, "lecam_weight": 0.05, "discriminator": {"base_channels": 8}}
+    settings = {"accelerator": "cuda", "precision": "bf16-mixed", "data.image_size": 32, "loss": adversarial}
+    run = train(recipe_config("builtin/smoke", settings), tmp_path / "run", progress=False)
+    assert run.status == "finished"
+    assert run.metrics[["loss", "discriminator", "lecam", "adversarial"]].iloc[1:].notna().all(axis=None)

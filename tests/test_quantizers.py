@@ -21,7 +21,7 @@ from ibqlab.quantizers import (
 from ibqlab.quantizers.base import _PRESETS
 
 CODES, DIM = 24, 6
-NAMES = ("ibq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema")
+NAMES = ("ibq", "lfq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema")
 
 
 def features(seed=0, shape=(2, DIM, 3, 4)):
@@ -29,8 +29,10 @@ def features(seed=0, shape=(2, DIM, 3, 4)):
 
 
 def built(name, **settings):
+    """A quantizer of dimension DIM; LFQ's has all 2^DIM sign vectors and no start, the others CODES normal codes."""
     torch.manual_seed(1)
-    return build_quantizer(name, **{"codebook_size": CODES, "code_dim": DIM, "codebook_init": "normal", **settings})
+    start = {"codebook_size": 2**DIM} if name == "lfq" else {"codebook_size": CODES, "codebook_init": "normal"}
+    return build_quantizer(name, **{"code_dim": DIM, **start, **settings})
 
 
 def test_the_published_names_are_registered():
@@ -47,8 +49,9 @@ class TestContract:
         assert out.quantized.dtype == torch.float32
         assert out.indices.shape == (2, 3, 4)
         assert out.indices.dtype == torch.int64
-        assert 0 <= out.indices.min() <= out.indices.max() < CODES
-        assert quantizer.codebook.shape == (CODES, DIM)
+        size = quantizer.config.codebook_size
+        assert 0 <= out.indices.min() <= out.indices.max() < size
+        assert quantizer.codebook.shape == (size, DIM)
         weights = quantizer.loss_weights()
         expected = sum(weights[term] * value for term, value in out.terms.items())
         assert out.loss.ndim == 0
@@ -87,7 +90,7 @@ class TestContract:
     def test_state_and_copy_survive(self, name):
         quantizer = built(name)
         quantizer(features().requires_grad_()).loss.backward()
-        twin = built(name, codebook_init="unit")
+        twin = built(name, codebook_init="grid" if name == "lfq" else "unit")
         twin.load_state_dict(quantizer.state_dict())
         duplicate = copy.deepcopy(quantizer)
         assert torch.equal(twin.codebook, quantizer.codebook)
@@ -107,8 +110,10 @@ class TestContract:
             quantizer(torch.zeros(0, DIM, 3, 4))
 
     def test_indices_out_of_range_are_refused(self, name):
-        with pytest.raises(ValueError, match="0 … 23"):
-            built(name).decode(torch.full((1, 2, 2), CODES))
+        quantizer = built(name)
+        size = quantizer.config.codebook_size
+        with pytest.raises(ValueError, match=rf"0 … {size - 1} \(codebook_size {size}\), got {size} … {size}"):
+            quantizer.decode(torch.full((1, 2, 2), size))
 
     def test_impossible_settings_are_refused(self, name):
         with pytest.raises(ValueError, match="codebook_size must be at least 2, got 1"):

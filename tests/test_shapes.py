@@ -16,6 +16,7 @@ with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.diagnostics import softmax_perplexity
     from ibqlab.diagnostics.recorder import Recorder
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config
+    from ibqlab.quantizers import factorize_indices, join_indices
     from ibqlab.tokenizer import Tokenizer, TokenizerConfig
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig
     from ibqlab.training.config import LossConfig
@@ -27,7 +28,7 @@ settings = [(name, {}) for name in available_quantizers()]
 settings += [("vq", {"codebook_init": "kmeans", "revive_after": 1}), ("vq_ema", {"revive_after": 1})]
 settings += [("vq", {"gradient": "rotation"}), ("ibq", {"entropy_weight": 0.0})]
 for name, extra in settings:
-    quantizer = build_quantizer(name, codebook_size=12, code_dim=8, **extra)
+    quantizer = build_quantizer(name, codebook_size=256 if name == "lfq" else 12, code_dim=8, **extra)
     recorder = Recorder(quantizer, 120, 16)
     for step in (1, 2):
         features = torch.randn(2, 8, 3, 4, requires_grad=True)
@@ -71,6 +72,18 @@ arrays = take_snapshot(tokenizer, batch.images, counts=result.counts, last_hit=l
 assert arrays["features"].shape == (20, 8) and arrays["images"].shape == (1, 8, 8, 3)
 print("checked tokenizer")
 
+autoencoder = AutoencoderConfig(
+    design="magvit2", base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(),
+    latent_channels=4,
+)
+quantizer = quantizer_config({"name": "lfq", "codebook_size": 16})
+tokenizer = Tokenizer.from_config(TokenizerConfig(autoencoder=autoencoder, quantizer=quantizer))
+out = tokenizer(images)
+out.reconstruction.sum().backward()
+parts = factorize_indices(out.quantizer.indices, (1, 3), codebook_size=16)
+assert torch.equal(join_indices(parts, (1, 3)), out.quantizer.indices)
+print("checked magvit2")
+
 wrong = [
     lambda: softmax_perplexity(torch.randn(3, 4), torch.randn(5, 6)),
     lambda: index_backprop(torch.randn(3, 4, 1), torch.randn(5, 4)),
@@ -90,6 +103,6 @@ def test_shapes_in_signatures_hold_at_run_time():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = done.stdout.splitlines()
-    for name in ("vq", "vq_cosine", "vq_ema", "simvq", "soft_vq", "ibq", "tokenizer"):
+    for name in ("vq", "vq_cosine", "vq_ema", "simvq", "soft_vq", "ibq", "lfq", "tokenizer", "magvit2"):
         assert f"checked {name}" in lines
     assert lines.count("refused") == 4  # a wrong shape is seen, so a right one was looked at

@@ -103,7 +103,8 @@ def assert_finite(run):
 
 def small_numbers(monkeypatch):
     """Plain gradient steps: Adam divides by a gradient's size and so makes a rounding of 1e-10 into a step of 1e-3."""
-    monkeypatch.setattr(torch.optim, "Adam", lambda weights, lr, betas: torch.optim.SGD(weights, lr=30 * lr))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr))
+    monkeypatch.setattr("ibqlab.training.step.learning_rate_at", lambda step, config: 30 * config.learning_rate)
 
 
 # --- what a run leaves behind ---
@@ -321,10 +322,12 @@ import os, sys
 import torch
 from ibqlab.cli import main
 from ibqlab.data import to_model_range
-from ibqlab.training import loop
+from ibqlab.training import step
+from ibqlab.training.adversary import Adversary
 
 torch.set_num_threads(1)
-torch.optim.Adam = lambda weights, lr, betas: torch.optim.SGD(weights, lr=30 * lr)
+torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr)
+step.learning_rate_at = lambda step, config: 30 * config.learning_rate
 folder, *quantizers = sys.argv[1:]
 
 def train(name, *settings):
@@ -336,7 +339,19 @@ for quantizer in quantizers:
     settings = [f"tokenizer.quantizer.{setting}" for setting in (f"name={name}", *rest)]
     assert train(quantizer, *settings, "steps=4", "processes=2") is None
 
-loop.to_model_range = lambda images: to_model_range(images) * float("nan" if os.environ["RANK"] == "1" else "1")
+kept = []
+made = Adversary.__init__
+Adversary.__init__ = lambda self, *rest: (made(self, *rest), kept.append(self))[0]
+judged = ["loss.adversarial_weight=0.1", "loss.lecam_weight=0.05", "loss.discriminator.base_channels=4"]
+judged += ["loss.discriminator.num_layers=1", "steps=3", "processes=2"]
+assert train("judged", *judged) is None
+mine = [*kept[0].discriminator.parameters(), *kept[0].average.shadows.values(), kept[0].lecam.real, kept[0].lecam.fake]
+mine = torch.cat([value.detach().double().flatten() for value in mine])
+both = [torch.empty_like(mine) for _ in range(2)]
+torch.distributed.all_gather(both, mine)
+assert torch.equal(*both) and kept[0].lecam.real != 0
+
+step.to_model_range = lambda images: to_model_range(images) * float("nan" if os.environ["RANK"] == "1" else "1")
 assert train("poisoned", "processes=2") == 2
 """
 
@@ -350,7 +365,7 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "asks for 1 process(es), 2 are running; type: ibqlab train RECIPE processes=2" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(["poisoned", *names])
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(["judged", "poisoned", *names])
     # NaN on the second process alone stops both, and the first one notes it.
     assert Run(tmp_path / "two" / "poisoned").status == "failed"
     assert "step 1: the batch of images is the first" in done.stderr
@@ -443,7 +458,7 @@ def test_nan_in_a_batch_stops_the_run(tmp_path, monkeypatch):
         calls.append(images)
         return to_model_range(images) * (float("nan") if len(calls) == 9 else 1.0)
 
-    monkeypatch.setattr("ibqlab.training.loop.to_model_range", poisoned)
+    monkeypatch.setattr("ibqlab.training.step.to_model_range", poisoned)
     with pytest.raises(TrainingError) as caught:
         trained(tmp_path / "run", smoke())
     for part in ("step 9: the batch of images is the first", "step_00000006.pt", "mend the data", "'photos'"):

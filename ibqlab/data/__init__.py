@@ -1,4 +1,4 @@
-"""Images for training and validation: photographs and digits from installed packages, or a folder of your own.
+"""Images for training and validation: photographs and digits from installed packages, your own folder or tar shards.
 
     source = open_data(DataConfig(source="photos", image_size=32), "train")
     for batch in training_batches(source, batch_size=16, seed=0, start_step=0, steps=300):
@@ -14,11 +14,15 @@ from ibqlab.data.folder import FolderSource
 from ibqlab.data.opening import open_data
 from ibqlab.data.photos import PHOTOS, Photo, PhotosSource
 from ibqlab.data.pixels import to_model_range, to_uint8
+from ibqlab.data.resizing import RESIZERS, resize_and_crop, resize_short_side
 from ibqlab.data.sampling import Batch, training_batches, validation_batches
+from ibqlab.data.shard_writing import write_shards
+from ibqlab.data.shards import ShardSource
 from ibqlab.data.source import DataConfig, ImageSource, Sample, Split
 
 __all__ = [
     "PHOTOS",
+    "RESIZERS",
     "Batch",
     "BrokenImages",
     "DataConfig",
@@ -28,10 +32,14 @@ __all__ = [
     "Photo",
     "PhotosSource",
     "Sample",
+    "ShardSource",
     "Split",
     "open_data",
+    "resize_and_crop",
+    "resize_short_side",
     "to_model_range",
     "to_uint8",
     "training_batches",
     "validation_batches",
+    "write_shards",
 ]

@@ -6,6 +6,9 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ibqlab.data.resizing import RESIZERS
+from ibqlab.quantizers.base import require_choice
+
 Split = Literal["train", "validation"]
 BUILT_IN = ("photos", "digits")
 
@@ -15,21 +18,31 @@ class DataConfig:
     """Which images are trained on, and which are held back for validation."""
 
     source: str = "photos"
-    """`photos`, `digits` or the path of a folder of images (write `./photos` for a folder of that name).
+    """`photos`, `digits`, the path of a folder of images (write `./photos` for a folder of that name), or tar shards in
+    webdataset's format: a folder that holds *.tar, one .tar file, or a pattern such as `train-{000000..001281}.tar`.
     Paper: the ImageNet training set."""
 
     image_size: int = 32
     """Height and width of every image in pixels, at least 1; a multiple of the tokenizer's downsampling. Paper: 256."""
 
+    resize: str = "pil"
+    """How images of a folder or of shards come to `image_size`: `pil` (smooths when it shrinks) or `opencv` (does not).
+    The published IBQ tokenizers were trained and evaluated with `opencv`, those of Open-MAGVIT2 with `pil`."""
+
     flip: bool = True
     """Mirror half of the training images left to right. Digits are never mirrored. Published training: False."""
 
     validation_source: str | None = None
-    """A folder of images of its own for validation. None: `validation_share` of the folder `source` is held back.
+    """A folder or shards of its own for validation. None: `validation_share` of the images of `source` is held back.
     `photos` and `digits` bring their own split. Paper: the ImageNet validation set."""
 
     validation_share: float = 0.1
-    """Share of the folder `source` held back for validation, between 0 and 1. A file's place depends on its name."""
+    """Share of `source` held back for validation, between 0 and 1. An image's place depends on its name."""
+
+    exclude: tuple[str, ...] = ()
+    """Images of `source` left out, by file name or glob on it; with a slash: on the path inside the folder or shard.
+    Held against all of `source` before any is held back for validation. Published training drops
+    `n06596364_9591.JPEG`."""
 
     workers: int = 0
     """Processes that load images beside the training process, at least 0. They never change what is loaded."""
@@ -39,17 +52,23 @@ class DataConfig:
             raise ValueError("source must name the images; got an empty text. Use 'photos', 'digits' or a folder.")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel; got {self.image_size}. Use 32.")
+        require_choice("resize", self.resize, RESIZERS)
         if not 0 < self.validation_share < 1:
             raise ValueError(
                 f"validation_share must lie between 0 and 1, both excluded; got {self.validation_share}. Use 0.1, or "
-                "name a folder of its own in validation_source."
+                "name a folder or shards of its own in validation_source."
             )
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0; got {self.workers}. Use 0 to load in the training process.")
         if self.validation_source is not None and self.source in BUILT_IN:
             raise ValueError(
-                f"validation_source is for folders only, because {self.source!r} brings its own split; got "
+                f"validation_source is for folders and shards only, because {self.source!r} brings its own split; got "
                 f"{self.validation_source!r}. Use validation_source=None."
+            )
+        if self.exclude and self.source in BUILT_IN:
+            raise ValueError(
+                f"exclude names images of a folder or of shards, and {self.source!r} has no file names; got "
+                f"{list(self.exclude)}. Use exclude=()."
             )
 
 

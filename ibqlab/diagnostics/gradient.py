@@ -31,10 +31,11 @@ def gradient_reach(gradient: Float[Tensor, "K D"] | None, threshold: float = 1e-
     if gradient is None:
         return 0.0
     # Squares of float32 gradients below 1e-23 vanish; dividing by the largest entry first keeps them.
-    largest = float(torch.linalg.vector_norm(gradient, ord=math.inf, dtype=torch.float32))
+    widest = torch.promote_types(gradient.dtype, torch.float32)
+    largest = float(torch.linalg.vector_norm(gradient, ord=math.inf, dtype=widest))
     if not math.isfinite(largest):
         return math.nan
     if largest == 0:
         return 0.0
-    norms = torch.linalg.vector_norm(gradient.float() / largest, dim=1)
+    norms = torch.linalg.vector_norm(gradient.to(widest) / largest, dim=1)
     return float((norms > threshold * norms.max()).float().mean())

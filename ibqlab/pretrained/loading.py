@@ -1,42 +1,67 @@
-"""Read a trained tokenizer back from its run folder."""
+"""A trained tokenizer, ready to use, from any checkpoint.
 
+The tokenizer is built without memory and takes over copies of the file's tensors, the largest first and some at a time;
+the file is mapped anew for each portion, so that what was copied is let go. At its peak loading holds the tokenizer and
+one portion (or the largest tensor twice), whatever else is in the file.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 
-from ibqlab.config import parse
+from torch import Tensor
+
+from ibqlab.pretrained.architecture import empty_tokenizer
+from ibqlab.pretrained.checkpoint import Contents, open_contents
+from ibqlab.pretrained.report import WEIGHTS
 from ibqlab.quantizers.base import require_choice
-from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.training.config import TrainConfig
 
-WEIGHTS = ("ema", "raw")
+PORTION = 2**26
+"""Bytes copied before the file is mapped anew."""
 
 
-def load_tokenizer(path: str | Path, weights: str = "ema") -> Tokenizer:
-    """The tokenizer of a run at its last checkpoint, in evaluation mode, on the CPU.
+def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | None = None) -> Tokenizer:
+    """The tokenizer of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
+
+    Its weights are its own: the file may be changed or deleted, and the tokenizer trained. They keep the file's number
+    type (published: float32); call `.float()` to compute with a file stored in half precision. What became of every
+    key of the file is in its attribute `load_report`.
 
     Args:
-        path: a run folder.
+        path: a published file of IBQ or Open-MAGVIT2, whose architecture is inferred, a run folder (its last
+            checkpoint), or a file from `export_tokenizer`.
         weights: "ema", the averaged weights (published results use them; they need a few thousand steps to mean
-            something), or "raw", the weights as trained.
+            something), or "raw", the weights as trained. An export of a tokenizer holds one set, given for either.
+        quantizer: of a published file, which stores the same tensors for IBQ and VQ: None takes "ibq" (or "lfq" where
+            no codebook is stored), "vq" the published baseline.
     Returns:
         A tokenizer; move it with `.to(device)`.
     Raises:
-        FileNotFoundError, RunError: no run there, no checkpoint yet, or averaged weights that the run did not keep.
-        ValueError: another value of weights.
+        FileNotFoundError: nothing there.
+        CheckpointError: no checkpoint, damaged, of another model, incomplete, without averaged weights where those are
+            asked for, or one that would have to run code.
+        RunError: a folder that is no run, a run without a checkpoint or without averaged weights.
+        ValueError: another value of weights or quantizer.
+    Cost: at most about 1.1 times the memory of the tokenizer, or it and its codebook where that is larger.
     """
     require_choice("weights", weights, WEIGHTS)
-    run = Run(path)
-    found = run.load_checkpoint()
-    if found is None:
-        raise RunError(f"the run {run.name} has no checkpoint yet; let it train to its first one")
-    _, state = found
-    config = parse(TrainConfig, run.config, source=f"run {run.name}")
-    tokenizer = Tokenizer.from_config(config.tokenizer)
-    tokenizer.load_state_dict(state["model"], strict=True)
-    if weights == "ema":
-        if not state["ema"]:
-            raise RunError(f'the run {run.name} kept no averaged weights (ema_decay is 0); type weights="raw"')
-        parameters = dict(tokenizer.named_parameters())
-        for name, shadow in state["ema"].items():
-            parameters[name].data.copy_(shadow)
+    contents = open_contents(path, quantizer)
+    chosen = contents.choose(weights)
+    report = contents.report(weights, {key: name for name, key in chosen.items()})
+    tokenizer = empty_tokenizer(contents.config)
+    copies = dict(_copies(contents, chosen))
+    tokenizer.load_state_dict(copies, strict=True, assign=True)
+    tokenizer.load_report = report
     return tokenizer.eval()
+
+
+def _copies(contents: Contents, chosen: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Every chosen tensor by its name, in memory of its own."""
+    sizes = {name: contents.tensors[key].nbytes for name, key in chosen.items()}
+    tensors, copied = contents.reopen(), 0
+    for name in sorted(chosen, key=sizes.__getitem__, reverse=True):
+        if copied > PORTION:
+            del tensors
+            tensors, copied = contents.reopen(), 0
+        yield name, tensors[chosen[name]].clone()
+        copied += sizes[name]

@@ -1,4 +1,4 @@
-"""Quantizers: VQ, Soft VQ and IBQ as presets over three axes, and index backpropagation without the N × K matrix."""
+"""Quantizers: VQ, Soft VQ, IBQ and LFQ as presets over three axes; index backpropagation without an N × K matrix."""
 
 from ibqlab.quantizers.base import (
     Assignment,
@@ -15,6 +15,12 @@ from ibqlab.quantizers.codebooks import INITIALISATIONS
 from ibqlab.quantizers.estimators import mixture_of_codes, nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
 from ibqlab.quantizers.index_backprop import IndexBackprop, index_backprop
+from ibqlab.quantizers.lfq import (
+    LookupFreeQuantizer,
+    LookupFreeQuantizerConfig,
+    factorize_indices,
+    join_indices,
+)
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
@@ -24,6 +30,8 @@ __all__ = [
     "IndexBackprop",
     "IndexBackpropQuantizer",
     "IndexBackpropQuantizerConfig",
+    "LookupFreeQuantizer",
+    "LookupFreeQuantizerConfig",
     "Quantizer",
     "QuantizerConfig",
     "QuantizerOutput",
@@ -33,7 +41,9 @@ __all__ = [
     "VectorQuantizerConfig",
     "available_quantizers",
     "build_quantizer",
+    "factorize_indices",
     "index_backprop",
+    "join_indices",
     "make_quantizer",
     "mixture_of_codes",
     "nearest_code",

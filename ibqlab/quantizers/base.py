@@ -7,7 +7,8 @@ tokens · K codes · D code dimension.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -168,6 +169,15 @@ class Quantizer(nn.Module):
                 f"got {int(indices.min())} … {int(indices.max())}; were they made by another tokenizer?"
             )
         return nn.functional.embedding(indices, self.codebook).permute(0, 3, 1, 2).contiguous()
+
+    @contextmanager
+    def without_upkeep(self) -> Iterator[None]:
+        """Inside the block a forward pass in training mode leaves the codebook alone."""
+        upkeep, self.upkeep = self.upkeep, nn.ModuleList()
+        try:
+            yield
+        finally:
+            self.upkeep = upkeep
 
     def _keep_gradient(self, gradient: Tensor) -> None:
         self._mapped_gradient = gradient.detach()

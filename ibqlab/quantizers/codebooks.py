@@ -1,4 +1,5 @@
-"""Axis 1, where code vectors come from: free parameters, a moving average of features, or a frozen set under a map."""
+"""Axis 1, where code vectors come from: free parameters, a moving average of features, a frozen set under a map, or
+the grid of sign vectors, which is never stored."""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +12,10 @@ INITIALISATIONS = {
     "normal": "N(0, 1)",
     "unit": "N(0, 1/D)",
     "kmeans": "k-means",
+    "grid": "sign grid",
 }
-"""Starts of a codebook and how figures write them. The published VQ uses "uniform", the published IBQ "normal"."""
+"""Starts of a codebook and how figures write them. The published VQ uses "uniform", the published IBQ "normal"; "grid"
+is no start but the fixed codebook of LFQ, and of no other quantizer."""
 
 
 def initial_codes(initialisation: str, codebook_size: int, code_dim: int) -> Float[Tensor, "K D"]:
@@ -24,8 +27,15 @@ def initial_codes(initialisation: str, codebook_size: int, code_dim: int) -> Flo
         code_dim: D.
     Returns:
         (K, D) float32.
+    Raises:
+        ValueError: "grid", which is not learned.
     Source: published VQ U(−1/K, 1/K); published IBQ N(0, 1), the default of `nn.Embedding`.
     """
+    if initialisation == "grid":
+        raise ValueError(
+            "codebook_init 'grid' is the fixed codebook of the quantizer 'lfq'; a codebook that learns starts from "
+            "'uniform', 'normal', 'unit' or 'kmeans'"
+        )
     codes = torch.empty(codebook_size, code_dim)
     if initialisation == "uniform":
         return codes.uniform_(-1 / codebook_size, 1 / codebook_size)
@@ -105,3 +115,32 @@ class LinearCodebook(nn.Module):
     def forward(self) -> Float[Tensor, "K D"]:
         """Anchors under the map."""
         return self.map(self.anchors)
+
+
+class SignGrid(nn.Module):
+    """All 2^D vectors of ±1, worked out where they are asked for: no parameters, nothing in the state dict.
+
+    Code k has +1 in channel i where bit i of k is set, so channel 0 is the least significant bit.
+    Source: published LFQ.
+    """
+
+    def __init__(self, code_dim: int):
+        super().__init__()
+        self.code_dim = code_dim
+        # It follows the module's device and type. Being in no checkpoint, it has to be real in a model made on "meta".
+        place = torch.zeros(())
+        self.register_buffer("place", torch.zeros((), device="cpu") if place.is_meta else place, persistent=False)
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """The whole grid. Cost: O(K·D) operations and memory, 19 MB for K = 262,144."""
+        return self.signs(torch.arange(2**self.code_dim, device=self.place.device))
+
+    def signs(self, indices: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid D"]:
+        """The sign vectors of some indices, 0 to K−1."""
+        bits = indices.long()[..., None] & bit_values(self.code_dim, indices.device)
+        return torch.where(bits != 0, 1.0, -1.0).to(self.place.dtype)
+
+
+def bit_values(bits: int, device: torch.device) -> Int[Tensor, " bits"]:
+    """1, 2, 4, …: what each bit of an index is worth, the least significant first."""
+    return 2 ** torch.arange(bits, device=device)

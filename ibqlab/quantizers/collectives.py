@@ -11,6 +11,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def average_over_processes(values: Tensor) -> Tensor:
+    """Mean of a tensor over all processes, in place where there are several."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
 def same_on_all_processes(values: Tensor) -> Tensor:
     """The first process's values on every process."""
     if dist.is_available() and dist.is_initialized():

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 RUN_COLUMNS = (
     *("name", "path", "status", "quantizer", "codebook_size", "code_dim", "seed", "step", "loss", "usage"),
-    *("usage_tokens", "validation_usage", "validation_tokens", "validation_psnr", "duration_s", "config_hash"),
+    *("usage_tokens", "validation_usage", "validation_tokens", "validation_psnr", "losses", "duration_s"),
+    "config_hash",
 )
 
 
@@ -50,7 +51,8 @@ def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
         One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged),
         quantizer, codebook_size (codes), code_dim, seed, the last value of step, loss, usage (share of codes hit in
         the last usage_tokens tokens of training), validation_usage (in validation_tokens tokens), validation_psnr (dB),
-        then duration_s (seconds) and config_hash. No run, or no such folder: an empty frame with these columns.
+        losses (those it was trained with; what it lacks of LPIPS and GAN is named), then duration_s (seconds) and
+        config_hash. No run, or no such folder: an empty frame with these columns.
     """
     import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
 
@@ -82,6 +84,7 @@ def _table_row(path: Path, folder: Path) -> dict[str, Any]:
             "codebook_size": quantizer.get("codebook_size"),
             "code_dim": quantizer.get("code_dim"),
             "seed": run.config.get("seed"),
+            "losses": run.provenance.get("losses"),
             "duration_s": run.provenance.get("duration_s"),
             "config_hash": run.config_hash,
         }

@@ -91,6 +91,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         f"- recipe: {study.grid.recipe}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
         "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
         "paper does not state Soft VQ's",
+        f"- losses beside the quantizer's: {_losses(study)}",
         f"- usage: share of codes hit at least once in the tokens named; at least {_tokens_per_code(study)} per code",
         f"- recording took {max(shares):.1%} of a step at most",
         f"- hardware: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores",
@@ -111,6 +112,11 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     path = folder / "report.md"
     path.write_text("\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n", encoding="utf-8")
     return path
+
+
+def _losses(study: Study) -> str:
+    """What the cells were trained with; without LPIPS or GAN the text says so."""
+    return "; ".join(sorted({cell.config.loss.describe() for cell in study.cells}))
 
 
 def _tokens_per_code(study: Study) -> int:

@@ -1,6 +1,7 @@
-"""The image tokenizer: the published encoder and decoder around any quantizer."""
+"""The image tokenizer: one of two published pairs of encoder and decoder around any quantizer."""
 
 from ibqlab.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
+from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 from ibqlab.tokenizer.tokenizer import Images, Tokenizer, TokenizerConfig, TokenizerOutput, prepare_images
 
 __all__ = [
@@ -8,6 +9,8 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Images",
+    "Magvit2Decoder",
+    "Magvit2Encoder",
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerOutput",

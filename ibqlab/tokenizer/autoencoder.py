@@ -1,9 +1,10 @@
-"""Encoder and decoder of the published IBQ tokenizer (those of VQGAN), fully convolutional.
+"""Encoder and decoder of the published IBQ tokenizer (those of VQGAN), fully convolutional, and their settings.
 
 What is unusual: attention is placed by *nominal* resolution, the one in the config, not by the size of the image at
 hand; downsampling pads on the right and below only; the decoder has one block more per level than the encoder.
-Submodule names are the published ones, so published weights load without a translation table. Shape letters: B images ·
-C channels · H W image · h w latent grid.
+Submodule names are the published ones, so published weights load without a translation table. The other design of
+`AutoencoderConfig`, Open-MAGVIT2's, stands in `magvit2`. Shape letters: B images · C channels · H W image · h w latent
+grid.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibqlab.quantizers.base import require, require_choice
+
+DESIGNS = ("vqgan", "magvit2")
 NORM_GROUPS = 32
+NORM_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Width, depth and attention of encoder and decoder. The defaults are the published configuration."""
+    """Width, depth and attention of encoder and decoder. The defaults are IBQ's published configuration."""
+
+    design: str = "vqgan"
+    """"vqgan", as published by IBQ, or "magvit2", as published by Open-MAGVIT2: no attention, no dropout, no
+    convolutions around the quantizer, and a decoder that normalises by statistics of the latents."""
 
     base_channels: int = 128
     """Channels at full resolution; every level's channels must be a multiple of 32. Paper: 128."""
@@ -27,11 +36,12 @@ class AutoencoderConfig:
     height and width, so five levels downsample by 16. Paper: 1, 1, 2, 2, 4."""
 
     num_res_blocks: int = 4
-    """Residual blocks per encoder level, at least 1; the decoder has one more. Paper: 4."""
+    """Residual blocks per encoder level, at least 1. The decoder has one more, or as many in "magvit2", whose middle
+    has as many, too. Paper: 4."""
 
     attention_resolutions: tuple[int, ...] = (16,)
     """Nominal resolutions, in pixels, of the levels with attention after each block; () for attention in the middle
-    only. Paper: 16."""
+    only, and for "magvit2". Paper: 16."""
 
     resolution: int = 256
     """Nominal image size in pixels: it places the attention and limits nothing, any divisible size can be encoded.
@@ -44,7 +54,8 @@ class AutoencoderConfig:
     """Channels of a reconstruction. Paper: 3."""
 
     latent_channels: int = 256
-    """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim. Paper: 256 (z_channels)."""
+    """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim; equal to code_dim in "magvit2",
+    which has no such convolution. Paper: 256 (z_channels); Open-MAGVIT2: 18."""
 
     double_latent: bool = False
     """The encoder gives twice latent_channels, as one with a mean and a variance would. Paper: False."""
@@ -53,6 +64,7 @@ class AutoencoderConfig:
     """Share of activations dropped in each residual block in training, 0 to below 1. Paper: 0."""
 
     def __post_init__(self) -> None:
+        _check_design(self)
         _check_positive(self)
         _check_channels(self.base_channels, self.channel_multipliers)
         _check_resolutions(self)
@@ -83,18 +95,18 @@ class AutoencoderConfig:
 class ResidualBlock(nn.Module):
     """x + conv(dropout(swish(norm(conv(swish(norm(x))))))), with a 1 × 1 convolution on x where the channels change.
 
-    Source: published IBQ tokenizer code, ResnetBlock.
+    Source: published IBQ tokenizer code, ResnetBlock; Open-MAGVIT2's convolutions have no bias.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
-        self.conv1 = _conv3(in_channels, out_channels)
-        self.norm2 = _norm(out_channels)
+        self.norm1 = normalisation(in_channels)
+        self.conv1 = conv3(in_channels, out_channels, bias)
+        self.norm2 = normalisation(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _conv3(out_channels, out_channels)
+        self.conv2 = conv3(out_channels, out_channels, bias)
         same = in_channels == out_channels
-        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
         """Input plus what two normalised convolutions add to it."""
@@ -112,7 +124,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = normalisation(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -121,7 +133,10 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Input plus what every position takes from all others."""
         normed = self.norm(x)
-        q, k, v = (layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        # Contiguous: with channels apart, no fused kernel applies and the whole HW × HW matrix would be kept.
+        q, k, v = (
+            layer(normed).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for layer in (self.q, self.k, self.v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(mixed)
 
@@ -143,7 +158,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _conv3(channels, channels)
+        self.conv = conv3(channels, channels)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
         """Twice the height and width."""
@@ -153,10 +168,19 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention where the level has it."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, blocks: int, attention: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        blocks: int,
+        attention: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         inputs = (in_channels,) + (out_channels,) * (blocks - 1)
-        self.block = nn.ModuleList(ResidualBlock(channels, out_channels, dropout) for channels in inputs)
+        self.block = nn.ModuleList(ResidualBlock(channels, out_channels, dropout, bias) for channels in inputs)
         self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in inputs if attention)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
@@ -193,7 +217,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         channels = config.level_channels
-        self.conv_in = _conv3(config.in_channels, config.base_channels)
+        self.conv_in = conv3(config.in_channels, config.base_channels)
         self.down = nn.ModuleList()
         for number, resolution in enumerate(config.level_resolutions):
             level = Level(
@@ -207,8 +231,8 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(channels[number])
             self.down.append(level)
         self.mid = Middle(channels[-1], config.dropout)
-        self.norm_out = _norm(channels[-1])
-        self.conv_out = _conv3(channels[-1], config.encoder_channels)
+        self.norm_out = normalisation(channels[-1])
+        self.conv_out = conv3(channels[-1], config.encoder_channels)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_latent h w"]:
         """Latents before the 1 × 1 convolution to the code dimension; H and W must be multiples of the downsampling."""
@@ -233,7 +257,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         channels = config.level_channels
-        self.conv_in = _conv3(config.latent_channels, channels[-1])
+        self.conv_in = conv3(config.latent_channels, channels[-1])
         self.mid = Middle(channels[-1], config.dropout)
         self.up = nn.ModuleList()
         for number, resolution in enumerate(config.level_resolutions):
@@ -247,8 +271,8 @@ class Decoder(nn.Module):
             if number:
                 level.upsample = Upsample(channels[number])
             self.up.append(level)
-        self.norm_out = _norm(channels[0])
-        self.conv_out = _conv3(channels[0], config.out_channels)
+        self.norm_out = normalisation(channels[0])
+        self.conv_out = conv3(channels[0], config.out_channels)
 
     def forward(self, latents: Float[Tensor, "B C_latent h w"]) -> Float[Tensor, "B C H W"]:
         """Images from latents of `latent_channels` channels, any grid size."""
@@ -265,12 +289,22 @@ class Decoder(nn.Module):
         return self.conv_out.weight
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+def normalisation(channels: int) -> nn.GroupNorm:
+    """Group normalisation as both designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPSILON)
 
 
-def _conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+def conv3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    """A 3 × 3 convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def _check_design(config: AutoencoderConfig) -> None:
+    require_choice("design", config.design, DESIGNS)
+    absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0} if config.design == "magvit2" else {}
+    for name, value in absent.items():
+        given = getattr(config, name)
+        require(given == value, f'{name} must be {value!r} in the design "magvit2", which has none; got {given!r}.')
 
 
 def _check_positive(config: AutoencoderConfig) -> None:

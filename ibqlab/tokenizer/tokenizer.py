@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ibqlab.data.pixels import to_model_range
 from ibqlab.quantizers import IndexBackpropQuantizerConfig, QuantizerConfig, QuantizerOutput, make_quantizer
+from ibqlab.quantizers.base import require
 from ibqlab.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
+from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 
 Images = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 """What `Tokenizer.encode` takes; see `prepare_images`."""
@@ -37,6 +39,15 @@ class TokenizerConfig:
     )
     """Any registered quantizer's config. Paper: IBQ with 1,024 to 262,144 codes of dimension 256."""
 
+    def __post_init__(self) -> None:
+        latent_channels, code_dim = self.autoencoder.latent_channels, self.quantizer.code_dim
+        require(
+            self.autoencoder.design != "magvit2" or latent_channels == code_dim,
+            'autoencoder.latent_channels must equal quantizer.code_dim in the design "magvit2", which has no '
+            f"convolution between the two; got {latent_channels} and {code_dim}. "
+            f"Use autoencoder.latent_channels={code_dim}.",
+        )
+
 
 class TokenizerOutput(NamedTuple):
     """What a pass through the whole tokenizer gives."""
@@ -48,15 +59,17 @@ class TokenizerOutput(NamedTuple):
     """Quantized latents, indices and the quantizer's losses."""
 
     features: Float[Tensor, "B D h w"]
-    """What the quantizer was given: encoder output after the 1 × 1 convolution."""
+    """What the quantizer was given: encoder output, after the 1 × 1 convolution where the design has one."""
 
 
 class Tokenizer(nn.Module):
-    """Published IBQ tokenizer around any quantizer: encoder, 1 × 1 to code_dim, quantizer, 1 × 1 back, decoder.
+    """A published tokenizer around any quantizer: encoder, 1 × 1 to code_dim, quantizer, 1 × 1 back, decoder.
+
+    The design "magvit2" has neither 1 × 1 convolution: `quant_conv` and `post_quant_conv` are then identities.
 
     Args:
         config: the architecture. Weights start at PyTorch's defaults, as published.
-    Source: IBQ §3.1; published IBQ tokenizer configuration.
+    Source: IBQ §3.1; published IBQ and Open-MAGVIT2 tokenizer configurations.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -64,11 +77,12 @@ class Tokenizer(nn.Module):
         autoencoder, code_dim = config.autoencoder, config.quantizer.code_dim
         self.config = config
         self.downsampling = autoencoder.downsampling
-        self.encoder = Encoder(autoencoder)
-        self.quant_conv = nn.Conv2d(autoencoder.encoder_channels, code_dim, 1)
+        vqgan = autoencoder.design == "vqgan"
+        self.encoder = Encoder(autoencoder) if vqgan else Magvit2Encoder(autoencoder)
+        self.quant_conv = nn.Conv2d(autoencoder.encoder_channels, code_dim, 1) if vqgan else nn.Identity()
         self.quantizer = make_quantizer(config.quantizer)
-        self.post_quant_conv = nn.Conv2d(code_dim, autoencoder.latent_channels, 1)
-        self.decoder = Decoder(autoencoder)
+        self.post_quant_conv = nn.Conv2d(code_dim, autoencoder.latent_channels, 1) if vqgan else nn.Identity()
+        self.decoder = Decoder(autoencoder) if vqgan else Magvit2Decoder(autoencoder)
 
     @classmethod
     def from_config(cls, config: TokenizerConfig) -> "Tokenizer":
@@ -108,7 +122,7 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: wrong shape, type, range or size, or NaN.
         """
-        weight = self.quant_conv.weight
+        weight = self.encoder.conv_in.weight
         prepared = prepare_images(images, self.config.autoencoder.in_channels).to(weight.device, weight.dtype)
         return self.quantizer(self._features(prepared))
 

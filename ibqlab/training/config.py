@@ -5,34 +5,93 @@ from dataclasses import dataclass, field
 from ibqlab.data import DataConfig
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.tokenizer import TokenizerConfig
+from ibqlab.tokenizer.discriminator import DiscriminatorConfig
+from ibqlab.training.adversarial import DISCRIMINATOR_LOSSES
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 ACCELERATORS = ("auto", "cpu", "cuda")
+PERCEPTUAL_NETS = ("vgg", "alex")
+CODEBOOK_AVERAGE_STARTS = ("placeholder", "codes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the losses beside the quantizer's own, which stand in the quantizer's settings."""
+    """Weights of the losses beside the quantizer's own, which stand in the quantizer's settings.
+
+    loss = reconstruction_weight·L1 + perceptual_weight·LPIPS + adversarial_weight·G + quantizer's loss, while the
+    discriminator learns its own loss + lecam_weight·LeCAM. LPIPS and discriminator are off unless a recipe turns them
+    on: the first needs a weight file, the second doubles the cost of small runs. Tables name what a run had.
+    """
 
     reconstruction_weight: float = 1.0
     """Weight of mean|x − x̂|, ≥ 0. Published: 1."""
+    perceptual_weight: float = 0.0
+    """Weight of LPIPS, ≥ 0; 0 leaves it out and needs no weight file. Published: 1."""
+    perceptual_net: str = "vgg"
+    """Network of LPIPS: "vgg" (published) or "alex"."""
+    perceptual_weights: str = ""
+    """File of that network's ImageNet weights; empty: torch's own cache of downloads."""
+    adversarial_weight: float = 0.0
+    """Weight of the generator's adversarial loss, ≥ 0; 0 trains without a discriminator. Published: 0.1."""
+    adaptive_weight: bool = False
+    """Multiply adversarial_weight by the ratio of gradients at the decoder's last layer, as VQGAN does. Published IBQ:
+    False; its configurations hold a disc_weight of 0.4 for this, which nothing reads."""
+    discriminator_loss: str = "hinge"
+    """What the discriminator learns: "hinge" (published), "vanilla" or "non_saturating". The generator's loss is
+    non-saturating with each of them, as published."""
+    discriminator_first: bool = True
+    """The discriminator learns from a batch before it judges the tokenizer (IBQ, published). False: after it
+    (Open-MAGVIT2, published)."""
+    discriminator_start: int = 0
+    """Steps of training before the discriminator joins, ≥ 0. Published: 0."""
+    lecam_weight: float = 0.0
+    """Weight of the LeCAM regulariser in the discriminator's loss, ≥ 0. Published: 0.05."""
+    lecam_decay: float = 0.999
+    """Decay of LeCAM's averages, in [0, 1). Published: 0.999."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator's width and depth."""
 
     def __post_init__(self):
-        require(self.reconstruction_weight >= 0, f"reconstruction_weight must be ≥ 0, got {self.reconstruction_weight}")
+        for name in ("reconstruction_weight", "perceptual_weight", "adversarial_weight", "lecam_weight"):
+            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
+        require(self.discriminator_start >= 0, f"discriminator_start must be ≥ 0, got {self.discriminator_start}")
+        require(0 <= self.lecam_decay < 1, f"lecam_decay must lie in [0, 1), got {self.lecam_decay}")
+        require_choice("perceptual_net", self.perceptual_net, PERCEPTUAL_NETS)
+        require_choice("discriminator_loss", self.discriminator_loss, DISCRIMINATOR_LOSSES)
+
+    def describe(self) -> str:
+        """The losses in a few words, for tables: "L1 + LPIPS (vgg) + hinge GAN"; what is missing is named."""
+        perceptual = f" + LPIPS ({self.perceptual_net})" if self.perceptual_weight else ""
+        adversarial = f" + {self.discriminator_loss} GAN" if self.adversarial_weight else ""
+        missing = [name for name, there in {"LPIPS": perceptual, "GAN": adversarial}.items() if not there]
+        return f"L1{perceptual}{adversarial}" + (f", no {', no '.join(missing)}" if missing else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam, as published, without weight decay."""
+    """Adam, as published; one each for tokenizer and discriminator, with the same settings."""
 
     learning_rate: float = 1e-4
     """Step size, > 0. Published: 1e-4 at 256 images per step."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Decay of Adam's two averages, each in [0, 1). Published: 0.5 and 0.9."""
+    drop_steps: tuple[int, ...] = ()
+    """Steps after which the learning rate is multiplied by drop_factor, each once. Published: the ends of epochs 250
+    and 300."""
+    drop_factor: float = 0.1
+    """Factor of each drop, above 0 to 1. Published: 0.1."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW), ≥ 0. Published: 0 for tokenizers."""
+    decay_norms: bool = True
+    """Where weight_decay is above 0, apply it to norms and biases, too. The paper's way is False; the published code
+    means to leave them out and then overwrites both groups' decay at every step, which is True."""
 
     def __post_init__(self):
         require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
         require(all(0 <= beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
+        require(all(step >= 1 for step in self.drop_steps), f"drop_steps must be ≥ 1, got {self.drop_steps}")
+        require(0 < self.drop_factor <= 1, f"drop_factor must lie in (0, 1], got {self.drop_factor}")
+        require(self.weight_decay >= 0, f"weight_decay must be ≥ 0, got {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +149,17 @@ class TrainConfig:
     accelerator: str = "auto"
     """"cpu", "cuda", or "auto": CUDA where there is one."""
     precision: str = "32-true"
-    """"32-true" or "bf16-mixed". Quantizer and losses stay in float32 either way."""
+    """"32-true", "bf16-mixed" or "64-true" (for proofs of equality). With "bf16-mixed" the quantizer and the losses
+    stay in float32; encoder, decoder, discriminator and LPIPS network do not."""
     ema_decay: float = 0.999
     """Decay per step of the averaged weights that evaluation may use, in [0, 1); 0 keeps none. Published: 0.999."""
+    ema_codebook_start: str = "placeholder"
+    """Where IBQ's averaged codebook starts. "placeholder": at U(±1/K), as in the published code, which makes its
+    averages before the codebook gets its own start; they mean nothing in the first few thousand steps. "codes": at the
+    codebook itself, like all other averages."""
+    start_from: str = ""
+    """A checkpoint to start from, published or a run folder: weights, averages, and the discriminator where it has one.
+    The optimisers start fresh. Empty: fresh weights."""
     seed: int = 0
     """Seed of weights, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's number."""
 
@@ -106,5 +173,6 @@ class TrainConfig:
         )
         require_choice("accelerator", self.accelerator, ACCELERATORS)
         require_choice("precision", self.precision, PRECISIONS)
+        require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")

@@ -1,6 +1,6 @@
 """Exponential moving average of weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 class WeightAverage:
     """One shadow per trainable parameter: s ← s − (1 − d)(s − p) after every step, without warm-up.
 
-    Shadows start at the parameters' values. (In the published code the codebook's shadow starts at another
-    quantizer's, so its averaged weights mean nothing for the first few thousand steps.)
-
     Args:
         module: whose parameters to follow.
         decay: d in [0, 1), kept as float32 like the published one.
+        starts: where some shadows start, by parameter name; the others start at their parameter.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, decay: float, starts: Mapping[str, Tensor] | None = None):
         self.decay = float(torch.tensor(decay, dtype=torch.float32))
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shadows = {name: p.detach().clone() for name, p in self._parameters.items()}
+        for name, start in (starts or {}).items():
+            self.shadows[name].copy_(start)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -77,7 +77,7 @@ def validate(
     )
     for batch in batches:
         broken += batch.broken
-        pictures = to_model_range(batch.images.to(device))
+        pictures = to_model_range(batch.images.to(device)).to(tokenizer.decoder.last_layer.dtype)
         out = tokenizer(pictures)
         error = out.reconstruction.float().clamp(-1, 1) - pictures
         squares = error.double().square().flatten(1).mean(1)
@@ -118,7 +118,8 @@ def take_snapshot(
     was_training = tokenizer.training
     tokenizer.eval()
     codebook = tokenizer.quantizer.codebook
-    out = tokenizer(to_model_range(pictures.to(codebook.device)))
+    weight = tokenizer.decoder.last_layer
+    out = tokenizer(to_model_range(pictures.to(weight.device)).to(weight.dtype))
     tokenizer.train(was_training)
     tokens = out.features.float().permute(0, 2, 3, 1).flatten(0, 2)[:features]
     rebuilt = to_uint8(out.reconstruction[:images].float())

@@ -4,14 +4,13 @@ All randomness of a step (crops, flips, dropout, revived codes) comes from the s
 rank, never from a generator's history: a run that was killed and started again repeats itself bit for bit.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,18 +21,18 @@ from ibqlab.data import (
     BrokenImages,
     ImageSource,
     open_data,
-    to_model_range,
     training_batches,
     validation_batches,
 )
 from ibqlab.diagnostics.recorder import Recorder
-from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
+from ibqlab.quantizers.collectives import names_of_all_processes
 from ibqlab.runs import Run, RunError, provenance
-from ibqlab.tokenizer import Tokenizer
 from ibqlab.training.config import TrainConfig
-from ibqlab.training.ema import WeightAverage
 from ibqlab.training.evaluation import take_snapshot, validate
-from ibqlab.training.losses import IMAGES, TrainingError, name_first_nonfinite, tokenizer_loss
+from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
+from ibqlab.training.models import Start, build_models
+from ibqlab.training.processes import launch
+from ibqlab.training.step import Models, TokenizerStep
 
 __all__ = ["TrainingError", "train"]
 
@@ -65,7 +64,7 @@ def train(
     if finished:
         return finished
     material = _prepare(config)
-    fabric = _launch(config)
+    fabric = launch(config)
     run = Run.start(path, config) if fabric.is_global_zero else None
     fabric.barrier()
     trainer = _Trainer(config, material, run or Run(path), fabric, watch)
@@ -87,66 +86,19 @@ class _Material(NamedTuple):
 
     training_data: ImageSource
     validation_data: ImageSource
-    tokenizer: Tokenizer
+    models: Models
+    start: Start | None
+    """The checkpoint to start from; None: fresh weights."""
     grid: tuple[int, int]
     """Rows and columns of tokens per image."""
 
 
 def _prepare(config: TrainConfig) -> _Material:
-    """Open the data and build the tokenizer: all that can be wrong with either shows before anything is written."""
+    """Open the data and build the networks: all that can be wrong with either shows before anything is written."""
     training_data, validation_data = open_data(config.data, "train"), open_data(config.data, "validation")
-    torch.manual_seed(config.seed)
-    tokenizer = Tokenizer.from_config(config.tokenizer)
-    grid = tokenizer.latent_grid(config.data.image_size, config.data.image_size)
-    return _Material(training_data, validation_data, tokenizer, grid)
-
-
-def _launch(config: TrainConfig) -> Any:
-    """Fabric with as many processes as the config asks for, or an error that says how to start them."""
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if started != config.processes:
-        raise TrainingError(
-            f"the config asks for {config.processes} process(es), {started} are running; type: "
-            + (
-                f"torchrun --nproc-per-node {config.processes} -m ibqlab train RECIPE processes={config.processes}"
-                if config.processes > 1
-                else f"ibqlab train RECIPE processes={started}"
-            )
-        )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if started > 1 else 1
-    accelerator = _accelerator(config.accelerator, local)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from lightning_fabric import Fabric  # noqa: PLC0415 - four seconds, needed only to train
-        from lightning_fabric.plugins.environments import LightningEnvironment  # noqa: PLC0415
-        from lightning_fabric.strategies import DDPStrategy  # noqa: PLC0415
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=local,
-        num_nodes=started // local,
-        precision=config.precision,
-        # A single process must not take a Slurm allocation for a world to join.
-        plugins=[LightningEnvironment()] if started == 1 else None,
-        # Upkeep keeps buffers equal on all processes; sending frozen codes at every step would cost K·D numbers.
-        strategy=DDPStrategy(broadcast_buffers=False) if started > 1 else "auto",
-    )
-    fabric.launch()
-    if fabric.world_size != config.processes:
-        raise TrainingError(f"{fabric.world_size} process(es) came up, the config asks for {config.processes}")
-    return fabric
-
-
-def _accelerator(wanted: str, devices: int) -> str:
-    """The kind of device for so many processes on this machine: cpu or cuda."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not there):
-        return "cpu"
-    if there < devices:
-        raise TrainingError(
-            f"each process needs a CUDA device of its own; {devices} run here and there are {there}. Start at most "
-            f"{max(there, 1)}, or type accelerator=cpu"
-        )
-    return "cuda"
+    models, start = build_models(config)
+    grid = models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)
+    return _Material(training_data, validation_data, models, start, grid)
 
 
 @contextmanager
@@ -174,13 +126,9 @@ class _Trainer:
         watch: Callable[[dict[str, Any]], None] | None,
     ):
         self.config, self.run, self.fabric, self.watch = config, run, fabric, watch
-        self.training_data, self.validation_data, tokenizer, self.grid = material
-        adam = torch.optim.Adam(
-            tokenizer.parameters(), lr=config.optimizer.learning_rate, betas=tuple(config.optimizer.betas)
-        )
-        self.model, self.optimizer = fabric.setup(tokenizer, adam)
-        self.tokenizer: Tokenizer = self.model.module
-        self.average = WeightAverage(tokenizer, config.ema_decay) if config.ema_decay else None
+        self.training_data, self.validation_data, models, self.start, self.grid = material
+        self.networks = TokenizerStep(config, models, fabric)
+        self.tokenizer = tokenizer = self.networks.tokenizer
         wanted = config.record.tokens_per_code * tokenizer.quantizer.config.codebook_size
         tokens = self.grid[0] * self.grid[1]
         self.validation_images = -(-wanted // tokens)
@@ -202,6 +150,8 @@ class _Trainer:
         config = self.config
         found = self._resume()
         if found is None:
+            if self.start:
+                self.start.load_averages(self.networks)
             self._describe()
             self._record_validation(0, {"step": 0, "seconds": 0.0})
             self._save(0)
@@ -251,15 +201,17 @@ class _Trainer:
             self._timed(self.recorder.before_step)
         torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank)
         self.tokenizer.quantizer.progress = (step - 1) / config.steps
-        losses, features = self._forward_backward(step, batch.images)
-        self.optimizer.step()
-        if self.average:
-            self.average.update()
+        try:
+            losses, features = self.networks.learn(
+                step, batch.images, lambda indices: self._timed(self.recorder.observe, indices, step)
+            )
+        except NonFinite as error:
+            self._stop_at_nonfinite(step, error.culprit)
         row = None
         if logging:
-            row = {"step": step, "learning_rate": config.optimizer.learning_rate, **self._mean(losses)}
+            row = {"step": step, "learning_rate": self.networks.learning_rate, **self._mean(losses)}
             row |= self._timed(self.recorder.report, features, step)
-        self.optimizer.zero_grad()
+        self.networks.optimizer.zero_grad()
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             row |= self._pace(step)
@@ -282,37 +234,13 @@ class _Trainer:
             "images_per_second": round(images / (self.seconds - seconds), 2),
         }
 
-    def _forward_backward(self, step: int, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of one batch in `accumulate` parts; the mean loss terms and the last part's features."""
-        config = self.config
-        parts = images.chunk(config.accumulate)
-        sums: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            pictures = to_model_range(part.to(self.fabric.device))
-            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
-                out = self.model(pictures)
-                loss, terms = tokenizer_loss(config.loss, pictures, out)
-                if sum_over_processes((~torch.isfinite(loss)).long()):
-                    self._stop_at_nonfinite(step, name_first_nonfinite(pictures, self.tokenizer, out, terms))
-                self.fabric.backward(loss / len(parts))
-            self._timed(self.recorder.observe, out.quantizer.indices, step)
-            for name, value in {"loss": loss, **terms}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / len(parts)
-        return sums, out.features
-
     def _check_weights(self, step: int) -> None:
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
-        names = [name for name, _ in self.tokenizer.named_parameters()]
-        moments = self.optimizer.state_dict()["state"]
-        chain = {
-            **{f"the weight {name!r}": value for name, value in self.tokenizer.state_dict().items()},
-            **{f"Adam's {key} of {names[n]!r}": value for n, kept in moments.items() for key, value in kept.items()},
-        }
-        for name, value in chain.items():
+        for name, value in self.networks.tensors().items():
             if not torch.isfinite(value).all():
                 self._stop_at_nonfinite(step, name)
 
-    def _stop_at_nonfinite(self, step: int, culprit: str) -> None:
+    def _stop_at_nonfinite(self, step: int, culprit: str) -> NoReturn:
         good, config = self.run.last_checkpoint, self.config
         remedy = f"lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
         if config.precision != "32-true":
@@ -388,6 +316,8 @@ class _Trainer:
                 threads=torch.get_num_threads(),
                 data={"train": _facts(self.training_data), "validation": _facts(self.validation_data)},
                 parameters=sum(p.numel() for p in self.tokenizer.parameters()),
+                losses=self.config.loss.describe(),
+                **({"start": self.start.describe()} if self.start else {}),
             )
 
     def _save(self, step: int) -> None:
@@ -398,9 +328,7 @@ class _Trainer:
         if not self.fabric.is_global_zero:
             return
         state = {
-            "model": self.tokenizer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.average.state_dict() if self.average else {},
+            **self.networks.state_dict(),
             "recorder": {"window": windows, "last_hit": hits, "cursor": mine["cursor"]},
             "seconds": self.seconds,
             "recorder_seconds": self.recorder_seconds,
@@ -419,10 +347,7 @@ class _Trainer:
         self.fabric.barrier()
         if state is None:
             return None
-        self.tokenizer.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["ema"])
+        self.networks.load_state_dict(state)
         rank, kept = self.fabric.global_rank, state["recorder"]
         mine = {"window": kept["window"][rank], "last_hit": kept["last_hit"][rank], "cursor": kept["cursor"]}
         self.recorder.load_state_dict(mine)

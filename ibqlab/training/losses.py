@@ -1,11 +1,15 @@
 """The tokenizer's training loss, term by term."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
+from ibqlab.training.adversarial import adaptive_weight
 from ibqlab.training.config import LossConfig
 
 IMAGES = "the batch of images"
@@ -16,21 +20,58 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to try."""
 
 
+class NonFinite(Exception):
+    """A loss is not finite; `culprit` names the first tensor on the way to it that holds NaN or infinity."""
+
+    def __init__(self, culprit: str):
+        super().__init__(culprit)
+        self.culprit = culprit
+
+
+def anywhere_nonfinite(value: Float[Tensor, ""]) -> bool:
+    """Whether a number is NaN or infinite on any process."""
+    return bool(sum_over_processes((~torch.isfinite(value)).long()))
+
+
 def tokenizer_loss(
-    config: LossConfig, images: Float[Tensor, "B 3 H W"], out: TokenizerOutput
+    config: LossConfig,
+    images: Float[Tensor, "B 3 H W"],
+    out: TokenizerOutput,
+    *,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    judge: Callable[[Tensor], Tensor] | None = None,
+    last_layer: Tensor | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Weighted sum of reconstruction and quantizer losses (the first two terms of IBQ eq. 8), with its parts.
+    """Weighted sum of reconstruction, perceptual, adversarial and quantizer losses (IBQ eq. 8), with its parts.
 
     Args:
         config: weights.
         images: the batch, in [−1, 1].
         out: what the tokenizer made of it.
+        perceptual: LPIPS, from images and reconstructions to one value per image; None leaves it out.
+        judge: the adversary's loss on reconstructions; None leaves it out.
+        last_layer: weight of the decoder's last convolution, for `adaptive_weight`; read where the config asks for it.
     Returns:
         The loss, and its parts by the name they have in metrics.jsonl, unweighted.
+    Source: published VQLPIPSWithDiscriminator.
     """
-    l1 = F.l1_loss(out.reconstruction.float(), images)
-    total = config.reconstruction_weight * l1 + out.quantizer.loss
-    parts = {"l1": l1, "quantizer_loss": out.quantizer.loss}
+    rebuilt = out.reconstruction if out.reconstruction.dtype == torch.float64 else out.reconstruction.float()
+    images = images.to(rebuilt.dtype)
+    l1 = F.l1_loss(rebuilt, images)
+    parts = {"l1": l1}
+    likelihood = config.reconstruction_weight * l1
+    if perceptual is not None:
+        parts["perceptual"] = perceptual(images, rebuilt).mean()
+        likelihood = likelihood + config.perceptual_weight * parts["perceptual"]
+    total = likelihood + out.quantizer.loss
+    if judge is not None:
+        weight = likelihood.new_tensor(config.adversarial_weight)
+        parts["adversarial"] = judge(rebuilt)
+        if config.adaptive_weight:
+            weight = weight * adaptive_weight(likelihood, parts["adversarial"], last_layer)
+            parts["adversarial_weight"] = weight
+        total = total + weight * parts["adversarial"]
+    parts["quantizer_loss"] = out.quantizer.loss
     return total, parts | {f"term_{name}": term for name, term in out.quantizer.terms.items()}
 
 

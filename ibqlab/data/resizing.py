@@ -1,0 +1,117 @@
+"""Two ways to bring a photograph to the model's size, as the two published data pipelines have them.
+
+They differ by 2 to 8 grey levels per pixel on average, so a reconstruction is compared with an image resized the same
+way as the training images: "opencv" for IBQ, "pil" for Open-MAGVIT2.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from ibqlab.quantizers.base import require, require_choice
+
+RESIZERS = ("opencv", "pil")
+
+
+class Offset(NamedTuple):
+    """Top left corner of a crop, in pixels."""
+
+    top: int
+    left: int
+
+
+def resize_and_crop(picture: Image.Image, image_size: int, method: str) -> UInt8[np.ndarray, "S S 3"]:
+    """The centre square of a picture: short side resized to `image_size`, then cropped. As in validation.
+
+    Args:
+        picture: mode RGB, any size.
+        image_size: S, height and width in pixels, at least 1.
+        method: "opencv" or "pil", see `resize_short_side`.
+    Returns:
+        Pixels 0 to 255.
+    Raises:
+        ValueError: no such method, the picture is not RGB, or image_size below 1.
+        ImportError: "opencv" without OpenCV.
+    Source: published IBQ and Open-MAGVIT2 data pipelines.
+    """
+    pixels = resize_short_side(picture, image_size, method)
+    top, left = centre_offset(*pixels.shape[:2], image_size, method)
+    return pixels[top : top + image_size, left : left + image_size]
+
+
+def resize_short_side(picture: Image.Image, image_size: int, method: str) -> UInt8[np.ndarray, "H W 3"]:
+    """The whole picture with its short side `image_size` pixels long and its long side in proportion.
+
+    "opencv": two-tap bilinear whatever the scale, so fine detail aliases when it shrinks; long side rounded to the
+    nearest pixel. "pil": bilinear with a support that grows with the shrinkage (antialias); long side rounded down.
+
+    Args:
+        picture: mode RGB, any size.
+        image_size: short side of the result in pixels, at least 1.
+        method: "opencv" or "pil".
+    Returns:
+        Pixels 0 to 255; the very pixels of the picture where the short side has that length already.
+    Raises:
+        ValueError: no such method, the picture is not RGB, or image_size below 1.
+        ImportError: "opencv" without OpenCV.
+    Source: "opencv" is albumentations' SmallestMaxSize (published IBQ pipeline), "pil" torchvision's Resize on a PIL
+    image (published Open-MAGVIT2 pipeline).
+    """
+    require_choice("method", method, RESIZERS)
+    require(image_size >= 1, f"image_size must be at least 1 pixel, got {image_size}; use 256")
+    require(picture.mode == "RGB", f"a picture must be RGB, got mode {picture.mode}; use picture.convert('RGB')")
+    width, height = resized_size(*picture.size, image_size, method)
+    if method == "pil":
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    cv2 = load_opencv()
+    return cv2.resize(np.asarray(picture), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def resized_size(width: int, height: int, image_size: int, method: str) -> tuple[int, int]:
+    """Width and height after `resize_short_side`, in pixels; the shorter of them is `image_size`.
+
+    Args:
+        width, height: of the picture, in pixels.
+        image_size: short side wanted, in pixels.
+        method: "opencv" rounds the long side to the nearest pixel (halves to even), "pil" rounds it down.
+    """
+    short = min(width, height)
+    if method == "opencv":
+        # The float64 product, and not the exact fraction, decides near a half: albumentations computes it so.
+        scale = image_size / short
+        return round(width * scale), round(height * scale)
+    return width * image_size // short, height * image_size // short
+
+
+def centre_offset(height: int, width: int, image_size: int, method: str) -> Offset:
+    """Where the centre crop of a resized picture begins: spare pixels halved; "opencv" rounds down, "pil" half to even.
+
+    Args:
+        height, width: of the resized picture, in pixels, at least `image_size`.
+        image_size: side of the crop in pixels.
+        method: "opencv" or "pil".
+    """
+    if method == "opencv":
+        return Offset((height - image_size) // 2, (width - image_size) // 2)
+    return Offset(round((height - image_size) / 2), round((width - image_size) / 2))
+
+
+def load_opencv() -> ModuleType:
+    """The module cv2, without threads of its own.
+
+    Raises:
+        ImportError: OpenCV is not installed; the message says how to install it.
+    """
+    try:
+        import cv2  # noqa: PLC0415 - optional, and its import takes a fifth of a second
+    except ImportError as error:
+        raise ImportError(
+            "resize='opencv' needs OpenCV (opencv-python-headless), which cannot be imported here. Type "
+            "pip install 'ibqlab[data]', or use resize='pil', which is another filter."
+        ) from error
+    # Loader processes are the parallelism, and a thread pool does not survive the fork that starts them.
+    cv2.setNumThreads(0)
+    return cv2

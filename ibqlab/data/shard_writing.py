@@ -1,0 +1,143 @@
+"""Writes tar shards in webdataset's format, for disks and networks that dislike a million small files."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ibqlab.data.folder import list_folder
+from ibqlab.data.shard_index import CLASSES_FILE
+from ibqlab.data.source import ImageSource
+from ibqlab.quantizers.base import require
+
+
+class Entry(NamedTuple):
+    """An image as it is written."""
+
+    key: str
+    extension: str
+    content: bytes
+    label: int
+
+
+def write_shards(
+    source: str | Path | ImageSource, target: str | Path, *, images_per_shard: int = 1000, progress: bool = True
+) -> list[Path]:
+    """Write a folder of images, or the images of a source, as tar shards.
+
+    The files of a folder are copied byte for byte, sorted by name; an image keeps its relative name, so the shards have
+    the same order, labels and validation split as the folder. Any other source is written image by image as PNG, as
+    `get(index, 0)` gives it. `classes.json` beside the shards keeps the class names.
+
+    Args:
+        source: a folder, or a source (of an endless one, the `len(source)` first images).
+        target: folder for the shards, named after it: `train-000000.tar`, … in a folder `train`. It must not exist, or
+            be empty; it appears only when it is complete.
+        images_per_shard: at least 1.
+        progress: show a bar.
+    Returns:
+        The shards in order.
+    Raises:
+        ValueError: target holds something, images_per_shard below 1, two images with one key, or an unreadable image of
+            a source.
+        FileNotFoundError: there is no such folder.
+        ImportError: webdataset is not installed.
+    """
+    writer_class = _load_writer()
+    target = Path(target).expanduser()
+    require(images_per_shard >= 1, f"images_per_shard must be at least 1, got {images_per_shard}; use 1000")
+    require(
+        not target.exists() or (target.is_dir() and not any(target.iterdir())),
+        f"shards are written into a new or empty folder; {target.absolute()} holds something. Name another folder, or "
+        "delete that one.",
+    )
+    classes, count, entries = _read_folder(Path(source)) if isinstance(source, str | Path) else _read_source(source)
+    unfinished = target.with_name(f"{target.name}.unfinished-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        (unfinished / CLASSES_FILE).write_text(json.dumps(classes, indent=0), encoding="utf-8")
+        bar = tqdm(entries, total=count, desc=f"writing {target.name}", unit="image", disable=not progress)
+        names = _write(bar, unfinished, f"{target.name}-{{:06}}.tar", images_per_shard, writer_class)
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
+    return [target / name for name in names]
+
+
+def _write(entries: Iterable[Entry], folder: Path, name: str, images_per_shard: int, writer_class: type) -> list[str]:
+    names: list[str] = []
+    written: set[str] = set()
+    file = tar = None
+    try:
+        for number, entry in enumerate(entries):
+            require(
+                entry.key not in written,
+                f"an image is known by its name up to the first dot, with dots inside turned into underscores; "
+                f"{entry.key!r} stands for two images. Rename one of them.",
+            )
+            written.add(entry.key)
+            if number % images_per_shard == 0:
+                _close(tar, file)
+                names.append(name.format(len(names)))
+                file = (folder / names[-1]).open("wb")
+                # A fixed time and PAX headers: the same images give the same bytes, and names may be long.
+                tar = writer_class(file, encoder=False, mtime=0, format="PAX_FORMAT")
+            tar.write({"__key__": entry.key, entry.extension: entry.content, "cls": str(entry.label).encode()})
+    finally:
+        _close(tar, file)
+    return names
+
+
+def _close(tar: object, file: object) -> None:
+    for open_one in (tar, file):
+        if open_one is not None:
+            open_one.close()
+
+
+def _read_folder(root: Path) -> tuple[list[str], int, Iterator[Entry]]:
+    if not root.expanduser().is_dir():
+        raise FileNotFoundError(f"source must be an existing folder or an image source; there is none at {root}")
+    root = root.expanduser()
+    listing = list_folder(root)
+
+    def entries() -> Iterator[Entry]:
+        for name, label in zip(listing.names.all(), listing.labels.tolist(), strict=True):
+            stem, _, extension = name.rpartition(".")
+            folder, slash, base = stem.rpartition("/")
+            yield Entry(folder + slash + base.replace(".", "_"), extension, (root / name).read_bytes(), label)
+
+    return listing.classes, len(listing), entries()
+
+
+def _read_source(source: ImageSource) -> tuple[list[str], int, Iterator[Entry]]:
+    def entries() -> Iterator[Entry]:
+        for index in range(len(source)):
+            sample = source.get(index, 0)
+            require(
+                not sample.broken,
+                f"every image to be written must be readable; {', '.join(sample.broken)} cannot be read. Exclude it.",
+            )
+            content = BytesIO()
+            Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(content, format="PNG")
+            yield Entry(f"{index:08}", "png", content.getvalue(), sample.label)
+
+    return list(source.classes), len(source), entries()
+
+
+def _load_writer() -> type:
+    try:
+        from webdataset import TarWriter  # noqa: PLC0415 - optional, and only writing needs it
+    except ImportError as error:
+        raise ImportError(
+            "writing shards needs webdataset, which cannot be imported here. Type pip install 'ibqlab[data]'."
+        ) from error
+    return TarWriter

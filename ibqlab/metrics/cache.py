@@ -1,0 +1,59 @@
+"""Results that need not be computed twice, found again by the content of everything they depend on.
+
+A key is a hash of pixels or file contents, weights and settings; nothing is found by a name or a date, so nothing found
+is ever stale. Entries are `.npz` files without pickles and can be deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def cache_folder() -> Path:
+    """$IBQLAB_CACHE, or ~/.cache/ibqlab."""
+    return Path(os.environ.get("IBQLAB_CACHE") or "~/.cache/ibqlab").expanduser()
+
+
+def content_key(**parts: Any) -> str:
+    """A name from everything a result depends on: hashes, numbers and texts. Other content, other name."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:
+    """A stored entry; None when there is none, or it cannot be read and has to be computed again."""
+    try:
+        with np.load(_file(kind, key), allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
+    """Store an entry, whole or not at all. Where it cannot be written a warning says so, and the work goes on."""
+    file = _file(kind, key)
+    part = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
+            part = stream.name
+            np.savez(stream, **arrays)
+        os.replace(part, file)
+    except OSError as error:
+        if part:
+            Path(part).unlink(missing_ok=True)
+        warnings.warn(
+            f"{file} cannot be written ({error}); the result is right but will be computed again. "
+            "Set IBQLAB_CACHE to a folder that you may write to.",
+            stacklevel=2,
+        )
+
+
+def _file(kind: str, key: str) -> Path:
+    return cache_folder() / kind / f"{key}.npz"

@@ -1,0 +1,139 @@
+"""Features of a set of images, over all processes, and kept for the next time where the set is a reference."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ibqlab.metrics.cache import content_key, load_arrays, save_arrays
+from ibqlab.metrics.extractors import FeatureExtractor
+from ibqlab.metrics.images import ImageSet, Numbered, this_process
+from ibqlab.metrics.statistics import FeatureStatistics, RunningStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """What is known of a set of images in feature space."""
+
+    statistics: FeatureStatistics | None = None
+    """Mean and covariance."""
+    features: Float[Tensor, "N D"] | None = None
+    """float32, in the order of the set, on the CPU; None unless they were asked for."""
+    logits: Float[Tensor, "N C"] | None = None
+    """Likewise."""
+
+
+class FeatureCollector:
+    """Statistics, and where asked for the features themselves, of a stream of batches.
+
+    Args:
+        extractor: the network.
+        device: where it is.
+        keep_features, keep_logits: also keep every row (n × D float32).
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        device: torch.device | str,
+        *,
+        keep_features: bool = False,
+        keep_logits: bool = False,
+    ) -> None:
+        self.extractor = extractor
+        self.keep = {"features": keep_features, "logits": keep_logits}
+        self.running = RunningStatistics(extractor.dimension, device)
+        self.rows: dict[str, list[Tensor]] = {"numbers": [], "features": [], "logits": []}
+
+    @torch.no_grad()
+    def update(self, numbers: Int[Tensor, " B"], images: Float[Tensor, "B 3 H W"]) -> None:
+        """Add images in [0, 1]."""
+        out = self.extractor(images)
+        self.running.update(out.features)
+        self.rows["numbers"].append(numbers)
+        for name in ("features", "logits"):
+            if self.keep[name]:
+                self.rows[name].append(getattr(out, name).float().cpu())
+
+    def result(self) -> FeatureSet:
+        """Over all processes; every process must call it."""
+        kept = {name: self._gathered(name) for name, wanted in self.keep.items() if wanted}
+        return FeatureSet(statistics=self.running.result(), **kept)
+
+    def _gathered(self, name: str) -> Tensor:
+        width = self.extractor.dimension if not self.rows[name] else self.rows[name][0].shape[1]
+        values = torch.cat([torch.empty(0, width), *self.rows[name]])
+        numbers = torch.cat([torch.empty(0, dtype=torch.int64), *self.rows["numbers"]])
+        parts = gather((numbers, values))
+        numbers = torch.cat([part[0] for part in parts])
+        return torch.cat([part[1] for part in parts if len(part[0])])[numbers.argsort()]
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of every process, in the order of their ranks, on every process."""
+    processes = this_process().processes
+    if processes == 1:
+        return [value]
+    values: list[Any] = [None] * processes
+    dist.all_gather_object(values, value)
+    return values
+
+
+def decided_by_first(value: Any) -> Any:
+    """The first process's value, on every process."""
+    return gather(value)[0]
+
+
+def reference_key(images: ImageSet, extractor: FeatureExtractor, rounding: str, keep_features: bool) -> str | None:
+    """Under which name the features of a reference are kept; None when it cannot be read twice.
+
+    Depends on the content of the images, the extractor and its weights, and the rounding.
+    Cost: reads all files, or for an image source all pixels, once; only in the first process.
+    """
+    key = None
+    if this_process().rank == 0:
+        content = images.content()
+        parts = {"extractor": extractor.name, "weights": extractor.weights, "rounding": rounding}
+        key = content and content_key(images=content, features=keep_features, **parts)
+    return decided_by_first(key)
+
+
+def load_reference(key: str | None) -> FeatureSet | None:
+    """A kept reference; None when there is none. The first process decides for all."""
+    stored = load_arrays("references", key) if key and this_process().rank == 0 else None
+    stored = decided_by_first(stored)
+    if stored is None:
+        return None
+    features = torch.from_numpy(stored["features"]) if "features" in stored else None
+    statistics = FeatureStatistics(mean=stored["mean"], covariance=stored["covariance"], count=int(stored["count"]))
+    return FeatureSet(statistics=statistics, features=features)
+
+
+def save_reference(key: str | None, reference: FeatureSet) -> None:
+    """Keep a reference for the next evaluation; only the first process writes."""
+    if key is None or this_process().rank:
+        return
+    arrays = {
+        "mean": reference.statistics.mean,
+        "covariance": reference.statistics.covariance,
+        "count": np.array(reference.statistics.count),
+    }
+    if reference.features is not None:
+        arrays["features"] = reference.features.numpy()
+    save_arrays("references", key, arrays)
+
+
+def progress_bar(batches: Iterable[Numbered], images: ImageSet, label: str, show: bool) -> Iterable[Numbered]:
+    """The batches, with a bar that counts images; only the first process shows one."""
+    from tqdm.auto import tqdm  # noqa: PLC0415 - a bar is only needed here
+
+    rank, processes = this_process()
+    with tqdm(total=images.count, desc=label, unit="image", disable=not show or rank > 0) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.images) * processes)

@@ -1,0 +1,305 @@
+"""How close generated samples come to real images, and how much of them they cover."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ibqlab.metrics.cards import MetricCard, few_images_remarks
+from ibqlab.metrics.evaluation import Evaluation, check_batch_size, check_count, open_extractor
+from ibqlab.metrics.extractors import FeatureExtractor, metric_name
+from ibqlab.metrics.features import (
+    FeatureCollector,
+    FeatureSet,
+    decided_by_first,
+    load_reference,
+    progress_bar,
+    reference_key,
+    save_reference,
+)
+from ibqlab.metrics.images import ImageSet, check_archive, check_pixels, open_images, this_process
+from ibqlab.metrics.pixels import ROUNDINGS
+from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
+from ibqlab.metrics.statistics import (
+    FeatureStatistics,
+    Score,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from ibqlab.metrics.weights import hash_file
+from ibqlab.quantizers.base import require
+
+KEEPS_FEATURES = ("kid", "precision", "recall")
+"""Metrics that need the features themselves, n × D float32 of samples and reference."""
+
+
+class _Reference(NamedTuple):
+    """What samples are compared with."""
+
+    images: ImageSet | None
+    statistics: FeatureStatistics | None
+    """Stored ones, which take the place of the images' for the Fréchet distance."""
+    description: str
+
+
+class _Setup(NamedTuple):
+    """How an evaluation is done."""
+
+    protocol: Protocol
+    metrics: tuple[str, ...]
+    extractor: FeatureExtractor
+    device: torch.device
+    batch_size: int
+    progress: bool
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether a metric needs the features themselves."""
+        return any(name in KEEPS_FEATURES for name in self.metrics)
+
+
+def evaluate_generation(
+    samples: Any,
+    reference: Any = None,
+    protocol: str | Protocol = "adm",
+    *,
+    metrics: tuple[str, ...] | list[str] | str | None = None,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    inception_weights: str | Path = "",
+    check_weights: bool = True,
+    extractor: str | FeatureExtractor | None = None,
+    progress: bool = True,
+    limit: int | None = None,
+    cache: bool = True,
+) -> Evaluation:
+    """Compare generated samples with real images in feature space, under a named protocol.
+
+    Metrics: "fid", "is", "kid", "precision" and "recall". Memory grows with the images only for "kid", "precision" and
+    "recall", which keep n × D float32 of both sides, and for "is", n × C of the samples. Under torch.distributed every
+    process calls this with the same arguments, takes its slice of every batch, and gets the same result.
+
+    Args:
+        samples: 8-bit pictures of one size: a folder, an `.npz` with arr_0 (N, H, W, 3), an ImageSource, or uint8
+            batches (B, 3, H, W). Never resized. `truncate_to_uint8` makes them from a decoder's output as published.
+        reference: likewise, a folder resized by the protocol to the samples' size; or an `.npz` with mu and sigma (and
+            arr_0 for the other metrics), such as ADM's. None only when "is" is all that is asked for.
+        protocol: a name of `PROTOCOLS`, or one of your own.
+        metrics: which; None: all.
+        batch_size: images per step over all processes.
+        device: where to compute.
+        inception_weights: the file; empty: torch's folder of downloads.
+        check_weights: False takes weights of another content; names and cards then say so.
+        extractor: another registered feature extractor, or an object; None: the protocol's.
+        progress: show a bar.
+        limit: samples at most.
+        cache: keep the reference's features under their content, in $IBQLAB_CACHE or ~/.cache/ibqlab.
+    Returns:
+        Cards; no counts and no pairs.
+    Raises:
+        ValueError: unknown protocol, metric or extractor; unfit images; fewer than a metric needs.
+        FileNotFoundError: no such images, or missing weights; the message says what to fetch.
+        ImportError: a package of `ibqlab[metrics]` is missing.
+    Source: guided-diffusion's evaluator, torch-fidelity.
+    """
+    protocol = find_protocol(protocol)
+    chosen = choose_metrics(metrics, GENERATION_METRICS)
+    check_batch_size(batch_size)
+    drawn = open_images(samples, limit=limit)
+    real = _open_reference(reference, chosen, protocol, drawn)
+    _check_counts(drawn.count, chosen, protocol, "samples")
+    _check_counts(real.images and real.images.count, chosen, protocol, "reference images")
+    device = torch.device(device)
+    network = open_extractor(extractor or protocol.extractor, inception_weights, check_weights, device, drawn.side)
+    setup = _Setup(protocol, chosen, network, device, batch_size, progress)
+    _check_extractor(setup, real)
+    found = _reference_features(real, setup, cache)
+    of_samples = _collect(drawn, setup, keep_features=setup.keeps_features, keep_logits="is" in chosen)
+    count = of_samples.statistics.count
+    _check_counts(count, chosen, protocol, "samples")
+    if found is not None and found.features is not None:
+        _check_counts(len(found.features), chosen, protocol, "reference images")
+    scores = decided_by_first(_scores(setup, of_samples, found) if this_process().rank == 0 else None)
+    shared = _shared(setup, drawn, real, count)
+    cards = tuple(
+        MetricCard(
+            key=name,
+            metric=metric_name(name, network),
+            value=scores[name].mean,
+            unit="share" if name in ("precision", "recall") else "",
+            better="lower" if name in ("fid", "kid") else "higher",
+            reference=_reference_of(name, real),
+            remarks=_remarks(name, scores[name], setup, found, count),
+            **shared,
+        )
+        for name in chosen
+    )
+    return Evaluation(cards=cards, images=count, protocol=protocol)
+
+
+def _open_reference(reference: Any, metrics: tuple[str, ...], protocol: Protocol, drawn: ImageSet) -> _Reference:
+    """The reference, refused when it lacks what the metrics need."""
+    if metrics == ("is",):
+        return _Reference(None, None, "none")
+    require(
+        reference is not None,
+        f"{', '.join(name for name in metrics if name != 'is')} compare samples with real images; got no reference. "
+        "Pass reference=…, or metrics='is'",
+    )
+    statistics = None
+    reference = Path(reference).expanduser() if isinstance(reference, str) else reference
+    if isinstance(reference, Path) and reference.suffix == ".npz" and reference.is_file():
+        statistics, has_images = _stored_statistics(reference)
+        if statistics is not None and not has_images:
+            lacking = [name for name in metrics if name in KEEPS_FEATURES]
+            require(
+                not lacking,
+                f"{', '.join(lacking)} need reference images; {reference} holds only mu and sigma. Pass an .npz with "
+                "arr_0 too, or leave them out: metrics=('fid', 'is')",
+            )
+            return _Reference(None, statistics, _stored_description(reference))
+    size = min(drawn.side) if drawn.side else protocol.image_size
+    images = open_images(reference, resize=protocol.resize, image_size=size, crop=protocol.crop)
+    require(
+        None in (images.side, drawn.side) or tuple(images.side) == tuple(drawn.side),
+        f"samples and reference must have one size; got {drawn.side} and {images.side} (height, width). Use a protocol "
+        "that resizes a folder of reference images, for example 'torch-fidelity', or references of that size",
+    )
+    description = images.description if statistics is None else _stored_description(reference)
+    return _Reference(images, statistics, description)
+
+
+def _stored_statistics(path: Path) -> tuple[FeatureStatistics | None, bool]:
+    """Mean and covariance of a published file, None when it holds none; and whether it holds images, too."""
+    check_archive(path)
+    with np.load(path, allow_pickle=False) as stored:
+        has_images = "arr_0" in stored.files
+        if not {"mu", "sigma"} <= set(stored.files):
+            return None, has_images
+        mean, covariance = stored["mu"].astype(np.float64), stored["sigma"].astype(np.float64)
+    require(
+        mean.ndim == 1 and covariance.shape == (mean.size, mean.size),
+        f"mu and sigma of {path} must be (D,) and (D, D); got {mean.shape} and {covariance.shape}",
+    )
+    return FeatureStatistics(mean=mean, covariance=covariance, count=None), has_images
+
+
+def _stored_description(path: Path) -> str:
+    return f"stored statistics of {path.name}, sha256 {hash_file(path)[:16]}"
+
+
+def _check_extractor(setup: _Setup, real: _Reference) -> None:
+    """Refuse statistics of another extractor, and an Inception Score without classes."""
+    extractor = setup.extractor
+    require(
+        real.statistics is None or real.statistics.mean.size == extractor.dimension,
+        f"stored statistics must have the extractor's {extractor.dimension} features; {real.description} has "
+        f"{real.statistics and real.statistics.mean.size}. Use the extractor that made them",
+    )
+    if "is" in setup.metrics:
+        side = max(extractor.smallest_side, 32)
+        with torch.no_grad():
+            logits = extractor(torch.zeros(1, 3, side, side, device=setup.device)).logits
+        require(
+            logits is not None,
+            f"'is' needs a network that classifies; {extractor.name} gives no logits. Leave 'is' out of metrics=…",
+        )
+
+
+def _check_counts(count: int | None, metrics: tuple[str, ...], protocol: Protocol, what: str) -> None:
+    """Refuse too few images for a metric, where their number is known."""
+    if not count:
+        return
+    least = {"fid": 2, "kid": protocol.kid_subset_size}
+    least |= dict.fromkeys(("precision", "recall"), protocol.neighbours + 1)
+    if what == "samples" and not protocol.inception_split_size:
+        least["is"] = protocol.inception_splits
+    remedies = {
+        "kid": f"Type dataclasses.replace(protocol, name='small-kid', kid_subset_size={max(2, count // 2)})",
+        "is": f"Type dataclasses.replace(protocol, name='few-splits', inception_splits={count})",
+    }
+    for name in metrics:
+        remedy = f"{remedies.get(name, 'Give more images')}, or leave {name!r} out of metrics=…"
+        check_count(count, least.get(name, 1), name, what, remedy)
+
+
+def _reference_features(real: _Reference, setup: _Setup, cache: bool) -> FeatureSet | None:
+    """Features of the reference: stored with it, kept from last time, or computed now."""
+    keep = setup.keeps_features
+    if real.images is None or (real.statistics is not None and not keep):
+        return real.statistics and FeatureSet(statistics=real.statistics)
+    key = reference_key(real.images, setup.extractor, setup.protocol.rounding, keep) if cache else None
+    found = load_reference(key)
+    if found is None:
+        found = _collect(real.images, setup, keep_features=keep)
+        save_reference(key, found)
+    return FeatureSet(statistics=real.statistics or found.statistics, features=found.features)
+
+
+def _collect(images: ImageSet, setup: _Setup, **keep: bool) -> FeatureSet:
+    """One pass over a set of 8-bit images."""
+    collector = FeatureCollector(setup.extractor, setup.device, **keep)
+    for batch in progress_bar(images.batches(setup.batch_size), images, images.description, setup.progress):
+        pixels = check_pixels(batch.images, images.side).to(setup.device)
+        collector.update(batch.numbers, pixels.float() / 255)
+    return collector.result()
+
+
+def _scores(setup: _Setup, samples: FeatureSet, reference: FeatureSet | None) -> dict[str, Score]:
+    """The values; a metric without parts counts as one part."""
+    metrics, protocol, scores = setup.metrics, setup.protocol, {}
+    if "fid" in metrics:
+        scores["fid"] = Score(frechet_distance(samples.statistics, reference.statistics), 0.0, 1)
+    if "is" in metrics:
+        splits = {"splits": protocol.inception_splits, "split_size": protocol.inception_split_size}
+        scores["is"] = inception_score(samples.logits, **splits)
+    if "kid" in metrics:
+        subsets = {"subsets": protocol.kid_subsets, "subset_size": protocol.kid_subset_size}
+        scores["kid"] = kernel_distance(samples.features, reference.features, **subsets)
+    if {"precision", "recall"} & set(metrics):
+        shares = precision_recall(samples.features, reference.features, neighbours=protocol.neighbours)
+        scores |= {"precision": Score(shares.precision, 0.0, 1), "recall": Score(shares.recall, 0.0, 1)}
+    return scores
+
+
+def _shared(setup: _Setup, drawn: ImageSet, real: _Reference, count: int) -> dict[str, Any]:
+    """What all cards of this evaluation have in common."""
+    return {
+        "images": count,
+        "protocol": setup.protocol.name,
+        "resize": f"samples {drawn.resize}" + (f", reference {real.images.resize}" if real.images else ""),
+        "crop": real.images.crop if real.images else "none",
+        # Samples arrive in 8 bits, so a protocol can say how they should have been cut but not see to it.
+        "rounding": f"8 bits as given; protocol: {ROUNDINGS[setup.protocol.rounding]}",
+        "extractor": setup.extractor.name,
+        "weights": setup.extractor.weights,
+    }
+
+
+def _reference_of(name: str, real: _Reference) -> str:
+    """What a metric was compared with, where statistics and images may lie in one file."""
+    if name == "is":
+        return "none"
+    return real.images.description if name in KEEPS_FEATURES and real.images else real.description
+
+
+def _remarks(name: str, score: Score, setup: _Setup, reference: FeatureSet | None, count: int) -> tuple[str, ...]:
+    """What a reader must know before comparing."""
+    protocol = setup.protocol
+    if name == "fid":
+        behind = reference.statistics.count
+        remarks = few_images_remarks(min(count, behind or count), setup.extractor.dimension)
+        return remarks if behind else (*remarks, "images behind the stored statistics unknown")
+    if name == "is":
+        return (f"± {score.deviation:.3g} over {score.parts} splits, {protocol.splits}",)
+    if name == "kid":
+        return (f"± {score.deviation:.3g} over {score.parts} subsets of {protocol.kid_subset_size:,}",)
+    sizes = (count, len(reference.features))
+    published = (protocol.samples, protocol.reference_images)
+    remarks = (f"k = {protocol.neighbours}, {sizes[0]:,} samples, {sizes[1]:,} reference images",)
+    if sizes != published:
+        remarks += (f"published on {published[0]:,} and {published[1]:,}: depends on both numbers",)
+    return remarks

@@ -1,0 +1,138 @@
+"""PSNR and SSIM as published: both pictures cut to 8 bits, one value per image.
+
+What is unusual: the published evaluation truncates instead of rounding, and it does so to the original as well. A
+picture that went to [−1, 1] and back then loses one grey level on 95 of the 256 levels. Both sides lose alike, so the
+numbers hardly move; they are only comparable when cut in the same way.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+
+from ibqlab.data.pixels import to_uint8
+from ibqlab.metrics.weights import import_metric_package
+from ibqlab.quantizers.base import require, require_choice
+
+ROUNDINGS = {
+    "none": "not rounded, float in [0, 1]",
+    "truncated": "to 8 bits by truncation",
+    "rounded": "to 8 bits by rounding",
+}
+"""How a float picture becomes what a metric sees, in words."""
+
+WINDOW = 7
+"""SSIM's window, pixels."""
+
+
+def published_range(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Pixels in [−1, 1] exactly as the published loader computes them: u / 127.5 − 1 in float64, stored as float32.
+
+    Differs from `ibqlab.data.to_model_range`, computed in float32, by rounding only, but truncation later turns that
+    into grey levels.
+    """
+    return (images.double() / 127.5 - 1).float()
+
+
+def truncate_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """A picture cut to 8 bits as the published evaluation and sampling scripts do: ⌊255 · (x + 1) / 2⌋.
+
+    Args:
+        images: nominally in [−1, 1]; clamped to it.
+    Returns:
+        uint8, same shape and device.
+    Raises:
+        ValueError: NaN.
+    Source: published evaluation and sampling code.
+    """
+    require(not torch.isnan(images).any(), "a picture needs numbers; got NaN. Look at the model that made it")
+    return ((images.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+
+
+def to_unit_range(images: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*shape"]:
+    """A picture in [−1, 1] as values in [0, 1], rounded as a protocol wants it.
+
+    Args:
+        images: float, nominally in [−1, 1]; clamped to it.
+        rounding: "none", "truncated" or "rounded".
+    Raises:
+        ValueError: unknown rounding.
+    """
+    require_choice("rounding", rounding, ROUNDINGS)
+    if rounding == "none":
+        return (images.float().clamp(-1, 1) + 1) / 2
+    return (truncate_to_uint8(images) if rounding == "truncated" else to_uint8(images)).float() / 255
+
+
+def psnr(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Peak signal-to-noise ratio of each pair, 10·log10(1 / mean (x − y)²), in dB.
+
+    Published tokenizers reach 19 to 24 dB; 1 dB is 12 % of the root mean squared error. Equal pictures: infinity.
+
+    Args:
+        x, y: uint8, or float in [0, 1]; the order does not matter.
+    Returns:
+        float64, one per image. Mean over images in our tables; the published script takes the mean over batches of
+        their means, which is the same when all batches have one size.
+    Raises:
+        ValueError: different or wrong shapes, or values outside [0, 1].
+    """
+    functional = import_metric_package("torchmetrics.functional.image")
+    x, y = _pair(x, y, smallest=1)
+    return functional.peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3), reduction="none").reshape(-1)
+
+
+def ssim(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Structural similarity of each pair, −1 to 1; 1: equal. Window 7 × 7, uniform; sample covariance; range 1.
+
+    Equals scikit-image's default, which the published evaluation uses, mean over the channels. torchmetrics divides
+    covariances by n = 49 where scikit-image divides by n − 1; the ratio 48/49 cancels from the formula when it is
+    moved into the constant C2 = (0.03·range)². Both leave out the border of 3 pixels, torchmetrics once it is cropped.
+
+    Args:
+        x, y: uint8, or float in [0, 1], at least 7 × 7 pixels; the order does not matter.
+    Returns:
+        float64, one per image.
+    Raises:
+        ValueError: different or wrong shapes, pictures too small, or values outside [0, 1].
+    Source: Wang et al. 2004; published evaluation code.
+    """
+    functional = import_metric_package("torchmetrics.functional.image")
+    x, y = _pair(x, y, smallest=WINDOW)
+    pixels, border = WINDOW**2, WINDOW // 2
+    _, at_pixels = functional.structural_similarity_index_measure(
+        x,
+        y,
+        gaussian_kernel=False,
+        kernel_size=WINDOW,
+        data_range=1.0,
+        k2=0.03 * math.sqrt((pixels - 1) / pixels),
+        return_full_image=True,
+        reduction="none",
+    )
+    return at_pixels[..., border:-border, border:-border].mean((1, 2, 3))
+
+
+def _pair(x: Tensor, y: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
+    """Both pictures in float64 by way of float32, as the published evaluation divides by 255."""
+    require(
+        x.shape == y.shape and x.ndim == 4 and x.numel() > 0,
+        f"two batches (B, C, H, W) of one shape are compared; got {tuple(x.shape)} and {tuple(y.shape)}",
+    )
+    require(
+        min(x.shape[2:]) >= smallest,
+        f"SSIM needs images of at least {WINDOW} × {WINDOW} pixels; got {x.shape[2]} × {x.shape[3]}. Leave 'ssim' out",
+    )
+    return _values(x), _values(y)
+
+
+def _values(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return (images.float() / 255).double()
+    require(
+        images.is_floating_point() and float(images.min()) >= 0 and float(images.max()) <= 1,
+        f"images must be uint8, or float in [0, 1]; got {images.dtype}, {float(images.min()):.4g} to "
+        f"{float(images.max()):.4g}. Use truncate_to_uint8(images) for [−1, 1]",
+    )
+    return images.double()

@@ -1,0 +1,143 @@
+"""A tokenizer's architecture from the names and shapes of its published tensors.
+
+Nothing is asked and nothing is guessed from file names. What tensors cannot show: the nominal `resolution`, which only
+places attention (256 is written, or more where there are more than nine levels, and attention_resolutions so that the
+right levels have it), dropout, and all settings of losses (the published defaults). Nor do they tell IBQ from VQ: both
+store one codebook. "ibq" is assumed unless `quantizer` says otherwise.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.quantizers import QuantizerConfig, quantizer_config
+from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
+
+CODEBOOK = "quantize.embedding.weight"
+"""The codebook's published name."""
+RESOLUTION = 256
+"""Published nominal resolution in pixels."""
+MOST_BITS = 62
+"""Lookup-free codes of more channels could not be numbered by an int64."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def infer_config(shapes: Shapes, quantizer: str | None = None) -> TokenizerConfig:
+    """The tokenizer that published tensors belong to.
+
+    Args:
+        shapes: shape of every tensor by published name; names of other parts are passed over.
+        quantizer: registered name of the quantizer; None: "ibq", or "lfq" where no codebook is stored.
+    Raises:
+        CheckpointError: the tensors are of another model, or one is missing without which nothing can be told.
+        ValueError: an unknown quantizer.
+    """
+    _check_is_tokenizer(shapes)
+    magvit2 = any(key.startswith("encoder.mid_block.") for key in shapes)
+    autoencoder = _magvit2(shapes) if magvit2 else _vqgan(shapes)
+    return TokenizerConfig(autoencoder=autoencoder, quantizer=_quantizer(shapes, autoencoder, quantizer))
+
+
+def empty_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer whose parameters have names and shapes but no memory, for weights to be put in."""
+    with torch.device("meta"), _NothingDrawn():
+        return Tokenizer(config)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out draws from N(0, 1): on tensors without memory the first one imports torch's compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return args[0] if function is Tensor.normal_ else function(*args, **(kwargs or {}))
+
+
+def _check_is_tokenizer(shapes: Shapes) -> None:
+    if "encoder.conv_in.weight" in shapes:
+        return
+    if any(key.startswith("transformer.") for key in shapes):
+        raise CheckpointError(
+            "this is an autoregressive generator (its tensors are transformer.…), not a tokenizer; give the checkpoint "
+            "of the tokenizer that it was trained on"
+        )
+    first = ", ".join(dict.fromkeys(key.split(".")[0] for key in shapes))
+    raise CheckpointError(
+        "this is no image tokenizer of IBQ's or Open-MAGVIT2's design, which has a tensor encoder.conv_in.weight; "
+        f"its tensors' names begin with {first:.120}"
+    )
+
+
+def _vqgan(shapes: Shapes) -> AutoencoderConfig:
+    channels = _level_channels(shapes)
+    latent = _shape(shapes, "decoder.conv_in.weight", 4)[1]
+    attention = [n for n in range(len(channels)) if any(key.startswith(f"encoder.down.{n}.attn.") for key in shapes)]
+    return _autoencoder(
+        shapes,
+        channels,
+        design="vqgan",
+        latent_channels=latent,
+        double_latent=_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
+        attention_resolutions=tuple(_resolution(channels) // 2**level for level in attention),
+    )
+
+
+def _magvit2(shapes: Shapes) -> AutoencoderConfig:
+    latent = _shape(shapes, "decoder.conv_in.weight", 4)[1]
+    channels = _level_channels(shapes)
+    return _autoencoder(shapes, channels, design="magvit2", latent_channels=latent, attention_resolutions=())
+
+
+def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> AutoencoderConfig:
+    base, in_channels = _shape(shapes, "encoder.conv_in.weight", 4)[:2]
+    if any(width % base for width in channels):
+        raise CheckpointError(
+            f"every level's channels must be a multiple of the first convolution's; got {base} and {channels}. The "
+            "tensors are of another architecture, or damaged"
+        )
+    blocks = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.\d+\.block\.(\d+)\.", key))}
+    try:
+        return AutoencoderConfig(
+            base_channels=base,
+            channel_multipliers=tuple(width // base for width in channels),
+            num_res_blocks=max(blocks) + 1,
+            resolution=_resolution(channels),
+            in_channels=in_channels,
+            out_channels=_shape(shapes, "decoder.conv_out.weight", 4)[0],
+            **settings,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"the shapes of the tensors fit no tokenizer: {error}") from None
+
+
+def _level_channels(shapes: Shapes) -> list[int]:
+    levels = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.(\d+)\.", key))}
+    names = [f"encoder.down.{level}.block.0.conv2.weight" for level in range(max(levels, default=0) + 1)]
+    return [_shape(shapes, name, 4)[0] for name in names]
+
+
+def _resolution(channels: list[int]) -> int:
+    return max(RESOLUTION, 2 ** (len(channels) - 1))
+
+
+def _quantizer(shapes: Shapes, autoencoder: AutoencoderConfig, name: str | None) -> QuantizerConfig:
+    unstored = CODEBOOK not in shapes and (name == "lfq" or (name is None and autoencoder.design == "magvit2"))
+    if unstored:
+        magvit2 = autoencoder.design == "magvit2"
+        bits = autoencoder.latent_channels if magvit2 else _shape(shapes, "quant_conv.weight", 4)[0]
+        if bits <= MOST_BITS:
+            return quantizer_config({"name": "lfq", "codebook_size": 2**bits, "code_dim": bits})
+    size, dim = _shape(shapes, CODEBOOK, 2)
+    return quantizer_config({"name": name or "ibq", "codebook_size": size, "code_dim": dim})
+
+
+def _shape(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
+    if key not in shapes:
+        raise CheckpointError(f"the tensor {key!r} is missing, which every tokenizer of this design has")
+    if len(shapes[key]) != dimensions:
+        raise CheckpointError(f"the tensor {key!r} must have {dimensions} dimensions; got {tuple(shapes[key])}")
+    return shapes[key]

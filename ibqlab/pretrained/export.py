@@ -1,0 +1,156 @@
+"""Trained tokenizers as files for others: one safetensors file with its settings, or a checkpoint with published names.
+
+Files appear under their name when they are complete, and never in place of one that is there.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ibqlab.config import to_dict
+from ibqlab.pretrained.architecture import CODEBOOK
+from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
+from ibqlab.pretrained.names import DECAY, DISCRIMINATOR, OUR_CODEBOOK, UPDATES, average_name, published_name
+from ibqlab.pretrained.report import WEIGHTS
+from ibqlab.quantizers.base import require, require_choice
+from ibqlab.runs.files import RunError, explained, force_to_disk
+from ibqlab.tokenizer import Tokenizer
+
+PUBLISHED_ORDER = ("encoder.", "decoder.", DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
+"""Parts of a published state dict in its order. The published loader wants a weight ahead of its average."""
+PUBLISHED_DECAY = 0.999
+LIGHTNING_VERSION = "2.2.0"
+"""The version that the published code asks for; Lightning converts checkpoints that name no version."""
+
+
+def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weights: str | None = None) -> Path:
+    """Write one set of a tokenizer's weights and its settings as a safetensors file, which `load_tokenizer` reads.
+
+    Every tensor comes back equal in every bit and of the same type.
+
+    Args:
+        tokenizer: a tokenizer, or whatever `load_tokenizer` takes: a run folder, a published file.
+        target: the file to write, ending in .safetensors.
+        weights: "ema" or "raw". Of a path: which to take, "ema" unless said. Of a tokenizer: which its weights are,
+            for the file to say so; unless said they can be loaded as either.
+    Returns:
+        The file's path.
+    Raises:
+        FileExistsError: the target is there already.
+        ValueError: another ending, another value of weights; and whatever `load_tokenizer` raises.
+        RunError: the disk is full or the folder may not be written to.
+    """
+    target = Path(target)
+    require(target.suffix == ".safetensors", f"target must end in .safetensors, got {target.name!r}")
+    if weights is not None:
+        require_choice("weights", weights, WEIGHTS)
+    _check_free(target)
+    if isinstance(tokenizer, Tokenizer):
+        config, label, tensors = tokenizer.config, weights or AS_GIVEN, tokenizer.state_dict()
+    else:
+        contents = open_contents(tokenizer)
+        chosen = contents.choose(weights or "ema")
+        config, label = contents.config, contents.only or weights or "ema"
+        tensors = {name: contents.tensors[key] for name, key in chosen.items()}
+    header = json.dumps({"weights": label, "tokenizer": to_dict(config)})
+    with _whole(target) as unfinished:
+        _save_tensors(tensors, unfinished, {EXPORT: header})
+    return target
+
+
+def export_published(source: str | Path, target: str | Path) -> Path:
+    """Write a checkpoint that the published code loads: a Lightning .ckpt with published names.
+
+    It holds the tokenizer as trained and averaged, and the discriminator where the source has one. The frozen LPIPS
+    network is left out, and so are buffers of the quantizer's upkeep, which the published code has not. Where the
+    source has no averaged weights, none are made up, and the published code must be told use_ema: False.
+
+    Args:
+        source: a run folder, or another checkpoint that `read_checkpoint` takes.
+        target: the file to write, usually .ckpt.
+    Returns:
+        The file's path.
+    Raises:
+        FileExistsError: the target is there already.
+        ValueError: a quantizer with more to it than one learned codebook, which the published format cannot hold; and
+            whatever `read_checkpoint` raises.
+        RunError: the disk is full or the folder may not be written to.
+    """
+    target = Path(target)
+    _check_free(target)
+    checkpoint = read_checkpoint(source)
+    content = {
+        "epoch": 0,
+        "global_step": checkpoint.step,
+        "pytorch-lightning_version": LIGHTNING_VERSION,
+        "state_dict": _published_state(checkpoint),
+    }
+    with _whole(target) as unfinished:
+        torch.save(content, unfinished)
+    return target
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, str]) -> None:
+    from safetensors import SafetensorError  # noqa: PLC0415 - reading runs needs none of it
+    from safetensors.torch import save_file  # noqa: PLC0415 - as above
+
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, target, header)
+    except SafetensorError as error:
+        raise RunError(f"{target}: cannot be written ({error}); make room, or choose another folder") from error
+
+
+def _published_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All weights by their published names, in the published order."""
+    tokenizer = _without_upkeep(checkpoint.tokenizer)
+    _check_publishable(checkpoint.config.quantizer.config_name, tokenizer)
+    weights = {published_name(name): value for name, value in tokenizer.items()}
+    weights |= {DISCRIMINATOR + name: value for name, value in (checkpoint.discriminator or {}).items()}
+    state = {key: weights[key] for part in PUBLISHED_ORDER for key in weights if key.startswith(part)}
+    averages = {published_name(name): value for name, value in (checkpoint.tokenizer_ema or {}).items()}
+    averages |= {DISCRIMINATOR + name: value for name, value in (checkpoint.discriminator_ema or {}).items()}
+    if averages:
+        state[DECAY] = torch.tensor(checkpoint.ema_decay or PUBLISHED_DECAY, dtype=torch.float32)
+        state[UPDATES] = torch.tensor(-1, dtype=torch.int32)
+    return state | {average_name(key): averages[key] for key in state if key in averages}
+
+
+def _without_upkeep(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith("quantizer.upkeep.")}
+
+
+def _check_publishable(quantizer: str, tensors: Mapping[str, Tensor]) -> None:
+    more = [name for name in tensors if name.startswith("quantizer.") and name != OUR_CODEBOOK]
+    require(
+        not more,
+        f"the published format holds one codebook ({CODEBOOK}) or none; the quantizer {quantizer!r} also has "
+        f"{', '.join(more[:4])}. Use export_tokenizer, which holds any quantizer",
+    )
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target} is there already and was not changed; choose another name, or delete it first")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: there is no such folder to write {target.name} into; make it first")
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A file to write that becomes the target when the block ends well, and is gone otherwise."""
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    with explained(target):
+        try:
+            yield unfinished
+            with open(unfinished, "rb") as stream:
+                os.fsync(stream.fileno())
+            _check_free(target)
+            os.replace(unfinished, target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        force_to_disk(target.parent)

@@ -1,0 +1,220 @@
+"""LFQ: the sign of every channel is a bit of the index, so there is no codebook to look up, to learn or to collapse.
+
+What is unusual: the entropy penalty, published as a softmax over all K = 2^D sign vectors, is computed without that
+softmax. Its logits are sums over channels, so each token's distribution is a product of D independent bits: the token's
+entropy is a sum of D binary entropies, and the mean distribution one product of two N × 2^(D/2) tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require
+from ibqlab.quantizers.codebooks import SignGrid, bit_values
+from ibqlab.quantizers.estimators import straight_through
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupFreeQuantizerConfig(QuantizerConfig):
+    """LFQ as published by Open-MAGVIT2."""
+
+    codebook_size: int = 1024
+    """K, codes, a power of two. Published: 262,144 and 16,384."""
+    code_dim: int = 0
+    """D, bits per code, always log2 K: 0 fills it in. Published: 18 and 14."""
+    codebook_init: str = "grid"
+    """Always "grid": the codes are all vectors of ±1 and never move."""
+    commitment_weight: float = 0.25
+    """Weight of mean‖z − sg(q)‖² in the loss, ≥ 0. Published: 0.25."""
+    entropy_weight: float = 0.1
+    """Weight of the entropy penalty in the loss, ≥ 0; 0 leaves it out. Published: 0.1."""
+    entropy_temperature: float = 0.01
+    """τ of the softmax inside the penalty, > 0. Published: 0.01."""
+    entropy_epsilon: float = 1e-5
+    """ε inside the logarithm of the average entropy, ≥ 0. Published: 1e-5, which caps that entropy at 11.19 nats
+    (ln K is 12.48) for K = 262,144. 0 gives the exact entropy."""
+    sample_entropy_weight: float = 1.0
+    """Weight, inside the penalty, of the tokens' mean entropy (to be small: sure choices). Published: 1."""
+    average_entropy_weight: float = 1.0
+    """Weight, inside the penalty, of the batch's average entropy (to be large: even use). Published: 1."""
+
+    def __post_init__(self):
+        size = self.codebook_size
+        bits = max(1, size.bit_length() - 1)
+        require(
+            size < 2 or size == 2**bits,
+            f"codebook_size must be a power of two for lfq, whose codes are all vectors of ±1; got {size}. "
+            f"Use {2**bits} or {2 ** (bits + 1)}",
+        )
+        if self.code_dim == 0:
+            object.__setattr__(self, "code_dim", bits)
+        super().__post_init__()
+        require(
+            self.code_dim == bits,
+            f"code_dim must be log2(codebook_size) for lfq, {bits} for {size} codes; got {self.code_dim}. "
+            f"Use code_dim={bits}, or leave it out",
+        )
+        require(
+            self.codebook_init == "grid",
+            f"codebook_init does not apply to lfq, whose codes are fixed; got {self.codebook_init!r}. "
+            "Leave it out, or use 'grid'",
+        )
+        weights = ("commitment_weight", "entropy_weight", "sample_entropy_weight", "average_entropy_weight")
+        for name in (*weights, "entropy_epsilon"):
+            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
+        require(self.entropy_temperature > 0, f"entropy_temperature must be > 0, got {self.entropy_temperature}")
+
+
+@register_quantizer("lfq", LookupFreeQuantizerConfig)
+class LookupFreeQuantizer(Quantizer):
+    """Lookup-Free Quantization.
+
+        q_i = +1 if z_i > 0 else −1,   k = Σ_i 1[z_i > 0] 2^i,   z_q = z + sg(q − z)
+        loss = β mean‖z − sg(q)‖² + w (H̄ − Ĥ)
+
+    H̄ and Ĥ are those of `sign_entropies`. As published, all three terms are 0 in evaluation, and 0 itself becomes −1.
+    Source: MAGVIT-v2 (Yu et al., 2024), §3.1; published Open-MAGVIT2 code, LFQ.
+    """
+
+    def __init__(self, config: LookupFreeQuantizerConfig):
+        super().__init__(config, SignGrid(config.code_dim))
+
+    def loss_weights(self) -> dict[str, float]:
+        """Commitment and entropy penalty (two terms)."""
+        config = self.config
+        return {
+            "commitment": config.commitment_weight,
+            "sample_entropy": config.entropy_weight * config.sample_entropy_weight,
+            "average_entropy": -config.entropy_weight * config.average_entropy_weight,
+        }
+
+    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
+        """The sign of every channel; the codebook is not looked at. Cost of the penalty: see `sign_entropies`."""
+        config = self.config
+        positive = features > 0
+        indices = (positive * bit_values(config.code_dim, features.device)).sum(1)
+        codes = torch.where(positive, 1.0, -1.0).to(features.dtype)
+        if not self.training:
+            return Assignment(codes, indices, dict.fromkeys(self.loss_weights(), features.new_zeros(())))
+        terms = {"commitment": F.mse_loss(features, codes)}
+        if config.entropy_weight > 0:
+            sample, average = sign_entropies(features, config.entropy_temperature, config.entropy_epsilon)
+            terms |= {"sample_entropy": sample, "average_entropy": average}
+        return Assignment(straight_through(features, codes), indices, terms)
+
+    def decode(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
+        """Sign vectors of stored indices, from their bits; equals `quantized` of the forward pass in eval mode.
+
+        Raises:
+            ValueError: an index outside 0 … K−1.
+        """
+        size = self.config.codebook_size
+        _check_indices("indices", indices, size, f" (codebook_size {size})")
+        return self.codes.signs(indices).permute(0, 3, 1, 2).contiguous()
+
+
+def sign_entropies(
+    features: Float[Tensor, "N D"], temperature: float = 0.01, epsilon: float = 1e-5
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Entropies of the softmax over all sign vectors, without that softmax.
+
+        p_n = softmax_c(2 z_n·c / τ),   H̄ = mean_n −Σ_c p_n(c) ln p_n(c),   Ĥ = −Σ_c p̄(c) ln(p̄(c) + ε),   p̄ = mean_n p_n
+
+    With c_i = ±1 the softmax factorises over channels, p_n(c) = Π_i σ(4 z_ni c_i / τ). So H̄ sums D binary entropies,
+    and p̄ is the product of the tables of the lower and the upper half of the bits.
+
+    Args:
+        features: z, any scale, float32 or float64.
+        temperature: τ > 0.
+        epsilon: ε ≥ 0.
+    Returns:
+        H̄, nats, 0 to D·ln 2: near 0 where features are far from 0. Ĥ, nats, 0 to D·ln 2: large where the tokens given,
+        on this process only, are spread evenly over the codes.
+    Cost: O(N·K) operations, O(N·√K + K) memory.
+    Source: published Open-MAGVIT2 code; the factorisation is exact.
+    """
+    logits = features * (4 / temperature)
+    certainty = logits.abs()
+    # ln(1 + e^−a) + a σ(−a) for a = |logit|: no difference of large numbers, and smooth through 0.
+    sample = (F.softplus(-certainty) + certainty * torch.sigmoid(-certainty)).sum(1).mean()
+    half = features.shape[1] // 2
+    lower, upper = _bit_table(logits[:, :half]), _bit_table(logits[:, half:])
+    mean = upper.T @ lower / len(features)
+    # Without ε a code of probability 0 must give 0, not 0 · ∞.
+    average = -(mean * (mean + epsilon).clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+    return sample, average
+
+
+def _bit_table(logits: Float[Tensor, "N bits"]) -> Float[Tensor, "N combinations"]:
+    """Probability of every combination of independent bits, each token's row indexed by the combination."""
+    table = logits.new_zeros(len(logits), 1)
+    for logit in logits[:, :, None].unbind(1):
+        table = torch.cat([table + F.logsigmoid(-logit), table + F.logsigmoid(logit)], dim=1)
+    return table.exp()
+
+
+def factorize_indices(
+    indices: Int[Tensor, "*grid"], bits: Sequence[int] = (6, 12), *, codebook_size: int | None = None
+) -> tuple[Int[Tensor, "*grid"], ...]:
+    """Split indices into smaller ones, as Open-MAGVIT2's transformer predicts them: the first channels, then the rest.
+
+    Args:
+        indices: of LFQ codes, 0 to 2^(sum of bits) − 1, any shape.
+        bits: channels in each part. Published: 6 and 12 of 18.
+        codebook_size: K; given, the bits must sum to log2 K.
+    Returns:
+        One int64 tensor of indices per part, 0 to 2^bits − 1, the part's first channel as its least significant bit.
+    Raises:
+        ValueError: bits that do not sum to log2 K, or indices out of range.
+    """
+    total = _check_bits(bits)
+    require(
+        codebook_size in (None, 2**total),
+        f"bits must sum to log2(codebook_size); got {tuple(bits)}, which address {2**total} codes, not {codebook_size}",
+    )
+    _check_indices("indices", indices, 2**total, f" for bits {tuple(bits)}, which must sum to log2(codebook_size)")
+    parts, indices = [], indices.long()
+    for count in bits:
+        parts.append(indices % 2**count)
+        indices = indices // 2**count
+    return tuple(parts)
+
+
+def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6, 12)) -> Int[Tensor, "*grid"]:
+    """The indices that `factorize_indices` split: Σ part · 2^(bits before it), int64.
+
+    Args:
+        parts: one tensor of indices per part, all of one shape.
+        bits: channels in each part. Published: 6 and 12.
+    Raises:
+        ValueError: another number of parts than of bits, different shapes, or a part out of range.
+    """
+    _check_bits(bits)
+    require(len(parts) == len(bits), f"bits {tuple(bits)} ask for {len(bits)} parts, got {len(parts)}")
+    shapes = [tuple(part.shape) for part in parts]
+    require(len(set(shapes)) == 1, f"parts must have one shape, got {', '.join(map(str, shapes))}")
+    joined, worth = torch.zeros_like(parts[0], dtype=torch.int64), 1
+    for number, (part, count) in enumerate(zip(parts, bits, strict=True)):
+        _check_indices(f"part {number}", part, 2**count, f" for bits {tuple(bits)}")
+        joined += part.long() * worth
+        worth *= 2**count
+    return joined
+
+
+def _check_bits(bits: Sequence[int]) -> int:
+    """Their sum; raises unless each part has a bit and all fit an int64."""
+    good = len(bits) > 0 and all(count >= 1 for count in bits) and sum(bits) < 63
+    require(good, f"bits must be numbers of at least 1 that sum to at most 62, such as (6, 12); got {tuple(bits)}")
+    return sum(bits)
+
+
+def _check_indices(name: str, indices: Tensor, size: int, remark: str = "") -> None:
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        raise ValueError(
+            f"{name} must lie in 0 … {size - 1}{remark}, "
+            f"got {int(indices.min())} … {int(indices.max())}; were they made by another tokenizer?"
+        )

@@ -1,0 +1,339 @@
+"""What a training step costs in operations and memory, counted on tensors that have shapes but no contents.
+
+Nothing is computed, and no formula of ours stands in for the program: the run's own networks and losses are called on
+fake tensors (meta tensors that pass for CPU ones, because autocast does not know the meta device) while torch's counter
+looks at every convolution and matrix product, and a hook at every tensor that autograd keeps.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ibqlab.tokenizer import Tokenizer, TokenizerOutput
+from ibqlab.tokenizer.discriminator import PatchDiscriminator
+from ibqlab.training.adversarial import DISCRIMINATOR_LOSSES, generator_loss
+from ibqlab.training.config import TrainConfig
+from ibqlab.training.losses import tokenizer_loss
+
+LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
+"""torchvision's name of the network, and the layers after which LPIPS compares."""
+FLOAT32_ON_CUDA = (F.group_norm, torch.pow, torch.sum)
+"""What autocast computes in float32 on CUDA but not on the CPU, as far as these networks use it."""
+
+
+class Parameters(NamedTuple):
+    """Learned numbers, part by part; those of LPIPS are frozen."""
+
+    encoder: int
+    decoder: int
+    codebook: int
+    """Everything that the quantizer learns; 0 for LFQ."""
+    convolutions: int
+    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
+    discriminator: int
+    """0 where the adversarial loss is off."""
+    perceptual: int
+    """LPIPS: its trunk and its five layers of weights; 0 where it is off."""
+
+    @property
+    def tokenizer(self) -> int:
+        """All that encodes and decodes."""
+        return self.encoder + self.decoder + self.codebook + self.convolutions
+
+    @property
+    def trained(self) -> int:
+        """All that an optimiser moves."""
+        return self.tokenizer + self.discriminator
+
+
+class Cost(NamedTuple):
+    """What grows with the images of a step, and what does not."""
+
+    fixed: int
+    per_image: int
+
+    def of(self, images: int) -> int:
+        """For so many images."""
+        return self.fixed + images * self.per_image
+
+
+class StepCost(NamedTuple):
+    """What `count_step` returns."""
+
+    parameters: Parameters
+    forward: Cost
+    """Operations of one image's way to its reconstruction in evaluation; a multiply-add is two."""
+    training: Cost
+    """Operations of a training step on one process's part of a batch, by images."""
+    activations: Cost
+    """Bytes kept for the backward pass, at the step's fullest moment; `fixed` are the weights' copies in bfloat16."""
+    frozen_bytes: int
+    """Bytes of buffers and of the LPIPS network."""
+
+
+def count_step(config: TrainConfig) -> StepCost:
+    """Parameters, operations and activations of a training step of a recipe.
+
+    Operations are those of torch.utils.flop_counter: convolutions, matrix products and attention, forward and backward,
+    a multiply-add counted as two; norms, activations and losses are left out. Counted are the tokenizer with its
+    quantizer, the discriminator's three calls, LPIPS on both images, and, where the batch comes in parts, the extra
+    reconstructions for the discriminator. Not counted: optimisers, averages, diagnostics, validation.
+    Activations are what autograd keeps, each storage once, in the types of the recipe's precision; attention is taken
+    as fused where the layout of its inputs allows that. Work space of kernels and of the quantizer's blocks comes on
+    top. Both are counted with two and with three images; the rest follows, because they are linear in images.
+
+    Args:
+        config: of the run; its data and weight files are not looked at.
+    Raises:
+        ValueError: images that the tokenizer or the discriminator cannot take.
+    Cost: seconds, no memory for the numbers.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
+
+    with FakeTensorMode(), _default_dtype(weight_dtype(config)):
+        step = _Step(config)
+        forward, training, activations = (
+            _line(count) for count in (step.forward_operations, step.training_operations, step.activation_bytes)
+        )
+        return StepCost(step.parameters(), forward, training, activations, step.frozen_bytes())
+
+
+def weight_dtype(config: TrainConfig) -> torch.dtype:
+    """The type of weights, gradients and Adam's averages at a recipe's precision."""
+    return torch.float64 if config.precision == "64-true" else torch.float32
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _line(count: Callable[[int], int]) -> Cost:
+    # A single image's tokens are a view that no fused attention takes, so it says nothing about larger batches.
+    two, three = count(2), count(3)
+    return Cost(3 * two - 2 * three, three - two)
+
+
+class _Step:
+    """A recipe's networks as fake tensors, and the calls that one step makes on them."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.size = config, config.data.image_size
+        self.dtype = torch.get_default_dtype()
+        self.tokenizer = Tokenizer.from_config(config.tokenizer)
+        self.tokenizer.latent_grid(self.size, self.size)
+        self.discriminator = self.perceptual = None
+        if config.loss.adversarial_weight:
+            channels = config.tokenizer.autoencoder.in_channels
+            self.discriminator = PatchDiscriminator(config.loss.discriminator, channels)
+            self.discriminator.check_size(self.size, self.size)
+        if config.loss.perceptual_weight:
+            self.perceptual = _Lpips(config.loss.perceptual_net)
+
+    def parameters(self) -> Parameters:
+        tokenizer = self.tokenizer
+        convolutions = _count(tokenizer.quant_conv) + _count(tokenizer.post_quant_conv)
+        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
+        return Parameters(*map(_count, parts), convolutions, _count(self.discriminator), _count(self.perceptual))
+
+    def frozen_bytes(self) -> int:
+        frozen = [buffer for network in self._networks() for buffer in network.buffers()]
+        frozen += [p for network in self._networks() for p in network.parameters() if not p.requires_grad]
+        return sum(tensor.nbytes for tensor in frozen)
+
+    def forward_operations(self, images: int) -> int:
+        self.tokenizer.eval()
+        with _counting() as counter, torch.no_grad():
+            self.tokenizer(self._images(images))
+        self.tokenizer.train()
+        return counter.get_total_flops()
+
+    def training_operations(self, images: int) -> int:
+        pictures, adversary = self._images(images), self.config.loss
+        with _counting() as counter, self.tokenizer.quantizer.without_upkeep():
+            out = self.tokenizer(pictures)
+            if self.discriminator:
+                self._discriminate(pictures, out.reconstruction.detach()).backward()
+                if adversary.discriminator_first and self.config.accumulate > 1:
+                    with torch.no_grad():
+                        self.tokenizer(pictures)
+            self._loss(pictures, out).backward()
+        return counter.get_total_flops()
+
+    def activation_bytes(self, images: int) -> int:
+        """The tokenizer's, and on top those of the discriminator's own step or of the losses, whichever keep more."""
+        pictures, known = self._images(images), _storages(self._networks())
+        mixed = self.config.precision == "bf16-mixed"
+        tokenizer = _Kept(known)
+        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), _cuda_precision(mixed, tokenizer):
+            out = self.tokenizer(pictures)
+        learning, losses = (_Kept(known | tokenizer.storages.keys()) for _ in range(2))
+        if self.discriminator:
+            with learning.watching(), _cuda_precision(mixed, learning):
+                self._discriminate(pictures, out.reconstruction.detach())
+        with losses.watching():
+            self._loss(pictures, out, partial(_cuda_precision, mixed, losses))
+        return tokenizer.bytes + max(learning.bytes, losses.bytes)
+
+    def _networks(self) -> list[nn.Module]:
+        return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]
+
+    def _images(self, count: int) -> Tensor:
+        channels = self.config.tokenizer.autoencoder.in_channels
+        return torch.empty(count, channels, self.size, self.size, dtype=self.dtype)
+
+    def _discriminate(self, pictures: Tensor, rebuilt: Tensor) -> Tensor:
+        """The discriminator's loss on images and reconstructions."""
+        real, fake = self.discriminator(pictures), self.discriminator(rebuilt)
+        return DISCRIMINATOR_LOSSES[self.config.loss.discriminator_loss](real.to(self.dtype), fake.to(self.dtype))
+
+    def _loss(self, pictures: Tensor, out: TokenizerOutput, precision: Callable = nullcontext) -> Tensor:
+        """The tokenizer's loss, the networks that judge it in the run's precision."""
+
+        def judge(rebuilt: Tensor) -> Tensor:
+            self.discriminator.requires_grad_(False)
+            with precision():
+                logits = self.discriminator(rebuilt)
+            self.discriminator.requires_grad_(True)
+            return generator_loss(logits.to(self.dtype))
+
+        def perceive(images: Tensor, rebuilt: Tensor) -> Tensor:
+            with precision():
+                return self.perceptual(images, rebuilt).to(self.dtype)
+
+        loss, _ = tokenizer_loss(
+            self.config.loss,
+            pictures,
+            out,
+            perceptual=perceive if self.perceptual else None,
+            judge=judge if self.discriminator else None,
+            last_layer=self.tokenizer.decoder.last_layer,
+        )
+        return loss
+
+
+class _Lpips(nn.Module):
+    """LPIPS as its package computes it, frozen, without its weights."""
+
+    def __init__(self, net: str):
+        import torchvision  # noqa: PLC0415 - a second, needed only where LPIPS is on
+
+        super().__init__()
+        name, self.taps = LPIPS_TAPS[net]
+        self.trunk = getattr(torchvision.models, name)(weights=None).features[: self.taps[-1] + 1]
+        convolutions = [(place, layer) for place, layer in enumerate(self.trunk) if isinstance(layer, nn.Conv2d)]
+        widths = [max((p, c.out_channels) for p, c in convolutions if p < tap)[1] for tap in self.taps]
+        self.layers = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
+        self.requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], rebuilt: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+        """One distance per image."""
+        pairs = zip(self.layers, self._features(images), self._features(rebuilt), strict=True)
+        return sum(layer(torch.pow(left - right, 2)).mean((1, 2, 3)) for layer, left, right in pairs)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        found = []
+        for place, layer in enumerate(self.trunk):
+            images = layer(images)
+            if place in self.taps:
+                length = torch.sum(torch.pow(images, 2), dim=1, keepdim=True).sqrt()
+                found.append(images / (length + 1e-10))
+        return found
+
+
+class _Kept:
+    """Tensors that wait for the backward pass, each storage once.
+
+    Args:
+        known: storages that are accounted for elsewhere.
+    """
+
+    def __init__(self, known: Iterable[int]):
+        self.known = set(known)
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        # The storage itself is held, so that its address cannot be given to another one meanwhile.
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.known:
+            self.storages[storage._cdata] = storage
+        return tensor
+
+    def watching(self) -> AbstractContextManager:
+        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+
+
+class _AsOnCuda(TorchFunctionMode):
+    """Where autocast and attention keep other tensors on CUDA than on the CPU, do as CUDA does.
+
+    Norms, powers and sums are computed in float32 under autocast. Fused attention, which takes vectors whose numbers
+    lie side by side, keeps queries, keys, values and result, not the matrix between them.
+    """
+
+    def __init__(self, kept: _Kept):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        mixed = torch.is_autocast_enabled("cpu")
+        if mixed and function in FLOAT32_ON_CUDA:
+            args = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
+        if function is not F.scaled_dot_product_attention or any(a.stride(-1) != 1 for a in args[:3]):
+            return function(*args, **kwargs)
+        args = tuple(a.bfloat16() if mixed and isinstance(a, Tensor) else a for a in args)
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        for tensor in (*args[:3], result):
+            self.kept.keep(tensor)
+        return result.requires_grad_()
+
+
+@contextmanager
+def _cuda_precision(mixed: bool, kept: _Kept) -> Iterator[None]:
+    """The run's precision, with CUDA's rules on what stays float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed), _AsOnCuda(kept):
+        yield
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    """Count operations; attention written out, because not every fused kernel has a count."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_operations})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+def _addmm_operations(total: tuple, left: tuple, right: tuple, **_: Any) -> int:
+    """The product that index backpropagation adds to the codebook's gradient in place, which torch does not count."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+def _storages(networks: Iterable[nn.Module]) -> set[int]:
+    return {
+        tensor.untyped_storage()._cdata
+        for network in networks
+        for tensor in (*network.parameters(), *network.buffers())
+    }
+
+
+def _count(module: nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module else 0

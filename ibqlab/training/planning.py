@@ -1,0 +1,212 @@
+"""What a recipe costs, before anything is paid for: parameters, operations, memory, steps, GPU-hours, disk.
+
+Sizes are counted (see `accounting`), speed is not: it is measured on the machine at hand and typed in. Nothing here
+reads data or weight files, needs a GPU or takes memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ibqlab.data.source import BUILT_IN
+from ibqlab.quantizers.base import require
+from ibqlab.runs.run import CHECKPOINTS_KEPT
+from ibqlab.training.accounting import Cost, Parameters, count_step, weight_dtype
+from ibqlab.training.config import TrainConfig
+from ibqlab.training.recipes import PublishedRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGENET_IMAGES = 1_281_166
+"""ImageNet's training images as published training uses them: all but one, which is damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a recipe in everything but time. Operations count a multiply-add as two."""
+
+    name: str
+    """Of the recipe."""
+    published: PublishedRow | None
+    """The numbers that a paper printed for it; None for recipes of our own."""
+    parameters: Parameters
+    """Learned numbers, part by part."""
+    tokens_per_image: int
+    """Codes that stand for an image."""
+    forward_operations: int
+    """Operations from one image to its reconstruction, in evaluation."""
+    training_operations: int
+    """Operations per image of a training step, forward and backward, all networks."""
+    state_bytes: int
+    """Memory per process for weights, gradients, Adam's averages and averaged weights, whatever the batch."""
+    activations: Cost
+    """Bytes kept for the backward pass."""
+    images_at_once: int
+    """Images of one forward and backward pass on one process."""
+    steps: int
+    """Optimiser steps."""
+    images: int
+    """Images seen in all steps."""
+    epochs: float | None
+    """The same in passes over ImageNet's 1,281,166 training images; None for the built-in images."""
+    processes: int
+    """Processes, one GPU each, that the recipe asks for."""
+    checkpoint_bytes: int
+    """One checkpoint on disk; a run keeps two."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """State and activations of one process. Work space of kernels and of the allocator comes on top."""
+        return self.state_bytes + self.activations.of(self.images_at_once)
+
+    def describe(self) -> str:
+        """The plan as lines for people."""
+        parts = {name: value for name, value in self.parameters._asdict().items() if value}
+        names = {"convolutions": "1 × 1 convolutions", "perceptual": "LPIPS network (frozen)"}
+        counted = "\n".join(f"  {names.get(name, name):<23}{value:>14,}" for name, value in parts.items())
+        epochs = "" if self.epochs is None else f" = {self.epochs:,.1f} × ImageNet's {IMAGENET_IMAGES:,}"
+        published = f"published: {self.published.describe()}" if self.published else "published: nothing"
+        remarks = f"\n  {self.published.remarks}" if self.published and self.published.remarks else ""
+        return (
+            f"{self.name}\n{published}{remarks}\n"
+            f"parameters\n{counted}\n  {'tokenizer, all':<23}{self.parameters.tokenizer:>14,}\n"
+            f"tokens per image: {self.tokens_per_image:,}\n"
+            "operations per image (multiply-add = 2; convolutions, matrix products and attention)\n"
+            f"  image to reconstruction{_giga(self.forward_operations):>16}\n"
+            f"  training step          {_giga(self.training_operations):>16}\n"
+            "memory of one process (kernels' work space comes on top)\n"
+            f"  weights, gradients, Adam, averages{_gibi(self.state_bytes):>12}\n"
+            f"  for the backward pass{_gibi(self.activations.of(self.images_at_once)):>25}, {self.images_at_once} "
+            f"images at {_gibi(self.activations.per_image)} each and {_gibi(self.activations.fixed)} whatever their "
+            "number\n"
+            f"  together{_gibi(self.memory_bytes):>38}\n"
+            f"training: {self.steps:,} steps, {self.images:,} images{epochs}; processes: {self.processes}\n"
+            f"disk: {_gibi(self.checkpoint_bytes)} per checkpoint, of which a run keeps {CHECKPOINTS_KEPT}; snapshots "
+            "and metrics come on top"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """What a plan costs in time and money at a measured speed."""
+
+    gpu_hours: float
+    """Hours of one GPU, for the training steps alone: validation, loading and restarts come on top."""
+    gpus: int
+    """GPUs that work at the same time."""
+    price: float | None = None
+    """Of all GPU-hours, in the currency of the price that was given."""
+
+    @property
+    def days(self) -> float:
+        """From the first step to the last."""
+        return self.gpu_hours / self.gpus / 24
+
+    def describe(self) -> str:
+        """One line."""
+        price = "" if self.price is None else f", cost {self.price:,.0f}"
+        return f"time: {self.gpu_hours:,.0f} GPU-hours = {self.days:,.2f} days on {self.gpus} GPUs{price}"
+
+
+def plan_tokenizer(config: TrainConfig, name: str = "", published: PublishedRow | None = None) -> Plan:
+    """Count what a recipe costs.
+
+    Memory of the state is, per learned number, a weight, a gradient, Adam's two averages and (where ema_decay is above
+    0) an averaged weight, with several processes also the gradient's copy in the buckets that they exchange; frozen
+    weights and buffers once.
+
+    Args:
+        config: of the run.
+        name: of the recipe, for tables.
+        published: what a paper printed for it.
+    Raises:
+        ValueError: an image size that the networks cannot take.
+    Cost: seconds; the numbers of the networks take no memory.
+    """
+    cost = count_step(config)
+    item = weight_dtype(config).itemsize
+    averages = 1 if config.ema_decay else 0
+    buckets = 1 if config.processes > 1 else 0
+    side = config.data.image_size // config.tokenizer.autoencoder.downsampling
+    at_once = config.batch_size // (config.processes * config.accumulate)
+    images = config.steps * config.batch_size
+    return Plan(
+        name=name,
+        published=published,
+        parameters=cost.parameters,
+        tokens_per_image=side**2,
+        forward_operations=cost.forward.of(1),
+        training_operations=cost.training.of(at_once) // at_once,
+        state_bytes=cost.parameters.trained * item * (4 + averages + buckets) + cost.frozen_bytes,
+        activations=cost.activations,
+        images_at_once=at_once,
+        steps=config.steps,
+        images=images,
+        epochs=None if config.data.source in BUILT_IN else images / IMAGENET_IMAGES,
+        processes=config.processes,
+        checkpoint_bytes=cost.parameters.trained * item * (3 + averages),
+    )
+
+
+def cost_of_run(
+    plan: Plan, images_per_second: float, gpus: int | None = None, gpu_hour_price: float | None = None
+) -> RunCost:
+    """Time and price of a plan.
+
+    Args:
+        plan: of the run.
+        images_per_second: images that one GPU trains on per second, as measured there.
+        gpus: that work together; None: as many as the recipe has processes. They are taken to lose no time to each
+            other.
+        gpu_hour_price: of one GPU for an hour, in any currency.
+    Raises:
+        ValueError: a speed, number or price that cannot be.
+    """
+    gpus = plan.processes if gpus is None else gpus
+    require(images_per_second > 0, f"images per second must be > 0, got {images_per_second}; measure them")
+    require(gpus >= 1, f"gpus must be at least 1, got {gpus}")
+    require(gpu_hour_price is None or gpu_hour_price >= 0, f"a GPU-hour's price must be ≥ 0, got {gpu_hour_price}")
+    hours = plan.images / images_per_second / 3600
+    return RunCost(gpu_hours=hours, gpus=gpus, price=None if gpu_hour_price is None else hours * gpu_hour_price)
+
+
+def plan_table(plans: Sequence[Plan]) -> "pd.DataFrame":
+    """Plans as one row each.
+
+    Returns:
+        Columns: recipe; rfid, lpips, usage (published; share of codes); parameters_m (tokenizer, millions); codebook_m
+        (millions); forward_gflop and training_gflop (10⁹ operations per image); image_gib (activations per image, GiB);
+        memory_gib (one process, GiB); steps; epochs (of ImageNet); checkpoint_gib.
+    """
+    import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.training` quick
+
+    return pd.DataFrame([_table_row(plan) for plan in plans])
+
+
+def _table_row(plan: Plan) -> dict[str, str | float | int | None]:
+    printed = plan.published
+    return {
+        "recipe": plan.name,
+        "rfid": printed.rfid if printed else None,
+        "lpips": printed.lpips if printed else None,
+        "usage": printed.usage if printed else None,
+        "parameters_m": plan.parameters.tokenizer / 1e6,
+        "codebook_m": plan.parameters.codebook / 1e6,
+        "forward_gflop": plan.forward_operations / 1e9,
+        "training_gflop": plan.training_operations / 1e9,
+        "image_gib": plan.activations.per_image / 2**30,
+        "memory_gib": plan.memory_bytes / 2**30,
+        "steps": plan.steps,
+        "epochs": plan.epochs,
+        "checkpoint_gib": plan.checkpoint_bytes / 2**30,
+    }
+
+
+def _giga(operations: int) -> str:
+    number = f"{operations / 1e9:,.4g}" if operations < 1e12 else f"{operations / 1e9:,.0f}"
+    return f"{number} × 10⁹"
+
+
+def _gibi(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**29 else f"{size / 2**20:,.1f} MiB"
