@@ -1,4 +1,4 @@
-"""The command line: run a notebook, train a recipe, list runs, show one.
+"""The command line: run a notebook, train or plan a recipe, list runs and show one, look into checkpoints.
 
 Everything heavy is imported by the command that needs it, so that `ibqlab --help` answers at once.
 """
@@ -317,6 +317,63 @@ def _how_to_measure(plan: "Plan") -> str:
         "time: measure a speed on the GPU that will be used and give it as --images-per-second; "
         f"`ibqlab train {plan.name} steps=200 processes=1 batch_size={plan.images_at_once}` prints images/s"
     )
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
+@click.option("--quantizer", help="Of a published file, whose shapes do not tell IBQ from VQ; by default ibq.")
+def inspect(checkpoint: str, weights: str, quantizer: str | None) -> None:
+    """What CHECKPOINT holds, key by key, and the architecture that its names and shapes tell.
+
+    CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder. Nothing in it is executed.
+    """
+    from ibqlab.config import dump_yaml  # noqa: PLC0415
+    from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
+
+    tokenizer = load_tokenizer(checkpoint, weights, quantizer=quantizer)
+    click.echo(tokenizer.load_report)
+    _section("settings", dump_yaml(tokenizer.config))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to; by default the hub's own cache.")
+def download(name: str | None, folder: Path | None) -> None:
+    """Fetch the published tokenizer NAME, check its checksum and print where it lies; without a name, list them all."""
+    from ibqlab.pretrained import PUBLISHED, download_published  # noqa: PLC0415
+
+    if name is None:
+        rows = [
+            f"{key:<28} K {tokenizer.codebook_size:>7,}  rFID {tokenizer.rfid}" for key, tokenizer in PUBLISHED.items()
+        ]
+        click.echo("\n".join(rows))
+        return
+    click.echo(download_published(name, folder))
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--weights", type=click.Choice(["ema", "raw"]), help="For .safetensors: which set; by default ema.")
+def export(checkpoint: str, target: Path, weights: str | None) -> None:
+    """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
+    from ibqlab.config import ConfigError  # noqa: PLC0415
+    from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
+
+    if target.suffix == ".safetensors":
+        click.echo(export_tokenizer(checkpoint, target, weights))
+        return
+    if target.suffix != ".ckpt":
+        raise ConfigError(
+            f"TARGET must end in .safetensors (one set of weights) or .ckpt (published names); got {target}"
+        )
+    if weights:
+        raise ConfigError("--weights is for .safetensors; a .ckpt holds the weights as trained and the averaged ones")
+    click.echo(export_published(checkpoint, target))
 
 
 # --- runs, show ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from golden import golden_file
 
 from ibqlab.cli import describe_metrics, main
 from ibqlab.runs import Run
@@ -272,3 +273,23 @@ def test_config_and_runs_need_neither_torch_nor_pandas():
 def test_python_m_ibqlab_is_the_same_program():
     done = subprocess.run([sys.executable, "-m", "ibqlab", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: ibqlab ")
+
+
+def test_inspect_and_export_account_for_a_checkpoint(somewhere):
+    path = golden_file("tokenizer_ema_official_ckpt.ckpt")
+    shown = ibqlab("inspect", path)
+    assert "279 of 279 keys accounted for" in shown and "codebook_size: 64" in shown
+    ibqlab("export", path, "one.safetensors", "--weights", "raw")
+    assert "121 of 121 keys" in ibqlab("inspect", "one.safetensors", "--weights", "raw")
+    ibqlab("export", path, "again.ckpt")
+    assert "279 of 279 keys" in ibqlab("inspect", "again.ckpt", "--weights", "raw")
+
+
+def test_export_says_what_it_can_write():
+    assert ".safetensors" in ibqlab("export", "nothing.ckpt", "x.bin", code=2)
+    assert "--weights is for .safetensors" in ibqlab("export", "nothing.ckpt", "x.ckpt", "--weights", "raw", code=2)
+
+
+def test_download_lists_what_was_published_and_fetches_nothing():
+    assert "IBQ-262144" in ibqlab("download")
+    assert "IBQ-262144" in ibqlab("download", "IBQ-262143", code=2)

@@ -21,7 +21,8 @@ def cells(path, kind):
 
 
 def test_the_promised_notebooks_are_there():
-    assert {"explore_collapse", "scale_codebook", "train_tokenizer"} <= set(NAMES)
+    promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
+    assert promised <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -78,6 +79,8 @@ def pictures(out):
         ("explore_collapse", ["-p", "projection", "pca"], 7),
         ("scale_codebook", ["-p", "steps", "6"], 1),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),
+        ("evaluate_tokenizer", ["-p", "limit", "32"], 2),
+        ("compare_published", ["-p", "limit", "32"], 2),
     ],
 )
 def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
@@ -87,7 +90,7 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 
 def test_every_notebook_is_executed_above():
-    executed = {"explore_collapse", "scale_codebook", "train_tokenizer"}
+    executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
     assert executed == set(NAMES)
 
 

@@ -52,8 +52,9 @@ def test_every_command_exists():
     shown = subprocess.run(
         [sys.executable, "-m", "ibqlab", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    commands = set(re.findall(r"ibqlab (run|train|runs|show)\b", README))
-    assert commands == {"run", "train", "runs", "show"}
+    known = {"run", "train", "plan", "runs", "show", "inspect", "download", "export"}
+    commands = set(re.findall(rf"ibqlab ({'|'.join(known)})\b", README))
+    assert commands == known
     assert all(command in shown for command in commands)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make (\w+)", README)) <= targets

@@ -1,5 +1,6 @@
 """A number with everything that is needed to compare it, and tables of such numbers."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ def _markdown_row(card: MetricCard) -> tuple[str, ...]:
     remarks = card.remarks if card.tokens is None else (f"{card.tokens:,} tokens", *card.remarks)
     return (
         f"{card.metric} {'↑' if card.better == 'higher' else '↓'}",
-        f"{card.value:.4g} {card.unit}".rstrip(),
+        "–" if math.isnan(card.value) else f"{card.value:.4g} {card.unit}".rstrip(),
         f"{card.images:,}",
         card.protocol,
         preparation,

@@ -4,6 +4,7 @@ curves.py           usage, perplexity and gradient reach against the training st
 histogram.py        hits per code by rank
 code_map.py         codes and features in one plane, dead codes marked
 reconstructions.py  images before and after the codebook
+metric_dots.py      several tokenizers, metric by metric
 scaling.py          usage and PSNR against codebook size
 style.py            colours, line styles, saving a figure with its data
 """
@@ -11,6 +12,7 @@ style.py            colours, line styles, saving a figure with its data
 from ibqlab.plots.code_map import code_map_table, plot_code_map, plot_code_maps
 from ibqlab.plots.curves import collapse_curve_table, plot_collapse_curves
 from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
+from ibqlab.plots.metric_dots import plot_metric_dots
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
 from ibqlab.plots.run_curves import plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
@@ -23,6 +25,7 @@ __all__ = [
     "plot_code_map",
     "plot_code_maps",
     "plot_collapse_curves",
+    "plot_metric_dots",
     "plot_reconstructions",
     "plot_run_curves",
     "plot_scaling",

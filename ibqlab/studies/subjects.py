@@ -104,6 +104,7 @@ class MeasuringParameters:
             require_choice("metrics", metric, RECONSTRUCTION_METRICS)
         for net in split_labels("lpips_weights", self.lpips_weights):
             require_choice("lpips_weights", net, _NETS)
+        require_choice("device", self.device.partition(":")[0], ("", "cpu", "cuda", "mps"))
         require(self.limit >= 0, f"limit must be ≥ 0 images (0: all), got {self.limit}")
 
 
@@ -230,9 +231,10 @@ def fit_protocol(protocol: Protocol, preset: Preset, resolution: int) -> Protoco
     """
     if not preset.extractor:
         return protocol
+    size = "" if protocol.resize == "none" else f" at {resolution} px"
     return replace(
         protocol,
-        name=f"{protocol.name} at {resolution} px, {preset.extractor} features",
+        name=f"{protocol.name}{size}, {preset.extractor} features",
         purpose=f"A trial of {protocol.name} on small images and without Inception; compares with nothing published.",
         image_size=resolution,
         extractor=preset.extractor,
@@ -250,12 +252,10 @@ def split_labels(name: str, entries: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for entry in entries:
-        label, equals, value = entry.partition("=")
-        require(
-            bool(equals and label.strip() and value.strip()), f"{name} takes label=value; got {entry!r}. Type a=FILE"
-        )
+        label, _, value = (part.strip() for part in entry.partition("="))
+        require(bool(label and value), f"{name} takes label=value; got {entry!r}. Type a=FILE")
         require(label not in found, f"{name}: the label {label!r} is given twice; give each a label of its own")
-        found[label.strip()] = value.strip()
+        found[label] = value
     return found
 
 

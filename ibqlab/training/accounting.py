@@ -142,7 +142,7 @@ class _Step:
             self.discriminator = PatchDiscriminator(config.loss.discriminator, channels)
             self.discriminator.check_size(self.size, self.size)
         if config.loss.perceptual_weight:
-            self.perceptual = _Lpips(config.loss.perceptual_net)
+            self.perceptual = Lpips(config.loss.perceptual_net)
 
     def parameters(self) -> Parameters:
         tokenizer = self.tokenizer
@@ -226,10 +226,10 @@ class _Step:
         return loss
 
 
-class _Lpips(nn.Module):
-    """LPIPS as its package computes it, frozen, without its weights."""
+class Lpips(nn.Module):
+    """LPIPS as its package computes it, frozen, with fresh weights: good for counting and timing alone."""
 
-    def __init__(self, net: str):
+    def __init__(self, net: str = "vgg"):
         import torchvision  # noqa: PLC0415 - a second, needed only where LPIPS is on
 
         super().__init__()

@@ -166,6 +166,8 @@ class PublishedRow:
     """Share of codes hit by the validation set, 0 to 1. None: not printed."""
     source: str
     """The paper."""
+    protocol: str = "seed-voken-ibq"
+    """The protocol of `ibqlab.metrics` that the numbers were made under."""
     remarks: str = ""
     """What is odd about the row."""
 
