@@ -6,6 +6,7 @@ Each process gets its slice of every batch together with the images' numbers, so
 
 import hashlib
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ def this_process() -> Share:
     return Share(0, 1)
 
 
-class ImageSet:
+class ImageSet(ABC):
     """Images of one size, in a fixed order. Subclasses say how they are read.
 
     Args:
@@ -64,9 +65,9 @@ class ImageSet:
         self.description, self.count, self.resize, self.crop = description, count, resize, crop
         self.broken: list[str] = []
 
+    @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Numbered]:
         """This process's slices of the batches; `batch_size` counts the images over all processes."""
-        raise NotImplementedError
 
     def content(self) -> str | None:
         """Hash of all that decides the pixels; None when they can be read only once."""

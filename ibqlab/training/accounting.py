@@ -145,17 +145,20 @@ class _Step:
             self.perceptual = Lpips(config.loss.perceptual_net)
 
     def parameters(self) -> Parameters:
+        """Learned numbers, part by part."""
         tokenizer = self.tokenizer
         convolutions = _count(tokenizer.quant_conv) + _count(tokenizer.post_quant_conv)
         parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
         return Parameters(*map(_count, parts), convolutions, _count(self.discriminator), _count(self.perceptual))
 
     def frozen_bytes(self) -> int:
+        """Bytes of buffers and of frozen weights."""
         frozen = [buffer for network in self._networks() for buffer in network.buffers()]
         frozen += [p for network in self._networks() for p in network.parameters() if not p.requires_grad]
         return sum(tensor.nbytes for tensor in frozen)
 
     def forward_operations(self, images: int) -> int:
+        """Operations from images to reconstructions in evaluation."""
         self.tokenizer.eval()
         with _counting() as counter, torch.no_grad():
             self.tokenizer(self._images(images))
@@ -163,6 +166,7 @@ class _Step:
         return counter.get_total_flops()
 
     def training_operations(self, images: int) -> int:
+        """Operations of a training step, forward and backward."""
         pictures, adversary = self._images(images), self.config.loss
         with _counting() as counter, self.tokenizer.quantizer.without_upkeep():
             out = self.tokenizer(pictures)
@@ -268,9 +272,11 @@ class _Kept:
 
     @property
     def bytes(self) -> int:
+        """Their size."""
         return sum(storage.nbytes() for storage in self.storages.values())
 
     def keep(self, tensor: Tensor) -> Tensor:
+        """Note a tensor's storage; the tensor itself comes back."""
         # The storage itself is held, so that its address cannot be given to another one meanwhile.
         storage = tensor.untyped_storage()
         if storage._cdata not in self.known:
@@ -278,6 +284,7 @@ class _Kept:
         return tensor
 
     def watching(self) -> AbstractContextManager:
+        """Inside the block every tensor that autograd saves is noted."""
         return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
 
 
