@@ -1,6 +1,5 @@
 """Distances between sets of features against literal computations; extractors; the cache."""
 
-import json
 import zipfile
 
 import numpy as np
@@ -264,7 +263,7 @@ def test_keys_depend_on_every_part():
     keys = {content_key(images=a, weights=b) for a in ("1", "2") for b in ("1", "2")}
     assert len(keys) == 4
     assert content_key(a=1, b=2) == content_key(b=2, a=1)
-    assert json.dumps(sorted(keys)), "plain names"
+    assert all(key.isalnum() for key in keys), "keys are names of files"
 
 
 def test_an_unwritable_cache_only_warns(tmp_path, monkeypatch):

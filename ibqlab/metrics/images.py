@@ -83,6 +83,7 @@ class SourceImages(ImageSet):
         self.side = self.side or tuple(source.get(0, 0).image.shape[1:])
 
     def batches(self, batch_size: int) -> Iterator[Numbered]:
+        """As in `ImageSet`."""
         rank, processes = this_process()
         loader = validation_batches(
             self.source, images=self.count, batch_size=batch_size, rank=rank, world_size=processes
@@ -94,6 +95,7 @@ class SourceImages(ImageSet):
             first += batch_size
 
     def content(self) -> str:
+        """As in `ImageSet`."""
         digest = hashlib.sha256()
         for number in range(self.count):
             digest.update(np.ascontiguousarray(self.source.get(number, 0).image.numpy()).tobytes())
@@ -114,6 +116,7 @@ class _FolderSource:
         return len(self.files)
 
     def get(self, index: int, seed: int) -> Sample:
+        """The image of that number; nothing about it is random."""
         file = self.files[index]
         try:
             picture = read_rgb(file)
@@ -147,6 +150,7 @@ class FolderImages(SourceImages):
         self.root, self.files = root, files
 
     def content(self) -> str:
+        """As in `ImageSet`."""
         names = [str(file.relative_to(self.root)) for file in self.files]
         return content_key(names=names, files=list(map(hash_file, self.files)), resize=self.resize, crop=self.crop)
 
@@ -159,6 +163,7 @@ class BatchImages(ImageSet):
         self.iterable, self.limit = batches, limit
 
     def batches(self, batch_size: int) -> Iterator[Numbered]:
+        """As in `ImageSet`."""
         rank, processes = this_process()
         seen = 0
         for batch in self.iterable:
@@ -173,6 +178,7 @@ class BatchImages(ImageSet):
                 return
 
     def content(self) -> str | None:
+        """As in `ImageSet`."""
         if self.count is None:
             return None
         digest = hashlib.sha256()
@@ -198,6 +204,7 @@ class NpzImages(BatchImages):
         self.side, self.path = shape[1:3], path
 
     def content(self) -> str:
+        """As in `ImageSet`."""
         return content_key(file=hash_file(self.path), count=self.count)
 
 
