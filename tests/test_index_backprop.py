@@ -1,10 +1,22 @@
 """index_backprop against Algorithm 1: values, gradients, memory, and every input that should not work."""
 
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from oracle import algorithm_1, entropies
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ibqlab.quantizers import estimators, index_backprop
+from ibqlab.quantizers import blocks, code_parallel_index_backprop, index_backprop, mixture_of_codes, nearest_code
+from ibqlab.quantizers.index_backprop_rows import Fused, InPlace
+
+# The package's function of that name hides the module.
+MODULE = sys.modules["ibqlab.quantizers.index_backprop"]
 
 
 def inputs(*, tokens=37, codes=90, dim=12, dtype=torch.float64, seed=0, scale=1.0):
@@ -32,17 +44,55 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item()
 
 
+@pytest.fixture(params=["in place", "fused"])
+def form(request, monkeypatch):
+    """The tests that take it hold for both ways to work on a block, whichever this machine's device would get."""
+    chosen = {"in place": InPlace, "fused": Fused()}[request.param]
+    monkeypatch.setattr(MODULE, "_form", lambda device_type, split: chosen)
+    return request.param
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 0.01])
 @pytest.mark.parametrize("rows", [1, 7, 37, 1000])
 def test_float64_equals_algorithm_1(monkeypatch, temperature, rows):
     z, c, w = inputs()
-    monkeypatch.setattr(estimators, "BLOCK_BYTES", rows * len(c) * 8)
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: rows)
     got, expected = by_blocks(z, c, w, temperature), written_out(z, c, w, temperature)
     assert torch.equal(got[1], expected[1])
     for one, other in zip(got[:1] + got[2:], expected[:1] + expected[2:], strict=True):
         assert relative(one, other) < 1e-8
 
 
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize(
+    ("tokens", "codes", "dim"), [(1, 2, 1), (1, 300, 5), (300, 2, 3), (131, 129, 7), (5, 128, 4), (3, 127, 4)]
+)
+def test_any_number_of_tokens_and_codes(monkeypatch, tokens, codes, dim):
+    z, c, w = inputs(tokens=tokens, codes=codes, dim=dim)
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 50)
+    monkeypatch.setattr(blocks, "TILE_BYTES", 3 * codes * 8)
+    got, expected = by_blocks(z, c, w, 0.01), written_out(z, c, w, 0.01)
+    assert torch.equal(got[1], expected[1])
+    for one, other in zip(got[:1] + got[2:], expected[:1] + expected[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("used", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)])
+def test_outputs_may_be_used_one_by_one(used):
+    z, c, w = inputs()
+    out = index_backprop(z, c, 0.1)
+    z_q, _, _ = algorithm_1(z, c)
+    ours = ((w * out.quantized).sum(), out.sample_entropy, out.average_entropy)
+    theirs = ((w * z_q).sum(), *entropies(z, c, 0.1))
+    pick = [number for number, use in enumerate(used) if use]
+    got = torch.autograd.grad(sum(ours[number] for number in pick), (z, c))
+    expected = torch.autograd.grad(sum(theirs[number] for number in pick), (z, c))
+    assert all(relative(a, b) < 1e-8 for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("seed", range(4))
 def test_float32_is_as_close_to_float64_as_algorithm_1_is(seed):
     z, c, w = inputs(tokens=64, codes=256, dim=16, seed=seed)
@@ -109,6 +159,43 @@ def test_logits_beyond_float16_stay_finite_under_autocast():
     assert (z.detach() @ c.T).abs().max() > 65504
 
 
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor holds that an operation gave back or wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.numel())
+        return result
+
+
+@pytest.mark.usefixtures("form")
+def test_nothing_larger_than_two_blocks_ever_exists(monkeypatch):
+    tokens, codes, rows = 512, 4096, 32
+    z, c, w = inputs(tokens=tokens, codes=codes, dtype=torch.float32)
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: rows)
+    with Largest() as largest:
+        by_blocks(z, c, w, 0.01)
+    assert rows * codes <= largest.numbers <= 2 * rows * codes
+    with Largest() as largest:
+        written_out(z, c, w, 0.01)
+    assert largest.numbers == tokens * codes
+
+
+def test_searching_the_nearest_code_needs_one_block(monkeypatch):
+    z, c, _ = inputs(tokens=512, codes=4096, dtype=torch.float32)
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 16)
+    for metric in ("l2", "cosine", "dot"):
+        with Largest() as largest:
+            nearest_code(z.detach(), c.detach(), metric)
+        assert largest.numbers == max(16 * 4096, c.numel())
+
+
 def test_nothing_of_size_n_by_k_is_kept_for_backward():
     tokens, codes = 512, 4096
     z, c, _ = inputs(tokens=tokens, codes=codes, dtype=torch.float32)
@@ -117,6 +204,196 @@ def test_nothing_of_size_n_by_k_is_kept_for_backward():
         index_backprop(z, c)
     assert kept
     assert max(kept) < tokens * codes / 10
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_token_that_is_not_finite_becomes_nan_as_in_algorithm_1(bad):
+    z, c, _ = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        z[5, 3] = bad
+    out = index_backprop(z, c)
+    literal, index, _ = algorithm_1(z, c)
+    assert torch.equal(out.quantized.isnan(), literal.isnan())
+    assert out.quantized.isnan().all(1).nonzero().flatten().tolist() == [5]
+    others = torch.arange(len(z)) != 5
+    assert torch.equal(out.indices[others], index[others])
+    assert 0 <= out.indices[5] < len(c)
+    assert out.sample_entropy.isnan()
+    assert out.average_entropy.isnan()
+
+
+@pytest.mark.usefixtures("form")
+def test_strides_do_not_matter():
+    z, c, w = inputs()
+    expected = by_blocks(z, c, w, 0.1)
+    apart = z.detach().T.contiguous().T.requires_grad_()
+    wide = torch.zeros(len(c), 30, dtype=c.dtype)
+    wide[:, 4:16] = c.detach()
+    got = by_blocks(apart, wide[:, 4:16].requires_grad_(), w.T.contiguous().T, 0.1)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_gradient_without_strides_is_taken():
+    z, c, _ = inputs()
+    (got,) = torch.autograd.grad(index_backprop(z, c, None).quantized.sum(), z)
+    (expected,) = torch.autograd.grad(algorithm_1(z, c)[0].sum(), z)
+    assert relative(got, expected) < 1e-8
+
+
+@pytest.mark.usefixtures("form")
+def test_shares_too_small_for_the_type_do_no_harm():
+    z, c, w = inputs(dtype=torch.float32, scale=100.0)
+    exact = written_out(*(t.detach().double().requires_grad_() for t in (z, c)), w.double(), 0.01)
+    got = by_blocks(z, c, w, 0.01)
+    assert all(torch.isfinite(value).all() for value in got)
+    # Apart from the scores' own rounding, which τ multiplies: features of norm 350 leave few tokens undecided.
+    assert relative(got[4].double(), exact[4]) < 1e-3
+    assert relative(got[5].double(), exact[5]) < 1e-3
+
+
+def test_repetitions_are_equal_in_every_bit():
+    z, c, w = inputs(tokens=300, codes=700, dtype=torch.float32)
+    first, second = by_blocks(z, c, w, 0.01), by_blocks(z, c, w, 0.01)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_precision_of_the_process_is_neither_used_nor_changed():
+    z, c, w = inputs(tokens=64, codes=256, dtype=torch.float32)
+    expected = by_blocks(z, c, w, 0.01)
+    chosen = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        got = by_blocks(z, c, w, 0.01)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_fused_form_is_one_graph_in_each_direction(monkeypatch):
+    """What CUDA's kernels are made of, without a compiler behind it."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    compiled = Fused(compiled=True)
+    monkeypatch.setattr(MODULE, "_form", lambda device_type, split: compiled)
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 20)
+    z, c, w = inputs()
+    for one, other in zip(by_blocks(z, c, w, 0.1), written_out(z, c, w, 0.1), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 127, 128, 129, 1000])
+def test_best_codes_are_those_of_max(size):
+    generator = torch.Generator().manual_seed(size)
+    scores = torch.randint(0, 5, (40, size), generator=generator).float()  # few values: many ties
+    scores[7, size // 2] = torch.nan
+    top, indices = blocks.best_codes(scores)
+    expected = scores.max(1, keepdim=True)
+    assert torch.equal(indices, expected.indices[:, 0])
+    torch.testing.assert_close(top, expected.values, rtol=0, atol=0, equal_nan=True)
+
+
+SIZES = (50, 17, 23)
+"""Codes on each process."""
+
+
+def run_processes(count, function, folder):
+    """What a function of this module returns in each of some processes, by rank."""
+    script = (
+        "import sys, torch, torch.distributed as dist\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "torch.set_num_threads(1)\n"
+        f"import test_index_backprop as here\n"
+        f"dist.init_process_group('gloo', init_method='file://{folder}/meet', rank=int(sys.argv[1]), "
+        f"world_size={count})\n"
+        f"torch.save(here.{function}(), f'{folder}/{{sys.argv[1]}}.pt')\n"
+        "dist.destroy_process_group()\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def one_part():
+    """Index backpropagation of this process's twelve tokens over codes that all processes hold together."""
+    rank = dist.get_rank()
+    z, c, w = inputs(tokens=36)
+    own, start = slice(rank * 12, (rank + 1) * 12), sum(SIZES[:rank])
+    z, c, w = z.detach()[own].requires_grad_(), c.detach()[start : start + SIZES[rank]].requires_grad_(), w[own]
+    blocks.rows_per_block = lambda size, like: 5
+    out = code_parallel_index_backprop(z, c, 0.1)
+    loss = (w * out.quantized).sum() + 0.1 * out.sample_entropy - 0.7 / 3 * out.average_entropy
+    grads = torch.autograd.grad(loss, (z, c))
+    plain = code_parallel_index_backprop(z, c, None)
+    grads += torch.autograd.grad((w * plain.quantized).sum(), (z, c))
+    try:
+        code_parallel_index_backprop(z[: 12 - rank], c)
+    except ValueError as error:
+        return [*out, *grads], str(error)
+    return None
+
+
+def test_a_codebook_split_over_processes_gives_the_same(tmp_path):
+    z, c, w = inputs(tokens=36)
+    out = index_backprop(z, c, 0.1)
+    loss = (w * out.quantized).sum() + 0.3 * out.sample_entropy - 0.7 * out.average_entropy
+    grads = torch.autograd.grad(loss, (z, c))
+    grads += torch.autograd.grad((w * index_backprop(z, c, None).quantized).sum(), (z, c))
+    parts, errors = zip(*run_processes(3, "one_part", tmp_path), strict=True)
+    joined = [torch.cat(values) if values[0].ndim else values[0] for values in zip(*parts, strict=True)]
+    assert torch.equal(joined[1], out.indices)
+    for one, other in zip(joined, [*out, *grads], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert all("as many tokens; got [12, 11, 10]" in error for error in errors)
+
+
+def test_a_split_codebook_needs_a_process_group():
+    z, c, _ = inputs()
+    with pytest.raises(ValueError, match="init_process_group"):
+        code_parallel_index_backprop(z, c)
+
+
+def own_share():
+    """Gradients of the average entropy, taken over two processes, from this process's half of the tokens."""
+    from ibqlab.quantizers.lfq import sign_entropies  # noqa: PLC0415
+
+    half = slice(0, 18) if dist.get_rank() == 0 else slice(18, 36)
+    z, c, _ = inputs(tokens=36)
+    z = z.detach()[half].requires_grad_()
+    entropy = index_backprop(z, c, 0.1, entropy_over_processes=True).average_entropy
+    signs = z.detach()[:, :6].clone().requires_grad_()
+    bits = sign_entropies(signs, 1.0, over_processes=True)[1]
+    return [entropy, *torch.autograd.grad(entropy, (z, c)), bits, *torch.autograd.grad(bits, signs)]
+
+
+def test_the_average_entropy_may_be_taken_over_all_processes(tmp_path):
+    from ibqlab.quantizers.lfq import sign_entropies  # noqa: PLC0415
+
+    z, c, _ = inputs(tokens=36)
+    entropy = index_backprop(z, c, 0.1).average_entropy
+    grads = torch.autograd.grad(entropy, (z, c))
+    signs = z.detach()[:, :6].clone().requires_grad_()
+    bits = sign_entropies(signs, 1.0)[1]
+    first, second = run_processes(2, "own_share", tmp_path)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-14)
+    # Data-parallel training averages the processes' gradients.
+    close(first[0], entropy)
+    close(second[0], entropy)
+    close(torch.cat([first[1], second[1]]) / 2, grads[0])
+    close((first[2] + second[2]) / 2, grads[1])
+    close(first[3], bits)
+    close(torch.cat([first[4], second[4]]) / 2, *torch.autograd.grad(bits, signs))
 
 
 @pytest.mark.parametrize(
@@ -129,8 +406,37 @@ def test_nothing_of_size_n_by_k_is_kept_for_backward():
         (torch.zeros(3, 4), torch.zeros(5, 4, device="meta"), {}, "codebook on meta"),
         (torch.zeros(3, 4), torch.zeros(5, 4), {"entropy_temperature": 0.0}, "entropy_temperature"),
         (torch.zeros(3, 4), torch.zeros(5, 4), {"entropy_epsilon": -1.0}, "entropy_epsilon"),
+        (torch.zeros(3, 4, dtype=torch.int64), torch.zeros(5, 4), {}, r"floating-point, got torch.int64"),
     ],
 )
 def test_bad_input_is_named(z, c, settings, message):
     with pytest.raises(ValueError, match=message):
         index_backprop(z, c, **settings)
+
+
+@pytest.mark.parametrize("temperature", [0.9, 0.05, 1e-6])
+@pytest.mark.parametrize(("tokens", "codes"), [(37, 90), (1, 2), (5, 129)])
+def test_mixture_of_codes_equals_the_written_out_form(monkeypatch, temperature, tokens, codes):
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 10)
+    monkeypatch.setattr(blocks, "TILE_BYTES", 3 * codes * 8)
+    z, c, w = inputs(tokens=tokens, codes=codes)
+    mixed = mixture_of_codes(z, c, temperature)
+    literal = (z @ c.T / temperature).softmax(1) @ c
+    torch.testing.assert_close(mixed, literal, rtol=1e-9, atol=1e-11)
+    got, expected = (torch.autograd.grad((w * value).sum(), (z, c)) for value in (mixed, literal))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_mixture_of_codes_never_holds_more_than_two_blocks(monkeypatch):
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 32)
+    z, c, w = inputs(tokens=512, codes=4096, dtype=torch.float32)
+    with Largest() as largest:
+        torch.autograd.grad((w * mixture_of_codes(z, c, 0.5)).sum(), (z, c))
+    assert 32 * 4096 <= largest.numbers <= 2 * 32 * 4096
+
+
+def test_mixture_of_codes_refuses_temperature_zero():
+    z, c, _ = inputs()
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        mixture_of_codes(z, c, 0)

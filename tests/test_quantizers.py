@@ -57,6 +57,26 @@ class TestContract:
         assert out.loss.ndim == 0
         torch.testing.assert_close(out.loss, expected)
 
+    def test_encode_gives_the_indices_of_evaluation_and_nothing_else(self, name):
+        quantizer = built(name)
+        z = features().requires_grad_()
+        before = copy.deepcopy(quantizer.state_dict())
+        indices = quantizer.encode(z.to(memory_format=torch.channels_last))
+        assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+        assert torch.equal(indices, quantizer.eval()(z).indices)
+        with torch.no_grad():
+            out = quantizer(z)
+        assert torch.equal(indices, out.indices)
+        assert torch.equal(out.quantized, quantizer.decode(indices))
+        torch.testing.assert_close(out.loss, quantizer(z).loss)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_encode_refuses_what_no_index_can_stand_for(self, name, bad):
+        z = features()
+        z[1, 2, 0, 3] = bad
+        with pytest.raises(ValueError, match="1 of 24 tokens hold NaN or infinity, first token 15"):
+            built(name).encode(z)
+
     def test_decode_equals_forward_in_evaluation(self, name):
         quantizer = built(name).eval()
         out = quantizer(features())

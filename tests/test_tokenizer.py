@@ -269,3 +269,19 @@ BAD_SETTINGS = {
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AutoencoderConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["ibq", "vq_ema", "lfq"])
+def test_encode_indices_gives_what_decode_indices_takes(name, images):
+    torch.manual_seed(0)
+    quantizer = quantizer_config({"name": name, "codebook_size": 16, "code_dim": 4})
+    tok = Tokenizer(TokenizerConfig(autoencoder=SMALL, quantizer=quantizer)).train()
+    before = [value.clone() for value in tok.state_dict().values()]
+    indices = tok.encode_indices(images)
+    assert all(torch.equal(a, b) for a, b in zip(before, tok.state_dict().values(), strict=True))
+    tok.eval()
+    out = tok.encode(images)
+    assert torch.equal(indices, out.indices)
+    torch.testing.assert_close(tok.decode_indices(indices), tok.decode(out.quantized))
+    with pytest.raises(ValueError, match=r"float images must lie in \[−1, 1\]"):
+        tok.encode_indices(images * 100)

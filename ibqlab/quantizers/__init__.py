@@ -11,8 +11,9 @@ from ibqlab.quantizers.base import (
     quantizer_config,
     register_quantizer,
 )
+from ibqlab.quantizers.code_parallel import code_parallel_index_backprop
 from ibqlab.quantizers.codebooks import INITIALISATIONS
-from ibqlab.quantizers.estimators import mixture_of_codes, nearest_code, rotate_to_codes, straight_through
+from ibqlab.quantizers.estimators import nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
 from ibqlab.quantizers.index_backprop import IndexBackprop, index_backprop
 from ibqlab.quantizers.lfq import (
@@ -21,6 +22,7 @@ from ibqlab.quantizers.lfq import (
     factorize_indices,
     join_indices,
 )
+from ibqlab.quantizers.soft_assignment import mixture_of_codes
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
@@ -41,6 +43,7 @@ __all__ = [
     "VectorQuantizerConfig",
     "available_quantizers",
     "build_quantizer",
+    "code_parallel_index_backprop",
     "factorize_indices",
     "index_backprop",
     "join_indices",

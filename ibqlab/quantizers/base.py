@@ -93,6 +93,9 @@ class Quantizer(nn.Module):
         upkeep: callables applied in training after each assignment (axis 3), in order.
     """
 
+    looks_up: ClassVar[bool] = True
+    """Whether `assign` and `choose` read the codebook they are given; False spares making one of 2^D sign vectors."""
+
     def __init__(self, config: QuantizerConfig, codes: nn.Module, upkeep: tuple[nn.Module, ...] = ()):
         super().__init__()
         self.config = config
@@ -125,6 +128,35 @@ class Quantizer(nn.Module):
         """Choose a code per token and carry the gradient back (axis 2). The one method a new quantizer must write."""
         raise TypeError(f"{type(self).__name__} must define assign(features, codebook) -> Assignment")
 
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The code of each token and nothing else, as `assign` would choose it in evaluation."""
+        return self.assign(features, codebook).indices
+
+    @torch.no_grad()
+    def encode(self, features: Float[Tensor, "B D h w"]) -> Int[Tensor, "B h w"]:
+        """The index of every token, without losses, gradient, upkeep or quantized vectors.
+
+        Args:
+            features: encoder output, any scale, contiguous or channels-last.
+        Returns:
+            int64, 0 to K−1; the indices of the forward pass in eval mode.
+        Raises:
+            ValueError: wrong number of dimensions or channels, no tokens, or NaN or infinity among them, which no index
+                can stand for.
+        """
+        self._check(features)
+        batch, _, height, width = features.shape
+        with torch.autocast(features.device.type, enabled=False):
+            tokens = _tokens(features)
+            finite = torch.isfinite(tokens).all(1)
+            if not finite.all():
+                raise ValueError(
+                    f"features must be finite to have an index; {int((~finite).sum())} of {len(finite)} tokens hold "
+                    f"NaN or infinity, first token {int((~finite).nonzero()[0, 0])}. Look at the images and the "
+                    "encoder's weights with torch.isfinite"
+                )
+            return self.choose(tokens, self._codebook_for(tokens)).view(batch, height, width)
+
     def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
         """Replace every feature vector by a code.
 
@@ -141,11 +173,10 @@ class Quantizer(nn.Module):
         self._check(features)
         batch, dim, height, width = features.shape
         with torch.autocast(features.device.type, enabled=False):
-            tokens = features.permute(0, 2, 3, 1).reshape(-1, dim)
-            tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+            tokens = _tokens(features)
             for piece in self.upkeep if self.training else ():
                 piece.before(self.codes, tokens)
-            codebook = self.codebook
+            codebook = self._codebook_for(tokens)
             if codebook.requires_grad and not codebook.is_leaf:
                 codebook.register_hook(self._keep_gradient)
             chosen = self.assign(tokens, codebook)
@@ -179,6 +210,10 @@ class Quantizer(nn.Module):
         finally:
             self.upkeep = upkeep
 
+    def _codebook_for(self, tokens: Tensor) -> Tensor:
+        """The codebook, or none of its rows where nothing looks at them."""
+        return self.codebook if self.looks_up else tokens.new_empty(0, tokens.shape[1])
+
     def _keep_gradient(self, gradient: Tensor) -> None:
         self._mapped_gradient = gradient.detach()
 
@@ -195,6 +230,12 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """The config, for print(quantizer)."""
         return repr(self.config)
+
+
+def _tokens(features: Float[Tensor, "B D h w"]) -> Float[Tensor, "N D"]:
+    """Features token by token, float32 unless they are float64."""
+    tokens = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    return tokens if tokens.dtype == torch.float64 else tokens.float()
 
 
 class Preset(NamedTuple):

@@ -5,14 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibqlab.quantizers.blocks import best_codes, row_blocks, workspace
+
 METRICS = ("l2", "cosine", "dot")
-BLOCK_BYTES = 32 * 2**20
-"""Largest piece of an N × K matrix that exists at a time. Larger blocks were not faster on CPU."""
-
-
-def rows_per_block(codebook_size: int, item_bytes: int) -> int:
-    """How many tokens' scores against all codes fit into `BLOCK_BYTES`, at least one."""
-    return max(1, BLOCK_BYTES // (codebook_size * item_bytes))
 
 
 @torch.no_grad()
@@ -29,15 +24,23 @@ def nearest_code(
         metric: "l2", "cosine" or "dot".
     Returns:
         int64, 0 to K−1.
-    Cost: O(N·K·D) operations; memory O(N + K·D) plus one block of `BLOCK_BYTES`.
+    Cost: 2·N·K·D operations; memory O(N + K·D) plus one block of `blocks.BLOCK_BYTES`.
     Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
     """
     if metric == "cosine":
         features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
-    offset = codebook.square().sum(1).neg_() if metric == "l2" else codebook.new_zeros(1)
-    scale = 2.0 if metric == "l2" else 1.0
-    blocks = features.split(rows_per_block(len(codebook), codebook.element_size()))
-    return torch.cat([torch.addmm(offset, block, codebook.T, alpha=scale).argmax(1) for block in blocks])
+    offset = codebook.square().sum(1).neg_() if metric == "l2" else None
+    found = torch.empty(len(features), dtype=torch.int64, device=features.device)
+    parts = row_blocks(len(features), len(codebook), codebook)
+    (buffer,) = workspace(1, parts[0].stop, len(codebook), codebook)
+    for part in parts:
+        scores = buffer[: part.stop - part.start]
+        if offset is None:
+            torch.mm(features[part], codebook.T, out=scores)
+        else:
+            torch.addmm(offset, features[part], codebook.T, alpha=2, out=scores)
+        found[part] = best_codes(scores)[1]
+    return found
 
 
 def straight_through(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -60,15 +63,3 @@ def rotate_to_codes(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"])
     along_middle = (features * middle).sum(1, keepdim=True)
     along_feature = (features * from_unit).sum(1, keepdim=True)
     return scale * (features - 2 * along_middle * middle + 2 * along_feature * to_unit)
-
-
-def mixture_of_codes(
-    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
-) -> Float[Tensor, "N D"]:
-    """Soft VQ's training value: the average of all codes, weighted by softmax(z·Cᵀ/T). Every code takes gradient.
-
-    It is attention of the tokens over the codebook, and is computed as such, so no N × K matrix is kept.
-    Source: IBQ appendix B.
-    """
-    keys = codebook[None, None]
-    return F.scaled_dot_product_attention(features[None, None], keys, keys, scale=1.0 / temperature)[0, 0]

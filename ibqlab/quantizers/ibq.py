@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer, require
 from ibqlab.quantizers.codebooks import FreeCodebook
+from ibqlab.quantizers.estimators import nearest_code
 from ibqlab.quantizers.index_backprop import index_backprop
 from ibqlab.quantizers.upkeep import KMeansStart
 from ibqlab.quantizers.vq import PairLossConfig, pair_terms
@@ -33,6 +35,9 @@ class IndexBackpropQuantizerConfig(PairLossConfig):
     """Weight, inside the penalty, of the tokens' mean entropy (to be small: sure choices). Published: 1."""
     average_entropy_weight: float = 1.0
     """Weight, inside the penalty, of the batch's average entropy (to be large: even use). Published: 1."""
+
+    entropy_over_processes: bool = False
+    """Take the average entropy over the tokens of all processes instead of each process's own. Published: False."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,12 +72,29 @@ class IndexBackpropQuantizer(Quantizer):
             "average_entropy": -config.entropy_weight * config.average_entropy_weight,
         }
 
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The largest dot product."""
+        return nearest_code(features, codebook, "dot")
+
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
-        """Hard choice with index backpropagation."""
+        """Hard choice with index backpropagation; without it where no gradient is taken in evaluation."""
         config = self.config
+        if not (self.training or torch.is_grad_enabled()):
+            indices = self.choose(features, codebook)
+            codes = F.embedding(indices, codebook)
+            terms = pair_terms(features, codes)
+            if config.double_quantization:
+                terms["double_quantization"] = terms["commitment"]
+            return Assignment(codes, indices, terms)
         penalised = self.training and config.entropy_weight > 0
         temperature = config.entropy_temperature if penalised else None
-        out = index_backprop(features, codebook, temperature, config.entropy_epsilon)
+        out = index_backprop(
+            features,
+            codebook,
+            temperature,
+            config.entropy_epsilon,
+            entropy_over_processes=penalised and config.entropy_over_processes,
+        )
         terms = pair_terms(features, F.embedding(out.indices, codebook))
         if config.double_quantization:
             terms["double_quantization"] = F.mse_loss(out.quantized, features)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
+from ibqlab.quantizers.collectives import average_over_processes
 from ibqlab.quantizers.estimators import straight_through
 
 
@@ -41,6 +42,9 @@ class LookupFreeQuantizerConfig(QuantizerConfig):
     """Weight, inside the penalty, of the tokens' mean entropy (to be small: sure choices). Published: 1."""
     average_entropy_weight: float = 1.0
     """Weight, inside the penalty, of the batch's average entropy (to be large: even use). Published: 1."""
+
+    entropy_over_processes: bool = False
+    """Take the average entropy over the tokens of all processes instead of each process's own. Published: False."""
 
     def __post_init__(self):
         size = self.codebook_size
@@ -80,6 +84,8 @@ class LookupFreeQuantizer(Quantizer):
     Source: MAGVIT-v2 (Yu et al., 2024), §3.1; published Open-MAGVIT2 code, LFQ.
     """
 
+    looks_up = False
+
     def __init__(self, config: LookupFreeQuantizerConfig):
         super().__init__(config, SignGrid(config.code_dim))
 
@@ -92,17 +98,25 @@ class LookupFreeQuantizer(Quantizer):
             "average_entropy": -config.entropy_weight * config.average_entropy_weight,
         }
 
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The bits that are set."""
+        return ((features > 0) * bit_values(self.config.code_dim, features.device)).sum(1)
+
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """The sign of every channel; the codebook is not looked at. Cost of the penalty: see `sign_entropies`."""
         config = self.config
-        positive = features > 0
-        indices = (positive * bit_values(config.code_dim, features.device)).sum(1)
-        codes = torch.where(positive, 1.0, -1.0).to(features.dtype)
+        indices = self.choose(features, codebook)
+        codes = torch.where(features > 0, 1.0, -1.0).to(features.dtype)
         if not self.training:
             return Assignment(codes, indices, dict.fromkeys(self.loss_weights(), features.new_zeros(())))
         terms = {"commitment": F.mse_loss(features, codes)}
         if config.entropy_weight > 0:
-            sample, average = sign_entropies(features, config.entropy_temperature, config.entropy_epsilon)
+            sample, average = sign_entropies(
+                features,
+                config.entropy_temperature,
+                config.entropy_epsilon,
+                over_processes=config.entropy_over_processes,
+            )
             terms |= {"sample_entropy": sample, "average_entropy": average}
         return Assignment(straight_through(features, codes), indices, terms)
 
@@ -118,7 +132,7 @@ class LookupFreeQuantizer(Quantizer):
 
 
 def sign_entropies(
-    features: Float[Tensor, "N D"], temperature: float = 0.01, epsilon: float = 1e-5
+    features: Float[Tensor, "N D"], temperature: float = 0.01, epsilon: float = 1e-5, *, over_processes: bool = False
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Entropies of the softmax over all sign vectors, without that softmax.
 
@@ -131,9 +145,11 @@ def sign_entropies(
         features: z, any scale, float32 or float64.
         temperature: τ > 0.
         epsilon: ε ≥ 0.
+        over_processes: take p̄ over the tokens of all processes of a distributed job, which must all call this with as
+            many tokens each. The gradient is then that of the mean of the processes' losses.
     Returns:
-        H̄, nats, 0 to D·ln 2: near 0 where features are far from 0. Ĥ, nats, 0 to D·ln 2: large where the tokens given,
-        on this process only, are spread evenly over the codes.
+        H̄, nats, 0 to D·ln 2: near 0 where features are far from 0. Ĥ, nats, 0 to D·ln 2: large where the tokens that
+        p̄ is taken over are spread evenly over the codes.
     Cost: O(N·K) operations, O(N·√K + K) memory.
     Source: published Open-MAGVIT2 code; the factorisation is exact.
     """
@@ -144,6 +160,8 @@ def sign_entropies(
     half = features.shape[1] // 2
     lower, upper = _bit_table(logits[:, :half]), _bit_table(logits[:, half:])
     mean = upper.T @ lower / len(features)
+    if over_processes:
+        mean = mean + average_over_processes(mean.detach().clone()) - mean.detach()
     # Without ε a code of probability 0 must give 0, not 0 · ∞.
     average = -(mean * (mean + epsilon).clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
     return sample, average

@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer, require
 from ibqlab.quantizers.codebooks import FreeCodebook
-from ibqlab.quantizers.estimators import mixture_of_codes, nearest_code
+from ibqlab.quantizers.estimators import nearest_code
+from ibqlab.quantizers.soft_assignment import mixture_of_codes
 from ibqlab.quantizers.upkeep import KMeansStart
 from ibqlab.quantizers.vq import PairLossConfig, pair_terms
 
@@ -58,9 +59,13 @@ class SoftVectorQuantizer(Quantizer):
         """The two sides of the quantization loss."""
         return self.config.pair_weights()
 
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The largest dot product."""
+        return nearest_code(features, codebook, "dot")
+
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Average of all codes in training; the most probable code in evaluation."""
-        indices = nearest_code(features, codebook, "dot")
+        indices = self.choose(features, codebook)
         if self.training:
             quantized = mixture_of_codes(features, codebook, self.temperature)
         else:

@@ -6,7 +6,7 @@ source, the metric and the upkeep only.
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,9 +142,13 @@ class VectorQuantizer(Quantizer):
         """The two sides of the quantization loss."""
         return self.config.pair_weights()
 
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The nearest code by the config's metric."""
+        return nearest_code(features, codebook, self.config.metric)
+
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Nearest code; in evaluation its exact value, in training the same with the chosen gradient."""
-        indices = nearest_code(features, codebook, self.config.metric)
+        indices = self.choose(features, codebook)
         codes = F.embedding(indices, codebook)
         terms = pair_terms(features, codes)
         if self.config.codebook == "ema":

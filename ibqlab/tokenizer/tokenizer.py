@@ -122,9 +122,22 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: wrong shape, type, range or size, or NaN.
         """
-        weight = self.encoder.conv_in.weight
-        prepared = prepare_images(images, self.config.autoencoder.in_channels).to(weight.device, weight.dtype)
-        return self.quantizer(self._features(prepared))
+        return self.quantizer(self._features(self._prepared(images)))
+
+    @torch.no_grad()
+    def encode_indices(self, images: Images) -> Int[Tensor, "B h w"]:
+        """Images to token indices and nothing else: no losses, no quantized vectors, no change of the codebook.
+
+        What `decode_indices` takes back. Dropout, where the config has any, is off in eval mode only.
+
+        Args:
+            images: as in `encode`.
+        Returns:
+            (B, h, w) int64, 0 to K − 1; `encode(images).indices` in eval mode.
+        Raises:
+            ValueError: as in `encode`, or features that hold NaN or infinity.
+        """
+        return self.quantizer.encode(self._features(self._prepared(images)))
 
     def decode(self, quantized: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """Images from code vectors.
@@ -172,6 +185,11 @@ class Tokenizer(nn.Module):
         features = self._features(images)
         quantizer = self.quantizer(features)
         return TokenizerOutput(self.decode(quantizer.quantized), quantizer, features)
+
+    def _prepared(self, images: Images) -> Float[Tensor, "B C H W"]:
+        """Images as the encoder's weights want them."""
+        weight = self.encoder.conv_in.weight
+        return prepare_images(images, self.config.autoencoder.in_channels).to(weight.device, weight.dtype)
 
     def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         self.latent_grid(*images.shape[-2:])

@@ -1,0 +1,233 @@
+"""What index backpropagation does to one block of scores: statistics going forward, gradient of the scores coming back.
+
+Written twice, because the two kinds of device want opposite things. `InPlace`, for the CPU: a chain of vectorised
+in-place operations over tiles that fit the cache. `Fused`, for CUDA and for a codebook split over processes: plain
+expressions without side effects, of which torch.compile makes one kernel for each direction.
+
+With S a row of scores, m its maximum, T = (S − m)/τ: p = softmax(S), q = softmax(T). Scores are taken relative to m
+throughout, since τ would multiply the rounding of |S|.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ibqlab.quantizers.blocks import best_codes, rows_per_tile
+
+
+class Rows(NamedTuple):
+    """What the forward pass finds in a block of scores, token by token."""
+
+    indices: Int[Tensor, " R"]
+    """The best codes."""
+    top: Float[Tensor, "R 1"]
+    """m, their scores."""
+    log_sum: Float[Tensor, "R 1"] | None
+    """ln Σ_k exp(S_k − m); None where the backward pass does without."""
+    log_sum_cold: Float[Tensor, "R 1"] | None
+    """ln Σ_k exp(T_k); None without a temperature."""
+    entropy: Float[Tensor, "R 1"] | None
+    """Entropy of q, nats; None without a temperature."""
+
+
+class Pull(NamedTuple):
+    """How the entropies pull on the scores: ∂(a H̄ + b Ĥ)/∂S = q ⊙ (u − ⟨q, u⟩) with u = codes + scores·(S − m)."""
+
+    codes: Float[Tensor, " K"]
+    """−b (ln(q̄ + ε) + q̄/(q̄ + ε)) / (τN), code by code."""
+    scores: Float[Tensor, ""]
+    """−a / (τ²N)."""
+    temperature: float
+    """τ."""
+
+
+def lowest_exponent(dtype: torch.dtype) -> float:
+    """The exponent below which a share counts as e^that: −61 for float32, where shares end at e^−87.
+
+    Smaller shares, and their products with small gradients, would be denormal numbers, with which a CPU computes up to
+    sixty times slower. K shares of e^−61 add up to 10⁻²¹ for K = 262,144, far below the type's rounding.
+    """
+    return 0.7 * math.log(torch.finfo(dtype).tiny)
+
+
+@runtime_checkable
+class Split(Protocol):
+    """How codes on other processes come in; see `code_parallel.SplitCodebook`."""
+
+    size: int
+    """K, codes on all processes."""
+    largest: int
+    """Codes on the process that has most: what all processes cut their blocks for."""
+
+    def best(self, scores: Float[Tensor, "R K"]) -> tuple[Float[Tensor, "R 1"], Int[Tensor, " R"]]:
+        """`best_codes` over all processes, indices counted across them."""
+        ...
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Sum over all processes."""
+        ...
+
+    def own(self, indices: Int[Tensor, " N"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Which tokens chose a code of this process, and which of its codes."""
+        ...
+
+    def take(self, codes: Float[Tensor, "part D"], indices: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        """The chosen codes, wherever they are."""
+        ...
+
+
+class InPlace:
+    """Tile by tile, every operation writing over what is no longer needed."""
+
+    @staticmethod
+    def forward(scores: Float[Tensor, "R K"], temperature: float | None, average: Float[Tensor, " K"]) -> Rows:
+        """Statistics of a block; the sum of its q is added to `average`, the scores are used up."""
+        if temperature is None:
+            top, indices = best_codes(scores)
+            return Rows(indices, top, None, None, None)
+        rows = rows_per_tile(scores)
+        scratch = torch.empty_like(scores[:rows])
+        tiles = [InPlace._describe(tile, scratch[: len(tile)], temperature, average) for tile in scores.split(rows)]
+        indices, top, log_sum_cold, entropy = (torch.cat(parts) for parts in zip(*tiles, strict=True))
+        return Rows(indices, top, None, log_sum_cold, entropy)
+
+    @staticmethod
+    def backward(
+        scores: Float[Tensor, "R K"],
+        gains: Float[Tensor, "R K"] | None,
+        rows: Rows,
+        pull: Pull | None,
+        into: torch.dtype,
+    ) -> Float[Tensor, "R K"]:
+        """∂L/∂S of a block, written over the gains where there are any and over the scores elsewhere.
+
+        Args:
+            scores: S, used up.
+            gains: G = g·Cᵀ, what each code would bring each token; None where z_q has no gradient.
+            rows: of the forward pass.
+            pull: of the entropies; None where they have no gradient. Gains or pull are there.
+            into: type of the result, that of the scores.
+        """
+        count = rows_per_tile(scores)
+        scratch = [torch.empty_like(scores[:count]) for _ in range(2 if pull else 0)]
+        result = scores if gains is None else gains
+        for start in range(0, len(scores), count):
+            part = slice(start, start + count)
+            tile = scores[part].sub_(rows.top[part])
+            if pull:
+                cold, pulled = (work[: len(tile)] for work in scratch)
+                InPlace._pull(tile, rows.log_sum_cold[part], pull, cold, pulled)
+            if gains is None:
+                tile.copy_(pulled)
+                continue
+            shares = torch.softmax(tile.clamp_(min=lowest_exponent(tile.dtype)), 1, out=tile)
+            softmax_backward(gains[part], shares)
+            if pull:
+                gains[part].add_(pulled)
+        return result
+
+    @staticmethod
+    def _describe(scores: Tensor, work: Tensor, temperature: float, average: Tensor) -> tuple[Tensor, ...]:
+        """Index, maximum, log-sum-exp at τ and entropy of a tile's rows."""
+        top, indices = best_codes(scores)
+        exponents = scores.sub_(top).mul_(1 / temperature).clamp_(min=lowest_exponent(scores.dtype))
+        weights = torch.exp(exponents, out=work)
+        total = weights.sum(1, keepdim=True)
+        average.addmv_(weights.T, 1 / total[:, 0])
+        log_sum = total.log()
+        return indices, top, log_sum, log_sum - exponents.mul_(weights).sum(1, keepdim=True) / total
+
+    @staticmethod
+    def _pull(scores: Tensor, log_sum: Tensor, pull: Pull, cold: Tensor, pulled: Tensor) -> None:
+        """The entropies' part of ∂L/∂S of a tile, into `pulled`."""
+        torch.add(pull.codes, scores, alpha=pull.scores.item(), out=pulled)
+        torch.clamp(scores, min=lowest_exponent(scores.dtype) * pull.temperature, out=cold)
+        torch.add(-log_sum, cold, alpha=1 / pull.temperature, out=cold).exp_()
+        softmax_backward(pulled, cold)
+
+
+def softmax_backward(gradient: Float[Tensor, "R K"], shares: Float[Tensor, "R K"]) -> None:
+    """gradient ← shares ⊙ (gradient − ⟨shares, gradient⟩), PyTorch's own fused kernel."""
+    torch.ops.aten._softmax_backward_data.out(gradient, shares, 1, shares.dtype, grad_input=gradient)
+
+
+class Fused:
+    """The same as expressions.
+
+    Args:
+        split: None where all codes are here.
+        compiled: make kernels of the expressions.
+    """
+
+    def __init__(self, split: Split | None = None, compiled: bool = False):
+        def prepare(function: Callable) -> Callable:
+            return torch.compile(function, dynamic=True) if compiled else function
+
+        self._split = split
+        self._describe, self._differentiate = prepare(_describe), prepare(_differentiate)
+
+    def forward(self, scores: Float[Tensor, "R K"], temperature: float | None, average: Float[Tensor, " K"]) -> Rows:
+        """As in `InPlace`; the scores stay."""
+        top, indices = best_codes(scores) if self._split is None else self._split.best(scores)
+        log_sum, log_sum_cold, entropy, used = self._describe(scores, top, temperature, self._split)
+        if used is not None:
+            average.add_(used)
+        return Rows(indices, top, log_sum, log_sum_cold, entropy)
+
+    def backward(
+        self,
+        scores: Float[Tensor, "R K"],
+        gains: Float[Tensor, "R K"] | None,
+        rows: Rows,
+        pull: Pull | None,
+        into: torch.dtype,
+    ) -> Float[Tensor, "R K"]:
+        """As in `InPlace`, in a tensor of its own of type `into`."""
+        return self._differentiate(scores, gains, rows, pull, into=into, split=self._split)
+
+
+def _row_sum(values: Tensor, split: Split | None) -> Tensor:
+    sums = values.sum(1, keepdim=True)
+    return sums if split is None else split.total(sums)
+
+
+def _exp(values: Tensor) -> Tensor:
+    return values.clamp(min=lowest_exponent(values.dtype)).exp()
+
+
+def _describe(scores: Tensor, top: Tensor, temperature: float | None, split: Split | None) -> tuple[Tensor | None, ...]:
+    """log_sum, log_sum_cold and entropy of a block's rows, and the sum of its q over rows."""
+    relative = scores - top
+    log_sum = _row_sum(_exp(relative), split).log()
+    if temperature is None:
+        return log_sum, None, None, None
+    exponents = relative / temperature
+    weights = _exp(exponents)
+    total = _row_sum(weights, split)
+    entropy = total.log() - _row_sum(weights * exponents, split) / total
+    return log_sum, total.log(), entropy, (weights / total).sum(0)
+
+
+def _differentiate(
+    scores: Tensor,
+    gains: Tensor | None,
+    rows: Rows,
+    pull: Pull | None,
+    *,
+    into: torch.dtype,
+    split: Split | None,
+) -> Tensor:
+    """∂L/∂S of a block."""
+    relative, result = scores - rows.top, 0.0
+    if pull is not None:
+        cold = _exp(relative / pull.temperature - rows.log_sum_cold)
+        force = pull.codes + pull.scores * relative
+        result = cold * (force - _row_sum(cold * force, split))
+    if gains is not None:
+        shares = _exp(relative - rows.log_sum)
+        result = result + shares * (gains - _row_sum(shares * gains, split))
+    return result.to(into)

@@ -1,0 +1,84 @@
+"""Soft VQ's mixture of codes without the N × K matrix: exact value and gradient, one block of rows at a time.
+
+It is attention of the tokens over the codebook, and PyTorch's fused attention was the first form; on a CPU its backward
+pass took longer than the written-out form (experiments/results/index_backprop.md).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, rows_per_tile, workspace
+from ibqlab.quantizers.index_backprop_rows import lowest_exponent, softmax_backward
+
+
+def mixture_of_codes(
+    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
+) -> Float[Tensor, "N D"]:
+    """Soft VQ's training value: the average of all codes, weighted by softmax(z·Cᵀ/T). Every code takes gradient.
+
+    Args:
+        features: z, any scale.
+        codebook: C, same type and device.
+        temperature: T > 0; small enough, it gives the best code.
+    Returns:
+        (N, D), of the features' type.
+    Raises:
+        ValueError: a temperature that is not positive.
+    Cost: 14·N·K·D operations forward and backward together; memory O(N·D + K·D) plus two blocks of
+        `blocks.BLOCK_BYTES`.
+    Source: IBQ appendix B.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}; for the best code alone use nearest_code")
+    return _MixtureOfCodes.apply(features, codebook, temperature)
+
+
+class _MixtureOfCodes(torch.autograd.Function):
+    """With p = softmax(z·Cᵀ/T), G = g·Cᵀ and ∂S = p ⊙ (G − ⟨p, G⟩)/T: ∂z = ∂S·C, ∂C = ∂Sᵀ·z + pᵀ·g."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(features, codebook)
+        ctx.temperature = temperature
+        mixed = torch.empty_like(features, memory_format=torch.contiguous_format)
+        parts = row_blocks(len(features), len(codebook), features)
+        (buffer,) = workspace(1, parts[0].stop, len(codebook), features)
+        with full_precision(features.device):
+            for part in parts:
+                shares = torch.mm(features[part], codebook.T, out=buffer[: part.stop - part.start])
+                for tile in shares.split(rows_per_tile(shares)):
+                    _to_shares(tile, temperature)
+                torch.mm(shares, codebook, out=mixed[part])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        features, codebook = ctx.saved_tensors
+        grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+        grad_codebook = torch.zeros_like(codebook, memory_format=torch.contiguous_format)
+        parts = row_blocks(len(features), len(codebook), features)
+        buffers = workspace(2, parts[0].stop, len(codebook), features)
+        with full_precision(features.device):
+            for part in parts:
+                shares, gains = (buffer[: part.stop - part.start] for buffer in buffers)
+                torch.mm(features[part], codebook.T, out=shares)
+                torch.mm(grad[part], codebook.T, out=gains)
+                rows = rows_per_tile(shares)
+                for tile, change in zip(shares.split(rows), gains.split(rows), strict=True):
+                    _to_shares(tile, ctx.temperature)
+                    softmax_backward(change, tile)
+                    change.mul_(1 / ctx.temperature)
+                torch.mm(gains, codebook, out=grad_features[part])
+                grad_codebook.addmm_(gains.T, features[part]).addmm_(shares.T, grad[part])
+        return grad_features, grad_codebook, None
+
+
+def _to_shares(scores: Tensor, temperature: float) -> None:
+    """scores ← softmax(scores/T)."""
+    exponents = scores.sub_(best_codes(scores)[0]).mul_(1 / temperature)
+    torch.softmax(exponents.clamp_(min=lowest_exponent(scores.dtype)), 1, out=scores)
