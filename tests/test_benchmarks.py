@@ -1,0 +1,65 @@
+"""The scripts that measure speed: their baseline is the published form, and they run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import algorithm_1, entropies, ibq_loss
+
+from ibqlab.quantizers import base, build_quantizer
+
+BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
+
+
+@pytest.fixture
+def published_form(monkeypatch):
+    """The baseline's module; its quantizer is known in this test alone, because others go over all of them."""
+    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delitem(sys.modules, "published_form", raising=False)
+    import published_form  # noqa: PLC0415 - it registers its quantizer when it is imported
+
+    yield published_form
+    sys.modules.pop("published_form", None)
+
+
+def case(tokens=40, codes=60, dim=8):
+    drawn = torch.randn(tokens + codes, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn[:tokens].clone().requires_grad_(), drawn[tokens:].clone().requires_grad_()
+
+
+def test_the_baseline_is_the_papers_algorithm(published_form):
+    z, codebook = case()
+    quantized, index, sample, average = published_form.published_index_backprop(z, codebook, 0.1, 1e-5)
+    z_q, expected_index, _ = algorithm_1(z, codebook)
+    expected_sample, expected_average = entropies(z, codebook, 0.1)
+    assert torch.equal(index, expected_index)
+    for ours, theirs in ((quantized, z_q), (sample, expected_sample), (average, expected_average)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad(quantized.sin().sum() + 3 * sample - 2 * average, (z, codebook))
+    theirs = torch.autograd.grad(z_q.sin().sum() + 3 * expected_sample - 2 * expected_average, (z, codebook))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_baselines_quantizer_has_the_published_loss_and_equals_ibq(published_form):
+    z, codebook = case()
+    features = z.detach().T.reshape(1, 8, 5, 8)
+    settings = {"codebook_size": 60, "code_dim": 8, "entropy_temperature": 0.1}
+    found = {}
+    for name in ("ibq", "ibq_published_form"):
+        quantizer = build_quantizer(name, **settings).double()
+        quantizer.codes.weight.data.copy_(codebook.detach())
+        inputs = features.clone().requires_grad_()
+        out = quantizer(inputs)
+        (out.loss + out.quantized.sin().sum()).backward()
+        found[name] = out, inputs.grad, quantizer.codes.weight.grad
+    theirs, ours = found["ibq"], found["ibq_published_form"]
+    assert torch.equal(ours[0].indices, theirs[0].indices)
+    assert ours[0].terms.keys() == theirs[0].terms.keys()
+    for a, b in ((ours[0].loss, theirs[0].loss), (ours[1], theirs[1]), (ours[2], theirs[2])):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    _, _, quantization = ibq_loss(z, codebook)
+    sample, average = entropies(z, codebook, 0.1)
+    torch.testing.assert_close(ours[0].loss, quantization + 0.05 * (sample - average), rtol=1e-10, atol=1e-12)
