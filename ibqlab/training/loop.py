@@ -32,6 +32,7 @@ from ibqlab.training.evaluation import take_snapshot, validate
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
 from ibqlab.training.models import Start, build_models
 from ibqlab.training.processes import launch
+from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
 
 __all__ = ["TrainingError", "train"]
@@ -266,6 +267,13 @@ class _Trainer:
 
     def _record_validation(self, step: int, row: dict[str, Any]) -> None:
         """Validate, snapshot, and log the step's row with the validation's numbers."""
+        with uncompiled(self.config.speed):
+            measured = self._measure_validation(step)
+        if self.fabric.is_global_zero:
+            self._log(row | measured)
+
+    def _measure_validation(self, step: int) -> dict[str, Any]:
+        """The validation's numbers; a snapshot of the same state is written by the way."""
         config, record = self.config, self.config.record
         share = {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
         result = validate(
@@ -279,19 +287,17 @@ class _Trainer:
         )
         self.broken.add(result.broken)
         last_hit = self.recorder.last_hits()
-        if not self.fabric.is_global_zero:
-            return
-        arrays = take_snapshot(
-            self.tokenizer,
-            self._snapshot_pictures,
-            counts=result.counts,
-            last_hit=last_hit,
-            features=record.snapshot_features,
-            images=record.snapshot_images,
-        )
-        self.run.save_snapshot(step, **arrays)
-        row |= result.row()
-        self._log(row)
+        if self.fabric.is_global_zero:
+            arrays = take_snapshot(
+                self.tokenizer,
+                self._snapshot_pictures,
+                counts=result.counts,
+                last_hit=last_hit,
+                features=record.snapshot_features,
+                images=record.snapshot_images,
+            )
+            self.run.save_snapshot(step, **arrays)
+        return result.row()
 
     @cached_property
     def _snapshot_pictures(self) -> Tensor:
