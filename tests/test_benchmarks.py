@@ -1,8 +1,11 @@
 """The scripts that measure speed: their baseline is the published form, and they run."""
 
+import math
+import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from oracle import algorithm_1, entropies, ibq_loss
@@ -63,3 +66,28 @@ def test_the_baselines_quantizer_has_the_published_loss_and_equals_ibq(published
     _, _, quantization = ibq_loss(z, codebook)
     sample, average = entropies(z, codebook, 0.1)
     torch.testing.assert_close(ours[0].loss, quantization + 0.05 * (sample - average), rtol=1e-10, atol=1e-12)
+
+
+def ask(script, folder, *arguments):
+    """Run a script on tiny settings; what it prints and the table it writes."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments, "--output", str(folder / "table.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout, pd.read_csv(folder / "table.csv")
+
+
+def assert_tells_its_origin(table):
+    for column in ("device", "python", "torch", "commit", "dirty", "seed", "command", "started"):
+        assert table[column].notna().all() and table[column].nunique() == 1, column
+
+
+def test_loading_says_how_many_processes_a_step_needs(tmp_path):
+    settings = ["--images", "16", "--workers", "0", "1", "--rounds", "1", "--step-images-per-second", "1e6"]
+    told, table = ask("data_loading.py", tmp_path, *settings)
+    assert_tells_its_origin(table)
+    assert len(table) == 2 * 2 * 2 and (table["images_per_second"] > 0).all()
+    assert (table["per_process"] * table["processes"].clip(1) == table["images_per_second"]).all()
+    for resize in ("opencv", "pil"):
+        slowest = table[(table["resize"] == resize) & (table["processes"] > 0)].nsmallest(1, "per_process").iloc[0]
+        assert slowest["processes_needed"] == math.ceil(1e6 / slowest["per_process"]) > 1
+        assert f"needs {slowest['processes_needed']} of them (data.workers={slowest['processes_needed']})" in told

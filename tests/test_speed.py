@@ -112,7 +112,7 @@ def test_recomputed_blocks_are_called_twice_and_keep_less(monkeypatch):
         calls.clear()
         tokenizer = Tokenizer.from_config(smoke().tokenizer)
         speed.prepare(SpeedConfig(activation_checkpointing=recomputing), tokenizer)
-        blocks = sum(isinstance(block, speed.ResidualBlock) for block in speed.blocks(tokenizer))
+        blocks = sum(isinstance(block, speed.ResidualBlock) for block in speed.find_blocks(tokenizer))
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = tokenizer(torch.rand(2, 3, 16, 16))

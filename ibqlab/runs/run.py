@@ -116,7 +116,7 @@ class Run:
         )
 
     def _completed_config(self, config: Any) -> dict[str, Any]:
-        """The folder's settings with today's defaults filled in; as they are where the config's class cannot read them."""
+        """The folder's settings with today's defaults filled in; as they are where they no longer parse."""
         try:
             return to_dict(parse(type(config), self.config)) if is_dataclass(config) else self.config
         except ConfigError:

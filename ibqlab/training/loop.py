@@ -6,7 +6,7 @@ rank, never from a generator's history: a run that was killed and started again 
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -274,17 +274,8 @@ class _Trainer:
 
     def _measure_validation(self, step: int) -> dict[str, Any]:
         """The validation's numbers; a snapshot of the same state is written by the way."""
-        config, record = self.config, self.config.record
-        share = {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
-        result = validate(
-            self.tokenizer,
-            self.validation_data,
-            images=self.validation_images,
-            batch_size=config.batch_size // config.accumulate,
-            device=self.fabric.device,
-            workers=config.data.workers,
-            **share,
-        )
+        record = self.config.record
+        result = validate(self.tokenizer, self._validation_batches, self.fabric.device)
         self.broken.add(result.broken)
         last_hit = self.recorder.last_hits()
         if self.fabric.is_global_zero:
@@ -298,6 +289,18 @@ class _Trainer:
             )
             self.run.save_snapshot(step, **arrays)
         return result.row()
+
+    @cached_property
+    def _validation_batches(self) -> Iterable[Batch]:
+        """This process's share of the validation images, walked once per validation."""
+        return validation_batches(
+            self.validation_data,
+            images=self.validation_images,
+            batch_size=self.config.batch_size // self.config.accumulate,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+            workers=self.config.data.workers,
+        )
 
     @cached_property
     def _snapshot_pictures(self) -> Tensor:
