@@ -91,3 +91,20 @@ def test_loading_says_how_many_processes_a_step_needs(tmp_path):
         slowest = table[(table["resize"] == resize) & (table["processes"] > 0)].nsmallest(1, "per_process").iloc[0]
         assert slowest["processes_needed"] == math.ceil(1e6 / slowest["per_process"]) > 1
         assert f"needs {slowest['processes_needed']} of them (data.workers={slowest['processes_needed']})" in told
+
+
+def test_a_step_is_timed_against_the_published_form(tmp_path):
+    settings = ["builtin/smoke", "--images", "2", "--steps", "2", "--rounds", "2", "--warm-up", "1"]
+    _, table = ask("training_speed.py", tmp_path, *settings, "--published-form")
+    assert_tells_its_origin(table)
+    assert table["quantizer"].tolist() == ["as configured", "published form"]
+    assert (table["steps"] == 4).all() and (table["images"] == 2).all()
+    configured, published = table.to_dict("records")
+    assert configured["speed_ratio"] == pytest.approx(published["seconds_per_step"] / configured["seconds_per_step"])
+    assert published["speed_ratio"] == 1
+
+
+def test_the_published_form_is_ibqs_alone():
+    command = [sys.executable, str(BENCHMARKS / "training_speed.py"), "imagenet/vqgan_16384", "--published-form"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and "imagenet/vqgan_16384 has 'vq'" in done.stderr
