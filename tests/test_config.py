@@ -362,14 +362,21 @@ def test_every_setting_is_read_somewhere():
     from ibqlab.tokenizer import TokenizerConfig  # noqa: PLC0415
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig  # noqa: PLC0415
     from ibqlab.tokenizer.discriminator import DiscriminatorConfig  # noqa: PLC0415
-    from ibqlab.training import LossConfig, OptimizerConfig, RecordConfig, RunParameters, TrainConfig  # noqa: PLC0415
+    from ibqlab.training import (  # noqa: PLC0415
+        LossConfig,
+        OptimizerConfig,
+        RecordConfig,
+        RunParameters,
+        SpeedConfig,
+        TrainConfig,
+    )
 
     package = Path(__file__).resolve().parents[1] / "ibqlab"
     code = "\n".join(path.read_text() for path in package.rglob("*.py"))
     read = set(re.findall(r"\b(?:config|record|self|parameters|grid|autoencoder|optimizer|loss|data)\.(\w+)", code))
     read |= set(re.findall(r"config\.(?:optimizer|record|data|tokenizer|loss|quantizer)\.(\w+)", code))
     named = {DataConfig, TokenizerConfig, AutoencoderConfig, Grid, StudyParameters, RunParameters}
-    classes = named | {DiscriminatorConfig, LossConfig, OptimizerConfig, RecordConfig, TrainConfig}
+    classes = named | {DiscriminatorConfig, LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig}
     classes |= {p.config for p in _PRESETS.values()}
     unread = {f"{c.__name__}.{f.name}" for c in classes for f in dataclasses.fields(c) if f.name not in read}
     assert not unread

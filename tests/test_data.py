@@ -1,5 +1,6 @@
 """Data: batches that depend on their number alone, splits that share nothing, and broken files that are named."""
 
+import os
 import pickle
 import sys
 from dataclasses import replace
@@ -138,6 +139,19 @@ def test_batches_can_be_walked_twice():
     batches = training_batches(Numbers(10), batch_size=4, seed=0, start_step=0, steps=3)
     assert same(list(batches), list(batches))
     assert len(list(batches)) == 3
+
+
+class Processes(Numbers):
+    """A source whose labels are the processes that loaded them."""
+
+    def get(self, index: int, seed: int) -> Sample:
+        return super().get(index, seed)._replace(label=os.getpid())
+
+
+def test_batches_walked_twice_are_loaded_by_the_same_processes():
+    batches = validation_batches(Processes(8), images=8, batch_size=2, workers=2)
+    first, second = ({int(label) for batch in batches for label in batch.labels} for _ in range(2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
 
 
 def test_a_batch_may_be_larger_than_an_epoch():

@@ -45,9 +45,11 @@ def test_a_run_trains_in_bfloat16(tmp_path):
     assert run.metrics["loss"].dropna().iloc[-1] < run.metrics["loss"].dropna().iloc[0]
 
 
-def test_a_run_with_an_adversary_trains_in_bfloat16(tmp_path):
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_a_run_with_an_adversary_trains_in_bfloat16(tmp_path, fast):
     adversarial = {"adversarial_weight": 0.1, "lecam_weight": 0.05, "discriminator": {"base_channels": 8}}
+    speed = {"channels_last": fast, "compile": fast, "activation_checkpointing": fast}
     settings = {"accelerator": "cuda", "precision": "bf16-mixed", "data.image_size": 32, "loss": adversarial}
-    run = train(recipe_config("builtin/smoke", settings), tmp_path / "run", progress=False)
+    run = train(recipe_config("builtin/smoke", settings | {"speed": speed}), tmp_path / "run", progress=False)
     assert run.status == "finished"
     assert run.metrics[["loss", "discriminator", "lecam", "adversarial"]].iloc[1:].notna().all(axis=None)

@@ -15,6 +15,7 @@ from ibqlab.cli import main
 from ibqlab.config import ConfigError
 from ibqlab.quantizers import available_quantizers
 from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training import recipe_config, train
 from ibqlab.training.accounting import count_step
@@ -28,6 +29,7 @@ from ibqlab.training.recipes import (
     published_rows,
     read_recipe,
 )
+from ibqlab.training.speed import find_blocks
 
 IMAGENET = [f"imagenet/{file.stem}" for file in find_recipes("imagenet")]
 TINY = {
@@ -332,6 +334,29 @@ class TestCounts:
         assert parts.training.of(1) - whole.training.of(1) == pytest.approx(whole.forward.of(1), rel=1e-3)
         later = counted(accumulate=2, loss__discriminator_first=False, **settings)
         assert later.training.of(1) == whole.training.of(1)
+
+    def test_blocks_computed_again_cost_operations_and_save_memory(self):
+        plain, again = counted(), counted(speed__activation_checkpointing=True)
+        operations = []
+        tokenizer = Tokenizer.from_config(smoke().tokenizer)
+
+        def convolution(layer, _, out):
+            operations.append(2 * out[0].numel() * layer.weight[0].numel())
+
+        def attention(layer, inputs, _):
+            operations.append(2 * 2 * inputs[0][0, 0].numel() ** 2 * inputs[0].shape[1])
+
+        for block in find_blocks(tokenizer):
+            residual = isinstance(block, ResidualBlock)
+            for layer in (block.conv1,) if residual else (block.q, block.k, block.v):
+                layer.register_forward_hook(convolution)
+            if not residual:
+                block.register_forward_hook(attention)
+        tokenizer(torch.zeros(1, 3, 16, 16))
+        # A block's last convolution is not computed again: nothing waits for its result.
+        assert again.training.of(1) - plain.training.of(1) == sum(operations) > 0
+        assert again.forward == plain.forward
+        assert again.activations.of(4) < 0.6 * plain.activations.of(4)
 
     @pytest.mark.parametrize("name", available_quantizers())
     def test_every_quantizer_can_be_planned(self, name):

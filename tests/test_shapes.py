@@ -12,7 +12,7 @@ import ibqlab.config  # before the hook: it holds no tensors, and beartype does 
 
 torch.set_num_threads(1)
 with install_import_hook("ibqlab", "beartype.beartype"):
-    from ibqlab.data import DataConfig, open_data, training_batches, to_model_range
+    from ibqlab.data import DataConfig, open_data, to_model_range, training_batches, validation_batches
     from ibqlab.diagnostics import softmax_perplexity
     from ibqlab.diagnostics.recorder import Recorder
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config
@@ -65,7 +65,7 @@ name_first_nonfinite(images, tokenizer, out, parts)
 average.update()
 tokenizer.encode(batch.images), tokenizer.decode_indices(out.quantizer.indices)
 held_out = open_data(data, "validation")
-result = validate(tokenizer, held_out, images=5, batch_size=2, device=torch.device("cpu"))
+result = validate(tokenizer, validation_batches(held_out, images=5, batch_size=2), torch.device("cpu"))
 assert result.row()["validation_tokens"] == 80
 last_hit = torch.zeros(12, dtype=torch.int64)
 arrays = take_snapshot(tokenizer, batch.images, counts=result.counts, last_hit=last_hit, features=20, images=1)

@@ -2,21 +2,29 @@
 
     python experiments/benchmarks/training_speed.py --output speed.csv          # minutes on one GPU
     ibqlab plan imagenet --images-per-second S                                  # GPU-hours at a measured speed
+    python experiments/benchmarks/training_speed.py imagenet/ibq_262144 --images 16 --published-form --output ratio.csv
 
 Whole steps as in training: tokenizer, discriminator, losses, Adam, averages; random pixels that lie on the device
 already, so loading is left out. LPIPS' networks have fresh weights here, which changes its value and not its time.
-Writes one row per recipe and number of images, with device, versions and commit; a size that does not fit is a row
-without a speed.
+Writes one row per recipe, number of images and form of the quantizer, with device, versions and commit; a size that
+does not fit is a row without a speed.
+
+With --published-form each step is timed twice, in rounds that alternate: as configured, and with the quantizer as the
+published code writes it, N × K matrices and all (see published_form.py); everything else is the same. The columns
+speed_ratio and memory_ratio hold each form's images per second and peak memory over the published form's.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
+import published_form  # noqa: F401 - registers the quantizer of the published form
 import torch
+from rows import origin_columns
 
-from ibqlab.runs import provenance
 from ibqlab.training import TrainConfig, recipe_config
 from ibqlab.training.accounting import Lpips
 from ibqlab.training.models import build_models
@@ -24,46 +32,133 @@ from ibqlab.training.processes import launch
 from ibqlab.training.step import Models, TokenizerStep
 
 RECIPES = ["imagenet/ibq_16384", "imagenet/ibq_262144", "imagenet/vqgan_16384", "imagenet/lfq_262144"]
+CONFIGURED, PUBLISHED = "as configured", "published form"
+OF_PUBLISHED_FORM = {"tokenizer.quantizer.name": "ibq_published_form"}
+SEED = 0
+
+
+class TimedStep:
+    """A recipe's training step on its device, timed round by round.
+
+    Args:
+        recipe: name under experiments/.
+        images: per step.
+        settings: of the recipe, changed for this measurement.
+    """
+
+    def __init__(self, recipe: str, images: int, settings: dict[str, Any]):
+        single = {"processes": 1, "accumulate": 1, "batch_size": images, "accelerator": "auto", "seed": SEED}
+        self.perceptual = bool(recipe_config(recipe).loss.perceptual_weight)
+        # The package lpips and its weight file are not asked for: the stand-in takes the same time.
+        self.config = recipe_config(recipe, single | settings | {"loss.perceptual_weight": 0.0})
+        before = allocated()
+        self.networks = build(self.config, self.perceptual)
+        self.device = self.networks.fabric.device
+        shape = (images, 3, self.config.data.image_size, self.config.data.image_size)
+        generator = torch.Generator().manual_seed(SEED)
+        self.pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
+        self.steps = 0
+        self.seconds: list[float] = []
+        self.peak = 0
+        self.take(1)
+        self.state = allocated() - before
+        """Bytes that stay between steps: weights, averages, and Adam's state, which the first step makes."""
+
+    def take(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps."""
+        seconds = []
+        for _ in range(steps):
+            self.steps += 1
+            began = time.perf_counter()
+            self.networks.learn(self.steps, self.pixels, lambda indices: None)
+            self.networks.optimizer.zero_grad()
+            synchronise(self.device)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    def time_round(self, steps: int, others: int) -> None:
+        """Keep the seconds of so many steps and their peak memory, less what other steps' networks hold (bytes)."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.seconds += self.take(steps)
+        if self.device.type == "cuda":
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated() - others)
+
+    def row(self) -> dict[str, float | str | int]:
+        """Median seconds of a step, images per second and peak memory."""
+        losses, speed = self.config.loss.describe(), self.config.speed
+        median = statistics.median(self.seconds)
+        return {
+            "losses": losses.replace("no LPIPS", "LPIPS' network") if self.perceptual else losses,
+            "precision": self.config.precision,
+            "channels_last": speed.channels_last,
+            "compile": speed.compile,
+            "activation_checkpointing": speed.activation_checkpointing,
+            "steps": len(self.seconds),
+            "seconds_per_step": median,
+            "images_per_second": len(self.pixels) / median,
+            "peak_gib": self.peak / 2**30 if self.device.type == "cuda" else float("nan"),
+        }
 
 
 def build(config: TrainConfig, perceptual: bool) -> TokenizerStep:
     """The networks of a recipe on its device."""
     models, _ = build_models(config)
-    return TokenizerStep(
-        config, Models(models.tokenizer, models.discriminator, Lpips() if perceptual else None), launch(config)
-    )
+    lpips = Lpips(config.loss.perceptual_net) if perceptual else None
+    return TokenizerStep(config, Models(models.tokenizer, models.discriminator, lpips), launch(config))
 
 
-def measure(recipe: str, images: int, warm_up: int, steps: int) -> dict[str, float | str | int]:
-    """Median seconds of a step and peak memory."""
-    wanted = recipe_config(recipe)
-    settings = {"processes": 1, "accumulate": 1, "batch_size": images, "accelerator": "auto"}
-    weight = wanted.loss.perceptual_weight
-    config = recipe_config(recipe, settings | {"loss.perceptual_weight": 0.0})
-    networks = build(config, bool(weight))
-    cuda = networks.fabric.device.type == "cuda"
-    size = config.data.image_size
-    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, device=networks.fabric.device)
-    seconds = []
-    for step in range(1, warm_up + steps + 1):
-        began = time.perf_counter()
-        networks.learn(step, pixels, lambda indices: None)
-        networks.optimizer.zero_grad()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds[warm_up:])
-    memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan")
-    losses = config.loss.describe() if not weight else config.loss.describe().replace("no LPIPS", "LPIPS' network")
-    return {
-        "recipe": recipe,
-        "images": images,
-        "losses": losses,
-        "precision": config.precision,
-        "seconds_per_step": median,
-        "images_per_second": images / median,
-        "peak_gib": memory,
-    }
+def allocated() -> int:
+    """Bytes of tensors on the current CUDA device; 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device to finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(
+    recipe: str, images: int, forms: dict[str, dict[str, Any]], *, warm_up: int, steps: int, rounds: int
+) -> list[dict[str, Any]]:
+    """One row per form of a recipe's step; the forms take turns, round by round.
+
+    Args:
+        recipe: name under experiments/.
+        images: per step.
+        forms: settings that each form changes, by its name.
+        warm_up: steps of each form before the first round, at least 1, because the first one compiles.
+        steps: timed steps in a round.
+        rounds: of each form.
+    """
+    timed: dict[str, TimedStep] = {}
+    for name, settings in forms.items():
+        try:
+            timed[name] = TimedStep(recipe, images, settings)
+            timed[name].take(warm_up - 1)
+        except torch.cuda.OutOfMemoryError:
+            timed.pop(name, None)
+    for _ in range(rounds):
+        for name in list(timed):
+            others = sum(step.state for other, step in timed.items() if other != name)
+            try:
+                timed[name].time_round(steps, others)
+            except torch.cuda.OutOfMemoryError:
+                del timed[name]
+    return [
+        {"recipe": recipe, "images": images, "quantizer": name} | (timed[name].row() if name in timed else {})
+        for name in forms
+    ]
+
+
+def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one measurement with their speed and memory over the published form's, where that was measured."""
+    base = next((row for row in rows if row["quantizer"] == PUBLISHED and "peak_gib" in row), None)
+    if base is None:
+        return list(rows)
+    ratios = {"speed_ratio": "images_per_second", "memory_ratio": "peak_gib"}
+    return [row | {ratio: row[key] / base[key] for ratio, key in ratios.items() if key in row} for row in rows]
 
 
 def main() -> None:
@@ -71,34 +166,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=RECIPES, help="names under experiments/")
     parser.add_argument("--images", type=int, nargs="+", default=[4, 16, 32], help="per step")
-    parser.add_argument("--steps", type=int, default=10, help="timed, after --warm-up")
-    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="timed in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=3, help="steps before the first round, at least 1")
+    parser.add_argument("--published-form", action="store_true", help="time the published quantizer code as well (IBQ)")
     parser.add_argument("--output", help="CSV file")
     chosen = parser.parse_args()
-    facts = provenance()
-    hardware = facts["hardware"]
-    shared = {
-        "device": ", ".join(hardware["gpu"]) or f"{hardware['cpu']}, {hardware['cores']} cores",
-        "torch": facts["versions"]["torch"],
-        "commit": facts["commit"],
-        "dirty": facts["dirty"],
-        "seed": 0,
-        "command": " ".join(facts["command"]),
-    }
-    rows = []
+    forms = {CONFIGURED: {}} | ({PUBLISHED: OF_PUBLISHED_FORM} if chosen.published_form else {})
+    for recipe in chosen.recipes if chosen.published_form else ():
+        name = recipe_config(recipe).tokenizer.quantizer.config_name
+        if name != "ibq":
+            parser.error(f"--published-form needs recipes with the quantizer 'ibq'; {recipe} has {name!r}")
+    origin, rows = origin_columns(SEED), []
     for recipe in chosen.recipes:
         for images in chosen.images:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            try:
-                row = measure(recipe, images, chosen.warm_up, chosen.steps)
-            except torch.cuda.OutOfMemoryError:
-                row = {"recipe": recipe, "images": images}
-            rows.append(row | shared)
-            print(pd.DataFrame(rows[-1:]).T.to_string(header=False), flush=True)
-    if chosen.output:
-        pd.DataFrame(rows).to_csv(chosen.output, index=False)
+            found = measure(recipe, images, forms, warm_up=chosen.warm_up, steps=chosen.steps, rounds=chosen.rounds)
+            rows += [row | origin for row in with_ratios(found)]
+            print(pd.DataFrame(rows[-len(found) :]).T.to_string(header=False), flush=True)
+            if chosen.output:
+                # Written after each measurement: what was measured stays when a later one fails.
+                pd.DataFrame(rows).to_csv(chosen.output, index=False)
 
 
 if __name__ == "__main__":

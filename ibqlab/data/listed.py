@@ -121,4 +121,8 @@ def read_rgb(file: Path | BinaryIO) -> Image.Image:
             return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
         if image.mode in ("I", "F"):
             raise ValueError(f"32-bit values (mode {image.mode}) have no known range; store 8 or 16 bits")
+        if image.mode == "RGB":
+            # Decoded while the file is open; converting would copy the whole picture once more.
+            image.load()
+            return image
         return image.convert("RGB")

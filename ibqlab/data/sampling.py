@@ -157,6 +157,8 @@ def _load(source: ImageSource, requests: _Requests, workers: int) -> Iterable[Ba
         batch_sampler=requests,
         collate_fn=_collate,
         num_workers=workers,
+        # Validation walks its batches again and again: its processes are started once.
+        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         # The loader draws a number at each start: not from the run's own random state, which must survive a resume.
         generator=torch.Generator(),

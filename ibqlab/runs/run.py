@@ -8,12 +8,13 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ibqlab.config import ConfigError, content_hash, dump_yaml, load_yaml, to_dict
+from ibqlab.config import ConfigError, content_hash, dump_yaml, load_yaml, parse, to_dict
 from ibqlab.runs.files import (
     RunError,
     check_storable,
@@ -65,6 +66,8 @@ class Run:
     def start(cls, path: str | Path, config: Any) -> "Run":
         """Create a run folder, or continue the one that holds the same settings.
 
+        A setting that did not exist yet when the folder was written counts as its default.
+
         Args:
             path: the folder; must be missing, empty, or a run with the same content hash.
             config: a dataclass, or a mapping as `ibqlab.config.to_dict` returns it.
@@ -85,7 +88,7 @@ class Run:
                 f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one"
             )
         run = cls(path)
-        run._must_hold(to_dict(config))
+        run._must_hold(config)
         if run.status != "finished":
             again = provenance()
             earlier = run.provenance.get("resumed", [])
@@ -94,7 +97,8 @@ class Run:
             )
         return run
 
-    def _must_hold(self, wanted: dict[str, Any]) -> None:
+    def _must_hold(self, config: Any) -> None:
+        wanted = to_dict(config)
         ours, theirs = content_hash(wanted), self.config_hash
         recorded = self.provenance.get("config_hash", theirs)
         if recorded != theirs:
@@ -102,13 +106,21 @@ class Run:
                 f"{self.path / 'config.yaml'} was edited after the run began (content hash {theirs}, began with "
                 f"{recorded}); nothing was changed. Undo the edit, or choose another folder"
             )
-        if ours == theirs:
+        held = self._completed_config(config)
+        if ours == content_hash(held):
             return
         raise RunError(
             f"{self.path} holds a run with other settings (content hash {theirs}, yours {ours}); nothing was changed. "
-            f"There → yours: {_differences(self.config, wanted)}. Choose another folder (--output FOLDER), give the "
+            f"There → yours: {_differences(held, wanted)}. Choose another folder (--output FOLDER), give the "
             f"settings it was started with to continue it, or delete it to start anew"
         )
+
+    def _completed_config(self, config: Any) -> dict[str, Any]:
+        """The folder's settings with today's defaults filled in; as they are where they no longer parse."""
+        try:
+            return to_dict(parse(type(config), self.config)) if is_dataclass(config) else self.config
+        except ConfigError:
+            return self.config
 
     @property
     def name(self) -> str:

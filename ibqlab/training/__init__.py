@@ -3,12 +3,14 @@
 from ibqlab.training.config import LossConfig, OptimizerConfig, RecordConfig, TrainConfig
 from ibqlab.training.loop import TrainingError, train
 from ibqlab.training.recipes import RunParameters, find_recipe, load_recipe, plan_run, recipe_config
+from ibqlab.training.speed import SpeedConfig
 
 __all__ = [
     "LossConfig",
     "OptimizerConfig",
     "RecordConfig",
     "RunParameters",
+    "SpeedConfig",
     "TrainConfig",
     "TrainingError",
     "find_recipe",

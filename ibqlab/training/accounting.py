@@ -23,6 +23,7 @@ from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.adversarial import DISCRIMINATOR_LOSSES, generator_loss
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.losses import tokenizer_loss
+from ibqlab.training.speed import find_blocks, recompute
 
 LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 """torchvision's name of the network, and the layers after which LPIPS compares."""
@@ -88,8 +89,10 @@ def count_step(config: TrainConfig) -> StepCost:
     quantizer, the discriminator's three calls, LPIPS on both images, and, where the batch comes in parts, the extra
     reconstructions for the discriminator. Not counted: optimisers, averages, diagnostics, validation.
     Activations are what autograd keeps, each storage once, in the types of the recipe's precision; attention is taken
-    as fused where the layout of its inputs allows that. Work space of kernels and of the quantizer's blocks comes on
-    top. Both are counted with two and with three images; the rest follows, because they are linear in images.
+    as fused where the layout of its inputs allows that. With speed.activation_checkpointing the blocks' second pass
+    counts among the operations, and what the largest block keeps meanwhile among the activations; what a compiler saves
+    is not counted. Work space of kernels and of the quantizer's blocks comes on top. Both are counted with two and with
+    three images; the rest follows, because they are linear in images.
 
     Args:
         config: of the run; its data and weight files are not looked at.
@@ -136,6 +139,8 @@ class _Step:
         self.dtype = torch.get_default_dtype()
         self.tokenizer = Tokenizer.from_config(config.tokenizer)
         self.tokenizer.latent_grid(self.size, self.size)
+        for block in find_blocks(self.tokenizer) if config.speed.activation_checkpointing else ():
+            recompute(block)
         self.discriminator = self.perceptual = None
         if config.loss.adversarial_weight:
             channels = config.tokenizer.autoencoder.in_channels
@@ -179,19 +184,31 @@ class _Step:
         return counter.get_total_flops()
 
     def activation_bytes(self, images: int) -> int:
-        """The tokenizer's, and on top those of the discriminator's own step or of the losses, whichever keep more."""
+        """The tokenizer's, and the most of those of the discriminator's step, the losses, or a block computed again."""
         pictures, known = self._images(images), _storages(self._networks())
         mixed = self.config.precision == "bf16-mixed"
         tokenizer = _Kept(known)
-        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), _cuda_precision(mixed, tokenizer):
+        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), _cuda_precision(mixed):
             out = self.tokenizer(pictures)
         learning, losses = (_Kept(known | tokenizer.storages.keys()) for _ in range(2))
         if self.discriminator:
-            with learning.watching(), _cuda_precision(mixed, learning):
+            with learning.watching(), _cuda_precision(mixed):
                 self._discriminate(pictures, out.reconstruction.detach())
         with losses.watching():
-            self._loss(pictures, out, partial(_cuda_precision, mixed, losses))
-        return tokenizer.bytes + max(learning.bytes, losses.bytes)
+            self._loss(pictures, out, partial(_cuda_precision, mixed))
+        again = self._largest_block(pictures) if self.config.speed.activation_checkpointing else 0
+        return tokenizer.bytes + max(learning.bytes, losses.bytes, again)
+
+    def _largest_block(self, pictures: Tensor) -> int:
+        """Bytes that one residual or attention block keeps for its backward pass: the largest of them."""
+        tokenizer = Tokenizer.from_config(self.config.tokenizer)
+        kept, before, sizes = _Kept(_storages([tokenizer])), [], []
+        for block in find_blocks(tokenizer):
+            block.register_forward_pre_hook(lambda *_: before.append(kept.bytes))
+            block.register_forward_hook(lambda *_: sizes.append(kept.bytes - before[-1]))
+        with kept.watching(), _cuda_precision(self.config.precision == "bf16-mixed"):
+            tokenizer(pictures)
+        return max(sizes)
 
     def _networks(self) -> list[nn.Module]:
         return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]
@@ -295,10 +312,6 @@ class _AsOnCuda(TorchFunctionMode):
     lie side by side, keeps queries, keys, values and result, not the matrix between them.
     """
 
-    def __init__(self, kept: _Kept):
-        super().__init__()
-        self.kept = kept
-
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         mixed = torch.is_autocast_enabled("cpu")
@@ -309,15 +322,22 @@ class _AsOnCuda(TorchFunctionMode):
         args = tuple(a.bfloat16() if mixed and isinstance(a, Tensor) else a for a in args)
         with torch.no_grad():
             result = function(*args, **kwargs)
-        for tensor in (*args[:3], result):
-            self.kept.keep(tensor)
-        return result.requires_grad_()
+        return _Saved.apply(result, *args[:3])
+
+
+class _Saved(torch.autograd.Function):
+    """A fused kernel's result, as far as memory goes: its inputs and itself are kept. Has no backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(result, *inputs)
+        return result.view_as(result)
 
 
 @contextmanager
-def _cuda_precision(mixed: bool, kept: _Kept) -> Iterator[None]:
+def _cuda_precision(mixed: bool) -> Iterator[None]:
     """The run's precision, with CUDA's rules on what stays float32."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed), _AsOnCuda(kept):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed), _AsOnCuda():
         yield
 
 

@@ -63,10 +63,11 @@ class Adversary:
                 if config.lecam_weight:
                     terms["lecam"] = self.lecam(real, fake)
                     loss = loss + config.lecam_weight * terms["lecam"]
+                self.fabric.backward(loss / len(pairs))
+                # After the backward pass: a look at the loss waits for the device, which so has work meanwhile.
                 if anywhere_nonfinite(loss):
                     culprit = next((name for name, term in terms.items() if not torch.isfinite(term)), "loss")
                     raise NonFinite(f"the discriminator's {culprit!r}")
-                self.fabric.backward(loss / len(pairs))
             terms |= {"logits_real": real.mean(), "logits_fake": fake.mean()}
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(pairs)

@@ -7,6 +7,7 @@ from ibqlab.quantizers.base import require, require_choice
 from ibqlab.tokenizer import TokenizerConfig
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig
 from ibqlab.training.adversarial import DISCRIMINATOR_LOSSES
+from ibqlab.training.speed import SpeedConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 ACCELERATORS = ("auto", "cpu", "cuda")
@@ -137,6 +138,8 @@ class TrainConfig:
     """Adam."""
     record: RecordConfig = field(default_factory=RecordConfig)
     """What is written down."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """How a step is computed; changes no result beyond rounding."""
     steps: int = 300
     """Optimiser steps, ≥ 1."""
     batch_size: int = 16

@@ -1,5 +1,6 @@
 """Validation: reconstruction and usage on held-out images, and the snapshot that figures are drawn from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ibqlab.data import ImageSource, to_model_range, to_uint8, validation_batches
+from ibqlab.data import Batch, to_model_range, to_uint8
 from ibqlab.diagnostics.usage import count_indices, perplexity
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.tokenizer import Tokenizer
@@ -43,28 +44,13 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(
-    tokenizer: Tokenizer,
-    source: ImageSource,
-    *,
-    images: int,
-    batch_size: int,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-) -> Validation:
+def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device) -> Validation:
     """Reconstruct validation images in eval mode, in the weights' own precision, and count the codes they use.
 
     Args:
         tokenizer: evaluated as it is; wrap in `WeightAverage.applied()` for averaged weights.
-        source: validation split.
-        images: how many, over all processes.
-        batch_size: images per forward pass over all processes.
+        batches: this process's share of the images, from `validation_batches`.
         device: where the tokenizer is.
-        rank: number of this process.
-        world_size: number of processes that share the images.
-        workers: loader processes.
     """
     size = tokenizer.quantizer.config.codebook_size
     counts = torch.zeros(size, dtype=torch.int64, device=device)
@@ -72,12 +58,9 @@ def validate(
     was_training = tokenizer.training
     broken: list[str] = []
     tokenizer.eval()
-    batches = validation_batches(
-        source, images=images, batch_size=batch_size, rank=rank, world_size=world_size, workers=workers
-    )
     for batch in batches:
         broken += batch.broken
-        pictures = to_model_range(batch.images.to(device)).to(tokenizer.decoder.last_layer.dtype)
+        pictures = to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
         out = tokenizer(pictures)
         error = out.reconstruction.float().clamp(-1, 1) - pictures
         squares = error.double().square().flatten(1).mean(1)

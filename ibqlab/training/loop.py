@@ -6,7 +6,7 @@ rank, never from a generator's history: a run that was killed and started again 
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from ibqlab.training.evaluation import take_snapshot, validate
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
 from ibqlab.training.models import Start, build_models
 from ibqlab.training.processes import launch
+from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
 
 __all__ = ["TrainingError", "train"]
@@ -266,32 +267,40 @@ class _Trainer:
 
     def _record_validation(self, step: int, row: dict[str, Any]) -> None:
         """Validate, snapshot, and log the step's row with the validation's numbers."""
-        config, record = self.config, self.config.record
-        share = {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
-        result = validate(
-            self.tokenizer,
-            self.validation_data,
-            images=self.validation_images,
-            batch_size=config.batch_size // config.accumulate,
-            device=self.fabric.device,
-            workers=config.data.workers,
-            **share,
-        )
+        with uncompiled(self.config.speed):
+            measured = self._measure_validation(step)
+        if self.fabric.is_global_zero:
+            self._log(row | measured)
+
+    def _measure_validation(self, step: int) -> dict[str, Any]:
+        """The validation's numbers; a snapshot of the same state is written by the way."""
+        record = self.config.record
+        result = validate(self.tokenizer, self._validation_batches, self.fabric.device)
         self.broken.add(result.broken)
         last_hit = self.recorder.last_hits()
-        if not self.fabric.is_global_zero:
-            return
-        arrays = take_snapshot(
-            self.tokenizer,
-            self._snapshot_pictures,
-            counts=result.counts,
-            last_hit=last_hit,
-            features=record.snapshot_features,
-            images=record.snapshot_images,
+        if self.fabric.is_global_zero:
+            arrays = take_snapshot(
+                self.tokenizer,
+                self._snapshot_pictures,
+                counts=result.counts,
+                last_hit=last_hit,
+                features=record.snapshot_features,
+                images=record.snapshot_images,
+            )
+            self.run.save_snapshot(step, **arrays)
+        return result.row()
+
+    @cached_property
+    def _validation_batches(self) -> Iterable[Batch]:
+        """This process's share of the validation images, walked once per validation."""
+        return validation_batches(
+            self.validation_data,
+            images=self.validation_images,
+            batch_size=self.config.batch_size // self.config.accumulate,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+            workers=self.config.data.workers,
         )
-        self.run.save_snapshot(step, **arrays)
-        row |= result.row()
-        self._log(row)
 
     @cached_property
     def _snapshot_pictures(self) -> Tensor:

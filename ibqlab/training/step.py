@@ -16,6 +16,7 @@ from ibqlab.training.config import TrainConfig
 from ibqlab.training.ema import WeightAverage
 from ibqlab.training.losses import NonFinite, anywhere_nonfinite, name_first_nonfinite, tokenizer_loss
 from ibqlab.training.optimizers import build_optimizer, learning_rate_at, named_moments, set_learning_rate
+from ibqlab.training.speed import memory_format, prepare
 
 Losses = dict[str, Float[Tensor, ""]]
 
@@ -45,6 +46,7 @@ class TokenizerStep:
 
     def __init__(self, config: TrainConfig, models: Models, fabric: Any):
         self.config, self.fabric = config, fabric
+        prepare(config.speed, *models)
         optimizer = build_optimizer(models.tokenizer, config.optimizer)
         self.model, self.optimizer = fabric.setup(models.tokenizer, optimizer)
         self.tokenizer: Tokenizer = self.model.module
@@ -120,7 +122,10 @@ class TokenizerStep:
             self.adversary.load_state_dict(state)
 
     def _backward(self, pictures: Tensor, out: TokenizerOutput, judge: Callable | None, parts: int) -> Losses:
-        """Gradients of one part; its loss and terms."""
+        """Gradients of one part; its loss and terms.
+
+        The loss is looked at after the backward pass, because a look waits for the device: so it has work meanwhile.
+        """
         loss, terms = tokenizer_loss(
             self.config.loss,
             pictures,
@@ -129,9 +134,9 @@ class TokenizerStep:
             judge=judge,
             last_layer=self.tokenizer.decoder.last_layer,
         )
+        self.fabric.backward(loss / parts)
         if anywhere_nonfinite(loss):
             raise NonFinite(name_first_nonfinite(pictures, self.tokenizer, out, terms))
-        self.fabric.backward(loss / parts)
         return {"loss": loss, **terms}
 
     def _perceive(self, images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -148,7 +153,9 @@ class TokenizerStep:
 
     def _pictures(self, part: Tensor) -> Tensor:
         """Stored pixels in the model's range, on the device, in the weights' type."""
-        return to_model_range(part.to(self.fabric.device)).to(self.tokenizer.decoder.last_layer.dtype)
+        # From pinned memory the copy is queued behind the step before instead of waiting for it.
+        pictures = to_model_range(part.to(self.fabric.device, non_blocking=True))
+        return pictures.to(self.tokenizer.decoder.last_layer.dtype, memory_format=memory_format(self.config.speed))
 
     def _follow(self) -> None:
         if self.average:

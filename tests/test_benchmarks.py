@@ -1,0 +1,110 @@
+"""The scripts that measure speed: their baseline is the published form, and they run."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from oracle import algorithm_1, entropies, ibq_loss
+
+from ibqlab.quantizers import base, build_quantizer
+
+BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
+
+
+@pytest.fixture
+def published_form(monkeypatch):
+    """The baseline's module; its quantizer is known in this test alone, because others go over all of them."""
+    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delitem(sys.modules, "published_form", raising=False)
+    import published_form  # noqa: PLC0415 - it registers its quantizer when it is imported
+
+    yield published_form
+    sys.modules.pop("published_form", None)
+
+
+def case(tokens=40, codes=60, dim=8):
+    drawn = torch.randn(tokens + codes, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn[:tokens].clone().requires_grad_(), drawn[tokens:].clone().requires_grad_()
+
+
+def test_the_baseline_is_the_papers_algorithm(published_form):
+    z, codebook = case()
+    quantized, index, sample, average = published_form.published_index_backprop(z, codebook, 0.1, 1e-5)
+    z_q, expected_index, _ = algorithm_1(z, codebook)
+    expected_sample, expected_average = entropies(z, codebook, 0.1)
+    assert torch.equal(index, expected_index)
+    for ours, theirs in ((quantized, z_q), (sample, expected_sample), (average, expected_average)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad(quantized.sin().sum() + 3 * sample - 2 * average, (z, codebook))
+    theirs = torch.autograd.grad(z_q.sin().sum() + 3 * expected_sample - 2 * expected_average, (z, codebook))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_baselines_quantizer_has_the_published_loss_and_equals_ibq(published_form):
+    z, codebook = case()
+    features = z.detach().T.reshape(1, 8, 5, 8)
+    settings = {"codebook_size": 60, "code_dim": 8, "entropy_temperature": 0.1}
+    found = {}
+    for name in ("ibq", "ibq_published_form"):
+        quantizer = build_quantizer(name, **settings).double()
+        quantizer.codes.weight.data.copy_(codebook.detach())
+        inputs = features.clone().requires_grad_()
+        out = quantizer(inputs)
+        (out.loss + out.quantized.sin().sum()).backward()
+        found[name] = out, inputs.grad, quantizer.codes.weight.grad
+    theirs, ours = found["ibq"], found["ibq_published_form"]
+    assert torch.equal(ours[0].indices, theirs[0].indices)
+    assert ours[0].terms.keys() == theirs[0].terms.keys()
+    for a, b in ((ours[0].loss, theirs[0].loss), (ours[1], theirs[1]), (ours[2], theirs[2])):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    _, _, quantization = ibq_loss(z, codebook)
+    sample, average = entropies(z, codebook, 0.1)
+    torch.testing.assert_close(ours[0].loss, quantization + 0.05 * (sample - average), rtol=1e-10, atol=1e-12)
+
+
+def ask(script, folder, *arguments):
+    """Run a script on tiny settings; what it prints and the table it writes."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments, "--output", str(folder / "table.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout, pd.read_csv(folder / "table.csv")
+
+
+def assert_tells_its_origin(table):
+    for column in ("device", "python", "torch", "commit", "dirty", "seed", "command", "started"):
+        assert table[column].notna().all() and table[column].nunique() == 1, column
+
+
+def test_loading_says_how_many_processes_a_step_needs(tmp_path):
+    settings = ["--images", "16", "--workers", "0", "1", "--rounds", "1", "--step-images-per-second", "1e6"]
+    told, table = ask("data_loading.py", tmp_path, *settings)
+    assert_tells_its_origin(table)
+    assert len(table) == 2 * 2 * 2 and (table["images_per_second"] > 0).all()
+    assert (table["per_process"] * table["processes"].clip(1) == table["images_per_second"]).all()
+    for resize in ("opencv", "pil"):
+        slowest = table[(table["resize"] == resize) & (table["processes"] > 0)].nsmallest(1, "per_process").iloc[0]
+        assert slowest["processes_needed"] == math.ceil(1e6 / slowest["per_process"]) > 1
+        assert f"needs {slowest['processes_needed']} of them (data.workers={slowest['processes_needed']})" in told
+
+
+def test_a_step_is_timed_against_the_published_form(tmp_path):
+    settings = ["builtin/smoke", "--images", "2", "--steps", "2", "--rounds", "2", "--warm-up", "1"]
+    _, table = ask("training_speed.py", tmp_path, *settings, "--published-form")
+    assert_tells_its_origin(table)
+    assert table["quantizer"].tolist() == ["as configured", "published form"]
+    assert (table["steps"] == 4).all() and (table["images"] == 2).all()
+    configured, published = table.to_dict("records")
+    assert configured["speed_ratio"] == pytest.approx(published["seconds_per_step"] / configured["seconds_per_step"])
+    assert published["speed_ratio"] == 1
+
+
+def test_the_published_form_is_ibqs_alone():
+    command = [sys.executable, str(BENCHMARKS / "training_speed.py"), "imagenet/vqgan_16384", "--published-form"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and "imagenet/vqgan_16384 has 'vq'" in done.stderr
