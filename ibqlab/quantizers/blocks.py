@@ -61,11 +61,12 @@ def workspace(number: int, rows: int, codebook_size: int, like: Tensor) -> list[
     """`number` blocks of scores (rows, K) to write into, of the type and on the device of `like`.
 
     On a CPU blocks of up to `BLOCK_BYTES` are the same memory at each call from one thread, because fresh memory costs
-    some 5 % of a step in page faults. CUDA's allocator keeps its memory by itself.
+    some 5 % of a step in page faults. CUDA's allocator keeps its memory by itself, and tensors without memory have none.
     """
     wanted = number * rows * codebook_size
     kept = _kept.__dict__.setdefault("by_type", {})
-    if like.device.type != "cpu" or rows * codebook_size * like.element_size() > BLOCK_BYTES["cpu"]:
+    large = rows * codebook_size * like.element_size() > BLOCK_BYTES["cpu"]
+    if large or like.device.type != "cpu" or type(like) is not Tensor:
         memory = like.new_empty(wanted)
     elif like.dtype in kept and len(kept[like.dtype]) >= wanted:
         memory = kept[like.dtype][:wanted]

@@ -144,7 +144,7 @@ class InPlace:
     @staticmethod
     def _pull(scores: Tensor, log_sum: Tensor, pull: Pull, cold: Tensor, pulled: Tensor) -> None:
         """The entropies' part of ∂L/∂S of a tile, into `pulled`."""
-        torch.add(pull.codes, scores, alpha=pull.scores.item(), out=pulled)
+        torch.mul(scores, pull.scores, out=pulled).add_(pull.codes)
         torch.clamp(scores, min=lowest_exponent(scores.dtype) * pull.temperature, out=cold)
         torch.add(-log_sum, cold, alpha=1 / pull.temperature, out=cold).exp_()
         softmax_backward(pulled, cold)
