@@ -78,6 +78,41 @@ def test_any_number_of_tokens_and_codes(monkeypatch, tokens, codes, dim):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(("spread", "near"), [(1.0, True), (0.01, False)])
+@pytest.mark.parametrize("used", ["all", "entropies"])
+def test_entropies_on_the_codes_near_the_best_one_are_those_on_all(monkeypatch, spread, near, used):
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 16)
+
+    def gradients(z, c, w, quantized, sample, average):
+        loss = 0.3 * sample - 0.7 * average + ((w * quantized).sum() if used == "all" else 0)
+        return sample, average, *torch.autograd.grad(loss, (z, c))
+
+    double = inputs(tokens=40, codes=8192, scale=spread)
+    single = inputs(tokens=40, codes=8192, scale=spread, dtype=torch.float32)
+    scores = (single[0] @ single[1].T).detach()
+    columns = blocks.columns_near_top(scores, scores.amax(1, keepdim=True), 0.01 * 61.2)
+    assert (columns is not None) == near
+    out = index_backprop(*single[:2], 0.01)
+    got = gradients(*single, out.quantized, out.sample_entropy, out.average_entropy)
+    literal = gradients(*single, algorithm_1(*single[:2])[0], *entropies(*single[:2], 0.01))
+    exact = gradients(*double, algorithm_1(*double[:2])[0], *entropies(*double[:2], 0.01))
+    assert exact[0] > 0.01
+    for ours, theirs, truth in zip(got, literal, exact, strict=True):
+        assert relative(ours.double(), truth) < 3 * relative(theirs.double(), truth) + 1e-6
+
+
+def test_columns_near_the_top_hold_every_near_score():
+    scores = torch.randn(20, 4096, generator=torch.Generator().manual_seed(0))
+    top = scores.amax(1, keepdim=True)
+    columns = blocks.columns_near_top(scores, top, 0.3)
+    assert columns.shape[1] % blocks.CHUNK == 0 and columns.shape[1] <= 1024
+    assert all(len(row.unique()) == len(row) for row in columns)
+    found = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, columns, True)
+    assert found[scores > top - 0.3].all()
+    assert blocks.columns_near_top(scores, top, 9.0) is None
+    assert blocks.columns_near_top(scores[:, :-1], top, 0.3) is None
+
+
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("used", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)])
 def test_outputs_may_be_used_one_by_one(used):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20}
 """Size of one block of scores by type of device. Larger ones gained nothing on a CPU (experiments/results)."""
 MIN_ROWS = 128
 """Rows of a block however many codes there are: with fewer, matrix products read the codebook too often."""
@@ -46,22 +46,47 @@ def best_codes(scores: Float[Tensor, "R K"]) -> tuple[Float[Tensor, "R 1"], Int[
     if scores.device.type != "cpu":
         top, indices = scores.max(1, keepdim=True)
         return top, indices[:, 0]
+    top, chunk = chunk_maxima(scores).max(1, keepdim=True)
+    # The last chunk may end early: its last code stands in for what is missing, and loses ties against itself.
+    columns = columns_of(chunk).clamp_max_(scores.shape[1] - 1)
+    return top, columns.gather(1, scores.gather(1, columns).argmax(1, keepdim=True))[:, 0]
+
+
+def columns_near_top(
+    scores: Float[Tensor, "R K"], top: Float[Tensor, "R 1"], reach: float
+) -> Int[Tensor, "R some"] | None:
+    """In each row, columns with every score above top − reach among them, whole chunks of codes.
+
+    None where they would be more than a quarter of all, where K is no multiple of `CHUNK`, and where there are no
+    numbers to look at, as in tensors without memory.
+    """
+    if scores.shape[1] % CHUNK or type(scores) is not Tensor:
+        return None
+    maxima = chunk_maxima(scores)
+    count = int((maxima > top - reach).sum(1).max().clamp_min(1))
+    if 4 * count > maxima.shape[1]:
+        return None
+    return columns_of(maxima.topk(count, dim=1).indices)
+
+
+def chunk_maxima(scores: Float[Tensor, "R K"]) -> Float[Tensor, "R chunks"]:
+    """Largest score of every `CHUNK` codes; of the rest, where K is no multiple."""
     size = scores.shape[1]
     whole = size - size % CHUNK
     maxima = scores[:, :whole].unflatten(1, (-1, CHUNK)).amax(2) if whole else scores[:, :0]
-    if whole < size:
-        maxima = torch.cat([maxima, scores[:, whole:].amax(1, keepdim=True)], dim=1)
-    top, chunk = maxima.max(1, keepdim=True)
-    # The last chunk may end early: its last code stands in for what is missing, and loses ties against itself.
-    columns = (chunk * CHUNK + torch.arange(CHUNK)).clamp_max_(size - 1)
-    return top, columns.gather(1, scores.gather(1, columns).argmax(1, keepdim=True))[:, 0]
+    return torch.cat([maxima, scores[:, whole:].amax(1, keepdim=True)], dim=1) if whole < size else maxima
+
+
+def columns_of(chunks: Int[Tensor, "R some"]) -> Int[Tensor, "R columns"]:
+    """The columns of chunks of codes."""
+    return (chunks[:, :, None] * CHUNK + torch.arange(CHUNK, device=chunks.device)).flatten(1)
 
 
 def workspace(number: int, rows: int, codebook_size: int, like: Tensor) -> list[Tensor]:
     """`number` blocks of scores (rows, K) to write into, of the type and on the device of `like`.
 
     On a CPU blocks of up to `BLOCK_BYTES` are the same memory at each call from one thread, because fresh memory costs
-    some 5 % of a step in page faults. CUDA's allocator keeps its memory by itself, and tensors without memory have none.
+    some 5 % of a step in page faults. CUDA's allocator keeps its memory by itself; tensors without memory have none.
     """
     wanted = number * rows * codebook_size
     kept = _kept.__dict__.setdefault("by_type", {})

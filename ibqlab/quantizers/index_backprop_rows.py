@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.quantizers.blocks import best_codes, rows_per_tile
+from ibqlab.quantizers.blocks import best_codes, columns_near_top, rows_per_tile
 
 
 class Rows(NamedTuple):
@@ -81,19 +81,31 @@ class Split(Protocol):
 
 
 class InPlace:
-    """Tile by tile, every operation writing over what is no longer needed."""
+    """Operations that write over what is no longer needed.
+
+    Entropies cost a few passes over all scores only where many codes are near the best one. At τ = 0.01 a code that is
+    0.61 below it has a share of e^−61 in q, which counts as nothing (`lowest_exponent`), so they are worked out on the
+    chunks of codes that reach that near, and tile by tile on all codes where these are too many.
+    """
 
     @staticmethod
     def forward(scores: Float[Tensor, "R K"], temperature: float | None, average: Float[Tensor, " K"]) -> Rows:
         """Statistics of a block; the sum of its q is added to `average`, the scores are used up."""
+        top, indices = best_codes(scores)
         if temperature is None:
-            top, indices = best_codes(scores)
             return Rows(indices, top, None, None, None)
-        rows = rows_per_tile(scores)
-        scratch = torch.empty_like(scores[:rows])
-        tiles = [InPlace._describe(tile, scratch[: len(tile)], temperature, average) for tile in scores.split(rows)]
-        indices, top, log_sum_cold, entropy = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-        return Rows(indices, top, None, log_sum_cold, entropy)
+        columns = columns_near_top(scores, top, _reach(scores, temperature))
+        if columns is not None:
+            shares, log_sum, entropy = InPlace._cool(scores.gather(1, columns).sub_(top), temperature)
+            average.index_add_(0, columns.flatten(), shares.flatten())
+            return Rows(indices, top, None, log_sum, entropy)
+        found = []
+        for start in range(0, len(scores), rows_per_tile(scores)):
+            part = slice(start, start + rows_per_tile(scores))
+            shares, *statistics = InPlace._cool(scores[part].sub_(top[part]), temperature)
+            average.add_(shares.sum(0))
+            found.append(statistics)
+        return Rows(indices, top, None, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @staticmethod
     def backward(
@@ -112,42 +124,49 @@ class InPlace:
             pull: of the entropies; None where they have no gradient. Gains or pull are there.
             into: type of the result, that of the scores.
         """
-        count = rows_per_tile(scores)
-        scratch = [torch.empty_like(scores[:count]) for _ in range(2 if pull else 0)]
-        result = scores if gains is None else gains
-        for start in range(0, len(scores), count):
-            part = slice(start, start + count)
+        columns = columns_near_top(scores, rows.top, _reach(scores, pull.temperature)) if pull else None
+        if columns is not None:
+            codes = pull.codes[columns]
+            near = InPlace._pull(
+                scores.gather(1, columns).sub_(rows.top), rows.log_sum_cold, pull._replace(codes=codes)
+            )
+        for start in range(0, len(scores), rows_per_tile(scores)):
+            part = slice(start, start + rows_per_tile(scores))
             tile = scores[part].sub_(rows.top[part])
-            if pull:
-                cold, pulled = (work[: len(tile)] for work in scratch)
-                InPlace._pull(tile, rows.log_sum_cold[part], pull, cold, pulled)
-            if gains is None:
+            pulled = InPlace._pull(tile, rows.log_sum_cold[part], pull) if pull and columns is None else None
+            if gains is not None:
+                shares = torch.softmax(tile.clamp_(min=lowest_exponent(tile.dtype)), 1, out=tile)
+                softmax_backward(gains[part], shares)
+                if pulled is not None:
+                    gains[part].add_(pulled)
+            elif pulled is not None:
                 tile.copy_(pulled)
-                continue
-            shares = torch.softmax(tile.clamp_(min=lowest_exponent(tile.dtype)), 1, out=tile)
-            softmax_backward(gains[part], shares)
-            if pull:
-                gains[part].add_(pulled)
-        return result
+        result = scores.zero_() if gains is None and columns is not None else scores if gains is None else gains
+        return result if columns is None else result.scatter_add_(1, columns, near)
 
     @staticmethod
-    def _describe(scores: Tensor, work: Tensor, temperature: float, average: Tensor) -> tuple[Tensor, ...]:
-        """Index, maximum, log-sum-exp at τ and entropy of a tile's rows."""
-        top, indices = best_codes(scores)
-        exponents = scores.sub_(top).mul_(1 / temperature).clamp_(min=lowest_exponent(scores.dtype))
-        weights = torch.exp(exponents, out=work)
-        total = weights.sum(1, keepdim=True)
-        average.addmv_(weights.T, 1 / total[:, 0])
+    def _cool(relative: Float[Tensor, "r k"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """q, its log-sum-exp and its entropy from S − m, which is used up."""
+        exponents = relative.mul_(1 / temperature).clamp_(min=lowest_exponent(relative.dtype))
+        shares = torch.exp(exponents)
+        total = shares.sum(1, keepdim=True)
+        shares.div_(total)
         log_sum = total.log()
-        return indices, top, log_sum, log_sum - exponents.mul_(weights).sum(1, keepdim=True) / total
+        return shares, log_sum, log_sum - exponents.mul_(shares).sum(1, keepdim=True)
 
     @staticmethod
-    def _pull(scores: Tensor, log_sum: Tensor, pull: Pull, cold: Tensor, pulled: Tensor) -> None:
-        """The entropies' part of ∂L/∂S of a tile, into `pulled`."""
-        torch.mul(scores, pull.scores, out=pulled).add_(pull.codes)
-        torch.clamp(scores, min=lowest_exponent(scores.dtype) * pull.temperature, out=cold)
-        torch.add(-log_sum, cold, alpha=1 / pull.temperature, out=cold).exp_()
-        softmax_backward(pulled, cold)
+    def _pull(relative: Float[Tensor, "r k"], log_sum: Float[Tensor, "r 1"], pull: Pull) -> Float[Tensor, "r k"]:
+        """The entropies' part of ∂L/∂S from S − m; `pull.codes` are those of the columns."""
+        pulled = torch.mul(relative, pull.scores).add_(pull.codes)
+        shares = torch.clamp(relative, min=-_reach(relative, pull.temperature))
+        torch.add(-log_sum, shares, alpha=1 / pull.temperature, out=shares).exp_()
+        softmax_backward(pulled, shares)
+        return pulled
+
+
+def _reach(scores: Tensor, temperature: float) -> float:
+    """How far below the best score a score has a share in q that counts."""
+    return -lowest_exponent(scores.dtype) * temperature
 
 
 def softmax_backward(gradient: Float[Tensor, "R K"], shares: Float[Tensor, "R K"]) -> None:

@@ -1,0 +1,390 @@
+"""Time and memory of the quantizers against the published forms written out, and against the matrix products alone.
+
+    python experiments/benchmarks/index_backprop.py --output experiments/results/index_backprop/cpu.csv
+
+Each row is one method at one size. What it is compared with, in rounds that alternate:
+* written out: the same values by autograd through N × K matrices, as the published code has them;
+* the floor: the matrix products that cannot be done without (10·N·K·D operations for index backpropagation forward and
+  backward), at the rate at which these very products, written whole, run in between. `share_of_floor` is floor over
+  time.
+Times are medians over the rounds, forward and backward apart. Peak memory is what comes on top of the inputs, gradients
+included; on a CPU each form gets a fresh process for it, because a process never gives its peak back. The written-out
+form is left out where it would not fit, and a size where the floor alone would take longer than --seconds.
+
+Beside the CSV file a figure is drawn, PNG of the same name.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from figure import plot_against_codebook_size
+from published_form import published_index_backprop
+from rows import origin_columns
+from torch import Tensor
+from torch.nn import functional as F
+
+from ibqlab.plots import save_figure
+from ibqlab.quantizers import index_backprop, mixture_of_codes, nearest_code
+from ibqlab.quantizers.blocks import full_precision
+from ibqlab.quantizers.lfq import sign_entropies
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.training import recipe_config
+
+SEED = 0
+OURS, WRITTEN_OUT = "ibqlab", "written out"
+CPU_SIZES = ((1024, (1024, 16384, 65536, 262144, 1048576)), (2048, (16384,)), (4096, (1024, 16384, 262144)))
+CPU_SIZES += ((16384, (1024, 16384)),)
+CUDA_SIZES = tuple((tokens, (1024, 16384, 65536, 262144, 1048576)) for tokens in (1024, 4096, 16384))
+
+
+def two_entropies(sample: Tensor, average: Tensor) -> Tensor:
+    """The penalty with its published weight."""
+    return 0.05 * (sample - average)
+
+
+def ibq_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """A loss through the quantized features and both entropies."""
+    out = index_backprop(features, codebook)
+    return (out.quantized * pull).sum() + two_entropies(out.sample_entropy, out.average_entropy)
+
+
+def ibq_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """The same with N × K matrices."""
+    quantized, _, sample, average = published_index_backprop(features, codebook)
+    return (quantized * pull).sum() + two_entropies(sample, average)
+
+
+def plain_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """Index backpropagation without entropies."""
+    return (index_backprop(features, codebook, None).quantized * pull).sum()
+
+
+def plain_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """The same with N × K matrices."""
+    soft = (features @ codebook.T).softmax(1)
+    hard = F.one_hot(soft.argmax(1), len(codebook)).to(soft.dtype)
+    return (((hard - soft.detach() + soft) @ codebook) * pull).sum()
+
+
+def soft_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """Soft VQ's training value at its first temperature."""
+    return (mixture_of_codes(features, codebook, 0.9) * pull).sum()
+
+
+def soft_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """The same with N × K matrices."""
+    return (((features @ codebook.T / 0.9).softmax(1) @ codebook) * pull).sum()
+
+
+def search_ours(metric: str, features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """Indices alone."""
+    return nearest_code(features, codebook, metric)
+
+
+def search_written_out(metric: str, features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """Indices from the whole matrix of distances, as the published VectorQuantizer2 has it."""
+    if metric == "cosine":
+        features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
+    squares = features.square().sum(1, keepdim=True) + codebook.square().sum(1)
+    return (squares - 2 * torch.einsum("nd,kd->nk", features, codebook)).argmin(1)
+
+
+def bits_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """LFQ's entropy penalty over all sign vectors."""
+    return two_entropies(*sign_entropies(features[:, : len(codebook).bit_length() - 1]))
+
+
+def bits_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+    """The same from the distances to every sign vector, as published."""
+    bits = len(codebook).bit_length() - 1
+    numbers = torch.arange(len(codebook), device=features.device)[:, None] >> torch.arange(bits, device=features.device)
+    logits = 2 * features[:, :bits] @ (numbers % 2 * 2.0 - 1).to(features.dtype).T / 0.01
+    p, log_p = logits.softmax(1), (logits + 1e-5).log_softmax(1)
+    mean = p.mean(0)
+    return two_entropies(-(p * log_p).sum(1).mean(), -(mean * (mean + 1e-5).log()).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A computation in both forms, and what cannot be saved of it."""
+
+    forms: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
+    """By name: from features, codebook and a pull on the quantized features to a loss, or to indices."""
+    products: str = ""
+    """Which of the products scores, gains, to_features, to_codes the floor holds; empty: no floor."""
+    largest: int = 2**20
+    """K above which it is not measured."""
+
+
+METHODS = {
+    "index_backprop": Method(forms={OURS: ibq_ours, WRITTEN_OUT: ibq_written_out}, products="ssgfc"),
+    "index_backprop without entropies": Method(
+        forms={OURS: plain_ours, WRITTEN_OUT: plain_written_out}, products="ssgfc"
+    ),
+    "soft_vq": Method(forms={OURS: soft_ours, WRITTEN_OUT: soft_written_out}, products="sfgfcc"),
+    "nearest code, l2": Method(
+        forms={OURS: partial(search_ours, "l2"), WRITTEN_OUT: partial(search_written_out, "l2")}, products="s"
+    ),
+    "nearest code, cosine": Method(
+        forms={OURS: partial(search_ours, "cosine"), WRITTEN_OUT: partial(search_written_out, "cosine")}, products="s"
+    ),
+    "lfq entropies": Method(forms={OURS: bits_ours, WRITTEN_OUT: bits_written_out}, largest=2**18),
+}
+"""What is measured: the first at all sizes, the others at the first N and at `OTHER_CODES`."""
+OTHER_CODES = (16384, 262144)
+
+
+class Inputs:
+    """Features N(0, 1), a codebook N(0, 1) and a pull as a mean squared error has it.
+
+    Args:
+        tokens: N.
+        codes: K.
+        dim: D.
+        dtype: of features and codebook.
+        device: where they lie.
+    """
+
+    def __init__(self, tokens: int, codes: int, dim: int, dtype: torch.dtype, device: str):
+        generator = torch.Generator().manual_seed(SEED)
+        self.features = torch.randn(tokens, dim, generator=generator).to(device, dtype).requires_grad_()
+        self.codebook = torch.randn(codes, dim, generator=generator).to(device, dtype).requires_grad_()
+        self.pull = (torch.randn(tokens, dim, generator=generator) / (tokens * dim)).to(device)
+
+    def run(self, form: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[float, float]:
+        """Seconds forward and backward; the second is 0 for indices."""
+        synchronise(self.features)
+        began = time.perf_counter()
+        value = form(self.features, self.codebook, self.pull)
+        synchronise(self.features)
+        middle = time.perf_counter()
+        if value.requires_grad:
+            wanted = (self.features, self.codebook)
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True)
+            synchronise(self.features)
+            del gradients
+        else:
+            return middle - began, 0.0
+        return middle - began, time.perf_counter() - middle
+
+    @torch.no_grad()
+    def floor(self, products: str) -> float:
+        """Seconds of the products: s scores, g gains, f to features, c to codes; each written whole where it fits."""
+        features, codebook = self.features, self.codebook
+        rows = min(len(features), max(1, 2**30 // (4 * len(codebook))))
+        part = features[:rows]
+        scores = torch.empty(rows, len(codebook), dtype=features.dtype, device=features.device)
+        calls = {
+            "s": lambda: torch.mm(part, codebook.T, out=scores),
+            "f": lambda: torch.mm(scores, codebook),
+            "c": lambda: torch.mm(scores.T, part),
+        }
+        calls["g"] = calls["s"]
+        total = 0.0
+        with full_precision(features.device):
+            calls["s"]()
+            for name in products:
+                synchronise(features)
+                began = time.perf_counter()
+                calls[name]()
+                synchronise(features)
+                total += time.perf_counter() - began
+        return total * len(features) / rows
+
+
+def synchronise(like: Tensor) -> None:
+    """Wait for the tensor's device."""
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+
+
+def fits(form: str, tokens: int, codes: int, device: str) -> bool:
+    """Whether a form's N × K matrices fit: about fourteen of them, written out, into nine tenths of the memory."""
+    if form == OURS:
+        return True
+    if device == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory
+    else:
+        memory = kernel_bytes("/proc/meminfo", "MemAvailable")
+    return 14 * 4 * tokens * codes < 0.9 * memory
+
+
+def measure(method: str, inputs: Inputs, *, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """One row per form that fits: medians over rounds in which floor and forms take turns."""
+    chosen, (tokens, dim), codes = METHODS[method], inputs.features.shape, len(inputs.codebook)
+    device, dtype = inputs.features.device.type, inputs.features.dtype
+    if chosen.products and inputs.floor(chosen.products) > seconds:
+        return []
+    forms = {name: form for name, form in chosen.forms.items() if fits(name, tokens, codes, device)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
+    floors: list[float] = []
+    for number in range(rounds + 1):
+        if chosen.products:
+            floors.append(inputs.floor(chosen.products))
+        for name, form in forms.items():
+            # The written-out form may take minutes: three rounds of it are enough.
+            if number > 3 and sum(map(sum, times[name])) > seconds:
+                continue
+            taken = inputs.run(form)
+            if number:
+                times[name].append(taken)
+    rows = []
+    for name, taken in times.items():
+        forward, backward = (statistics.median(part) for part in zip(*taken, strict=True))
+        row = {"method": method, "form": name, "tokens": tokens, "codes": codes, "dim": dim, "dtype": str(dtype)[6:]}
+        row |= {"forward_s": forward, "backward_s": backward, "seconds": statistics.median(map(sum, taken))}
+        row |= {"rounds": len(taken), "floor_s": statistics.median(floors[1:]) if floors else None}
+        rows.append(row)
+    for row in rows:
+        row["share_of_floor"] = row["floor_s"] / row["seconds"] if floors else None
+        row["peak_mb"] = peak_memory(method, row["form"], inputs)
+    base = next((row for row in rows if row["form"] == WRITTEN_OUT), None)
+    for row in rows if base else ():
+        row["times_faster"] = base["seconds"] / row["seconds"]
+        row["memory_share"] = row["peak_mb"] / base["peak_mb"]
+    return rows
+
+
+def peak_memory(method: str, form: str, inputs: Inputs) -> float:
+    """Peak memory of one forward and backward pass above the inputs, in MB (10⁶ bytes)."""
+    tokens, dim = inputs.features.shape
+    if inputs.features.is_cuda:
+        inputs.run(METHODS[method].forms[form])
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        inputs.run(METHODS[method].forms[form])
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    sizes = [str(size) for size in (tokens, len(inputs.codebook), dim)]
+    command = [sys.executable, __file__, "--peak-of", method, form, *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_own_peak(method: str, form: str, *sizes: str) -> None:
+    """What the child process does: one pass, and how far it went above the inputs."""
+    call = METHODS[method].forms[form]
+    # Libraries take their own memory at their first call.
+    Inputs(8, 64, int(sizes[2]), torch.float32, "cpu").run(call)
+    inputs = Inputs(*map(int, sizes), torch.float32, "cpu")
+    before = kernel_bytes("/proc/self/status", "VmRSS")
+    inputs.run(call)
+    print(json.dumps((kernel_bytes("/proc/self/status", "VmHWM") - before) / 1e6))
+
+
+def kernel_bytes(file: str, field: str) -> int:
+    """A size that Linux states in kB."""
+    return next(int(line.split()[1]) for line in Path(file).read_text().splitlines() if line.startswith(field)) * 1024
+
+
+def measure_encoding(recipe: str, images: int, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Images per second to indices: alone, and through the published quantizer, which computes losses, too."""
+    config = recipe_config(recipe)
+    torch.manual_seed(SEED)
+    tokenizer = Tokenizer.from_config(config.tokenizer).to(device).eval()
+    size = config.data.image_size
+    pictures = torch.rand(images, 3, size, size, device=device) * 2 - 1
+
+    @torch.no_grad()
+    def written_out() -> Tensor:
+        features = tokenizer.quant_conv(tokenizer.encoder(pictures)).permute(0, 2, 3, 1).flatten(0, 2)
+        return published_index_backprop(features.float(), tokenizer.quantizer.codebook)[1]
+
+    forms = {OURS: lambda: tokenizer.encode_indices(pictures), WRITTEN_OUT: written_out}
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for number in range(rounds + 1):
+        for name, form in forms.items():
+            synchronise(pictures)
+            began = time.perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                form()
+            synchronise(pictures)
+            if number:
+                times[name].append(time.perf_counter() - began)
+    rows = []
+    for name, taken in times.items():
+        row = {"method": f"encode, {recipe}", "form": name, "tokens": images * (size // tokenizer.downsampling) ** 2}
+        row |= {"codes": len(tokenizer.quantizer.codebook), "dim": config.tokenizer.quantizer.code_dim}
+        row |= {"dtype": "float32" if device == "cpu" else "bfloat16 encoder", "seconds": statistics.median(taken)}
+        row |= {"images_per_second": images / statistics.median(taken), "rounds": len(taken)}
+        rows.append(row | {"times_faster": statistics.median(times[WRITTEN_OUT]) / statistics.median(taken)})
+    return rows
+
+
+def jobs(sizes: tuple[tuple[int, tuple[int, ...]], ...], device: str) -> list[tuple[str, int, int, torch.dtype]]:
+    """Method, N, K and type of each measurement."""
+    types = [torch.float32] + ([torch.bfloat16] if device == "cuda" else [])
+    found = [("index_backprop", n, k, dtype) for n, codes in sizes for k in codes for dtype in types]
+    tokens, codes = sizes[0]
+    some = [size for size in codes if size in OTHER_CODES] or codes
+    return found + [(name, tokens, k, torch.float32) for name in list(METHODS)[1:] for k in some]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Rows on the terminal."""
+    for row in rows:
+        facts = {key: f"{row[key]:.3g}" for key in row if isinstance(row[key], float)}
+        print(
+            f"{row['method']}, {row['form']}, N = {row['tokens']:,}, K = {row['codes']:,}, {row['dtype']}: {facts}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", help="N; with --codes, in place of the device's own sizes")
+    parser.add_argument("--codes", type=int, nargs="+", help="K")
+    parser.add_argument("--dim", type=int, default=256, help="D")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=20, help="longest floor, and longest sum over a form's rounds")
+    parser.add_argument("--encode", default="imagenet/ibq_262144", help="recipe whose encoder is timed")
+    parser.add_argument("--images", type=int, help="encoded at a time; 16 on a GPU, 1 elsewhere")
+    parser.add_argument("--output", help="CSV file; the figure goes beside it")
+    parser.add_argument("--peak-of", nargs=5, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.peak_of:
+        return print_own_peak(*chosen.peak_of)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = CUDA_SIZES if device == "cuda" else CPU_SIZES
+    if chosen.tokens and chosen.codes:
+        sizes = tuple((tokens, tuple(chosen.codes)) for tokens in chosen.tokens)
+    origin, rows = origin_columns(SEED) | {"threads": torch.get_num_threads()}, []
+    for method, tokens, codes, dtype in jobs(sizes, device):
+        if codes > METHODS[method].largest:
+            continue
+        inputs = Inputs(tokens, codes, chosen.dim, dtype, device)
+        found = measure(method, inputs, rounds=chosen.rounds, seconds=chosen.seconds)
+        rows += [row | origin for row in found]
+        show(found)
+        write(rows, chosen.output)
+    encoded = measure_encoding(chosen.encode, chosen.images or (16 if device == "cuda" else 1), chosen.rounds, device)
+    show(encoded)
+    write(rows + [row | origin for row in encoded], chosen.output)
+    if chosen.output:
+        table = pd.DataFrame(rows)
+        figure = plot_against_codebook_size(table[table["method"] == "index_backprop"])
+        save_figure(figure, Path(chosen.output).with_suffix("").as_posix() + "_figure", table)
+    return None
+
+
+def write(rows: list[dict[str, Any]], path: str | None) -> None:
+    """The table so far: what was measured stays when a later size fails."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(path, index=False)
+
+
+if __name__ == "__main__":
+    main()
