@@ -1,6 +1,7 @@
 # make demo   three quantizers side by side on bundled photographs, minutes on a laptop
 # make test   every test, every notebook
 # make lab    JupyterLab on the notebooks
+# make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
 # Each builds .venv from requirements.lock when it is missing or out of date, and reuses it otherwise.
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -11,7 +12,7 @@ export MPLBACKEND ?= agg
 # Threads of small networks that wait by spinning slow each other down tenfold on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lab lint lock clean
+.PHONY: demo test lab bench lint lock clean
 
 demo: .venv/.ready
 	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=demo
@@ -23,6 +24,16 @@ test: .venv/.ready
 
 lab: .venv/.ready
 	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+
+# Threads may spin here: nothing else should run on the machine meanwhile. The last line's batch is the published one.
+bench: .venv/.ready
+	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/index_backprop.py --output $(BENCH)/index_backprop.csv
+	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/cross_entropy.py --output $(BENCH)/cross_entropy.csv
+	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/training_speed.py imagenet/ibq_262144 --published-form \
+	  --steps 2 --output $(BENCH)/training_step.csv
+	@echo "tables and figure: $(BENCH)"
+
+BENCH ?= $(or $(IBQLAB_RUNS),runs)/bench
 
 lint: .venv/.ready
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m nbstripout --verify $(NBSTRIPOUT_KEYS) notebooks/*.ipynb

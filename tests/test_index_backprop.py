@@ -83,7 +83,8 @@ def test_any_number_of_tokens_and_codes(monkeypatch, tokens, codes, dim):
 def test_entropies_on_the_codes_near_the_best_one_are_those_on_all(monkeypatch, spread, near, used):
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 16)
 
-    def gradients(z, c, w, quantized, sample, average):
+    def gradients(case, quantized, sample, average):
+        z, c, w = case
         loss = 0.3 * sample - 0.7 * average + ((w * quantized).sum() if used == "all" else 0)
         return sample, average, *torch.autograd.grad(loss, (z, c))
 
@@ -93,9 +94,9 @@ def test_entropies_on_the_codes_near_the_best_one_are_those_on_all(monkeypatch, 
     columns = blocks.columns_near_top(scores, scores.amax(1, keepdim=True), 0.01 * 61.2)
     assert (columns is not None) == near
     out = index_backprop(*single[:2], 0.01)
-    got = gradients(*single, out.quantized, out.sample_entropy, out.average_entropy)
-    literal = gradients(*single, algorithm_1(*single[:2])[0], *entropies(*single[:2], 0.01))
-    exact = gradients(*double, algorithm_1(*double[:2])[0], *entropies(*double[:2], 0.01))
+    got = gradients(single, out.quantized, out.sample_entropy, out.average_entropy)
+    literal = gradients(single, algorithm_1(*single[:2])[0], *entropies(*single[:2], 0.01))
+    exact = gradients(double, algorithm_1(*double[:2])[0], *entropies(*double[:2], 0.01))
     assert exact[0] > 0.01
     for ours, theirs, truth in zip(got, literal, exact, strict=True):
         assert relative(ours.double(), truth) < 3 * relative(theirs.double(), truth) + 1e-6

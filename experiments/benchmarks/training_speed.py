@@ -48,6 +48,9 @@ class TimedStep:
 
     def __init__(self, recipe: str, images: int, settings: dict[str, Any]):
         single = {"processes": 1, "accumulate": 1, "batch_size": images, "accelerator": "auto", "seed": SEED}
+        if not torch.cuda.is_available():
+            # Minutes of compiling that a CPU does not win back.
+            single["speed.compile"] = False
         self.perceptual = bool(recipe_config(recipe).loss.perceptual_weight)
         # The package lpips and its weight file are not asked for: the stand-in takes the same time.
         self.config = recipe_config(recipe, single | settings | {"loss.perceptual_weight": 0.0})
@@ -165,7 +168,7 @@ def main() -> None:
     """Measure what the command line names, print the table, write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=RECIPES, help="names under experiments/")
-    parser.add_argument("--images", type=int, nargs="+", default=[4, 16, 32], help="per step")
+    parser.add_argument("--images", type=int, nargs="+", help="per step; 4, 16 and 32 on a GPU, 1 elsewhere")
     parser.add_argument("--steps", type=int, default=4, help="timed in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=3, help="steps before the first round, at least 1")
@@ -177,9 +180,10 @@ def main() -> None:
         name = recipe_config(recipe).tokenizer.quantizer.config_name
         if name != "ibq":
             parser.error(f"--published-form needs recipes with the quantizer 'ibq'; {recipe} has {name!r}")
+    batches = chosen.images or ([4, 16, 32] if torch.cuda.is_available() else [1])
     origin, rows = origin_columns(SEED), []
     for recipe in chosen.recipes:
-        for images in chosen.images:
+        for images in batches:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             found = measure(recipe, images, forms, warm_up=chosen.warm_up, steps=chosen.steps, rounds=chosen.rounds)
