@@ -108,3 +108,31 @@ def test_the_published_form_is_ibqs_alone():
     command = [sys.executable, str(BENCHMARKS / "training_speed.py"), "imagenet/vqgan_16384", "--published-form"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2 and "imagenet/vqgan_16384 has 'vq'" in done.stderr
+
+
+def test_quantizers_are_measured_against_written_out_form_and_floor(tmp_path):
+    settings = ["--tokens", "64", "--codes", "128", "--dim", "16", "--rounds", "1", "--encode", "builtin/smoke"]
+    _, table = ask("index_backprop.py", tmp_path, *settings)
+    assert_tells_its_origin(table)
+    assert (tmp_path / "table_figure.png").stat().st_size > 10_000
+    for _, pair in table.groupby(["method", "scale"], dropna=False):
+        ours, literal = (pair[pair["form"] == form].iloc[0] for form in ("ibqlab", "written out"))
+        assert ours["times_faster"] == pytest.approx(literal["seconds"] / ours["seconds"])
+        assert literal["times_faster"] == 1
+    timed = table[table["floor_s"].notna()]
+    assert timed["share_of_floor"].to_numpy() == pytest.approx((timed["floor_s"] / timed["seconds"]).to_numpy())
+    assert (table["peak_mb"].dropna() > 0).all()
+    assert (table[table["method"].str.startswith("encode")]["images_per_second"] > 0).all()
+
+
+def test_written_out_forms_are_what_they_are_compared_with(published_form, monkeypatch):
+    monkeypatch.delitem(sys.modules, "index_backprop", raising=False)
+    import index_backprop as benchmark  # noqa: PLC0415 - a script, found in the benchmarks' folder
+
+    inputs = benchmark.Inputs((40, 64, 8), torch.float64, "cpu")
+    for name, method in benchmark.METHODS.items():
+        ours, literal = (
+            method.forms[form](inputs.features, inputs.codebook, inputs.pull) for form in ("ibqlab", "written out")
+        )
+        torch.testing.assert_close(ours, literal, rtol=1e-8, atol=1e-10, msg=name)
+    sys.modules.pop("index_backprop", None)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -146,19 +146,23 @@ OTHER_CODES = (16384, 262144)
 
 
 class Inputs:
-    """Features N(0, 1), a codebook N(0, 1) and a pull as a mean squared error has it.
+    """Features N(0, scale²), a codebook N(0, 1) and a pull as a mean squared error has it.
+
+    At scale 1 few codes are near a token's best one. At 0.02 all are: then the entropies need every code, and no share
+    is too small for its type, which is what makes the written-out form slow at scale 1.
 
     Args:
-        tokens: N.
-        codes: K.
-        dim: D.
+        sizes: N, K and D.
         dtype: of features and codebook.
         device: where they lie.
+        scale: of the features.
     """
 
-    def __init__(self, tokens: int, codes: int, dim: int, dtype: torch.dtype, device: str):
+    def __init__(self, sizes: tuple[int, int, int], dtype: torch.dtype, device: str, scale: float = 1.0):
+        tokens, codes, dim = sizes
         generator = torch.Generator().manual_seed(SEED)
-        self.features = torch.randn(tokens, dim, generator=generator).to(device, dtype).requires_grad_()
+        self.scale = scale
+        self.features = (torch.randn(tokens, dim, generator=generator) * scale).to(device, dtype).requires_grad_()
         self.codebook = torch.randn(codes, dim, generator=generator).to(device, dtype).requires_grad_()
         self.pull = (torch.randn(tokens, dim, generator=generator) / (tokens * dim)).to(device)
 
@@ -210,14 +214,13 @@ def synchronise(like: Tensor) -> None:
 
 
 def fits(form: str, tokens: int, codes: int, device: str) -> bool:
-    """Whether a form's N × K matrices fit: about fourteen of them, written out, into nine tenths of the memory."""
+    """Whether a form's N × K matrices fit: about fourteen of them, written out, into nine tenths of a GPU's
+    memory, or a third of a machine's, where they take minutes long before they fill it."""
     if form == OURS:
         return True
     if device == "cuda":
-        memory = torch.cuda.get_device_properties(0).total_memory
-    else:
-        memory = kernel_bytes("/proc/meminfo", "MemAvailable")
-    return 14 * 4 * tokens * codes < 0.9 * memory
+        return 14 * 4 * tokens * codes < 0.9 * torch.cuda.get_device_properties(0).total_memory
+    return 14 * 4 * tokens * codes < kernel_bytes("/proc/meminfo", "MemTotal") / 3
 
 
 def measure(method: str, inputs: Inputs, *, rounds: int, seconds: float) -> list[dict[str, Any]]:
@@ -233,16 +236,17 @@ def measure(method: str, inputs: Inputs, *, rounds: int, seconds: float) -> list
         if chosen.products:
             floors.append(inputs.floor(chosen.products))
         for name, form in forms.items():
-            # The written-out form may take minutes: three rounds of it are enough.
-            if number > 3 and sum(map(sum, times[name])) > seconds:
+            if sum(map(sum, times[name])) > seconds:
                 continue
             taken = inputs.run(form)
-            if number:
+            # The first round warms up, unless it takes so long that nothing is left to warm.
+            if number or sum(taken) > seconds / 4:
                 times[name].append(taken)
     rows = []
     for name, taken in times.items():
         forward, backward = (statistics.median(part) for part in zip(*taken, strict=True))
         row = {"method": method, "form": name, "tokens": tokens, "codes": codes, "dim": dim, "dtype": str(dtype)[6:]}
+        row |= {"scale": inputs.scale}
         row |= {"forward_s": forward, "backward_s": backward, "seconds": statistics.median(map(sum, taken))}
         row |= {"rounds": len(taken), "floor_s": statistics.median(floors[1:]) if floors else None}
         rows.append(row)
@@ -267,17 +271,17 @@ def peak_memory(method: str, form: str, inputs: Inputs) -> float:
         inputs.run(METHODS[method].forms[form])
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     sizes = [str(size) for size in (tokens, len(inputs.codebook), dim)]
-    command = [sys.executable, __file__, "--peak-of", method, form, *sizes]
+    command = [sys.executable, __file__, "--peak-of", method, form, *sizes, str(inputs.scale)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_own_peak(method: str, form: str, *sizes: str) -> None:
+def print_own_peak(method: str, form: str, *numbers: str) -> None:
     """What the child process does: one pass, and how far it went above the inputs."""
-    call = METHODS[method].forms[form]
+    call, sizes = METHODS[method].forms[form], tuple(int(number) for number in numbers[:3])
     # Libraries take their own memory at their first call.
-    Inputs(8, 64, int(sizes[2]), torch.float32, "cpu").run(call)
-    inputs = Inputs(*map(int, sizes), torch.float32, "cpu")
+    Inputs((8, 64, sizes[2]), torch.float32, "cpu").run(call)
+    inputs = Inputs(sizes, torch.float32, "cpu", float(numbers[3]))
     before = kernel_bytes("/proc/self/status", "VmRSS")
     inputs.run(call)
     print(json.dumps((kernel_bytes("/proc/self/status", "VmHWM") - before) / 1e6))
@@ -322,19 +326,31 @@ def measure_encoding(recipe: str, images: int, rounds: int, device: str) -> list
     return rows
 
 
-def jobs(sizes: tuple[tuple[int, tuple[int, ...]], ...], device: str) -> list[tuple[str, int, int, torch.dtype]]:
-    """Method, N, K and type of each measurement."""
+class Job(NamedTuple):
+    """One measurement."""
+
+    method: str
+    tokens: int
+    codes: int
+    dtype: torch.dtype = torch.float32
+    scale: float = 1.0
+
+
+def jobs(sizes: tuple[tuple[int, tuple[int, ...]], ...], device: str) -> list[Job]:
+    """All measurements on a device."""
     types = [torch.float32] + ([torch.bfloat16] if device == "cuda" else [])
-    found = [("index_backprop", n, k, dtype) for n, codes in sizes for k in codes for dtype in types]
+    found = [Job("index_backprop", n, k, dtype) for n, codes in sizes for k in codes for dtype in types]
+    found += [job._replace(scale=0.02) for job in found if job.codes in OTHER_CODES[:1] and job.dtype == torch.float32]
     tokens, codes = sizes[0]
     some = [size for size in codes if size in OTHER_CODES] or codes
-    return found + [(name, tokens, k, torch.float32) for name in list(METHODS)[1:] for k in some]
+    found += [Job(name, tokens, k) for name in list(METHODS)[1:] for k in some]
+    return [job for job in found if job.codes <= METHODS[job.method].largest]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Rows on the terminal."""
     for row in rows:
-        facts = {key: f"{row[key]:.3g}" for key in row if isinstance(row[key], float)}
+        facts = ", ".join(f"{key} {row[key]:.3g}" for key in row if isinstance(row[key], float))
         print(
             f"{row['method']}, {row['form']}, N = {row['tokens']:,}, K = {row['codes']:,}, {row['dtype']}: {facts}",
             flush=True,
@@ -352,7 +368,7 @@ def main() -> None:
     parser.add_argument("--encode", default="imagenet/ibq_262144", help="recipe whose encoder is timed")
     parser.add_argument("--images", type=int, help="encoded at a time; 16 on a GPU, 1 elsewhere")
     parser.add_argument("--output", help="CSV file; the figure goes beside it")
-    parser.add_argument("--peak-of", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", nargs=6, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.peak_of:
         return print_own_peak(*chosen.peak_of)
@@ -361,11 +377,9 @@ def main() -> None:
     if chosen.tokens and chosen.codes:
         sizes = tuple((tokens, tuple(chosen.codes)) for tokens in chosen.tokens)
     origin, rows = origin_columns(SEED) | {"threads": torch.get_num_threads()}, []
-    for method, tokens, codes, dtype in jobs(sizes, device):
-        if codes > METHODS[method].largest:
-            continue
-        inputs = Inputs(tokens, codes, chosen.dim, dtype, device)
-        found = measure(method, inputs, rounds=chosen.rounds, seconds=chosen.seconds)
+    for job in jobs(sizes, device):
+        inputs = Inputs((job.tokens, job.codes, chosen.dim), job.dtype, device, job.scale)
+        found = measure(job.method, inputs, rounds=chosen.rounds, seconds=chosen.seconds)
         rows += [row | origin for row in found]
         show(found)
         write(rows, chosen.output)
@@ -374,7 +388,7 @@ def main() -> None:
     write(rows + [row | origin for row in encoded], chosen.output)
     if chosen.output:
         table = pd.DataFrame(rows)
-        figure = plot_against_codebook_size(table[table["method"] == "index_backprop"])
+        figure = plot_against_codebook_size(table[(table["method"] == "index_backprop") & (table["scale"] == 1)])
         save_figure(figure, Path(chosen.output).with_suffix("").as_posix() + "_figure", table)
     return None
 
