@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without the N × V matrix of logits: exact value and gradient, a block of rows at a time.
+"""Cross-entropy of a linear head without the N × V logits: exact value and gradient, a block of rows at a time.
 
 The written-out form keeps logits, their softmax and their gradient, N × V numbers each. Here a block of logits becomes
 its own gradient in place as soon as its losses are read off, and is multiplied into the gradients of hidden states and
@@ -29,38 +29,39 @@ def linear_cross_entropy(
     *,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Float[Tensor, ""] | Float[Tensor, " *tokens"]:
-    """How badly a linear head without bias predicts the targets; equal to cross_entropy(linear(hidden, weight), targets).
+    """How badly a linear head without bias predicts the targets: cross_entropy(linear(hidden, weight), targets).
 
         S = h·Wᵀ,  L_n = ln Σ_v exp(S_nv) − S_n,target(n)
 
-    In nats: 0 for certain and right, ln V for no idea at all. A token whose hidden state holds NaN or infinity has a loss
-    and gradients of NaN, as in the written-out form.
+    In nats: 0 for certain and right, ln V for no idea at all. A token whose hidden state holds NaN or infinity has a
+    loss of NaN, as in the written-out form.
 
     Args:
         hidden: h, (N, C) or (B, T, C), any scale, any strides.
-        weight: W, on the same device. On CUDA two inputs of one half type, or any under autocast, are multiplied in that
-            type with float32 sums, and float16's gradients are multiplied in bfloat16; every other pair is computed in
-            float32 (without TF32), or in float64 where an input is.
+        weight: W, on the same device. On CUDA two inputs of one half type, and any but float64 under autocast, are
+            multiplied in that type with float32 sums, and float16's gradients in bfloat16; every other pair is
+            computed in float32 (without TF32), or in float64 where an input is.
         targets: the right tokens, 0 to V − 1, (N,) or (B, T). No index is ignored: leave tokens without a target out.
         reduction: "mean" or "sum" over tokens, or "none".
     Returns:
         float32, or float64 where an input is: a scalar, or for "none" one loss per token in the shape of `targets`.
     Raises:
         ValueError: shapes, devices, types, targets or a reduction that do not fit; the message says which.
-    Cost: 6·N·V·C operations forward and backward together, in the forward pass already where gradients are wanted; "none",
-        and a second backward pass through the same loss, compute the logits again: 8·N·V·C. Memory: the two gradients
-        plus one block of `blocks.BLOCK_BYTES`, or of 128 rows where that is larger. Waits once for the device, to
-        check the targets. Measured: experiments/results/cross_entropy.
+    Cost: 6·N·V·C operations forward and backward together, all in the forward pass; "none" and a second backward pass
+        through the same loss compute the logits again: 8·N·V·C. Memory: both gradients in float32, a copy of each
+        input that is not yet of the type multiplied in, and one block of `blocks.BLOCK_BYTES`, or of 128 rows where
+        that is larger. Waits once for the device, to check the targets. Measured: experiments/results/cross_entropy.
     Source: gradients of a loss in its forward pass as in Liger Kernel (arXiv 2410.10989, §3.2).
     """
     _check(hidden, weight, targets, reduction)
-    dtype = _operand_type(hidden, weight)
     if not torch.is_grad_enabled():
         # An autograd function is told which inputs want gradients, whether or not gradients are taken at all.
         hidden, weight = hidden.detach(), weight.detach()
     rows = hidden.reshape(-1, hidden.shape[-1])
-    loss = _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1).long(), reduction, dtype)
-    return loss.view(targets.shape) if reduction == "none" else loss
+    loss = _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1).long(), reduction != "none")
+    if reduction == "none":
+        return loss.view(targets.shape)
+    return loss / targets.numel() if reduction == "mean" else loss
 
 
 def _operand_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -92,7 +93,9 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> N
             "leave an empty batch out"
         )
     if not (hidden.is_floating_point() and weight.is_floating_point()):
-        raise ValueError(f"hidden and weight must be floating-point, got {hidden.dtype} and {weight.dtype}; use .float()")
+        raise ValueError(
+            f"hidden and weight must be floating-point, got {hidden.dtype} and {weight.dtype}; use .float()"
+        )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"targets must be integers, indices of tokens, got {targets.dtype}; use targets.long()")
     if not hidden.device == weight.device == targets.device:
@@ -105,46 +108,43 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> N
         lowest, highest = torch.stack(targets.aminmax()).tolist()
         if lowest < 0 or highest >= len(weight):
             raise ValueError(
-                f"targets must lie in 0 to V − 1 = {len(weight) - 1}, got {lowest} to {highest}; leave tokens without a "
-                "target out: keep = targets >= 0, then hidden[keep] and targets[keep]"
+                f"targets must lie in 0 to V − 1 = {len(weight) - 1}, got {lowest} to {highest}; leave tokens without "
+                "a target out: keep = targets >= 0, then hidden[keep] and targets[keep]"
             )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """With p = softmax(S) and g = ∂L/∂L_n: ∂S = g (p − onehot(target)), ∂h = ∂S·W, ∂W = ∂Sᵀ·h.
 
-    Reduced, g is one number for all tokens, so the forward pass computes both gradients for g = 1 and the backward pass
+    Summed, g is one number for all tokens, so the forward pass computes both gradients for g = 1 and the backward pass
     scales them.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, summed: bool) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.dtype, ctx.share = dtype, 1 / len(targets) if reduction == "mean" else 1.0
-        wanted = ctx.needs_input_grad[:2] if reduction != "none" else (False, False)
-        losses, ctx.ahead = _go_through_blocks(hidden.to(dtype), weight.to(dtype), targets, wanted)
-        return losses if reduction == "none" else losses.sum() * ctx.share
+        ctx.dtype, ctx.summed = _operand_type(hidden, weight), summed
+        wanted = ctx.needs_input_grad[:2] if summed else (False, False)
+        losses, ctx.ahead = _go_through_blocks(hidden.to(ctx.dtype), weight.to(ctx.dtype), targets, wanted)
+        return losses.sum() if summed else losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
-        pull = grad * ctx.share
         # Scaled in place, hence good for one backward pass; another one computes them again.
-        ahead, ctx.ahead = ctx.ahead, (None, None)
-        if any(gradient is not None for gradient in ahead):
-            gradients = [None if gradient is None else gradient.mul_(pull) for gradient in ahead]
-        else:
-            _, gradients = _go_through_blocks(
-                hidden.to(ctx.dtype), weight.to(ctx.dtype), targets, ctx.needs_input_grad[:2], pull.expand(len(targets))
-            )
+        gradients, ctx.ahead = ctx.ahead, (None, None)
+        if gradients == (None, None):
+            operands = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+            pull = None if ctx.summed else grad
+            _, gradients = _go_through_blocks(*operands, targets, ctx.needs_input_grad[:2], pull)
+        if ctx.summed:
+            gradients = [None if gradient is None else gradient.mul_(grad) for gradient in gradients]
         typed = (
             None if gradient is None else gradient.to(value.dtype)
             for gradient, value in zip(gradients, (hidden, weight), strict=True)
         )
-        return *typed, None, None, None
+        return *typed, None, None
 
 
 def _go_through_blocks(
