@@ -88,20 +88,21 @@ def forward_backward(form: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, 
 class Products:
     """The floor: logits, and gradients of hidden states and weight from something of their size.
 
-    Written into memory that is there already: fresh pages would count as arithmetic.
+    On a CPU written into memory that is there already, because fresh pages would count as arithmetic.
     """
 
     def __init__(self, inputs: tuple[Tensor, Tensor, Tensor]):
         self.hidden, self.weight = inputs[0].detach(), inputs[1].detach()
-        self.scores = self.hidden.new_zeros(len(self.hidden), len(self.weight))
-        self.results = torch.zeros_like(self.hidden), torch.zeros_like(self.weight)
+        shapes = (len(self.hidden), len(self.weight)), self.hidden.shape, self.weight.shape
+        kept = not self.hidden.is_cuda
+        self.memory = [self.hidden.new_zeros(shape) if kept else None for shape in shapes]
 
     def __call__(self) -> float:
         """All three; one of their numbers."""
-        torch.mm(self.hidden, self.weight.T, out=self.scores)
-        torch.mm(self.scores, self.weight, out=self.results[0])
-        torch.mm(self.scores.T, self.hidden, out=self.results[1])
-        return self.results[0][0, 0].item()
+        scores = torch.mm(self.hidden, self.weight.T, out=self.memory[0])
+        gradient = torch.mm(scores, self.weight, out=self.memory[1])
+        torch.mm(scores.T, self.hidden, out=self.memory[2])
+        return gradient[0, 0].item()
 
 
 def synchronise(device: torch.device) -> None:
