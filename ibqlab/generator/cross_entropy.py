@@ -4,7 +4,7 @@ The written-out form keeps logits, their softmax and their gradient, N × V numb
 its own gradient in place as soon as its losses are read off, and is multiplied into the gradients of hidden states and
 weight in the same pass: three matrix products, the floor, and nothing is computed again in the backward pass.
 
-PyTorch has a form by blocks, too, from 2.13 on (`torch.nn.functional.linear_cross_entropy` with options). It is not used:
+From 2.13 on PyTorch has a form by blocks, `torch.nn.functional.linear_cross_entropy` with options. It is not used:
 with this form's blocks it is as fast, with those it chooses itself slower than the written-out form, and it gives half
 types a loss of half type (experiments/results/cross_entropy/report.md, on a CPU).
 """
