@@ -136,3 +136,34 @@ def test_written_out_forms_are_what_they_are_compared_with(published_form, monke
         )
         torch.testing.assert_close(ours, literal, rtol=1e-8, atol=1e-10, msg=name)
     sys.modules.pop("index_backprop", None)
+
+
+def test_cross_entropy_is_timed_against_the_written_out_form(tmp_path):
+    settings = ["--sizes", "300", "700", "--tokens", "40", "--dim", "8", "--rounds", "2", "--torch-rows", "auto", "16"]
+    told, table = ask("cross_entropy.py", tmp_path, *settings)
+    assert_tells_its_origin(table)
+    names = ["written out", "ours"]
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        names += ["torch, rows auto", "torch, rows 16"]
+    types = ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"]
+    assert list(zip(table["vocabulary"], table["dtype"], table["form"], strict=True)) == [
+        (vocabulary, dtype, name) for vocabulary in (300, 700) for dtype in types for name in names
+    ]
+    assert (table["seconds"] > 0).all() and (table["floor_share"] > 0).all() and (table["peak_mib"] >= 0).all()
+    for _, rows in table.groupby(["vocabulary", "dtype"]):
+        base = rows[rows["form"] == "written out"].iloc[0]
+        assert rows["time_ratio"].tolist() == pytest.approx((rows["seconds"] / base["seconds"]).tolist())
+        assert rows["loss"].tolist() == pytest.approx([base["loss"]] * len(rows), rel=1e-2)
+    assert told.count("| ours |") == 2 * len(types)
+
+
+def test_the_written_out_forms_memory_is_that_of_the_logits(tmp_path):
+    """Large enough for a process's account of its memory: N × V is 64 MiB, everything else small."""
+    settings = ["--sizes", "32768", "--tokens", "512", "--dim", "4", "--rounds", "1", "--torch-rows", "32"]
+    _, table = ask("cross_entropy.py", tmp_path, *settings)
+    base, ours = (
+        table[(table["form"] == name) & (table["dtype"] == "float32")].iloc[0] for name in ("written out", "ours")
+    )
+    assert base["peak_mib"] > 2 * 64
+    assert ours["peak_mib"] < 0.8 * base["peak_mib"]
+    assert ours["memory_ratio"] == pytest.approx(ours["peak_mib"] / base["peak_mib"])

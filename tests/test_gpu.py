@@ -4,7 +4,8 @@ import pytest
 import torch
 from oracle import algorithm_1, entropies
 
-from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop
+from ibqlab.generator import linear_cross_entropy
+from ibqlab.quantizers import available_quantizers, blocks, build_quantizer, index_backprop
 from ibqlab.training import recipe_config, train
 
 pytestmark = [
@@ -53,3 +54,24 @@ def test_a_run_with_an_adversary_trains_in_bfloat16(tmp_path, fast):
     run = train(recipe_config("builtin/smoke", settings | {"speed": speed}), tmp_path / "run", progress=False)
     assert run.status == "finished"
     assert run.metrics[["loss", "discriminator", "lecam", "adversarial"]].iloc[1:].notna().all(axis=None)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cross_entropy_by_blocks_equals_the_written_out_form(monkeypatch, dtype, autocast):
+    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 100)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 64, generator=generator).to("cuda", dtype) for size in (250, 1000))
+    targets = torch.randint(1000, (250,), generator=generator).cuda()
+    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*exact), targets)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+        loss = linear_cross_entropy(*inputs, targets)
+    half = autocast or dtype != torch.float32
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-3 if autocast else 1e-5, atol=0)
+    gradients = torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, exact)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours.dtype == dtype
+        assert (ours.double() - theirs).abs().max() < (3e-2 if half else 1e-5) * theirs.abs().max()
