@@ -43,7 +43,7 @@ from ibqlab.training import recipe_config
 
 SEED = 0
 OURS, WRITTEN_OUT = "ibqlab", "written out"
-CPU_SIZES = ((1024, (1024, 16384, 65536, 262144, 1048576)), (2048, (16384,)), (4096, (1024, 16384, 262144)))
+CPU_SIZES = ((1024, (1024, 16384, 262144, 1048576)), (2048, (16384,)), (4096, (1024, 16384, 262144)))
 CPU_SIZES += ((16384, (1024, 16384)),)
 CUDA_SIZES = tuple((tokens, (1024, 16384, 65536, 262144, 1048576)) for tokens in (1024, 4096, 16384))
 
@@ -233,6 +233,8 @@ def measure(method: str, inputs: Inputs, *, rounds: int, seconds: float) -> list
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     floors: list[float] = []
     for number in range(rounds + 1):
+        if all(sum(map(sum, taken)) > seconds for taken in times.values()):
+            break
         if chosen.products:
             floors.append(inputs.floor(chosen.products))
         for name, form in forms.items():
@@ -248,7 +250,7 @@ def measure(method: str, inputs: Inputs, *, rounds: int, seconds: float) -> list
         row = {"method": method, "form": name, "tokens": tokens, "codes": codes, "dim": dim, "dtype": str(dtype)[6:]}
         row |= {"scale": inputs.scale}
         row |= {"forward_s": forward, "backward_s": backward, "seconds": statistics.median(map(sum, taken))}
-        row |= {"rounds": len(taken), "floor_s": statistics.median(floors[1:]) if floors else None}
+        row |= {"rounds": len(taken), "floor_s": statistics.median(floors[1:] or floors) if floors else None}
         rows.append(row)
     for row in rows:
         row["share_of_floor"] = row["floor_s"] / row["seconds"] if floors else None
@@ -340,7 +342,9 @@ def jobs(sizes: tuple[tuple[int, tuple[int, ...]], ...], device: str) -> list[Jo
     """All measurements on a device."""
     types = [torch.float32] + ([torch.bfloat16] if device == "cuda" else [])
     found = [Job("index_backprop", n, k, dtype) for n, codes in sizes for k in codes for dtype in types]
-    found += [job._replace(scale=0.02) for job in found if job.codes in OTHER_CODES[:1] and job.dtype == torch.float32]
+    found += [
+        Job("index_backprop", n, OTHER_CODES[0], scale=0.02) for n, codes in sizes[1:3] if OTHER_CODES[0] in codes
+    ]
     tokens, codes = sizes[0]
     some = [size for size in codes if size in OTHER_CODES] or codes
     found += [Job(name, tokens, k) for name in list(METHODS)[1:] for k in some]
@@ -364,7 +368,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, nargs="+", help="K")
     parser.add_argument("--dim", type=int, default=256, help="D")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=20, help="longest floor, and longest sum over a form's rounds")
+    parser.add_argument("--seconds", type=float, default=10, help="longest floor, and longest sum over a form's rounds")
     parser.add_argument("--encode", default="imagenet/ibq_262144", help="recipe whose encoder is timed")
     parser.add_argument("--images", type=int, help="encoded at a time; 16 on a GPU, 1 elsewhere")
     parser.add_argument("--output", help="CSV file; the figure goes beside it")

@@ -96,15 +96,17 @@ class InPlace:
             return Rows(indices, top, None, None, None)
         columns = columns_near_top(scores, top, _reach(scores, temperature))
         if columns is not None:
-            shares, log_sum, entropy = InPlace._cool(scores.gather(1, columns).sub_(top), temperature)
-            average.index_add_(0, columns.flatten(), shares.flatten())
-            return Rows(indices, top, None, log_sum, entropy)
-        found = []
-        for start in range(0, len(scores), rows_per_tile(scores)):
-            part = slice(start, start + rows_per_tile(scores))
-            shares, *statistics = InPlace._cool(scores[part].sub_(top[part]), temperature)
-            average.add_(shares.sum(0))
-            found.append(statistics)
+            near = scores.gather(1, columns).sub_(top)
+            weights, total, entropy = InPlace._cool(near, temperature, torch.empty_like(near))
+            average.index_add_(0, columns.flatten(), weights.div_(total).flatten())
+            return Rows(indices, top, None, total.log(), entropy)
+        scratch, found = torch.empty_like(scores[: rows_per_tile(scores)]), []
+        for start in range(0, len(scores), len(scratch)):
+            part = slice(start, start + len(scratch))
+            tile = scores[part].sub_(top[part])
+            weights, total, entropy = InPlace._cool(tile, temperature, scratch[: len(tile)])
+            average.addmv_(weights.T, 1 / total[:, 0])
+            found.append((total.log_(), entropy))
         return Rows(indices, top, None, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @staticmethod
@@ -126,39 +128,41 @@ class InPlace:
         """
         columns = columns_near_top(scores, rows.top, _reach(scores, pull.temperature)) if pull else None
         if columns is not None:
-            codes = pull.codes[columns]
-            near = InPlace._pull(
-                scores.gather(1, columns).sub_(rows.top), rows.log_sum_cold, pull._replace(codes=codes)
-            )
-        for start in range(0, len(scores), rows_per_tile(scores)):
-            part = slice(start, start + rows_per_tile(scores))
+            near = scores.gather(1, columns).sub_(rows.top)
+            there = pull._replace(codes=pull.codes[columns])
+            pulled_near = InPlace._pull(near, rows.log_sum_cold, there, [torch.empty_like(near) for _ in range(2)])
+        count = rows_per_tile(scores)
+        scratch = [torch.empty_like(scores[:count]) for _ in range(2 if pull and columns is None else 0)]
+        for start in range(0, len(scores), count):
+            part = slice(start, start + count)
             tile = scores[part].sub_(rows.top[part])
-            pulled = InPlace._pull(tile, rows.log_sum_cold[part], pull) if pull and columns is None else None
+            if scratch:
+                pulled = InPlace._pull(tile, rows.log_sum_cold[part], pull, [work[: len(tile)] for work in scratch])
             if gains is not None:
                 shares = torch.softmax(tile.clamp_(min=lowest_exponent(tile.dtype)), 1, out=tile)
                 softmax_backward(gains[part], shares)
-                if pulled is not None:
+                if scratch:
                     gains[part].add_(pulled)
-            elif pulled is not None:
+            elif scratch:
                 tile.copy_(pulled)
-        result = scores.zero_() if gains is None and columns is not None else scores if gains is None else gains
-        return result if columns is None else result.scatter_add_(1, columns, near)
+        if columns is None:
+            return scores if gains is None else gains
+        return (scores.zero_() if gains is None else gains).scatter_add_(1, columns, pulled_near)
 
     @staticmethod
-    def _cool(relative: Float[Tensor, "r k"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """q, its log-sum-exp and its entropy from S − m, which is used up."""
+    def _cool(relative: Float[Tensor, "r k"], temperature: float, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """exp T into `out`, its sum over codes and the entropy of q, from S − m, which is used up."""
         exponents = relative.mul_(1 / temperature).clamp_(min=lowest_exponent(relative.dtype))
-        shares = torch.exp(exponents)
-        total = shares.sum(1, keepdim=True)
-        shares.div_(total)
-        log_sum = total.log()
-        return shares, log_sum, log_sum - exponents.mul_(shares).sum(1, keepdim=True)
+        weights = torch.exp(exponents, out=out)
+        total = weights.sum(1, keepdim=True)
+        return weights, total, total.log() - exponents.mul_(weights).sum(1, keepdim=True) / total
 
     @staticmethod
-    def _pull(relative: Float[Tensor, "r k"], log_sum: Float[Tensor, "r 1"], pull: Pull) -> Float[Tensor, "r k"]:
-        """The entropies' part of ∂L/∂S from S − m; `pull.codes` are those of the columns."""
-        pulled = torch.mul(relative, pull.scores).add_(pull.codes)
-        shares = torch.clamp(relative, min=-_reach(relative, pull.temperature))
+    def _pull(relative: Float[Tensor, "r k"], log_sum: Float[Tensor, "r 1"], pull: Pull, out: list[Tensor]) -> Tensor:
+        """The entropies' part of ∂L/∂S from S − m, into the second of `out`; `pull.codes` are those of the columns."""
+        shares, pulled = out
+        torch.mul(relative, pull.scores, out=pulled).add_(pull.codes)
+        torch.clamp(relative, min=-_reach(relative, pull.temperature), out=shares)
         torch.add(-log_sum, shares, alpha=1 / pull.temperature, out=shares).exp_()
         softmax_backward(pulled, shares)
         return pulled
