@@ -111,11 +111,11 @@ def test_the_published_form_is_ibqs_alone():
 
 
 def test_quantizers_are_measured_against_written_out_form_and_floor(tmp_path):
-    settings = ["--tokens", "64", "--codes", "128", "--dim", "16", "--rounds", "1", "--encode", "builtin/smoke"]
+    settings = ["--tokens", "64", "--codes", "128", "256", "--dim", "16", "--rounds", "1", "--encode", "builtin/smoke"]
     _, table = ask("index_backprop.py", tmp_path, *settings)
     assert_tells_its_origin(table)
     assert (tmp_path / "table_figure.png").stat().st_size > 10_000
-    for _, pair in table.groupby("method"):
+    for _, pair in table.groupby(["method", "codes"]):
         ours, literal = (pair[pair["form"] == form].iloc[0] for form in ("ibqlab", "written out"))
         assert ours["times_faster"] == pytest.approx(literal["seconds"] / ours["seconds"])
         assert literal["times_faster"] == 1
