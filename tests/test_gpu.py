@@ -28,6 +28,41 @@ def test_index_backprop_equals_algorithm_1():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_index_backprop_of_any_type_is_near_float64(dtype):
+    generator = torch.Generator().manual_seed(0)
+    z = (0.3 * torch.randn(1000, 64, generator=generator)).cuda().to(dtype).requires_grad_()
+    c = torch.randn(3000, 64, generator=generator).cuda().to(dtype).requires_grad_()
+    exact = [value.detach().double().requires_grad_() for value in (z, c)]
+    out, truth = index_backprop(z, c, 0.1), index_backprop(*exact, 0.1)
+    assert torch.equal(out.indices, (z.double() @ c.double().T).argmax(1))
+    gradients = (
+        torch.autograd.grad((o.quantized.sin().sum() + o.sample_entropy - o.average_entropy), inputs)
+        for o, inputs in ((out, (z, c)), (truth, exact))
+    )
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours.dtype == dtype
+        limit = 1e-4 if dtype == torch.float32 else 3e-2
+        assert (ours.double() - theirs).abs().max() < limit * theirs.abs().max()
+
+
+def test_repetitions_are_equal_in_every_bit_on_request():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 32, generator=generator).cuda().requires_grad_()
+    c = torch.randn(2000, 32, generator=generator).cuda().requires_grad_()
+
+    def gradients():
+        out = index_backprop(z, c)
+        return torch.autograd.grad(out.quantized.sin().sum() + out.sample_entropy - out.average_entropy, (z, c))
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = gradients(), gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 @pytest.mark.parametrize("name", available_quantizers())
 def test_every_quantizer_chooses_as_on_the_cpu(name):
     torch.manual_seed(0)
