@@ -168,7 +168,12 @@ def main() -> None:
     """Measure what the command line names, print the table, write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=RECIPES, help="names under experiments/")
-    parser.add_argument("--images", type=int, nargs="+", help="per step; 4, 16 and 32 on a GPU, 1 elsewhere")
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        help="per step; on a GPU 16 with --published-form, else 4, 16 and 32; 1 elsewhere",
+    )
     parser.add_argument("--steps", type=int, default=4, help="timed in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=3, help="steps before the first round, at least 1")
@@ -180,7 +185,8 @@ def main() -> None:
         name = recipe_config(recipe).tokenizer.quantizer.config_name
         if name != "ibq":
             parser.error(f"--published-form needs recipes with the quantizer 'ibq'; {recipe} has {name!r}")
-    batches = chosen.images or ([4, 16, 32] if torch.cuda.is_available() else [1])
+    on_gpu = [16] if chosen.published_form else [4, 16, 32]
+    batches = chosen.images or (on_gpu if torch.cuda.is_available() else [1])
     origin, rows = origin_columns(SEED), []
     for recipe in chosen.recipes:
         for images in batches:

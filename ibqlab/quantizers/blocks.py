@@ -88,7 +88,8 @@ def workspace(number: int, rows: int, codebook_size: int, like: Tensor) -> list[
     On a CPU blocks of up to `BLOCK_BYTES` are the same memory at each call from one thread, because fresh memory costs
     some 5 % of a step in page faults. CUDA's allocator keeps its memory by itself; tensors without memory have none.
     """
-    wanted = number * rows * codebook_size
+    # A parameter's blocks are plain tensors, too.
+    like, wanted = like.detach(), number * rows * codebook_size
     kept = _kept.__dict__.setdefault("by_type", {})
     large = rows * codebook_size * like.element_size() > BLOCK_BYTES["cpu"]
     if large or like.device.type != "cpu" or type(like) is not Tensor:

@@ -66,7 +66,8 @@ def index_backprop(
         ValueError: shapes, devices or settings that do not fit; the message says which.
     Cost: 10·N·K·D operations forward and backward together; memory O(N·D + K·D) plus, in the backward pass, two (CUDA:
         three) blocks of `blocks.BLOCK_BYTES`, or of 128 rows where those are larger. Measured: experiments/results.
-        With torch.use_deterministic_algorithms(True) every repetition is equal in every bit on CUDA, too.
+        On a CPU every repetition is equal in every bit; on CUDA with torch.use_deterministic_algorithms(True) and the
+        environment's CUBLAS_WORKSPACE_CONFIG=:4096:8.
     Source: IBQ §3.2; the closed-form backward follows from the softmax's Jacobian, derivation in `_IndexBackprop`.
     """
     entropies = Entropies(entropy_temperature, entropy_epsilon, entropy_over_processes)
