@@ -111,7 +111,7 @@ def test_the_published_form_is_ibqs_alone():
 
 
 def test_quantizers_are_measured_against_written_out_form_and_floor(tmp_path):
-    settings = ["--tokens", "64", "--codes", "128", "256", "--dim", "16", "--rounds", "1", "--encode", "builtin/smoke"]
+    settings = ["--tokens", "128", "--codes", "128", "512", "--dim", "16", "--rounds", "1", "--encode", "builtin/smoke"]
     _, table = ask("index_backprop.py", tmp_path, *settings)
     assert_tells_its_origin(table)
     assert (tmp_path / "table_figure.png").stat().st_size > 10_000
@@ -121,7 +121,9 @@ def test_quantizers_are_measured_against_written_out_form_and_floor(tmp_path):
         assert literal["times_faster"] == 1
     timed = table[table["floor_s"].notna()]
     assert timed["share_of_floor"].to_numpy() == pytest.approx((timed["floor_s"] / timed["seconds"]).to_numpy())
-    assert (table["peak_mb"].dropna() > 0).all()
+    # So little memory may come out of pages that the process has already; N × K numbers do not.
+    assert (table["peak_mb"].dropna() >= 0).all()
+    assert table[(table["method"] == "index_backprop") & (table["form"] == "written out")]["peak_mb"].max() > 0.2
     assert (table[table["method"].str.startswith("encode")]["images_per_second"] > 0).all()
 
 

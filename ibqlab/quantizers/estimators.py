@@ -29,7 +29,8 @@ def nearest_code(
     """
     if metric == "cosine":
         features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
-    offset = codebook.square().sum(1).neg_() if metric == "l2" else None
+    # Norms part by part: the squares of all codes would be as large as the codebook.
+    offset = -torch.cat([part.square().sum(1) for part in codebook.split(4096)]) if metric == "l2" else None
     found = torch.empty(len(features), dtype=torch.int64, device=features.device)
     parts = row_blocks(len(features), len(codebook), codebook)
     (buffer,) = workspace(1, parts[0].stop, len(codebook), codebook)
