@@ -112,7 +112,8 @@ def test_the_published_form_is_ibqs_alone():
 
 def test_quantizers_are_measured_against_written_out_form_and_floor(tmp_path):
     settings = ["--tokens", "128", "--codes", "128", "512", "--dim", "16", "--rounds", "1", "--encode", "builtin/smoke"]
-    _, table = ask("index_backprop.py", tmp_path, *settings)
+    _, table = ask("index_backprop.py", tmp_path, *settings, "--methods", "index_backprop", "lfq entropies")
+    assert set(table["method"]) == {"index_backprop", "lfq entropies", "encode, builtin/smoke"}
     assert_tells_its_origin(table)
     assert (tmp_path / "table_figure.png").stat().st_size > 10_000
     for _, pair in table.groupby(["method", "codes"]):

@@ -364,6 +364,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="all if left out")
     parser.add_argument("--tokens", type=int, nargs="+", help="N; with --codes, in place of the device's own sizes")
     parser.add_argument("--codes", type=int, nargs="+", help="K")
     parser.add_argument("--dim", type=int, default=256, help="D")
@@ -382,6 +383,8 @@ def main() -> None:
         sizes = tuple((tokens, tuple(chosen.codes)) for tokens in chosen.tokens)
     origin, rows = origin_columns(SEED) | {"threads": torch.get_num_threads()}, []
     for job in jobs(sizes, device):
+        if job.method not in chosen.methods:
+            continue
         inputs = Inputs((job.tokens, job.codes, chosen.dim), job.dtype, device, job.scale)
         found = measure(job.method, inputs, rounds=chosen.rounds, seconds=chosen.seconds)
         rows += [row | origin for row in found]
@@ -390,7 +393,7 @@ def main() -> None:
     encoded = measure_encoding(chosen.encode, chosen.images or (16 if device == "cuda" else 1), chosen.rounds, device)
     show(encoded)
     write(rows + [row | origin for row in encoded], chosen.output)
-    if chosen.output:
+    if chosen.output and "index_backprop" in chosen.methods:
         table = pd.DataFrame(rows)
         figure = plot_against_codebook_size(table[(table["method"] == "index_backprop") & (table["scale"] == 1)])
         save_figure(figure, Path(chosen.output).with_suffix("").as_posix() + "_figure", table)
