@@ -15,6 +15,7 @@ with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.data import DataConfig, open_data, to_model_range, training_batches, validation_batches
     from ibqlab.diagnostics import softmax_perplexity
     from ibqlab.diagnostics.recorder import Recorder
+    from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig, Generator, GeneratorConfig
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config
     from ibqlab.quantizers import factorize_indices, join_indices
     from ibqlab.tokenizer import Tokenizer, TokenizerConfig
@@ -84,7 +85,20 @@ parts = factorize_indices(out.quantizer.indices, (1, 3), codebook_size=16)
 assert torch.equal(join_indices(parts, (1, 3)), out.quantizer.indices)
 print("checked magvit2")
 
+sequence = {"num_classes": 3, "grid_size": 2, "num_heads": 2, "width": 16, "hidden_multiple": 8}
+tokens, labels = torch.randint(32, (2, 4)), torch.tensor([0, 3])
+plain = Generator(GeneratorConfig(vocabulary_size=32, depth=1, **sequence))
+(plain(tokens, labels).sum() + plain.loss(tokens, labels)).backward()
+assert plain.sample(labels, cfg_scale=2.0, top_k=5, top_p=0.9).shape == (2, 4)
+factorized = FactorizedGenerator(
+    FactorizedGeneratorConfig(bits=(2, 3), spatial_depth=1, factorized_depth=1, **sequence)
+)
+assert factorized(tokens, labels).post.shape == (2, 4, 8)
+factorized.loss(tokens, labels).backward()
+print("checked generators")
+
 wrong = [
+    lambda: plain.sample(labels[0]),
     lambda: softmax_perplexity(torch.randn(3, 4), torch.randn(5, 6)),
     lambda: index_backprop(torch.randn(3, 4, 1), torch.randn(5, 4)),
     lambda: build_quantizer("vq").decode(torch.zeros(3, dtype=torch.int64)),
@@ -103,6 +117,6 @@ def test_shapes_in_signatures_hold_at_run_time():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = done.stdout.splitlines()
-    for name in ("vq", "vq_cosine", "vq_ema", "simvq", "soft_vq", "ibq", "lfq", "tokenizer", "magvit2"):
+    for name in ("vq", "vq_cosine", "vq_ema", "simvq", "soft_vq", "ibq", "lfq", "tokenizer", "magvit2", "generators"):
         assert f"checked {name}" in lines
-    assert lines.count("refused") == 4  # a wrong shape is seen, so a right one was looked at
+    assert lines.count("refused") == 5  # a wrong shape is seen, so a right one was looked at

@@ -1,12 +1,23 @@
-"""The generator over a tokenizer's tokens, so far its loss.
+"""The generators over a tokenizer's tokens: one token after another, given a class.
 
-    from ibqlab.generator import linear_cross_entropy
-    loss = linear_cross_entropy(hidden, head.weight, targets)    # instead of cross_entropy(head(hidden), targets)
+    from ibqlab.generator import Generator, GeneratorConfig
+    generator = Generator(GeneratorConfig.preset("B"))
+    loss = generator.loss(indices, labels)       # indices (B, T) of a tokenizer, labels (B,)
 
 What is unusual: the vocabulary is the codebook, up to 262,144 tokens, so the logits of one batch would be the largest
-tensor of a training step. They are never written out.
+tensor of a training step. `loss` never writes them out (`linear_cross_entropy`); Open-MAGVIT2's generator, beside IBQ's
+here, has two small vocabularies instead.
 """
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
+from ibqlab.generator.factorized import FactorizedGenerator, FactorizedGeneratorConfig, FactorizedLogits
+from ibqlab.generator.transformer import Generator, GeneratorConfig
 
-__all__ = ["linear_cross_entropy"]
+__all__ = [
+    "FactorizedGenerator",
+    "FactorizedGeneratorConfig",
+    "FactorizedLogits",
+    "Generator",
+    "GeneratorConfig",
+    "linear_cross_entropy",
+]

@@ -1,0 +1,146 @@
+"""The published generator of Open-MAGVIT2: tokens of 2^18 codes as two small ones, predicted one after the other.
+
+    generator = FactorizedGenerator(FactorizedGeneratorConfig.preset("B"))
+    loss = generator.loss(indices, labels)       # indices as LFQ gives them, 0 to 2^18 − 1
+    scores = generator(indices, labels)          # scores.pre (B, T, 64), scores.post (B, T, 4096)
+
+What is unusual: two transformers in one. The spatial blocks go along the image and give each position a context; the
+factorised blocks go along the two parts of one token, [context, first part], and see nothing else of the image. They
+use the first two rows of the grid's position table, so a context's query and key are zero vectors. The class enters as
+the first token only. Submodule names are the published ones. Shape letters: B images · T sequence · C width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ibqlab.generator.cross_entropy import linear_cross_entropy
+from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
+from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
+from ibqlab.quantizers.base import require
+from ibqlab.quantizers.lfq import factorize_indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedGeneratorConfig(SequenceConfig):
+    """The published generator of Open-MAGVIT2. The defaults are its B."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "B": {"spatial_depth": 24, "factorized_depth": 2, "num_heads": 16, "width": 1024},
+        "L": {"spatial_depth": 36, "factorized_depth": 3, "num_heads": 20, "width": 1280},
+        "XL": {"spatial_depth": 48, "factorized_depth": 4, "num_heads": 24, "width": 1536},
+    }
+
+    bits: tuple[int, int] = (6, 12)
+    """Bits of a token's index in its first and its second part, each at least 1; their sum is LFQ's code_dim.
+    Published: 6 and 12."""
+
+    spatial_depth: int = 24
+    """Blocks along the image, at least 1. Published: 24 (B), 36 (L), 48 (XL)."""
+
+    factorized_depth: int = 2
+    """Blocks along the parts of a token, at least 1. Published: 2 (B), 3 (L), 4 (XL)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "spatial_depth", "factorized_depth")
+        good = min(self.bits) >= 1 and sum(self.bits) < 63
+        require(good, f"bits must be two numbers of at least 1 that sum to at most 62; got {self.bits}. Use (6, 12).")
+
+
+class FactorizedLogits(NamedTuple):
+    """Scores of both parts of every token."""
+
+    pre: Float[Tensor, "B T V_pre"]
+    """Of the first part, from the class and the tokens before the position."""
+
+    post: Float[Tensor, "B T V_post"]
+    """Of the second part, from the same and the position's own first part."""
+
+
+class FactorizedGenerator(nn.Module):
+    """log p(image | class) = Σ_t log p(pre_t | tokens before t, class) + log p(post_t | pre_t, tokens before t, class).
+
+    Args:
+        config: the architecture. Weights are drawn from torch's global random state as for IBQ's generator: N(0, 0.02²)
+            and the heads 0, so that the first loss is ln 2 times the sum of the bits.
+    Source: Open-MAGVIT2 (arXiv 2409.04410), asymmetric token factorisation; published code for the graph.
+    """
+
+    def __init__(self, config: FactorizedGeneratorConfig) -> None:
+        super().__init__()
+        width, sizes = config.width, [2**count for count in config.bits]
+        self.config = config
+        self.pre_emb, self.post_emb = (nn.Embedding(size, width) for size in sizes)
+        self.class_emb = ClassEmbedding(config.num_classes, width, config.label_dropout)
+        self.dropout = nn.Dropout(config.token_dropout)
+        self.spatial_blocks = nn.ModuleList(Block(*block_parts(config)) for _ in range(config.spatial_depth))
+        self.factorized_blocks = nn.ModuleList(Block(*block_parts(config)) for _ in range(config.factorized_depth))
+        self.norm = RMSNorm(width)
+        self.head = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
+        initialise(self)
+        for head in self.head:
+            nn.init.zeros_(head.weight)
+
+    def forward(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> FactorizedLogits:
+        """Scores of both parts at every position; those of the second part are for the first part in `indices`.
+
+        Args:
+            indices: tokens in rows from the top left, 0 to 2^(sum of bits) − 1; T may be any beginning of the image,
+                1 to grid_size². For a grid (B, h, w) use `.flatten(1)`; for two parts, `join_indices(parts, bits)`.
+            labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
+        Returns:
+            Logits of the first and of the second part.
+        Raises:
+            ValueError: shapes, types or values that do not fit; the message says what to type.
+        """
+        hidden = self.hidden_states(indices, labels)
+        return FactorizedLogits(*(head(hidden[:, :, part]) for part, head in enumerate(self.head)))
+
+    def hidden_states(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T 2 C"]:
+        """What the heads multiply: head[0] the states [:, :, 0], head[1] the states [:, :, 1].
+
+        Args:
+            indices: as in `forward`.
+            labels: as in `forward`.
+        Raises:
+            ValueError: as in `forward`.
+        """
+        config = self.config
+        indices, labels = check_inputs(indices, labels, config, 2 ** sum(config.bits))
+        pre, post = factorize_indices(indices, config.bits)
+        first = self.pre_emb(pre)
+        tokens = first + self.post_emb(post)
+        x = self.dropout(torch.cat([self.class_emb(labels), tokens[:, :-1]], dim=1))
+        table = position_table(config, x, x.shape[1])
+        for block in self.spatial_blocks:
+            x = block(x, table)
+        # Every position becomes a sequence of its own, two long.
+        x = torch.stack([x, first], dim=2).flatten(0, 1)
+        table = position_table(config, x, x.shape[1])
+        for block in self.factorized_blocks:
+            x = block(x, table)
+        return self.norm(x).unflatten(0, indices.shape)
+
+    def loss(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of all tokens: that of the first parts plus that of the second parts.
+
+        In nats per token, comparable with `Generator.loss` over the same 2^(sum of bits) tokens: ln 2 times the sum
+        of the bits for no idea at all, where training starts.
+
+        Args:
+            indices: as in `forward`.
+            labels: as in `forward`.
+        Raises:
+            ValueError: as in `forward`.
+        """
+        hidden = self.hidden_states(indices, labels)
+        parts = factorize_indices(indices, self.config.bits)
+        losses = [
+            linear_cross_entropy(hidden[:, :, part], head.weight, parts[part]) for part, head in enumerate(self.head)
+        ]
+        return losses[0] + losses[1]

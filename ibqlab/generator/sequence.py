@@ -1,0 +1,167 @@
+"""What the published generators share: settings of grid, classes and width, the positions, and what they refuse.
+
+Shape letters: B images · T sequence · C width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ibqlab.generator.layers import Attention, FeedForward, rotary_table
+from ibqlab.quantizers.base import require, require_choice
+
+Config = TypeVar("Config", bound="SequenceConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """What the published generators share: the grid, the classes, the width and the dropouts."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    num_classes: int = 1000
+    """Classes of images, at least 1; the label num_classes is the null class. Paper: 1,000."""
+
+    grid_size: int = 16
+    """Tokens along one side of an image, at least 1: T = grid_size². Paper: 16."""
+
+    width: int = 1024
+    """C, channels of a token, a multiple of 4·num_heads. Paper: 64 times the depth."""
+
+    num_heads: int = 16
+    """Attention heads, at least 1. Paper: as many as blocks, of 64 channels each."""
+
+    hidden_multiple: int = 256
+    """The hidden width, ⌊8C/3⌋, is rounded up to a multiple of this, at least 1. Published: 256."""
+
+    attention_dropout: float = 0.1
+    """Share of values dropped after each attention in training, 0 to below 1. Published: 0.1."""
+
+    feed_forward_dropout: float = 0.1
+    """Share of values dropped after each feed-forward in training, 0 to below 1. Published: 0.1."""
+
+    token_dropout: float = 0.1
+    """Share of values dropped from the embedded class and tokens in training, 0 to below 1. Published: 0.1."""
+
+    label_dropout: float = 0.1
+    """Chance that training replaces a label by the null class, 0 to 1; guidance needs some. Published: 0.1."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_classes", "grid_size", "width", "num_heads", "hidden_multiple")
+        step = 4 * self.num_heads
+        require(
+            self.width % step == 0,
+            f"width must be a multiple of 4·num_heads = {step}, so that every head has pairs of channels for rows and "
+            f"for columns; got {self.width}. Use width={max(1, round(self.width / step)) * step}.",
+        )
+        for name in ("attention_dropout", "feed_forward_dropout", "token_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} must lie in 0 to below 1; got {value}. Published: 0.1.")
+        chance = self.label_dropout
+        require(0 <= chance <= 1, f"label_dropout must lie in 0 to 1; got {chance}. Published: 0.1.")
+
+    @classmethod
+    def preset(cls: type[Config], name: str, **changes: Any) -> Config:
+        """A published configuration.
+
+        Args:
+            name: of the published model, such as "B".
+            **changes: settings that are to differ from it.
+        Raises:
+            ValueError: no such preset, or values that do not fit.
+        """
+        require_choice("preset", name, cls.presets)
+        return cls(**{**cls.presets[name], **changes})
+
+    @property
+    def num_tokens(self) -> int:
+        """T, tokens of an image."""
+        return self.grid_size**2
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.num_heads
+
+
+def block_parts(config: SequenceConfig) -> tuple[Attention, FeedForward]:
+    """New parts of one block."""
+    return (
+        Attention(config.width, config.num_heads, config.attention_dropout),
+        FeedForward(config.width, config.hidden_multiple, config.feed_forward_dropout),
+    )
+
+
+def position_table(
+    config: SequenceConfig, x: Float[Tensor, "B positions C"], length: int
+) -> Float[Tensor, "length pairs 2"]:
+    """The first `length` rows of `rotary_table`, on the device of `x`, in float32 or wider.
+
+    Made anew every time, which costs next to nothing: a stored table would lose its precision with `.half()` and its
+    values on the meta device.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return rotary_table(config.grid_size, config.head_dim, dtype=dtype, device=x.device)[:length]
+
+
+def check_inputs(
+    indices: Tensor, labels: Tensor, config: SequenceConfig, vocabulary_size: int
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    """Tokens and classes as int64; ValueError unless a generator can take them. Waits once for the device."""
+    most = config.num_tokens
+    if indices.ndim != 2 or not 1 <= indices.shape[1] <= most or not len(indices):
+        remedy = "Use indices.flatten(1) for a grid (B, h, w)." if indices.ndim == 3 else ""
+        raise ValueError(
+            f"indices must be (B, T) with T in 1 to {most} (grid_size {config.grid_size}) and at least one image; got "
+            f"{tuple(indices.shape)}. {remedy or 'Give whole images in rows, or set grid_size.'}"
+        )
+    if labels.shape != indices.shape[:1]:
+        raise ValueError(
+            f"labels must be (B,), one class per image, here ({len(indices)},); got {tuple(labels.shape)}. "
+            "Use labels.flatten() for a column, torch.full((B,), label) for one class."
+        )
+    if labels.device != indices.device:
+        raise ValueError(f"indices are on {indices.device}, labels on {labels.device}; move them with .to(device)")
+    _check_values({"indices": (indices, vocabulary_size), "labels": (labels, config.num_classes + 1)})
+    return indices.long(), labels.long()
+
+
+def check_labels(labels: Tensor, config: SequenceConfig) -> Int[Tensor, " B"]:
+    """Classes as int64; ValueError unless a generator can take them."""
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"labels must be (B,), one class per image and at least one; got {tuple(labels.shape)}. "
+            "Use labels.flatten() for a column, torch.full((B,), label) for one class."
+        )
+    _check_values({"labels": (labels, config.num_classes + 1)})
+    return labels.long()
+
+
+def _check_values(sizes: Mapping[str, tuple[Tensor, int]]) -> None:
+    """Raise unless each tensor by that name holds whole numbers, 0 to below its size."""
+    for name, (values, _) in sizes.items():
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ValueError(f"{name} must be whole numbers; got {values.dtype}. Use {name}.long().")
+    # A plan's tensors have no values to check.
+    if any(type(values) is not Tensor or values.is_meta for values, _ in sizes.values()):
+        return
+    bounds = torch.stack([bound.long() for values, _ in sizes.values() for bound in values.aminmax()]).tolist()
+    for (name, (_, size)), low, high in zip(sizes.items(), bounds[::2], bounds[1::2], strict=True):
+        remedy = (
+            "were they made by another tokenizer? Its codebook_size is the generator's vocabulary"
+            if name == "indices"
+            else f"{size - 1} is the null class, num_classes is {size - 1}"
+        )
+        require(0 <= low <= high < size, f"{name} must lie in 0 to {size - 1}; got {low} to {high}; {remedy}.")
+
+
+def check_positive(config: SequenceConfig, *names: str) -> None:
+    """Raise ValueError unless these settings are at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        published = type(config).__dataclass_fields__[name].default
+        require(value >= 1, f"{name} must be at least 1; got {value}. Published: {published}.")

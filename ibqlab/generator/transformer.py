@@ -1,0 +1,220 @@
+"""The published generator of IBQ: a transformer that predicts an image's tokens one after another, given its class.
+
+    generator = Generator(GeneratorConfig.preset("B"))
+    loss = generator.loss(indices, labels)       # training: logits are never written out
+    logits = generator(indices, labels)          # (B, T, V): position t sees the class and tokens 0 to t − 1
+    indices = generator.sample(labels, cfg_scale=2.25, temperature=1.1, seed=0)     # (B, T)
+
+What is unusual: the class enters twice, as the first token and as what scales, shifts and gates every block and the
+head's norm; a dropped label is dropped for both. Submodule names are the published ones, so published weights load
+without a translation table. Shape letters: B images · T sequence · C width · V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ibqlab.generator.cross_entropy import linear_cross_entropy
+from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, KeyValueCache, initialise
+from ibqlab.generator.sampling import check_sampling, draw_tokens, filter_logits, guide
+from ibqlab.generator.sequence import (
+    SequenceConfig,
+    block_parts,
+    check_inputs,
+    check_labels,
+    check_positive,
+    position_table,
+)
+from ibqlab.quantizers.base import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(SequenceConfig):
+    """The published generator of IBQ. The defaults are IBQ-B."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "B": {"depth": 16, "num_heads": 16, "width": 1024, "gate_scale": 1e-3},
+        "L": {"depth": 20, "num_heads": 20, "width": 1280, "gate_scale": 1e-3},
+        "XL": {"depth": 24, "num_heads": 24, "width": 1536, "gate_scale": 1e-4},
+        "XXL": {"depth": 30, "num_heads": 30, "width": 1920, "gate_scale": 1e-5},
+    }
+
+    vocabulary_size: int = 16384
+    """V, the tokenizer's codebook size, at least 2. Paper: 16,384."""
+
+    depth: int = 16
+    """Blocks, at least 1. Paper: 16 (B), 20 (L), 24 (XL), 30 (XXL)."""
+
+    gate_scale: float = 1e-3
+    """The blocks' gates start at this share of other weights, ≥ 0: near 0 every block starts as the identity.
+    Published: 1e-3 (B, L), 1e-4 (XL), 1e-5 (XXL)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "depth")
+        size, scale = self.vocabulary_size, self.gate_scale
+        require(size >= 2, f"vocabulary_size must be at least 2; got {size}. Use the tokenizer's codebook_size.")
+        require(scale >= 0, f"gate_scale must be ≥ 0; got {scale}. Published: 1e-3 to 1e-5.")
+
+
+class Generator(nn.Module):
+    """A transformer over a tokenizer's tokens: log p(image | class) = Σ_t log p(token t | tokens before t, class).
+
+    Args:
+        config: the architecture. Weights are drawn from torch's global random state as published: N(0, 0.02²), the
+            class's part scaled down, the head 0, so that the first loss is ln V.
+    Source: IBQ, eq. 11; published IBQ generator code and configurations.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocabulary_size, width)
+        self.class_emb = ClassEmbedding(config.num_classes, width, config.label_dropout)
+        self.dropout = nn.Dropout(config.token_dropout)
+        self.blocks = nn.ModuleList(AdaptiveBlock(*block_parts(config)) for _ in range(config.depth))
+        self.head_nm = AdaptiveNorm(width)
+        self.head = nn.Linear(width, config.vocabulary_size, bias=False)
+        self._initialise()
+
+    def forward(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T V"]:
+        """Scores of every token at every position, each from the class and the tokens before that position.
+
+        The last token of `indices` is therefore predicted and never looked at.
+
+        Args:
+            indices: tokens in rows from the top left, 0 to V − 1; T may be any beginning of the image, 1 to
+                grid_size². For a grid (B, h, w) use `.flatten(1)`.
+            labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
+        Returns:
+            Logits; their softmax over V is the distribution of the token at that position.
+        Raises:
+            ValueError: shapes, types or values that do not fit; the message says what to type.
+        Cost: B·T·V numbers of memory; `loss` does without. Waits once for the device, to check the values.
+        """
+        return self.head(self.hidden_states(indices, labels))
+
+    def hidden_states(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
+        """What the head multiplies: `head.weight` times these are the logits of `forward`.
+
+        Args:
+            indices: as in `forward`.
+            labels: as in `forward`.
+        Raises:
+            ValueError: as in `forward`.
+        """
+        config = self.config
+        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size)
+        condition = self.class_emb(labels)
+        x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))
+        table = position_table(config, x, x.shape[1])
+        for block in self.blocks:
+            x = block(x, table, condition)
+        return self.head_nm(x, condition)
+
+    def loss(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of all tokens, without the logits.
+
+        In nats per token: ln V for no idea at all, where training starts. No label smoothing, as published.
+
+        Args:
+            indices: as in `forward`.
+            labels: as in `forward`.
+        Raises:
+            ValueError: as in `forward`.
+        Cost: that of `hidden_states`, and of `linear_cross_entropy`.
+        """
+        return linear_cross_entropy(self.hidden_states(indices, labels), self.head.weight, indices)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Int[Tensor, " B"],
+        *,
+        cfg_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Int[Tensor, "B T"]:
+        """New images' tokens, drawn one position after another; dropouts are off meanwhile.
+
+        Args:
+            labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
+            cfg_scale: guidance, as in `sampling.guide`; any but 1 needs label_dropout in training and twice the time.
+                Paper: 2.25 (B), 2.0 (L), 2.35 (XL), 2.85 (XXL).
+            temperature: by which logits are divided, > 0. Paper: 1.1 (B), 1.0 (L), 1.15 (XL), 1.2 (XXL).
+            top_k: as in `sampling.filter_logits`; 1 always takes the most probable token.
+            top_p: as there.
+            seed: the same seed, labels and settings give the same tokens, but for rounding on another device.
+        Returns:
+            int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
+        Raises:
+            ValueError: labels or settings that do not fit; the message says what to type.
+        Cost: T passes of one position; 2·T·C numbers of memory per block and image.
+        Source: published IBQ sampling code, which draws from torch's global random state instead.
+        """
+        check_sampling(cfg_scale, temperature, top_k, top_p)
+        labels = check_labels(labels, self.config).to(self.head.weight.device)
+        random = torch.Generator().manual_seed(seed)
+        numbers = torch.rand(len(labels), self.config.num_tokens, generator=random, dtype=torch.float64)
+        guided = cfg_scale != 1
+        asked = torch.cat([labels, torch.full_like(labels, self.config.num_classes)]) if guided else labels
+        was_training = self.training
+        self.eval()
+        try:
+            decoding, tokens = Decoding(self, asked), []
+            for column in numbers.to(labels.device).T:
+                previous = tokens[-1].repeat(2 if guided else 1) if tokens else None
+                logits = decoding.next_logits(previous)
+                if guided:
+                    logits = guide(*logits.chunk(2), cfg_scale)
+                tokens.append(draw_tokens(filter_logits(logits / temperature, top_k, top_p), column))
+        finally:
+            self.train(was_training)
+        return torch.stack(tokens, dim=1)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        initialise(self)
+        for block in self.blocks:
+            block.scale_condition(self.config.gate_scale)
+        self.head_nm.ada_lin[1].weight.mul_(0.5)
+        self.head.weight.zero_()
+
+
+class Decoding:
+    """A generator part of the way through images: the logits of `forward`, one position at a time.
+
+    Args:
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+    Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
+    """
+
+    def __init__(self, generator: Generator, labels: Int[Tensor, " B"]) -> None:
+        self.generator = generator
+        self.condition = generator.class_emb(labels)
+        config = generator.config
+        self.table = position_table(config, self.condition, config.num_tokens)
+        self.caches = [KeyValueCache(config.num_tokens) for _ in generator.blocks]
+
+    def next_logits(self, tokens: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B V"]:
+        """Scores of the next token, given the one before it; none for the first, which follows the class.
+
+        Raises:
+            ValueError: all positions were computed already.
+        """
+        model, place = self.generator, self.caches[0].length
+        most = len(self.table)
+        require(place < most, f"an image has {most} tokens, and the scores of all were given; start a new Decoding")
+        x = self.condition if tokens is None else model.tok_emb(tokens)[:, None]
+        x = model.dropout(x)
+        for block, cache in zip(model.blocks, self.caches, strict=True):
+            x = block(x, self.table[place : place + 1], self.condition, cache)
+        return model.head(model.head_nm(x, self.condition))[:, 0]
