@@ -96,7 +96,8 @@ def test_samples_are_those_of_whole_forward_passes(cfg_scale):
     model = make(SMALL).double()
     settings = {"temperature": 1.3, "top_k": 6, "top_p": 0.8}
     got = model.sample(LABELS, cfg_scale=cfg_scale, seed=5, **settings)
-    numbers = torch.rand(2, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    numbers = torch.stack([torch.rand(9, generator=seed, dtype=torch.float64) for seed in seeds])
     expected = torch.zeros(2, 9, dtype=torch.int64)
     for place in range(9):
         given, null = model(expected, LABELS)[:, place], model(expected, torch.tensor([3, 3]))[:, place]
@@ -116,12 +117,26 @@ def test_a_seed_repeats_its_samples_and_leaves_the_model_as_it_was():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_batch_holds_the_images_of_its_seeds_alone():
+    model = make(SMALL).double()
+    labels = torch.arange(64) % 4
+    together = model.sample(labels, cfg_scale=2.0, seed=10)
+    for image in (0, 1, 40, 63):
+        assert torch.equal(model.sample(labels[image : image + 1], cfg_scale=2.0, seed=10 + image)[0], together[image])
+
+
+def test_temperature_0_takes_the_most_probable_token():
+    model = make(SMALL).double()
+    assert torch.equal(model.sample(LABELS, temperature=0), model.sample(LABELS, top_k=1))
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"cfg_scale": math.inf}, r"cfg_scale must be finite; got inf\. Use 1\.0"),
-        ({"temperature": 0.0}, r"temperature must be > 0 and finite; got 0\.0\. Use top_k=1"),
-        ({"temperature": math.nan}, "temperature must be > 0"),
+        ({"cfg_scale": math.inf}, r"cfg_scale must be ≥ 0 and finite; got inf\. Use 1\.0"),
+        ({"cfg_scale": -1.0}, "cfg_scale must be ≥ 0"),
+        ({"temperature": -0.5}, r"temperature must be ≥ 0 and finite; got -0\.5\. Use 0"),
+        ({"temperature": math.nan}, "temperature must be ≥ 0"),
         ({"top_k": -1}, r"top_k must be ≥ 0; got -1\. Use 0"),
         ({"top_p": 0.0}, r"top_p must lie above 0 to 1; got 0\.0\. Use 1\.0"),
         ({"top_p": 1.5}, "top_p must lie above 0 to 1"),

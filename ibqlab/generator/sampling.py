@@ -67,12 +67,25 @@ def draw_tokens(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> I
     return torch.searchsorted(cumulative, goal[:, None], right=True)[:, 0]
 
 
+def uniform_numbers(images: int, positions: int, seed: int) -> Float[Tensor, "B T"]:
+    """What draws an image's tokens: image i's numbers come from the seed `seed` + i and nothing else.
+
+    So a large batch gives the images of small ones: image i of a batch with one seed is the first image of a batch with
+    that seed + i.
+    """
+    rows = (
+        torch.rand(positions, generator=torch.Generator().manual_seed(seed + image), dtype=torch.float64)
+        for image in range(images)
+    )
+    return torch.stack(list(rows))
+
+
 def check_sampling(cfg_scale: float, temperature: float, top_k: int, top_p: float) -> None:
     """Raise ValueError for settings with which nothing can be drawn."""
-    require(math.isfinite(cfg_scale), f"cfg_scale must be finite; got {cfg_scale}. Use 1.0 for no guidance.")
+    require(0 <= cfg_scale < math.inf, f"cfg_scale must be ≥ 0 and finite; got {cfg_scale}. Use 1.0 for no guidance.")
     require(
-        0 < temperature < math.inf,
-        f"temperature must be > 0 and finite; got {temperature}. Use top_k=1 for the most probable token.",
+        0 <= temperature < math.inf,
+        f"temperature must be ≥ 0 and finite; got {temperature}. Use 0 for the most probable token.",
     )
     require(top_k >= 0, f"top_k must be ≥ 0; got {top_k}. Use 0 to leave all tokens.")
     require(0 < top_p <= 1, f"top_p must lie above 0 to 1; got {top_p}. Use 1.0 to leave all tokens.")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, KeyValueCache, initialise
-from ibqlab.generator.sampling import check_sampling, draw_tokens, filter_logits, guide
+from ibqlab.generator.sampling import check_sampling, draw_tokens, filter_logits, guide, uniform_numbers
 from ibqlab.generator.sequence import (
     SequenceConfig,
     block_parts,
@@ -148,10 +148,12 @@ class Generator(nn.Module):
             labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
             cfg_scale: guidance, as in `sampling.guide`; any but 1 needs label_dropout in training and twice the time.
                 Paper: 2.25 (B), 2.0 (L), 2.35 (XL), 2.85 (XXL).
-            temperature: by which logits are divided, > 0. Paper: 1.1 (B), 1.0 (L), 1.15 (XL), 1.2 (XXL).
-            top_k: as in `sampling.filter_logits`; 1 always takes the most probable token.
+            temperature: by which logits are divided, ≥ 0; 0 always takes the most probable token. Paper: 1.1 (B),
+                1.0 (L), 1.15 (XL), 1.2 (XXL).
+            top_k: as in `sampling.filter_logits`.
             top_p: as there.
-            seed: the same seed, labels and settings give the same tokens, but for rounding on another device.
+            seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
+                another device: image i is drawn by the seed `seed` + i.
         Returns:
             int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
         Raises:
@@ -161,8 +163,7 @@ class Generator(nn.Module):
         """
         check_sampling(cfg_scale, temperature, top_k, top_p)
         labels = check_labels(labels, self.config).to(self.head.weight.device)
-        random = torch.Generator().manual_seed(seed)
-        numbers = torch.rand(len(labels), self.config.num_tokens, generator=random, dtype=torch.float64)
+        numbers = uniform_numbers(len(labels), self.config.num_tokens, seed)
         guided = cfg_scale != 1
         asked = torch.cat([labels, torch.full_like(labels, self.config.num_classes)]) if guided else labels
         was_training = self.training
@@ -174,7 +175,10 @@ class Generator(nn.Module):
                 logits = decoding.next_logits(previous)
                 if guided:
                     logits = guide(*logits.chunk(2), cfg_scale)
-                tokens.append(draw_tokens(filter_logits(logits / temperature, top_k, top_p), column))
+                if temperature == 0:
+                    tokens.append(logits.argmax(-1))
+                else:
+                    tokens.append(draw_tokens(filter_logits(logits / temperature, top_k, top_p), column))
         finally:
             self.train(was_training)
         return torch.stack(tokens, dim=1)
