@@ -104,6 +104,45 @@ def test_generator_gives_the_published_numbers():
         assert_close(gradients[name], tensors[f"eval/grad/{name}"], 1e-4)
 
 
+def test_six_training_steps_as_published():
+    """Recorded rates and decays in AdamW, over the generator's own loss: Adam magnifies any gradient that is off."""
+    facts, tensors = golden("train_ar_6steps")
+    given = facts["gpt_config"]
+    config = GeneratorConfig(
+        vocabulary_size=given["vocab_size"],
+        num_classes=given["class_num"],
+        grid_size=math.isqrt(given["block_size"]),
+        depth=given["n_layer"],
+        num_heads=given["n_head"],
+        width=given["n_embd"],
+        hidden_multiple=given["multiple_of"],
+        attention_dropout=given["resid_dropout_p"],
+        feed_forward_dropout=given["ffn_dropout_p"],
+        token_dropout=given["token_drop"],
+        label_dropout=0.0,
+    )
+    model = Generator(config)
+    prefix = "transformer."
+    start, end = (
+        {n.removeprefix(when + prefix): w.float() for n, w in tensors.items() if n.startswith(when)}
+        for when in ("init/", "final/")
+    )
+    model.load_state_dict(start, strict=True)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-8)
+    for number, step in enumerate(facts["steps"]):
+        batch = slice(2 * (number % 3), 2 * (number % 3) + 2)
+        optimizer.param_groups[0] |= {"lr": step["lr"][0], "weight_decay": step["weight_decay"][0]}
+        loss = model.loss(tensors["tokens"][batch], tensors["labels"][batch])
+        assert loss.item() == pytest.approx(step["loss"], rel=3e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), facts["gradient_clip_val"])
+        assert norm.item() == pytest.approx(facts["grad_norm_before_clip"][number], rel=1e-4)
+        optimizer.step()
+    for name, weight in model.state_dict().items():
+        assert_close(weight, end[name], 3e-3)
+
+
 def test_factorized_generator_gives_the_published_numbers():
     facts, tensors = golden("magvit2_gpt_tiny")
     given = facts["config"]
