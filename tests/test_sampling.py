@@ -64,6 +64,11 @@ def test_decoding_stops_at_the_last_position():
         decoding.next_logits(torch.tensor([1, 2]))
 
 
+def test_a_token_stays_where_those_before_it_have_exactly_top_p():
+    # Four equal logits have shares of exactly a quarter: before the third token there is exactly a half.
+    assert filter_logits(torch.zeros(1, 4), top_p=0.5).isfinite().sum() == 3
+
+
 def test_filters_by_hand():
     logits = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]]).log()
     left = [

@@ -48,18 +48,22 @@ def published_weights(tensors):
     return {name.removeprefix(prefix): w.float() for name, w in tensors.items() if name.startswith(prefix)}
 
 
-def published_generator():
-    facts, tensors = golden("gpt_tiny")
-    given = facts["config"]
-    config = GeneratorConfig(
+def published_config(given, **settings):
+    """A generator's config from the published code's names."""
+    return GeneratorConfig(
         vocabulary_size=given["vocab_size"],
         num_classes=given["class_num"],
         grid_size=math.isqrt(given["block_size"]),
         depth=given["n_layer"],
         num_heads=given["n_head"],
         width=given["n_embd"],
-        gate_scale=given["alng"],
+        **settings,
     )
+
+
+def published_generator():
+    facts, tensors = golden("gpt_tiny")
+    config = published_config(facts["config"], gate_scale=facts["config"]["alng"])
     model = Generator(config).eval()
     model.load_state_dict(published_weights(tensors), strict=True)
     return model, facts, tensors
@@ -108,13 +112,8 @@ def test_six_training_steps_as_published():
     """Recorded rates and decays in AdamW, over the generator's own loss: Adam magnifies any gradient that is off."""
     facts, tensors = golden("train_ar_6steps")
     given = facts["gpt_config"]
-    config = GeneratorConfig(
-        vocabulary_size=given["vocab_size"],
-        num_classes=given["class_num"],
-        grid_size=math.isqrt(given["block_size"]),
-        depth=given["n_layer"],
-        num_heads=given["n_head"],
-        width=given["n_embd"],
+    config = published_config(
+        given,
         hidden_multiple=given["multiple_of"],
         attention_dropout=given["resid_dropout_p"],
         feed_forward_dropout=given["ffn_dropout_p"],

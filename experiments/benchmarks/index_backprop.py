@@ -21,8 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,119 +28,21 @@ import pandas as pd
 import torch
 from figure import plot_against_codebook_size
 from published_form import published_index_backprop
+from quantizer_forms import METHODS, OURS, WRITTEN_OUT
 from rows import origin_columns
 from torch import Tensor
-from torch.nn import functional as F
 
 from ibqlab.plots import save_figure
-from ibqlab.quantizers import index_backprop, mixture_of_codes, nearest_code
 from ibqlab.quantizers.blocks import full_precision
-from ibqlab.quantizers.lfq import sign_entropies
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import recipe_config
 
 SEED = 0
-OURS, WRITTEN_OUT = "ibqlab", "written out"
 CPU_SIZES = ((1024, (1024, 16384, 262144, 1048576)), (2048, (16384,)), (4096, (1024, 16384, 262144)))
 CPU_SIZES += ((16384, (1024, 16384)),)
 CUDA_SIZES = tuple((tokens, (1024, 16384, 65536, 262144, 1048576)) for tokens in (1024, 4096, 16384))
-
-
-def two_entropies(sample: Tensor, average: Tensor) -> Tensor:
-    """The penalty with its published weight."""
-    return 0.05 * (sample - average)
-
-
-def ibq_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """A loss through the quantized features and both entropies."""
-    out = index_backprop(features, codebook)
-    return (out.quantized * pull).sum() + two_entropies(out.sample_entropy, out.average_entropy)
-
-
-def ibq_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """The same with N × K matrices."""
-    quantized, _, sample, average = published_index_backprop(features, codebook)
-    return (quantized * pull).sum() + two_entropies(sample, average)
-
-
-def plain_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """Index backpropagation without entropies."""
-    return (index_backprop(features, codebook, None).quantized * pull).sum()
-
-
-def plain_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """The same with N × K matrices."""
-    soft = (features @ codebook.T).softmax(1)
-    hard = F.one_hot(soft.argmax(1), len(codebook)).to(soft.dtype)
-    return (((hard - soft.detach() + soft) @ codebook) * pull).sum()
-
-
-def soft_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """Soft VQ's training value at its first temperature."""
-    return (mixture_of_codes(features, codebook, 0.9) * pull).sum()
-
-
-def soft_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """The same with N × K matrices."""
-    return (((features @ codebook.T / 0.9).softmax(1) @ codebook) * pull).sum()
-
-
-def search_ours(metric: str, features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """Indices alone."""
-    return nearest_code(features, codebook, metric)
-
-
-def search_written_out(metric: str, features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """Indices from the whole matrix of distances, as the published VectorQuantizer2 has it."""
-    if metric == "cosine":
-        features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
-    squares = features.square().sum(1, keepdim=True) + codebook.square().sum(1)
-    return (squares - 2 * torch.einsum("nd,kd->nk", features, codebook)).argmin(1)
-
-
-def bits_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """LFQ's entropy penalty over all sign vectors."""
-    return two_entropies(*sign_entropies(features[:, : len(codebook).bit_length() - 1]))
-
-
-def bits_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
-    """The same from the distances to every sign vector, as published."""
-    bits = len(codebook).bit_length() - 1
-    numbers = torch.arange(len(codebook), device=features.device)[:, None] >> torch.arange(bits, device=features.device)
-    logits = 2 * features[:, :bits] @ (numbers % 2 * 2.0 - 1).to(features.dtype).T / 0.01
-    p, log_p = logits.softmax(1), (logits + 1e-5).log_softmax(1)
-    mean = p.mean(0)
-    return two_entropies(-(p * log_p).sum(1).mean(), -(mean * (mean + 1e-5).log()).sum())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A computation in both forms, and what cannot be saved of it."""
-
-    forms: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
-    """By name: from features, codebook and a pull on the quantized features to a loss, or to indices."""
-    products: str = ""
-    """Which of the products scores, gains, to_features, to_codes the floor holds; empty: no floor."""
-    largest: int = 2**20
-    """K above which it is not measured."""
-
-
-METHODS = {
-    "index_backprop": Method(forms={OURS: ibq_ours, WRITTEN_OUT: ibq_written_out}, products="ssgfc"),
-    "index_backprop without entropies": Method(
-        forms={OURS: plain_ours, WRITTEN_OUT: plain_written_out}, products="ssgfc"
-    ),
-    "soft_vq": Method(forms={OURS: soft_ours, WRITTEN_OUT: soft_written_out}, products="sfgfcc"),
-    "nearest code, l2": Method(
-        forms={OURS: partial(search_ours, "l2"), WRITTEN_OUT: partial(search_written_out, "l2")}, products="s"
-    ),
-    "nearest code, cosine": Method(
-        forms={OURS: partial(search_ours, "cosine"), WRITTEN_OUT: partial(search_written_out, "cosine")}, products="s"
-    ),
-    "lfq entropies": Method(forms={OURS: bits_ours, WRITTEN_OUT: bits_written_out}, largest=2**18),
-}
-"""What is measured: the first at all sizes, the others at the first N and at `OTHER_CODES`."""
 OTHER_CODES = (16384, 262144)
+"""K at which methods other than the first are measured, at the first N."""
 
 
 class Inputs:
