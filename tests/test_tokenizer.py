@@ -285,3 +285,27 @@ def test_encode_indices_gives_what_decode_indices_takes(name, images):
     torch.testing.assert_close(tok.decode_indices(indices), tok.decode(out.quantized))
     with pytest.raises(ValueError, match=r"float images must lie in \[−1, 1\]"):
         tok.encode_indices(images * 100)
+
+
+def test_a_fingerprint_names_the_weights():
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        autoencoder=AutoencoderConfig(
+            base_channels=32,
+            channel_multipliers=(1, 1),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            resolution=8,
+            latent_channels=4,
+        ),
+        quantizer=quantizer_config({"name": "ibq", "codebook_size": 8, "code_dim": 4}),
+    )
+    tokenizer = Tokenizer(config)
+    before = tokenizer.fingerprint()
+    again = Tokenizer(config)
+    assert again.fingerprint() != before
+    again.load_state_dict(tokenizer.state_dict())
+    assert again.fingerprint() == before and len(before) == 16
+    with torch.no_grad():
+        again.quantizer.codes.weight[3, 1] += 1e-6
+    assert again.fingerprint() != before

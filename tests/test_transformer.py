@@ -9,7 +9,13 @@ from golden import golden
 from torch.nn import functional as F
 
 from ibqlab.config import ConfigError, parse, to_dict
-from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig, Generator, GeneratorConfig
+from ibqlab.generator import (
+    FactorizedGenerator,
+    FactorizedGeneratorConfig,
+    Generator,
+    GeneratorConfig,
+    generator_config,
+)
 from ibqlab.generator.layers import ClassEmbedding, RMSNorm, rotary_table, rotate
 from ibqlab.quantizers import join_indices
 
@@ -382,7 +388,28 @@ def test_presets_take_changes_and_unknown_ones_are_named():
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED])
 def test_settings_survive_the_round_trip(config):
-    assert parse(type(config), to_dict(config)) == config
+    assert generator_config(to_dict(config)) == config
+    assert generator_config(config) is config
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"depth": 2}, "a generator needs a name, one of ibq, magvit2"),
+        ({"name": "ibp"}, "generator name must be one of .*did you mean 'ibq'"),
+        ({"name": "ibq", "preset": "XLL"}, "preset must be one of"),
+        ({"name": "ibq", "preset": "XL", "dept": 2}, "dept: unknown key; did you mean 'depth'"),
+    ],
+)
+def test_a_generator_is_named_in_settings(settings, says):
+    with pytest.raises(ValueError, match=says):
+        generator_config(settings)
+
+
+def test_a_preset_in_settings_can_be_changed():
+    assert generator_config({"name": "ibq", "preset": "XL", "vocabulary_size": 64}) == GeneratorConfig.preset(
+        "XL", vocabulary_size=64
+    )
 
 
 @pytest.mark.parametrize(

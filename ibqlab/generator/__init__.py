@@ -11,13 +11,26 @@ here, has two small vocabularies instead.
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.factorized import FactorizedGenerator, FactorizedGeneratorConfig, FactorizedLogits
+from ibqlab.generator.sequence import SequenceConfig, generator_config
 from ibqlab.generator.transformer import Generator, GeneratorConfig
 
+AnyGenerator = Generator | FactorizedGenerator
+
+
+def make_generator(config: SequenceConfig) -> AnyGenerator:
+    """The generator that a config describes, its weights drawn from torch's global random state."""
+    return Generator(config) if isinstance(config, GeneratorConfig) else FactorizedGenerator(config)
+
+
 __all__ = [
+    "AnyGenerator",
     "FactorizedGenerator",
     "FactorizedGeneratorConfig",
     "FactorizedLogits",
     "Generator",
     "GeneratorConfig",
+    "SequenceConfig",
+    "generator_config",
     "linear_cross_entropy",
+    "make_generator",
 ]

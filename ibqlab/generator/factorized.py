@@ -32,6 +32,7 @@ class FactorizedGeneratorConfig(SequenceConfig):
     The numbers of heads in the presets are a reading: 64 channels each, as in IBQ's generator.
     """
 
+    config_name: ClassVar[str] = "magvit2"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "B": {"spatial_depth": 24, "factorized_depth": 2, "num_heads": 16, "width": 1024},
         "L": {"spatial_depth": 36, "factorized_depth": 3, "num_heads": 20, "width": 1280},
@@ -53,6 +54,11 @@ class FactorizedGeneratorConfig(SequenceConfig):
         check_positive(self, "spatial_depth", "factorized_depth")
         good = min(self.bits) >= 1 and sum(self.bits) < 63
         require(good, f"bits must be two numbers of at least 1 that sum to at most 62; got {self.bits}. Use (6, 12).")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V = 2^(sum of bits), the tokenizer's codebook size."""
+        return 2 ** sum(self.bits)
 
 
 class FactorizedLogits(NamedTuple):
@@ -114,7 +120,7 @@ class FactorizedGenerator(nn.Module):
             ValueError: as in `forward`.
         """
         config = self.config
-        indices, labels = check_inputs(indices, labels, config, 2 ** sum(config.bits))
+        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size)
         pre, post = factorize_indices(indices, config.bits)
         first = self.pre_emb(pre)
         tokens = first + self.post_emb(post)

@@ -3,7 +3,7 @@
 Shape letters: B images · T sequence · C width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -21,7 +21,10 @@ Config = TypeVar("Config", bound="SequenceConfig")
 class SequenceConfig:
     """What the published generators share: the grid, the classes, the width and the dropouts."""
 
+    config_name: ClassVar[str] = ""
+    """The design's name; written into config files as `name`."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Published configurations by name: what differs from the defaults."""
 
     num_classes: int = 1000
     """Classes of images, at least 1; the label num_classes is the null class. Paper: 1,000."""
@@ -65,6 +68,15 @@ class SequenceConfig:
         require(0 <= chance <= 1, f"label_dropout must lie in 0 to 1; got {chance}. Published: 0.1.")
 
     @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable) -> Any:
+        """Read `{"name": "ibq", …}` as that design's config where a field is typed `SequenceConfig`."""
+        if cls is not SequenceConfig:
+            return handler(source)
+        from pydantic_core import core_schema  # noqa: PLC0415 - only configuration checking needs it
+
+        return core_schema.no_info_plain_validator_function(generator_config)
+
+    @classmethod
     def preset(cls: type[Config], name: str, **changes: Any) -> Config:
         """A published configuration.
 
@@ -86,6 +98,32 @@ class SequenceConfig:
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.width // self.num_heads
+
+
+def generator_config(settings: Any) -> SequenceConfig:
+    """A design's config from `{"name": "ibq", "preset": "XL", setting: value, …}`; configs pass through unchanged.
+
+    Args:
+        settings: `name` is "ibq" or "magvit2"; `preset`, which may be missing, a published configuration that the other
+            settings change.
+    Raises:
+        ValueError: no or unknown name or preset, unknown key, wrong type, impossible value; the message names the
+            nearest key.
+    """
+    if isinstance(settings, SequenceConfig):
+        return settings
+    designs = {design.config_name: design for design in SequenceConfig.__subclasses__()}
+    if not isinstance(settings, dict) or "name" not in settings:
+        raise ValueError(f"a generator needs a name, one of {', '.join(sorted(designs))}; got {settings!r}")
+    from ibqlab import config as door  # noqa: PLC0415 - the door needs pydantic, a plain generator does not
+
+    rest = {key: value for key, value in settings.items() if key not in ("name", "preset")}
+    require_choice("generator name", settings["name"], designs)
+    design = designs[settings["name"]]
+    if "preset" in settings:
+        require_choice("preset", settings["preset"], design.presets)
+        rest = {**design.presets[settings["preset"]], **rest}
+    return door.parse(design, rest, source=f"generator {settings['name']!r}")
 
 
 def block_parts(config: SequenceConfig) -> tuple[Attention, FeedForward]:

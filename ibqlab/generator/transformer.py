@@ -36,6 +36,7 @@ from ibqlab.quantizers.base import require
 class GeneratorConfig(SequenceConfig):
     """The published generator of IBQ. The defaults are IBQ-B."""
 
+    config_name: ClassVar[str] = "ibq"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "B": {"depth": 16, "num_heads": 16, "width": 1024, "gate_scale": 1e-3},
         "L": {"depth": 20, "num_heads": 20, "width": 1280, "gate_scale": 1e-3},

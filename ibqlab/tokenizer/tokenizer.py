@@ -5,6 +5,7 @@ indices = tok.encode(picture).indices          # (1, h, w)
 again = tok.decode_indices(indices)            # (1, 3, H, W), nominally in [−1, 1]
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -88,6 +89,18 @@ class Tokenizer(nn.Module):
     def from_config(cls, config: TokenizerConfig) -> "Tokenizer":
         """A tokenizer with fresh weights, drawn from torch's global random state."""
         return cls(config)
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with every weight: which tokens mean what.
+
+        Stored tokens, generators and samples name the tokenizer that they belong to by it. It is that of the weights as
+        they are: averaged weights have another one than weights as trained.
+        """
+        digest = hashlib.sha256(self.config.quantizer.config_name.encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def latent_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of that size.
