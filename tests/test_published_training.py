@@ -24,7 +24,7 @@ ADVERSARIAL = {
 # gradients near zero into whole steps, and after the first step one token's two best codes are 2e-5 apart: which of
 # them it takes moves the second step's losses by a percent
 # and a patch's logits by more, which are therefore compared in the first step only.
-TOLERANCES = {"64-true": (1e-6, 1e-6, 1e-6), "32-true": (1e-5, 2e-2, 1e-2)}
+TOLERANCES = {"64-true": (1e-6, 1e-6, 1e-6), "32-true": (3e-5, 2e-2, 1e-2)}
 
 
 def relative(actual, expected):
