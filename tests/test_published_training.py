@@ -20,7 +20,8 @@ ADVERSARIAL = {
     "loss__lecam_weight": 0.05,
     "loss__discriminator": {"base_channels": 4},
 }
-# Relative, for the first step, the later ones, and the weights after the last. In float32 Adam turns rounding of
+# Relative, for the first step, the later ones, and the weights after the last. In float32 the entropy's temperature
+# of 0.01 magnifies rounding, which differs from processor to processor (1.3e-5 seen); Adam turns rounding of
 # gradients near zero into whole steps, and after the first step one token's two best codes are 2e-5 apart: which of
 # them it takes moves the second step's losses by a percent
 # and a patch's logits by more, which are therefore compared in the first step only.

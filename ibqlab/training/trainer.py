@@ -1,4 +1,4 @@
-"""What every training loop does, whatever it trains: steps in order, rows, checkpoints, and an end that is written down.
+"""What every training loop does, whatever it trains: steps in order, rows, checkpoints, an end written down.
 
 All randomness of a step (crops, flips, dropout, revived codes) comes from the seed, the step's number and the process's
 rank, never from a generator's history: a run that was killed and started again repeats itself bit for bit.
@@ -101,13 +101,15 @@ class Trainer(ABC):
     def shown(self, row: dict[str, Any]) -> dict[str, str]:
         """What the progress bar shows of a row."""
 
+    @abstractmethod
     def start(self) -> None:
         """What a new run does before its first validation."""
 
+    @abstractmethod
     def kept(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the networks; every process calls it."""
-        return {}
 
+    @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `kept` gave."""
 
