@@ -19,7 +19,6 @@ import click
 
 if TYPE_CHECKING:
     from ibqlab.runs import Run
-    from ibqlab.training.planning import Plan
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
@@ -248,19 +247,68 @@ def _execute(source: Path, target: Path, values: dict[str, Any]) -> str | None:
     "--output", type=click.Path(path_type=Path), help="Run folder; by default runs/<recipe>-<settings' hash>."
 )
 def train(recipe: str, settings: Sequence[str], output: Path | None) -> None:
-    """Train RECIPE, a path or a name under experiments/, with some of its keys replaced.
+    """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
     as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
     """
     from ibqlab.config import content_hash  # noqa: PLC0415
     from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
     config = recipe_config(recipe, assignments=settings)
-    done = train_tokenizer(config, output or runs_root() / f"{find_recipe(recipe).stem}-{content_hash(config)}")
+    kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
+    done = kind(config, output or runs_root() / f"{find_recipe(recipe).stem}-{content_hash(config)}")
     click.echo(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
+
+
+# --- tokens and samples ----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("tokenizer")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write; by default runs/<tokenizer>-tokens.")
+@click.option("--crops", type=int, default=1, show_default=True, help="Random crops stored of each training image.")
+@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Of TOKENIZER.")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Images computed at once.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the crops.")
+@click.option("--verify", is_flag=True, help="Compare the files of a store that is there with their checksums.")
+def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verify: bool, **given: Any) -> None:
+    """Write the tokens of a data set once, for generators to be trained on: tokens=FOLDER in their recipe.
+
+    TOKENIZER is a run, an export or a published file. The images are those that the run was trained on, or those that
+    KEY=VALUE says: source=FOLDER image_size=256 flip=false. An interrupted command is gone on with. Several processes:
+    torchrun --nproc-per-node N -m ibqlab tokenize …
+    """
+    from ibqlab.config import apply_overrides, parse  # noqa: PLC0415
+    from ibqlab.data import DataConfig  # noqa: PLC0415
+    from ibqlab.data.token_writing import TokenSettings, write_tokens  # noqa: PLC0415
+    from ibqlab.data.tokens import TokenStore  # noqa: PLC0415
+    from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
+    from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.training.generator_data import find_folder  # noqa: PLC0415
+
+    place = find_folder(tokenizer)
+    folder = output or runs_root() / f"{Path(tokenizer).stem}-tokens"
+    if verify:
+        TokenStore(folder).verify()
+        click.echo(f"every file of {folder} has its checksum")
+        return
+    loaded = load_tokenizer(place, given.pop("weights")).float()
+    data = parse(DataConfig, apply_overrides(_data_of(place), settings), source="data")
+    store = write_tokens(loaded, data, folder, TokenSettings(**given))
+    click.echo(f"{store.describe()}\ntrain a generator on them: ibqlab train RECIPE tokens={folder}")
+
+
+def _data_of(place: str) -> dict[str, Any]:
+    """The data settings of a run; none for a tokenizer that is no run."""
+    from ibqlab.runs import Run  # noqa: PLC0415
+
+    return dict(Run(place).config.get("data", {})) if Path(place).is_dir() else {}
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -285,33 +333,45 @@ def plan(
     trained; neither data nor weight files nor a GPU are needed.
     """
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.training.planning import cost_of_run, plan_table, plan_tokenizer  # noqa: PLC0415
-    from ibqlab.training.recipes import find_recipes, published_row, recipe_config, recipe_name  # noqa: PLC0415
+    from ibqlab.training.generator_planning import plan_recipe  # noqa: PLC0415
+    from ibqlab.training.planning import cost_of_run  # noqa: PLC0415
+    from ibqlab.training.recipes import find_recipes  # noqa: PLC0415
 
     if images_per_second is None and (gpus is not None or gpu_hour_price is not None):
         raise ConfigError("--gpus and --gpu-hour-price need a speed: add --images-per-second, measured on such a GPU")
-    files = [str(file) for file in find_recipes(recipe)]
-    configs = {file: recipe_config(file, assignments=settings) for file in files}
-    plans = [plan_tokenizer(config, recipe_name(Path(file)), published_row(file)) for file, config in configs.items()]
+    plans = [plan_recipe(str(file), settings) for file in find_recipes(recipe)]
     costs = (
-        [cost_of_run(p, images_per_second, gpus, gpu_hour_price) for p in plans]
-        if images_per_second is not None
-        else []
+        {}
+        if images_per_second is None
+        else {p.name: cost_of_run(p, images_per_second, gpus, gpu_hour_price) for p in plans}
     )
     if len(plans) == 1:
         click.echo(plans[0].describe())
-        click.echo(costs[0].describe() if costs else _how_to_measure(plans[0]))
+        click.echo(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
         return
-    table = plan_table(plans)
-    for column in ("gpu_hours", "days", "price") if costs else ():
-        table[column] = [getattr(cost, column) for cost in costs]
-    shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
-    click.echo(shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}"))
+    # A folder may hold recipes of both kinds.
+    click.echo(
+        "\n\n".join(
+            _plan_rows([p for p in plans if type(p) is kind], costs) for kind in dict.fromkeys(map(type, plans))
+        )
+    )
     if not costs:
         click.echo(_how_to_measure(plans[0]))
 
 
-def _how_to_measure(plan: "Plan") -> str:
+def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]") -> str:
+    """Plans of one kind as a table."""
+    from ibqlab.training.generator_planning import GeneratorPlan, generator_plan_table  # noqa: PLC0415
+    from ibqlab.training.planning import plan_table  # noqa: PLC0415
+
+    table = (generator_plan_table if isinstance(plans[0], GeneratorPlan) else plan_table)(plans)
+    for column in ("gpu_hours", "days", "price") if costs else ():
+        table[column] = [getattr(costs[plan.name], column) for plan in plans]
+    shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
+    return shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
+
+
+def _how_to_measure(plan: "AnyPlan") -> str:
     """No speed is assumed: the line that stands in its place."""
     return (
         "time: measure a speed on the GPU that will be used and give it as --images-per-second; "
@@ -453,6 +513,8 @@ def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
         return f"{100 * value:.2f} % of codes{counted}"
     if kind == "gradient_reach":
         return f"{100 * value:.2f} % of codes"
+    if name in ("validation_loss", "validation_loss_unconditional"):
+        return f"{shown} nats per token{counted}"
     if kind in ("perplexity", "dead_codes"):
         return f"{shown} codes{counted}"
     units = {
@@ -461,5 +523,7 @@ def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
         "softmax_perplexity": "codes per token",
         "steps_since_hit": "steps (median over codes)",
         "images_per_second": "images/s",
+        "bits_per_token": "bits",
+        "bits_per_pixel": "bits",
     }
     return f"{shown} {units[kind]}" if kind in units else shown

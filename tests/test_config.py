@@ -356,7 +356,7 @@ def test_read_parameters_names_a_value_that_is_no_setting():
 
 def test_every_setting_is_read_somewhere():
     from ibqlab.data import DataConfig  # noqa: PLC0415
-    from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig  # noqa: PLC0415
+    from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SamplingConfig  # noqa: PLC0415
     from ibqlab.quantizers.base import _PRESETS  # noqa: PLC0415
     from ibqlab.studies import StudyParameters  # noqa: PLC0415
     from ibqlab.studies.study import Grid  # noqa: PLC0415
@@ -364,6 +364,10 @@ def test_every_setting_is_read_somewhere():
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig  # noqa: PLC0415
     from ibqlab.tokenizer.discriminator import DiscriminatorConfig  # noqa: PLC0415
     from ibqlab.training import (  # noqa: PLC0415
+        GeneratorOptimizerConfig,
+        GeneratorRecordConfig,
+        GeneratorSpeedConfig,
+        GeneratorTrainConfig,
         LossConfig,
         OptimizerConfig,
         RecordConfig,
@@ -378,7 +382,8 @@ def test_every_setting_is_read_somewhere():
     read |= set(re.findall(r"config\.(?:optimizer|record|data|tokenizer|loss|quantizer)\.(\w+)", code))
     named = {DataConfig, TokenizerConfig, AutoencoderConfig, Grid, StudyParameters, RunParameters}
     classes = named | {DiscriminatorConfig, LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig}
-    classes |= {GeneratorConfig, FactorizedGeneratorConfig}
+    classes |= {GeneratorConfig, FactorizedGeneratorConfig, GeneratorTrainConfig, SamplingConfig}
+    classes |= {GeneratorOptimizerConfig, GeneratorRecordConfig, GeneratorSpeedConfig}
     classes |= {p.config for p in _PRESETS.values()}
     unread = {f"{c.__name__}.{f.name}" for c in classes for f in dataclasses.fields(c) if f.name not in read}
     assert not unread

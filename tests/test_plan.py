@@ -13,12 +13,14 @@ from torch import nn
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
+from ibqlab.generator import generator_config, make_generator
 from ibqlab.quantizers import available_quantizers
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.training import recipe_config, train
+from ibqlab.training import GeneratorTrainConfig, recipe_config, train
 from ibqlab.training.accounting import count_step
+from ibqlab.training.generator_planning import plan_generator, published_generation
 from ibqlab.training.planning import cost_of_run, plan_table, plan_tokenizer
 from ibqlab.training.recipes import (
     EXPERIMENTS,
@@ -466,3 +468,90 @@ def test_the_experiments_page_lists_every_imagenet_recipe_with_what_plan_counts(
         ],
         rel=0.01,
     )
+
+
+TINY_GENERATOR = {
+    "generator": {
+        "name": "ibq",
+        "vocabulary_size": 64,
+        "num_classes": 3,
+        "grid_size": 4,
+        "width": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "hidden_multiple": 8,
+    },
+    "batch_size": 8,
+    "steps": 5,
+}
+TINY_FACTORIZED = {
+    **{key: value for key, value in TINY_GENERATOR["generator"].items() if key not in ("vocabulary_size", "depth")},
+    **{"name": "magvit2", "bits": [2, 4], "spatial_depth": 2, "factorized_depth": 1},
+}
+
+
+class TestGenerators:
+    """Plans and recipes of generators."""
+
+    def plan(self, **settings):
+        dotted = {key.replace("__", "."): value for key, value in settings.items()}
+        return plan_generator(recipe_config("builtin/digits_generator", TINY_GENERATOR | dotted))
+
+    def test_parameters_are_those_of_the_generator(self):
+        for settings in (TINY_GENERATOR["generator"], TINY_FACTORIZED):
+            plan = self.plan(generator=settings)
+            assert plan.parameters.total == sum(
+                p.numel() for p in make_generator(generator_config(settings)).parameters()
+            )
+            assert min(plan.parameters) > 0
+
+    def test_operations_are_the_matrix_products(self):
+        plan, (width, hidden, tokens, heads, words) = self.plan(), (16, 48, 16, 2, 64)
+        # Per token and block: qkv and output, feed-forward; per image and block: the class's part and the attention.
+        block = tokens * (4 * width**2 + 3 * width * hidden) + 6 * width**2 + 2 * heads * tokens**2 * (width // heads)
+        image = 2 * (2 * block + tokens * words * width + 2 * width**2)
+        assert plan.forward_operations == image
+        assert plan.training_operations == pytest.approx(3 * image, rel=0.02)
+
+    def test_memory_shrinks_with_shards_and_checkpoints(self):
+        two = self.plan(processes=2)
+        shards = self.plan(processes=2, speed__sharded=True)
+        item = 4 * two.parameters.total
+        assert (two.state_bytes, shards.state_bytes) == (5 * item, 2 * item)
+        assert (two.checkpoint_bytes, self.plan(precision="64-true").checkpoint_bytes) == (3 * item, 6 * item)
+        deep = {**TINY_GENERATOR["generator"], "depth": 6}
+        plain = self.plan(generator=deep)
+        again = self.plan(generator=deep, speed__activation_checkpointing=True)
+        assert again.activations.per_image < plain.activations.per_image / 2
+        assert again.training_operations > 1.2 * plain.training_operations
+        assert plain.cache_bytes == 2 * 4 * 6 * 16 * 16
+
+    @pytest.mark.parametrize("name", [f"generators/{file.stem}" for file in find_recipes("generators")])
+    def test_published_recipes_are_the_published_models(self, name):
+        config, printed = recipe_config(name), published_generation(name)
+        assert type(config) is GeneratorTrainConfig and printed.gfid > 2
+        assert config.batch_size == 768 and config.batch_size % config.processes == 0
+        assert config.generator.head_dim == 64 or config.generator.config_name == "magvit2"
+        with torch.device("meta"):
+            model = make_generator(config.generator)
+        millions = {"ibq_b": 343, "ibq_l": 650, "ibq_xl": 1076, "ibq_xxl": 2063}
+        millions |= {"magvit2_b": 344, "magvit2_l": 804, "magvit2_xl": 1487}
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions[name.split("/")[1]]
+
+    def test_published_schedules_have_the_published_steps(self):
+        facts = golden("lr_schedules")[0]["lr_wd_annealing"]
+        for name, size in (("IBQ-B", "b"), ("IBQ-XXL", "xxl")):
+            config = recipe_config(f"generators/ibq_{size}")
+            assert config.steps == facts[name]["max_it"]
+            assert round(config.optimizer.warmup_share * config.steps) == facts[name]["wp_it"]
+            assert config.optimizer.final_share == facts[name]["wpe"]
+            assert config.optimizer.final_weight_decay == (facts[name]["twde"] or facts[name]["weight_decay"])
+
+    def test_the_command_plans_both_kinds(self):
+        settings = [f"generator.{key}={value}" for key, value in TINY_GENERATOR["generator"].items()]
+        one = CliRunner().invoke(main, ["plan", "builtin/digits_generator", *settings], catch_exceptions=False)
+        assert "generator, all" in one.output and "published: nothing" in one.output
+        folder = CliRunner().invoke(main, ["plan", "builtin"], catch_exceptions=False)
+        assert folder.exit_code == 0
+        assert "builtin/digits_generator" in folder.output and "builtin/photos" in folder.output
+        assert "images_per_second" not in folder.output

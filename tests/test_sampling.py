@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from golden import golden
-from test_transformer import LABELS, SMALL, assert_close, make, published_generator, tokens
+from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make, published_generator, tokens
 
-from ibqlab.generator.sampling import draw_tokens, filter_logits, guide
-from ibqlab.generator.transformer import Decoding
+from ibqlab.generator.decoding import Decoding, FactorizedDecoding
+from ibqlab.generator.sampling import SamplingConfig, draw_tokens, filter_logits, guide
 
 
 def decode(model, indices, labels):
@@ -145,6 +145,15 @@ def test_temperature_0_takes_the_most_probable_token():
         ({"top_k": -1}, r"top_k must be ≥ 0; got -1\. Use 0"),
         ({"top_p": 0.0}, r"top_p must lie above 0 to 1; got 0\.0\. Use 1\.0"),
         ({"top_p": 1.5}, "top_p must lie above 0 to 1"),
+        ({"min_p": 1.5}, "min_p must lie in 0 to 1"),
+        ({"cfg_schedule": "cos"}, "cfg_schedule must be one of"),
+        ({"cfg_power": 0.0}, "cfg_power must be > 0"),
+        ({"cfg_interval": (0.5, 0.5)}, "0 ≤ first < last ≤ 1; got 0.5 and 0.5"),
+        ({"cfg_interval": (-0.1, 0.5)}, "0 ≤ first < last ≤ 1"),
+        ({"cfg_scale": (1.0, -1.0)}, "cfg_scale must be ≥ 0"),
+        ({"tempreature": 1.0}, "did you mean 'temperature'"),
+        ({"prompt": torch.zeros(2, 9, dtype=torch.int64)}, "with 1 to 8 tokens given"),
+        ({"prompt": torch.full((2, 3), 12)}, "indices must lie in 0 to 11; got 12 to 12"),
         ({"labels": torch.tensor([4])}, "labels must lie in 0 to 3; got 4 to 4; 3 is the null class"),
         ({"labels": torch.tensor([[1]])}, r"labels must be \(B,\).* got \(1, 1\)\. Use labels\.flatten"),
         ({"labels": torch.tensor([0.5])}, r"labels must be whole numbers; got torch\.float32"),
@@ -153,3 +162,126 @@ def test_temperature_0_takes_the_most_probable_token():
 def test_settings_with_which_nothing_can_be_drawn_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         make(SMALL).sample(**{"labels": LABELS, **settings})
+
+
+# --- schedules, prompts, ways to compute ---
+
+
+def test_schedules_by_hand():
+    def scales(**settings):
+        config = SamplingConfig(cfg_scale=3.0, **settings)
+        return [config.scale_at(position, 5) for position in range(5)]
+
+    assert scales() == [3.0] * 5
+    assert scales(cfg_schedule="linear") == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])
+    cosine = [1 + (1 - math.cos(math.pi * u / 4)) for u in range(5)]
+    assert scales(cfg_schedule="cosine") == pytest.approx(cosine)
+    assert scales(cfg_schedule="power", cfg_power=2.0) == pytest.approx([1 + 2 * (u / 4) ** 2 for u in range(5)])
+    assert scales(cfg_interval=(0.2, 0.6)) == [1.0, 3.0, 3.0, 1.0, 1.0]
+    pair = SamplingConfig(cfg_scale=(1.5, 2.0), temperature=(1.1, 0.9))
+    assert [pair.scale_at(0, 5, part) for part in (0, 1)] == [1.5, 2.0]
+    assert [pair.temperature_of(part) for part in (0, 1)] == [1.1, 0.9]
+    assert SamplingConfig(cfg_scale=2.0, cfg_schedule="linear").scale_at(0, 1) == 1.0
+
+
+def test_min_p_by_hand():
+    logits = torch.tensor([[0.5, 0.26, 0.24]]).log()
+    for min_p, left in ((0.0, [0, 1, 2]), (0.5, [0, 1]), (0.6, [0]), (1.0, [0])):
+        assert filter_logits(logits, min_p=min_p).isfinite()[0].nonzero().flatten().tolist() == left
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.6, 1.0)])
+def test_scheduled_samples_are_those_of_whole_forward_passes(config, interval):
+    model = make(config).double()
+    settings = {"cfg_schedule": "linear", "cfg_interval": interval, "temperature": 0.9, "min_p": 0.05}
+    got = model.sample(LABELS, cfg_scale=4.0, seed=3, **settings)
+    sampling, parts = SamplingConfig(cfg_scale=4.0, **settings), 1 if config is SMALL else 2
+    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    numbers = torch.stack([torch.rand(9 * parts, generator=seed, dtype=torch.float64) for seed in seeds])
+    expected = torch.zeros(2, 9, dtype=torch.int64)
+    for place in range(9):
+        drawn = [torch.zeros(2, dtype=torch.int64)] * parts
+        for part in range(parts):
+            expected[:, place] = drawn[0] if parts == 1 else model.join(drawn)
+            given, null = (model(expected, labels) for labels in (LABELS, torch.tensor([3, 3])))
+            given, null = (logits if parts == 1 else logits[part] for logits in (given, null))
+            logits = guide(given[:, place], null[:, place], sampling.scale_at(place, 9, part)) / 0.9
+            drawn[part] = draw_tokens(filter_logits(logits, min_p=0.05), numbers[:, place * parts + part])
+        expected[:, place] = drawn[0] if parts == 1 else model.join(drawn)
+    assert torch.equal(got, expected)
+
+
+@torch.no_grad()
+def test_cached_decoding_of_two_parts_is_the_forward_pass():
+    model, indices = make(SMALL_FACTORIZED).double(), tokens(32)
+    logits, decoding = model(indices, LABELS), FactorizedDecoding(model, LABELS)
+    previous = None
+    for place in range(9):
+        decoding.advance(previous)
+        previous = indices[:, place]
+        first = previous % 4
+        assert torch.allclose(decoding.logits(), logits.pre[:, place], rtol=1e-12, atol=1e-12)
+        assert torch.allclose(decoding.logits([first]), logits.post[:, place], rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_cached_and_uncached_logits_agree_in_float32():
+    model, indices = make(SMALL), tokens(12)
+    assert (decode(model, indices, LABELS) - model(indices, LABELS)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 2.0}, {"cfg_scale": 2.0, "cfg_interval": (0.0, 0.3)}])
+def test_going_on_from_its_own_first_rows_gives_the_same_image(config, settings):
+    model = make(config).double()
+    whole = model.sample(LABELS, seed=4, **settings)
+    for given in (1, 3, 8):
+        again = model.sample(LABELS, seed=4, prompt=whole[:, :given], **settings)
+        assert torch.equal(again, whole)
+    other = whole[:, :3].flip(1)
+    assert torch.equal(model.sample(LABELS, seed=4, prompt=other, **settings)[:, :3], other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, [2] * 9),
+        ({"cfg_scale": 2.0}, [4] * 9),
+        ({"cfg_scale": 2.0, "cfg_interval": (0.0, 0.5)}, [4] * 5 + [2] * 4),
+        ({"cfg_scale": 2.0, "cfg_interval": (0.5, 1.0)}, [4] * 9),
+        ({"cfg_scale": 1.0, "cfg_schedule": "linear"}, [2] * 9),
+    ],
+)
+def test_the_null_class_is_computed_only_as_long_as_it_is_needed(settings, rows):
+    model, seen = make(SMALL), []
+    model.blocks[0].feed_forward.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    model.sample(LABELS, **settings)
+    assert seen == rows
+
+
+def test_the_class_is_worked_out_once_per_image():
+    model, calls = make(SMALL), []
+    model.blocks[0].ada_lin.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.sample(LABELS, cfg_scale=2.0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+def test_a_compiled_step_draws_the_same_tokens(config, monkeypatch):
+    compile_it = torch.compile
+    # The C++ behind it is torch's; what could differ is the traced graph with its fixed caches and masks.
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compile_it(function, backend="aot_eager", fullgraph=True)
+    )
+    model = make(config).double()
+    settings = {"cfg_scale": 2.0, "cfg_interval": (0.0, 0.7), "seed": 6}
+    assert torch.equal(model.sample(LABELS, compiled=True, **settings), model.sample(LABELS, **settings))
+
+
+def test_progress_is_shown_on_request(capfd):
+    make(SMALL).sample(LABELS, progress=True)
+    assert "sampling" in capfd.readouterr().err
+    make(SMALL).sample(LABELS)
+    assert capfd.readouterr().err == ""

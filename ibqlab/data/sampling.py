@@ -62,14 +62,10 @@ def training_batches(
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
-    _check_sharing(batch_size, rank, world_size)
-    if seed < 0 or start_step < 0 or steps < 0:
-        raise ValueError(f"seed, start_step and steps must be at least 0; got {seed}, {start_step} and {steps}.")
-    share = batch_size // world_size
-    order = _EpochOrder(len(source), seed)
-    starts = range(start_step * batch_size + rank * share, (start_step + steps) * batch_size, batch_size)
-    requests = _Requests(starts, lambda first: [order.request(position) for position in range(first, first + share)])
-    return _load(source, requests, workers)
+    starts = training_starts(batch_size, seed, range(start_step, start_step + steps), (rank, world_size))
+    share, order = batch_size // world_size, EpochOrder(len(source), seed)
+    requests = Requests(starts, lambda first: [order.request(position) for position in range(first, first + share)])
+    return load_requests(source, requests, workers)
 
 
 def validation_batches(
@@ -99,17 +95,36 @@ def validation_batches(
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
-    _check_sharing(batch_size, rank, world_size)
+    check_sharing(batch_size, rank, world_size)
     if images < 1:
         raise ValueError(f"validation needs at least 1 image; got images={images}.")
     count = images if source.endless else min(images, len(source))
     share = batch_size // world_size
     starts = range(rank * share, count, batch_size)
-    requests = _Requests(starts, lambda first: [(index, 0) for index in range(first, min(first + share, count))])
-    return _load(source, requests, workers)
+    requests = Requests(starts, lambda first: [(index, 0) for index in range(first, min(first + share, count))])
+    return load_requests(source, requests, workers)
 
 
-class _EpochOrder:
+def training_starts(batch_size: int, seed: int, steps: range, sharing: tuple[int, int]) -> range:
+    """Positions in the run at which a rank's slices of some batches begin.
+
+    Args:
+        batch_size: images per step over all ranks.
+        seed: of the run.
+        steps: numbers of the batches.
+        sharing: (rank, world_size).
+    Raises:
+        ValueError: world_size does not divide batch_size, or a number is out of its range.
+    """
+    rank, world_size = sharing
+    check_sharing(batch_size, rank, world_size)
+    count = len(steps) if steps.stop >= steps.start else steps.stop - steps.start
+    if seed < 0 or steps.start < 0 or count < 0:
+        raise ValueError(f"seed, start_step and steps must be at least 0; got {seed}, {steps.start} and {count}.")
+    return range(steps.start * batch_size + rank * (batch_size // world_size), steps.stop * batch_size, batch_size)
+
+
+class EpochOrder:
     """The request at any position of a run; holds the permutation of the epoch it was asked for last."""
 
     def __init__(self, length: int, seed: int) -> None:
@@ -117,16 +132,22 @@ class _EpochOrder:
         self.epoch, self.permutation = -1, np.empty(0, dtype=np.int64)
 
     def request(self, position: int) -> Request:
+        """Which image stands at a position, and the seed of its choices there."""
         epoch, place = divmod(position, self.length)
         if epoch != self.epoch:
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_ORDER, epoch)))
             self.epoch, self.permutation = epoch, rng.permutation(self.length)
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(_CHOICES, position))
-        # One bit less than it has: torch generators and int64 tensors hold the seed too.
-        return int(self.permutation[place]), int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        return int(self.permutation[place]), seed_of_choices(self.seed, position)
 
 
-class _Requests:
+def seed_of_choices(seed: int, *place: int) -> int:
+    """Seed of the random choices at a place, 0 to 2⁶³ − 1: a position of a run, or an image and its view."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(_CHOICES, *place))
+    # One bit less than it has: torch generators and int64 tensors hold the seed too.
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+class Requests:
     """What each batch asks for, in the shape of a batch sampler: made when asked for, so a long run costs no memory."""
 
     def __init__(self, starts: range, requests_from: Callable[[int], list[Request]]) -> None:
@@ -149,7 +170,14 @@ class _Samples(Dataset):
         return self.source.get(*request)
 
 
-def _load(source: ImageSource, requests: _Requests, workers: int) -> Iterable[Batch]:
+def load_requests(source: ImageSource, requests: Requests, workers: int) -> Iterable[Batch]:
+    """Batches of what each request asks for.
+
+    Args:
+        source: of the images.
+        requests: batch by batch.
+        workers: processes that load images, at least 0.
+    """
     if workers < 0:
         raise ValueError(f"workers must be at least 0; got {workers}. Use 0 to load in the training process.")
     return DataLoader(
@@ -171,7 +199,8 @@ def _collate(samples: list[Sample]) -> Batch:
     return Batch(torch.stack([sample.image for sample in samples]), labels, broken)
 
 
-def _check_sharing(batch_size: int, rank: int, world_size: int) -> None:
+def check_sharing(batch_size: int, rank: int, world_size: int) -> None:
+    """Raise ValueError unless the ranks can share batches of that size."""
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0 to world_size − 1; got rank={rank}, world_size={world_size}.")
     if batch_size < 1 or batch_size % world_size:

@@ -11,6 +11,7 @@ here, has two small vocabularies instead.
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.factorized import FactorizedGenerator, FactorizedGeneratorConfig, FactorizedLogits
+from ibqlab.generator.sampling import SamplingConfig
 from ibqlab.generator.sequence import SequenceConfig, generator_config
 from ibqlab.generator.transformer import Generator, GeneratorConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "FactorizedLogits",
     "Generator",
     "GeneratorConfig",
+    "SamplingConfig",
     "SequenceConfig",
     "generator_config",
     "linear_cross_entropy",

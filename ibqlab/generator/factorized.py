@@ -10,19 +10,21 @@ use the first two rows of the grid's position table, so a context's query and ke
 the first token only. Submodule names are the published ones. Shape letters: B images · T sequence · C width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
+from ibqlab.generator.decoding import FactorizedDecoding
 from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
+from ibqlab.generator.sampling import sample_from
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.base import require
-from ibqlab.quantizers.lfq import factorize_indices
+from ibqlab.quantizers.lfq import factorize_indices, join_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +123,7 @@ class FactorizedGenerator(nn.Module):
         """
         config = self.config
         indices, labels = check_inputs(indices, labels, config, config.vocabulary_size)
-        pre, post = factorize_indices(indices, config.bits)
-        first = self.pre_emb(pre)
-        tokens = first + self.post_emb(post)
+        tokens, first = self.embed(indices)
         x = self.dropout(torch.cat([self.class_emb(labels), tokens[:, :-1]], dim=1))
         table = position_table(config, x, x.shape[1])
         for block in self.spatial_blocks:
@@ -135,8 +135,10 @@ class FactorizedGenerator(nn.Module):
             x = block(x, table)
         return self.norm(x).unflatten(0, indices.shape)
 
-    def loss(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy of all tokens: that of the first parts plus that of the second parts.
+    def loss(
+        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], *, reduction: Literal["mean", "none"] = "mean"
+    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
+        """Cross-entropy of all tokens, that of the first part plus that of the second: their mean, or one per token.
 
         In nats per token, comparable with `Generator.loss` over the same 2^(sum of bits) tokens: ln 2 times the sum
         of the bits for no idea at all, where training starts.
@@ -144,12 +146,53 @@ class FactorizedGenerator(nn.Module):
         Args:
             indices: as in `forward`.
             labels: as in `forward`.
+            reduction: "mean" or "none".
         Raises:
             ValueError: as in `forward`.
         """
         hidden = self.hidden_states(indices, labels)
         parts = factorize_indices(indices, self.config.bits)
         losses = [
-            linear_cross_entropy(hidden[:, :, part], head.weight, parts[part]) for part, head in enumerate(self.head)
+            linear_cross_entropy(hidden[:, :, part], head.weight, parts[part], reduction=reduction)
+            for part, head in enumerate(self.head)
         ]
         return losses[0] + losses[1]
+
+    def embed(self, indices: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B T C"]]:
+        """Vectors of tokens, the sum of their parts', and those of the first parts alone."""
+        pre, post = factorize_indices(indices, self.config.bits)
+        first = self.pre_emb(pre)
+        return first + self.post_emb(post), first
+
+    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
+        """Tokens of their two parts."""
+        return join_indices(parts, self.config.bits)
+
+    def sample(
+        self,
+        labels: Int[Tensor, " B"],
+        *,
+        seed: int = 0,
+        prompt: Int[Tensor, "B given"] | None = None,
+        compiled: bool = False,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Int[Tensor, "B T"]:
+        """New images' tokens, two draws each; dropouts are off meanwhile.
+
+        Args:
+            labels: as in `Generator.sample`, and so are all others.
+            seed: likewise.
+            prompt: likewise.
+            compiled: likewise; the spatial blocks' step is.
+            progress: likewise.
+            **settings: likewise; cfg_scale and temperature may be pairs, for the first and the second part. Published:
+                (1.9, 2.0) and 1.0 (B), 1.9 and (1.1, 1.0) (L), (1.75, 1.85) and (1.1, 1.0) (XL).
+        Returns:
+            int64, T = grid_size², numbered as LFQ numbers its codes.
+        Raises:
+            ValueError: labels, tokens or settings that do not fit; the message says what to type.
+        Source: published Open-MAGVIT2 sampling code, which draws from torch's global random state instead.
+        """
+        given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
+        return sample_from(self, FactorizedDecoding, settings, **given)

@@ -9,7 +9,7 @@ B images · T sequence · C width · H heads · d = C/H.
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,11 +88,14 @@ class RMSNorm(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the positions so far, of one attention, so that the next position need not compute them.
+    """Keys and values of the positions so far, of one attention, so that the next ones need not compute them.
 
     Args:
         positions: that there is room for.
     """
+
+    mask = None
+    """Every position that is there may be looked at."""
 
     def __init__(self, positions: int) -> None:
         self.positions = positions
@@ -100,16 +103,54 @@ class KeyValueCache:
         self.keys_values: Tensor | None = None
 
     def append(
-        self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"]
+        self, keys: Float[Tensor, "B H new d"], values: Float[Tensor, "B H new d"]
     ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
-        """Keep those of one more position; returns keys and values of all so far."""
+        """Keep those of the next positions; returns keys and values of all so far."""
+        batch, heads, new, channels = keys.shape
         if self.keys_values is None:
-            batch, heads, _, channels = keys.shape
-            self.keys_values = keys.new_empty(2, batch, heads, self.positions, channels)
-        self.keys_values[:, :, :, self.length] = torch.stack([keys, values])[:, :, :, 0]
-        self.length += 1
+            self.keys_values = keys.new_zeros(2, batch, heads, self.positions, channels)
+        place = slice(self.length, self.length + new)
+        self.keys_values[0, :, :, place] = keys
+        self.keys_values[1, :, :, place] = values
+        self.length = place.stop
         keys, values = self.keys_values[:, :, :, : self.length]
         return keys, values
+
+    def keep(self, rows: int) -> None:
+        """Go on with the first images of the batch alone."""
+        if self.keys_values is not None:
+            self.keys_values = self.keys_values[:, :rows].contiguous()
+
+
+class FixedCache:
+    """A filled `KeyValueCache` whose every tensor keeps its shape, as a compiled step wants it.
+
+    Attention reads all positions, and a mask rules those out that are still to come.
+
+    Args:
+        keys_values: of a cache, with room for all positions.
+        position: where the next keys and values go; the caller moves it on, in place.
+        mask: (1, 1, 1, positions), true up to that position; likewise.
+    """
+
+    def __init__(
+        self, keys_values: Float[Tensor, "2 B H T d"], position: Int[Tensor, "1"], mask: Bool[Tensor, "1 1 1 T"]
+    ) -> None:
+        self.keys, self.values = keys_values.unbind()
+        self.position, self.mask = position, mask
+
+    def append(
+        self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"]
+    ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
+        """Put those of the next position in their place; returns all places."""
+        self.keys.index_copy_(2, self.position, keys)
+        self.values.index_copy_(2, self.position, values)
+        return self.keys, self.values
+
+
+AnyCache = KeyValueCache | FixedCache
+Modulation = tuple[Tensor, ...]
+"""What the class does to a block: gates, scales and shifts, each (B, 1, C)."""
 
 
 class Attention(nn.Module):
@@ -131,20 +172,21 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: KeyValueCache | None = None
+        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: AnyCache | None = None
     ) -> Float[Tensor, "B T C"]:
         """What every position takes from itself and those before it.
 
         Args:
-            x: a sequence from its beginning; with a cache, the one position that comes next.
+            x: a sequence from its beginning; with a cache that holds its beginning, the one position that comes next.
             table: rows of these positions.
             cache: of this attention and this sequence.
         """
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, table), rotate(k, table), v))
+        mask = None
         if cache is not None:
-            k, v = cache.append(k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+            (k, v), mask = cache.append(k, v), cache.mask
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=q.shape[2] > 1)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(-2)))
 
 
@@ -188,9 +230,11 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(width)
         self.ffn_norm = RMSNorm(width)
 
-    def forward(self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"]) -> Float[Tensor, "B T C"]:
-        """Attention, then feed-forward; `table` has the rows of these positions."""
-        x = x + self.attention(self.attention_norm(x), table)
+    def forward(
+        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: AnyCache | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """Attention, then feed-forward; `table` has the rows of these positions, `cache` is as in `Attention`."""
+        x = x + self.attention(self.attention_norm(x), table, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -209,14 +253,24 @@ class AdaptiveBlock(Block):
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
+        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], condition: Float[Tensor, "B 1 C"]
+    ) -> Float[Tensor, "B T C"]:
+        """Attention, then feed-forward, as the class's embedding `condition` has them."""
+        return self.apply_modulation(x, table, self.modulation(condition))
+
+    def modulation(self, condition: Float[Tensor, "B 1 C"]) -> Modulation:
+        """γ₁, γ₂, s₁, s₂, b₁, b₂ of a class's embedding: the same at all positions, so decoding computes them once."""
+        return self.ada_lin(condition).chunk(6, dim=-1)
+
+    def apply_modulation(
         self,
         x: Float[Tensor, "B T C"],
         table: Float[Tensor, "T pairs 2"],
-        condition: Float[Tensor, "B 1 C"],
-        cache: KeyValueCache | None = None,
+        modulation: Modulation,
+        cache: AnyCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Attention, then feed-forward, as the class's embedding `condition` has them; `cache` as in `Attention`."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(condition).chunk(6, dim=-1)
+        """What `forward` computes, from the class's `modulation`; `cache` as in `Attention`."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
         x = x + gate1 * self.attention(self.attention_norm(x) * (1 + scale1) + shift1, table, cache)
         return x + gate2 * self.feed_forward(self.ffn_norm(x) * (1 + scale2) + shift2)
 
@@ -242,7 +296,15 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"], condition: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B T C"]:
         """Each position on its own, as the class's embedding `condition` has it."""
-        scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
+        return self.apply_modulation(x, self.modulation(condition))
+
+    def modulation(self, condition: Float[Tensor, "B 1 C"]) -> Modulation:
+        """Scale and shift of a class's embedding."""
+        return self.ada_lin(condition).chunk(2, dim=-1)
+
+    def apply_modulation(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T C"]:
+        """What `forward` computes, from the class's `modulation`."""
+        scale, shift = modulation
         return self.rmsnorm(x) * (1 + scale) + shift
 
 

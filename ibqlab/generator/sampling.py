@@ -1,15 +1,204 @@
-"""From scores to tokens: guidance, filters, and draws that a seed repeats.
+"""From scores to tokens: guidance and its schedules, filters, draws that a seed repeats, and the loop over an image.
 
 Shape letters: B images · T sequence · V vocabulary.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from ibqlab.quantizers.base import require
+from ibqlab.generator.decoding import TokenDecoding
+from ibqlab.generator.sequence import check_inputs, check_labels
+from ibqlab.quantizers.base import require, require_choice
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda _, __: 1.0,
+    "linear": lambda u, _: u,
+    "cosine": lambda u, _: (1 - math.cos(math.pi * u)) / 2,
+    "power": lambda u, power: u**power,
+}
+"""How much of the guidance beyond 1 acts at the share u of the way from the first token to the last."""
+Setting = float | tuple[float, float]
+"""One number, or one for each of the two parts of Open-MAGVIT2's tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How tokens are drawn from a generator's scores. The defaults draw from its distribution as it is."""
+
+    cfg_scale: Setting = 1.0
+    """Guidance s ≥ 0: u + s (c − u) with the logits c for the class and u for none; 1 is no guidance and costs half.
+    Two numbers: for the first and the second part of Open-MAGVIT2's tokens. Paper: 2.25 (B), 2.0 (L), 2.35 (XL), 2.85
+    (XXL)."""
+    cfg_schedule: str = "constant"
+    """How guidance grows from the first token (u = 0) to the last (u = 1), as 1 + (s − 1)·f(u): "constant" f = 1
+    (paper), "linear" f = u, "cosine" f = (1 − cos πu)/2, "power" f = u^cfg_power."""
+    cfg_power: float = 1.0
+    """Exponent of the schedule "power", > 0."""
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    """Share of the tokens between which guidance acts, from the first up to below the second; outside it is 1. Paper:
+    all, 0 to 1."""
+    temperature: Setting = 1.0
+    """What logits are divided by, ≥ 0; 0 takes the most probable token. Two numbers as for cfg_scale. Paper: 1.1 (B),
+    1.0 (L), 1.15 (XL), 1.2 (XXL)."""
+    top_k: int = 0
+    """Draw from so many most probable tokens, ≥ 0; 0 from all. Paper: 0."""
+    top_p: float = 1.0
+    """Draw from the most probable tokens that together have this probability, above 0 to 1. Paper: 1."""
+    min_p: float = 0.0
+    """Draw from tokens with at least this share of the most probable one's probability, 0 to 1. Paper: 0."""
+
+    def __post_init__(self):
+        for scale in _pair(self.cfg_scale):
+            require(0 <= scale < math.inf, f"cfg_scale must be ≥ 0 and finite; got {scale}. Use 1.0 for no guidance.")
+        for temperature in _pair(self.temperature):
+            require(
+                0 <= temperature < math.inf,
+                f"temperature must be ≥ 0 and finite; got {temperature}. Use 0 for the most probable token.",
+            )
+        require_choice("cfg_schedule", self.cfg_schedule, SCHEDULES)
+        require(0 < self.cfg_power < math.inf, f"cfg_power must be > 0 and finite; got {self.cfg_power}. Use 1.0.")
+        first, last = self.cfg_interval
+        require(
+            0 <= first < last <= 1,
+            f"cfg_interval must be two shares 0 ≤ first < last ≤ 1; got {first} and {last}. Use (0.0, 1.0) for all.",
+        )
+        require(self.top_k >= 0, f"top_k must be ≥ 0; got {self.top_k}. Use 0 to leave all tokens.")
+        require(0 < self.top_p <= 1, f"top_p must lie above 0 to 1; got {self.top_p}. Use 1.0 to leave all tokens.")
+        require(0 <= self.min_p <= 1, f"min_p must lie in 0 to 1; got {self.min_p}. Use 0.0 to leave all tokens.")
+
+    def scale_at(self, position: int, positions: int, part: int = 0) -> float:
+        """Guidance of one position.
+
+        Args:
+            position: 0 to positions − 1.
+            positions: T.
+            part: of Open-MAGVIT2's tokens, 0 or 1.
+        """
+        first, last = self.cfg_interval
+        if not first <= position / positions < last:
+            return 1.0
+        share = SCHEDULES[self.cfg_schedule](position / max(positions - 1, 1), self.cfg_power)
+        return 1 + (_pair(self.cfg_scale)[part] - 1) * share
+
+    def temperature_of(self, part: int) -> float:
+        """The temperature of one part of a token."""
+        return _pair(self.temperature)[part]
+
+
+def _pair(setting: Setting) -> tuple[float, float]:
+    return tuple(setting) if isinstance(setting, tuple | list) else (setting, setting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What is drawn: everything that `sample` is given beside the settings."""
+
+    labels: Int[Tensor, " B"]
+    """Classes, on the generator's device."""
+    seed: int
+    """Image i is drawn by seed + i."""
+    prompt: Int[Tensor, "B given"] | None
+    """The first tokens, given; fewer than T."""
+    compiled: bool
+    """Compile the step of one position."""
+    progress: bool
+    """Show a bar over the positions."""
+
+
+def sample_from(
+    model: nn.Module, decoding: type[TokenDecoding], settings: Mapping[str, Any], **given: Any
+) -> Int[Tensor, "B T"]:
+    """Draw images' tokens from a generator in eval mode, everything checked before it begins.
+
+    Args:
+        model: a generator.
+        decoding: of its kind.
+        settings: fields of `SamplingConfig`.
+        **given: fields of `Draw`.
+    Raises:
+        ValueError: labels, tokens or settings that do not fit.
+    """
+    known = [field.name for field in fields(SamplingConfig)]
+    for name in settings:
+        require_choice("a setting of sample(…)", name, known)
+    config, draw = SamplingConfig(**settings), _checked(Draw(**given), model)
+    was_training = model.training
+    model.eval()
+    try:
+        return _sample(model, decoding, config, draw)
+    finally:
+        model.train(was_training)
+
+
+def _checked(draw: Draw, model: nn.Module) -> Draw:
+    """On the generator's device, labels and prompt within its vocabulary."""
+    sizes, device = model.config, next(model.parameters()).device
+    labels, prompt = check_labels(draw.labels, sizes).to(device), draw.prompt
+    if prompt is not None:
+        most = sizes.num_tokens - 1
+        require(
+            prompt.ndim == 2 and 1 <= prompt.shape[1] <= most,
+            f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
+            "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
+        )
+        prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size)[0]
+    return replace(draw, labels=labels, prompt=prompt)
+
+
+@torch.no_grad()
+def _sample(model: nn.Module, decoding: type[TokenDecoding], config: SamplingConfig, draw: Draw) -> Int[Tensor, "B T"]:
+    """One position after another.
+
+    With guidance the classes and the null class go through the blocks as one batch; after the last guided position the
+    null class is dropped, and without guidance it is never there.
+    """
+    labels, positions, parts = draw.labels, model.config.num_tokens, decoding.parts
+    tokens = [] if draw.prompt is None else list(draw.prompt.T)
+    first, images = len(tokens), len(labels)
+    last = _last_guided(config, positions, parts)
+    copies = 2 if last >= first else 1
+    null = torch.full_like(labels, model.config.num_classes)
+    state = decoding(model, torch.cat([labels, null])[: copies * images], compiled=draw.compiled)
+    numbers = uniform_numbers(images, positions * parts, draw.seed).view(images, positions, parts).to(labels.device)
+    for place in tqdm(range(first, positions), desc="sampling", unit="token", disable=not draw.progress, leave=False):
+        if copies == 2 and place > last:
+            state.keep(images)
+            copies = 1
+        if place == first and tokens:
+            state.prefill(torch.stack(tokens, dim=1).repeat(copies, 1))
+        else:
+            state.advance(tokens[-1].repeat(copies) if tokens else None)
+        drawn: list[Tensor] = []
+        for part in range(parts):
+            logits = state.logits([chosen.repeat(copies) for chosen in drawn])
+            if copies == 2:
+                logits = guide(*logits.chunk(2), config.scale_at(place, positions, part))
+            drawn.append(choose_tokens(logits, numbers[:, place, part], config, part))
+        tokens.append(state.join(drawn))
+    return torch.stack(tokens, dim=1)
+
+
+def _last_guided(config: SamplingConfig, positions: int, parts: int) -> int:
+    """The last position at which guidance is not 1; −1 where it always is."""
+    guided = (p for p in range(positions) for part in range(parts) if config.scale_at(p, positions, part) != 1)
+    return max(guided, default=-1)
+
+
+def choose_tokens(
+    logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"], config: SamplingConfig, part: int = 0
+) -> Int[Tensor, " B"]:
+    """Tokens by their guided scores: temperature, filters, and a draw; the most probable ones at temperature 0."""
+    temperature = config.temperature_of(part)
+    if temperature == 0:
+        return logits.argmax(-1)
+    return draw_tokens(filter_logits(logits / temperature, config.top_k, config.top_p, config.min_p), numbers)
 
 
 def guide(
@@ -27,7 +216,7 @@ def guide(
 
 
 def filter_logits(
-    logits: Float[Tensor, "*positions V"], top_k: int = 0, top_p: float = 1.0
+    logits: Float[Tensor, "*positions V"], top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Float[Tensor, "*positions V"]:
     """Leave the most probable tokens and rule the others out, first by rank, then by probability.
 
@@ -36,9 +225,10 @@ def filter_logits(
         top_k: tokens that stay, with all that tie with the last of them; 0 leaves all. Paper: 0.
         top_p: tokens stay while those before them have a probability of at most this, above 0 to 1; the most probable
             always does. 1 leaves all. Paper: 1.
+        min_p: tokens stay that have at least this share of the most probable one's probability, 0 to 1. Paper: 0.
     Returns:
         −∞ for tokens that are ruled out; `logits` keeps its values.
-    Source: published IBQ sampling code.
+    Source: published IBQ sampling code; min-p (arXiv 2407.01082).
     """
     if top_k > 0:
         last = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
@@ -49,6 +239,8 @@ def filter_logits(
         before[..., 0] = 0
         ruled_out = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
         logits = logits.masked_fill(ruled_out, -math.inf)
+    if min_p > 0:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
     return logits
 
 
@@ -78,14 +270,3 @@ def uniform_numbers(images: int, positions: int, seed: int) -> Float[Tensor, "B 
         for image in range(images)
     )
     return torch.stack(list(rows))
-
-
-def check_sampling(cfg_scale: float, temperature: float, top_k: int, top_p: float) -> None:
-    """Raise ValueError for settings with which nothing can be drawn."""
-    require(0 <= cfg_scale < math.inf, f"cfg_scale must be ≥ 0 and finite; got {cfg_scale}. Use 1.0 for no guidance.")
-    require(
-        0 <= temperature < math.inf,
-        f"temperature must be ≥ 0 and finite; got {temperature}. Use 0 for the most probable token.",
-    )
-    require(top_k >= 0, f"top_k must be ≥ 0; got {top_k}. Use 0 to leave all tokens.")
-    require(0 < top_p <= 1, f"top_p must lie above 0 to 1; got {top_p}. Use 1.0 to leave all tokens.")

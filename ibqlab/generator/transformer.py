@@ -12,20 +12,20 @@ without a translation table. Shape letters: B images · T sequence · C width ·
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
-from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, KeyValueCache, initialise
-from ibqlab.generator.sampling import check_sampling, draw_tokens, filter_logits, guide, uniform_numbers
+from ibqlab.generator.decoding import Decoding
+from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
+from ibqlab.generator.sampling import sample_from
 from ibqlab.generator.sequence import (
     SequenceConfig,
     block_parts,
     check_inputs,
-    check_labels,
     check_positive,
     position_table,
 )
@@ -118,71 +118,57 @@ class Generator(nn.Module):
             x = block(x, table, condition)
         return self.head_nm(x, condition)
 
-    def loss(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy of all tokens, without the logits.
+    def loss(
+        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], *, reduction: Literal["mean", "none"] = "mean"
+    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
+        """Cross-entropy of all tokens, without the logits: their mean, or one per token.
 
         In nats per token: ln V for no idea at all, where training starts. No label smoothing, as published.
 
         Args:
             indices: as in `forward`.
             labels: as in `forward`.
+            reduction: "mean" or "none".
         Raises:
             ValueError: as in `forward`.
         Cost: that of `hidden_states`, and of `linear_cross_entropy`.
         """
-        return linear_cross_entropy(self.hidden_states(indices, labels), self.head.weight, indices)
+        hidden = self.hidden_states(indices, labels)
+        return linear_cross_entropy(hidden, self.head.weight, indices, reduction=reduction)
 
-    @torch.no_grad()
     def sample(
         self,
         labels: Int[Tensor, " B"],
         *,
-        cfg_scale: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
         seed: int = 0,
+        prompt: Int[Tensor, "B given"] | None = None,
+        compiled: bool = False,
+        progress: bool = False,
+        **settings: Any,
     ) -> Int[Tensor, "B T"]:
         """New images' tokens, drawn one position after another; dropouts are off meanwhile.
 
+            tokens = generator.sample(labels, cfg_scale=2.25, temperature=1.1, top_k=0, top_p=1.0, seed=0)
+
         Args:
             labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
-            cfg_scale: guidance, as in `sampling.guide`; any but 1 needs label_dropout in training and twice the time.
-                Paper: 2.25 (B), 2.0 (L), 2.35 (XL), 2.85 (XXL).
-            temperature: by which logits are divided, ≥ 0; 0 always takes the most probable token. Paper: 1.1 (B),
-                1.0 (L), 1.15 (XL), 1.2 (XXL).
-            top_k: as in `sampling.filter_logits`.
-            top_p: as there.
             seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
                 another device: image i is drawn by the seed `seed` + i.
+            prompt: tokens of the first positions, such as the first rows of an image to go on from.
+            compiled: compile the step of one position: CUDA graphs on a GPU. Pays off from some images on; the first
+                call takes a minute.
+            progress: show a bar over the tokens.
+            **settings: fields of `SamplingConfig`: cfg_scale, cfg_schedule, cfg_power, cfg_interval, temperature,
+                top_k, top_p, min_p. Guidance needs label_dropout in training and costs twice the time.
         Returns:
             int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
         Raises:
-            ValueError: labels or settings that do not fit; the message says what to type.
-        Cost: T passes of one position; 2·T·C numbers of memory per block and image.
+            ValueError: labels, tokens or settings that do not fit; the message says what to type.
+        Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
         Source: published IBQ sampling code, which draws from torch's global random state instead.
         """
-        check_sampling(cfg_scale, temperature, top_k, top_p)
-        labels = check_labels(labels, self.config).to(self.head.weight.device)
-        numbers = uniform_numbers(len(labels), self.config.num_tokens, seed)
-        guided = cfg_scale != 1
-        asked = torch.cat([labels, torch.full_like(labels, self.config.num_classes)]) if guided else labels
-        was_training = self.training
-        self.eval()
-        try:
-            decoding, tokens = Decoding(self, asked), []
-            for column in numbers.to(labels.device).T:
-                previous = tokens[-1].repeat(2 if guided else 1) if tokens else None
-                logits = decoding.next_logits(previous)
-                if guided:
-                    logits = guide(*logits.chunk(2), cfg_scale)
-                if temperature == 0:
-                    tokens.append(logits.argmax(-1))
-                else:
-                    tokens.append(draw_tokens(filter_logits(logits / temperature, top_k, top_p), column))
-        finally:
-            self.train(was_training)
-        return torch.stack(tokens, dim=1)
+        given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
+        return sample_from(self, Decoding, settings, **given)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -191,35 +177,3 @@ class Generator(nn.Module):
             block.scale_condition(self.config.gate_scale)
         self.head_nm.ada_lin[1].weight.mul_(0.5)
         self.head.weight.zero_()
-
-
-class Decoding:
-    """A generator part of the way through images: the logits of `forward`, one position at a time.
-
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-    Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
-    """
-
-    def __init__(self, generator: Generator, labels: Int[Tensor, " B"]) -> None:
-        self.generator = generator
-        self.condition = generator.class_emb(labels)
-        config = generator.config
-        self.table = position_table(config, self.condition, config.num_tokens)
-        self.caches = [KeyValueCache(config.num_tokens) for _ in generator.blocks]
-
-    def next_logits(self, tokens: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B V"]:
-        """Scores of the next token, given the one before it; none for the first, which follows the class.
-
-        Raises:
-            ValueError: all positions were computed already.
-        """
-        model, place = self.generator, self.caches[0].length
-        most = len(self.table)
-        require(place < most, f"an image has {most} tokens, and the scores of all were given; start a new Decoding")
-        x = self.condition if tokens is None else model.tok_emb(tokens)[:, None]
-        x = model.dropout(x)
-        for block, cache in zip(model.blocks, self.caches, strict=True):
-            x = block(x, self.table[place : place + 1], self.condition, cache)
-        return model.head(model.head_nm(x, self.condition))[:, 0]

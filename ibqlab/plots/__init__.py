@@ -4,6 +4,9 @@ curves.py           usage, perplexity and gradient reach against the training st
 histogram.py        hits per code by rank
 code_map.py         codes and features in one plane, dead codes marked
 reconstructions.py  images before and after the codebook
+run_curves.py       one tokenizer's run while it trains
+generator_curves.py one generator's run while it trains
+gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric
 scaling.py          usage and PSNR against codebook size
 style.py            colours, line styles, saving a figure with its data
@@ -11,6 +14,8 @@ style.py            colours, line styles, saving a figure with its data
 
 from ibqlab.plots.code_map import code_map_table, plot_code_map, plot_code_maps
 from ibqlab.plots.curves import collapse_curve_table, plot_collapse_curves
+from ibqlab.plots.gallery import plot_gallery
+from ibqlab.plots.generator_curves import generator_curve_table, plot_generator_curves
 from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
 from ibqlab.plots.metric_dots import plot_metric_dots
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
@@ -22,9 +27,12 @@ __all__ = [
     "METHOD_STYLES",
     "code_map_table",
     "collapse_curve_table",
+    "generator_curve_table",
     "plot_code_map",
     "plot_code_maps",
     "plot_collapse_curves",
+    "plot_gallery",
+    "plot_generator_curves",
     "plot_metric_dots",
     "plot_reconstructions",
     "plot_run_curves",

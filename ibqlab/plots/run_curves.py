@@ -1,5 +1,7 @@
 """One run while it trains: loss, usage, perplexity and PSNR against the step."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,11 +31,20 @@ def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: no column "step", or no rows.
     """
+    return metrics_by_step(metrics, _COLUMNS)
+
+
+def metrics_by_step(metrics: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a run's metrics as numbers, by step; empty where a step did not measure.
+
+    Raises:
+        ValueError: no column "step", or no rows.
+    """
     if "step" not in metrics:
         raise ValueError(f"metrics need the column step; got {', '.join(map(str, metrics)) or 'no columns'}")
     if metrics.empty:
         raise ValueError("metrics hold no rows: train first; a run logs its first row at step 0")
-    return metrics.reindex(columns=list(_COLUMNS)).astype(float).astype({"step": int}).sort_values("step")
+    return metrics.reindex(columns=list(columns)).astype(float).astype({"step": int}).sort_values("step")
 
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:

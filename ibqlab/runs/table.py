@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUN_COLUMNS = (
-    *("name", "path", "status", "quantizer", "codebook_size", "code_dim", "seed", "step", "loss", "usage"),
-    *("usage_tokens", "validation_usage", "validation_tokens", "validation_psnr", "losses", "duration_s"),
+    *("name", "path", "status", "kind", "quantizer", "codebook_size", "code_dim", "seed", "step", "loss", "usage"),
+    *("usage_tokens", "validation_usage", "validation_tokens", "validation_psnr", "validation_loss", "losses"),
+    *("duration_s",),
     "config_hash",
 )
 
@@ -48,11 +49,12 @@ def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
     Args:
         folder: searched with all its sub-folders; the folder of all runs by default.
     Returns:
-        One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged),
-        quantizer, codebook_size (codes), code_dim, seed, the last value of step, loss, usage (share of codes hit in
-        the last usage_tokens tokens of training), validation_usage (in validation_tokens tokens), validation_psnr (dB),
-        losses (those it was trained with; what it lacks of LPIPS and GAN is named), then duration_s (seconds) and
-        config_hash. No run, or no such folder: an empty frame with these columns.
+        One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged), kind
+        ("tokenizer" or "generator"), quantizer, codebook_size (codes), code_dim, seed, the last value of step, loss (a
+        generator's in nats per token), usage (share of codes hit in the last usage_tokens tokens of training),
+        validation_usage (in validation_tokens tokens), validation_psnr (dB), validation_loss (a generator's), losses
+        (those it was trained with; what it lacks of LPIPS and GAN is named), then duration_s (seconds) and config_hash.
+        No run, or no such folder: an empty frame with these columns.
     """
     import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
 
@@ -73,6 +75,7 @@ def _table_row(path: Path, folder: Path) -> dict[str, Any]:
     try:
         run = Run(path)
         quantizer = _inner(_inner(run.config, "tokenizer"), "quantizer")
+        generator = _inner(run.config, "generator")
         metrics = run.metrics
         last = {column: metrics[column].dropna() for column in RUN_COLUMNS if column in metrics}
         return {
@@ -80,8 +83,9 @@ def _table_row(path: Path, folder: Path) -> dict[str, Any]:
             "name": name,
             "path": str(path),
             "status": run.status,
+            "kind": "generator" if generator else "tokenizer",
             "quantizer": quantizer.get("name"),
-            "codebook_size": quantizer.get("codebook_size"),
+            "codebook_size": quantizer.get("codebook_size", generator.get("vocabulary_size")),
             "code_dim": quantizer.get("code_dim"),
             "seed": run.config.get("seed"),
             "losses": run.provenance.get("losses"),

@@ -5,30 +5,34 @@ fake tensors (meta tensors that pass for CPU ones, because autocast does not kno
 looks at every convolution and matrix product, and a hook at every tensor that autograd keeps.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.adversarial import DISCRIMINATOR_LOSSES, generator_loss
 from ibqlab.training.config import TrainConfig
+from ibqlab.training.counting import (
+    Cost,
+    Kept,
+    count_parameters,
+    counting,
+    cuda_precision,
+    default_dtype,
+    fit_line,
+    storages_of,
+)
 from ibqlab.training.losses import tokenizer_loss
 from ibqlab.training.speed import find_blocks, recompute
 
 LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 """torchvision's name of the network, and the layers after which LPIPS compares."""
-FLOAT32_ON_CUDA = (F.group_norm, torch.pow, torch.sum)
-"""What autocast computes in float32 on CUDA but not on the CPU, as far as these networks use it."""
 
 
 class Parameters(NamedTuple):
@@ -54,17 +58,6 @@ class Parameters(NamedTuple):
     def trained(self) -> int:
         """All that an optimiser moves."""
         return self.tokenizer + self.discriminator
-
-
-class Cost(NamedTuple):
-    """What grows with the images of a step, and what does not."""
-
-    fixed: int
-    per_image: int
-
-    def of(self, images: int) -> int:
-        """For so many images."""
-        return self.fixed + images * self.per_image
 
 
 class StepCost(NamedTuple):
@@ -102,10 +95,10 @@ def count_step(config: TrainConfig) -> StepCost:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
 
-    with FakeTensorMode(), _default_dtype(weight_dtype(config)):
+    with FakeTensorMode(), default_dtype(weight_dtype(config)):
         step = _Step(config)
         forward, training, activations = (
-            _line(count) for count in (step.forward_operations, step.training_operations, step.activation_bytes)
+            fit_line(count) for count in (step.forward_operations, step.training_operations, step.activation_bytes)
         )
         return StepCost(step.parameters(), forward, training, activations, step.frozen_bytes())
 
@@ -113,22 +106,6 @@ def count_step(config: TrainConfig) -> StepCost:
 def weight_dtype(config: TrainConfig) -> torch.dtype:
     """The type of weights, gradients and Adam's averages at a recipe's precision."""
     return torch.float64 if config.precision == "64-true" else torch.float32
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _line(count: Callable[[int], int]) -> Cost:
-    # A single image's tokens are a view that no fused attention takes, so it says nothing about larger batches.
-    two, three = count(2), count(3)
-    return Cost(3 * two - 2 * three, three - two)
 
 
 class _Step:
@@ -152,9 +129,11 @@ class _Step:
     def parameters(self) -> Parameters:
         """Learned numbers, part by part."""
         tokenizer = self.tokenizer
-        convolutions = _count(tokenizer.quant_conv) + _count(tokenizer.post_quant_conv)
+        count, convolutions = count_parameters, (tokenizer.quant_conv, tokenizer.post_quant_conv)
         parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
-        return Parameters(*map(_count, parts), convolutions, _count(self.discriminator), _count(self.perceptual))
+        return Parameters(
+            *map(count, parts), sum(map(count, convolutions)), count(self.discriminator), count(self.perceptual)
+        )
 
     def frozen_bytes(self) -> int:
         """Bytes of buffers and of frozen weights."""
@@ -165,7 +144,7 @@ class _Step:
     def forward_operations(self, images: int) -> int:
         """Operations from images to reconstructions in evaluation."""
         self.tokenizer.eval()
-        with _counting() as counter, torch.no_grad():
+        with counting() as counter, torch.no_grad():
             self.tokenizer(self._images(images))
         self.tokenizer.train()
         return counter.get_total_flops()
@@ -173,7 +152,7 @@ class _Step:
     def training_operations(self, images: int) -> int:
         """Operations of a training step, forward and backward."""
         pictures, adversary = self._images(images), self.config.loss
-        with _counting() as counter, self.tokenizer.quantizer.without_upkeep():
+        with counting() as counter, self.tokenizer.quantizer.without_upkeep():
             out = self.tokenizer(pictures)
             if self.discriminator:
                 self._discriminate(pictures, out.reconstruction.detach()).backward()
@@ -185,28 +164,28 @@ class _Step:
 
     def activation_bytes(self, images: int) -> int:
         """The tokenizer's, and the most of those of the discriminator's step, the losses, or a block computed again."""
-        pictures, known = self._images(images), _storages(self._networks())
+        pictures, known = self._images(images), storages_of(self._networks())
         mixed = self.config.precision == "bf16-mixed"
-        tokenizer = _Kept(known)
-        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), _cuda_precision(mixed):
+        tokenizer = Kept(known)
+        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), cuda_precision(mixed):
             out = self.tokenizer(pictures)
-        learning, losses = (_Kept(known | tokenizer.storages.keys()) for _ in range(2))
+        learning, losses = (Kept(known | tokenizer.storages.keys()) for _ in range(2))
         if self.discriminator:
-            with learning.watching(), _cuda_precision(mixed):
+            with learning.watching(), cuda_precision(mixed):
                 self._discriminate(pictures, out.reconstruction.detach())
         with losses.watching():
-            self._loss(pictures, out, partial(_cuda_precision, mixed))
+            self._loss(pictures, out, partial(cuda_precision, mixed))
         again = self._largest_block(pictures) if self.config.speed.activation_checkpointing else 0
         return tokenizer.bytes + max(learning.bytes, losses.bytes, again)
 
     def _largest_block(self, pictures: Tensor) -> int:
         """Bytes that one residual or attention block keeps for its backward pass: the largest of them."""
         tokenizer = Tokenizer.from_config(self.config.tokenizer)
-        kept, before, sizes = _Kept(_storages([tokenizer])), [], []
+        kept, before, sizes = Kept(storages_of([tokenizer])), [], []
         for block in find_blocks(tokenizer):
             block.register_forward_pre_hook(lambda *_: before.append(kept.bytes))
             block.register_forward_hook(lambda *_: sizes.append(kept.bytes - before[-1]))
-        with kept.watching(), _cuda_precision(self.config.precision == "bf16-mixed"):
+        with kept.watching(), cuda_precision(self.config.precision == "bf16-mixed"):
             tokenizer(pictures)
         return max(sizes)
 
@@ -274,93 +253,3 @@ class Lpips(nn.Module):
                 length = torch.sum(torch.pow(images, 2), dim=1, keepdim=True).sqrt()
                 found.append(images / (length + 1e-10))
         return found
-
-
-class _Kept:
-    """Tensors that wait for the backward pass, each storage once.
-
-    Args:
-        known: storages that are accounted for elsewhere.
-    """
-
-    def __init__(self, known: Iterable[int]):
-        self.known = set(known)
-        self.storages: dict[int, torch.UntypedStorage] = {}
-
-    @property
-    def bytes(self) -> int:
-        """Their size."""
-        return sum(storage.nbytes() for storage in self.storages.values())
-
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Note a tensor's storage; the tensor itself comes back."""
-        # The storage itself is held, so that its address cannot be given to another one meanwhile.
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.known:
-            self.storages[storage._cdata] = storage
-        return tensor
-
-    def watching(self) -> AbstractContextManager:
-        """Inside the block every tensor that autograd saves is noted."""
-        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
-
-
-class _AsOnCuda(TorchFunctionMode):
-    """Where autocast and attention keep other tensors on CUDA than on the CPU, do as CUDA does.
-
-    Norms, powers and sums are computed in float32 under autocast. Fused attention, which takes vectors whose numbers
-    lie side by side, keeps queries, keys, values and result, not the matrix between them.
-    """
-
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        mixed = torch.is_autocast_enabled("cpu")
-        if mixed and function in FLOAT32_ON_CUDA:
-            args = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
-        if function is not F.scaled_dot_product_attention or any(a.stride(-1) != 1 for a in args[:3]):
-            return function(*args, **kwargs)
-        args = tuple(a.bfloat16() if mixed and isinstance(a, Tensor) else a for a in args)
-        with torch.no_grad():
-            result = function(*args, **kwargs)
-        return _Saved.apply(result, *args[:3])
-
-
-class _Saved(torch.autograd.Function):
-    """A fused kernel's result, as far as memory goes: its inputs and itself are kept. Has no backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(result, *inputs)
-        return result.view_as(result)
-
-
-@contextmanager
-def _cuda_precision(mixed: bool) -> Iterator[None]:
-    """The run's precision, with CUDA's rules on what stays float32."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed), _AsOnCuda():
-        yield
-
-
-@contextmanager
-def _counting() -> Iterator[FlopCounterMode]:
-    """Count operations; attention written out, because not every fused kernel has a count."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_operations})
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        yield counter
-
-
-def _addmm_operations(total: tuple, left: tuple, right: tuple, **_: Any) -> int:
-    """The product that index backpropagation adds to the codebook's gradient in place, which torch does not count."""
-    return 2 * left[0] * left[1] * right[1]
-
-
-def _storages(networks: Iterable[nn.Module]) -> set[int]:
-    return {
-        tensor.untyped_storage()._cdata
-        for network in networks
-        for tensor in (*network.parameters(), *network.buffers())
-    }
-
-
-def _count(module: nn.Module | None) -> int:
-    return sum(p.numel() for p in module.parameters()) if module else 0

@@ -95,8 +95,8 @@ class GeneratorTrainConfig:
     """Images that the tokenizer turns into tokens at every step, as published; with `tokens`, those that the store must
     have been made from."""
     tokens: str = ""
-    """A folder that `ibqlab tokenize` wrote, which saves the tokenizer's work at every step; empty: tokenize on the
-    fly, as published."""
+    """A folder that `ibqlab tokenize` wrote, or its name in the folder of all runs, which saves the tokenizer's work at
+    every step; empty: tokenize on the fly, as published."""
     index_permutation: int = -1
     """Seed of a permutation of the code numbers, ≥ 0, to measure what the numbering is worth; −1 keeps the tokenizer's.
     Published: −1."""
@@ -132,6 +132,11 @@ class GeneratorTrainConfig:
         require(
             self.batch_size % parts == 0,
             f"batch_size {self.batch_size} must be a multiple of processes × accumulate = {parts}",
+        )
+        require(
+            self.processes > 1 or not self.speed.sharded,
+            "speed.sharded cuts weights into one piece per process and needs at least 2; got processes=1. "
+            "Use speed.sharded=false.",
         )
         require_choice("accelerator", self.accelerator, ACCELERATORS)
         require_choice("precision", self.precision, PRECISIONS)

@@ -73,16 +73,16 @@ class Plan:
             f"parameters\n{counted}\n  {'tokenizer, all':<23}{self.parameters.tokenizer:>14,}\n"
             f"tokens per image: {self.tokens_per_image:,}\n"
             "operations per image (multiply-add = 2; convolutions, matrix products and attention)\n"
-            f"  image to reconstruction{_giga(self.forward_operations):>16}\n"
-            f"  training step          {_giga(self.training_operations):>16}\n"
+            f"  image to reconstruction{giga(self.forward_operations):>16}\n"
+            f"  training step          {giga(self.training_operations):>16}\n"
             "memory of one process (kernels' work space comes on top)\n"
-            f"  weights, gradients, Adam, averages{_gibi(self.state_bytes):>12}\n"
-            f"  for the backward pass{_gibi(self.activations.of(self.images_at_once)):>25}, {self.images_at_once} "
-            f"images at {_gibi(self.activations.per_image)} each and {_gibi(self.activations.fixed)} whatever their "
+            f"  weights, gradients, Adam, averages{gibi(self.state_bytes):>12}\n"
+            f"  for the backward pass{gibi(self.activations.of(self.images_at_once)):>25}, {self.images_at_once} "
+            f"images at {gibi(self.activations.per_image)} each and {gibi(self.activations.fixed)} whatever their "
             "number\n"
-            f"  together{_gibi(self.memory_bytes):>38}\n"
+            f"  together{gibi(self.memory_bytes):>38}\n"
             f"training: {self.steps:,} steps, {self.images:,} images{epochs}; processes: {self.processes}\n"
-            f"disk: {_gibi(self.checkpoint_bytes)} per checkpoint, of which a run keeps {CHECKPOINTS_KEPT}; snapshots "
+            f"disk: {gibi(self.checkpoint_bytes)} per checkpoint, of which a run keeps {CHECKPOINTS_KEPT}; snapshots "
             "and metrics come on top"
         )
 
@@ -203,10 +203,10 @@ def _table_row(plan: Plan) -> dict[str, str | float | int | None]:
     }
 
 
-def _giga(operations: int) -> str:
+def giga(operations: int) -> str:
     number = f"{operations / 1e9:,.4g}" if operations < 1e12 else f"{operations / 1e9:,.0f}"
     return f"{number} × 10⁹"
 
 
-def _gibi(size: int) -> str:
+def gibi(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**29 else f"{size / 2**20:,.1f} MiB"

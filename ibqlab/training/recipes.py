@@ -4,6 +4,7 @@ A recipe may say `extends: imagenet/ibq_16384` and hold only what differs. Runs 
 reference, so a run stays readable when a recipe changes.
 """
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import runs_root
 from ibqlab.training.config import TrainConfig
+from ibqlab.training.generator_config import GeneratorTrainConfig
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 """The recipes of the checkout that this package runs from."""
 
 
+GENERATOR = "generator"
+"""The key that a generator's recipe has and a tokenizer's has not."""
 EXTENDS = "extends"
 """The key under which a recipe names its base; no setting of a run."""
 NOT_RECIPES = ("published", "studies", "results")
@@ -143,13 +147,19 @@ def load_recipe(
         place = recipe
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = value
+        place[last] = copy.deepcopy(value)  # a later key may lead into it, and the caller's stays as it is
     return recipe
 
 
-def recipe_config(name: str, settings: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()) -> TrainConfig:
-    """A recipe, checked. Arguments and errors as in `load_recipe`."""
-    return parse(TrainConfig, load_recipe(name, settings, assignments), source=f"recipe {name}")
+def recipe_config(
+    name: str, settings: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> TrainConfig | GeneratorTrainConfig:
+    """A recipe, checked: a generator's where it has the key `generator`, else a tokenizer's.
+
+    Arguments and errors as in `load_recipe`.
+    """
+    recipe = load_recipe(name, settings, assignments)
+    return parse(GeneratorTrainConfig if GENERATOR in recipe else TrainConfig, recipe, source=f"recipe {name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def find_blocks(tokenizer: Tokenizer) -> Iterator[nn.Module]:
 
 
 def recompute(block: nn.Module) -> None:
-    """Make a module keep its input alone for the backward pass, which then calls it a second time, in place.
+    """Make a module keep its inputs alone for the backward pass, which then calls it a second time, in place.
 
     Dropout draws the same numbers in the second call.
     """
@@ -83,12 +84,16 @@ def recompute(block: nn.Module) -> None:
     block.forward = partial(_recomputed, block.forward, drops)
 
 
-def _recomputed(forward: Callable[[Tensor], Tensor], drops: bool, x: Tensor) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], drops: bool, *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(x)
-    return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=drops)
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=drops)
 
 
-def uncompiled(config: SpeedConfig) -> AbstractContextManager:
-    """Inside the block compiled networks run as written, so that validation's sizes and modes compile nothing new."""
+def uncompiled(config: Any) -> AbstractContextManager:
+    """Inside the block compiled networks run as written, so that validation's sizes and modes compile nothing new.
+
+    Args:
+        config: settings with a field `compile`.
+    """
     return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()

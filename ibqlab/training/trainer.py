@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged."""
 
 
+@runtime_checkable
 class Networks(Protocol):
     """What learns: networks with their optimisers."""
 
@@ -216,7 +217,7 @@ class Trainer(ABC):
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Numbers averaged over processes."""
-        means = self.fabric.all_reduce(torch.stack([v.float() for v in values.values()]), reduce_op="mean")
+        means = self.fabric.all_reduce(torch.stack([v.double() for v in values.values()]), reduce_op="mean")
         return dict(zip(values, means.tolist(), strict=True))
 
     def _record_validation(self, step: int, row: dict[str, Any]) -> None:

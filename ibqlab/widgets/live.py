@@ -9,31 +9,34 @@ import ipywidgets
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.plots import plot_run_curves
+from ibqlab.plots import plot_generator_curves, plot_run_curves
 from ibqlab.plots.style import PrintFigure
-from ibqlab.training import TrainConfig
+from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 _SHARE_OF_TIME = 0.1
 
 
 class LiveCurves:
-    """Loss, usage, perplexity and PSNR of one run, redrawn while it trains: `train(config, path, watch=live)`.
+    """Curves of one run, redrawn while it trains: `train(config, path, watch=live)`.
+
+    Of a tokenizer's run loss, usage, perplexity and PSNR; of a generator's, loss, gradient and learning rate.
 
     The picture is drawn at most every `every` seconds, and less often where drawing would take more than a tenth of the
     time. It shows what was logged since this object was made: a run that is continued begins in the middle, a finished
     one shows nothing. `plot_run_curves(run.metrics)` draws any run from its folder.
 
     Args:
-        config: of the run; the step axis then reaches to its last step from the beginning.
+        config: of the run; the step axis then reaches to its last step from the beginning. None: a tokenizer's.
         every: least time between two drawings, seconds, ≥ 0.
     Raises:
         ValueError: a negative time.
     """
 
-    def __init__(self, config: TrainConfig | None = None, *, every: float = 2.0):
+    def __init__(self, config: TrainConfig | GeneratorTrainConfig | None = None, *, every: float = 2.0):
         if every < 0:
             raise ValueError(f"every is a time in seconds and must be ≥ 0; got {every}")
         self.config, self.every = config, every
+        self.of_generator = isinstance(config, GeneratorTrainConfig)
         self.rows: list[dict[str, Any]] = []
         self.widget = ipywidgets.HTML("no step logged yet; a run that is finished logs none")
         self._due = 0.0
@@ -62,14 +65,15 @@ class LiveCurves:
         if not self.rows:
             raise ValueError(
                 "nothing was logged yet: pass this object as train(…, watch=live); a run that was finished before is "
-                "drawn by plot_run_curves(run.metrics)"
+                "drawn by plot_run_curves(run.metrics), or plot_generator_curves"
             )
         figure = self._draw()
         self._show(figure)
         return figure
 
     def _draw(self) -> PrintFigure:
-        figure = plot_run_curves(pd.DataFrame(self.rows))
+        plot = plot_generator_curves if self.of_generator else plot_run_curves
+        figure = plot(pd.DataFrame(self.rows))
         if self.config is not None:
             for axes in figure.axes:
                 axes.set_xlim(-0.02 * self.config.steps, 1.02 * self.config.steps)
@@ -77,9 +81,8 @@ class LiveCurves:
 
     def _show(self, figure: PrintFigure) -> None:
         step = self.rows[-1]["step"]
-        self.widget.value = picture_html(
-            figure, f"loss, usage, perplexity and PSNR against the step, up to step {step}"
-        )
+        shown = "loss, gradient and learning rate" if self.of_generator else "loss, usage, perplexity and PSNR"
+        self.widget.value = picture_html(figure, f"{shown} against the step, up to step {step}")
 
 
 def picture_html(figure: PrintFigure, description: str) -> str:

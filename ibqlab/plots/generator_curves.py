@@ -1,0 +1,86 @@
+"""One generator's run while it trains: loss with and without the class, gradient length, learning rate."""
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ibqlab.plots.run_curves import metrics_by_step
+from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure
+
+_LOSSES = {
+    "loss": ("training", "#0072B2", "-", None),
+    "validation_loss": ("validation, class given", "#D55E00", ":", "o"),
+    "validation_loss_unconditional": ("validation, class unknown", "#009E73", ":", "s"),
+}
+_COLUMNS = ("step", *_LOSSES, "gradient_norm", "learning_rate", "validation_tokens")
+
+
+def generator_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `plot_generator_curves`: the columns it draws, by step.
+
+    Args:
+        metrics: rows of one generator's run as `Run.metrics` holds them.
+    Returns:
+        One row per logged step: step; loss, validation_loss and validation_loss_unconditional (bits per token);
+        gradient_norm (before it is clipped); learning_rate; validation_tokens. Empty where a step did not measure.
+    Raises:
+        ValueError: no column "step", or no rows.
+    """
+    table = metrics_by_step(metrics, _COLUMNS)
+    return table.assign(**{name: table[name] / math.log(2) for name in _LOSSES})
+
+
+def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
+    """Two panels against the training step: bits per token, and the gradient's length with the learning rate below.
+
+    What the class is worth is the distance between both validation lines. Where validation turns up while training goes
+    on falling, the generator has begun to learn its training images by heart.
+
+    Args:
+        metrics: as for `generator_curve_table`, of a run that may still be training.
+    Returns:
+        The figure; its numbers are `generator_curve_table(metrics)`.
+    Raises:
+        ValueError: as for `generator_curve_table`.
+    """
+    table = generator_curve_table(metrics)
+    with styled_figure(PAGE_WIDTH, 3.6) as figure:
+        grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
+        loss = figure.add_subplot(grid[:, 0])
+        norm, rate = (figure.add_subplot(grid[row, 1], sharex=loss) for row in range(2))
+        for name, (label, color, line, marker) in _LOSSES.items():
+            _draw(loss, table, name, color=color, linestyle=line, marker=marker, label=label)
+        _draw(norm, table, "gradient_norm", color="#555555")
+        _draw(rate, table, "learning_rate", color="#555555")
+        loss.set(title="Loss", ylabel="bits per token", xlabel="training step")
+        norm.set(title="Gradient before clipping", ylabel="length")
+        rate.set(title="Learning rate", ylabel="step size", xlabel="training step")
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        norm.tick_params(labelbottom=False)
+        for axes in (loss, norm, rate):
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+            fix_tick_size(axes)
+        if loss.get_lines():
+            loss.legend()
+        add_caption(figure, _caption(table))
+    return figure
+
+
+def _draw(axes: Axes, table: pd.DataFrame, measure: str, **look: object) -> None:
+    """A measure, where it was taken."""
+    measured = table.dropna(subset=[measure])
+    if measured.empty:
+        return
+    if look.get("marker") is None and len(measured) == 1:
+        look["marker"] = "o"
+    axes.plot(measured["step"], measured[measure], markersize=4, **look)
+
+
+def _caption(table: pd.DataFrame) -> str:
+    """The last step, and the tokens behind the validation."""
+    tokens = table["validation_tokens"].dropna()
+    counted = f"; validation on {int(tokens.max()):,} tokens" if len(tokens) else ""
+    return f"step {int(table['step'].max()):,}{counted}"

@@ -1,0 +1,140 @@
+"""Counting on tensors that have shapes but no contents: operations, kept tensors, and CUDA's habits told to a CPU."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+FLOAT32_ON_CUDA = (F.group_norm, torch.pow, torch.sum)
+"""What autocast computes in float32 on CUDA but not on the CPU, as far as these networks use it."""
+
+
+class Cost(NamedTuple):
+    """What grows with the images of a step, and what does not."""
+
+    fixed: int
+    per_image: int
+
+    def of(self, images: int) -> int:
+        """For so many images."""
+        return self.fixed + images * self.per_image
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block new tensors have this type unless they say otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def fit_line(count: Callable[[int], int]) -> Cost:
+    """The cost of any number of images, from that of two and of three.
+
+    Args:
+        count: from images to a number that is linear in them.
+    """
+    # A single image's tokens are a view that no fused attention takes, so it says nothing about larger batches.
+    two, three = count(2), count(3)
+    return Cost(3 * two - 2 * three, three - two)
+
+
+class Kept:
+    """Tensors that wait for the backward pass, each storage once.
+
+    Args:
+        known: storages that are accounted for elsewhere.
+    """
+
+    def __init__(self, known: Iterable[int]):
+        self.known = set(known)
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Their size."""
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Note a tensor's storage; the tensor itself comes back."""
+        # The storage itself is held, so that its address cannot be given to another one meanwhile.
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.known:
+            self.storages[storage._cdata] = storage
+        return tensor
+
+    def watching(self) -> AbstractContextManager:
+        """Inside the block every tensor that autograd saves is noted."""
+        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+
+
+class _AsOnCuda(TorchFunctionMode):
+    """Where autocast and attention keep other tensors on CUDA than on the CPU, do as CUDA does.
+
+    Norms, powers and sums are computed in float32 under autocast. Fused attention, which takes vectors whose numbers
+    lie side by side, keeps queries, keys, values and result, not the matrix between them.
+    """
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        mixed = torch.is_autocast_enabled("cpu")
+        if mixed and function in FLOAT32_ON_CUDA:
+            args = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
+        if function is not F.scaled_dot_product_attention or any(a.stride(-1) != 1 for a in args[:3]):
+            return function(*args, **kwargs)
+        args = tuple(a.bfloat16() if mixed and isinstance(a, Tensor) else a for a in args)
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        return _Saved.apply(result, *args[:3])
+
+
+class _Saved(torch.autograd.Function):
+    """A fused kernel's result, as far as memory goes: its inputs and itself are kept. Has no backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(result, *inputs)
+        return result.view_as(result)
+
+
+@contextmanager
+def cuda_precision(mixed: bool) -> Iterator[None]:
+    """The run's precision, with CUDA's rules on what stays float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed), _AsOnCuda():
+        yield
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Inside the block count operations; attention written out, because not every fused kernel has a count."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_operations})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+def _addmm_operations(total: tuple, left: tuple, right: tuple, **_: Any) -> int:
+    """A product that is added to a gradient in place (codebook's, head's), which torch does not count."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+def storages_of(networks: Iterable[nn.Module]) -> set[int]:
+    """What `Kept` takes as known of networks: their weights and buffers."""
+    return {
+        tensor.untyped_storage()._cdata
+        for network in networks
+        for tensor in (*network.parameters(), *network.buffers())
+    }
+
+
+def count_parameters(module: nn.Module | None) -> int:
+    """Learned numbers of a module; 0 for none."""
+    return sum(p.numel() for p in module.parameters()) if module else 0

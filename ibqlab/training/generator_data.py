@@ -1,0 +1,184 @@
+"""What a generator learns from: a tokenizer's tokens with their classes, made at every step or stored beforehand."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
+from ibqlab.data.tokens import StoredTokens, TokenBatch, TokenStore, stored_validation_batches, token_batches
+from ibqlab.generator import SequenceConfig
+from ibqlab.quantizers.base import require
+from ibqlab.runs import runs_root
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.training.generator_config import GeneratorTrainConfig
+from ibqlab.training.trainer import facts_of
+
+TOKENIZER_FILE = "tokenizer.safetensors"
+"""A generator's run keeps its tokenizer under this name."""
+
+
+class Tokens(NamedTuple):
+    """Tokens of some images and their classes, on one device."""
+
+    indices: Int[Tensor, "B T"]
+    labels: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSource:
+    """Tokens of both splits.
+
+    Made by `open_tokens`, which checks that everything fits together.
+    """
+
+    config: GeneratorTrainConfig
+    """Of the run."""
+    tokenizer: Tokenizer
+    """In eval mode, its weights frozen."""
+    training_data: ImageSource | StoredTokens
+    """Images, or their tokens."""
+    validation_data: ImageSource | StoredTokens
+    """Likewise."""
+    permutation: Int[Tensor, " K"] | None
+    """New number of every code; None where they keep their own."""
+    facts: dict[str, Any]
+    """Identity of tokenizer and data, for provenance."""
+
+    def training_batches(self, done: int, rank: int, world_size: int) -> Iterable[Batch | TokenBatch]:
+        """A process's batches of the steps after `done`; `tokens` makes tokens of them."""
+        config = self.config
+        shared = {
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "start_step": done,
+            "steps": config.steps - done,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        if isinstance(self.training_data, StoredTokens):
+            return token_batches(self.training_data, **shared)
+        return training_batches(self.training_data, **shared, workers=config.data.workers)
+
+    def tokens(self, batch: Batch | TokenBatch, device: torch.device) -> Tokens:
+        """A batch as the generator takes it; images without a class have the null class."""
+        labels = batch.labels.to(device, non_blocking=True)
+        labels = torch.where(labels < 0, self.config.generator.num_classes, labels)
+        if isinstance(batch, TokenBatch):
+            indices = batch.indices.to(device, non_blocking=True)
+        else:
+            indices = self.tokenizer.encode_indices(batch.images.to(device, non_blocking=True)).flatten(1)
+        return Tokens(indices if self.permutation is None else self.permutation.to(device)[indices], labels)
+
+    def validation_batches(self, rank: int, world_size: int) -> Iterator[Batch | TokenBatch]:
+        """A process's share of the first validation images, as many as the config says or as there are."""
+        config, data = self.config, self.validation_data
+        endless = not isinstance(data, StoredTokens) and data.endless
+        count = config.record.validation_images if endless else min(config.record.validation_images, len(data))
+        shared = {
+            "images": count,
+            "batch_size": max(1, config.batch_size // config.accumulate),
+            "rank": rank,
+            "world_size": world_size,
+        }
+        if isinstance(data, StoredTokens):
+            return iter(stored_validation_batches(data, **shared))
+        return iter(validation_batches(data, **shared))
+
+
+def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
+    """Tokenizer and data of a run: all that can be wrong with them shows before anything is written.
+
+    Args:
+        config: of the run.
+        run_folder: whose copy of the tokenizer is taken where the original is gone.
+    Raises:
+        ValueError: no tokenizer, one whose codes, grid or classes do not fit the generator, tokens that another
+            tokenizer made.
+    """
+    tokenizer = _load_tokenizer(config, run_folder)
+    check_fit(tokenizer, config.generator, config.data.image_size)
+    about_tokenizer = {
+        "path": config.tokenizer,
+        "fingerprint": tokenizer.fingerprint(),
+        "codebook_size": tokenizer.quantizer.config.codebook_size,
+    }
+    if config.tokens:
+        store = TokenStore(find_folder(config.tokens))
+        store.check_tokenizer(tokenizer)
+        store.check_data(config.data)
+        training, validation = store.split("train"), store.split("validation")
+        classes, about_data = store.manifest.classes, {"tokens": config.tokens}
+    else:
+        training, validation = open_data(config.data, "train"), open_data(config.data, "validation")
+        classes, about_data = training.classes, {"train": facts_of(training), "validation": facts_of(validation)}
+    wanted, there = len(classes), config.generator.num_classes
+    require(
+        wanted <= there,
+        f"generator.num_classes must be at least the number of classes in the data, {wanted}; got {there}. "
+        f"Use generator.num_classes={wanted}.",
+    )
+    return TokenSource(
+        config=config,
+        tokenizer=tokenizer,
+        training_data=training,
+        validation_data=validation,
+        permutation=_permutation(config),
+        facts={"tokenizer": about_tokenizer, "data": about_data},
+    )
+
+
+def check_fit(tokenizer: Tokenizer, generator: SequenceConfig, image_size: int | None = None) -> None:
+    """Raise ValueError unless a generator's vocabulary and grid are the tokenizer's.
+
+    Args:
+        tokenizer: whose codes the generator draws.
+        generator: its settings.
+        image_size: of the images in pixels; None: not known.
+    """
+    codes, words = tokenizer.quantizer.config.codebook_size, generator.vocabulary_size
+    require(
+        codes == words,
+        f"the generator's vocabulary must be the tokenizer's codebook; got {words:,} tokens for {codes:,} codes. "
+        f"Use generator.vocabulary_size={codes} (generator.bits for Open-MAGVIT2's), or another tokenizer.",
+    )
+    if image_size is None:
+        return
+    grid = tokenizer.latent_grid(image_size, image_size)[0]
+    require(
+        grid == generator.grid_size,
+        f"the generator's grid must be the tokenizer's; got {generator.grid_size} × {generator.grid_size} tokens for "
+        f"{grid} × {grid} at {image_size} pixels. Use generator.grid_size={grid}.",
+    )
+
+
+def find_folder(name: str) -> str:
+    """Where something lies that is given as a path or as a name in the folder of all runs."""
+    below = runs_root() / name
+    return str(below) if name and not Path(name).exists() and below.is_dir() else name
+
+
+def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path) -> Tokenizer:
+    from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415 - it reads run folders, which hold this config
+
+    require(
+        bool(config.tokenizer),
+        "tokenizer must name a trained tokenizer (a run, an export or a published file); got none. Train one and give "
+        "its folder: ibqlab train builtin/digits --output runs/digits, then tokenizer=runs/digits.",
+    )
+    place, kept = find_folder(config.tokenizer), run_folder / TOKENIZER_FILE
+    if not Path(place).exists() and kept.is_file():
+        place = str(kept)
+    tokenizer = load_tokenizer(place, config.tokenizer_weights)
+    return tokenizer.float().eval().requires_grad_(False)
+
+
+def _permutation(config: GeneratorTrainConfig) -> Tensor | None:
+    if config.index_permutation < 0:
+        return None
+    order = torch.Generator().manual_seed(config.index_permutation)
+    return torch.randperm(config.generator.vocabulary_size, generator=order)

@@ -1,0 +1,175 @@
+"""The training loop of generators.
+
+    run = train_generator(recipe_config("builtin/digits_generator"), "runs/digits_generator")
+
+The run folder is that of every run. It also holds the tokenizer (`tokenizer.safetensors`), so that whoever has the
+folder can draw images.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ibqlab.data import Batch
+from ibqlab.data.tokens import TokenBatch
+from ibqlab.generator import AnyGenerator, make_generator
+from ibqlab.quantizers.base import require
+from ibqlab.quantizers.collectives import sum_over_processes
+from ibqlab.runs import Run
+from ibqlab.training.generator_config import GeneratorTrainConfig
+from ibqlab.training.generator_data import TOKENIZER_FILE, Tokens, TokenSource, open_tokens
+from ibqlab.training.generator_step import GeneratorStep
+from ibqlab.training.processes import launch
+from ibqlab.training.speed import uncompiled
+from ibqlab.training.trainer import Trainer, Watch, finished_run
+
+
+def train_generator(
+    config: GeneratorTrainConfig, path: str | Path, *, progress: bool = True, watch: Watch | None = None
+) -> Run:
+    """Train a generator into a run folder, or continue the one that is there.
+
+    A finished run is returned as it is. A run that was interrupted goes on from its last checkpoint, bit for bit.
+
+    Args:
+        config: the run's settings.
+        path: the run folder; created, or continued if it holds the same settings.
+        progress: show a progress bar (on the first process).
+        watch: called on the first process with each row of metrics as it is logged, for live views.
+    Returns:
+        The run.
+    Raises:
+        RunError: the folder holds another config, or something that is no run; the disk is full.
+        TrainingError: the loss or a weight is not finite, or other than the config's number of processes run.
+        ValueError: no tokenizer, or one that does not fit the generator, the stored tokens or the data; nothing has
+            been written then.
+    """
+    finished = finished_run(path, config)
+    if finished:
+        return finished
+    source = open_tokens(config, Path(path))
+    torch.manual_seed(config.seed)
+    generator = make_generator(config.generator)
+    if config.precision == "64-true":
+        generator.double()
+    fabric = launch(config)
+    run = Run.start(path, config) if fabric.is_global_zero else None
+    fabric.barrier()
+    trainer = _GeneratorTrainer(source, generator, run or Run(path), fabric, watch)
+    with trainer.ending():
+        trainer.fit(progress and fabric.is_global_zero)
+    fabric.barrier()
+    return trainer.run
+
+
+class _GeneratorTrainer(Trainer):
+    """State of one generator's run on one process."""
+
+    def __init__(self, source: TokenSource, generator: AnyGenerator, run: Run, fabric: Any, watch: Watch | None):
+        self.source = source
+        self.parameters = sum(p.numel() for p in generator.parameters())
+        super().__init__(source.config, run, fabric, GeneratorStep(source.config, generator, fabric), watch)
+        fabric.to_device(source.tokenizer)
+
+    def start(self) -> None:
+        from ibqlab.pretrained import export_tokenizer  # noqa: PLC0415 - it reads run folders, which hold this config
+
+        target = self.run.path / TOKENIZER_FILE
+        if self.fabric.is_global_zero and not target.exists():
+            export_tokenizer(self.source.tokenizer, target)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.source.facts, "parameters": self.parameters}
+
+    def kept(self) -> dict[str, Any]:
+        return {"tokenizer": self.source.facts["tokenizer"]["fingerprint"]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        given = self.source.facts["tokenizer"]["fingerprint"]
+        require(
+            state["tokenizer"] == given,
+            f"{self.run.path} was begun with another tokenizer (fingerprint {state['tokenizer']}); "
+            f"{self.config.tokenizer} now has {given}. Put the tokenizer back, or choose another folder.",
+        )
+
+    def batches(self, done: int) -> Iterable[Batch | TokenBatch]:
+        return self.source.training_batches(done, self.fabric.global_rank, self.fabric.world_size)
+
+    def learn(self, step: int, batch: Batch | TokenBatch, logging: bool) -> dict[str, Any] | None:
+        self.broken.add(getattr(batch, "broken", ()))
+        measured = self.networks.learn(step, *self.source.tokens(batch, self.fabric.device))
+        return {"weight_decay": self.networks.weight_decay, **self.mean(measured)} if logging else None
+
+    def shown(self, row: dict[str, Any]) -> dict[str, str]:
+        return {"loss": f"{row['loss']:.3f}", "bits/token": f"{row['loss'] / math.log(2):.2f}"}
+
+    def measure(self, step: int) -> dict[str, Any]:
+        with uncompiled(self.config.speed):
+            losses = self._validate()
+        if self.fabric.is_global_zero:
+            self.run.save_snapshot(step, position_loss=losses.given, position_loss_unconditional=losses.unconditional)
+        return losses.row(self.config.data.image_size)
+
+    @cached_property
+    def _validation_tokens(self) -> list[Tokens]:
+        """This process's share of the validation images, on its device."""
+        rank, world_size = self.fabric.global_rank, self.fabric.world_size
+        found = []
+        for batch in self.source.validation_batches(rank, world_size):
+            self.broken.add(getattr(batch, "broken", ()))
+            found.append(self.source.tokens(batch, self.fabric.device))
+        return found
+
+    def _validate(self) -> "Losses":
+        """Mean losses of the validation images by position, with and without their classes."""
+        tokens, null = self.config.generator.num_tokens, self.config.generator.num_classes
+        device = self.fabric.device
+        sums = torch.zeros(2, tokens, dtype=torch.float64, device=device)
+        seen = torch.zeros(1, dtype=torch.int64, device=device)
+        rounds = self.fabric.all_gather(torch.tensor(len(self._validation_tokens), device=device)).max()
+        for number in range(int(rounds)):
+            # In shards, a process that has nothing left to look at still lends its pieces to the others.
+            spare = number >= len(self._validation_tokens)
+            indices, labels = _nothing(tokens, device) if spare else self._validation_tokens[number]
+            for row, condition in enumerate((labels, torch.full_like(labels, null))):
+                sums[row] += (not spare) * self.networks.evaluate(indices, condition).double().sum(0)
+            seen += 0 if spare else len(indices)
+        images = int(sum_over_processes(seen))
+        given, unconditional = (sum_over_processes(sums) / images).cpu()
+        return Losses(given, unconditional, images)
+
+
+class Losses(NamedTuple):
+    """A validation's result."""
+
+    given: Float[Tensor, " T"]
+    """Nats per token at each position, the class given."""
+    unconditional: Float[Tensor, " T"]
+    """Likewise with the null class."""
+    images: int
+    """How many images were seen."""
+
+    def row(self, image_size: int) -> dict[str, Any]:
+        """The numbers as a row of metrics."""
+        loss, tokens = float(self.given.mean()), len(self.given)
+        bits = loss / math.log(2)
+        return {
+            "validation_loss": loss,
+            "validation_loss_unconditional": float(self.unconditional.mean()),
+            "validation_bits_per_token": bits,
+            "validation_bits_per_pixel": bits * tokens / image_size**2,
+            "validation_tokens": self.images * tokens,
+            "validation_images": self.images,
+        }
+
+
+def _nothing(tokens: int, device: torch.device) -> Tokens:
+    return Tokens(
+        torch.zeros(1, tokens, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    )

@@ -1,0 +1,193 @@
+"""One step of a generator's training: gradients of the loss, clipped, and AdamW on its schedule; whole or in shards.
+
+Sharded (torch's fully sharded data parallel), every process holds one piece of each weight, gradient and average, and
+gathers a block's weights when it is the block's turn. The numbers are those of plain data parallel training.
+"""
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from ibqlab.generator import AnyGenerator
+from ibqlab.generator.layers import Block
+from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorSpeedConfig, GeneratorTrainConfig
+from ibqlab.training.losses import NonFinite, anywhere_nonfinite
+from ibqlab.training.optimizers import named_moments
+from ibqlab.training.schedules import learning_rate_at, weight_decay_at
+from ibqlab.training.speed import COMPILER, recompute
+
+LOSS = "the loss or its gradient, here or on another process,"
+"""What is not finite where all weights are."""
+
+
+class NextTokenLoss(nn.Module):
+    """A generator's loss as the module that wrappers for several processes ask for.
+
+    Args:
+        generator: whose loss; its weights are this module's, under `generator.`.
+    """
+
+    def __init__(self, generator: AnyGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], reduction: Literal["mean", "none"] = "mean"
+    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
+        """Nats per token; see `Generator.loss`."""
+        return self.generator.loss(indices, labels, reduction=reduction)
+
+
+class GeneratorStep:
+    """A generator with its optimiser.
+
+    Args:
+        config: of the run.
+        generator: as it starts, on the CPU.
+        fabric: the run's Fabric.
+    """
+
+    def __init__(self, config: GeneratorTrainConfig, generator: AnyGenerator, fabric: Any) -> None:
+        self.config, self.fabric, self.sharded = config, fabric, config.speed.sharded
+        prepare_generator(config.speed, generator)
+        self.generator, module = generator, NextTokenLoss(generator)
+        if self.sharded:
+            self.model = shard(module.to(fabric.device))
+            self.optimizer = build_generator_optimizer(module, config.optimizer)
+        else:
+            self.model, self.optimizer = fabric.setup(module, build_generator_optimizer(module, config.optimizer))
+        self.learning_rate = self.weight_decay = 0.0
+        """Of the last step."""
+
+    def learn(self, step: int, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> dict[str, Float[Tensor, ""]]:
+        """The generator learns from a batch.
+
+        Args:
+            step: number of the step, from 1.
+            indices: this process's share of the batch, on its device.
+            labels: likewise.
+        Returns:
+            The loss in nats per token, and the length of the gradient before it was clipped.
+        Raises:
+            NonFinite: one of them is NaN or infinite; nothing has learned from it.
+        """
+        self._set_rates(step)
+        parts = list(zip(indices.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
+        loss = sum(self._backward(*part, last=number == len(parts)) for number, part in enumerate(parts, start=1))
+        norm = self._clip()
+        if anywhere_nonfinite(loss + norm):
+            raise NonFinite(self._name_nonfinite())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"loss": loss, "gradient_norm": norm}
+
+    def evaluate(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T"]:
+        """Losses of all tokens without dropout, nats; under sharding all processes call it at the same time."""
+        self.generator.eval()
+        try:
+            with torch.no_grad(), self.fabric.autocast():
+                return self.model(indices, labels, reduction="none")
+        finally:
+            self.generator.train()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All learned tensors and Adam's averages with names for error messages; this process's pieces of them."""
+        state = {f"the weight {name!r}": value for name, value in self.generator.named_parameters()}
+        found = state | named_moments(self.generator, self.optimizer)
+        return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; whole weights, also where they are in pieces. Every process calls it."""
+        if not self.sharded:
+            return {"model": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {
+            "model": get_model_state_dict(self.generator, options=whole),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=whole),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        if not self.sharded:
+            self.generator.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            return
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.generator, state["model"], options=whole)
+        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=whole)
+
+    def _backward(self, indices: Tensor, labels: Tensor, last: bool) -> Tensor:
+        """Gradients of one part of the batch; processes exchange them after the last. Its share of the loss."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)
+        waiting = nullcontext() if self.sharded else self.fabric.no_backward_sync(self.model, enabled=not last)
+        with waiting:
+            with self.fabric.autocast():
+                loss = self.model(indices, labels) / self.config.accumulate
+            loss.backward() if self.sharded else self.fabric.backward(loss)
+        return loss.detach()
+
+    def _clip(self) -> Tensor:
+        """Scale the gradient down to the longest that is allowed; its length before."""
+        longest = self.config.optimizer.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.generator.parameters(), longest)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _set_rates(self, step: int) -> None:
+        config = self.config.optimizer
+        self.learning_rate = learning_rate_at(step, self.config.steps, config)
+        self.weight_decay = weight_decay_at(step, self.config.steps, config)
+        matrices, flat = self.optimizer.param_groups
+        matrices |= {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        flat |= {"lr": self.learning_rate, "weight_decay": self.weight_decay if config.decay_norms else 0.0}
+
+    def _name_nonfinite(self) -> str:
+        return next((name for name, value in self.tensors().items() if not torch.isfinite(value).all()), LOSS)
+
+
+def build_generator_optimizer(module: nn.Module, config: GeneratorOptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over two groups: weights of two and more dimensions, and norms and biases.
+
+    Args:
+        module: whose parameters to optimise.
+        config: averages; rates and decays are set anew before every step.
+    Source: published IBQ generator code.
+    """
+    parameters = list(module.parameters())
+    groups = [{"params": [p for p in parameters if p.ndim >= 2]}, {"params": [p for p in parameters if p.ndim < 2]}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
+
+
+def prepare_generator(config: GeneratorSpeedConfig, generator: AnyGenerator) -> None:
+    """Set a run's generator up as the config says, in place.
+
+    Args:
+        config: what to do.
+        generator: before its weights are given to an optimiser.
+    """
+    for block in generator.modules():
+        if isinstance(block, Block):
+            if config.activation_checkpointing:
+                recompute(block)
+            if config.compile:
+                block.compile(backend=COMPILER, dynamic=False)
+
+
+def shard(module: NextTokenLoss) -> nn.Module:
+    """Cut the weights into one piece per process, in place: each block on its own, then what is left."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            fully_shard(block)
+    return fully_shard(module)

@@ -1,0 +1,355 @@
+"""Stored tokens: what is written, how it goes on after a kill, who may read it, and in which order."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from ibqlab.cli import main
+from ibqlab.data import DataConfig, open_data, token_writing
+from ibqlab.data.token_writing import TokenSettings, write_tokens
+from ibqlab.data.tokens import (
+    TokenStore,
+    TokenStoreError,
+    stored_validation_batches,
+    token_batches,
+    token_dtype,
+)
+from ibqlab.quantizers import quantizer_config
+from ibqlab.runs import Run, RunError
+from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
+from ibqlab.training import recipe_config, train, train_generator
+
+DIGITS = DataConfig(source="digits", image_size=8)
+
+
+def make_tokenizer(seed=0, size=32):
+    torch.manual_seed(seed)
+    autoencoder = AutoencoderConfig(
+        base_channels=32,
+        channel_multipliers=(1, 1),
+        num_res_blocks=1,
+        attention_resolutions=(),
+        resolution=8,
+        latent_channels=4,
+    )
+    quantizer = quantizer_config({"name": "ibq", "codebook_size": size, "code_dim": 4})
+    return Tokenizer(TokenizerConfig(autoencoder=autoencoder, quantizer=quantizer)).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tokenizer):
+    return write_tokens(tokenizer, DIGITS, tmp_path_factory.mktemp("store") / "digits", progress=False)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eleven pictures of two classes, wider than high, of which one cannot be read."""
+    rng = np.random.default_rng(0)
+    for number in range(11):
+        folder = tmp_path / "pictures" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 14, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return DataConfig(source=str(tmp_path / "pictures"), image_size=8, validation_share=0.3)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- what is written ---
+
+
+def test_tokens_are_those_of_the_tokenizer(store, tokenizer):
+    for split in ("train", "validation"):
+        source, stored = open_data(DIGITS, split), store.split(split)
+        assert stored.indices.shape == (len(source), 1, 16) and stored.indices.dtype == np.uint8
+        images = torch.stack([source.get(index, 0).image for index in range(len(source))])
+        with torch.no_grad():
+            wanted = tokenizer.encode_indices(images).flatten(1)
+        assert np.array_equal(stored.indices[:, 0], wanted.numpy())
+        assert stored.labels.tolist() == source.labels
+    manifest = store.manifest
+    assert (manifest.codebook_size, manifest.grid, manifest.tokens_per_image) == (32, (4, 4), 16)
+    assert manifest.tokenizer == tokenizer.fingerprint() and not manifest.flips
+    assert sorted(path.name for path in store.path.iterdir()) == [
+        "manifest.json",
+        *(f"{split}_{part}.npy" for split in ("train", "validation") for part in ("labels", "tokens")),
+    ]
+    store.verify()
+    assert "1,437 images × 1 views, 22,992 tokens of 4 × 4" in store.describe()
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(256, "uint8"), (257, "uint16"), (2**16, "uint16"), (2**18, "uint32")])
+def test_the_smallest_integers_are_taken(size, dtype):
+    assert token_dtype(size) == np.dtype(dtype)
+
+
+def test_crops_and_mirror_images_are_views(tmp_path, tokenizer, pictures):
+    found = write_tokens(tokenizer, pictures, tmp_path / "store", TokenSettings(crops=2), progress=False)
+    training, validation = found.split("train"), found.split("validation")
+    assert training.views == 4 and validation.views == 1 and found.manifest.flips
+    source = open_data(pictures, "train")
+    first, mirrored, second, _ = training.indices[0]
+    assert not np.array_equal(first, second) and not np.array_equal(first, mirrored)
+    seed = token_writing.seed_of_choices(0, 0, 0)
+    plain = DataConfig(**{**vars(pictures), "flip": False})
+    image = open_data(plain, "train").get(0, seed).image[None]
+    with torch.no_grad():
+        for tokens, picture in ((first, image), (mirrored, image.flip(-1))):
+            assert np.array_equal(tokens, tokenizer.encode_indices(picture).flatten().numpy())
+    assert list(found.manifest.classes) == source.classes
+
+
+def test_unreadable_images_are_named(tmp_path, tokenizer, pictures):
+    bad = tmp_path / "pictures" / "class0" / "2.png"
+    bad.write_bytes(b"no picture")
+    found = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
+    named = (*found.manifest.train.broken, *found.manifest.validation.broken)
+    assert len(named) == 1 and named[0].endswith("2.png")
+
+
+# --- interrupted, shared out, done before ---
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_command_goes_on_where_it_stopped(tmp_path, monkeypatch, tokenizer, store):
+    monkeypatch.setattr(token_writing, "PIECE", 200)
+    encode, calls = tokenizer.encode_indices, []
+
+    def encode_some(images):
+        calls.append(len(images))
+        if sum(calls) > 700:
+            raise Killed
+        return encode(images)
+
+    monkeypatch.setattr(tokenizer, "encode_indices", encode_some)
+    with pytest.raises(Killed):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    with pytest.raises(TokenStoreError, match=r"is not finished: start the same command again"):
+        TokenStore(tmp_path / "store")
+    calls.clear()
+    monkeypatch.setattr(tokenizer, "encode_indices", lambda images: (calls.append(len(images)), encode(images))[1])
+    again = write_tokens(tokenizer, DIGITS, tmp_path / "store", TokenSettings(batch_size=50), progress=False)
+    assert sum(calls) == 1437 + 360 - 600
+    assert contents(again.path) == contents(store.path)
+
+
+SHARED = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_tokens_store import DIGITS, make_tokenizer
+from ibqlab.data import token_writing
+token_writing.PIECE = 100
+token_writing.write_tokens(make_tokenizer(), DIGITS, sys.argv[1], progress=False)
+"""
+
+
+def test_two_processes_write_what_one_writes(tmp_path, store):
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(tmp_path / "store"), os.path.dirname(__file__)],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for child in children:
+        assert child.wait(timeout=120) == 0, child.stderr.read().decode()
+    assert contents(tmp_path / "store") == contents(store.path)
+
+
+def test_a_finished_store_is_returned_and_another_is_refused(tmp_path, monkeypatch, tokenizer, store, pictures):
+    monkeypatch.setattr(tokenizer, "encode_indices", None)
+    before = contents(store.path)
+    assert write_tokens(tokenizer, DIGITS, store.path, progress=False).manifest == store.manifest
+    for other, data, says in (
+        (make_tokenizer(1), DIGITS, "tokenizer differ"),
+        (tokenizer, DataConfig(source="digits", image_size=16), "grid, data"),
+        (tokenizer, pictures, "train images"),
+    ):
+        with pytest.raises(TokenStoreError, match=says):
+            write_tokens(other, data, store.path, progress=False)
+    assert contents(store.path) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TokenStoreError, match="exists and holds no tokens"):
+        write_tokens(tokenizer, DIGITS, tmp_path, progress=False)
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch, tokenizer, store):
+    monkeypatch.setattr(token_writing, "PIECE", 500)
+    savez, written = np.savez, []
+
+    def full(stream, **arrays):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(1)
+        savez(stream, **arrays)
+
+    monkeypatch.setattr(token_writing.np, "savez", full)
+    with pytest.raises(RunError, match="disk or a quota is full"):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    assert len(list((tmp_path / "store" / "unfinished").glob("*.npz"))) == 2
+    monkeypatch.setattr(token_writing.np, "savez", savez)
+    assert contents(write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False).path) == contents(store.path)
+
+
+def test_digits_have_one_view(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="digits are never cropped"):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store", TokenSettings(crops=2))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("settings", [{"crops": 0}, {"seed": -1}, {"batch_size": 0}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        TokenSettings(**settings)
+
+
+# --- reading ---
+
+
+def test_batches_depend_on_seed_and_step_alone(store):
+    stored = store.split("train")
+    whole = list(token_batches(stored, batch_size=6, seed=3, start_step=0, steps=5))
+    later = list(token_batches(stored, batch_size=6, seed=3, start_step=3, steps=2))
+    assert all(torch.equal(one.indices, other.indices) for one, other in zip(whole[3:], later, strict=True))
+    for rank in range(2):
+        mine = token_batches(stored, batch_size=6, seed=3, start_step=0, steps=5, rank=rank, world_size=2)
+        for part, batch in zip(mine, whole, strict=True):
+            assert torch.equal(part.indices, batch.indices[rank * 3 : rank * 3 + 3])
+            assert torch.equal(part.labels, batch.labels[rank * 3 : rank * 3 + 3])
+    assert whole[0].indices.dtype == whole[0].labels.dtype == torch.int64
+    epoch = list(token_batches(stored, batch_size=479, seed=3, start_step=0, steps=3))
+    assert torch.cat([batch.labels for batch in epoch]).bincount().tolist() == np.bincount(stored.labels).tolist()
+    with pytest.raises(ValueError, match="multiple of their number"):
+        token_batches(stored, batch_size=5, seed=0, start_step=0, steps=1, world_size=2)
+
+
+def test_all_views_are_drawn(tmp_path, tokenizer, pictures):
+    stored = write_tokens(tokenizer, pictures, tmp_path / "store", TokenSettings(crops=2), progress=False).split(
+        "train"
+    )
+    rows = {
+        tuple(row)
+        for batch in token_batches(stored, batch_size=len(stored), seed=0, start_step=0, steps=60)
+        for row in batch.indices.tolist()
+    }
+    assert rows == {tuple(row) for row in stored.indices.reshape(-1, 16).tolist()}
+
+
+def test_validation_comes_in_order_once(store):
+    stored = store.split("validation")
+    parts = [stored_validation_batches(stored, images=50, batch_size=8, rank=rank, world_size=2) for rank in range(2)]
+    labels = [[batch.labels.tolist() for batch in part] for part in parts]
+    slices = [part[n] for n in range(7) for part in labels if n < len(part)]
+    assert [label for part in slices for label in part] == stored.labels[:50].tolist()
+    assert sum(len(b.labels) for b in stored_validation_batches(stored, images=999, batch_size=8)) == 360
+    with pytest.raises(ValueError, match="at least 1 image"):
+        stored_validation_batches(stored, images=0, batch_size=8)
+
+
+def test_another_tokenizer_or_other_images_are_refused(store, tokenizer, pictures):
+    store.check_tokenizer(tokenizer)
+    with pytest.raises(ValueError, match=f"made by {tokenizer.fingerprint()}, this tokenizer is"):
+        store.check_tokenizer(make_tokenizer(1))
+    with pytest.raises(ValueError, match="made with 32 codes, this tokenizer has 64"):
+        store.check_tokenizer(make_tokenizer(size=64))
+    store.check_data(DataConfig(source="digits", image_size=8, workers=3, flip=False))
+    with pytest.raises(ValueError, match=r"data\.image_size 8 there, 16 here"):
+        store.check_data(DataConfig(source="digits", image_size=16))
+    with pytest.raises(ValueError, match=r"data\.source"):
+        store.check_data(pictures)
+
+
+def test_moved_images_are_recognised(tmp_path, tokenizer, pictures):
+    found = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    found.check_data(DataConfig(**{**vars(pictures), "source": str(tmp_path / "elsewhere")}))
+    with pytest.raises(ValueError, match=r"data\.flip True there, False here"):
+        found.check_data(DataConfig(**{**vars(pictures), "flip": False}))
+
+
+def test_damage_is_found(tmp_path, tokenizer, pictures):
+    made = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
+    file = made.path / "train_tokens.npy"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(TokenStoreError, match=r"train_tokens\.npy is damaged: its SHA-256"):
+        TokenStore(made.path).verify()
+    file.write_bytes(good[:-3])
+    with pytest.raises(TokenStoreError, match="missing or damaged"):
+        TokenStore(made.path)
+    np.save(file, np.zeros((2, 2, 16), np.uint8))
+    with pytest.raises(TokenStoreError, match="must hold uint8 of shape"):
+        TokenStore(made.path)
+    file.write_bytes(good)
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    (made.path / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(TokenStoreError, match="must have format 1; got 2"):
+        TokenStore(made.path)
+    (made.path / "manifest.json").write_text("{")
+    with pytest.raises(TokenStoreError, match="is damaged"):
+        TokenStore(made.path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        TokenStore(tmp_path / "nowhere")
+
+
+# --- the command, and training on what it wrote ---
+
+
+def test_the_command_writes_tokens_that_a_generator_trains_on(tmp_path):
+    settings = {
+        "data.source": "digits",
+        "data.image_size": 8,
+        "tokenizer.autoencoder.channel_multipliers": [1, 1],
+        "tokenizer.autoencoder.resolution": 8,
+        "tokenizer.quantizer.codebook_size": 32,
+        "steps": 2,
+    }
+    run = train(recipe_config("builtin/smoke", settings), tmp_path / "tok", progress=False)
+    command = ["tokenize", str(run.path), "--weights", "raw", "--output", str(tmp_path / "tokens")]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert done.exit_code == 0 and "of the codes occur" in done.output
+    checked = CliRunner().invoke(main, [*command, "--verify"], catch_exceptions=False)
+    assert "has its checksum" in checked.output
+    other = CliRunner().invoke(main, [*command, "image_size=16"], catch_exceptions=False)
+    assert other.exit_code == 2 and "tokens of other settings" in other.output
+    sizes = {"vocabulary_size": 32, "num_classes": 10, "grid_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    training = {
+        "tokenizer": str(run.path),
+        "tokenizer_weights": "raw",
+        "data.image_size": 8,
+        "generator": {"name": "ibq", "hidden_multiple": 8, **sizes},
+        "steps": 3,
+        "batch_size": 8,
+    }
+    stored, fly = (
+        train_generator(
+            recipe_config("builtin/digits_generator", training | {"tokens": tokens}), tmp_path / name, progress=False
+        )
+        for name, tokens in (("stored", str(tmp_path / "tokens")), ("fly", ""))
+    )
+    # Digits are the same in every epoch, so tokens from the store train the same generator.
+    assert stored.metrics["loss"].iloc[-1] == fly.metrics["loss"].iloc[-1]
+    foreign = recipe_config(
+        "builtin/digits_generator",
+        training | {"tokens": str(tmp_path / "tokens"), "tokenizer_weights": "ema"},
+    )
+    with pytest.raises(ValueError, match="averaged and raw weights differ"):
+        train_generator(foreign, tmp_path / "foreign", progress=False)
+    assert not (tmp_path / "foreign").exists() and Run(tmp_path / "stored").status == "finished"
