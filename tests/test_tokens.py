@@ -82,7 +82,7 @@ class TestEntropy:
         assert entropy.position_plug_in.max() <= entropy.cap == 6
         assert entropy.unseen > 0.99
         assert entropy.lower_bound
-        assert "cannot exceed log₂ 64 = 6.0 bits" in str(entropy)
+        assert "uncorrected it cannot exceed log₂ 64 = 6.0 bits" in str(entropy)
 
 
 class TestBaselines:

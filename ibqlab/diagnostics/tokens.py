@@ -58,8 +58,8 @@ class TokenEntropy:
         if not self.lower_bound:
             return text
         return (
-            f"{text}; a lower bound: {100 * self.unseen:.0f} % of tokens are codes not met before, and the observed "
-            f"entropy cannot exceed log₂ {self.images:,} = {self.cap:.1f} bits"
+            f"{text}; a lower bound: {100 * self.unseen:.0f} % of tokens are codes not met before, and "
+            f"uncorrected it cannot exceed log₂ {self.images:,} = {self.cap:.1f} bits"
         )
 
 
