@@ -23,7 +23,7 @@ BASELINES: dict[str, str] = {
     "position": "How often it is used at this position.",
     "left": "The code to the left (a bigram); the first column knows that it is the first.",
     "upper": "The code above (a bigram); the first row knows that it is the first.",
-    "mix": "Left, upper, both together and the position, interpolated.",
+    "mix": "Left, upper, both together and the position, interpolated with weights of the place.",
     "class": "How often it is used in images of this class.",
     "mix_class": "The mix, with the class and the class at this position.",
 }
@@ -38,6 +38,7 @@ TUNING_IMAGES = 4096
 """Most training images that strengths and weights are fitted on."""
 _STRENGTHS = 2.0 ** np.arange(24, -9, -1)
 """Tried in this order: of equally good ones the first, which trusts the counts least."""
+_PRIOR_IMAGES = 16
 _LOWER = {
     "unigram": "uniform",
     "position": "unigram",
@@ -230,20 +231,33 @@ def _look_up(seen: Int64[np.ndarray, "n T"], wanted: Int64[np.ndarray, "m T"]) -
     return np.where(keys[place] == wanted, counts[place], 0)
 
 
-def _fit_weights(chances: list[Float[np.ndarray, "n T"]]) -> Float[np.ndarray, "models"]:
-    """Weights of an interpolation that make the tuning images cheapest, by expectation maximisation."""
-    table = np.stack([chance.ravel() for chance in chances])
-    weights = np.full(len(table), 1 / len(table))
+def _fit_weights(chances: list[Float[np.ndarray, "n T"]]) -> Float[np.ndarray, "models 1 T"]:
+    """Weights of an interpolation at each position that make the tuning images cheapest.
+
+    Those of all positions together first, then of each one, drawn towards the common ones as by 16 images more: the
+    first row has nothing above it, and a place that always holds the same needs no neighbours.
+    """
+    table = np.stack(chances)
+    common = _maximise(table.reshape(len(table), -1, 1), np.full((len(table), 1), 1 / len(table)), 0)
+    return _maximise(table, common, _PRIOR_IMAGES)[:, None]
+
+
+def _maximise(
+    table: Float[np.ndarray, "models n T"], prior: Float[np.ndarray, "models #T"], strength: float
+) -> Float[np.ndarray, "models T"]:
+    """Expectation maximisation of weights per position under `strength` images that followed the prior."""
+    weights = prior
     for _ in range(200):
         shares = weights[:, None] * table
-        new = (shares / shares.sum(0)).mean(1)
-        if np.abs(new - weights).max() < 1e-5:
+        found = (shares / shares.sum(0)).sum(1)
+        new = (found + strength * prior) / (table.shape[1] + strength)
+        if np.abs(new - weights).max() < 1e-4:
             return new
         weights = new
     return weights
 
 
 def _interpolate(
-    weights: Float[np.ndarray, "models"], chances: list[Float[np.ndarray, "n T"]]
+    weights: Float[np.ndarray, "models 1 T"], chances: list[Float[np.ndarray, "n T"]]
 ) -> Float[np.ndarray, "n T"]:
-    return sum(weight * chance for weight, chance in zip(weights, chances, strict=True))
+    return (weights * np.stack(chances)).sum(0)

@@ -153,8 +153,9 @@ def plot_token_scaling(table: pd.DataFrame) -> Figure:
             for panel, across in zip(axes, ("place", "usage"), strict=True):
                 _draw_scaling(panel, table, across, unit, looks)
             axes[0].set_ylabel(unit.replace("_", " "))
-            axes[0].set_ylim(bottom=0)
         _draw_limit(grid[0, 0], table)
+        for axes in grid[:, 0]:
+            axes.set_ylim(bottom=0)
         _finish_scaling(grid[1], table)
         figure.legend(handles=_scaling_legend(table, looks), loc="outside upper center", ncols=3)
         add_caption(figure, _scaling_caption(table))
