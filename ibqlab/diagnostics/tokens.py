@@ -18,6 +18,7 @@ from torch import Tensor
 
 Tokens = Integer[np.ndarray, "n T"] | Integer[Tensor, "n T"]
 """Code numbers 0 to K − 1 of n images, row by row; any integer type."""
+Nats = TypeVar("Nats", float, np.ndarray)
 AnyIndices = TypeVar("AnyIndices", np.ndarray, Tensor)
 
 UNSEEN_LIMIT = 0.1
@@ -93,7 +94,7 @@ def token_entropy(indices: Tokens, codebook_size: int) -> TokenEntropy:
     )
 
 
-def bits_per_token(nats: float) -> float:
+def bits_per_token(nats: Nats) -> Nats:
     """A generator's loss in bits: cross-entropy in nats per token, as training logs it, divided by ln 2."""
     return nats / math.log(2)
 
