@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from ibqlab.diagnostics import project_codes
+from ibqlab.diagnostics import ModelCost, project_codes, report_tokens
 from ibqlab.plots import (
     METHOD_STYLES,
     code_map_table,
@@ -19,9 +19,13 @@ from ibqlab.plots import (
     plot_code_maps,
     plot_collapse_curves,
     plot_reconstructions,
+    plot_token_link,
+    plot_token_scaling,
     plot_usage_histogram,
     reconstruction_table,
     save_figure,
+    token_link_table,
+    token_scaling_table,
     usage_histogram_table,
 )
 from ibqlab.plots.style import styles_for
@@ -290,3 +294,133 @@ def test_styles_keep_methods_recognisable():
     assert styles["mine"].color != styles["yours"].color
     colors = [to_hex(style.color) for style in METHOD_STYLES.values()]
     assert len(set(colors)) == len(colors) == len({style.marker for style in METHOD_STYLES.values()})
+
+
+def _token_report(codes=16, images=400, models=None, grid=(4, 6), labelled=True):
+    rng = np.random.default_rng(codes)
+    first = rng.integers(0, codes, (images, 1, grid[1]))
+    tokens = np.where(rng.random((images, *grid)) < 0.3, rng.integers(0, codes, (images, *grid)), first)
+    tokens = tokens.reshape(images, -1)
+    labels = np.arange(images) % 3
+    return report_tokens(
+        tokens,
+        tokens[::4],
+        codes,
+        grid,
+        (32, 48),
+        labels=(labels, labels[::4]) if labelled else None,
+        models=models,
+    )
+
+
+@pytest.fixture(scope="module")
+def token_report():
+    by_position = np.linspace(3, 1, 24)
+    return _token_report(
+        models={
+            "gen without class": ModelCost(bits=by_position + 0.5),
+            "gen with class": ModelCost(bits=by_position, given_class=True),
+            "only a mean": ModelCost(bits=2.5),
+        }
+    )
+
+
+def test_token_link_draws_its_table(token_report):
+    figure = plot_token_link(token_report, "IBQ")
+    table = token_link_table(token_report)
+    heat, dots = figure.axes[:2]
+    curves = next(axes for axes in figure.axes if axes.get_ylabel() == "bits")
+    entropy = table.query("name == 'entropy'")
+    assert heat.images[0].get_array().ravel().tolist() == entropy["bits"].tolist()
+    assert entropy[["row", "column"]].iloc[7].tolist() == [1, 1]
+    means = table[table["position"].isna()]
+    assert [line.get_xdata()[0] for line in dots.get_lines()] == pytest.approx(means["bits"].tolist())
+    assert means["bits"].iloc[0] == 4
+    written = _texts(figure)
+    for name in ("uniform, log₂ K", "mixed, with class", "gen with class", "only a mean", "IBQ"):
+        assert name in written
+    assert f"{token_report.bits('mix'):.2f}" in written
+    lines = {line.get_label(): line.get_ydata() for line in curves.get_lines()}
+    assert list(lines) == ["entropy", "neighbours mixed", "gen without class", "gen with class"]
+    assert lines["gen with class"] == pytest.approx(np.linspace(3, 1, 24))
+    assert curves.get_xlabel() == "position of the token, row by row"
+    caption = figure.get_supxlabel().replace("\u00a0", " ").replace("\n", " ")
+    for fact in ("100.0 % of 16 codes in 9,600 tokens", "over 400 images", "100 validation images of 4 × 6 tokens"):
+        assert fact in caption
+    _assert_readable(figure)
+
+
+def test_token_link_fills_what_knows_the_class(token_report):
+    dots = next(axes for axes in plot_token_link(token_report).axes if axes.get_title() == "what a token costs")
+    filled = [line.get_markerfacecolor() != "white" for line in dots.get_lines()]
+    assert filled == token_report.table["given_class"].tolist()
+    assert sum(filled) == 3
+
+
+def test_token_link_calls_a_lower_bound_by_its_name():
+    report = _token_report(codes=4096, images=50, labelled=False)
+    assert report.entropy.lower_bound
+    figure = plot_token_link(report)
+    assert "entropy of the token\n(bits, lower bound)" in _texts(figure)
+    assert "entropy (lower bound)" in _texts(figure)
+    assert "codes not met before" in figure.get_supxlabel().replace("\n", " ").replace("\u00a0", " ")
+    _assert_readable(figure)
+
+
+def test_token_link_survives_a_constant_and_long_names():
+    report = report_tokens(
+        np.zeros((20, 4), int),
+        np.zeros((5, 4), int),
+        8,
+        (2, 2),
+        (4, 4),
+        models={f"run-{'very-' * 9}long-{n} with class": ModelCost(bits=np.full(4, 0.1 * n)) for n in range(6)},
+    )
+    figure = plot_token_link(report)
+    _assert_readable(figure)
+    assert max(len(text) for axes in figure.axes for text in map(Text.get_text, axes.get_yticklabels())) <= 36
+
+
+def test_token_scaling_shows_numberings_side_by_side():
+    models = {
+        "plain": ModelCost(bits=2.0, given_class=True),
+        "permuted": ModelCost(bits=2.25, given_class=True, permuted=True),
+    }
+    reports = {"IBQ, K = 16": _token_report(models=models), "IBQ, K = 64": _token_report(64), "VQ": _token_report(16)}
+    table = token_scaling_table(reports)
+    assert table.groupby("tokenizer", sort=False)["name"].agg(list).to_dict() == {
+        "IBQ, K = 16": ["unigram", "mix", "plain", "permuted"],
+        "IBQ, K = 64": ["unigram", "mix"],
+        "VQ": ["unigram", "mix"],
+    }
+    figure = plot_token_scaling(table)
+    sizes, usage, pixels, _ = figure.axes
+    points = [line for line in usage.get_lines() if line.get_marker() != "None"]
+    assert [line.get_ydata()[0] for line in points] == pytest.approx(table["bits_per_token"].tolist())
+    assert [line.get_markerfacecolor() == "white" for line in points] == table["permuted"].tolist()
+    drawn = [line.get_ydata()[0] for line in pixels.get_lines() if line.get_marker() != "None"]
+    assert drawn == pytest.approx(table["bits_per_pixel"].tolist())
+    assert len({line.get_color() for line in points}) == 3
+    # Two tokenizers of 16 codes stand beside each other.
+    assert len({line.get_xdata()[0] for line in sizes.get_lines() if line.get_marker() != "None"}) == 3
+    plain, permuted = points[2:4]
+    moved = permuted.get_transform().transform((50, 2)) - plain.get_transform().transform((50, 2))
+    assert moved == pytest.approx([7 / 72 * figure.dpi, 0])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:3] == ["A  IBQ, K = 16", "B  IBQ, K = 64", "C  VQ"]
+    assert "open: codes numbered anew" in legend
+    _assert_readable(figure)
+
+
+def test_token_scaling_says_nothing_of_numberings_it_does_not_have():
+    figure = plot_token_scaling(token_scaling_table({"IBQ": _token_report()}))
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["A  IBQ", "uniform, log₂ K", "unigram", "neighbours mixed"]
+    _assert_readable(figure)
+
+
+def test_token_scaling_refuses_nothing_to_draw():
+    with pytest.raises(ValueError, match="at least one tokenizer"):
+        token_scaling_table({})
+    with pytest.raises(ValueError, match="missing: \\['tokenizer'\\]"):
+        plot_token_scaling(token_scaling_table({"IBQ": _token_report()}).drop(columns="tokenizer"))

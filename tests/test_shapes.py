@@ -13,7 +13,7 @@ import ibqlab.config  # before the hook: it holds no tensors, and beartype does 
 torch.set_num_threads(1)
 with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.data import DataConfig, open_data, to_model_range, training_batches, validation_batches
-    from ibqlab.diagnostics import softmax_perplexity
+    from ibqlab.diagnostics import ModelCost, permute_indices, report_tokens, softmax_perplexity
     from ibqlab.diagnostics.recorder import Recorder
     from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig, Generator, GeneratorConfig
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config
@@ -97,6 +97,15 @@ assert factorized(tokens, labels).post.shape == (2, 4, 8)
 factorized.loss(tokens, labels).backward()
 print("checked generators")
 
+stream = torch.randint(9, (20, 6))
+kinds = torch.arange(20) % 3
+for tokens, classes in ((stream, kinds), (stream.numpy().astype("uint16"), kinds.numpy())):
+    tokens = permute_indices(tokens, 9, 0)
+    costs = {"a": ModelCost(bits=2.0), "b": ModelCost(bits=torch.ones(6).numpy())}
+    report = report_tokens(tokens, tokens[:5], 9, (2, 3), (4, 6), labels=(classes, classes[:5]), models=costs)
+    assert len(report.table) == 10
+print("checked tokens")
+
 wrong = [
     lambda: plain.sample(labels[0]),
     lambda: softmax_perplexity(torch.randn(3, 4), torch.randn(5, 6)),
@@ -117,6 +126,18 @@ def test_shapes_in_signatures_hold_at_run_time():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = done.stdout.splitlines()
-    for name in ("vq", "vq_cosine", "vq_ema", "simvq", "soft_vq", "ibq", "lfq", "tokenizer", "magvit2", "generators"):
+    for name in (
+        "vq",
+        "vq_cosine",
+        "vq_ema",
+        "simvq",
+        "soft_vq",
+        "ibq",
+        "lfq",
+        "tokenizer",
+        "magvit2",
+        "generators",
+        "tokens",
+    ):
         assert f"checked {name}" in lines
     assert lines.count("refused") == 5  # a wrong shape is seen, so a right one was looked at

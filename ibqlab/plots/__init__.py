@@ -9,6 +9,7 @@ generator_curves.py one generator's run while it trains
 gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric
 scaling.py          usage and PSNR against codebook size
+token_link.py       what tokens cost a generator, for one tokenizer and for several
 style.py            colours, line styles, saving a figure with its data
 """
 
@@ -22,6 +23,7 @@ from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_ta
 from ibqlab.plots.run_curves import plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
 from ibqlab.plots.style import METHOD_STYLES, save_figure
+from ibqlab.plots.token_link import plot_token_link, plot_token_scaling, token_link_table, token_scaling_table
 
 __all__ = [
     "METHOD_STYLES",
@@ -37,10 +39,14 @@ __all__ = [
     "plot_reconstructions",
     "plot_run_curves",
     "plot_scaling",
+    "plot_token_link",
+    "plot_token_scaling",
     "plot_usage_histogram",
     "reconstruction_table",
     "run_curve_table",
     "save_figure",
     "scaling_table",
+    "token_link_table",
+    "token_scaling_table",
     "usage_histogram_table",
 ]

@@ -71,6 +71,8 @@ METHOD_STYLES: dict[str, LineStyle] = {
 }
 """One look per built-in method, in every figure. The order is that of legends."""
 _OTHERS = (("#7F3C8D", "<"), ("#8C6D31", ">"), ("#666666", "*"), ("#117733", "h"), ("#882255", "p"))
+PALETTE = (*(style.color for style in METHOD_STYLES.values()), *(color for color, _ in _OTHERS))
+"""All colours, those of the methods first."""
 
 
 class PrintFigure(Figure):

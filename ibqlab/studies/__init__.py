@@ -10,6 +10,7 @@ from ibqlab.studies.figures import (
     figure_scaling,
     save_study_figure,
 )
+from ibqlab.studies.link_stages import describe_all, describe_tokenizer, generators_over, save_token_figure
 from ibqlab.studies.study import Study, StudyError, StudyParameters, open_study
 from ibqlab.studies.tables import show_table, summary_table, write_report
 
@@ -17,6 +18,8 @@ __all__ = [
     "Study",
     "StudyError",
     "StudyParameters",
+    "describe_all",
+    "describe_tokenizer",
     "figure_code_maps",
     "figure_collapse",
     "figure_histogram",
@@ -24,8 +27,10 @@ __all__ = [
     "figure_maps_through_training",
     "figure_reconstructions",
     "figure_scaling",
+    "generators_over",
     "open_study",
     "save_study_figure",
+    "save_token_figure",
     "show_table",
     "summary_table",
     "write_report",
