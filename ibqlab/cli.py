@@ -386,17 +386,23 @@ def _how_to_measure(plan: "AnyPlan") -> str:
 @click.argument("checkpoint")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
 @click.option("--quantizer", help="Of a published file, whose shapes do not tell IBQ from VQ; by default ibq.")
-def inspect(checkpoint: str, weights: str, quantizer: str | None) -> None:
+@click.option("--num-heads", type=int, help="Of a published generator, which does not tell it; by default width / 64.")
+def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None) -> None:
     """What CHECKPOINT holds, key by key, and the architecture that its names and shapes tell.
 
-    CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder. Nothing in it is executed.
+    CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder, of a tokenizer or a generator. Nothing
+    in it is executed.
     """
     from ibqlab.config import dump_yaml  # noqa: PLC0415
-    from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
+    from ibqlab.pretrained import load_generator, load_tokenizer  # noqa: PLC0415
+    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
 
-    tokenizer = load_tokenizer(checkpoint, weights, quantizer=quantizer)
-    click.echo(tokenizer.load_report)
-    _section("settings", dump_yaml(tokenizer.config))
+    if is_generator(checkpoint):
+        model = load_generator(checkpoint, num_heads=num_heads)
+    else:
+        model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
+    click.echo(model.load_report)
+    _section("settings", dump_yaml(model.config))
 
 
 @main.command()
@@ -422,8 +428,21 @@ def download(name: str | None, folder: Path | None) -> None:
 def export(checkpoint: str, target: Path, weights: str | None) -> None:
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
+    from ibqlab.pretrained import (  # noqa: PLC0415
+        export_generator,
+        export_published,
+        export_published_generator,
+        export_tokenizer,
+    )
+    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
 
+    generator = is_generator(checkpoint)
+    if generator and weights:
+        raise ConfigError("--weights is for tokenizers; a generator has one set of weights. Leave it out")
+    if generator and target.suffix in (".safetensors", ".ckpt"):
+        write = export_generator if target.suffix == ".safetensors" else export_published_generator
+        click.echo(write(checkpoint, target))
+        return
     if target.suffix == ".safetensors":
         click.echo(export_tokenizer(checkpoint, target, weights))
         return

@@ -1,7 +1,13 @@
-"""Trained tokenizers: published checkpoints, runs and exports, in and out."""
+"""Trained tokenizers and generators: published checkpoints, runs and exports, in and out."""
 
 from ibqlab.pretrained.checkpoint import Checkpoint, read_checkpoint
 from ibqlab.pretrained.export import export_published, export_tokenizer
+from ibqlab.pretrained.generators import (
+    export_generator,
+    export_published_generator,
+    load_first_stage,
+    load_generator,
+)
 from ibqlab.pretrained.hub import PUBLISHED, PublishedTokenizer, download_published
 from ibqlab.pretrained.loading import load_tokenizer
 from ibqlab.pretrained.report import LoadReport
@@ -14,8 +20,12 @@ __all__ = [
     "LoadReport",
     "PublishedTokenizer",
     "download_published",
+    "export_generator",
     "export_published",
+    "export_published_generator",
     "export_tokenizer",
+    "load_first_stage",
+    "load_generator",
     "load_tokenizer",
     "read_checkpoint",
 ]

@@ -46,11 +46,11 @@ def infer_config(shapes: Shapes, quantizer: str | None = None) -> TokenizerConfi
 
 def empty_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """A tokenizer whose parameters have names and shapes but no memory, for weights to be put in."""
-    with torch.device("meta"), _NothingDrawn():
+    with torch.device("meta"), NothingDrawn():
         return Tokenizer(config)
 
 
-class _NothingDrawn(TorchFunctionMode):
+class NothingDrawn(TorchFunctionMode):
     """Leaves out draws from N(0, 1): on tensors without memory the first one imports torch's compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -62,8 +62,8 @@ def _check_is_tokenizer(shapes: Shapes) -> None:
         return
     if any(key.startswith("transformer.") for key in shapes):
         raise CheckpointError(
-            "this is an autoregressive generator (its tensors are transformer.…), not a tokenizer; give the checkpoint "
-            "of the tokenizer that it was trained on"
+            "this is an autoregressive generator (its tensors are transformer.…), not a tokenizer; the one that it was "
+            "trained on is load_first_stage(path), where the file holds it"
         )
     first = ", ".join(dict.fromkeys(key.split(".")[0] for key in shapes))
     raise CheckpointError(

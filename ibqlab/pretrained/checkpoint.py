@@ -197,7 +197,11 @@ def _open_published(stored: Stored, quantizer: str | None) -> Contents:
 def _open_export(stored: Stored) -> Contents:
     try:
         settings = json.loads(stored.metadata[EXPORT])
+        if "generator" in settings:
+            raise CheckpointError(f"{stored.path} is a generator's export, not a tokenizer's; use load_generator")
         only, mapping = settings["weights"], settings["tokenizer"]
+    except CheckpointError:
+        raise
     except (ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{stored.path}: its header is damaged ({error}); export it again") from None
     config = parse(TokenizerConfig, mapping, source=f"{stored.path}, header")
@@ -218,7 +222,9 @@ def _open_run(path: Path) -> Contents:
     from ibqlab.training.config import TrainConfig  # noqa: PLC0415 - training itself starts from checkpoints
 
     run = Run(path)
-    file, step, state = _newest_state(run)
+    if "generator" in run.config:
+        raise CheckpointError(f"{path} is a generator's run; its tokenizer is load_first_stage({str(path)!r})")
+    file, step, state = newest_state(run)
     config = parse(TrainConfig, run.config, source=f"run {run.name}")
     tensors, places = _flatten(state)
     _check_own(path, config.tokenizer, tensors, places)
@@ -235,8 +241,12 @@ def _open_run(path: Path) -> Contents:
     )
 
 
-def _newest_state(run: Run) -> tuple[Path | None, int, dict[str, Any]]:
-    """File, step and state of a run's last checkpoint; without a file where it is read whole."""
+def newest_state(run: Run) -> tuple[Path | None, int, dict[str, Any]]:
+    """File, step and state of a run's last checkpoint; without a file where it is read whole.
+
+    Raises:
+        RunError: there is none, or none that can be read.
+    """
     file = run.last_checkpoint
     if file is None:
         raise RunError(f"the run {run.name} has no checkpoint yet; let it train to its first one")

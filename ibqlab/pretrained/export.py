@@ -49,7 +49,7 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
     require(target.suffix == ".safetensors", f"target must end in .safetensors, got {target.name!r}")
     if weights is not None:
         require_choice("weights", weights, WEIGHTS)
-    _check_free(target)
+    check_free(target)
     if isinstance(tokenizer, Tokenizer):
         config, label, tensors = tokenizer.config, weights or AS_GIVEN, tokenizer.state_dict()
     else:
@@ -58,8 +58,8 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
         config, label = contents.config, contents.only or weights or "ema"
         tensors = {name: contents.tensors[key] for name, key in chosen.items()}
     header = json.dumps({"weights": label, "tokenizer": to_dict(config)})
-    with _whole(target) as unfinished:
-        _save_tensors(tensors, unfinished, {EXPORT: header})
+    with whole_file(target) as unfinished:
+        save_tensors(tensors, unfinished, {EXPORT: header})
     return target
 
 
@@ -82,7 +82,7 @@ def export_published(source: str | Path, target: str | Path) -> Path:
         RunError: the disk is full or the folder may not be written to.
     """
     target = Path(target)
-    _check_free(target)
+    check_free(target)
     checkpoint = read_checkpoint(source)
     content = {
         "epoch": 0,
@@ -90,12 +90,17 @@ def export_published(source: str | Path, target: str | Path) -> Path:
         "pytorch-lightning_version": LIGHTNING_VERSION,
         "state_dict": _published_state(checkpoint),
     }
-    with _whole(target) as unfinished:
+    with whole_file(target) as unfinished:
         torch.save(content, unfinished)
     return target
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, str]) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, str]) -> None:
+    """Write tensors as a safetensors file with text in its header.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     from safetensors import SafetensorError  # noqa: PLC0415 - reading runs needs none of it
     from safetensors.torch import save_file  # noqa: PLC0415 - as above
 
@@ -103,6 +108,18 @@ def _save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str,
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, target, header)
     except SafetensorError as error:
         raise RunError(f"{target}: cannot be written ({error}); make room, or choose another folder") from error
+
+
+def published_state_of(tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """A tokenizer's weights as they are by their published names, in the published order.
+
+    Raises:
+        ValueError: a quantizer with more to it than one learned codebook.
+    """
+    tensors = _without_upkeep(tokenizer.state_dict())
+    _check_publishable(tokenizer.config.quantizer.config_name, tensors)
+    weights = {published_name(name): value for name, value in tensors.items()}
+    return {key: weights[key] for part in PUBLISHED_ORDER for key in weights if key.startswith(part)}
 
 
 def _published_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -133,7 +150,8 @@ def _check_publishable(quantizer: str, tensors: Mapping[str, Tensor]) -> None:
     )
 
 
-def _check_free(target: Path) -> None:
+def check_free(target: Path) -> None:
+    """Raise FileExistsError or FileNotFoundError unless a file can be made there in place of none."""
     if target.exists() or target.is_symlink():
         raise FileExistsError(f"{target} is there already and was not changed; choose another name, or delete it first")
     if not target.parent.is_dir():
@@ -141,7 +159,7 @@ def _check_free(target: Path) -> None:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def whole_file(target: Path) -> Iterator[Path]:
     """A file to write that becomes the target when the block ends well, and is gone otherwise."""
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     with explained(target):
@@ -149,7 +167,7 @@ def _whole(target: Path) -> Iterator[Path]:
             yield unfinished
             with open(unfinished, "rb") as stream:
                 os.fsync(stream.fileno())
-            _check_free(target)
+            check_free(target)
             os.replace(unfinished, target)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -5,19 +5,31 @@ the file is mapped anew for each portion, so that what was copied is let go. At 
 one portion (or the largest tensor twice), whatever else is in the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ibqlab.pretrained.architecture import empty_tokenizer
-from ibqlab.pretrained.checkpoint import Contents, open_contents
+from ibqlab.pretrained.checkpoint import open_contents
 from ibqlab.pretrained.report import WEIGHTS
 from ibqlab.quantizers.base import require_choice
 from ibqlab.tokenizer import Tokenizer
 
 PORTION = 2**26
 """Bytes copied before the file is mapped anew."""
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """An opened checkpoint."""
+
+    tensors: Mapping[str, Tensor]
+    """By the file's keys, mapped."""
+
+    reopen: Callable[[], Mapping[str, Tensor]]
+    """Maps them anew."""
 
 
 def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | None = None) -> Tokenizer:
@@ -49,14 +61,19 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
     chosen = contents.choose(weights)
     report = contents.report(weights, {key: name for name, key in chosen.items()})
     tokenizer = empty_tokenizer(contents.config)
-    copies = dict(_copies(contents, chosen))
+    copies = dict(copy_tensors(contents, chosen))
     tokenizer.load_state_dict(copies, strict=True, assign=True)
     tokenizer.load_report = report
     return tokenizer.eval()
 
 
-def _copies(contents: Contents, chosen: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """Every chosen tensor by its name, in memory of its own."""
+def copy_tensors(contents: Mapped, chosen: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Every chosen tensor by its name, in memory of its own.
+
+    Args:
+        contents: an opened checkpoint.
+        chosen: names → keys of the file.
+    """
     sizes = {name: contents.tensors[key].nbytes for name, key in chosen.items()}
     tensors, copied = contents.reopen(), 0
     for name in sorted(chosen, key=sizes.__getitem__, reverse=True):

@@ -75,9 +75,13 @@ def place_published(tensors: Mapping[str, Tensor], tokenizer: nn.Module) -> dict
 
 
 def check_filled(
-    tensors: Mapping[str, Tensor], places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Tensor],
+    places: Mapping[str, Place],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    kind: str = "tokenizer",
 ) -> None:
-    """Every place has its tensor, every tensor its place, and every tensor of the tokenizer its shape.
+    """Every place has its tensor, every tensor its place, and every tensor of the model its shape.
 
     Raises:
         CheckpointError: the message lists what is missing, what is left over and what has another shape.
@@ -91,8 +95,8 @@ def check_filled(
     ]
     if any(findings):
         raise CheckpointError(
-            "the tensors must be those of one tokenizer, all of them and no others (perceptual loss, discriminator and "
-            f"averages aside); {'; '.join(filter(None, findings))}. Give the file as it was saved"
+            f"the tensors must be those of one {kind}, all of them and no others (perceptual loss, discriminator, "
+            f"averages and first stage aside); {'; '.join(filter(None, findings))}. Give the file as it was saved"
         )
 
 

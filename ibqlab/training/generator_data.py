@@ -12,14 +12,13 @@ from torch import Tensor
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
 from ibqlab.data.tokens import StoredTokens, TokenBatch, TokenStore, stored_validation_batches, token_batches
 from ibqlab.generator import SequenceConfig
+from ibqlab.pretrained import load_tokenizer
+from ibqlab.pretrained.generators import FIRST_STAGE_FILE
 from ibqlab.quantizers.base import require
 from ibqlab.runs import runs_root
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.trainer import facts_of
-
-TOKENIZER_FILE = "tokenizer.safetensors"
-"""A generator's run keeps its tokenizer under this name."""
 
 
 class Tokens(NamedTuple):
@@ -163,14 +162,12 @@ def find_folder(name: str) -> str:
 
 
 def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path) -> Tokenizer:
-    from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415 - it reads run folders, which hold this config
-
     require(
         bool(config.tokenizer),
         "tokenizer must name a trained tokenizer (a run, an export or a published file); got none. Train one and give "
         "its folder: ibqlab train builtin/digits --output runs/digits, then tokenizer=runs/digits.",
     )
-    place, kept = find_folder(config.tokenizer), run_folder / TOKENIZER_FILE
+    place, kept = find_folder(config.tokenizer), run_folder / FIRST_STAGE_FILE
     if not Path(place).exists() and kept.is_file():
         place = str(kept)
     tokenizer = load_tokenizer(place, config.tokenizer_weights)

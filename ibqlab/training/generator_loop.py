@@ -19,11 +19,13 @@ from torch import Tensor
 from ibqlab.data import Batch
 from ibqlab.data.tokens import TokenBatch
 from ibqlab.generator import AnyGenerator, make_generator
+from ibqlab.pretrained import export_tokenizer
+from ibqlab.pretrained.generators import FIRST_STAGE_FILE
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.runs import Run
 from ibqlab.training.generator_config import GeneratorTrainConfig
-from ibqlab.training.generator_data import TOKENIZER_FILE, Tokens, TokenSource, open_tokens
+from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
 from ibqlab.training.processes import launch
 from ibqlab.training.speed import uncompiled
@@ -78,9 +80,7 @@ class _GeneratorTrainer(Trainer):
         fabric.to_device(source.tokenizer)
 
     def start(self) -> None:
-        from ibqlab.pretrained import export_tokenizer  # noqa: PLC0415 - it reads run folders, which hold this config
-
-        target = self.run.path / TOKENIZER_FILE
+        target = self.run.path / FIRST_STAGE_FILE
         if self.fabric.is_global_zero and not target.exists():
             export_tokenizer(self.source.tokenizer, target)
 
