@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from ibqlab.diagnostics.tokens import Tokens, check_tokens
+from ibqlab.diagnostics.tokens import HeldOutTokens, Tokens, check_tokens
 
 BASELINES: dict[str, str] = {
     "uniform": "Every code alike: log2 K.",
@@ -31,6 +31,8 @@ BASELINES: dict[str, str] = {
 
 Labels = Integer[np.ndarray, "n"] | Integer[Tensor, "n"]
 """Class of each image, −1 for none, which counts as a class."""
+BothLabels = tuple[Labels, Integer[np.ndarray, "m"] | Integer[Tensor, "m"]]
+"""Classes of the training and of the validation images."""
 
 LARGEST_CODEBOOK = 2**20
 """Codes up to which a token and two neighbours fit into one 64-bit key."""
@@ -72,11 +74,11 @@ class _Hits(NamedTuple):
 
 def measure_ngrams(
     training: Tokens,
-    validation: Tokens,
+    validation: HeldOutTokens,
     codebook_size: int,
     grid: tuple[int, int],
     *,
-    labels: tuple[Labels, Labels] | None = None,
+    labels: BothLabels | None = None,
 ) -> dict[str, Float[np.ndarray, "T"]]:
     """Cross-entropy of held-out tokens under models that only count.
 
@@ -116,10 +118,10 @@ def measure_ngrams(
 
 def _splits(
     training: Tokens,
-    validation: Tokens,
+    validation: HeldOutTokens,
     codebook_size: int,
     grid: tuple[int, int],
-    labels: tuple[Labels, Labels] | None,
+    labels: BothLabels | None,
 ) -> tuple[_Split, _Split]:
     """Both splits with their contexts, refused where they do not fit."""
     if codebook_size > LARGEST_CODEBOOK:

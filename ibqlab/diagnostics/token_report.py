@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ibqlab.diagnostics.ngrams import BASELINES, Labels, measure_ngrams
+from ibqlab.diagnostics.ngrams import BASELINES, BothLabels, measure_ngrams
 from ibqlab.diagnostics.tokens import (
+    HeldOutTokens,
     TokenEntropy,
     Tokens,
     bits_per_image,
@@ -66,12 +67,12 @@ class TokenReport:
 
 def report_tokens(
     training: Tokens,
-    validation: Tokens,
+    validation: HeldOutTokens,
     codebook_size: int,
     grid: tuple[int, int],
     image_size: tuple[int, int],
     *,
-    labels: tuple[Labels, Labels] | None = None,
+    labels: BothLabels | None = None,
     models: Mapping[str, ModelCost] | None = None,
 ) -> TokenReport:
     """What one tokenizer's tokens cost, from log2 K down to the best generator.

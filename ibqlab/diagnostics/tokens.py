@@ -18,6 +18,8 @@ from torch import Tensor
 
 Tokens = Integer[np.ndarray, "n T"] | Integer[Tensor, "n T"]
 """Code numbers 0 to K − 1 of n images, row by row; any integer type."""
+HeldOutTokens = Integer[np.ndarray, "m T"] | Integer[Tensor, "m T"]
+"""Likewise, of m other images."""
 Nats = TypeVar("Nats", float, np.ndarray)
 AnyIndices = TypeVar("AnyIndices", np.ndarray, Tensor)
 
