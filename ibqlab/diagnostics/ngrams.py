@@ -40,7 +40,7 @@ TUNING_IMAGES = 4096
 """Most training images that strengths and weights are fitted on."""
 _STRENGTHS = 2.0 ** np.arange(24, -9, -1)
 """Tried in this order: of equally good ones the first, which trusts the counts least."""
-_PRIOR_IMAGES = 16
+_PRIOR_IMAGES = 16.0
 _LOWER = {
     "unigram": "uniform",
     "position": "unigram",
@@ -240,7 +240,7 @@ def _fit_weights(chances: list[Float[np.ndarray, "n T"]]) -> Float[np.ndarray, "
     first row has nothing above it, and a place that always holds the same needs no neighbours.
     """
     table = np.stack(chances)
-    common = _maximise(table.reshape(len(table), -1, 1), np.full((len(table), 1), 1 / len(table)), 0)
+    common = _maximise(table.reshape(len(table), -1, 1), np.full((len(table), 1), 1 / len(table)), 0.0)
     return _maximise(table, common, _PRIOR_IMAGES)[:, None]
 
 
