@@ -130,6 +130,15 @@ def test_a_batch_holds_the_images_of_its_seeds_alone():
         assert torch.equal(model.sample(labels[image : image + 1], cfg_scale=2.0, seed=10 + image)[0], together[image])
 
 
+def test_every_image_can_have_a_seed_of_its_own():
+    model = make(SMALL).double()
+    labels = torch.tensor([1, 1, 2])
+    got = model.sample(labels, seed=[7, 7, 3])
+    assert torch.equal(got[0], got[1]) and torch.equal(got[2:], model.sample(labels[2:], seed=3))
+    with pytest.raises(ValueError, match="one per image, here 3; got 2"):
+        model.sample(labels, seed=[1, 2])
+
+
 def test_temperature_0_takes_the_most_probable_token():
     model = make(SMALL).double()
     assert torch.equal(model.sample(LABELS, temperature=0), model.sample(LABELS, top_k=1))

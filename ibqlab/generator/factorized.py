@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import FactorizedDecoding
 from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
-from ibqlab.generator.sampling import sample_from
+from ibqlab.generator.sampling import Seed, sample_from
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.lfq import factorize_indices, join_indices
@@ -172,7 +172,7 @@ class FactorizedGenerator(nn.Module):
         self,
         labels: Int[Tensor, " B"],
         *,
-        seed: int = 0,
+        seed: Seed = 0,
         prompt: Int[Tensor, "B given"] | None = None,
         compiled: bool = False,
         progress: bool = False,

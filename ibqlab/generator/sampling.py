@@ -4,7 +4,7 @@ Shape letters: B images · T sequence · V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -26,6 +26,10 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 """How much of the guidance beyond 1 acts at the share u of the way from the first token to the last."""
 Setting = float | tuple[float, float]
 """One number, or one for each of the two parts of Open-MAGVIT2's tokens."""
+
+
+Seed = int | Sequence[int]
+"""One for the batch, whose image i then has the seed `seed` + i, or one per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +106,8 @@ class Draw:
 
     labels: Int[Tensor, " B"]
     """Classes, on the generator's device."""
-    seed: int
-    """Image i is drawn by seed + i."""
+    seed: Seed
+    """Of the batch, or one per image."""
     prompt: Int[Tensor, "B given"] | None
     """The first tokens, given; fewer than T."""
     compiled: bool
@@ -259,14 +263,22 @@ def draw_tokens(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> I
     return torch.searchsorted(cumulative, goal[:, None], right=True)[:, 0]
 
 
-def uniform_numbers(images: int, positions: int, seed: int) -> Float[Tensor, "B T"]:
-    """What draws an image's tokens: image i's numbers come from the seed `seed` + i and nothing else.
+def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B T"]:
+    """What draws an image's tokens: an image's numbers come from its own seed and nothing else.
 
     So a large batch gives the images of small ones: image i of a batch with one seed is the first image of a batch with
     that seed + i.
+
+    Args:
+        images: B.
+        positions: numbers per image.
+        seed: of the batch, or one per image.
+    Raises:
+        ValueError: a wrong number of seeds.
     """
-    rows = (
-        torch.rand(positions, generator=torch.Generator().manual_seed(seed + image), dtype=torch.float64)
-        for image in range(images)
+    seeds = range(seed, seed + images) if isinstance(seed, int) else seed
+    require(
+        len(seeds) == images, f"seed must be one number, or one per image, here {images}; got {len(seeds)}. Use seed=0."
     )
+    rows = (torch.rand(positions, generator=torch.Generator().manual_seed(own), dtype=torch.float64) for own in seeds)
     return torch.stack(list(rows))

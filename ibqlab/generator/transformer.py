@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import Decoding
 from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
-from ibqlab.generator.sampling import sample_from
+from ibqlab.generator.sampling import Seed, sample_from
 from ibqlab.generator.sequence import (
     SequenceConfig,
     block_parts,
@@ -140,7 +140,7 @@ class Generator(nn.Module):
         self,
         labels: Int[Tensor, " B"],
         *,
-        seed: int = 0,
+        seed: Seed = 0,
         prompt: Int[Tensor, "B given"] | None = None,
         compiled: bool = False,
         progress: bool = False,
@@ -153,7 +153,7 @@ class Generator(nn.Module):
         Args:
             labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
             seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
-                another device: image i is drawn by the seed `seed` + i.
+                another device: image i is drawn by the seed `seed` + i, or by its own where one per image is given.
             prompt: tokens of the first positions, such as the first rows of an image to go on from.
             compiled: compile the step of one position: CUDA graphs on a GPU. Pays off from some images on; the first
                 call takes a minute.

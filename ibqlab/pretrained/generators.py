@@ -107,6 +107,12 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
         kept = path / FIRST_STAGE_FILE
         if not kept.is_file():
             raise CheckpointError(f"{path} holds no {FIRST_STAGE_FILE}; give the tokenizer: load_tokenizer(PATH)")
+        anew = Run(path).config.get("index_permutation", -1)
+        if anew >= 0:
+            raise CheckpointError(
+                f"{path} numbers the codes anew (index_permutation {anew}), to measure what their order is worth; no "
+                "tokenizer decodes its tokens. Train with index_permutation=-1 to draw images"
+            )
         return load_tokenizer(kept, "raw")
     _check_there(path)
     stored = open_stored(path)

@@ -1,0 +1,59 @@
+"""One generated image at a time: class, seed, guidance, temperature and filters by hand."""
+
+import html
+from collections.abc import Sequence
+
+import ipywidgets
+import torch
+
+from ibqlab.generator import AnyGenerator
+from ibqlab.plots import plot_gallery
+from ibqlab.studies.gallery import draw_images
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.widgets.live import picture_html
+
+_STYLE = {"description_width": "110px"}
+
+
+class SampleExplorer(ipywidgets.VBox):
+    """Controls for one image, and the image; it is drawn when the button is pressed.
+
+    Args:
+        generator: a transformer over the tokenizer's codes.
+        tokenizer: whose decoder makes the images.
+        names: class names by label; classes beyond them are shown by number.
+    """
+
+    def __init__(self, generator: AnyGenerator, tokenizer: Tokenizer, names: Sequence[str] = ()):
+        self._generator, self._tokenizer = generator, tokenizer
+        count = generator.config.num_classes
+        labels = [(names[label] if label < len(names) else f"class {label}", label) for label in range(count)]
+        slider = {"style": _STYLE, "continuous_update": False, "readout_format": ".2f"}
+        self.label = ipywidgets.Dropdown(options=[*labels, ("no class", count)], description="class", style=_STYLE)
+        self.seed = ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", style=_STYLE)
+        self.cfg_scale = ipywidgets.FloatSlider(2.0, min=0, max=8, step=0.25, description="guidance", **slider)
+        self.temperature = ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.05, description="temperature", **slider)
+        self.top_p = ipywidgets.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="top-p", **slider)
+        self.button = ipywidgets.Button(description="draw", button_style="primary")
+        self.picture = ipywidgets.HTML()
+        self.picture.add_class("ibqlab-sample")
+        controls = [self.label, self.seed, self.cfg_scale, self.temperature, self.top_p, self.button]
+        super().__init__([ipywidgets.HBox([ipywidgets.VBox(controls), self.picture])])
+        self.button.on_click(lambda _: self.draw())
+        self.draw()
+
+    def draw(self) -> None:
+        """Show the image that the controls describe, or why it cannot be: an error in a callback is seen by nobody."""
+        settings = {"cfg_scale": self.cfg_scale.value, "temperature": self.temperature.value, "top_p": self.top_p.value}
+        try:
+            device = next(self._generator.parameters()).device
+            label = torch.tensor([self.label.value], device=device)
+            image = draw_images(self._generator, self._tokenizer, label, seed=self.seed.value, **settings)
+        except ValueError as error:
+            self.picture.value = f"<b>{html.escape(str(error))}</b>"
+            return
+        name = self.label.label
+        described = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        caption = f"seed {self.seed.value}, {described}"
+        figure = plot_gallery(image[None], [""], [name], caption=caption)
+        self.picture.value = picture_html(figure, f"generated image of {name}: {caption}")
