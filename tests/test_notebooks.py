@@ -22,7 +22,7 @@ def cells(path, kind):
 
 def test_the_promised_notebooks_are_there():
     promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert promised | {"train_generator", "generation_gallery"} <= set(NAMES)
+    assert promised | {"train_generator", "generation_gallery", "link_stages"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -82,6 +82,7 @@ def pictures(out):
         ("evaluate_tokenizer", ["-p", "limit", "32"], 2),
         ("compare_published", ["-p", "limit", "32"], 2),
         ("train_generator", ["-p", "settings", "[steps=4]"], 3),
+        ("link_stages", ["-p", "codebook_sizes", "[64]", "-p", "lookup_free_bits", "6", "-p", "steps", "2"], 3),
         ("generation_gallery", ["-p", "cfg_scales", "[1.0, 2.0]", "-p", "images_per_class", "2"], 5),
     ],
 )
@@ -93,7 +94,7 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 def test_every_notebook_is_executed_above():
     executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert executed | {"train_generator", "generation_gallery"} == set(NAMES)
+    assert executed | {"train_generator", "generation_gallery", "link_stages"} == set(NAMES)
 
 
 @pytest.mark.parametrize(
