@@ -6,12 +6,17 @@ from ibqlab.studies.link_study import LinkParameters, LinkStudy
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IBQLAB_RUNS", str(tmp_path_factory.mktemp("runs")))
-        made = LinkStudy(LinkParameters(preset="smoke", codebook_sizes=(64,), lookup_free_bits=6, steps=2))
-        made.train()
-        yield made
+def runs(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def study(runs, monkeypatch):
+    """The smallest study, trained by the first test that wants it."""
+    monkeypatch.setenv("IBQLAB_RUNS", runs)
+    made = LinkStudy(LinkParameters(preset="smoke", codebook_sizes=(64,), lookup_free_bits=6, steps=2))
+    made.train()
+    return made
 
 
 def test_each_tokenizer_has_a_generator_and_one_over_permuted_codes(study):
