@@ -304,6 +304,48 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verif
     click.echo(f"{store.describe()}\ntrain a generator on them: ibqlab train RECIPE tokens={folder}")
 
 
+@main.command()
+@click.argument("checkpoint")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder; by default runs/<checkpoint>-samples.")
+@click.option("--card", help="A published sampling card, such as ibq_b, which KEY=VALUE changes.")
+@click.option("--tokenizer", default="", help="That decodes; by default the one that CHECKPOINT holds.")
+@click.option("--images-per-class", type=int, default=50, show_default=True)
+@click.option("--classes", default="", help="Labels, such as 0,7,12; by default all.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next ones follow.")
+@click.option("--batch-size", type=int, default=50, show_default=True, help="Images drawn at once.")
+@click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
+@click.option("--compiled", is_flag=True, help="Compile the step of one position (CUDA graphs on a GPU).")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+def sample(checkpoint: str, settings: Sequence[str], output: Path | None, card: str | None, **given: Any) -> None:
+    """Draw images of every class from a generator: tar shards, and the .npz that published evaluators read.
+
+    CHECKPOINT is a generator's run, export or published file. KEY=VALUE says how tokens are drawn: cfg_scale=2.25
+    temperature=1.1 top_p=0.95. An interrupted command is gone on with. Several processes: torchrun --nproc-per-node N
+    -m ibqlab sample …
+    """
+    from ibqlab.config import apply_overrides, parse, to_dict  # noqa: PLC0415
+    from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
+    from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
+    from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
+    from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.studies.generating import open_pair  # noqa: PLC0415
+    from ibqlab.studies.sampling_runs import SampleRequest, sample_images  # noqa: PLC0415
+
+    if card:
+        require_choice("card", card, SAMPLING_CARDS)
+    base = to_dict(SAMPLING_CARDS[card]) if card else {}
+    sampling = parse(SamplingConfig, apply_overrides(base, settings), source="sampling")
+    tokenizer, classes = given.pop("tokenizer"), given.pop("classes")
+    labels = [int(label) for label in classes.split(",")] if classes else []
+    request = parse(SampleRequest, {**given, "classes": labels}, source="samples")
+    folder = output or runs_root() / f"{Path(checkpoint).stem}-samples"
+    archive = sample_images(*open_pair(checkpoint, tokenizer), folder, sampling, request)
+    click.echo(
+        f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)"
+    )
+
+
 def _data_of(place: str) -> dict[str, Any]:
     """The data settings of a run; none for a tokenizer that is no run."""
     from ibqlab.runs import Run  # noqa: PLC0415

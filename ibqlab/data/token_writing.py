@@ -12,7 +12,6 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -39,7 +38,7 @@ from ibqlab.data.tokens import (
     token_dtype,
 )
 from ibqlab.quantizers.base import require
-from ibqlab.runs.files import explained, force_to_disk
+from ibqlab.runs.files import explained, replacing, write_whole
 from ibqlab.tokenizer import Tokenizer
 
 PIECE = 1024
@@ -175,7 +174,7 @@ class _Job:
         """Make the folder, and say in it what will be written."""
         with explained(self.folder):
             (self.folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / UNFINISHED / REQUEST, json.dumps(to_dict(self.manifest)).encode())
+        write_whole(self.folder / UNFINISHED / REQUEST, json.dumps(to_dict(self.manifest)).encode())
 
     def pieces(self) -> list[_Piece]:
         """All of both splits, in order."""
@@ -213,7 +212,7 @@ class _Job:
         rows = np.concatenate(tokens).reshape(len(images), self.views(piece.split), -1)
         named = np.array(sorted(set(broken)), dtype=np.str_)
         labels = np.concatenate(labels)[::crops].astype(LABEL_TYPE)
-        with _whole(piece.file(self.folder)) as stream:
+        with replacing(piece.file(self.folder)) as stream:
             np.savez(stream, tokens=rows, labels=labels, broken=named)
 
     @torch.no_grad()
@@ -238,7 +237,7 @@ class _Job:
             time.sleep(POLL_SECONDS)
         facts = {split: self._join_split(split, [p for p in pieces if p.split == split]) for split in get_args(Split)}
         content = json.dumps(to_dict(replace(self.manifest, **facts)), indent=2, ensure_ascii=False)
-        _write_whole(self.folder / MANIFEST, content.encode())
+        write_whole(self.folder / MANIFEST, content.encode())
         shutil.rmtree(self.folder / UNFINISHED)
 
     def _join_split(self, split: Split, pieces: list[_Piece]) -> SplitManifest:
@@ -291,31 +290,10 @@ class _Job:
 
 def _write_array(file: Path, shape: tuple[int, ...], dtype: np.dtype, parts: Iterator[np.ndarray]) -> str:
     """An .npy file of arrays one after another, whole or not at all; its SHA-256."""
-    with _whole(file) as stream:
+    with replacing(file) as stream:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for part in parts:
             stream.write(np.ascontiguousarray(part, dtype=dtype).data)
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    with _whole(file) as stream:
-        stream.write(content)
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Any]:
-    """A file that is there when the block ends well, and is not otherwise."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    with explained(file):
-        try:
-            with open(part, "wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
-        force_to_disk(file.parent)

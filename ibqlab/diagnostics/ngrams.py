@@ -245,7 +245,7 @@ def _fit_weights(chances: list[Float[np.ndarray, "n T"]]) -> Float[np.ndarray, "
 
 
 def _maximise(
-    table: Float[np.ndarray, "models n T"], prior: Float[np.ndarray, "models #T"], strength: int
+    table: Float[np.ndarray, "models n T"], prior: Float[np.ndarray, "models #T"], strength: float
 ) -> Float[np.ndarray, "models T"]:
     """Expectation maximisation of weights per position under `strength` images that followed the prior."""
     weights = prior

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -56,6 +56,36 @@ def force_to_disk(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all.
+
+    Raises:
+        RunError: the disk is full, or the folder may not be written to.
+    """
+    with replacing(file) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes the file when the block ends well, and is gone otherwise.
+
+    Raises:
+        RunError: the disk is full, or the folder may not be written to.
+    """
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with explained(file):
+        try:
+            with open(part, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        force_to_disk(file.parent)
 
 
 def end_of_last_row(stream: io.BufferedRandom) -> int:

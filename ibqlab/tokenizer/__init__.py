@@ -2,7 +2,14 @@
 
 from ibqlab.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
 from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
-from ibqlab.tokenizer.tokenizer import Images, Tokenizer, TokenizerConfig, TokenizerOutput, prepare_images
+from ibqlab.tokenizer.tokenizer import (
+    Images,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerOutput,
+    fingerprint_weights,
+    prepare_images,
+)
 
 __all__ = [
     "AutoencoderConfig",
@@ -14,5 +21,6 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerOutput",
+    "fingerprint_weights",
     "prepare_images",
 ]

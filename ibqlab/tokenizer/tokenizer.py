@@ -96,11 +96,7 @@ class Tokenizer(nn.Module):
         Stored tokens, generators and samples name the tokenizer that they belong to by it. It is that of the weights as
         they are: averaged weights have another one than weights as trained.
         """
-        digest = hashlib.sha256(self.config.quantizer.config_name.encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return fingerprint_weights(self, self.config.quantizer.config_name)
 
     def latent_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of that size.
@@ -207,6 +203,20 @@ class Tokenizer(nn.Module):
     def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         self.latent_grid(*images.shape[-2:])
         return self.quant_conv(self.encoder(images))
+
+
+def fingerprint_weights(module: nn.Module, kind: str) -> str:
+    """Sixteen hexadecimal digits of a module's weights and buffers, with their names, types and shapes.
+
+    Args:
+        module: on any device.
+        kind: what it is, where that is not in its weights.
+    """
+    digest = hashlib.sha256(kind.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def prepare_images(images: Images, channels: int = 3) -> Float[Tensor, "B C H W"]:
