@@ -29,6 +29,7 @@ lab: .venv/.ready
 bench: .venv/.ready
 	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/index_backprop.py --output $(BENCH)/index_backprop.csv
 	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/cross_entropy.py --output $(BENCH)/cross_entropy.csv
+	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/sampling.py --compiled --output $(BENCH)/sampling.csv
 	@env -u OMP_WAIT_POLICY $(PY) experiments/benchmarks/training_speed.py imagenet/ibq_262144 --published-form \
 	  --steps 2 --output $(BENCH)/training_step.csv
 	@echo "tables and figure: $(BENCH)"

@@ -170,3 +170,36 @@ def test_the_written_out_forms_memory_is_that_of_the_logits(tmp_path):
     assert base["peak_mib"] > 2 * 64
     assert ours["peak_mib"] < 0.8 * base["peak_mib"]
     assert ours["memory_ratio"] == pytest.approx(ours["peak_mib"] / base["peak_mib"])
+
+
+def test_sampling_is_timed_against_a_plain_loop_that_draws_the_same_tokens(tmp_path):
+    settings = ["--width", "64", "--depth", "1", "--batches", "1", "2", "--positions", "3", "--rounds", "1"]
+    told, table = ask("sampling.py", tmp_path, *settings)
+    assert_tells_its_origin(table)
+    assert list(zip(table["batch"], table["form"], strict=True)) == [
+        (batch, name) for batch in (1, 2) for name in ("plain loop", "ours")
+    ]
+    assert (table["same_tokens"] == 1).all() and (table["floor_share"] > 0).all()
+    for _, rows in table.groupby("batch"):
+        seconds = rows["seconds_per_token"].tolist()
+        assert rows["speed_up"].tolist() == pytest.approx([1.0, seconds[0] / seconds[1]])
+    assert told.count("| ours |") == 2
+
+
+def test_the_plain_loop_is_the_librarys_sampling(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import plain_sampling  # noqa: PLC0415 - it lies beside the benchmarks
+    import sampling  # noqa: PLC0415 - likewise
+
+    from ibqlab.generator import GeneratorConfig  # noqa: PLC0415 - the library's name beside the script's
+
+    config = GeneratorConfig(
+        vocabulary_size=12, num_classes=3, grid_size=3, depth=2, num_heads=2, width=16, hidden_multiple=8
+    )
+    generator = sampling.make_generator(config, torch.device("cpu")).double()
+    labels, settings = torch.tensor([0, 2]), sampling.SAMPLING
+    expected = generator.sample(labels, seed=sampling.SEED, **vars(settings))
+    assert torch.equal(plain_sampling.sample_plainly(generator, labels, settings, 9, sampling.SEED), expected)
+    assert torch.equal(sampling.sample_fast(generator, labels, settings, 9), expected)
+    for name in ("sampling", "plain_sampling", "rows", "cross_entropy"):
+        sys.modules.pop(name, None)

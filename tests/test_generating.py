@@ -134,6 +134,9 @@ def test_galleries_are_saved_into_the_run(here):
     table = gallery.table()
     assert len(table) == 4 and set(table["images"]) == {2} and table["recognised"].between(0, 1).all()
     assert "of 10 generated digits as the class asked for" in gallery.judge(1)
+    completed = gallery.figure_completions(2)
+    assert [axes.get_title() for axes in completed.axes[:3]] == ["image", "its tokens", "2 of 4 rows"]
+    assert pd.read_csv(folder / "completions.csv")["tokens_given"].tolist() == [8, 8]
 
 
 def test_a_file_with_its_tokenizer_makes_a_gallery(here, tmp_path):
@@ -147,6 +150,7 @@ def test_a_file_with_its_tokenizer_makes_a_gallery(here, tmp_path):
     gallery.figure_seeds([0])
     assert (runs_root() / "galleries" / "mine" / "gallery.png").is_file()
     assert "only digits have a classifier" in gallery.judge()
+    assert gallery.figure_completions() is None
     assert class_names(exported) == []
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         open_pair(exported)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from oracle import algorithm_1, entropies
+from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, make
 
 from ibqlab.generator import linear_cross_entropy
 from ibqlab.quantizers import available_quantizers, blocks, build_quantizer, index_backprop
-from ibqlab.training import recipe_config, train
+from ibqlab.training import recipe_config, train, train_generator
 
 pytestmark = [
     pytest.mark.gpu,
@@ -111,3 +112,28 @@ def test_cross_entropy_by_blocks_equals_the_written_out_form(monkeypatch, dtype,
     for ours, theirs in zip(*gradients, strict=True):
         assert ours.dtype == dtype
         assert (ours.double() - theirs).abs().max() < (3e-2 if half else 1e-5) * theirs.abs().max()
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_samples_are_those_of_the_cpu(config, compiled):
+    """Guidance ends midway, so the compiled step (CUDA graphs) is recorded for both batch sizes."""
+    model = make(config).double()
+    settings = {"cfg_scale": 2.0, "cfg_interval": (0.0, 0.7), "seed": 6}
+    there = model.sample(LABELS, **settings)
+    here = model.cuda().sample(LABELS.cuda(), compiled=compiled, **settings)
+    assert torch.equal(here.cpu(), there)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_a_generator_trains_in_bfloat16(tmp_path, fast):
+    tokenizer = train(recipe_config("builtin/smoke", {"accelerator": "cuda"}), tmp_path / "tok", progress=False)
+    settings = {
+        "tokenizer": str(tokenizer.path),
+        "accelerator": "cuda",
+        "precision": "bf16-mixed",
+        "speed": {"compile": fast, "activation_checkpointing": fast},
+    }
+    run = train_generator(recipe_config("builtin/smoke_generator", settings), tmp_path / "run", progress=False)
+    losses = run.metrics["validation_loss"].dropna()
+    assert run.status == "finished" and losses.iloc[-1] < losses.iloc[0]

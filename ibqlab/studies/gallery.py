@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ibqlab.data import Batch, open_data, validation_batches
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.generator.sampling import SamplingConfig, Seed
@@ -22,12 +23,13 @@ from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import Run, runs_root
+from ibqlab.runs import runs_root
 from ibqlab.studies.generating import (
     GENERATOR_PRESETS,
     GeneratorRunParameters,
     Pair,
     class_names,
+    data_of,
     open_pair,
     plan_pipeline,
 )
@@ -229,7 +231,8 @@ class Gallery:
         run = self.path.is_dir()
         self.folder = self.path / "figures" if run else runs_root() / "galleries" / self.path.stem
         """Where figures go: into the generator's run, or into a folder of their own beside the runs."""
-        self.of_digits = run and Run(self.path).config.get("data", {}).get("source") == "digits"
+        data = data_of(path)
+        self.of_digits = data is not None and data.source == "digits"
 
     def figure_seeds(self, classes: Sequence[int]) -> Figure:
         """Each class with the same seeds; saved as `gallery`."""
@@ -273,6 +276,48 @@ class Gallery:
                 row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": part.labels.size}
                 rows.append(row | ({"recognised": _recognise(part).share} if self.of_digits else {}))
         return pd.DataFrame(rows)
+
+    def figure_completions(self, images: int = 4) -> Figure | None:
+        """Validation images, what the upper half of their tokens alone decodes to, and what the generator makes of it.
+
+        Saved as `completions`; None for a generator whose images are not here.
+
+        Args:
+            images: how many, at least 1.
+        """
+        batch = self._validation_batch(images)
+        if batch is None:
+            return None
+        side = self.generator.config.grid_size
+        tokens = self.tokenizer.encode_indices(batch.images).flatten(1)
+        given = side * (side // 2)
+        # The rest of the grid holds the first code, so that the eye sees where the given rows end.
+        half = torch.where(torch.arange(side**2) < given, tokens, 0)
+        sampling, seeds = gallery_settings(self.parameters), range(self.parameters.seed, self.parameters.seed + 3)
+        labels = torch.where(batch.labels < 0, self.generator.config.num_classes, batch.labels)
+        drawn = [
+            self.generator.sample(labels, seed=[seed] * images, prompt=tokens[:, :given], **vars(sampling))
+            for seed in seeds
+        ]
+        columns = [batch.images, *(self._decode(part) for part in (tokens, half, *drawn))]
+        pictures = torch.stack(columns, dim=1).permute(0, 1, 3, 4, 2).numpy()
+        names = ["image", "its tokens", f"{side // 2} of {side} rows", *(f"seed {seed}" for seed in seeds)]
+        figure = plot_gallery(pictures, [""] * images, names, caption=f"{self.name}: the rest of the image is drawn")
+        table = pd.DataFrame({"image": range(images), "class": labels.tolist(), "tokens_given": given})
+        save_figure(figure, self.folder / "completions", table)
+        return figure
+
+    @torch.no_grad()
+    def _decode(self, tokens: Int[Tensor, "B T"]) -> UInt8[Tensor, "B 3 H W"]:
+        side = self.generator.config.grid_size
+        return truncate_to_uint8(self.tokenizer.decode_indices(tokens.view(-1, side, side)))
+
+    def _validation_batch(self, images: int) -> Batch | None:
+        """The first validation images of the generator's run; None where they are not here."""
+        data = data_of(self.path)
+        if data is None:
+            return None
+        return next(iter(validation_batches(open_data(data, "validation"), images=images, batch_size=images)))
 
     def judge(self, images_per_class: int = 20) -> str:
         """How many generated digits a classifier of real scans takes for the class asked for, in a sentence."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from ibqlab.config import content_hash, parse, to_dict
-from ibqlab.data import open_data
+from ibqlab.data import DataConfig, open_data
 from ibqlab.data.token_writing import write_tokens
 from ibqlab.data.tokens import TokenStore
 from ibqlab.diagnostics import TokenReport
@@ -130,20 +130,31 @@ def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     )
 
 
+def data_of(generator: str | Path) -> DataConfig | None:
+    """The images that a generator's run was trained on; None for files, and where the images are not here.
+
+    Args:
+        generator: a run folder, or a file.
+    """
+    place = Path(find_folder(str(generator)))
+    if not place.is_dir():
+        return None
+    data = parse(GeneratorTrainConfig, Run(place).config, source=f"run {place.name}").data
+    try:
+        open_data(data, "validation")
+    except (ValueError, FileNotFoundError):
+        return None
+    return data
+
+
 def class_names(generator: str | Path) -> list[str]:
     """Names of a generator's classes by label; none where its run does not tell, or its images are not here.
 
     Args:
-        generator: a run folder; files tell no names.
+        generator: a run folder, or a file.
     """
-    place = Path(find_folder(str(generator)))
-    if not place.is_dir():
-        return []
-    try:
-        data = parse(GeneratorTrainConfig, Run(place).config, source=f"run {place.name}").data
-        return list(open_data(data, "validation").classes)
-    except (ValueError, FileNotFoundError):
-        return []
+    data = data_of(generator)
+    return [] if data is None else list(open_data(data, "validation").classes)
 
 
 def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple[TokenReport, Figure]:

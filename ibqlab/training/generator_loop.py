@@ -27,9 +27,8 @@ from ibqlab.runs import Run
 from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
-from ibqlab.training.processes import launch
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.trainer import Trainer, Watch, finished_run
+from ibqlab.training.trainer import Trainer, Watch, begin_run, finished_run
 
 
 def train_generator(
@@ -60,14 +59,8 @@ def train_generator(
     generator = make_generator(config.generator)
     if config.precision == "64-true":
         generator.double()
-    fabric = launch(config)
-    run = Run.start(path, config) if fabric.is_global_zero else None
-    fabric.barrier()
-    trainer = _GeneratorTrainer(source, generator, run or Run(path), fabric, watch)
-    with trainer.ending():
-        trainer.fit(progress and fabric.is_global_zero)
-    fabric.barrier()
-    return trainer.run
+    run, fabric = begin_run(path, config)
+    return _GeneratorTrainer(source, generator, run, fabric, watch).train(progress)
 
 
 class _GeneratorTrainer(Trainer):

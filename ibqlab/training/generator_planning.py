@@ -18,7 +18,6 @@ from ibqlab.generator.layers import Block
 from ibqlab.runs.run import CHECKPOINTS_KEPT
 from ibqlab.training.accounting import weight_dtype
 from ibqlab.training.counting import (
-    Cost,
     Kept,
     count_parameters,
     counting,
@@ -29,7 +28,7 @@ from ibqlab.training.counting import (
 )
 from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.generator_step import NextTokenLoss
-from ibqlab.training.planning import IMAGENET_IMAGES, Plan, gibi, giga, plan_tokenizer
+from ibqlab.training.planning import IMAGENET_IMAGES, Plan, RunPlan, gibi, giga, plan_tokenizer
 from ibqlab.training.recipes import EXPERIMENTS, find_recipe, published_row, recipe_config, recipe_name
 from ibqlab.training.speed import recompute
 
@@ -99,45 +98,19 @@ class GeneratorParameters(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorPlan:
-    """The cost of a generator's recipe in everything but time. Operations count a multiply-add as two."""
+class GeneratorPlan(RunPlan):
+    """The cost of a generator's recipe in everything but time. Operations count a multiply-add as two.
 
-    name: str
-    """Of the recipe."""
+    Forward is to the loss: about what an image costs to sample without guidance. The tokenizer's operations and memory
+    come on top, unless its tokens are stored. Activations include the gradients that the loss makes ahead.
+    """
+
     published: PublishedGeneration | None
     """The numbers that a paper printed for it; None for recipes of our own."""
     parameters: GeneratorParameters
     """Learned numbers, part by part."""
-    tokens_per_image: int
-    """T."""
-    forward_operations: int
-    """Operations for the loss of one image's tokens; about what one image costs to sample without guidance."""
-    training_operations: int
-    """Operations per image of a training step, forward and backward. The tokenizer's come on top, unless its tokens
-    are stored."""
-    state_bytes: int
-    """Memory per process for weights, gradients and Adam's averages, whatever the batch."""
-    activations: Cost
-    """Bytes kept for the backward pass, the gradients that the loss makes ahead of it included."""
     cache_bytes: int
     """Keys and values of one image while it is sampled, float32; guidance needs twice that."""
-    images_at_once: int
-    """Images of one forward and backward pass on one process."""
-    steps: int
-    """Optimiser steps."""
-    images: int
-    """Images seen in all steps."""
-    epochs: float | None
-    """The same in passes over ImageNet's 1,281,166 training images; None for the built-in images."""
-    processes: int
-    """Processes, one GPU each, that the recipe asks for."""
-    checkpoint_bytes: int
-    """One checkpoint on disk; a run keeps two."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """State and activations of one process. Work space, the tokenizer and the allocator's come on top."""
-        return self.state_bytes + self.activations.of(self.images_at_once)
 
     def describe(self) -> str:
         """The plan as lines for people."""

@@ -15,10 +15,9 @@ from ibqlab.training.config import TrainConfig
 from ibqlab.training.evaluation import take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
-from ibqlab.training.processes import launch
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
-from ibqlab.training.trainer import Trainer, Watch, facts_of, finished_run
+from ibqlab.training.trainer import Trainer, Watch, begin_run, facts_of, finished_run
 
 __all__ = ["TrainingError", "train"]
 
@@ -44,14 +43,8 @@ def train(config: TrainConfig, path: str | Path, *, progress: bool = True, watch
     if finished:
         return finished
     material = _prepare(config)
-    fabric = launch(config)
-    run = Run.start(path, config) if fabric.is_global_zero else None
-    fabric.barrier()
-    trainer = _TokenizerTrainer(config, material, run or Run(path), fabric, watch)
-    with trainer.ending():
-        trainer.fit(progress and fabric.is_global_zero)
-    fabric.barrier()
-    return trainer.run
+    run, fabric = begin_run(path, config)
+    return _TokenizerTrainer(config, material, run, fabric, watch).train(progress)
 
 
 class _Material(NamedTuple):

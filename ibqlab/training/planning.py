@@ -23,21 +23,17 @@ IMAGENET_IMAGES = 1_281_166
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The cost of a recipe in everything but time. Operations count a multiply-add as two."""
+class RunPlan:
+    """What the plan of any run holds: a tokenizer's or a generator's."""
 
     name: str
     """Of the recipe."""
-    published: PublishedRow | None
-    """The numbers that a paper printed for it; None for recipes of our own."""
-    parameters: Parameters
-    """Learned numbers, part by part."""
     tokens_per_image: int
     """Codes that stand for an image."""
     forward_operations: int
-    """Operations from one image to its reconstruction, in evaluation."""
+    """Operations of one image without gradients."""
     training_operations: int
-    """Operations per image of a training step, forward and backward, all networks."""
+    """Operations per image of a training step, forward and backward."""
     state_bytes: int
     """Memory per process for weights, gradients, Adam's averages and averaged weights, whatever the batch."""
     activations: Cost
@@ -59,6 +55,19 @@ class Plan:
     def memory_bytes(self) -> int:
         """State and activations of one process. Work space of kernels and of the allocator comes on top."""
         return self.state_bytes + self.activations.of(self.images_at_once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(RunPlan):
+    """The cost of a tokenizer's recipe in everything but time; forward is to the reconstruction, in evaluation.
+
+    Operations count a multiply-add as two.
+    """
+
+    published: PublishedRow | None
+    """The numbers that a paper printed for it; None for recipes of our own."""
+    parameters: Parameters
+    """Learned numbers, part by part."""
 
     def describe(self) -> str:
         """The plan as lines for people."""
@@ -150,7 +159,7 @@ def plan_tokenizer(config: TrainConfig, name: str = "", published: PublishedRow 
 
 
 def cost_of_run(
-    plan: Plan, images_per_second: float, gpus: int | None = None, gpu_hour_price: float | None = None
+    plan: RunPlan, images_per_second: float, gpus: int | None = None, gpu_hour_price: float | None = None
 ) -> RunCost:
     """Time and price of a plan.
 

@@ -20,6 +20,7 @@ from ibqlab.data import BrokenImages, ImageSource
 from ibqlab.quantizers.collectives import names_of_all_processes
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
+from ibqlab.training.processes import launch
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged."""
@@ -51,6 +52,19 @@ def finished_run(path: str | Path, config: Any) -> Run | None:
     if not (Path(path) / "config.yaml").is_file() or Run(path).status != "finished":
         return None
     return Run.start(path, config)
+
+
+def begin_run(path: str | Path, config: Any) -> tuple[Run, Any]:
+    """The run folder, made or gone on with, and the processes of the run.
+
+    Raises:
+        RunError: the folder holds another config, or something that is no run.
+        TrainingError: other than the config's number of processes run.
+    """
+    fabric = launch(config)
+    run = Run.start(path, config) if fabric.is_global_zero else None
+    fabric.barrier()
+    return run or Run(path), fabric
 
 
 def facts_of(source: ImageSource) -> dict[str, str]:
@@ -119,6 +133,17 @@ class Trainer(ABC):
         return step % self.config.record.validate_every == 0 or step == self.config.steps
 
     # --- the loop ---
+
+    def train(self, progress: bool) -> Run:
+        """Train to the last step and note how it ended; the run.
+
+        Args:
+            progress: show a bar on the first process.
+        """
+        with self.ending():
+            self.fit(progress and self.fabric.is_global_zero)
+        self.fabric.barrier()
+        return self.run
 
     def fit(self, progress: bool) -> None:
         """Train from where the run stands to the last step."""
