@@ -423,13 +423,17 @@ def _how_to_measure(plan: "AnyPlan") -> str:
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
+HEADS = click.option("--num-heads", type=int, help="Of a published generator, which does not tell it; else width / 64.")
+GRID = click.option("--grid-size", type=int, help="Of a published generator: tokens along a side; by default 16.")
+
 
 @main.command()
 @click.argument("checkpoint")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
 @click.option("--quantizer", help="Of a published file, whose shapes do not tell IBQ from VQ; by default ibq.")
-@click.option("--num-heads", type=int, help="Of a published generator, which does not tell it; by default width / 64.")
-def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None) -> None:
+@HEADS
+@GRID
+def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None, grid_size: int | None) -> None:
     """What CHECKPOINT holds, key by key, and the architecture that its names and shapes tell.
 
     CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder, of a tokenizer or a generator. Nothing
@@ -440,7 +444,7 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
 
     if is_generator(checkpoint):
-        model = load_generator(checkpoint, num_heads=num_heads)
+        model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
     else:
         model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
     click.echo(model.load_report)
@@ -451,12 +455,19 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
 @click.argument("name", required=False)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to; by default the hub's own cache.")
 def download(name: str | None, folder: Path | None) -> None:
-    """Fetch the published tokenizer NAME, check its checksum and print where it lies; without a name, list them all."""
-    from ibqlab.pretrained import PUBLISHED, download_published  # noqa: PLC0415
+    """Fetch the published checkpoint NAME, check its checksum and print where it lies; without a name, list them all.
+
+    Tokenizers are listed with K, their number of codes, generators with the tokenizer whose tokens they draw.
+    """
+    from ibqlab.pretrained import PUBLISHED, PUBLISHED_GENERATORS, download_published  # noqa: PLC0415
 
     if name is None:
         rows = [
             f"{key:<28} K {tokenizer.codebook_size:>7,}  rFID {tokenizer.rfid}" for key, tokenizer in PUBLISHED.items()
+        ]
+        rows += [
+            f"{key:<28} over {entry.tokenizer:<16}  gFID {entry.gfid}  IS {entry.inception_score:.2f}"
+            for key, entry in PUBLISHED_GENERATORS.items()
         ]
         click.echo("\n".join(rows))
         return
@@ -467,23 +478,19 @@ def download(name: str | None, folder: Path | None) -> None:
 @click.argument("checkpoint")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--weights", type=click.Choice(["ema", "raw"]), help="For .safetensors: which set; by default ema.")
-def export(checkpoint: str, target: Path, weights: str | None) -> None:
+@HEADS
+@GRID
+def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | None, grid_size: int | None) -> None:
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.pretrained import (  # noqa: PLC0415
-        export_generator,
-        export_published,
-        export_published_generator,
-        export_tokenizer,
-    )
+    from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
 
     generator = is_generator(checkpoint)
     if generator and weights:
         raise ConfigError("--weights is for tokenizers; a generator has one set of weights. Leave it out")
     if generator and target.suffix in (".safetensors", ".ckpt"):
-        write = export_generator if target.suffix == ".safetensors" else export_published_generator
-        click.echo(write(checkpoint, target))
+        click.echo(_export_generator(checkpoint, target, num_heads=num_heads, grid_size=grid_size))
         return
     if target.suffix == ".safetensors":
         click.echo(export_tokenizer(checkpoint, target, weights))
@@ -495,6 +502,23 @@ def export(checkpoint: str, target: Path, weights: str | None) -> None:
     if weights:
         raise ConfigError("--weights is for .safetensors; a .ckpt holds the weights as trained and the averaged ones")
     click.echo(export_published(checkpoint, target))
+
+
+def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Path:
+    """A generator's export of the kind that the target's ending names."""
+    from ibqlab.pretrained import (  # noqa: PLC0415
+        export_generator,
+        export_published_generator,
+        load_first_stage,
+        load_generator,
+    )
+    from ibqlab.pretrained.export import check_free  # noqa: PLC0415
+
+    check_free(target)
+    if target.suffix == ".safetensors":
+        return export_generator(load_generator(checkpoint, **sizes), target)
+    first = load_first_stage(checkpoint)
+    return export_published_generator(load_generator(checkpoint, **sizes), target, first)
 
 
 # --- runs, show ------------------------------------------------------------------------------------------------------

@@ -291,5 +291,7 @@ def test_export_says_what_it_can_write():
 
 
 def test_download_lists_what_was_published_and_fetches_nothing():
-    assert "IBQ-262144" in ibqlab("download")
+    listed = ibqlab("download")
+    assert "IBQ-262144" in listed and "gFID 2.05  IS 286.73" in listed
+    assert all(name in listed for name in ("IBQ-AR-XXL", "Open-MAGVIT2-AR-B"))
     assert "IBQ-262144" in ibqlab("download", "IBQ-262143", code=2)

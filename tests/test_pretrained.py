@@ -541,6 +541,15 @@ class TestDownload:
         assert "IBQ-Tokenizer-16384/resolve/main/imagenet256_16384.ckpt" in hub.asked[0]
         assert download_published("IBQ-1024").parent == tmp_path / "cache"
 
+    def test_generators_come_the_same_way(self, hub, tmp_path):
+        path = download_published("IBQ-AR-B", tmp_path / "here")
+        assert path == tmp_path / "here" / "AR_256_B.ckpt" and path.read_bytes() == hub.sent
+        assert hub.asked[1] == ("TencentARC/IBQ-AR-B", "AR_256_B.ckpt", "abc")
+        hub.sent = b"weights as damaged"
+        with pytest.raises(CheckpointError, match=r"sha256 .* is not the hub's .* deleted"):
+            download_published("Open-MAGVIT2-AR-XL", tmp_path)
+        assert not (tmp_path / "AR_256_XL.ckpt").exists()
+
     def test_a_damaged_file_is_not_used(self, hub, tmp_path):
         hub.sent = b"weights as damaged"
         with pytest.raises(CheckpointError, match=r"sha256 .* is not the hub's .* deleted"):
@@ -560,6 +569,8 @@ class TestDownload:
         expected = r"Cannot reach.*/resolve/main/imagenet256_262144\.ckpt.*load_tokenizer\(\"path/to/imagenet256_262144"
         with pytest.raises(CheckpointError, match=expected):
             download_published("IBQ-262144")
+        with pytest.raises(CheckpointError, match=r"IBQ-AR-L/resolve/main/AR_256_L\.ckpt.*load_generator\("):
+            download_published("IBQ-AR-L")
 
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="did you mean 'IBQ-16384'"):

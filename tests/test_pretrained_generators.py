@@ -1,6 +1,10 @@
 """Published checkpoints of generators, runs and exports: read strictly, inferred, refused, and written back."""
 
 import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make
 from ibqlab.cli import main
 from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, make_generator
 from ibqlab.pretrained import (
+    PUBLISHED,
+    PUBLISHED_GENERATORS,
     CheckpointError,
     export_generator,
     export_published_generator,
@@ -19,7 +25,9 @@ from ibqlab.pretrained import (
     load_generator,
     load_tokenizer,
 )
+from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
 from ibqlab.pretrained.generator_architecture import infer_generator_config
+from ibqlab.pretrained.generators import FIRST_STAGE, published_generator_state
 from ibqlab.quantizers import join_indices, quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -83,23 +91,6 @@ def test_a_published_factorized_generator_gives_the_published_logits(tmp_path):
     logits = model(indices, tensors["cls"].flatten())
     assert_close(logits.pre, tensors["eval/logits_pre"], 1e-5)
     assert_close(logits.post, tensors["eval/logits_post"], 1e-5)
-
-
-@pytest.mark.parametrize("name", ["B", "L", "XL", "XXL"])
-def test_published_architectures_are_inferred(name):
-    config = GeneratorConfig.preset(name)
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in make_generator(config).state_dict().items()}
-    found = infer_generator_config(shapes)
-    # The scale of the gates at the start is no part of a trained architecture.
-    assert found == GeneratorConfig.preset(name, gate_scale=found.gate_scale)
-
-
-def test_a_published_factorized_architecture_is_inferred():
-    config = FactorizedGeneratorConfig.preset("B")
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in make_generator(config).state_dict().items()}
-    assert infer_generator_config(shapes) == config
 
 
 def test_names_and_shapes_are_those_of_the_published_file():
@@ -265,3 +256,114 @@ def test_inspect_and_export_take_generators(tmp_path):
     assert load_generator(tmp_path / "b.safetensors").config == SMALL
     refused = CliRunner().invoke(main, ["export", str(run.path), str(tmp_path / "c.ckpt"), "--weights", "ema"])
     assert refused.exit_code == 2 and "--weights is for tokenizers" in refused.output
+
+
+def test_export_asks_what_a_published_file_does_not_tell(tmp_path):
+    path = str(export_published_generator(make(SMALL), tmp_path / "a.ckpt", tiny_tokenizer()))
+    refused = CliRunner().invoke(main, ["export", path, str(tmp_path / "b.safetensors")])
+    assert refused.exit_code and "Give num_heads=" in refused.output + str(refused.exception)
+    assert not (tmp_path / "b.safetensors").exists()
+    sizes = ["--num-heads", str(SMALL.num_heads), "--grid-size", str(SMALL.grid_size)]
+    for name in ("b.safetensors", "b.ckpt"):
+        CliRunner().invoke(main, ["export", path, str(tmp_path / name), *sizes], catch_exceptions=False)
+    found = load_generator(tmp_path / "b.safetensors").config
+    assert (found.num_heads, found.grid_size) == (SMALL.num_heads, SMALL.grid_size)
+    one, other = torch.load(path)["state_dict"], torch.load(tmp_path / "b.ckpt")["state_dict"]
+    assert list(one) == list(other) and all(torch.equal(one[key], other[key]) for key in one)
+    shown = CliRunner().invoke(main, ["inspect", path, *sizes], catch_exceptions=False)
+    assert f"grid_size: {SMALL.grid_size}" in shown.output
+
+
+# --- the published seven ---
+
+
+@pytest.mark.parametrize("name", PUBLISHED_GENERATORS)
+def test_published_generators_fit_their_tokenizers_and_are_inferred(name):
+    entry = PUBLISHED_GENERATORS[name]
+    config = {"ibq": GeneratorConfig, "magvit2": FactorizedGeneratorConfig}[entry.design].preset(entry.preset)
+    assert config.vocabulary_size == PUBLISHED[entry.tokenizer].codebook_size
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in make_generator(config).state_dict().items()}
+    found = infer_generator_config(shapes)
+    if entry.design == "ibq":
+        # The scale of the gates at the start is no part of a trained architecture.
+        found = replace(found, gate_scale=config.gate_scale)
+    assert found == config
+    assert (entry.sampling.top_k, entry.sampling.top_p, entry.sampling.cfg_schedule) == (0, 1.0, "constant")
+
+
+def test_the_table_of_generators_is_that_of_the_papers():
+    table = {name: (entry.gfid, entry.inception_score) for name, entry in PUBLISHED_GENERATORS.items()}
+    assert table == {
+        "IBQ-AR-B": (2.88, 254.73),
+        "IBQ-AR-L": (2.45, 267.48),
+        "IBQ-AR-XL": (2.14, 278.99),
+        "IBQ-AR-XXL": (2.05, 286.73),
+        "Open-MAGVIT2-AR-B": (3.08, 258.26),
+        "Open-MAGVIT2-AR-L": (2.51, 271.70),
+        "Open-MAGVIT2-AR-XL": (2.33, 271.77),
+    }
+    small = PUBLISHED_GENERATORS["IBQ-AR-B"].sampling
+    assert (small.temperature, small.cfg_scale) == (1.1, 2.25)
+    large = PUBLISHED_GENERATORS["Open-MAGVIT2-AR-XL"].sampling
+    assert (large.temperature, large.cfg_scale) == ((1.1, 1.0), (1.75, 1.85))
+
+
+def test_the_exported_keys_are_those_of_the_published_file():
+    listed = golden_keys("IBQ-AR/B")
+    first = {key.removeprefix(FIRST_STAGE): shape for key, shape in listed.items() if key.startswith(FIRST_STAGE)}
+    with torch.device("meta"):
+        generator = make_generator(GeneratorConfig.preset("B"))
+    state = published_generator_state(generator, empty_tokenizer(infer_config(first)))
+    assert {key: tuple(value.shape) for key, value in state.items()} == listed
+    assert list(state) == list(listed)
+
+
+def test_first_stages_are_accounted_for_and_other_weights_are_left(tmp_path):
+    tokenizer = tiny_tokenizer()
+    state = published_generator_state(make(SMALL), tokenizer)
+    count = sum(key.startswith(FIRST_STAGE) for key in state)
+    state[f"{FIRST_STAGE}model_ema.decay"] = torch.tensor(0.999)
+    state[f"{FIRST_STAGE}loss.discriminator.main.0.bias"] = torch.zeros(2)
+    first = load_first_stage(write(tmp_path / "a.ckpt", state))
+    assert first.fingerprint() == tokenizer.fingerprint() and not first.training
+    report = first.load_report
+    assert len(report.used) == count and report.accounted == report.keys == count + 2
+    assert report.left["discriminator"] == ("loss.discriminator.main.0.bias",)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_generator_is_no_tokenizer(tmp_path, prefix):
+    state = {prefix + name: value for name, value in make(SMALL).state_dict().items()}
+    path = write(tmp_path / "a.ckpt", state)
+    with pytest.raises(CheckpointError, match=r"autoregressive generator.*load_first_stage\(path\)"):
+        load_tokenizer(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc (Linux)")
+def test_large_files_need_little_more_than_what_is_taken(tmp_path):
+    config = GeneratorConfig(vocabulary_size=1024, depth=12, width=768, num_heads=12)
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in make_generator(config).state_dict().items()}
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    state = {f"transformer.{key}": torch.zeros(shape) for key, shape in shapes.items()}
+    file = tmp_path / "large.ckpt"
+    optimizer = {"optimizer_states": [{"exp_avg": torch.zeros(size // 4)}]}
+    torch.save({"state_dict": state, **optimizer}, file)
+    del state, optimizer
+    found = subprocess.run([sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, check=True)
+    file.unlink()
+    peak = int(found.stdout)
+    assert size > 3e8
+    assert peak <= 1.3 * size, f"{peak / size:.2f} times the generator"
+
+
+PEAK = """
+import sys
+from ibqlab.pretrained import load_generator
+def status(field):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+before = status("VmRSS")
+generator = load_generator(sys.argv[1])
+print(status("VmHWM") - before)
+"""

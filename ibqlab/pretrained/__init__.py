@@ -10,14 +10,17 @@ from ibqlab.pretrained.generators import (
 )
 from ibqlab.pretrained.hub import PUBLISHED, PublishedTokenizer, download_published
 from ibqlab.pretrained.loading import load_tokenizer
+from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
 from ibqlab.pretrained.report import LoadReport
 from ibqlab.pretrained.stored import CheckpointError
 
 __all__ = [
     "PUBLISHED",
+    "PUBLISHED_GENERATORS",
     "Checkpoint",
     "CheckpointError",
     "LoadReport",
+    "PublishedGenerator",
     "PublishedTokenizer",
     "download_published",
     "export_generator",

@@ -60,9 +60,9 @@ class NothingDrawn(TorchFunctionMode):
 def _check_is_tokenizer(shapes: Shapes) -> None:
     if "encoder.conv_in.weight" in shapes:
         return
-    if any(key.startswith("transformer.") for key in shapes):
+    if any(key.startswith("transformer.") or key in ("tok_emb.weight", "pre_emb.weight") for key in shapes):
         raise CheckpointError(
-            "this is an autoregressive generator (its tensors are transformer.…), not a tokenizer; the one that it was "
+            "this is an autoregressive generator (it embeds tokens), not a tokenizer; the one that it was "
             "trained on is load_first_stage(path), where the file holds it"
         )
     first = ", ".join(dict.fromkeys(key.split(".")[0] for key in shapes))

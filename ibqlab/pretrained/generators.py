@@ -17,7 +17,7 @@ from torch import Tensor
 from ibqlab.config import parse, to_dict
 from ibqlab.generator import AnyGenerator, SequenceConfig, generator_config, make_generator
 from ibqlab.pretrained.architecture import NothingDrawn, empty_tokenizer, infer_config
-from ibqlab.pretrained.checkpoint import EXPORT, newest_state
+from ibqlab.pretrained.checkpoint import EXPORT, Contents, newest_state
 from ibqlab.pretrained.export import LIGHTNING_VERSION, check_free, published_state_of, save_tensors, whole_file
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, infer_generator_config
 from ibqlab.pretrained.loading import copy_tensors, load_tokenizer
@@ -97,7 +97,8 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
         path: a published generator's file, or the run folder of a generator of ours.
         quantizer: of a published file, as in `load_tokenizer`.
     Returns:
-        A tokenizer in evaluation mode, on the CPU.
+        A tokenizer in evaluation mode, on the CPU. What became of every key of the first stage is in its attribute
+        `load_report`.
     Raises:
         FileNotFoundError: nothing there.
         CheckpointError: the file holds no tokenizer; the message says what to do.
@@ -127,8 +128,19 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
         places = place_published(tensors, empty_tokenizer(config))
     except CheckpointError as error:
         raise CheckpointError(f"{path}, {FIRST_STAGE}…: {error}") from None
+    contents = Contents(
+        path=path,
+        format=f"first stage of a {stored.format}",
+        config=config,
+        tensors=tensors,
+        places=places,
+        reopen=lambda: _below(FIRST_STAGE, open_stored(path).tensors),
+        entries=stored.entries,
+    )
+    chosen = contents.choose("raw")
     tokenizer = empty_tokenizer(config)
-    tokenizer.load_state_dict({place.name: tensors[key].clone() for key, place in places.items()}, assign=True)
+    tokenizer.load_state_dict(dict(copy_tensors(contents, chosen)), strict=True, assign=True)
+    tokenizer.load_report = contents.report("raw", {key: name for name, key in chosen.items()})
     return tokenizer.eval()
 
 
@@ -183,17 +195,25 @@ def export_published_generator(
     )
     first = tokenizer or load_first_stage(source)
     generator = load_generator(source) if named else source
-    state = {FIRST_STAGE + key: value for key, value in published_state_of(first).items()}
-    state |= {TRANSFORMER + key: value for key, value in generator.state_dict().items()}
     content = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": LIGHTNING_VERSION,
-        "state_dict": {key: value.detach().cpu() for key, value in state.items()},
+        "state_dict": {key: value.detach().cpu() for key, value in published_generator_state(generator, first).items()},
     }
     with whole_file(target) as unfinished:
         torch.save(content, unfinished)
     return target
+
+
+def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The weights of both stages as they are, by their published names and in the published order.
+
+    Raises:
+        ValueError: a quantizer with more to it than one learned codebook.
+    """
+    state = {FIRST_STAGE + key: value for key, value in published_state_of(tokenizer).items()}
+    return state | {TRANSFORMER + key: value for key, value in generator.state_dict().items()}
 
 
 def is_generator(path: str | Path) -> bool:

@@ -1,9 +1,10 @@
-"""Published tokenizers on the Hugging Face hub, fetched only when asked for and checked against the hub's checksum."""
+"""Published checkpoints on the Hugging Face hub, fetched only when asked for and checked against the hub's checksum."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
 from ibqlab.pretrained.stored import CheckpointError
 from ibqlab.quantizers.base import require_choice
 
@@ -88,19 +89,20 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
     twice, but checked.
 
     Args:
-        name: a key of `PUBLISHED`.
+        name: a key of `PUBLISHED` or of `PUBLISHED_GENERATORS`.
         folder: where to put it; None: the hub's own cache (HF_HOME).
     Returns:
-        The file's path, for `load_tokenizer`.
+        The file's path, for `load_tokenizer` or `load_generator`.
     Raises:
         ValueError: an unknown name.
         CheckpointError: the hub cannot be reached (the message says how to do without), or the file is not the
             published one; it is then deleted.
     """
-    require_choice("published tokenizer", name, PUBLISHED)
+    known = PUBLISHED | PUBLISHED_GENERATORS
+    require_choice("published checkpoint", name, known)
     import huggingface_hub as hub  # noqa: PLC0415 - everything but this works without it
 
-    entry = PUBLISHED[name]
+    entry = known[name]
     try:
         facts = hub.get_hf_file_metadata(hub.hf_hub_url(entry.repository, entry.file))
         where = {} if folder is None else {"local_dir": folder}
@@ -119,12 +121,13 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
     return path
 
 
-def _unreachable(name: str, entry: PublishedTokenizer, error: Exception) -> str:
+def _unreachable(name: str, entry: PublishedTokenizer | PublishedGenerator, error: Exception) -> str:
     link = f"https://huggingface.co/{entry.repository}/resolve/main/{entry.file}"
+    load = "load_generator" if isinstance(entry, PublishedGenerator) else "load_tokenizer"
     cause = f"{type(error).__name__}: {error}".splitlines()[0][:160]
     return (
         f"{name} could not be fetched ({cause}). Call this again where there is a network (and HF_HUB_OFFLINE is not "
-        f'set), or bring {link} here by other means and type load_tokenizer("path/to/{entry.file}")'
+        f'set), or bring {link} here by other means and type {load}("path/to/{entry.file}")'
     )
 
 
