@@ -104,7 +104,8 @@ def test_a_reconstruction_evaluation_is_its_parts_put_together(tokenizer, name):
     y = out.reconstruction.clamp(-1, 1)
     cut = [to_unit_range(pictures, protocol.pixel_rounding) for pictures in (x, y)]
     assert result["psnr"].value == pytest.approx(psnr(*cut).mean().item(), rel=1e-6)
-    assert result["ssim"].value == pytest.approx(ssim(*cut).mean().item(), rel=1e-6)
+    # Near zero for a fresh tokenizer, and one pixel that rounding tips over a step of 8 bits moves it by 1e-6.
+    assert result["ssim"].value == pytest.approx(ssim(*cut).mean().item(), rel=1e-6, abs=1e-5)
     extractor = build_extractor("digits")
     a, b = (feature_statistics(extractor(to_unit_range(pictures, protocol.rounding)).features) for pictures in (x, y))
     assert result["rfid"].value == pytest.approx(frechet_distance(a, b), rel=1e-5)

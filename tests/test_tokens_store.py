@@ -13,6 +13,7 @@ from PIL import Image
 
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data, token_writing
+from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.data.token_writing import TokenSettings, write_tokens
 from ibqlab.data.tokens import (
     TokenStore,
@@ -218,6 +219,14 @@ def test_digits_have_one_view(tmp_path, tokenizer):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TokenSettings(**settings)
+
+
+def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch):
+    assert share_of_work() == (0, 1) and own_device("cuda") == "cuda"
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert share_of_work() == (5, 8)
+    assert [own_device(device) for device in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
 
 
 # --- reading ---

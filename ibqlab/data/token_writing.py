@@ -7,7 +7,6 @@ Whoever finds all pieces done joins them; so neither a restart nor the number of
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import time
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from ibqlab.config import to_dict
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import Requests, load_requests, seed_of_choices
+from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.data.source import DataConfig, ImageSource, Split
 from ibqlab.data.tokens import (
     FORMAT,
@@ -59,7 +59,7 @@ class TokenSettings:
     batch_size: int = 64
     """Images that go through the tokenizer at once, ≥ 1; changes nothing but the speed."""
     device: str = "cpu"
-    """Where the tokenizer computes: "cpu", "cuda", "cuda:1"."""
+    """Where the tokenizer computes: "cpu", "cuda" (one for each process of torchrun), or "cuda:1"."""
 
     def __post_init__(self):
         require(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
@@ -101,7 +101,7 @@ def write_tokens(
         return TokenStore(folder)
     job.begin()
     was_training = tokenizer.training
-    tokenizer.to(settings.device).eval()
+    tokenizer.to(job.device).eval()
     try:
         job.write_pieces(progress and job.rank == 0)
     finally:
@@ -137,7 +137,8 @@ class _Job:
         plain = replace(self.data, flip=False)
         self.sources: dict[Split, ImageSource] = {split: open_data(plain, split) for split in get_args(Split)}
         self.grid = tokenizer.latent_grid(data.image_size, data.image_size)
-        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world_size = share_of_work()
+        self.device = own_device(settings.device)
         self.manifest = self._manifest()
 
     def views(self, split: Split) -> int:
@@ -218,7 +219,7 @@ class _Job:
     @torch.no_grad()
     def _encode(self, images: torch.Tensor, mirrored: bool) -> UInt[np.ndarray, "B mirrors T"]:
         """Tokens of images, and of their mirror images after each."""
-        pictures = images.to(self.settings.device)
+        pictures = images.to(self.device)
         both = [pictures, pictures.flip(-1)] if mirrored else [pictures]
         found = [self.tokenizer.encode_indices(part).flatten(1).cpu().numpy() for part in both]
         return np.stack(found, axis=1).astype(token_dtype(self.manifest.codebook_size))

@@ -9,7 +9,6 @@ Image n is of class number n // images_per_class and is drawn by seed + n, whate
 
 import io
 import json
-import os
 import tarfile
 import time
 import zipfile
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ibqlab.config import to_dict
+from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.quantizers.base import require
@@ -55,7 +55,7 @@ class SampleRequest:
     compiled: bool = False
     """Compile the step of one position."""
     device: str = "cpu"
-    """Where to compute: "cpu", "cuda", "cuda:1"."""
+    """Where to compute: "cpu", "cuda" (one for each process of torchrun), or "cuda:1"."""
 
     def __post_init__(self):
         for name in ("images_per_class", "batch_size", "shard_size"):
@@ -100,7 +100,7 @@ def sample_images(
         job.folder.mkdir(parents=True, exist_ok=True)
     write_whole(job.folder / MANIFEST, json.dumps(job.manifest, indent=2).encode())
     for model in (generator, tokenizer):
-        model.to(job.request.device).eval()
+        model.to(job.device).eval()
     job.draw_shards(progress and job.rank == 0)
     return job.write_archive()
 
@@ -123,7 +123,8 @@ class _Job:
         classes = request.classes or tuple(range(there))
         require(max(classes) < there, f"classes must lie in 0 to {there - 1}, got {list(classes)}")
         self.labels = np.repeat(np.array(classes), request.images_per_class)
-        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world_size = share_of_work()
+        self.device = own_device(request.device)
         self.manifest = {
             "generator": fingerprint_weights(generator, generator.config.config_name),
             "tokenizer": tokenizer.fingerprint(),
@@ -187,7 +188,7 @@ class _Job:
 
     @torch.no_grad()
     def _draw(self, batch: range) -> UInt8[np.ndarray, "B H W 3"]:
-        labels = torch.from_numpy(self.labels[batch.start : batch.stop]).to(self.request.device)
+        labels = torch.from_numpy(self.labels[batch.start : batch.stop]).to(self.device)
         seed = self.request.seed + batch.start
         tokens = self.generator.sample(labels, seed=seed, compiled=self.request.compiled, **vars(self.sampling))
         decoded = self.tokenizer.decode_indices(self._grid(tokens))
