@@ -1,5 +1,7 @@
 """Studies: grids of runs, trained where missing, read again as tables and figures."""
 
+from ibqlab.studies.cells import Cell, CellStore, StudyError
+from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.figures import (
     figure_code_maps,
     figure_collapse,
@@ -10,11 +12,17 @@ from ibqlab.studies.figures import (
     figure_scaling,
     save_study_figure,
 )
+from ibqlab.studies.launching import LocalLauncher, SlurmLauncher
 from ibqlab.studies.link_stages import describe_all, describe_tokenizer, generators_over, save_token_figure
-from ibqlab.studies.study import Study, StudyError, StudyParameters, open_study
+from ibqlab.studies.study import Study, StudyParameters, open_study
 from ibqlab.studies.tables import show_table, summary_table, write_report
 
 __all__ = [
+    "Cell",
+    "CellStore",
+    "LocalLauncher",
+    "Outcome",
+    "SlurmLauncher",
     "Study",
     "StudyError",
     "StudyParameters",
@@ -29,6 +37,7 @@ __all__ = [
     "figure_scaling",
     "generators_over",
     "open_study",
+    "run_cells",
     "save_study_figure",
     "save_token_figure",
     "show_table",

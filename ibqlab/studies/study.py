@@ -4,27 +4,23 @@ Started again it trains only what is missing. Its cells are independent runs; ta
 """
 
 import itertools
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ibqlab.config import ConfigError, content_hash, load_yaml, parse
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
-from ibqlab.training import TrainConfig, train
+from ibqlab.studies.cells import Cell, CellStore, StudyError
+from ibqlab.studies.engine import Outcome, run_cells
+from ibqlab.studies.launching import Launcher, LocalLauncher, SlurmLauncher
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
 
-
-class StudyError(RuntimeError):
-    """Some cells of a study failed; the message lists them."""
+CLUSTERS = ("local", "slurm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class Grid:
     steps: int = 0
     """Training steps of every cell; 0 as the recipe says."""
     workers: int = 1
-    """Cells trained at a time, each with its share of the cores."""
+    """Cells trained at a time, each in a process with its share of the cores."""
     projection: str = "umap"
     """How maps are drawn: "umap" or "pca"."""
 
@@ -65,7 +61,46 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyParameters:
+class PlaceParameters:
+    """Where a notebook's cells are worked on, and whether failed ones are tried again."""
+
+    workers: int = 0
+    """Cells trained at a time on this machine, one per GPU or group of cores; 0: as the preset says."""
+    threads: int = 0
+    """CPU threads of each; 0: the cores shared out evenly."""
+    cluster: str = "local"
+    """"local": processes of this machine; "slurm": jobs of the cluster that this machine submits to."""
+    cluster_settings: tuple[str, ...] = ()
+    """Of the cluster's jobs: ["partition=gpu", "timeout_min=600", "gpus_per_node=8"]."""
+    retry: bool = False
+    """Try cells again that failed before."""
+
+    def __post_init__(self):
+        require_choice("cluster", self.cluster, CLUSTERS)
+        for name in ("workers", "threads"):
+            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
+        require(
+            not self.cluster_settings or self.cluster != "local",
+            f"cluster_settings are for jobs of a cluster; got {list(self.cluster_settings)} with cluster=local. Give "
+            "cluster=slurm",
+        )
+
+    def launcher(self, folder: Path, workers: int) -> Launcher:
+        """What starts cells.
+
+        Args:
+            folder: of the study.
+            workers: of the preset.
+        Raises:
+            StudyError: cluster=slurm where there is none.
+        """
+        if self.cluster == "slurm":
+            return SlurmLauncher(folder, self.cluster_settings)
+        return LocalLauncher(self.workers or workers, self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyParameters(PlaceParameters):
     """What a study notebook's `parameters` cell may set. Empty or 0 means: as the preset says."""
 
     preset: str = "laptop"
@@ -84,21 +119,10 @@ class StudyParameters:
     """Seeds."""
     steps: int = 0
     """Training steps of every cell."""
-    workers: int = 0
-    """Cells trained at a time."""
     projection: str = ""
     """How maps are drawn."""
     output: str = ""
     """Folder of the study; empty: runs/<study>-<preset>. Relative paths start in the folder of all runs."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study and the values that tell it from the others."""
-
-    name: str
-    config: TrainConfig
-    labels: dict[str, Any]
 
 
 class Study:
@@ -109,26 +133,36 @@ class Study:
         grid: what to train.
         folder: where; created when the first cell starts.
         command: what makes it again, for reports.
+        place: where its cells are worked on; None: on this machine.
     """
 
-    def __init__(self, name: str, grid: Grid, folder: Path, command: str = ""):
+    def __init__(self, name: str, grid: Grid, folder: Path, command: str = "", place: PlaceParameters | None = None):
         self.name, self.grid, self.folder, self.command = name, grid, Path(folder), command
+        self.place = place or PlaceParameters()
         self.cells = _cells(grid)
+        self.store = CellStore(self.folder)
 
     def train(self, progress: bool = True) -> None:
-        """Train every cell that is not finished.
+        """Train every cell that is not finished, each in a process of its own.
 
         Raises:
             RunError: a cell's folder holds another config; nothing is trained.
-            StudyError: some cells failed, listed with their reasons; the others are finished.
+            StudyError: some cells failed, listed with their last lines; the others are finished. Or the folder is
+                another grid's.
         """
-        missing = [cell for cell in self.cells if not self._is_finished(cell)]
-        workers = min(self.grid.workers, len(missing))
-        together = _train_one_by_one if workers <= 1 else _train_in_workers
-        failed = together(missing, self.folder, workers, progress)
-        if failed:
-            lines = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
-            raise StudyError(f"{len(failed)} of {len(self.cells)} runs failed; the others are kept:\n{lines}")
+        self.run(progress).check()
+
+    def run(self, progress: bool = True) -> Outcome:
+        """As `train`, but what failed is returned and not raised, so that a notebook goes on to its tables."""
+        for cell in self.cells:
+            self._is_finished(cell)
+        self.store.claim({"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps})
+        launcher = self.place.launcher(self.folder, self.grid.workers)
+        return run_cells(self.cells, self.store, launcher, retry=self.place.retry, progress=progress)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of all cells that are finished by now."""
+        return self.store.table(self.cells)
 
     def finished(self) -> list[tuple[Cell, Run]]:
         """Cells that are done, with their runs, in the grid's order.
@@ -172,13 +206,13 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     given = {
         f.name: getattr(parameters, f.name)
         for f in fields(parameters)
-        if f.name not in ("preset", "output") and getattr(parameters, f.name)
+        if f.name in Grid.__dataclass_fields__ and getattr(parameters, f.name)
     }
     settings = presets[parameters.preset] | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
     words = [f"preset={parameters.preset}", *(f"{key}={_as_typed(value)}" for key, value in given.items())]
     folder = runs_root() / (parameters.output or f"{name}-{parameters.preset}")
-    return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]))
+    return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
 
 
 def _as_typed(value: Any) -> str:
@@ -213,48 +247,3 @@ def _cells(grid: Grid) -> list[Cell]:
         cell = Cell(f"{method}-{actual}-K{size}-D{dim}-seed{seed}", config, labels)
         cells.setdefault(content_hash(config), cell)
     return list(cells.values())
-
-
-def _train_one_by_one(cells: list[Cell], folder: Path, workers: int, progress: bool) -> dict[str, str]:
-    """Train in this process; the failures by cell name."""
-    failed = {}
-    for cell in cells:
-        try:
-            train(cell.config, folder / cell.name, progress=progress)
-        except Exception as error:
-            failed[cell.name] = f"{type(error).__name__}: {error}"
-    return failed
-
-
-def _train_in_workers(cells: list[Cell], folder: Path, workers: int, progress: bool) -> dict[str, str]:
-    """Train in fresh processes that share the cores; the failures by cell name."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    steps = sum(cell.config.steps for cell in cells)
-    context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=steps, desc=f"{len(cells)} runs", unit="step", disable=not progress)
-    with bar, ProcessPoolExecutor(workers, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
-        futures = {pool.submit(_train_cell, cell, folder): cell.name for cell in cells}
-        waiting = set(futures)
-        while waiting:
-            _, waiting = wait(waiting, timeout=1.0)
-            bar.update(sum(_last_step(folder / cell.name) for cell in cells) - bar.n)
-    failures = {name: future.exception() for future, name in futures.items()}
-    return {name: f"{type(error).__name__}: {error}" for name, error in failures.items() if error}
-
-
-def _last_step(path: Path) -> int:
-    """The last step that a run has logged, 0 before the first."""
-    if not (path / "metrics.jsonl").is_file():
-        return 0
-    metrics = Run(path).metrics
-    return int(metrics["step"].iloc[-1]) if len(metrics) else 0
-
-
-def _limit_threads(threads: int) -> None:
-    import torch  # noqa: PLC0415 - runs in a fresh worker
-
-    torch.set_num_threads(threads)
-
-
-def _train_cell(cell: Cell, folder: Path) -> None:
-    train(cell.config, folder / cell.name, progress=False)

@@ -26,7 +26,7 @@ GENERATOR = "generator"
 """The key that a generator's recipe has and a tokenizer's has not."""
 EXTENDS = "extends"
 """The key under which a recipe names its base; no setting of a run."""
-NOT_RECIPES = ("published", "studies", "results")
+NOT_RECIPES = ("published", "studies", "tables", "results")
 """Folders under experiments/ whose YAML files are something else."""
 
 

@@ -1,0 +1,426 @@
+"""The paper's tables as grids: rows that stand as recipes of the paper, put by one dial on the hardware at hand.
+
+    ablations = open_ablations(AblationParameters(preset="laptop", tables=("key_designs",)))
+    print(ablations.run())                       # what became of the cells
+    ablations.tables["key_designs"].rows         # names of rows → their cells, one per seed
+
+A table is a file under experiments/tables/. Each row names the ImageNet recipe behind it; the preset translates what
+the row is about (quantizer, codebook size, code dimension, residual blocks, depth of the generator) and leaves the rest
+as its own recipe has it. Rows of several tables that are the same run are trained once.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse
+from ibqlab.quantizers.base import require, require_choice
+from ibqlab.runs import runs_root
+from ibqlab.runs.files import write_whole
+from ibqlab.studies.cells import Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
+from ibqlab.studies.engine import Outcome, run_cells
+from ibqlab.studies.study import PlaceParameters
+from ibqlab.training import TrainConfig
+from ibqlab.training.generator_planning import published_generations
+from ibqlab.training.recipes import EXPERIMENTS, load_recipe, published_rows, recipe_config
+
+TABLES = EXPERIMENTS / "tables"
+PRESETS_FILE = "presets.yaml"
+PARAMETERS_FILE = "parameters.json"
+ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
+"""Tables as they are shown; others follow by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a paper printed for a row, on ImageNet at 256 pixels. None: not printed."""
+
+    rfid: float | None = None
+    """Fréchet Inception distance of reconstructions."""
+    lpips: float | None = None
+    """Perceptual distance; the paper does not say with which network."""
+    usage: float | None = None
+    """Share of codes hit by the validation set, 0 to 1."""
+    gfid: float | None = None
+    """Fréchet Inception distance of samples."""
+    inception_score: float | None = None
+    """Of the same."""
+    precision: float | None = None
+    """Of the same, 0 to 1."""
+    recall: float | None = None
+    """Of the same, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One row of a table of the paper."""
+
+    recipe: str = ""
+    """The tokenizer's recipe; empty: printed numbers alone."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keys of the recipe to replace, in the paper's numbers."""
+    small_settings: dict[str, Any] = field(default_factory=dict)
+    """Likewise, but not where the recipe itself is run."""
+    generator: str = ""
+    """The recipe of the generator over its tokens; empty: none."""
+    inference: str = "hard"
+    """"hard": single codes; "soft": averages of codes, Soft VQ's way in training."""
+    skip: tuple[str, ...] = ()
+    """Presets that leave this row out."""
+    published: Published | None = None
+    """Printed numbers. What is missing comes from the tokenizer's recipe, where the row has no settings of its own, and
+    from the generator's, where no numbers are given here."""
+
+    def __post_init__(self):
+        require_choice("inference", self.inference, ("hard", "soft"))
+        require(bool(self.recipe) or not (self.generator or self.settings), "a row with settings needs a recipe")
+
+    def printed(self) -> Published:
+        """The paper's numbers for this row."""
+        found: dict[str, Any] = {}
+        if not self.settings:
+            generation = published_generations().get(self.generator) if self.published is None else None
+            rows = (published_rows().get(self.recipe), generation)
+            names = [f.name for f in fields(Published)]
+            found = {name: value for row in rows if row for name in names if (value := getattr(row, name, None))}
+        own = {name: value for name, value in asdict(self.published or Published()).items() if value is not None}
+        return Published(**(found | own))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """A file under experiments/tables/."""
+
+    title: str
+    """For headings."""
+    table: str
+    """Where it stands in the paper."""
+    source: str
+    """The paper."""
+    rows: dict[str, TableRow]
+    """By their names, in the paper's order."""
+
+    def __post_init__(self):
+        require(len(self.rows) > 0, "rows is empty: give at least one row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dial:
+    """A preset of experiments/tables/presets.yaml: what the paper's rows become; no `tokenizer`: nothing."""
+
+    tokenizer: str = ""
+    """Recipe that tokenizers are put in."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keys of that recipe to replace."""
+    codebook_sizes: dict[int, int] = field(default_factory=dict)
+    """The paper's K → K here."""
+    code_dims: dict[int, int] = field(default_factory=dict)
+    """The paper's D → D here. LFQ's follows from K."""
+    num_res_blocks: dict[int, int] = field(default_factory=dict)
+    """The paper's residual blocks per level → here."""
+    over_tokenizer: str = ""
+    """Recipe of tokenizers that a generator is trained over."""
+    over_codebook_sizes: dict[int, int] = field(default_factory=dict)
+    """Like `codebook_sizes`, for these."""
+    over_code_dims: dict[int, int] = field(default_factory=dict)
+    """Like `code_dims`, for these."""
+    over_num_res_blocks: dict[int, int] = field(default_factory=dict)
+    """Like `num_res_blocks`, for these."""
+    generator: str = ""
+    """Recipe that generators are put in."""
+    depths: dict[int, int] = field(default_factory=dict)
+    """The paper's blocks of a generator → here; heads are as many."""
+    width_per_depth: int = 64
+    """Width = this × depth (eq. 12). Paper: 64."""
+    weights: str = "raw"
+    """Of tokenizers, "ema" (published) or "raw"."""
+    metrics: tuple[str, ...] = ()
+    """Of reconstructions, beside what training records."""
+    samples_per_class: int = 0
+    """Images that each generator draws of a class. Paper: 50."""
+    published_cards: bool = False
+    """Draw them as the paper did for the generator's size; False: without guidance, at temperature 1."""
+    generation_metrics: tuple[str, ...] = ()
+    """Of these images."""
+    extractor: str = ""
+    """Feature extractor for them in place of Inception."""
+    reference: str = ""
+    """What they are compared with; empty: the validation images."""
+    recognised: bool = False
+    """They are digits, judged by a classifier of real ones."""
+    seeds: tuple[int, ...] = (0,)
+    """Of every cell."""
+    workers: int = 1
+    """Cells at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationParameters(PlaceParameters):
+    """What the `parameters` cell of ablations may set. Empty or 0 means: as the preset says."""
+
+    preset: str = "laptop"
+    """A preset of experiments/tables/presets.yaml."""
+    tables: tuple[str, ...] = ()
+    """Names of files under experiments/tables/; empty: all."""
+    seeds: tuple[int, ...] = ()
+    """Of every cell; with two or more, tables have intervals."""
+    steps: int = 0
+    """Training steps of every cell; 0: as its recipe says."""
+    output: str = ""
+    """Folder; empty: runs/ablations-<preset>. Relative paths start in the folder of all runs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipes say), got {self.steps}")
+        for axis in ("tables", "seeds"):
+            values = getattr(self, axis)
+            require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")
+
+
+class RowCells(NamedTuple):
+    """The runs behind a row: one per seed."""
+
+    row: TableRow
+    tokenizers: list[Cell]
+    generators: list[Cell]
+    """Empty where the row has none."""
+
+
+class Table:
+    """One table at one preset.
+
+    Args:
+        name: of its file.
+        file: its content.
+        cells: per row.
+    """
+
+    def __init__(self, name: str, file: TableFile, rows: dict[str, RowCells]):
+        self.name, self.file, self.rows = name, file, rows
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All of them, tokenizers before the generators over them."""
+        rows = self.rows.values()
+        return [cell for row in rows for cell in row.tokenizers] + [cell for row in rows for cell in row.generators]
+
+
+class Ablations:
+    """Several tables that share their cells, in one folder.
+
+    Args:
+        parameters: of the notebook.
+        dial: of the preset.
+        tables: at that preset.
+        folder: where.
+    """
+
+    def __init__(self, parameters: AblationParameters, dial: Dial, tables: dict[str, Table], folder: Path):
+        self.parameters, self.dial, self.tables, self.folder = parameters, dial, tables, folder
+        self.store = CellStore(folder)
+        self.cells = list({cell.name: cell for table in tables.values() for cell in table.cells}.values())
+        self.cells.sort(key=lambda cell: not isinstance(cell.config, TrainConfig))
+        self.seeds = parameters.seeds or dial.seeds
+
+    @property
+    def command(self) -> str:
+        """What makes it again."""
+        plain = AblationParameters()
+        given = {f.name: getattr(self.parameters, f.name) for f in fields(plain) if f.name not in ("retry", "output")}
+        words = [f"{key}={_typed(value)}" for key, value in given.items() if value != getattr(plain, key)]
+        return " ".join(["ibqlab run ablations", *words])
+
+    def run(self, progress: bool = True) -> Outcome:
+        """Bring every cell to its row; failures are returned, not raised.
+
+        Raises:
+            StudyError: the folder is another study's, or there is no cluster.
+            RunError: it cannot be written.
+        """
+        self.store.claim(
+            {
+                "study": "ablations",
+                "preset": self.parameters.preset,
+                "steps": self.parameters.steps,
+                "dial": content_hash({**asdict(self.dial), "seeds": (), "workers": 0}),
+            }
+        )
+        write_whole(self.folder / PARAMETERS_FILE, as_json({"study": "ablations", **asdict(self.parameters)}))
+        launcher = self.parameters.launcher(self.folder, self.dial.workers)
+        return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)
+
+
+def open_ablations(parameters: AblationParameters) -> Ablations:
+    """Tables by name at a preset, nothing trained.
+
+    Raises:
+        ConfigError: unknown preset, table or recipe, a number of the paper that the preset does not translate, two rows
+            that are the same run.
+    """
+    presets = load_yaml(TABLES / PRESETS_FILE)
+    if parameters.preset not in presets:
+        raise ConfigError(
+            f"the tables have no preset {parameters.preset!r}; {nearest(parameters.preset, list(presets))}"
+        )
+    dial = parse(Dial, presets[parameters.preset], source=f"{PRESETS_FILE}, {parameters.preset}")
+    known = table_names()
+    for name in parameters.tables:
+        if name not in known:
+            raise ConfigError(f"there is no table {name!r} under experiments/tables; {nearest(name, known)}")
+    scale = _Scale(parameters, dial)
+    tables = {name: scale.table(name, read_table(name)) for name in parameters.tables or known}
+    folder = runs_root() / (parameters.output or f"ablations-{parameters.preset}")
+    return Ablations(parameters, dial, tables, folder)
+
+
+def table_names() -> list[str]:
+    """Names of all tables, in the order of the paper's story."""
+    known = [file.stem for file in sorted(TABLES.glob("*.yaml")) if file.name != PRESETS_FILE]
+    return sorted(known, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def read_table(name: str) -> TableFile:
+    """A table's file, checked.
+
+    Raises:
+        ConfigError: no such file, or a mistake in it.
+    """
+    file = TABLES / f"{name}.yaml"
+    return parse(TableFile, load_yaml(file), source=file.name)
+
+
+def read_parameters_of(folder: Path) -> dict[str, Any]:
+    """The parameters that a study's folder was last run with, and the study's name under "study".
+
+    Raises:
+        StudyError: it is no study's folder.
+    """
+    found = read_json(folder / PARAMETERS_FILE)
+    if found is None:
+        raise StudyError(f"{folder} is no study's folder: it holds no {PARAMETERS_FILE}; run a study's notebook first")
+    return found
+
+
+class _Scale:
+    """Makes cells of a preset from rows of the paper."""
+
+    def __init__(self, parameters: AblationParameters, dial: Dial):
+        self.parameters, self.dial = parameters, dial
+        self.seeds = parameters.seeds or dial.seeds
+
+    def table(self, name: str, file: TableFile) -> Table:
+        """A table's cells.
+
+        Raises:
+            ConfigError: two rows that are the same run.
+        """
+        rows, seen = {}, {}
+        for label, row in file.rows.items():
+            if self.parameters.preset in row.skip:
+                continue
+            try:
+                cells = RowCells(row, *self._cells(row))
+            except ConfigError as error:
+                raise ConfigError(f"tables/{name}.yaml, row {label!r}: {error}") from None
+            for cell in (cells.generators or cells.tokenizers)[:1]:
+                same = seen.setdefault((cell.key, row.inference), label)
+                if same != label:
+                    raise ConfigError(
+                        f"tables/{name}.yaml: the rows {same!r} and {label!r} are the same run at preset "
+                        f"{self.parameters.preset} (content hash {cell.key}); translate their numbers to different "
+                        "ones in presets.yaml, or let one `skip` this preset"
+                    )
+            rows[label] = cells
+        return Table(name, file, rows)
+
+    def _cells(self, row: TableRow) -> tuple[list[Cell], list[Cell]]:
+        if not row.recipe:
+            return [], []
+        tokenizers = [self._tokenizer(row, seed) for seed in self.seeds]
+        if not row.generator:
+            return tokenizers, []
+        return tokenizers, [self._generator(row, cell) for cell in tokenizers]
+
+    @property
+    def _steps(self) -> dict[str, int]:
+        return {"steps": self.parameters.steps} if self.parameters.steps else {}
+
+    def _tokenizer(self, row: TableRow, seed: int) -> Cell:
+        dial, over = self.dial, "over_" if row.generator else ""
+        if not dial.tokenizer:
+            config = recipe_config(row.recipe, {**row.settings, **self._steps, "seed": seed})
+        else:
+            paper = load_recipe(row.recipe, {**row.settings, **row.small_settings})["tokenizer"]
+            quantizer, blocks = dict(paper["quantizer"]), paper["autoencoder"]["num_res_blocks"]
+            size = self._translated(f"{over}codebook_sizes", quantizer["codebook_size"])
+            lfq = quantizer["name"] == "lfq"
+            dim = int(math.log2(size)) if lfq else self._translated(f"{over}code_dims", quantizer["code_dim"])
+            settings = {
+                "tokenizer.quantizer": quantizer | {"codebook_size": size, "code_dim": dim},
+                "tokenizer.autoencoder.num_res_blocks": self._translated(f"{over}num_res_blocks", blocks),
+                **dial.settings,
+                **self._steps,
+                "seed": seed,
+            }
+            config = recipe_config(getattr(dial, f"{over}tokenizer"), settings)
+        quantizer, blocks = config.tokenizer.quantizer, config.tokenizer.autoencoder.num_res_blocks
+        labels = {
+            "method": quantizer.config_name,
+            "codebook_size": quantizer.codebook_size,
+            "code_dim": quantizer.code_dim,
+            "num_res_blocks": blocks,
+            "seed": seed,
+        }
+        measure = MeasureConfig(weights=dial.weights, metrics=dial.metrics)
+        stem = f"{quantizer.config_name}-K{quantizer.codebook_size}-D{quantizer.code_dim}-blocks{blocks}-seed{seed}"
+        return _named(stem, Cell("", config, labels, measure=measure))
+
+    def _generator(self, row: TableRow, tokenizer: Cell) -> Cell:
+        dial, size = self.dial, tokenizer.config.tokenizer.quantizer.codebook_size
+        shared = {"tokenizer": tokenizer.name, "seed": tokenizer.labels["seed"], **self._steps}
+        if not dial.generator:
+            config = recipe_config(row.generator, {**shared, "generator.vocabulary_size": size})
+        else:
+            paper = recipe_config(row.generator).generator
+            depth = self._translated("depths", paper.depth)
+            settings = {
+                "generator.depth": depth,
+                "generator.width": dial.width_per_depth * depth,
+                "generator.num_heads": depth,
+                "generator.gate_scale": paper.gate_scale,
+                "generator.vocabulary_size": size,
+                "tokenizer_weights": dial.weights,
+            }
+            config = recipe_config(dial.generator, shared | settings)
+        made = config.generator
+        labels = {**tokenizer.labels, "depth": made.depth, "width": made.width, "num_heads": made.num_heads}
+        measure = MeasureConfig(
+            samples_per_class=dial.samples_per_class,
+            card=Path(row.generator).name if dial.published_cards else "",
+            reference=dial.reference,
+            generation_metrics=dial.generation_metrics,
+            extractor=dial.extractor,
+            recognised=dial.recognised,
+        )
+        stem = f"generator{made.depth}-over-{tokenizer.labels['method']}-K{size}-seed{tokenizer.labels['seed']}"
+        return _named(stem, Cell("", config, labels, needs=tokenizer.name, measure=measure))
+
+    def _translated(self, axis: str, value: int) -> int:
+        known: Mapping[int, int] = getattr(self.dial, axis)
+        if value not in known:
+            raise ConfigError(
+                f"preset {self.parameters.preset} does not say what {value:,} becomes: add it to its {axis} in "
+                f"presets.yaml, which hold {', '.join(map(str, known)) or 'nothing'}"
+            )
+        return known[value]
+
+
+def _named(stem: str, cell: Cell) -> Cell:
+    """A cell whose name ends with its content, so that other settings never meet its folder."""
+    return Cell(f"{stem}-{cell.key[:6]}", cell.config, cell.labels, cell.needs, cell.measure)
+
+
+def _typed(value: Any) -> str:
+    return f"'[{', '.join(map(str, value))}]'" if isinstance(value, tuple) else str(value)

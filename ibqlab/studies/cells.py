@@ -1,0 +1,283 @@
+"""Cells of a grid and the folder that remembers what became of each.
+
+    cells/NAME.json     what the cell is: settings, what it needs, what is measured at its end
+    NAME/               its run folder
+    rows/NAME.json      its row, written when it is finished, whole or not at all
+    failed/NAME.json    why it failed, with the last lines it printed
+    logs/NAME.log       what it printed
+    locks/NAME          held by the process that works on it, let go by the system when that process ends, however
+
+Processes share nothing but this folder, so a cell goes on when whoever started it is gone, and whoever comes back finds
+it at work.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.runs.files import RunError, explained, write_whole
+from ibqlab.training import GeneratorTrainConfig, TrainConfig
+
+LAST_LINES = 12
+"""Lines of a failed cell's log that are shown."""
+STUDY_FILE = "study.json"
+BUSY = 75
+"""Exit code of a process that found another one at its cell."""
+
+
+class StudyError(RuntimeError):
+    """A study that cannot go on, or cells of it that failed; the message lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """What is measured of a cell's run when it is finished, beside what its training recorded."""
+
+    weights: str = "raw"
+    """"ema" (published for IBQ) or "raw": averages mean nothing after a few hundred steps."""
+    metrics: tuple[str, ...] = ()
+    """Of `evaluate_reconstruction`, on the run's validation images: "rfid", "lpips_vgg", "ssim", …"""
+    protocol: str = "seed-voken-ibq"
+    """Of the same."""
+    extractor: str = ""
+    """Feature extractor in place of the protocol's Inception; empty: the protocol's."""
+    samples_per_class: int = 0
+    """Images that a generator draws of each class; 0: none."""
+    card: str = ""
+    """Published sampling card; empty: without guidance, at temperature 1."""
+    reference: str = ""
+    """Images or statistics that samples are compared with; empty: the run's own validation images."""
+    generation_metrics: tuple[str, ...] = ()
+    """Of `evaluate_generation`, on the samples: "fid", "is", "precision", "recall"."""
+    recognised: bool = False
+    """Samples are digits, judged by a classifier of real ones."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid and the values that tell it from the others."""
+
+    name: str
+    config: TrainConfig | GeneratorTrainConfig
+    labels: dict[str, Any]
+    needs: str = ""
+    """The cell whose tokenizer a generator is trained over; it must be finished first."""
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+
+    @property
+    def key(self) -> str:
+        """Content hash of all that changes the row."""
+        return content_hash({"config": to_dict(self.config), "measure": to_dict(self.measure), "needs": self.needs})
+
+
+def check_distinct(cells: Sequence[Cell]) -> None:
+    """Raise unless every cell has a name and settings of its own.
+
+    Raises:
+        ConfigError: two names for one run, or two runs of one name.
+    """
+    keys: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for cell in cells:
+        if names.setdefault(cell.name, cell.key) != cell.key:
+            raise ConfigError(f"two cells are named {cell.name} and differ in their settings; name one otherwise")
+        if keys.setdefault(cell.key, cell.name) != cell.name:
+            raise ConfigError(
+                f"the cells {keys[cell.key]} and {cell.name} are the same run (content hash {cell.key}): their "
+                "settings do not differ. Change one or drop it"
+            )
+
+
+class CellStore:
+    """The folder of a grid, as this module's docstring describes it.
+
+    Args:
+        folder: created when the first cell is prepared.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    # --- what the folder is of ---
+
+    def claim(self, facts: Mapping[str, Any]) -> None:
+        """Note what grid this folder is of; refuse the folder of another.
+
+        Args:
+            facts: what all cells of the grid have in common. Seeds and rows may be added to a grid later.
+        Raises:
+            StudyError: the folder holds another grid's cells; the message gives both.
+            RunError: it cannot be written.
+        """
+        file, wanted = self.folder / STUDY_FILE, json.loads(json.dumps(dict(facts)))
+        there = read_json(file)
+        if there is None:
+            with explained(file):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, as_json(wanted))
+            return
+        differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
+        if differing:
+            changes = "; ".join(f"{key}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing)
+            raise StudyError(
+                f"{self.folder} holds another grid; nothing was changed. There → yours: {changes}. Give output "
+                "another folder, or the parameters that the folder was made with"
+            )
+
+    # --- requests ---
+
+    def prepare(self, cell: Cell) -> None:
+        """Write down what a cell is, for the process that will work on it."""
+        request = {
+            "kind": "tokenizer" if isinstance(cell.config, TrainConfig) else "generator",
+            "config": to_dict(cell.config),
+            "labels": cell.labels,
+            "needs": cell.needs,
+            "measure": to_dict(cell.measure),
+        }
+        file = self.folder / "cells" / f"{cell.name}.json"
+        content = as_json(request)
+        with explained(file):
+            for name in ("cells", "rows", "failed", "logs", "locks"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        if not file.is_file() or file.read_bytes() != content:
+            write_whole(file, content)
+
+    def request(self, name: str) -> Cell:
+        """The cell of a name, as `prepare` wrote it.
+
+        Raises:
+            StudyError: there is none, or its file is damaged.
+        """
+        request = read_json(self.folder / "cells" / f"{name}.json")
+        if request is None:
+            raise StudyError(f"{self.folder / 'cells'} holds no cell {name}; start the study again")
+        kind = TrainConfig if request["kind"] == "tokenizer" else GeneratorTrainConfig
+        return Cell(
+            name,
+            parse(kind, request["config"], source=f"cell {name}"),
+            request["labels"],
+            request["needs"],
+            parse(MeasureConfig, request["measure"], source=f"cell {name}"),
+        )
+
+    # --- rows ---
+
+    def row(self, cell: Cell) -> dict[str, Any] | None:
+        """A finished cell's row; None where it is not there, is damaged, or is of other settings."""
+        row = read_json(self.folder / "rows" / f"{cell.name}.json")
+        return row if row and row.get("key") == cell.key else None
+
+    def write_row(self, cell: Cell, values: Mapping[str, Any]) -> None:
+        """Note that a cell is finished, and with what."""
+        row = {"cell": cell.name, "key": cell.key, **cell.labels, **values}
+        write_whole(self.folder / "rows" / f"{cell.name}.json", as_json(row))
+        (self.folder / "failed" / f"{cell.name}.json").unlink(missing_ok=True)
+
+    def table(self, cells: Sequence[Cell]) -> pd.DataFrame:
+        """The rows of all cells that are finished by now, in the cells' order."""
+        rows = [row for cell in cells if (row := self.row(cell))]
+        return pd.DataFrame(rows)
+
+    # --- failures ---
+
+    def failure(self, cell: Cell) -> dict[str, Any] | None:
+        """What is known of a cell's failure: "error", "lines", "killed"; None where it has not failed."""
+        failure = read_json(self.folder / "failed" / f"{cell.name}.json")
+        return failure if failure and failure.get("key") == cell.key else None
+
+    def write_failure(self, cell: Cell, error: str, killed: bool = False) -> dict[str, Any]:
+        """Note that a cell failed.
+
+        Args:
+            cell: which.
+            error: in one line.
+            killed: it did not fail by itself; it is gone on with whenever the study is started again.
+        """
+        failure = {"key": cell.key, "error": error, "killed": killed, "lines": self.last_lines(cell)}
+        # On a full disk what is known must still reach whoever asked.
+        with suppress(RunError):
+            write_whole(self.folder / "failed" / f"{cell.name}.json", as_json(failure))
+        return failure
+
+    def forget_failure(self, cell: Cell) -> None:
+        """Let a failed cell be tried again."""
+        (self.folder / "failed" / f"{cell.name}.json").unlink(missing_ok=True)
+
+    def last_lines(self, cell: Cell) -> list[str]:
+        """The end of what a cell printed, progress bars left out."""
+        file = self.log(cell.name)
+        if not file.is_file():
+            return []
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 16384))
+            text = stream.read().decode(errors="replace")
+        return [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+
+    def log(self, name: str) -> Path:
+        """Where a cell's process prints to."""
+        return self.folder / "logs" / f"{name}.log"
+
+    # --- who works on it ---
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[bool]:
+        """Hold a cell's lock inside the block; False if another process holds it."""
+        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / "locks" / name, os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(handle)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether some process works on a cell now."""
+        if not (self.folder / "locks" / name).exists():
+            return False
+        with self.working(name) as ours:
+            return not ours
+
+    def last_step(self, name: str) -> int:
+        """The last step that a cell's run has logged, 0 before the first."""
+        file = self.folder / name / "metrics.jsonl"
+        if not file.is_file():
+            return 0
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 8192))
+            lines = stream.read().split(b"\n")
+        for line in reversed(lines):
+            with suppress(ValueError, KeyError, TypeError):
+                return int(json.loads(line)["step"])
+        return 0
+
+
+def as_json(value: Any) -> bytes:
+    """A value as a JSON file's content."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None where it is missing or damaged: what stands there can be made again."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:79] + "…"

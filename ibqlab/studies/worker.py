@@ -1,0 +1,130 @@
+"""One cell's process: train what is left to train, measure, write the row.
+
+    python -m ibqlab.studies.worker FOLDER CELL
+
+Started by Slurm, by hand, or under torchrun for a cell of several processes. On one machine the engine starts
+
+    python -m ibqlab.studies.worker --serve
+
+once, which imports what all cells need and then forks a process per cell, so that a cell does not wait ten seconds for
+imports. A fork is a process of its own like any other: it outlives the server and whoever started that.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+def main(folder: str, name: str) -> int:
+    """Work on a cell to its row. Returns the exit code: 0 done, 1 failed, 75 taken by another process."""
+    # The tokenizer that a generator needs is named as a run of this folder.
+    os.environ["IBQLAB_RUNS"] = str(Path(folder).resolve())
+    from ibqlab.studies.cells import BUSY, CellStore  # noqa: PLC0415 - after the environment is set
+
+    store = CellStore(folder)
+    if os.environ.get("RANK", "0") != "0":
+        return _work(store, name, first=False)
+    with store.working(name) as ours:
+        if ours:
+            return _work(store, name, first=True)
+    print(f"another process works on {name}", file=sys.stderr)
+    return BUSY
+
+
+def _work(store: Any, name: str, first: bool) -> int:
+    from ibqlab.studies.cell_rows import measure_cell  # noqa: PLC0415 - heavy
+    from ibqlab.training import TrainConfig, train, train_generator  # noqa: PLC0415 - heavy
+
+    cell = store.request(name)
+    try:
+        kind = train if isinstance(cell.config, TrainConfig) else train_generator
+        run = kind(cell.config, store.folder / name, progress=False)
+        if first:
+            store.write_row(cell, measure_cell(cell, run))
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        if first:
+            store.write_failure(cell, f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+# --- the server of one machine ---------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Fork a process per line of standard input, and answer when each has ended.
+
+    A line asks {"folder", "name", "log", "cores", "environment"}; answers are {"name", "pid"} and {"name", "code"}, the
+    code negative for a signal. Ends with its input; its forks go on.
+    """
+    _import_what_cells_need()
+    children: dict[int, str] = {}
+    asked = b""
+    while True:
+        ready = select.select([sys.stdin], [], [], 0.1)[0]
+        if ready:
+            chunk = os.read(sys.stdin.fileno(), 65536)
+            if not chunk:
+                return
+            *lines, asked = (asked + chunk).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = _fork(request)
+                children[pid] = request["name"]
+                _answer(name=request["name"], pid=pid)
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            _answer(name=children.pop(pid), code=os.waitstatus_to_exitcode(status))
+
+
+def _import_what_cells_need() -> None:
+    import lightning_fabric  # noqa: F401, PLC0415
+
+    import ibqlab.studies.cell_rows  # noqa: F401, PLC0415
+
+
+def _answer(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def _fork(request: dict[str, Any]) -> int:
+    """Start a cell's process; its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.environ.update(request["environment"])
+        # Neighbours' caches are left alone.
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, request["cores"])
+        code = main(request["folder"], request["name"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        # Not sys.exit: what the server would do at its end is not this process's business.
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        sys.exit(main(*sys.argv[1:]))
