@@ -353,6 +353,23 @@ def _data_of(place: str) -> dict[str, Any]:
     return dict(Run(place).config.get("data", {})) if Path(place).is_dir() else {}
 
 
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("study")
+def report(study: str) -> None:
+    """One HTML page and one Markdown file on STUDY: tables, figures, provenance, commands.
+
+    STUDY is the folder of a study, or its name in the folder of all runs, such as ablations-laptop. Runs that are not
+    finished are left out and named.
+    """
+    from ibqlab.studies.reports import write_study_report  # noqa: PLC0415
+
+    page = write_study_report(study)
+    click.echo(f"{page}\n{page.with_suffix('.md')}")
+
+
 # --- plan ------------------------------------------------------------------------------------------------------------
 
 

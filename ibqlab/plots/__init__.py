@@ -8,6 +8,8 @@ run_curves.py       one tokenizer's run while it trains
 generator_curves.py one generator's run while it trains
 gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric
+ablation_dots.py    one table of a paper: rows, measures, seeds, the paper's numbers
+power_laws.py       what grows or falls with the codebook, fitted
 scaling.py          usage and PSNR against codebook size
 token_link.py       what tokens cost a generator, for one tokenizer and for several
 style.py            colours, line styles, saving a figure with its data

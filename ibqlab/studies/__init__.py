@@ -1,5 +1,7 @@
 """Studies: grids of runs, trained where missing, read again as tables and figures."""
 
+from ibqlab.studies.ablation import AblationParameters, open_ablations
+from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.cells import Cell, CellStore, StudyError
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.figures import (
@@ -14,14 +16,19 @@ from ibqlab.studies.figures import (
 )
 from ibqlab.studies.launching import LocalLauncher, SlurmLauncher
 from ibqlab.studies.link_stages import describe_all, describe_tokenizer, generators_over, save_token_figure
+from ibqlab.studies.reports import write_study_report
+from ibqlab.studies.scaling import ScalingReport
 from ibqlab.studies.study import Study, StudyParameters, open_study
 from ibqlab.studies.tables import show_table, summary_table, write_report
 
 __all__ = [
+    "AblationParameters",
+    "AblationTables",
     "Cell",
     "CellStore",
     "LocalLauncher",
     "Outcome",
+    "ScalingReport",
     "SlurmLauncher",
     "Study",
     "StudyError",
@@ -36,6 +43,7 @@ __all__ = [
     "figure_reconstructions",
     "figure_scaling",
     "generators_over",
+    "open_ablations",
     "open_study",
     "run_cells",
     "save_study_figure",
@@ -43,4 +51,5 @@ __all__ = [
     "show_table",
     "summary_table",
     "write_report",
+    "write_study_report",
 ]

@@ -19,7 +19,7 @@ from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import runs_root
 from ibqlab.runs.files import write_whole
-from ibqlab.studies.cells import Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
+from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.study import PlaceParameters
 from ibqlab.training import TrainConfig
@@ -28,7 +28,6 @@ from ibqlab.training.recipes import EXPERIMENTS, load_recipe, published_rows, re
 
 TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
-PARAMETERS_FILE = "parameters.json"
 ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
 """Tables as they are shown; others follow by name."""
 
@@ -183,6 +182,8 @@ class RowCells(NamedTuple):
     """The runs behind a row: one per seed."""
 
     row: TableRow
+    printed: Published
+    """The paper's numbers."""
     tokenizers: list[Cell]
     generators: list[Cell]
     """Empty where the row has none."""
@@ -221,7 +222,8 @@ class Ablations:
         self.parameters, self.dial, self.tables, self.folder = parameters, dial, tables, folder
         self.store = CellStore(folder)
         self.cells = list({cell.name: cell for table in tables.values() for cell in table.cells}.values())
-        self.cells.sort(key=lambda cell: not isinstance(cell.config, TrainConfig))
+        # The longest of those that wait for others come first, so that no worker is left alone with one.
+        self.cells.sort(key=lambda cell: (not isinstance(cell.config, TrainConfig), -cell.labels.get("depth", 0)))
         self.seeds = parameters.seeds or dial.seeds
 
     @property
@@ -321,7 +323,7 @@ class _Scale:
             if self.parameters.preset in row.skip:
                 continue
             try:
-                cells = RowCells(row, *self._cells(row))
+                cells = RowCells(row, row.printed(), *self._cells(row))
             except ConfigError as error:
                 raise ConfigError(f"tables/{name}.yaml, row {label!r}: {error}") from None
             for cell in (cells.generators or cells.tokenizers)[:1]:

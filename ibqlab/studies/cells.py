@@ -29,6 +29,7 @@ from ibqlab.training import GeneratorTrainConfig, TrainConfig
 LAST_LINES = 12
 """Lines of a failed cell's log that are shown."""
 STUDY_FILE = "study.json"
+PARAMETERS_FILE = "parameters.json"
 BUSY = 75
 """Exit code of a process that found another one at its cell."""
 

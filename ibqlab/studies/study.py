@@ -4,7 +4,7 @@ Started again it trains only what is missing. Its cells are independent runs; ta
 """
 
 import itertools
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
-from ibqlab.studies.cells import Cell, CellStore, StudyError
+from ibqlab.runs.files import write_whole
+from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher, SlurmLauncher
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
@@ -157,6 +158,8 @@ class Study:
         for cell in self.cells:
             self._is_finished(cell)
         self.store.claim({"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps})
+        if isinstance(self.place, StudyParameters):
+            write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
         launcher = self.place.launcher(self.folder, self.grid.workers)
         return run_cells(self.cells, self.store, launcher, retry=self.place.retry, progress=progress)
 

@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+
 def main(folder: str, name: str) -> int:
     """Work on a cell to its row. Returns the exit code: 0 done, 1 failed, 75 taken by another process."""
     # The tokenizer that a generator needs is named as a run of this folder.

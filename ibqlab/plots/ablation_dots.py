@@ -1,0 +1,79 @@
+"""One table of a paper as a picture: rows downwards, a panel per measure, seeds as dots, the paper's numbers beside."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ibqlab.plots.style import METHOD_STYLES, PAGE_WIDTH, REFERENCE_GREY, add_caption, fix_tick_size, styled_figure
+
+_COLUMNS = ["row", "method", "measure", "kind", "value", "low", "high", "seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DotPanel:
+    """A measure, and how its panel looks."""
+
+    key: str
+    """Value of the column `measure`."""
+    label: str
+    """Axis label with its unit."""
+    scale: float = 1.0
+    """Factor, 100 for shares in %."""
+    higher: bool = True
+    """More is better; else the axis runs the other way, so that better is always to the right."""
+    share: bool = False
+    """The axis runs from 0 to 100 %."""
+
+
+def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, caption: str) -> Figure:
+    """Rows of a table against their measures. Better is to the right in every panel.
+
+    Filled markers: means over seeds with their 95 % intervals; small dots: single seeds; grey diamonds: the paper's
+    numbers, on ImageNet.
+
+    Args:
+        table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed.
+        panels: one per measure to show.
+        title: of the figure.
+        caption: what runs these are.
+    Raises:
+        ValueError: a missing column, or nothing to show.
+    """
+    missing = [column for column in _COLUMNS if column not in table]
+    if missing or table.empty or not panels:
+        raise ValueError(f"an ablation figure needs rows, panels and the columns {_COLUMNS}; missing: {missing}")
+    rows = list(dict.fromkeys(table["row"]))
+    with styled_figure(PAGE_WIDTH, 1.4 + 0.27 * len(rows)) as figure:
+        all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+        for axes, panel in zip(all_axes, panels, strict=True):
+            _draw(axes, table[table["measure"] == panel.key], panel, rows)
+        all_axes[0].set_yticks(range(len(rows)), rows)
+        all_axes[0].set_ylim(len(rows) - 0.4, -0.6)
+        figure.suptitle(title, fontsize=10)
+        add_caption(figure, caption)
+    return figure
+
+
+def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> None:
+    places = {row: number for number, row in enumerate(rows)}
+    for _, point in table.iterrows():
+        y, x = places[point["row"]], point["value"] * panel.scale
+        style = METHOD_STYLES.get(point["method"])
+        color = style.color if style else REFERENCE_GREY
+        if point["kind"] == "paper":
+            axes.plot(x, y, marker="D", markersize=6, markerfacecolor="none", color=REFERENCE_GREY, linestyle="none")
+        elif point["kind"] == "seed":
+            axes.plot(x, y, marker=".", markersize=4, color=color, alpha=0.6, linestyle="none")
+        else:
+            low, high = point["low"] * panel.scale, point["high"] * panel.scale
+            error = [[x - low], [high - x]] if np.isfinite(low) else None
+            axes.errorbar(x, y, xerr=error, marker=style.marker if style else "s", color=color, capsize=2)
+    axes.set_xlabel(panel.label)
+    if panel.share:
+        axes.set_xlim(-4, 104)
+    if not panel.higher:
+        axes.invert_xaxis()
+    fix_tick_size(axes)

@@ -1,0 +1,86 @@
+"""Quantities that grow or fall with the codebook: every run as a point, fitted power laws as lines."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from ibqlab.plots.style import (
+    CAPTION_SIZE,
+    LINE_STYLES,
+    PAGE_WIDTH,
+    add_caption,
+    fix_tick_size,
+    styled_figure,
+    styles_for,
+)
+
+
+def plot_power_laws(runs: pd.DataFrame, laws: pd.DataFrame, quantities: Mapping[str, str]) -> Figure:
+    """One panel per quantity, both axes logarithmic. A law is a straight line there; its slope is the exponent.
+
+    Colour and marker: method. Line style: code dimension. Points: single runs, so that a line that does not fit shows.
+
+    Args:
+        runs: one row per run: method, codebook_size, code_dim, seed, and a column per quantity.
+        laws: quantity, method, code_dim, factor, exponent, low, high, points.
+        quantities: column → axis label.
+    Raises:
+        ValueError: no runs.
+    """
+    if runs.empty:
+        raise ValueError("power laws need runs; got none")
+    styles = styles_for(list(runs["method"].unique()))
+    lines = dict(zip(sorted(runs["code_dim"].unique()), LINE_STYLES * len(runs), strict=False))
+    sizes = sorted(runs["codebook_size"].unique())
+    with styled_figure(PAGE_WIDTH, 3.4 + 0.17 * runs.groupby(["method", "code_dim"]).ngroups) as figure:
+        for axes, (key, label) in zip(
+            np.atleast_1d(figure.subplots(1, len(quantities))), quantities.items(), strict=True
+        ):
+            _draw(axes, runs, laws[laws["quantity"] == key], key, (styles, lines, sizes))
+            axes.set_ylabel(label)
+            title = "exponent of K (95 % interval)"
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=CAPTION_SIZE, title=title)
+        seeds = runs["seed"].nunique()
+        add_caption(
+            figure, f"each point one run, {seeds} seed{'s' if seeds > 1 else ''}; lines: least squares of logarithms"
+        )
+    return figure
+
+
+def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: tuple) -> None:
+    styles, lines, sizes = looks
+    for (method, dim), part in runs.groupby(["method", "code_dim"], sort=False):
+        look = styles[method]
+        axes.plot(
+            part["codebook_size"],
+            part[key],
+            linestyle="none",
+            marker=look.marker,
+            markersize=4,
+            alpha=0.6,
+            color=look.color,
+        )
+        law = laws[(laws["method"] == method) & (laws["code_dim"] == dim)]
+        if len(law):
+            factor, slope, low, high = law.iloc[0][["factor", "exponent", "low", "high"]]
+            sure = "" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+            axes.plot(
+                sizes,
+                factor * np.asarray(sizes, dtype=float) ** slope,
+                linestyle=lines[dim],
+                color=look.color,
+                label=f"{look.label}, D = {dim}: {slope:+.2f}{sure}",
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("codebook size K (codes)")
+    fix_tick_size(axes)

@@ -1,0 +1,60 @@
+"""What made the rows of a study: commands, commits, versions, hardware, images, each once."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def provenance_of(rows: Iterable[dict[str, Any]], command: str) -> dict[str, Any]:
+    """What made some rows: commits, versions, hardware, data, each once."""
+    found = [row.get("provenance", {}) for row in rows]
+    return {
+        "command": command,
+        "started": min((one["started"] for one in found if one.get("started")), default=None),
+        "commits": sorted({_commit(one) for one in found}),
+        "hardware": _distinct(one.get("hardware") for one in found),
+        "threads": _distinct(one.get("threads") for one in found),
+        "versions": _distinct(one.get("versions") for one in found),
+        "data": _distinct(one.get("data") for one in found),
+        "seeds": sorted({row["seed"] for row in rows if "seed" in row}),
+    }
+
+
+def provenance_text(rows: list[dict[str, Any]], *commands: str) -> str:
+    """The same for people."""
+    facts = provenance_of(rows, commands[0])
+    hardware = "; ".join(
+        f"{one.get('cpu')}, {one.get('cores')} core(s) per run" + (f", {one['gpu']}" if one.get("gpu") else "")
+        for one in facts["hardware"]
+        if one
+    )
+    versions = "; ".join(f"torch {one.get('torch')}, Python {one.get('python')}" for one in facts["versions"] if one)
+    data = sorted(
+        {
+            part["description"]
+            for one in facts["data"]
+            if one
+            for part in one.values()
+            if isinstance(part, dict) and "description" in part
+        }
+    )
+    return "\n".join(
+        [
+            "## Provenance",
+            "",
+            *(f"- command: `{command}`" for command in commands),
+            f"- seeds: {', '.join(map(str, facts['seeds']))}; threads per run: {', '.join(map(str, facts['threads']))}",
+            f"- images: {'; '.join(data) or 'not noted'}",
+            f"- hardware: {hardware}",
+            f"- versions: {versions}",
+            f"- commit: {', '.join(facts['commits'])}",
+        ]
+    )
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())
+
+
+def _commit(facts: dict[str, Any]) -> str:
+    return f"{facts.get('commit')}{' with uncommitted changes' if facts.get('dirty') else ''}"

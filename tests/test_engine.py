@@ -1,0 +1,250 @@
+"""The engine: cells as processes that survive alone, rows that come once, failures told, kills repaired."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from ibqlab.config import ConfigError
+from ibqlab.runs import Run, RunError
+from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells
+from ibqlab.studies.cells import Cell
+from ibqlab.studies.study import PlaceParameters
+from ibqlab.training import recipe_config
+
+
+def cell(seed=0, steps=4, **settings):
+    config = recipe_config("builtin/smoke", {"seed": seed, "steps": steps, "record.validate_every": steps, **settings})
+    return Cell(f"seed{seed}-steps{steps}", config, {"seed": seed, "method": "ibq"})
+
+
+def wild(seed=0):
+    """A cell that fails: its learning rate makes weights that are not finite."""
+    return replace(cell(seed, **{"optimizer.learning_rate": 1e30}), name=f"wild{seed}")
+
+
+def generator(needs):
+    config = recipe_config("builtin/smoke_generator", {"tokenizer": needs.name, "steps": 4})
+    return Cell("generator", config, {"seed": 0}, needs=needs.name)
+
+
+LAUNCHER = LocalLauncher(2)
+"""One for all tests: it imports what cells need once."""
+
+
+def run(cells, folder, **options):
+    return run_cells(cells, CellStore(folder), LAUNCHER, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Four cells that were run: two good ones, one that fails, a generator over a good one, one over the failed."""
+    folder = tmp_path_factory.mktemp("engine") / "grid"
+    cells = [cell(0), cell(1), wild(), generator(cell(0)), replace(generator(wild()), name="orphan")]
+    return folder, cells, run(cells, folder)
+
+
+class TestOutcome:
+    def test_good_cells_are_finished_though_another_failed(self, grid):
+        folder, cells, outcome = grid
+        assert outcome.finished == ["seed0-steps4", "seed1-steps4", "generator"]
+        table = CellStore(folder).table(cells)
+        assert list(table["cell"]) == outcome.finished
+        assert table["usage"].iloc[0] > 0
+        assert table["tokens"].iloc[0] >= 10 * 64
+        assert {"quantizer_ms", "quantizer_mib", "seconds", "provenance"} <= set(table)
+
+    def test_a_failed_cell_is_listed_with_its_last_lines(self, grid):
+        _, _, outcome = grid
+        assert list(outcome.failed) == ["wild0"]
+        assert "NaN or infinity" in outcome.failed["wild0"][0]
+        assert any("Traceback" in line or "TrainingError" in line for line in outcome.failed["wild0"][1:])
+        assert "retry=true" in str(outcome)
+        with pytest.raises(StudyError, match="3 of 5 cells are finished"):
+            outcome.check()
+
+    def test_a_cell_whose_need_failed_is_named_with_it(self, grid):
+        _, _, outcome = grid
+        assert outcome.waiting == {"orphan": "wild0"}
+        assert "orphan waits for wild0" in str(outcome)
+
+    def test_started_again_nothing_is_done_twice(self, grid):
+        folder, cells, _ = grid
+        before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+        outcome = run(cells, folder)
+        assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == before
+        assert list(outcome.failed) == ["wild0"]
+
+    def test_a_failed_cell_is_tried_again_on_request(self, grid, tmp_path):
+        folder, cells, _ = grid
+        shutil.copytree(folder, tmp_path / "again")
+        store = CellStore(tmp_path / "again")
+        lines = len(store.log("wild0").read_text().splitlines())
+        assert list(run(cells, store.folder, retry=True).failed) == ["wild0"]
+        assert len(store.log("wild0").read_text().splitlines()) > lines
+
+    def test_a_row_that_was_cut_is_made_again_without_training(self, grid, tmp_path):
+        folder, cells, _ = grid
+        shutil.copytree(folder, tmp_path / "cut")
+        row = tmp_path / "cut" / "rows" / "seed0-steps4.json"
+        whole = row.read_text()
+        row.write_text(whole[: len(whole) // 2])
+        metrics = (tmp_path / "cut" / "seed0-steps4" / "metrics.jsonl").stat().st_mtime_ns
+        assert "seed0-steps4" in run(cells[:2], tmp_path / "cut").finished
+        assert json.loads(row.read_text())["usage"] == json.loads(whole)["usage"]
+        assert (tmp_path / "cut" / "seed0-steps4" / "metrics.jsonl").stat().st_mtime_ns == metrics
+
+
+class TestKills:
+    def test_a_killed_worker_loses_only_what_is_after_its_checkpoint(self, tmp_path):
+        long = cell(0, steps=600, **{"record.checkpoint_every": 20, "record.validate_every": 600})
+        store = CellStore(tmp_path)
+        store.prepare(long)
+        job = LAUNCHER.start(long, store)
+        _wait(lambda: store.last_step(long.name) >= 30)
+        job.ended()
+        os.kill(job.server.pids[long.name], signal.SIGKILL)
+        _wait(job.ended)
+        assert job.reason() == "killed by signal 9"
+        step, _ = Run(tmp_path / long.name).load_checkpoint()
+        assert step >= 20
+        outcome = run([long], tmp_path)
+        assert outcome.finished == [long.name]
+        kept = Run(tmp_path / long.name)
+        assert len(kept.provenance["resumed"]) == 1
+        whole = tmp_path / "whole"
+        run([long], whole)
+        columns = ["step", "loss", "usage", "validation_l1"]
+        pd.testing.assert_frame_equal(kept.metrics[columns], Run(whole / long.name).metrics[columns])
+
+    def test_a_killed_cell_is_listed_and_goes_on_unasked(self, tmp_path):
+        long = cell(0, steps=400, **{"record.checkpoint_every": 20, "record.validate_every": 400})
+        store = CellStore(tmp_path)
+        starter = _other_engine(tmp_path, 400)
+        _wait(lambda: store.last_step(long.name) >= 20)
+        pid = _worker_of(store, long.name)
+        os.kill(pid, signal.SIGKILL)
+        assert starter.wait(120) == 3
+        failure = store.failure(long)
+        assert failure["killed"]
+        assert failure["error"] == "killed by signal 9"
+        assert run([long], tmp_path).finished == [long.name]
+        assert store.failure(long) is None
+
+    def test_a_cell_outlives_its_engine_and_is_found_by_the_next(self, tmp_path):
+        long = cell(0, steps=400, **{"record.checkpoint_every": 20, "record.validate_every": 400})
+        store = CellStore(tmp_path)
+        starter = _other_engine(tmp_path, 400)
+        _wait(lambda: store.last_step(long.name) >= 10)
+        starter.kill()
+        starter.wait()
+        assert store.is_taken(long.name)
+        assert run([long], tmp_path).finished == [long.name]
+        assert "resumed" not in Run(tmp_path / long.name).provenance
+
+
+class TestBadInput:
+    def test_two_cells_of_the_same_settings_are_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"seed0-steps4 and other are the same run \(content hash"):
+            run([cell(0), replace(cell(0), name="other")], tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_one_name_for_two_settings_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match="two cells are named seed0-steps4"):
+            run([cell(0), replace(cell(1), name="seed0-steps4")], tmp_path)
+
+    def test_the_folder_of_another_grid_is_refused(self, tmp_path):
+        store = CellStore(tmp_path / "grid")
+        store.claim({"study": "mine", "steps": 3})
+        store.claim({"study": "mine", "steps": 3})
+        with pytest.raises(StudyError, match="holds another grid.*steps: 3 → 4"):
+            store.claim({"study": "mine", "steps": 4})
+
+    def test_more_processes_than_workers_is_said_before_anything_runs(self, tmp_path):
+        with pytest.raises(StudyError, match="give workers=4"):
+            run([cell(0, processes=4)], tmp_path)
+
+    def test_a_cluster_that_is_not_there(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(StudyError, match="sbatch, which is not on this machine.*cluster=local"):
+            SlurmLauncher(tmp_path)
+
+    def test_a_cluster_that_does_not_answer(self, tmp_path, monkeypatch):
+        for name, text in (("sbatch", "exit 0"), ("sinfo", "echo no controller >&2; exit 1")):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(StudyError, match="Slurm does not answer .no controller"):
+            SlurmLauncher(tmp_path)
+
+    def test_settings_of_a_cluster_without_one(self):
+        with pytest.raises(ValueError, match="cluster=slurm"):
+            PlaceParameters(cluster_settings=("partition=gpu",))
+        with pytest.raises(ValueError, match="did you mean 'slurm'"):
+            PlaceParameters(cluster="slrm")
+
+    def test_a_full_disk_is_listed_and_no_finished_row_is_lost(self, grid, tmp_path):
+        folder, _, _ = grid
+        shutil.copytree(folder, tmp_path / "full")
+        rows = {file.name: file.read_bytes() for file in (tmp_path / "full" / "rows").iterdir()}
+        code = (
+            "import resource, sys\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+            "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "from ibqlab.studies.worker import main\n"
+            "sys.exit(main(*sys.argv[1:]))"
+        )
+        store, new = CellStore(tmp_path / "full"), cell(7)
+        store.prepare(new)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(store.folder), new.name], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "disk or a quota is full" in store.failure(new)["error"]
+        assert {file.name: file.read_bytes() for file in (store.folder / "rows").iterdir()} == rows
+
+    def test_a_folder_that_cannot_be_written_is_said(self, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(RunError, match="cannot be written"):
+            CellStore(tmp_path / "file" / "grid").claim({"study": "mine"})
+
+
+class TestSeveralProcesses:
+    def test_a_cell_of_two_processes_is_started_by_torchrun(self, tmp_path):
+        two = cell(0, processes=2)
+        assert run([two], tmp_path).finished == [two.name]
+        assert CellStore(tmp_path).row(two)["steps"] == 4
+
+
+def _other_engine(folder, steps):
+    """Another process that runs one cell of `folder`; exit code 3 where it ends unfinished."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_engine import cell, run\n"
+        "steps = int(sys.argv[3])\n"
+        "long = cell(0, steps=steps, **{'record.checkpoint_every': 20, 'record.validate_every': steps})\n"
+        "sys.exit(0 if run([long], sys.argv[2]).finished else 3)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, os.path.dirname(__file__), str(folder), str(steps)])
+
+
+def _worker_of(store, name):
+    """The process that holds a cell's lock, as the kernel lists it."""
+    inode = os.stat(store.folder / "locks" / name).st_ino
+    with open("/proc/locks", encoding="ascii") as locks:
+        found = [line.split() for line in locks if f":{inode} " in line]
+    return int(found[0][4])
+
+
+def _wait(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
