@@ -386,39 +386,60 @@ def plan(
     gpus: int | None,
     gpu_hour_price: float | None,
 ) -> None:
-    """What RECIPE would cost: parameters, operations, memory, steps, disk; time and price at a measured speed.
+    """What RECIPE would cost: parameters, operations, memory, steps, disk; GPU-hours and price.
 
     RECIPE is a path or a name under experiments/, or a folder of recipes, such as imagenet: one row each. Nothing is
-    trained; neither data nor weight files nor a GPU are needed.
+    trained; neither data nor weight files nor a GPU are needed. Without --images-per-second, --gpus takes the speeds
+    measured under experiments/results/training_step; where there are none, it gives the hours that no GPU can beat.
     """
-    from ibqlab.config import ConfigError  # noqa: PLC0415
     from ibqlab.training.generator_planning import plan_recipe  # noqa: PLC0415
-    from ibqlab.training.planning import cost_of_run  # noqa: PLC0415
+    from ibqlab.training.planning import Speed, cost_of_run  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipes  # noqa: PLC0415
 
-    if images_per_second is None and (gpus is not None or gpu_hour_price is not None):
-        raise ConfigError("--gpus and --gpu-hour-price need a speed: add --images-per-second, measured on such a GPU")
     plans = [plan_recipe(str(file), settings) for file in find_recipes(recipe)]
-    costs = (
-        {}
-        if images_per_second is None
-        else {p.name: cost_of_run(p, images_per_second, gpus, gpu_hour_price) for p in plans}
-    )
+    if images_per_second is not None:
+        speeds = {p.name: Speed(images_per_second=images_per_second, origin="as given") for p in plans}
+    elif gpus is not None or gpu_hour_price is not None:
+        speeds = _known_speeds(plans)
+    else:
+        speeds = {}
+    costs = {p.name: cost_of_run(p, speeds[p.name].images_per_second, gpus, gpu_hour_price) for p in plans if speeds}
     if len(plans) == 1:
         click.echo(plans[0].describe())
         click.echo(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
-        return
-    # A folder may hold recipes of both kinds.
-    click.echo(
-        "\n\n".join(
-            _plan_rows([p for p in plans if type(p) is kind], costs) for kind in dict.fromkeys(map(type, plans))
+    else:
+        # A folder may hold recipes of both kinds.
+        kinds = dict.fromkeys(map(type, plans))
+        click.echo("\n\n".join(_plan_rows([p for p in plans if type(p) is kind], costs, speeds) for kind in kinds))
+        if not costs:
+            click.echo(_how_to_measure(plans[0]))
+    if any(speed.is_bound for speed in speeds.values()):
+        click.echo(
+            "at least: no speed was measured on a GPU; hours are those of the operations alone at the data sheet's "
+            "989 × 10¹² per second (H100, H200), which no step reaches. Measure with "
+            "experiments/benchmarks/training_speed.py, or give --images-per-second"
         )
-    )
-    if not costs:
-        click.echo(_how_to_measure(plans[0]))
 
 
-def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]") -> str:
+def _known_speeds(plans: "Sequence[AnyPlan]") -> "dict[str, Speed]":
+    """Recipe → measured speed, or the bound where nothing was measured.
+
+    Raises:
+        ConfigError: a recipe for CPUs, whose speed nothing bounds.
+    """
+    from ibqlab.config import ConfigError  # noqa: PLC0415
+    from ibqlab.training.planning import measured_speeds, speed_of  # noqa: PLC0415
+
+    measured = measured_speeds()
+    for one in plans:
+        if one.accelerator == "cpu" and one.name not in measured:
+            raise ConfigError(
+                f"{one.name} trains on CPUs, for which no speed is known: add --images-per-second, measured there"
+            )
+    return {one.name: speed_of(one, measured, plans) for one in plans}
+
+
+def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]", speeds: "dict[str, Speed]") -> str:
     """Plans of one kind as a table."""
     from ibqlab.training.generator_planning import GeneratorPlan, generator_plan_table  # noqa: PLC0415
     from ibqlab.training.planning import plan_table  # noqa: PLC0415
@@ -426,6 +447,8 @@ def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]") -> str:
     table = (generator_plan_table if isinstance(plans[0], GeneratorPlan) else plan_table)(plans)
     for column in ("gpu_hours", "days", "price") if costs else ():
         table[column] = [getattr(costs[plan.name], column) for plan in plans]
+    if speeds:
+        table["hours are"] = [speeds[plan.name].origin for plan in plans]
     shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
     return shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
 

@@ -164,7 +164,7 @@ class TestBadInput:
         store = CellStore(tmp_path / "grid")
         store.claim({"study": "mine", "steps": 3})
         store.claim({"study": "mine", "steps": 3})
-        with pytest.raises(StudyError, match="holds another grid.*steps: 3 → 4"):
+        with pytest.raises(StudyError, match=r"holds another grid.*steps: 3 → 4"):
             store.claim({"study": "mine", "steps": 4})
 
     def test_more_processes_than_workers_is_said_before_anything_runs(self, tmp_path):
@@ -173,7 +173,7 @@ class TestBadInput:
 
     def test_a_cluster_that_is_not_there(self, tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(StudyError, match="sbatch, which is not on this machine.*cluster=local"):
+        with pytest.raises(StudyError, match=r"sbatch, which is not on this machine.*cluster=local"):
             SlurmLauncher(tmp_path)
 
     def test_a_cluster_that_does_not_answer(self, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ class TestBadInput:
             (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
             (tmp_path / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        with pytest.raises(StudyError, match="Slurm does not answer .no controller"):
+        with pytest.raises(StudyError, match=r"Slurm does not answer .no controller"):
             SlurmLauncher(tmp_path)
 
     def test_settings_of_a_cluster_without_one(self):

@@ -22,7 +22,7 @@ def cells(path, kind):
 
 def test_the_promised_notebooks_are_there():
     promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert promised | {"train_generator", "generation_gallery", "link_stages"} <= set(NAMES)
+    assert promised | {"ablations", "train_generator", "generation_gallery", "link_stages"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -77,7 +77,8 @@ def pictures(out):
     ("name", "parameters", "figures"),
     [
         ("explore_collapse", ["-p", "projection", "pca"], 7),
-        ("scale_codebook", ["-p", "steps", "6"], 1),
+        ("scale_codebook", ["-p", "steps", "6"], 2),
+        ("ablations", ["-p", "tables", "[key_designs, lfq, soft_vq]"], 4),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),
         ("evaluate_tokenizer", ["-p", "limit", "32"], 2),
         ("compare_published", ["-p", "limit", "32"], 2),
@@ -94,7 +95,7 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 def test_every_notebook_is_executed_above():
     executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert executed | {"train_generator", "generation_gallery", "link_stages"} == set(NAMES)
+    assert executed | {"ablations", "train_generator", "generation_gallery", "link_stages"} == set(NAMES)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training import GeneratorTrainConfig, recipe_config, train
 from ibqlab.training.accounting import count_step
 from ibqlab.training.generator_planning import plan_generator, published_generation
-from ibqlab.training.planning import cost_of_run, plan_table, plan_tokenizer
+from ibqlab.training.planning import PEAK_OPERATIONS, cost_of_run, measured_speeds, plan_table, plan_tokenizer, speed_of
 from ibqlab.training.recipes import (
     EXPERIMENTS,
     find_recipes,
@@ -429,6 +429,34 @@ class TestCommand:
         assert "ibqlab train builtin/smoke steps=200 processes=1 batch_size=6` prints images/s" in told
         refused = self.ask("builtin/smoke", "--gpus", "2")
         assert refused.exit_code == 2 and "add --images-per-second" in refused.output
+
+    def test_without_a_measured_gpu_hours_are_a_bound_and_say_so(self):
+        told = self.ask("imagenet/ibq_1024", "--gpus", "64").output
+        plan = plan_tokenizer(recipe_config("imagenet/ibq_1024"))
+        hours = plan.images * plan.training_operations / PEAK_OPERATIONS / 3600
+        assert f"{hours:,.0f} GPU-hours" in told and "no speed was measured on a GPU" in told
+
+    def test_measured_speeds_are_used_and_scaled_by_operations(self, tmp_path, monkeypatch):
+        place = tmp_path / "results" / "training_step"
+        place.mkdir(parents=True)
+        lines = [
+            "recipe,quantizer,images_per_second,device",
+            "imagenet/ibq_1024,as configured,50,NVIDIA H200",
+            "imagenet/ibq_1024,as configured,80,NVIDIA H200",
+            "imagenet/ibq_1024,as configured,,NVIDIA H200",
+            "imagenet/ibq_1024,published form,900,NVIDIA H200",
+            'imagenet/ibq_8192,as configured,999,"Some CPU, 2 cores"',
+        ]
+        (place / "gpu.csv").write_text("\n".join(lines) + "\n")
+        speeds = measured_speeds(tmp_path)
+        assert {name: speed.images_per_second for name, speed in speeds.items()} == {"imagenet/ibq_1024": 80.0}
+        measured, other = (
+            plan_tokenizer(recipe_config(name), name) for name in ("imagenet/ibq_1024", "imagenet/ibq_16384_blocks1")
+        )
+        scaled = speed_of(other, speeds, [measured, other])
+        ratio = measured.training_operations / other.training_operations
+        assert scaled.images_per_second == pytest.approx(80 * ratio)
+        assert scaled.origin == "by operations from imagenet/ibq_1024" and not scaled.is_bound
 
     def test_a_folder_gives_one_row_per_recipe(self, tmp_path):
         write(tmp_path, one={"extends": "builtin/smoke"}, two={"extends": "builtin/smoke", "steps": 24})

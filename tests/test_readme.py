@@ -70,7 +70,7 @@ def test_every_command_exists():
     shown = subprocess.run(
         [sys.executable, "-m", "ibqlab", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    known = {"run", "train", "tokenize", "sample", "plan", "runs", "show", "inspect", "download", "export"}
+    known = {"run", "report", "train", "tokenize", "sample", "plan", "runs", "show", "inspect", "download", "export"}
     commands = set(re.findall(rf"ibqlab ({'|'.join(known)})\b", README))
     assert commands == known
     assert all(command in shown for command in commands)

@@ -107,7 +107,7 @@ class TestSlurm:
 
     def test_a_partition_that_is_not_there_is_said(self, slurm, tmp_path):
         store = CellStore(tmp_path / "grid")
-        with pytest.raises(StudyError, match="Slurm refused seed0-steps4.*partition"):
+        with pytest.raises(StudyError, match=r"Slurm refused seed0-steps4.*partition"):
             run_cells([cell(0)], store, SlurmLauncher(store.folder, ["partition=nowhere"]), progress=False)
 
     def test_a_cell_of_two_processes_is_one_torchrun(self, slurm, tmp_path):
@@ -161,5 +161,3 @@ def _free_ports(count):
     for one in sockets:
         one.close()
     return ports
-
-

@@ -106,33 +106,43 @@ class TableFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dial:
-    """A preset of experiments/tables/presets.yaml: what the paper's rows become; no `tokenizer`: nothing."""
+class TokenizerScale:
+    """What the paper's tokenizers become. Numbers that a table needs and a mapping lacks are an error."""
 
-    tokenizer: str = ""
-    """Recipe that tokenizers are put in."""
+    recipe: str
+    """That they are put in."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Keys of that recipe to replace."""
-    codebook_sizes: dict[int, int] = field(default_factory=dict)
+    codebook_sizes: dict[int, int]
     """The paper's K → K here."""
-    code_dims: dict[int, int] = field(default_factory=dict)
+    code_dims: dict[int, int]
     """The paper's D → D here. LFQ's follows from K."""
-    num_res_blocks: dict[int, int] = field(default_factory=dict)
+    num_res_blocks: dict[int, int]
     """The paper's residual blocks per level → here."""
-    over_tokenizer: str = ""
-    """Recipe of tokenizers that a generator is trained over."""
-    over_codebook_sizes: dict[int, int] = field(default_factory=dict)
-    """Like `codebook_sizes`, for these."""
-    over_code_dims: dict[int, int] = field(default_factory=dict)
-    """Like `code_dims`, for these."""
-    over_num_res_blocks: dict[int, int] = field(default_factory=dict)
-    """Like `num_res_blocks`, for these."""
-    generator: str = ""
-    """Recipe that generators are put in."""
-    depths: dict[int, int] = field(default_factory=dict)
-    """The paper's blocks of a generator → here; heads are as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorScale:
+    """What the paper's generators become."""
+
+    recipe: str
+    """That they are put in."""
+    depths: dict[int, int]
+    """The paper's blocks → here; heads are as many."""
     width_per_depth: int = 64
     """Width = this × depth (eq. 12). Paper: 64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dial:
+    """A preset of experiments/tables/presets.yaml. Without scales the paper's recipes are run as they are."""
+
+    tokenizers: TokenizerScale | None = None
+    """Of tables without generators."""
+    under_generators: TokenizerScale | None = None
+    """Of tables with them."""
+    generators: GeneratorScale | None = None
+    """Over their tokens."""
     weights: str = "raw"
     """Of tokenizers, "ema" (published) or "raw"."""
     metrics: tuple[str, ...] = ()
@@ -251,7 +261,10 @@ class Ablations:
         )
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": "ablations", **asdict(self.parameters)}))
         launcher = self.parameters.launcher(self.folder, self.dial.workers)
-        return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)
+        try:
+            return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)
+        finally:
+            launcher.close()
 
 
 def open_ablations(parameters: AblationParameters) -> Ablations:
@@ -350,23 +363,26 @@ class _Scale:
         return {"steps": self.parameters.steps} if self.parameters.steps else {}
 
     def _tokenizer(self, row: TableRow, seed: int) -> Cell:
-        dial, over = self.dial, "over_" if row.generator else ""
-        if not dial.tokenizer:
+        dial = self.dial
+        scale = dial.under_generators if row.generator else dial.tokenizers
+        if scale is None:
             config = recipe_config(row.recipe, {**row.settings, **self._steps, "seed": seed})
         else:
             paper = load_recipe(row.recipe, {**row.settings, **row.small_settings})["tokenizer"]
             quantizer, blocks = dict(paper["quantizer"]), paper["autoencoder"]["num_res_blocks"]
-            size = self._translated(f"{over}codebook_sizes", quantizer["codebook_size"])
+            size = self._translated(scale.codebook_sizes, "codebook_sizes", quantizer["codebook_size"])
             lfq = quantizer["name"] == "lfq"
-            dim = int(math.log2(size)) if lfq else self._translated(f"{over}code_dims", quantizer["code_dim"])
+            dim = int(math.log2(size)) if lfq else self._translated(scale.code_dims, "code_dims", quantizer["code_dim"])
             settings = {
                 "tokenizer.quantizer": quantizer | {"codebook_size": size, "code_dim": dim},
-                "tokenizer.autoencoder.num_res_blocks": self._translated(f"{over}num_res_blocks", blocks),
-                **dial.settings,
+                "tokenizer.autoencoder.num_res_blocks": self._translated(
+                    scale.num_res_blocks, "num_res_blocks", blocks
+                ),
+                **scale.settings,
                 **self._steps,
                 "seed": seed,
             }
-            config = recipe_config(getattr(dial, f"{over}tokenizer"), settings)
+            config = recipe_config(scale.recipe, settings)
         quantizer, blocks = config.tokenizer.quantizer, config.tokenizer.autoencoder.num_res_blocks
         labels = {
             "method": quantizer.config_name,
@@ -382,20 +398,21 @@ class _Scale:
     def _generator(self, row: TableRow, tokenizer: Cell) -> Cell:
         dial, size = self.dial, tokenizer.config.tokenizer.quantizer.codebook_size
         shared = {"tokenizer": tokenizer.name, "seed": tokenizer.labels["seed"], **self._steps}
-        if not dial.generator:
+        scale = dial.generators
+        if scale is None:
             config = recipe_config(row.generator, {**shared, "generator.vocabulary_size": size})
         else:
             paper = recipe_config(row.generator).generator
-            depth = self._translated("depths", paper.depth)
+            depth = self._translated(scale.depths, "depths", paper.depth)
             settings = {
                 "generator.depth": depth,
-                "generator.width": dial.width_per_depth * depth,
+                "generator.width": scale.width_per_depth * depth,
                 "generator.num_heads": depth,
                 "generator.gate_scale": paper.gate_scale,
                 "generator.vocabulary_size": size,
                 "tokenizer_weights": dial.weights,
             }
-            config = recipe_config(dial.generator, shared | settings)
+            config = recipe_config(scale.recipe, shared | settings)
         made = config.generator
         labels = {**tokenizer.labels, "depth": made.depth, "width": made.width, "num_heads": made.num_heads}
         measure = MeasureConfig(
@@ -409,8 +426,7 @@ class _Scale:
         stem = f"generator{made.depth}-over-{tokenizer.labels['method']}-K{size}-seed{tokenizer.labels['seed']}"
         return _named(stem, Cell("", config, labels, needs=tokenizer.name, measure=measure))
 
-    def _translated(self, axis: str, value: int) -> int:
-        known: Mapping[int, int] = getattr(self.dial, axis)
+    def _translated(self, known: Mapping[int, int], axis: str, value: int) -> int:
         if value not in known:
             raise ConfigError(
                 f"preset {self.parameters.preset} does not say what {value:,} becomes: add it to its {axis} in "

@@ -21,7 +21,8 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.runs import Run
-from ibqlab.studies.study import Cell, Study, StudyError, name_start
+from ibqlab.studies.cells import Cell, StudyError
+from ibqlab.studies.study import Study, name_start
 from ibqlab.studies.tables import summary_table
 
 MAP_FRAMES = 4

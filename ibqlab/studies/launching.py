@@ -45,8 +45,8 @@ class Launcher(Protocol):
     def find(self, cell: Cell, store: CellStore) -> Job | None:
         """The job of an earlier engine that still works on a cell."""
 
-    def describe(self) -> str:
-        """Where cells run, for people."""
+    def close(self) -> None:
+        """Let go of what it holds; cells that are being worked on go on."""
 
 
 def worker_command(cell: Cell, store: CellStore) -> list[str]:
@@ -112,9 +112,13 @@ class LocalLauncher:
             self.slots[slot] = job
         return job
 
-    def describe(self) -> str:
-        """Workers and their threads."""
-        return f"{self.workers} at a time on this machine, {self.threads} thread(s) each"
+    def close(self) -> None:
+        """End the server; its forks go on."""
+        if self.server:
+            self.server.process.stdin.close()
+            self.server.process.wait()
+            self.server.process.stdout.close()
+            self.server = None
 
 
 def _devices() -> list[str]:
@@ -334,9 +338,8 @@ class SlurmLauncher:
         self.jobs.append(job)
         return job
 
-    def describe(self) -> str:
-        """How many jobs at most."""
-        return f"jobs of a Slurm cluster, at most {self.max_jobs} at a time"
+    def close(self) -> None:
+        """Nothing to let go of: jobs belong to the cluster."""
 
 
 class SlurmWork:

@@ -161,7 +161,10 @@ class Study:
         if isinstance(self.place, StudyParameters):
             write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
         launcher = self.place.launcher(self.folder, self.grid.workers)
-        return run_cells(self.cells, self.store, launcher, retry=self.place.retry, progress=progress)
+        try:
+            return run_cells(self.cells, self.store, launcher, retry=self.place.retry, progress=progress)
+        finally:
+            launcher.close()
 
     def rows(self) -> pd.DataFrame:
         """The rows of all cells that are finished by now."""

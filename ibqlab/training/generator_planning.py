@@ -200,6 +200,7 @@ def plan_generator(
         images=images,
         epochs=None if config.data.source in BUILT_IN else images / IMAGENET_IMAGES,
         processes=config.processes,
+        accelerator=config.accelerator,
         checkpoint_bytes=parameters.total * item * 3,
     )
 
@@ -274,7 +275,7 @@ def generator_plan_table(plans: Sequence[GeneratorPlan]) -> "pd.DataFrame":
     Returns:
         Columns: recipe; gfid, inception_score (published); parameters_m (millions); tokens; forward_gflop and
         training_gflop (10⁹ operations per image); image_gib (activations per image, GiB); memory_gib (one process,
-        GiB); steps; epochs (of ImageNet); checkpoint_gib.
+        GiB); steps; epochs (of ImageNet); storage_gib (kept checkpoints).
     """
     import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.training` quick
 
@@ -295,5 +296,5 @@ def _table_row(plan: GeneratorPlan) -> dict[str, str | float | int | None]:
         "memory_gib": plan.memory_bytes / 2**30,
         "steps": plan.steps,
         "epochs": plan.epochs,
-        "checkpoint_gib": plan.checkpoint_bytes / 2**30,
+        "storage_gib": plan.storage_bytes / 2**30,
     }

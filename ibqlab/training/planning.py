@@ -4,8 +4,11 @@ Sizes are counted (see `accounting`), speed is not: it is measured on the machin
 reads data or weight files, needs a GPU or takes memory.
 """
 
-from collections.abc import Sequence
+import csv
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibqlab.data.source import BUILT_IN
@@ -13,7 +16,7 @@ from ibqlab.quantizers.base import require
 from ibqlab.runs.run import CHECKPOINTS_KEPT
 from ibqlab.training.accounting import Cost, Parameters, count_step, weight_dtype
 from ibqlab.training.config import TrainConfig
-from ibqlab.training.recipes import PublishedRow
+from ibqlab.training.recipes import EXPERIMENTS, PublishedRow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +51,15 @@ class RunPlan:
     """The same in passes over ImageNet's 1,281,166 training images; None for the built-in images."""
     processes: int
     """Processes, one GPU each, that the recipe asks for."""
+    accelerator: str
+    """"cuda", "cpu" or "auto", as the recipe says."""
     checkpoint_bytes: int
     """One checkpoint on disk; a run keeps two."""
+
+    @property
+    def storage_bytes(self) -> int:
+        """Of the checkpoints that a run keeps; images, snapshots and metrics come on top."""
+        return CHECKPOINTS_KEPT * self.checkpoint_bytes
 
     @property
     def memory_bytes(self) -> int:
@@ -154,6 +164,7 @@ def plan_tokenizer(config: TrainConfig, name: str = "", published: PublishedRow 
         images=images,
         epochs=None if config.data.source in BUILT_IN else images / IMAGENET_IMAGES,
         processes=config.processes,
+        accelerator=config.accelerator,
         checkpoint_bytes=cost.parameters.trained * item * (3 + averages),
     )
 
@@ -180,13 +191,73 @@ def cost_of_run(
     return RunCost(gpu_hours=hours, gpus=gpus, price=None if gpu_hour_price is None else hours * gpu_hour_price)
 
 
+PEAK_OPERATIONS = 989e12
+"""Dense bfloat16 operations per second of an H100 or H200 SXM, by NVIDIA's data sheet. No step reaches them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Images per second of one GPU, and where the number is from."""
+
+    images_per_second: float
+    origin: str
+    """"measured on …", "by operations from …", or "at least" for a bound."""
+
+    @property
+    def is_bound(self) -> bool:
+        """No training is as fast: hours are at least those that follow from it."""
+        return self.origin == BOUND
+
+
+BOUND = "at least"
+
+
+def measured_speeds(folder: Path = EXPERIMENTS) -> dict[str, Speed]:
+    """The fastest measured training speed of each recipe on one GPU, from the CSV files of results/training_step.
+
+    Rows of CPUs and of the published form of the quantizer are left out.
+    """
+    found: dict[str, Speed] = {}
+    for file in sorted((folder / "results" / "training_step").glob("*.csv")):
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["quantizer"] == "as configured"]
+        for row in rows:
+            # A size that did not fit is a row without a speed; a CPU is named with its cores.
+            if not row["images_per_second"] or row["device"].endswith("cores"):
+                continue
+            speed = float(row["images_per_second"])
+            if row["recipe"] not in found or speed > found[row["recipe"]].images_per_second:
+                found[row["recipe"]] = Speed(images_per_second=speed, origin=f"measured on {row['device']}")
+    return found
+
+
+def speed_of(plan: RunPlan, speeds: Mapping[str, Speed], others: Sequence[RunPlan] = ()) -> Speed:
+    """A speed for a plan: its own measured one, else another recipe's scaled by operations, else a bound.
+
+    Args:
+        plan: of the run.
+        speeds: recipe → measured speed.
+        others: plans of recipes that may have been measured.
+    """
+    if plan.name in speeds:
+        return speeds[plan.name]
+    known = [other for other in others if other.name in speeds and type(other) is type(plan)]
+    if known:
+        # The nearest in operations wastes most alike.
+        near = min(known, key=lambda other: abs(math.log(other.training_operations / plan.training_operations)))
+        factor = near.training_operations / plan.training_operations
+        speed = speeds[near.name].images_per_second * factor
+        return Speed(images_per_second=speed, origin=f"by operations from {near.name}")
+    return Speed(images_per_second=PEAK_OPERATIONS / plan.training_operations, origin=BOUND)
+
+
 def plan_table(plans: Sequence[Plan]) -> "pd.DataFrame":
     """Plans as one row each.
 
     Returns:
         Columns: recipe; rfid, lpips, usage (published; share of codes); parameters_m (tokenizer, millions); codebook_m
         (millions); forward_gflop and training_gflop (10⁹ operations per image); image_gib (activations per image, GiB);
-        memory_gib (one process, GiB); steps; epochs (of ImageNet); checkpoint_gib.
+        memory_gib (one process, GiB); steps; epochs (of ImageNet); storage_gib (kept checkpoints).
     """
     import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.training` quick
 
@@ -208,7 +279,7 @@ def _table_row(plan: Plan) -> dict[str, str | float | int | None]:
         "memory_gib": plan.memory_bytes / 2**30,
         "steps": plan.steps,
         "epochs": plan.epochs,
-        "checkpoint_gib": plan.checkpoint_bytes / 2**30,
+        "storage_gib": plan.storage_bytes / 2**30,
     }
 
 

@@ -16,8 +16,9 @@ from ibqlab.diagnostics.usage import perplexity
 from ibqlab.plots import METHOD_STYLES, plot_code_map, plot_usage_histogram
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
+from ibqlab.studies.cells import Cell
 from ibqlab.studies.figures import map_run
-from ibqlab.studies.study import Cell, name_start
+from ibqlab.studies.study import name_start
 from ibqlab.widgets.live import picture_html
 
 AXES = {

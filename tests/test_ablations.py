@@ -1,0 +1,229 @@
+"""The paper's tables: rows that say what the recipes say, cells shared between tables, numbers that are the runs'."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ibqlab.cli import main
+from ibqlab.config import ConfigError
+from ibqlab.runs import Run
+from ibqlab.studies import (
+    AblationParameters,
+    AblationTables,
+    ScalingReport,
+    StudyError,
+    StudyParameters,
+    ablation,
+    open_ablations,
+    open_study,
+    write_study_report,
+)
+from ibqlab.studies.ablation import TABLES, Published, read_table, table_names
+from ibqlab.training import recipe_config
+
+SMALL = {"preset": "smoke", "steps": 4, "tables": ("key_designs", "soft_vq", "lfq"), "seeds": (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    opened = open_ablations(AblationParameters(**SMALL, output=str(tmp_path_factory.mktemp("ablations") / "small")))
+    opened.run(progress=False).check()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def tables(study):
+    return AblationTables(study)
+
+
+class TestCells:
+    @pytest.mark.parametrize("preset", ["smoke", "laptop", "h200", "paper"])
+    def test_every_table_can_run_at_every_preset(self, preset):
+        opened = open_ablations(AblationParameters(preset=preset))
+        assert set(opened.tables) == set(table_names())
+        assert len({cell.name for cell in opened.cells}) == len(opened.cells)
+        for table in opened.tables.values():
+            assert sum(bool(row.tokenizers) for row in table.rows.values()) >= 2
+
+    def test_at_paper_a_row_is_its_recipe(self):
+        rows = open_ablations(AblationParameters(preset="paper", tables=("key_designs",))).tables["key_designs"].rows
+        for row in rows.values():
+            assert row.tokenizers[0].config == recipe_config(row.row.recipe)
+
+    def test_the_dial_changes_what_the_row_is_about_and_nothing_else(self):
+        rows = open_ablations(AblationParameters(preset="laptop", tables=("key_designs",))).tables["key_designs"].rows
+        base = recipe_config("builtin/photos", {"record.validate_every": 100, "record.early_snapshots": []})
+        kinds = [row.tokenizers[0].config.tokenizer.quantizer.config_name for row in rows.values()]
+        assert kinds == ["vq", "ibq", "ibq", "ibq"]
+        doubled = [row.tokenizers[0].config.tokenizer.quantizer for row in rows.values()][1:]
+        assert [quantizer.double_quantization for quantizer in doubled] == [False, True, True]
+        for row in rows.values():
+            config = row.tokenizers[0].config
+            assert (config.data, config.optimizer, config.record, config.steps) == (
+                base.data,
+                base.optimizer,
+                base.record,
+                base.steps,
+            )
+
+    def test_rows_of_several_tables_that_are_one_run_share_a_cell(self):
+        opened = open_ablations(AblationParameters(preset="laptop"))
+        last = [list(opened.tables[name].rows.values())[-1].tokenizers[0].name for name in ("key_designs", "code_dim")]
+        assert last[0] == last[1]
+        assert len(opened.cells) < sum(len(table.cells) for table in opened.tables.values())
+
+    def test_generators_wait_for_their_tokenizer_and_keep_the_papers_proportions(self):
+        rows = open_ablations(AblationParameters(preset="laptop", tables=("generators",))).tables["generators"].rows
+        made = [row.generators[0] for row in rows.values() if row.generators]
+        assert len(made) == 4 and len({cell.needs for cell in made}) == 1
+        for cell in made:
+            generator = cell.config.generator
+            assert generator.width == 32 * generator.depth and generator.num_heads == generator.depth
+
+    def test_printed_numbers_are_the_papers(self):
+        assert read_table("key_designs").rows["VQ"].printed() == Published(rfid=3.98, lpips=0.2873, usage=0.053)
+        assert read_table("generators").rows["IBQ-XXL, 2.1B"].printed().gfid == 2.05
+        lfq = read_table("lfq").rows["LFQ"].printed()
+        assert (lfq.rfid, lfq.gfid, lfq.recall) == (1.58, 3.40, None)
+        assert read_table("soft_vq").rows["Soft VQ, temperature falling to the end"].printed() == Published()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ({"preset": "laptopp"}, "did you mean 'laptop'"),
+            ({"tables": ("key_design",)}, "did you mean 'key_designs'"),
+            ({"seeds": (0, 0)}, "seeds holds a value twice"),
+            ({"steps": -1}, "steps must be ≥ 0"),
+        ],
+    )
+    def test_misspelt_parameters(self, given, says):
+        with pytest.raises(ValueError, match=says):
+            open_ablations(AblationParameters(**given))
+
+    @pytest.mark.parametrize(
+        ("rows", "says"),
+        [
+            ({}, "rows is empty"),
+            ({"a": {"recipee": "imagenet/ibq_16384"}}, "did you mean 'recipe'"),
+            ({"a": {"recipe": "imagenet/ibq_16348"}}, "row 'a': there is no recipe"),
+            (
+                {"a": {"recipe": "imagenet/ibq_16384"}, "b": {"recipe": "imagenet/ibq_16384"}},
+                "'a' and 'b' are the same",
+            ),
+            (
+                {"a": {"recipe": "imagenet/ibq_16384", "settings": {"tokenizer.quantizer.codebook_size": 77}}},
+                "does not say what 77 becomes",
+            ),
+        ],
+    )
+    def test_mistakes_in_a_table_are_named(self, rows, says, tmp_path, monkeypatch):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"title": "t", "table": "9", "source": "s", "rows": rows}))
+        (tmp_path / "presets.yaml").write_text((TABLES / "presets.yaml").read_text())
+        monkeypatch.setattr(ablation, "TABLES", tmp_path)
+        with pytest.raises(ConfigError, match=says):
+            open_ablations(AblationParameters(preset="smoke", tables=("mine",)))
+
+    def test_the_folder_of_other_settings_is_refused_and_more_seeds_are_not(self, study):
+        other = open_ablations(AblationParameters(**SMALL | {"steps": 5}, output=str(study.folder)))
+        with pytest.raises(StudyError, match=r"holds another grid.*steps: 4 → 5"):
+            other.run(progress=False)
+        fewer = open_ablations(AblationParameters(**SMALL | {"seeds": (1,)}, output=str(study.folder)))
+        assert len(fewer.run(progress=False).finished) == len(study.cells) // 2
+
+
+class TestTables:
+    def test_values_are_those_of_the_runs(self, study, tables):
+        rows = study.tables["key_designs"].rows
+        for label, values in tables.values("key_designs")["usage"].items():
+            runs = [Run(study.folder / cell.name).metrics.iloc[-1] for cell in rows[label].tokenizers]
+            assert values == [run["validation_usage"] for run in runs]
+
+    def test_shown_has_ours_the_papers_tokens_costs_and_seeds(self, tables):
+        shown = tables.shown("key_designs")
+        assert list(shown["row"]) == list(read_table("key_designs").rows)
+        assert list(shown["paper's usage"]) == ["5.3 %", "98 %", "97 %", "96 %"]
+        assert list(shown["paper's rFID"]) == ["3.98", "1.67", "1.55", "1.37"]
+        assert shown["usage"].str.fullmatch(r"[\d.]+ % \([\d.]+–[\d.]+\)").all()
+        assert shown["tokens"].eq("640").all() and shown["seeds"].eq("2 of 2").all()
+        assert (shown["quantizer (ms)"].astype(float) > 0).all() and shown["quantizer (MiB)"].ne("–").all()
+
+    def test_soft_inference_is_another_number_of_the_same_run(self, study, tables):
+        rows = study.tables["soft_vq"].rows
+        assert rows["Soft VQ, averages"].tokenizers == rows["Soft VQ, single codes"].tokenizers
+        psnr = tables.values("soft_vq")["psnr"]
+        assert psnr["Soft VQ, averages"] != psnr["Soft VQ, single codes"]
+
+    def test_generators_have_their_own_measures(self, tables):
+        values = tables.values("lfq")
+        assert set(values["bits_per_token"]) == {"LFQ", "IBQ"}
+        assert all(4 < bits < 8 for row in values["bits_per_token"].values() for bits in row)
+
+    def test_sentences_are_computed_and_say_what_was_not_measured(self, tables):
+        told = tables.sentences("key_designs")
+        assert re.search(r"usage: the paper's ordering .* here\. \d of 6 pairs stand as there", told)
+        assert "PSNR (dB) against the paper's rFID" in told
+        assert "not taken at preset smoke: rFID, LPIPS" in told
+
+    def test_the_figure_shows_the_table(self, study, tables):
+        figure = tables.figure("key_designs")
+        usage = figure.axes[0]
+        drawn = pd.read_csv(study.folder / "figures" / "key_designs.csv")
+        means = drawn[(drawn["measure"] == "usage") & (drawn["kind"] == "mean")]["value"]
+        points = {round(line.get_xdata()[0], 6) for line in usage.lines if len(line.get_xdata())}
+        assert {round(100 * value, 6) for value in means} <= points
+        assert "%" in usage.get_xlabel() and figure.axes[2].xaxis_inverted()
+        assert tables.figure_collapse().axes
+
+    def test_partial_tables_say_what_is_missing(self, study, tmp_path):
+        part = open_ablations(AblationParameters(**SMALL, output=str(tmp_path / "part")))
+        some = AblationTables(part)
+        assert some.figure("key_designs") is None
+        assert "Not finished" in some.sentences("key_designs")
+        assert some.shown("key_designs")["seeds"].eq("0 of 2").all()
+        part.store.prepare(part.cells[0])
+        row = study.store.row(study.cells[0])
+        part.store.write_row(part.cells[0], {k: v for k, v in row.items() if k not in part.cells[0].labels})
+        part.store.write_failure(part.cells[1], "TrainingError: step 3: not finite")
+        told = AblationTables(part).sentences("key_designs")
+        assert "failed: TrainingError: step 3" in told and "VQ (seed 1)" in told
+
+
+class TestReports:
+    def test_one_page_with_pictures_tables_commands_and_origin(self, study):
+        done = CliRunner().invoke(main, ["report", str(study.folder)], catch_exceptions=False)
+        assert done.exit_code == 0
+        page, text = (study.folder / f"report.{end}" for end in ("html", "md"))
+        assert str(page) in done.output
+        assert page.read_text().count("data:image/png;base64,") == 4
+        assert "<table>" in page.read_text() and "figures/key_designs.png" not in page.read_text()
+        written = text.read_text()
+        for words in ("## Provenance", "ibqlab run ablations preset=smoke", "## Key designs", "| VQ |", "threads"):
+            assert words in written, words
+        origin = json.loads((study.folder / "provenance.json").read_text())
+        assert origin["seeds"] == [0, 1] and origin["commits"] and origin["versions"]
+
+    def test_a_folder_that_is_no_study(self, tmp_path):
+        with pytest.raises(StudyError, match=r"no study's folder.*parameters.json"):
+            write_study_report(tmp_path)
+
+    def test_scaling_has_intervals_laws_and_the_papers_column(self, tmp_path):
+        parameters = StudyParameters(preset="smoke", seeds=(0, 1), steps=4, output=str(tmp_path / "scale"))
+        opened = open_study("scale_codebook", parameters)
+        opened.run(progress=False).check()
+        report = ScalingReport(opened)
+        told = report.sentences()
+        assert "At the largest setting, K = 64 and D = 8" in told and "overlap" in told
+        law = report.laws.set_index(["quantity", "method"]).loc[("used_codes", "vq")]
+        runs = report.runs[report.runs["method"] == "vq"]
+        slope = np.polyfit(np.log(runs["codebook_size"]), np.log(runs["used_codes"]), 1)[0]
+        assert law["exponent"] == pytest.approx(slope) and law["points"] == 4 and law["low"] < slope < law["high"]
+        page = write_study_report(tmp_path / "scale")
+        assert "IBQ, K = 262,144" in page.read_text() and page.read_text().count("data:image/png") == 2
+        assert len(pd.read_csv(tmp_path / "scale" / "figures" / "power_laws.csv")) == 8
