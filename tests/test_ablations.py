@@ -1,7 +1,13 @@
 """The paper's tables: rows that say what the recipes say, cells shared between tables, numbers that are the runs'."""
 
 import json
+import os
+import random
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -192,11 +198,56 @@ class TestTables:
         part.store.write_row(part.cells[0], {k: v for k, v in row.items() if k not in part.cells[0].labels})
         part.store.write_failure(part.cells[1], "TrainingError: step 3: not finite")
         told = AblationTables(part).sentences("key_designs")
-        assert "failed: TrainingError: step 3" in told and "VQ (seed 1)" in told
+        assert "VQ (seed 1; failed: TrainingError: step 3: not finite)" in told and "IBQ (seeds 0, 1)" in told
+
+
+class TestKills:
+    def test_killed_at_three_moments_with_all_its_workers_it_ends_with_the_same_table(self, tmp_path):
+        """Engine, server and cells die together; what is compared is everything but times."""
+        given = {"preset": "smoke", "tables": ("key_designs",), "steps": 60}
+        whole = open_ablations(AblationParameters(**given, output=str(tmp_path / "whole")))
+        whole.run(progress=False).check()
+        broken = open_ablations(AblationParameters(**given, output=str(tmp_path / "broken")))
+        code = (
+            "import sys\n"
+            "from ibqlab.studies import AblationParameters, open_ablations\n"
+            "given = {'preset': 'smoke', 'tables': ('key_designs',), 'steps': 60}\n"
+            "open_ablations(AblationParameters(**given, output=sys.argv[1])).run(progress=False)"
+        )
+        moments = [random.Random(7).uniform(0.1, 0.9) for _ in range(3)]
+        for moment in moments:
+            engine = subprocess.Popen([sys.executable, "-c", code, str(broken.folder)], start_new_session=True)
+            done = steps_done(broken)
+            while steps_done(broken) < done + 24 * moment and engine.poll() is None:
+                time.sleep(0.05)
+            engine.kill()
+            engine.wait()
+            kill_workers(broken)
+        broken.run(progress=False).check()
+        costs = ["quantizer (ms)", "s per run"]
+        first, second = (AblationTables(one).shown("key_designs").drop(columns=costs) for one in (whole, broken))
+        pd.testing.assert_frame_equal(first, second)
+        resumed = [Run(broken.folder / cell.name).provenance.get("resumed", []) for cell in broken.cells]
+        assert sum(map(len, resumed)) >= 1
+
+
+def steps_done(study):
+    return sum(study.store.last_step(cell.name) for cell in study.cells)
+
+
+def kill_workers(study):
+    """Kill whoever holds a cell's lock, as the kernel lists them."""
+    with open("/proc/locks", encoding="ascii") as locks:
+        lines = [line.split() for line in locks]
+    for file in (study.folder / "locks").glob("*"):
+        for line in lines:
+            if line[5].endswith(f":{file.stat().st_ino}"):
+                os.kill(int(line[4]), signal.SIGKILL)
 
 
 class TestReports:
     def test_one_page_with_pictures_tables_commands_and_origin(self, study):
+        study.run(progress=False)  # the folder's parameters are those of the last call
         done = CliRunner().invoke(main, ["report", str(study.folder)], catch_exceptions=False)
         assert done.exit_code == 0
         page, text = (study.folder / f"report.{end}" for end in ("html", "md"))

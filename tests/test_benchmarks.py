@@ -203,3 +203,11 @@ def test_the_plain_loop_is_the_librarys_sampling(monkeypatch):
     assert torch.equal(sampling.sample_fast(generator, labels, settings, 9), expected)
     for name in ("sampling", "plain_sampling", "rows", "cross_entropy"):
         sys.modules.pop(name, None)
+
+
+def test_workers_are_compared_on_the_same_cells(tmp_path):
+    script = [str(BENCHMARKS / "study_workers.py"), "--cells", "2", "--steps", "2", "--output", str(tmp_path / "w.csv")]
+    subprocess.run([sys.executable, *script], check=True, capture_output=True)
+    table = pd.read_csv(tmp_path / "w.csv")
+    assert table["workers"].tolist() == [1, 2] and table["share_of_one_worker"].iloc[0] == 1
+    assert (table["shortest_cell_s"] > 0).all() and table["commit"].notna().all()

@@ -83,7 +83,7 @@ class _Engine:
 
     def __init__(self, cells: Sequence[Cell], store: CellStore, launcher: Launcher, retry: bool):
         self.cells, self.store, self.launcher = {cell.name: cell for cell in cells}, store, launcher
-        self.outcome, self.running = Outcome(), {}
+        self.outcome, self.running, self.found = Outcome(), {}, set()
         self.pending: dict[str, Cell] = {}
         for cell in cells:
             if self._done(cell):
@@ -137,6 +137,8 @@ class _Engine:
             if found is None:
                 self.store.forget_failure(cell)
             del self.pending[name]
+            if found:
+                self.found.add(name)
             self.running[name] = found or self.launcher.start(cell, self.store)
 
     def _note(self, cell: Cell, job: Job) -> None:
@@ -144,8 +146,10 @@ class _Engine:
         if self._done(cell):
             return
         reason, failure = job.reason(), self.store.failure(cell)
-        if reason == f"exit code {BUSY}":
-            self.pending[cell.name] = cell  # somebody else's process holds it: found at the next round
+        # Somebody else's process holds it, which is found at the next round; or held it and died: now it is ours.
+        if reason == f"exit code {BUSY}" or (cell.name in self.found and failure is None):
+            self.found.discard(cell.name)
+            self.pending[cell.name] = cell
             return
         failure = failure or self.store.write_failure(cell, reason, killed="exit code" not in reason)
         where = self.outcome.killed if failure["killed"] else self.outcome.failed
