@@ -76,6 +76,11 @@ def slurm(tmp_path_factory):
         _wait_until_idle(folder)
         yield folder
     finally:
+        # A job's last process is told of its end by the daemons: they must outlive it.
+        end = time.monotonic() + 30
+        while time.monotonic() < end and subprocess.run(["squeue", "-h"], capture_output=True, check=False).stdout:
+            subprocess.run(["scancel", "--full", "--user=root"], check=False)
+            time.sleep(0.5)
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(30)

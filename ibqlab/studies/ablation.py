@@ -241,7 +241,9 @@ class Ablations:
         """What makes it again."""
         plain = AblationParameters()
         given = {f.name: getattr(self.parameters, f.name) for f in fields(plain) if f.name not in ("retry", "output")}
-        words = [f"{key}={_typed(value)}" for key, value in given.items() if value != getattr(plain, key)]
+        words = [
+            f"{key}={_typed(value)}" for key, value in given.items() if key == "preset" or value != getattr(plain, key)
+        ]
         return " ".join(["ibqlab run ablations", *words])
 
     def run(self, progress: bool = True) -> Outcome:
