@@ -271,3 +271,4 @@ def test_an_unwritable_cache_only_warns(tmp_path, monkeypatch):
     monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="IBQLAB_CACHE"):
         save_arrays("kind", "key", {"a": np.zeros(1)})
+    assert load_arrays("kind", "key") is None

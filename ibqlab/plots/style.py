@@ -70,6 +70,13 @@ METHOD_STYLES: dict[str, LineStyle] = {
     "lfq": LineStyle(label="LFQ", color="#000000", marker="X"),
 }
 """One look per built-in method, in every figure. The order is that of legends."""
+
+
+def method_label(name: str) -> str:
+    """A method's proper name for tables: "soft_vq" → "Soft VQ"; a name that is not built in stays as it is."""
+    return METHOD_STYLES[name].label if name in METHOD_STYLES else name
+
+
 _OTHERS = (("#7F3C8D", "<"), ("#8C6D31", ">"), ("#666666", "*"), ("#117733", "h"), ("#882255", "p"))
 PALETTE = (*(style.color for style in METHOD_STYLES.values()), *(color for color, _ in _OTHERS))
 """All colours, those of the methods first."""

@@ -21,7 +21,7 @@ from ibqlab.runs import runs_root
 from ibqlab.runs.files import write_whole
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
 from ibqlab.studies.engine import Outcome, run_cells
-from ibqlab.studies.study import PlaceParameters
+from ibqlab.studies.study import PlaceParameters, as_typed
 from ibqlab.training import TrainConfig
 from ibqlab.training.generator_planning import published_generations
 from ibqlab.training.recipes import EXPERIMENTS, load_recipe, published_rows, recipe_config
@@ -242,7 +242,9 @@ class Ablations:
         plain = AblationParameters()
         given = {f.name: getattr(self.parameters, f.name) for f in fields(plain) if f.name not in ("retry", "output")}
         words = [
-            f"{key}={_typed(value)}" for key, value in given.items() if key == "preset" or value != getattr(plain, key)
+            f"{key}={as_typed(value)}"
+            for key, value in given.items()
+            if key == "preset" or value != getattr(plain, key)
         ]
         return " ".join(["ibqlab run ablations", *words])
 
@@ -440,7 +442,3 @@ class _Scale:
 def _named(stem: str, cell: Cell) -> Cell:
     """A cell whose name ends with its content, so that other settings never meet its folder."""
     return Cell(f"{stem}-{cell.key[:6]}", cell.config, cell.labels, cell.needs, cell.measure)
-
-
-def _typed(value: Any) -> str:
-    return f"'[{', '.join(map(str, value))}]'" if isinstance(value, tuple) else str(value)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ibqlab.plots import collapse_curve_table, plot_collapse_curves, save_figure
 from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
+from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.studies.ablation import Ablations, RowCells, Table
@@ -305,15 +306,23 @@ class AblationTables:
         save_figure(figure, self.study.folder / "figures" / "collapse", collapse_curve_table(metrics))
         return figure
 
+    def compared_methods(self) -> str:
+        """What `figure_collapse` shows: methods need not have the same number of residual blocks."""
+        shown = dict.fromkeys(
+            f"{method_label(cell.labels['method'])} in {cell.labels['num_res_blocks']} residual blocks"
+            for cell in self._comparable()
+        )
+        return ", ".join(shown)
+
     def _comparable(self) -> list[Cell]:
-        """One setting per method, at the codebook size and dimension that most methods share."""
-        tokenizers = [cell for cell in self.study.cells if "depth" not in cell.labels]
+        """The deepest setting of each method, at the codebook size and dimension that most methods share."""
         groups: dict[tuple[int, int], list[Cell]] = {}
-        for cell in tokenizers:
-            groups.setdefault((cell.labels["codebook_size"], cell.labels["code_dim"]), []).append(cell)
+        for cell in self.study.cells:
+            if "depth" not in cell.labels:
+                groups.setdefault((cell.labels["codebook_size"], cell.labels["code_dim"]), []).append(cell)
         largest = max(groups.values(), key=lambda cells: len({cell.labels["method"] for cell in cells}), default=[])
         chosen: dict[tuple[str, int], Cell] = {}
-        for cell in largest:
+        for cell in sorted(largest, key=lambda cell: cell.labels["num_res_blocks"]):
             chosen[(cell.labels["method"], cell.labels["seed"])] = cell
         return list(chosen.values())
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Cell:
     """The cell whose tokenizer a generator is trained over; it must be finished first."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Content hash of all that changes the row."""
         return content_hash({"config": to_dict(self.config), "measure": to_dict(self.measure), "needs": self.needs})

@@ -99,6 +99,7 @@ class _Engine:
         """Start, watch and note until nothing is left to do."""
         steps = {name: cell.config.steps for name, cell in self.pending.items()}
         bar = tqdm(total=sum(steps.values()), desc=f"{len(steps)} cells", unit="step", disable=not progress)
+        reached: dict[str, int] = {}
         with bar:
             try:
                 while self.pending or self.running:
@@ -106,11 +107,13 @@ class _Engine:
                     if not self.running:
                         break
                     time.sleep(POLL_SECONDS)
+                    # Only cells at work have moved since the last look.
+                    reached |= {name: self.store.last_step(name) for name in self.running}
                     for name, job in list(self.running.items()):
                         if job.ended():
                             del self.running[name]
                             self._note(self.cells[name], job)
-                    done = sum(self.store.last_step(name) for name in steps)
+                    done = sum(reached.values())
                     bar.set_postfix_str(f"{len(self.running)} running, {len(self.pending)} waiting", refresh=False)
                     bar.update(min(done, bar.total) - bar.n)
             except BaseException:

@@ -150,9 +150,11 @@ class _Server:
         self.rest, self.pids, self.codes = b"", {}, {}
 
     def alive(self) -> bool:
+        """Whether it still answers."""
         return self.process.poll() is None
 
     def start(self, cell: Cell, store: CellStore, cores: list[int], environment: dict[str, str]) -> "_ForkedJob":
+        """Ask for a cell's process on these cores."""
         self.pids.pop(cell.name, None)
         self.codes.pop(cell.name, None)
         request = {
@@ -183,15 +185,18 @@ class _ForkedJob:
         self.name, self.store, self.server = name, store, server
 
     def ended(self) -> bool:
+        """As `Job`."""
         self.server.listen()
         if self.name in self.server.codes:
             return True
         return not self.server.alive() and not self.store.is_taken(self.name)
 
     def reason(self) -> str:
+        """As `Job`."""
         return _how_it_ended(self.server.codes.get(self.name))
 
     def stop(self) -> None:
+        """As `Job`."""
         self.server.listen()
         if self.name in self.server.pids and self.name not in self.server.codes:
             with suppress(ProcessLookupError):
@@ -213,12 +218,15 @@ class _ChildJob:
             )
 
     def ended(self) -> bool:
+        """As `Job`."""
         return self.process.poll() is not None
 
     def reason(self) -> str:
+        """As `Job`."""
         return _how_it_ended(self.process.returncode)
 
     def stop(self) -> None:
+        """As `Job`."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
 
@@ -236,9 +244,11 @@ class _FoundJob:
         self.name, self.store = name, store
 
     def ended(self) -> bool:
+        """As `Job`."""
         return not self.store.is_taken(self.name)
 
     def reason(self) -> str:
+        """As `Job`."""
         return _how_it_ended(None)
 
     def stop(self) -> None:
@@ -387,9 +397,11 @@ class _SlurmJob:
         self.job = job
 
     def ended(self) -> bool:
+        """As `Job`."""
         return self.job.done()
 
     def reason(self) -> str:
+        """As `Job`."""
         with suppress(Exception):
             return f"exit code {self.job.result()}"
         return f"job {self.job.job_id}: {self.job.state}"

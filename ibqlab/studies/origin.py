@@ -11,7 +11,7 @@ def provenance_of(rows: Iterable[dict[str, Any]], command: str) -> dict[str, Any
     return {
         "command": command,
         "started": min((one["started"] for one in found if one.get("started")), default=None),
-        "commits": sorted({_commit(one) for one in found}),
+        "commits": sorted({commit_of(one) for one in found}),
         "hardware": _distinct(one.get("hardware") for one in found),
         "threads": _distinct(one.get("threads") for one in found),
         "versions": _distinct(one.get("versions") for one in found),
@@ -56,5 +56,6 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return list({json.dumps(value, sort_keys=True): value for value in values}.values())
 
 
-def _commit(facts: dict[str, Any]) -> str:
+def commit_of(facts: dict[str, Any]) -> str:
+    """The commit a run started at, marked where the checkout held changes beside it."""
     return f"{facts.get('commit')}{' with uncommitted changes' if facts.get('dirty') else ''}"

@@ -86,7 +86,10 @@ def ablation_report(tables: AblationTables) -> str:
         "`here` says on the images named at the end: orders can be compared, values cannot.",
     ]
     if tables.figure_collapse():
-        parts.append("## Collapse through training (figure 2)\n\n![Collapse through training](figures/collapse.png)")
+        parts.append(
+            f"## Collapse through training (figure 2)\n\n{tables.compared_methods()}.\n\n"
+            "![Collapse through training](figures/collapse.png)"
+        )
     for name, table in study.tables.items():
         shown = tables.shown(name)
         shown.to_csv(_made(study.folder / "figures") / f"{name}_table.csv", index=False)

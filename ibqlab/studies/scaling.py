@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.plots import METHOD_STYLES, save_figure
+from ibqlab.plots import save_figure
 from ibqlab.plots.power_laws import plot_power_laws
+from ibqlab.plots.style import method_label
 from ibqlab.runs.files import write_whole
 from ibqlab.studies.ablation import read_table
 from ibqlab.studies.cells import StudyError, as_json
@@ -72,7 +73,7 @@ class ScalingReport:
         table = self.table()
         shown = pd.DataFrame(
             {
-                "method": [METHOD_STYLES[name].label if name in METHOD_STYLES else name for name in table["method"]],
+                "method": [method_label(name) for name in table["method"]],
                 "start": table["init"],
                 "K": table["codebook_size"],
                 "D": table["code_dim"],
@@ -108,9 +109,7 @@ class ScalingReport:
         return pd.DataFrame(
             {
                 "quantity": [FITTED[quantity] for quantity in self.laws["quantity"]],
-                "method": [
-                    METHOD_STYLES[name].label if name in METHOD_STYLES else name for name in self.laws["method"]
-                ],
+                "method": [method_label(name) for name in self.laws["method"]],
                 "D": self.laws["code_dim"],
                 "exponent of K (95 % interval)": [
                     f"{law['exponent']:+.2f}"
@@ -156,7 +155,7 @@ class ScalingReport:
         )
         change = "falls" if large.mean < small.mean else "rises"
         fixed = f"{'D' if name == 'K' else 'K'} = {runs[other].max():,}"
-        label = METHOD_STYLES[method].label if method in METHOD_STYLES else method
+        label = method_label(method)
         return (
             f"{label}: usage {change} from {_share(small)} at {name} = {first:,} to {_share(large)} at {name} = "
             f"{last:,} ({fixed}); {sure}."
@@ -170,10 +169,7 @@ class ScalingReport:
         found = {method: mean_interval(part["usage"], (0, 1)) for method, part in runs.groupby("method", sort=False)}
         if len(found) < 2:
             return ""
-        told = ", ".join(
-            f"{METHOD_STYLES[name].label if name in METHOD_STYLES else name} {_share(value)}"
-            for name, value in found.items()
-        )
+        told = ", ".join(f"{method_label(name)} {_share(value)}" for name, value in found.items())
         pairs = [(a, b) for a in found for b in found if a < b]
         overlaps = [found[a].overlaps(found[b]) for a, b in pairs]
         if None in overlaps:

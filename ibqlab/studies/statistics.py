@@ -166,15 +166,6 @@ class PowerLaw(NamedTuple):
     """Upper end."""
     points: int
 
-    def describe(self, y: str, x: str) -> str:
-        """The law in words and numbers."""
-        sure = "" if np.isnan(self.low) else f" ({self.low:+.2f} to {self.high:+.2f})"
-        return f"{y} ∝ {x}^{self.exponent:+.2f}{sure}, {self.points} points"
-
-    def at(self, x: np.ndarray) -> np.ndarray:
-        """The law's values."""
-        return self.factor * np.asarray(x, dtype=float) ** self.exponent
-
 
 def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     """Least squares of log y on log x over all runs, and Student's 95 % interval of the slope.

@@ -216,12 +216,13 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     }
     settings = presets[parameters.preset] | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
-    words = [f"preset={parameters.preset}", *(f"{key}={_as_typed(value)}" for key, value in given.items())]
+    words = [f"preset={parameters.preset}", *(f"{key}={as_typed(value)}" for key, value in given.items())]
     folder = runs_root() / (parameters.output or f"{name}-{parameters.preset}")
     return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
 
 
-def _as_typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """A parameter's value as a command line takes it."""
     return f"'[{', '.join(map(str, value))}]'" if isinstance(value, tuple) else str(value)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ibqlab.plots.style import METHOD_STYLES
-from ibqlab.runs import Run
+from ibqlab.plots.style import method_label
+from ibqlab.studies.origin import commit_of
 from ibqlab.studies.study import Study, name_start
 
 AXES = ["method", "init", "published_init", "codebook_size", "code_dim"]
@@ -47,7 +47,7 @@ def show_table(table: pd.DataFrame) -> pd.DataFrame:
     """A summary table for reading: shares in %, ranges in brackets where there are several seeds, token counts."""
     shown = pd.DataFrame(
         {
-            "method": [METHOD_STYLES[name].label if name in METHOD_STYLES else name for name in table["method"]],
+            "method": [method_label(name) for name in table["method"]],
             "start": [name_start(row["init"], row["published_init"]) for _, row in table.iterrows()],
             "K": table["codebook_size"],
             "D": table["code_dim"],
@@ -82,7 +82,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     table.to_csv(folder / "table.csv", index=False)
     facts = study.finished()[0][1].provenance
     shares = [run.provenance.get("recorder_share_of_step", 0.0) for _, run in study.finished()]
-    commits = sorted({_commit(run) for _, run in study.finished()})
+    commits = sorted({commit_of(run.provenance) for _, run in study.finished()})
     hardware, versions = facts.get("hardware", {}), facts.get("versions", {})
     lines = [
         f"# {study.name}",
@@ -121,12 +121,6 @@ def _losses(study: Study) -> str:
 
 def _tokens_per_code(study: Study) -> int:
     return study.cells[0].config.record.tokens_per_code
-
-
-def _commit(run: Run) -> str:
-    """The commit a run started at, marked where the checkout held changes beside it."""
-    facts = run.provenance
-    return f"{facts.get('commit')}{' with uncommitted changes' if facts.get('dirty') else ''}"
 
 
 def _cell(row: pd.Series, measure: str) -> str:
