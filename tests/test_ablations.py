@@ -24,12 +24,12 @@ from ibqlab.studies import (
     ScalingReport,
     StudyError,
     StudyParameters,
-    ablation,
     open_ablations,
     open_study,
+    table_files,
     write_study_report,
 )
-from ibqlab.studies.ablation import TABLES, Published, read_table, table_names
+from ibqlab.studies.table_files import TABLES, Published, read_table, table_names
 from ibqlab.training import recipe_config
 
 SMALL = {"preset": "smoke", "steps": 4, "tables": ("key_designs", "soft_vq", "lfq"), "seeds": (0, 1)}
@@ -132,7 +132,7 @@ class TestBadInput:
     def test_mistakes_in_a_table_are_named(self, rows, says, tmp_path, monkeypatch):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"title": "t", "table": "9", "source": "s", "rows": rows}))
         (tmp_path / "presets.yaml").write_text((TABLES / "presets.yaml").read_text())
-        monkeypatch.setattr(ablation, "TABLES", tmp_path)
+        monkeypatch.setattr(table_files, "TABLES", tmp_path)
         with pytest.raises(ConfigError, match=says):
             open_ablations(AblationParameters(preset="smoke", tables=("mine",)))
 

@@ -110,6 +110,34 @@ class TestSlurm:
         numbers = {file.name.split("_")[0] for file in (store.folder / "slurm").glob("*_0_log.out")}
         assert len(numbers) == 1
 
+    def test_a_job_whose_time_is_over_is_queued_again_and_goes_on_from_its_checkpoint(self, slurm, tmp_path):
+        long = cell(0, steps=300, **{"record.validate_every": 300, "record.checkpoint_every": 20})
+        store = CellStore(tmp_path / "grid")
+        store.prepare(long)
+        launcher = SlurmLauncher(store.folder)
+        launcher.start(long, store)
+        job = json.loads((store.folder / "slurm" / f"{long.name}.json").read_text())["job"]
+        checkpoints = store.folder / long.name / "checkpoints"
+        _wait_for(lambda: any(checkpoints.glob("*")), 120)
+        subprocess.run(["scancel", "--signal=USR2", job], check=True)
+        _wait_for(lambda: "Restarts=1" in _about(job) and "JobState=PENDING" in _about(job), 60)
+        # Slurm lets two minutes pass before such a job may start.
+        subprocess.run(["scontrol", "update", f"JobId={job}", "EligibleTime=now"], check=False)
+        assert run_cells([long], store, launcher, progress=False).finished == [long.name]
+        rows = [json.loads(line) for line in (store.folder / long.name / "metrics.jsonl").read_text().splitlines()]
+        steps = [row["step"] for row in rows]
+        assert steps == sorted(set(steps)) and steps[-1] == 300
+        assert "Restarts=1" in _about(job)
+
+    def test_a_process_of_somebody_else_is_waited_for(self, slurm, tmp_path):
+        one, store = cell(0), CellStore(tmp_path / "grid")
+        store.prepare(one)
+        launcher = SlurmLauncher(store.folder)
+        with store.working(one.name):
+            found = launcher.find(one, store)
+            assert found is not None and not found.ended()
+        assert found.ended() and launcher.find(one, store) is None
+
     def test_a_partition_that_is_not_there_is_said(self, slurm, tmp_path):
         store = CellStore(tmp_path / "grid")
         with pytest.raises(StudyError, match=r"Slurm refused seed0-steps4.*partition"):
@@ -121,6 +149,17 @@ class TestSlurm:
         settings = ["cpus_per_task=2"] if len(os.sched_getaffinity(0)) > 1 else []
         outcome = run_cells([two], store, SlurmLauncher(store.folder, settings), progress=False)
         assert outcome.finished == [two.name], outcome
+
+
+def _wait_for(what, seconds):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(0.2)
+
+
+def _about(job):
+    return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
 
 
 def _munge(folder):

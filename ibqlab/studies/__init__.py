@@ -14,10 +14,11 @@ from ibqlab.studies.figures import (
     figure_scaling,
     save_study_figure,
 )
-from ibqlab.studies.launching import LocalLauncher, SlurmLauncher
+from ibqlab.studies.launching import LocalLauncher
 from ibqlab.studies.link_stages import describe_all, describe_tokenizer, generators_over, save_token_figure
 from ibqlab.studies.reports import write_study_report
 from ibqlab.studies.scaling import ScalingReport
+from ibqlab.studies.slurm import SlurmLauncher
 from ibqlab.studies.study import Study, StudyParameters, open_study
 from ibqlab.studies.tables import show_table, summary_table, write_report
 

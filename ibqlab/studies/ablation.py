@@ -11,158 +11,20 @@ as its own recipe has it. Rows of several tables that are the same run are train
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse
-from ibqlab.quantizers.base import require, require_choice
+from ibqlab.config import ConfigError, content_hash, nearest
+from ibqlab.quantizers.base import require
 from ibqlab.runs import runs_root
 from ibqlab.runs.files import write_whole
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.study import PlaceParameters, as_typed
+from ibqlab.studies.table_files import Dial, Published, TableFile, TableRow, read_dial, read_table, table_names
 from ibqlab.training import TrainConfig
-from ibqlab.training.generator_planning import published_generations
-from ibqlab.training.recipes import EXPERIMENTS, load_recipe, published_rows, recipe_config
-
-TABLES = EXPERIMENTS / "tables"
-PRESETS_FILE = "presets.yaml"
-ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
-"""Tables as they are shown; others follow by name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What a paper printed for a row, on ImageNet at 256 pixels. None: not printed."""
-
-    rfid: float | None = None
-    """Fréchet Inception distance of reconstructions."""
-    lpips: float | None = None
-    """Perceptual distance; the paper does not say with which network."""
-    usage: float | None = None
-    """Share of codes hit by the validation set, 0 to 1."""
-    gfid: float | None = None
-    """Fréchet Inception distance of samples."""
-    inception_score: float | None = None
-    """Of the same."""
-    precision: float | None = None
-    """Of the same, 0 to 1."""
-    recall: float | None = None
-    """Of the same, 0 to 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One row of a table of the paper."""
-
-    recipe: str = ""
-    """The tokenizer's recipe; empty: printed numbers alone."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Keys of the recipe to replace, in the paper's numbers."""
-    small_settings: dict[str, Any] = field(default_factory=dict)
-    """Likewise, but not where the recipe itself is run."""
-    generator: str = ""
-    """The recipe of the generator over its tokens; empty: none."""
-    inference: str = "hard"
-    """"hard": single codes; "soft": averages of codes, Soft VQ's way in training."""
-    skip: tuple[str, ...] = ()
-    """Presets that leave this row out."""
-    published: Published | None = None
-    """Printed numbers. What is missing comes from the tokenizer's recipe, where the row has no settings of its own, and
-    from the generator's, where no numbers are given here."""
-
-    def __post_init__(self):
-        require_choice("inference", self.inference, ("hard", "soft"))
-        require(bool(self.recipe) or not (self.generator or self.settings), "a row with settings needs a recipe")
-
-    def printed(self) -> Published:
-        """The paper's numbers for this row."""
-        found: dict[str, Any] = {}
-        if not self.settings:
-            generation = published_generations().get(self.generator) if self.published is None else None
-            rows = (published_rows().get(self.recipe), generation)
-            names = [f.name for f in fields(Published)]
-            found = {name: value for row in rows if row for name in names if (value := getattr(row, name, None))}
-        own = {name: value for name, value in asdict(self.published or Published()).items() if value is not None}
-        return Published(**(found | own))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFile:
-    """A file under experiments/tables/."""
-
-    title: str
-    """For headings."""
-    table: str
-    """Where it stands in the paper."""
-    source: str
-    """The paper."""
-    rows: dict[str, TableRow]
-    """By their names, in the paper's order."""
-
-    def __post_init__(self):
-        require(len(self.rows) > 0, "rows is empty: give at least one row")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerScale:
-    """What the paper's tokenizers become. Numbers that a table needs and a mapping lacks are an error."""
-
-    recipe: str
-    """That they are put in."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Keys of that recipe to replace."""
-    codebook_sizes: dict[int, int]
-    """The paper's K → K here."""
-    code_dims: dict[int, int]
-    """The paper's D → D here. LFQ's follows from K."""
-    num_res_blocks: dict[int, int]
-    """The paper's residual blocks per level → here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorScale:
-    """What the paper's generators become."""
-
-    recipe: str
-    """That they are put in."""
-    depths: dict[int, int]
-    """The paper's blocks → here; heads are as many."""
-    width_per_depth: int = 64
-    """Width = this × depth (eq. 12). Paper: 64."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dial:
-    """A preset of experiments/tables/presets.yaml. Without scales the paper's recipes are run as they are."""
-
-    tokenizers: TokenizerScale | None = None
-    """Of tables without generators."""
-    under_generators: TokenizerScale | None = None
-    """Of tables with them."""
-    generators: GeneratorScale | None = None
-    """Over their tokens."""
-    weights: str = "raw"
-    """Of tokenizers, "ema" (published) or "raw"."""
-    metrics: tuple[str, ...] = ()
-    """Of reconstructions, beside what training records."""
-    samples_per_class: int = 0
-    """Images that each generator draws of a class. Paper: 50."""
-    published_cards: bool = False
-    """Draw them as the paper did for the generator's size; False: without guidance, at temperature 1."""
-    generation_metrics: tuple[str, ...] = ()
-    """Of these images."""
-    extractor: str = ""
-    """Feature extractor for them in place of Inception."""
-    reference: str = ""
-    """What they are compared with; empty: the validation images."""
-    recognised: bool = False
-    """They are digits, judged by a classifier of real ones."""
-    seeds: tuple[int, ...] = (0,)
-    """Of every cell."""
-    workers: int = 1
-    """Cells at a time."""
+from ibqlab.training.recipes import load_recipe, recipe_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,12 +140,7 @@ def open_ablations(parameters: AblationParameters) -> Ablations:
         ConfigError: unknown preset, table or recipe, a number of the paper that the preset does not translate, two rows
             that are the same run.
     """
-    presets = load_yaml(TABLES / PRESETS_FILE)
-    if parameters.preset not in presets:
-        raise ConfigError(
-            f"the tables have no preset {parameters.preset!r}; {nearest(parameters.preset, list(presets))}"
-        )
-    dial = parse(Dial, presets[parameters.preset], source=f"{PRESETS_FILE}, {parameters.preset}")
+    dial = read_dial(parameters.preset)
     known = table_names()
     for name in parameters.tables:
         if name not in known:
@@ -292,22 +149,6 @@ def open_ablations(parameters: AblationParameters) -> Ablations:
     tables = {name: scale.table(name, read_table(name)) for name in parameters.tables or known}
     folder = runs_root() / (parameters.output or f"ablations-{parameters.preset}")
     return Ablations(parameters, dial, tables, folder)
-
-
-def table_names() -> list[str]:
-    """Names of all tables, in the order of the paper's story."""
-    known = [file.stem for file in sorted(TABLES.glob("*.yaml")) if file.name != PRESETS_FILE]
-    return sorted(known, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-
-
-def read_table(name: str) -> TableFile:
-    """A table's file, checked.
-
-    Raises:
-        ConfigError: no such file, or a mistake in it.
-    """
-    file = TABLES / f"{name}.yaml"
-    return parse(TableFile, load_yaml(file), source=file.name)
 
 
 def read_parameters_of(folder: Path) -> dict[str, Any]:

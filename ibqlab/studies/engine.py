@@ -148,12 +148,12 @@ class _Engine:
         """What became of a cell whose process is gone."""
         if self._done(cell):
             return
-        reason, failure = job.reason(), self.store.failure(cell)
+        code, failure = job.code(), self.store.failure(cell)
         # Somebody else's process holds it, which is found at the next round; or held it and died: now it is ours.
-        if reason == f"exit code {BUSY}" or (cell.name in self.found and failure is None):
+        if code == BUSY or (cell.name in self.found and failure is None):
             self.found.discard(cell.name)
             self.pending[cell.name] = cell
             return
-        failure = failure or self.store.write_failure(cell, reason, killed="exit code" not in reason)
+        failure = failure or self.store.write_failure(cell, job.reason(), killed=code is None or code < 0)
         where = self.outcome.killed if failure["killed"] else self.outcome.failed
         where[cell.name] = [failure["error"], *failure["lines"]]

@@ -1,20 +1,17 @@
-"""Where cells are worked on: processes of this machine, or jobs of a Slurm cluster.
+"""Where cells are worked on: what every launcher does, and the one for processes of this machine.
 
-Either way a cell is `python -m ibqlab.studies.worker FOLDER CELL` in a process that outlives whoever started it.
+A cell is `python -m ibqlab.studies.worker FOLDER CELL` in a process that outlives whoever started it; `slurm` makes
+jobs of a cluster of the same.
 """
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from ibqlab.config import ConfigError, nearest, read_assigned, split_assignment
 from ibqlab.studies.cells import Cell, CellStore, StudyError
 
 
@@ -25,8 +22,11 @@ class Job(Protocol):
     def ended(self) -> bool:
         """Whether its process is gone."""
 
+    def code(self) -> int | None:
+        """Exit code of a process that has ended, negative for a signal; None where nobody saw it."""
+
     def reason(self) -> str:
-        """How it ended, as far as that is known from outside: "exit code 1", "killed by signal 9"."""
+        """How it ended, in words: "exit code 1", "killed by signal 9"."""
 
     def stop(self) -> None:
         """End it now; it can be gone on with."""
@@ -107,7 +107,7 @@ class LocalLauncher:
         """A process of an earlier engine, known by the lock that it holds; it takes a slot meanwhile."""
         if not store.is_taken(cell.name):
             return None
-        job = _FoundJob(cell.name, store)
+        job = FoundJob(cell.name, store)
         for slot in self._free_slots()[:1]:
             self.slots[slot] = job
         return job
@@ -191,9 +191,13 @@ class _ForkedJob:
             return True
         return not self.server.alive() and not self.store.is_taken(self.name)
 
+    def code(self) -> int | None:
+        """As `Job`."""
+        return self.server.codes.get(self.name)
+
     def reason(self) -> str:
         """As `Job`."""
-        return _how_it_ended(self.server.codes.get(self.name))
+        return how_it_ended(self.code())
 
     def stop(self) -> None:
         """As `Job`."""
@@ -221,9 +225,13 @@ class _ChildJob:
         """As `Job`."""
         return self.process.poll() is not None
 
+    def code(self) -> int | None:
+        """As `Job`."""
+        return self.process.returncode
+
     def reason(self) -> str:
         """As `Job`."""
-        return _how_it_ended(self.process.returncode)
+        return how_it_ended(self.code())
 
     def stop(self) -> None:
         """As `Job`."""
@@ -231,13 +239,14 @@ class _ChildJob:
             os.killpg(self.process.pid, signal.SIGTERM)
 
 
-def _how_it_ended(code: int | None) -> str:
+def how_it_ended(code: int | None) -> str:
+    """An exit code in words."""
     if code is None:
         return "ended, and nobody saw how"
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-class _FoundJob:
+class FoundJob:
     """Somebody else's process at a cell of this folder."""
 
     def __init__(self, name: str, store: CellStore):
@@ -247,169 +256,13 @@ class _FoundJob:
         """As `Job`."""
         return not self.store.is_taken(self.name)
 
+    def code(self) -> int | None:
+        """As `Job`."""
+        return None
+
     def reason(self) -> str:
         """As `Job`."""
-        return _how_it_ended(None)
+        return how_it_ended(self.code())
 
     def stop(self) -> None:
         """Left alone: whoever started it may still want it."""
-
-
-SLURM_SETTINGS = {
-    "partition": "slurm_partition",
-    "account": "slurm_account",
-    "qos": "slurm_qos",
-    "constraint": "slurm_constraint",
-    "setup": "slurm_setup",
-    "timeout_min": "timeout_min",
-    "cpus_per_task": "cpus_per_task",
-    "mem_gb": "mem_gb",
-    "gpus_per_node": "gpus_per_node",
-    "max_jobs": "",
-}
-"""What `cluster_settings` may say, and submitit's names for it."""
-
-
-class SlurmLauncher:
-    """Jobs of the Slurm cluster that this machine may submit to, through submitit.
-
-    Args:
-        folder: of the study, on a disk that the cluster's machines share.
-        settings: "partition=gpu", "timeout_min=600", "gpus_per_node=8", …, the keys of `SLURM_SETTINGS`.
-    Raises:
-        StudyError: no Slurm here, or it does not answer.
-        ConfigError: unknown settings.
-        ValueError: submitit is not installed.
-    """
-
-    def __init__(self, folder: Path, settings: Sequence[str] = ()):
-        for program in ("sbatch", "sinfo"):
-            if not shutil.which(program):
-                raise StudyError(
-                    f"cluster=slurm needs Slurm's {program}, which is not on this machine: start the notebook where "
-                    "jobs are submitted from, or give cluster=local"
-                )
-        answer = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=60, check=False)
-        if answer.returncode:
-            raise StudyError(f"Slurm does not answer ({answer.stderr.strip()[:200]}); give cluster=local meanwhile")
-        try:
-            import submitit  # noqa: PLC0415 - only clusters need it
-        except ImportError:
-            raise ValueError("cluster=slurm needs submitit: pip install 'ibqlab[cluster]'") from None
-        given = {}
-        for setting in settings:
-            key, value = split_assignment(setting)
-            if key not in SLURM_SETTINGS:
-                raise ConfigError(f"cluster_settings: there is no {key!r}; {nearest(key, list(SLURM_SETTINGS))}")
-            given[key] = read_assigned(key, value)
-        self.max_jobs = int(given.pop("max_jobs", 64))
-        self.gpus_per_node = int(given.get("gpus_per_node", 8))
-        self.settings = {SLURM_SETTINGS[key]: value for key, value in given.items()}
-        if "slurm_setup" in self.settings and isinstance(self.settings["slurm_setup"], str):
-            self.settings["slurm_setup"] = [self.settings["slurm_setup"]]
-        self.submitit, self.folder = submitit, folder / "slurm"
-        self.jobs: list[_SlurmJob] = []
-
-    def free(self, cell: Cell) -> bool:
-        """Whether fewer than max_jobs are queued or running."""
-        return sum(not job.ended() for job in self.jobs) < self.max_jobs
-
-    def start(self, cell: Cell, store: CellStore) -> Job:
-        """Submit a job; its number is kept in the study's folder, so that a later engine finds it."""
-        nodes = -(-cell.config.processes // self.gpus_per_node)
-        executor = self.submitit.AutoExecutor(folder=self.folder, cluster="slurm")
-        shared: dict[str, Any] = {"name": cell.name[:60], "nodes": nodes, "tasks_per_node": 1}
-        if cell.config.accelerator != "cpu":
-            shared["gpus_per_node"] = min(cell.config.processes, self.gpus_per_node)
-        executor.update_parameters(**{**self.settings, **shared})
-        work = SlurmWork(str(store.folder.resolve()), cell.name, cell.config.processes)
-        try:
-            submitted = executor.submit(work)
-        except self.submitit.core.utils.FailedJobError as error:
-            raise StudyError(f"Slurm refused {cell.name}: {_last_line(error)}; mend cluster_settings") from None
-        number = self.folder / f"{cell.name}.json"
-        number.write_text(json.dumps({"job": submitted.job_id}), encoding="utf-8")
-        return self._noted(submitted)
-
-    def find(self, cell: Cell, store: CellStore) -> Job | None:
-        """The job that an earlier engine submitted for a cell, if it is still queued or running."""
-        try:
-            number = json.loads((self.folder / f"{cell.name}.json").read_text(encoding="utf-8"))["job"]
-        except (OSError, ValueError, KeyError):
-            return None
-        job = _SlurmJob(self.submitit.SlurmJob(folder=self.folder, job_id=number))
-        if job.ended():
-            return None
-        self.jobs.append(job)
-        return job
-
-    def _noted(self, submitted: Any) -> "_SlurmJob":
-        job = _SlurmJob(submitted)
-        self.jobs.append(job)
-        return job
-
-    def close(self) -> None:
-        """Nothing to let go of: jobs belong to the cluster."""
-
-
-class SlurmWork:
-    """What a job runs, once per machine: the cell's process, or its share of a torchrun over all machines.
-
-    A job that Slurm ends for its time limit or for others' sake is queued again, and its cell goes on from its last
-    checkpoint.
-    """
-
-    def __init__(self, folder: str, name: str, processes: int):
-        self.folder, self.name, self.processes = folder, name, processes
-
-    def __call__(self) -> int:
-        command = [sys.executable, *self._launcher(), "-m", "ibqlab.studies.worker", self.folder, self.name]
-        with open(Path(self.folder) / "logs" / f"{self.name}.log", "ab") as log:
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-
-    def _launcher(self) -> list[str]:
-        if self.processes == 1:
-            return []
-        from submitit import JobEnvironment  # noqa: PLC0415 - there on the cluster's machines
-
-        hosts = JobEnvironment().hostnames
-        return [
-            "-m",
-            "torch.distributed.run",
-            f"--nnodes={len(hosts)}",
-            f"--nproc-per-node={-(-self.processes // len(hosts))}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={hosts[0]}:29500",
-            f"--rdzv-id={os.environ['SLURM_JOB_ID']}",
-        ]
-
-    def checkpoint(self) -> Any:
-        """What is queued again: submitit calls this when the job's time is over."""
-        from submitit.helpers import DelayedSubmission  # noqa: PLC0415
-
-        return DelayedSubmission(self)
-
-
-class _SlurmJob:
-    """A job by its number."""
-
-    def __init__(self, job: Any):
-        self.job = job
-
-    def ended(self) -> bool:
-        """As `Job`."""
-        return self.job.done()
-
-    def reason(self) -> str:
-        """As `Job`."""
-        with suppress(Exception):
-            return f"exit code {self.job.result()}"
-        return f"job {self.job.job_id}: {self.job.state}"
-
-    def stop(self) -> None:
-        """Left in the queue: it was given away so that it goes on alone."""
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -11,12 +11,12 @@ from ibqlab.plots import save_figure
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.style import method_label
 from ibqlab.runs.files import write_whole
-from ibqlab.studies.ablation import read_table
 from ibqlab.studies.cells import StudyError, as_json
 from ibqlab.studies.figures import figure_scaling
 from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval
 from ibqlab.studies.study import Study
+from ibqlab.studies.table_files import read_table
 from ibqlab.studies.tables import to_markdown
 
 FITTED = {

@@ -18,7 +18,8 @@ from ibqlab.runs import Run, runs_root
 from ibqlab.runs.files import write_whole
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
-from ibqlab.studies.launching import Launcher, LocalLauncher, SlurmLauncher
+from ibqlab.studies.launching import Launcher, LocalLauncher
+from ibqlab.studies.slurm import SlurmLauncher
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
 
 CLUSTERS = ("local", "slurm")
