@@ -29,7 +29,7 @@ from ibqlab.studies import (
     table_files,
     write_study_report,
 )
-from ibqlab.studies.table_files import TABLES, Published, read_table, table_names
+from ibqlab.studies.table_files import TABLES, Published, read_dial, read_table, table_names
 from ibqlab.training import recipe_config
 
 SMALL = {"preset": "smoke", "steps": 4, "tables": ("key_designs", "soft_vq", "lfq"), "seeds": (0, 1)}
@@ -63,7 +63,7 @@ class TestCells:
 
     def test_the_dial_changes_what_the_row_is_about_and_nothing_else(self):
         rows = open_ablations(AblationParameters(preset="laptop", tables=("key_designs",))).tables["key_designs"].rows
-        base = recipe_config("builtin/photos", {"record.validate_every": 100, "record.early_snapshots": []})
+        base = recipe_config("builtin/photos", read_dial("laptop").tokenizers.settings)
         kinds = [row.tokenizers[0].config.tokenizer.quantizer.config_name for row in rows.values()]
         assert kinds == ["vq", "ibq", "ibq", "ibq"]
         doubled = [row.tokenizers[0].config.tokenizer.quantizer for row in rows.values()][1:]

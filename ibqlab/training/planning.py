@@ -284,9 +284,11 @@ def _table_row(plan: Plan) -> dict[str, str | float | int | None]:
 
 
 def giga(operations: int) -> str:
+    """Operations in billions, for reading."""
     number = f"{operations / 1e9:,.4g}" if operations < 1e12 else f"{operations / 1e9:,.0f}"
     return f"{number} × 10⁹"
 
 
 def gibi(size: int) -> str:
+    """Bytes in GiB, or in MiB below half a GiB, for reading."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**29 else f"{size / 2**20:,.1f} MiB"
