@@ -160,6 +160,13 @@ class TestTables:
         assert shown["tokens"].eq("640").all() and shown["seeds"].eq("2 of 2").all()
         assert (shown["quantizer (ms)"].astype(float) > 0).all() and shown["quantizer (MiB)"].ne("–").all()
 
+    def test_norms_are_shown_where_a_table_asks_for_them(self, study, tables):
+        rows = study.tables["key_designs"].rows
+        last = Run(study.folder / rows["VQ"].tokenizers[0].name).metrics.iloc[-1]
+        assert tables.values("key_designs")["feature_norm"]["VQ"][0] == last["feature_norm_mean"]
+        assert {"norm of features", "norm of codes", "codes in softmax(z·C)"} <= set(tables.shown("key_designs"))
+        assert "norm of features" not in tables.shown("soft_vq")
+
     def test_soft_inference_is_another_number_of_the_same_run(self, study, tables):
         rows = study.tables["soft_vq"].rows
         assert rows["Soft VQ, averages"].tokenizers == rows["Soft VQ, single codes"].tokenizers

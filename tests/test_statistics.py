@@ -53,9 +53,14 @@ class TestOrdering:
         assert found.verdict() == "holds"
         assert "the paper's ordering holds here. 3 of 3 pairs stand as there" in found.describe("PSNR", "rFID")
 
-    def test_it_does_not_hold_and_the_pair_is_named(self):
-        found = self.compare(a=[5, 5.1, 4.9], b=[1, 1.1, 0.9], c=[9, 9.1, 8.9])
+    def test_it_does_not_hold(self):
+        found = self.compare(a=[9, 9.1, 8.9], b=[5, 5.1, 4.9], c=[1, 1.1, 0.9])
         assert found.verdict() == "does not hold"
+        assert (found.same, found.clearly_other) == (0, 3)
+
+    def test_it_holds_in_part_and_the_pair_that_is_turned_round_is_named(self):
+        found = self.compare(a=[5, 5.1, 4.9], b=[1, 1.1, 0.9], c=[9, 9.1, 8.9])
+        assert found.verdict() == "holds in part and not as a whole"
         assert found.reversed_pairs == (("b", "a"),)
         assert "b is clearly behind a" in found.describe("PSNR", "rFID")
 
@@ -68,6 +73,8 @@ class TestOrdering:
         found = self.compare(a=[1], b=[2], c=[3])
         assert found.verdict() == "is seen, untested"
         assert "one seed cannot say how sure" in found.describe("PSNR", "rFID")
+        assert self.compare(a=[1], b=[3], c=[2]).verdict() == "is partly seen, untested"
+        assert self.compare(a=[3], b=[2], c=[1]).verdict() == "is not seen, untested"
 
     def test_equal_printed_numbers_and_missing_rows_are_no_pairs(self):
         found = compare_ordering({"a": 1, "b": 1, "c": 2}, {"a": [1], "b": [2]}, printed_higher=True, higher=True)

@@ -26,6 +26,7 @@ from ibqlab.runs import Run
 from ibqlab.studies.ablation import Ablations, RowCells, Table
 from ibqlab.studies.cells import Cell
 from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval
+from ibqlab.studies.table_files import SHOWN_ON_REQUEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Measure:
         """What no value of it can leave."""
         if self.unit == "share":
             return (0, 1)
-        return (1, np.inf) if self.key == "perplexity" else (0, np.inf)
+        return (1, np.inf) if self.key.endswith("perplexity") else (0, np.inf)
 
 
 MEASURES = (
@@ -67,8 +68,11 @@ MEASURES = (
     Measure(key="recognised", title="digits recognised", unit="share", printed="inception_score", stands_in=True),
     Measure(key="precision", title="precision", printed="precision", digits=2),
     Measure(key="recall", title="recall", printed="recall", digits=2),
+    Measure(key="feature_norm", title="norm of features", digits=2),
+    Measure(key="code_norm", title="norm of codes", digits=2),
+    Measure(key="softmax_perplexity", title="codes in softmax(z·C)"),
 )
-"""What tables compare. Costs have columns of their own and are compared with nothing."""
+"""What tables compare or, where a table asks for it, show as well. Costs have columns of their own."""
 PRINTED = {
     "usage": ("usage", True, "share"),
     "rfid": ("rFID", False, ""),
@@ -103,8 +107,11 @@ class AblationTables:
     def values(self, name: str) -> dict[str, dict[str, list[float]]]:
         """Measure → row of a table → one value per finished seed."""
         found: dict[str, dict[str, list[float]]] = {}
-        for label, cells in self._table(name).rows.items():
-            for measure in MEASURES:
+        table = self._table(name)
+        left_out = set(SHOWN_ON_REQUEST) - set(table.file.also)
+        wanted = [measure for measure in MEASURES if measure.key not in left_out]
+        for label, cells in table.rows.items():
+            for measure in wanted:
                 values = self._values_of(cells, measure.key)
                 if values:
                     found.setdefault(measure.key, {})[label] = values

@@ -34,6 +34,9 @@ RECORDED = {
     "bits_per_token": "validation_bits_per_token",
     "tokens": "validation_tokens",
     "images": "validation_images",
+    "feature_norm": "feature_norm_mean",
+    "code_norm": "code_norm_mean",
+    "softmax_perplexity": "softmax_perplexity",
 }
 """Column of a row → column of the run's last validation."""
 REPEATS = 7
@@ -48,9 +51,9 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
         run: finished.
     Returns:
         Recorded at the last validation: usage (share of codes hit in `tokens` tokens), perplexity (codes), psnr (dB),
-        l1, gradient_reach, bits_per_token. Measured here: quantizer_ms and quantizer_mib, of one pass forward and
-        backward over the tokens of a step; soft_psnr for Soft VQ; what `cell.measure` asks for. And steps, seconds of
-        training, parameters, provenance.
+        l1, gradient_reach, bits_per_token, mean norms of features and codes, softmax_perplexity. Measured here:
+        quantizer_ms and quantizer_mib, of one pass forward and backward over the tokens of a step; soft_psnr for Soft
+        VQ; what `cell.measure` asks for. And steps, seconds of training, parameters, provenance.
     """
     last = run.metrics.iloc[-1]
     values: dict[str, Any] = {name: last[column].item() for name, column in RECORDED.items() if column in last}

@@ -88,14 +88,19 @@ class Ordering:
     """Names of the pairs that clearly stand the other way round, the paper's better row first."""
 
     def verdict(self) -> str:
-        """One word or two: "holds", "does not hold", "is partly seen", "is not decided"."""
+        """How the paper's order fares.
+
+        "holds"; "is partly seen": some pairs clearly, none against it; "is not decided": no pair clearly; "holds in
+        part and not as a whole": pairs clearly both ways; "does not hold". With one seed "is seen, untested" and so on.
+        """
         if self.seeds < 2:
-            return "is seen, untested" if self.same == self.pairs else "is not seen, untested"
+            seen = "seen" if self.same == self.pairs else "partly seen" if self.same else "not seen"
+            return f"is {seen}, untested"
         if self.clearly_same == self.pairs:
             return "holds"
         if self.clearly_other == 0:
             return "is partly seen" if self.clearly_same else "is not decided"
-        return "does not hold"
+        return "holds in part and not as a whole" if self.clearly_same else "does not hold"
 
     def describe(self, measure: str, printed: str) -> str:
         """A sentence: what was compared, how it came out, how sure that is.

@@ -12,6 +12,9 @@ TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
 ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
 """Tables as they are shown; others follow by name."""
+SHOWN_ON_REQUEST = ("feature_norm", "code_norm", "softmax_perplexity")
+"""Measures of a tokenizer's features that say why its codes live or die: mean norms, and the number of codes that a
+token's softmax over z·C is spread over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,13 @@ class TableFile:
     """The paper."""
     rows: dict[str, TableRow]
     """By their names, in the paper's order."""
+    also: tuple[str, ...] = ()
+    """Columns of ours beside the usual ones, of `SHOWN_ON_REQUEST`."""
 
     def __post_init__(self):
         require(len(self.rows) > 0, "rows is empty: give at least one row")
+        for name in self.also:
+            require_choice("also", name, SHOWN_ON_REQUEST)
 
 
 @dataclass(frozen=True, kw_only=True)
