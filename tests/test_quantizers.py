@@ -347,6 +347,22 @@ class TestIndexBackpropQuantizer:
         torch.testing.assert_close(ours, z.grad)
         torch.testing.assert_close(quantizer.codebook_gradient, codebook.grad)
 
+    def test_double_quantization_holds_back_features_that_commitment_draws_out(self):
+        torch.manual_seed(0)
+        quantizer = build_quantizer("ibq", codebook_size=1024, code_dim=64, entropy_weight=0.0)
+
+        def along_the_code(name, norm):
+            """A term's mean gradient along features that point at codes; above 0, training shortens them."""
+            towards = F.normalize(quantizer.codebook.detach()[:64])
+            z = (norm * towards).T.reshape(1, 64, 64, 1).contiguous().requires_grad_()
+            quantizer(z).terms[name].backward()
+            return (z.grad.reshape(64, 64).T * towards).sum(1).mean()
+
+        assert along_the_code("commitment", 1.0) < 0 < along_the_code("double_quantization", 1.0)
+        # Once the softmax has decided, the two terms are the same pull.
+        decided = [along_the_code(name, 4.0) for name in ("commitment", "double_quantization")]
+        torch.testing.assert_close(*decided, rtol=1e-2, atol=0.0)
+
     def test_penalty_is_left_out_where_its_weight_is_zero_and_in_evaluation(self):
         assert "sample_entropy" in built("ibq")(features()).terms
         assert "sample_entropy" not in built("ibq", entropy_weight=0.0)(features()).terms

@@ -53,9 +53,11 @@ class IndexBackpropQuantizer(Quantizer):
         p = softmax(z·Cᵀ),  k = argmax p,  z_q = (onehot(k) + p − sg(p))ᵀ C,
         loss = mean‖z_q − z‖² + mean‖sg(c_k) − z‖² + β mean‖c_k − sg(z)‖² + w (H̄ − Ĥ)
 
-    The first term, "double quantization", reaches all codes through z_q. The penalty lowers the mean entropy H̄ of the
-    tokens' distributions and raises the entropy Ĥ of their mean. Evaluation leaves the penalty out, which the published
-    code computes there too; no result depends on it.
+    The first term, "double quantization", reaches all codes through z_q, and it holds features back: while a token's
+    softmax is undecided, lengthening z lengthens z_q by more. Without that term features grow to the codes' norm, √D
+    for N(0, 1), where the softmax has decided and only the chosen code learns. The penalty lowers the mean entropy H̄ of
+    the tokens' distributions and raises the entropy Ĥ of their mean. Evaluation leaves the penalty out, which the
+    published code computes there too; no result depends on it.
     Source: IBQ §3.2, eqs. 3–10; published IndexPropagationQuantize (β on the codebook's side, no normalisation).
     """
 
