@@ -104,12 +104,25 @@ class TestGrid:
             ({"codebook_sizes": [1]}, "at least 2"),
             ({"codebook_size": [16]}, "codebook_sizes"),
             ({"workers": 0}, "workers"),
+            ({"settings": ["tokenizer.quantizer.code_dim=4"]}, "is the grid's own"),
+            ({"settings": ["optimizer.learning_rat=1"]}, "did you mean 'learning_rate'"),
             ({"projection": "tsne"}, "projection"),
         ],
     )
     def test_impossible_grids_are_refused(self, changes, message):
         with pytest.raises(ConfigError, match=message):
             Study("s", grid(**changes), "nowhere")
+
+    def test_settings_reach_every_cell_and_the_folder_knows_them(self, tmp_path):
+        given = StudyParameters(preset="smoke", settings=("optimizer.learning_rate=3e-4",), output=str(tmp_path / "a"))
+        changed = open_study("scale_codebook", given)
+        plain = open_study("scale_codebook", StudyParameters(preset="smoke", output=str(tmp_path / "a")))
+        assert {cell.config.optimizer.learning_rate for cell in changed.cells} == {3e-4}
+        assert {cell.config.tokenizer.quantizer.codebook_size for cell in changed.cells} == {32, 64}
+        assert "settings='[optimizer.learning_rate=3e-4]'" in changed.command
+        changed.store.claim({"study": "scale_codebook", "recipe": "builtin/smoke", "steps": 0, "settings": ["a=1"]})
+        with pytest.raises(StudyError, match=r"settings: \[\"a=1\"\] → nothing"):
+            plain.run(progress=False)
 
     def test_parameters_overrule_the_preset(self):
         study = open_study(

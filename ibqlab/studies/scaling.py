@@ -190,7 +190,7 @@ class ScalingReport:
         write_whole(self.study.folder / "provenance.json", as_json(facts))
         parts = [
             f"# Scaling the codebook, {self.study.folder.name}",
-            f"{len(rows)} of {len(self.study.cells)} runs of {self.study.grid.recipe} finished. In brackets: Student's "
+            f"{len(rows)} of {len(self.study.cells)} runs of {self.study.grid.base} finished. In brackets: Student's "
             "95 % interval of the mean over seeds. Usage: share of codes hit at least once in the tokens named. "
             "quantizer: one pass forward and backward over a step's tokens, float32, while other runs went on beside "
             "it; MiB: what autograd keeps for it.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ibqlab.config import ConfigError, content_hash, load_yaml, parse
+from ibqlab.config import ConfigError, content_hash, load_yaml, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
@@ -41,6 +41,8 @@ class Grid:
     """D, numbers per code."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; figures show mean and range over them."""
+    settings: tuple[str, ...] = ()
+    """Keys of the recipe to replace in every cell: "optimizer.learning_rate=3e-4"."""
     steps: int = 0
     """Training steps of every cell; 0 as the recipe says."""
     workers: int = 1
@@ -57,9 +59,21 @@ class Grid:
             require_choice("methods", method, available_quantizers())
         for start in self.initialisations:
             require_choice("initialisations", start, ("published", *INITIALISATIONS))
+        for setting in self.settings:
+            key = split_assignment(setting)[0]
+            require(
+                key not in ("seed", "steps") and not key.startswith("tokenizer.quantizer"),
+                f"settings: {key} is the grid's own; give methods, initialisations, codebook_sizes, code_dims, seeds "
+                "or steps",
+            )
         require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipe says), got {self.steps}")
         require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
         require_choice("projection", self.projection, PROJECTION_METHODS)
+
+    @property
+    def base(self) -> str:
+        """The recipe and what is changed in it, for reading."""
+        return f"{self.recipe} with {', '.join(self.settings)}" if self.settings else self.recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +133,8 @@ class StudyParameters(PlaceParameters):
     """D."""
     seeds: tuple[int, ...] = ()
     """Seeds."""
+    settings: tuple[str, ...] = ()
+    """Keys of the recipe to replace in every cell."""
     steps: int = 0
     """Training steps of every cell."""
     projection: str = ""
@@ -158,7 +174,8 @@ class Study:
         """As `train`, but what failed is returned and not raised, so that a notebook goes on to its tables."""
         for cell in self.cells:
             self._is_finished(cell)
-        self.store.claim({"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps})
+        facts = {"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps}
+        self.store.claim(facts | ({"settings": list(self.grid.settings)} if self.grid.settings else {}))
         if isinstance(self.place, StudyParameters):
             write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
         launcher = self.place.launcher(self.folder, self.grid.workers)
@@ -238,11 +255,11 @@ def _cells(grid: Grid) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for method, start, size, dim, seed in itertools.product(*axes):
         quantizer = {"name": method, "codebook_size": size, "code_dim": dim}
-        published = recipe_config(grid.recipe, {"tokenizer.quantizer": quantizer})
+        published = recipe_config(grid.recipe, {"tokenizer.quantizer": quantizer}, grid.settings)
         if start != "published":
             quantizer["codebook_init"] = start
         settings = {"tokenizer.quantizer": quantizer, "seed": seed} | ({"steps": grid.steps} if grid.steps else {})
-        config = recipe_config(grid.recipe, settings)
+        config = recipe_config(grid.recipe, settings, grid.settings)
         actual = config.tokenizer.quantizer.codebook_init
         labels = {
             "method": method,

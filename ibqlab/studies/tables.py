@@ -88,7 +88,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         f"# {study.name}",
         to_markdown(show_table(table)),
         f"- command: `{study.command}`",
-        f"- recipe: {study.grid.recipe}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
+        f"- recipe: {study.grid.base}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
         "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
         "paper does not state Soft VQ's",
         f"- losses beside the quantizer's: {_losses(study)}",
@@ -103,7 +103,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     kept = {key: facts.get(key) for key in ("versions", "platform", "hardware", "threads", "data")}
     origin = {
         "command": study.command,
-        "recipe": study.grid.recipe,
+        "recipe": study.grid.base,
         "seeds": list(study.grid.seeds),
         "commits": commits,
         **kept,
