@@ -166,6 +166,9 @@ class TestTables:
         assert tables.values("key_designs")["feature_norm"]["VQ"][0] == last["feature_norm_mean"]
         assert {"norm of features", "norm of codes", "codes in softmax(z·C)"} <= set(tables.shown("key_designs"))
         assert "norm of features" not in tables.shown("soft_vq")
+        assert tables.figure_norms("soft_vq") is None and len(tables.figure_norms("key_designs").axes) == 4
+        drawn = pd.read_csv(study.folder / "figures" / "key_designs_norms.csv")
+        assert list(drawn["row"].unique()) == list(rows)
 
     def test_soft_inference_is_another_number_of_the_same_run(self, study, tables):
         rows = study.tables["soft_vq"].rows
@@ -259,7 +262,7 @@ class TestReports:
         assert done.exit_code == 0
         page, text = (study.folder / f"report.{end}" for end in ("html", "md"))
         assert str(page) in done.output
-        assert page.read_text().count("data:image/png;base64,") == 4
+        assert page.read_text().count("data:image/png;base64,") == 5
         assert "<table>" in page.read_text() and "figures/key_designs.png" not in page.read_text()
         written = text.read_text()
         for words in ("## Provenance", "ibqlab run ablations preset=smoke", "## Key designs", "| VQ |", "threads"):

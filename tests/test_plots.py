@@ -15,9 +15,11 @@ from ibqlab.plots import (
     METHOD_STYLES,
     code_map_table,
     collapse_curve_table,
+    norm_curve_table,
     plot_code_map,
     plot_code_maps,
     plot_collapse_curves,
+    plot_norm_curves,
     plot_reconstructions,
     plot_token_link,
     plot_token_scaling,
@@ -147,6 +149,41 @@ def test_collapse_curves_refuse_what_one_figure_cannot_show(metrics):
     two = pd.concat([metrics, metrics.assign(codebook_size=256)])
     with pytest.raises(ValueError, match="one codebook size; got 256, 1,024"):
         plot_collapse_curves(two)
+
+
+@pytest.fixture(scope="module")
+def norms(metrics):
+    one_start = metrics[metrics["init"] == "N(0, 1)"]
+    return one_start.assign(
+        row=one_start["method"].map({"vq": "VQ", "ibq": "IBQ, double quantization"}),
+        feature_norm_mean=np.where(one_start["method"] == "ibq", 1.2, 8.0) + 0.1 * one_start["seed"],
+        code_norm_mean=8.0,
+        softmax_perplexity=500.0,
+    )
+
+
+def test_norm_curves_draw_their_table(norms):
+    table = norm_curve_table(norms)
+    assert list(table["row"].unique()) == ["VQ", "IBQ, double quantization"] and table["seeds"].eq(3).all()
+    assert list(table["step"]) == [0, 10, 20] * 2
+    ours = table[table["row"] != "VQ"].iloc[0]
+    spread = [ours[f"feature_norm_mean_{part}"] for part in ("mean", "min", "max")]
+    assert spread == pytest.approx([1.3, 1.2, 1.4])
+    figure = plot_norm_curves(norms)
+    norms_of, softmax, reach, usage = figure.axes
+    # VQ has no softmax to draw.
+    assert [len(axes.get_lines()) for axes in (norms_of, softmax, reach, usage)] == [4, 1, 2, 2]
+    assert usage.get_lines()[1].get_ydata()[0] == pytest.approx(51)
+    told = " ".join(_texts(figure))
+    assert "IBQ, double quantization" in told and "K = 1,024, D = 64; mean and range of 3 seeds" in told
+    _assert_readable(figure)
+
+
+def test_norm_curves_refuse_missing_columns_and_no_lines(norms):
+    with pytest.raises(ValueError, match="missing row"):
+        plot_norm_curves(norms.drop(columns="row"))
+    with pytest.raises(ValueError, match="train at least one run"):
+        norm_curve_table(norms[:0])
 
 
 def test_histogram_draws_live_codes_and_counts_the_dead():

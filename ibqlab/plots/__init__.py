@@ -21,6 +21,7 @@ from ibqlab.plots.gallery import plot_gallery
 from ibqlab.plots.generator_curves import generator_curve_table, plot_generator_curves
 from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
 from ibqlab.plots.metric_dots import plot_metric_dots
+from ibqlab.plots.norms import norm_curve_table, plot_norm_curves
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
 from ibqlab.plots.run_curves import plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
@@ -32,12 +33,14 @@ __all__ = [
     "code_map_table",
     "collapse_curve_table",
     "generator_curve_table",
+    "norm_curve_table",
     "plot_code_map",
     "plot_code_maps",
     "plot_collapse_curves",
     "plot_gallery",
     "plot_generator_curves",
     "plot_metric_dots",
+    "plot_norm_curves",
     "plot_reconstructions",
     "plot_run_curves",
     "plot_scaling",

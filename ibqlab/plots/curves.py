@@ -1,5 +1,6 @@
 """Collapse through training: usage, perplexity and gradient reach against the step."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -7,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from pandas.core.groupby import DataFrameGroupBy
 
 from ibqlab.plots.style import (
     LINE_STYLES,
@@ -40,18 +42,27 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     _check_metrics(metrics)
     groups = metrics.groupby(["method", "init", "step"], sort=False)
-    columns = {f"{name}_{part}": (name, part) for name in _MEASURES for part in ("mean", "min", "max")}
-    table = groups.agg(
-        codebook_size=("codebook_size", "first"),
-        seeds=("seed", "nunique"),
-        usage_tokens=("usage_tokens", "min"),
-        **columns,
-    ).reset_index()
+    table = spread_over_seeds(groups, _MEASURES)
+    table["codebook_size"], table["usage_tokens"] = groups["codebook_size"].first(), groups["usage_tokens"].min()
+    table = table.reset_index()
     for column in ("init", "method"):
         order = {name: place for place, name in enumerate(metrics[column].unique())}
         table[f"_{column}"] = table[column].map(order)
     table = table.sort_values(["_method", "_init", "step"], kind="stable")
     return table.drop(columns=["_method", "_init"]).reset_index(drop=True)
+
+
+def spread_over_seeds(groups: DataFrameGroupBy, measures: Sequence[str]) -> pd.DataFrame:
+    """Mean and range of measures within each group.
+
+    Args:
+        groups: of lines with the column seed and the measures.
+        measures: columns.
+    Returns:
+        One line per group: seeds (how many), *_mean, *_min, *_max.
+    """
+    columns = {f"{name}_{part}": (name, part) for name in measures for part in ("mean", "min", "max")}
+    return groups.agg(seeds=("seed", "nunique"), **columns)
 
 
 def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
@@ -79,7 +90,8 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
             (reach, "gradient_reach", 100),
         ):
             for (method, init), group in table.groupby(["method", "init"], sort=False):
-                _draw_band(axes, group, measure, scale, replace(styles[method], line=lines[init]))
+                style = replace(styles[method], line=lines[init], label=f"{method}, {init}")
+                draw_band(axes, group, measure, scale, style)
             axes.set_xlabel("training step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
             fix_tick_size(axes)
@@ -91,8 +103,16 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle) -> None:
-    """One method from one initialisation: the mean over seeds within their range."""
+def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle) -> None:
+    """One line: the mean over seeds within their range.
+
+    Args:
+        axes: to draw on.
+        group: of one line, as `spread_over_seeds` makes it, with the column step.
+        measure: whose *_mean, *_min and *_max are drawn.
+        scale: factor on its values, 100 for shares in percent.
+        style: of the line, and its name for legends.
+    """
     group = group.dropna(subset=[f"{measure}_mean"])
     if group.empty:
         return
@@ -106,7 +126,7 @@ def _draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style:
         marker=style.marker,
         markersize=4,
         markevery=max(1, len(group) // 5),
-        label=f"{group['method'].iloc[0]}, {group['init'].iloc[0]}",
+        label=style.label,
     )
 
 

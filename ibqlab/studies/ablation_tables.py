@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.plots import collapse_curve_table, plot_collapse_curves, save_figure
+from ibqlab.plots import collapse_curve_table, norm_curve_table, plot_collapse_curves, plot_norm_curves, save_figure
 from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
 from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
@@ -285,6 +285,31 @@ class AblationTables:
         file = self._table(name).file
         figure = plot_ablation(drawn, panels[:4], f"{file.title} ({file.table})", self.caption)
         save_figure(figure, self.study.folder / "figures" / name, drawn)
+        return figure
+
+    def figure_norms(self, name: str) -> Figure | None:
+        """Why the codes of a table's rows live or die: norms and the softmax's spread against the step.
+
+        Saved as `<name>_norms`. None for tables that do not ask for these columns, or before anything is finished.
+        """
+        key = f"{name}_norms"
+        if key not in self._drawn:
+            self._drawn[key] = self._draw_norms(name) if self._table(name).file.also else None
+        return self._drawn[key]
+
+    def _draw_norms(self, name: str) -> Figure | None:
+        frames = [
+            self._curves(cell).assign(row=label)
+            for label, cells in self._table(name).rows.items()
+            for cell in cells.tokenizers
+            if cell.name in self.rows
+        ]
+        if not frames:
+            return None
+        metrics = pd.concat(frames, ignore_index=True)
+        metrics = metrics[metrics["step"] > 0]
+        figure = plot_norm_curves(metrics)
+        save_figure(figure, self.study.folder / "figures" / f"{name}_norms", norm_curve_table(metrics))
         return figure
 
     @property

@@ -94,6 +94,8 @@ def ablation_report(tables: AblationTables) -> str:
         shown = tables.shown(name)
         shown.to_csv(_made(study.folder / "figures") / f"{name}_table.csv", index=False)
         picture = f"\n\n![{table.file.title}](figures/{name}.png)" if tables.figure(name) else ""
+        if tables.figure_norms(name):
+            picture += f"\n\n![Norms of features and codes, and the softmax's spread](figures/{name}_norms.png)"
         parts.append(
             f"## {table.file.title} ({table.file.table})\n\n{to_markdown(shown)}\n\n{tables.sentences(name)}\n\n"
             f"Printed numbers: {table.file.source}.{picture}"

@@ -1,0 +1,96 @@
+"""Why codes live or die where the choice is a softmax: norms of features and codes, and how far that softmax is spread.
+
+A softmax over z·C decides as its features grow. While it is undecided all codes get gradients; once it has decided, the
+chosen one alone does, and usage follows.
+"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from ibqlab.plots.curves import draw_band, spread_over_seeds
+from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for
+
+MEASURES = ("usage", "gradient_reach", "feature_norm_mean", "code_norm_mean", "softmax_perplexity")
+_COLUMNS = ("step", "row", "method", "seed", "codebook_size", "code_dim", *MEASURES)
+SOFTMAX_METHODS = ("ibq", "soft_vq")
+"""Methods that a softmax over z·C chooses for; of the others the second panel has no line."""
+
+
+def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `plot_norm_curves`: mean and range over seeds, per row and step.
+
+    Args:
+        metrics: one line per run and logged step with the columns step, row (its name in the legend), method, seed,
+            codebook_size, code_dim, usage and gradient_reach (shares), feature_norm_mean, code_norm_mean and
+            softmax_perplexity (codes); empty cells where a step did not measure.
+    Returns:
+        One line per (row, step), rows in the order of first appearance, with method, seeds and *_mean, *_min, *_max of
+        each measure.
+    Raises:
+        ValueError: a missing column, or no lines.
+    """
+    missing = [name for name in _COLUMNS if name not in metrics]
+    if missing or metrics.empty:
+        raise ValueError(
+            f"metrics need lines with the columns {', '.join(_COLUMNS)}; "
+            + (f"missing {', '.join(missing)}" if missing else "there are none: train at least one run")
+        )
+    table = spread_over_seeds(metrics.groupby(["row", "method", "step"], sort=False), MEASURES).reset_index()
+    order = {name: place for place, name in enumerate(metrics["row"].unique())}
+    return table.sort_values(
+        ["row", "step"], kind="stable", key=lambda column: column.map(order) if column.name == "row" else column
+    ).reset_index(drop=True)
+
+
+def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
+    """Four panels against the training step: norms, codes in the softmax, gradient reach, usage.
+
+    Line: mean over seeds; band: lowest to highest seed. Thin lines in the first panel: norms of the codes.
+
+    Args:
+        metrics: as for `norm_curve_table`.
+    Returns:
+        The figure; its numbers are `norm_curve_table(metrics)`.
+    Raises:
+        ValueError: as for `norm_curve_table`.
+    """
+    table = norm_curve_table(metrics)
+    styles = styles_for(list(table["row"].unique()))
+    with styled_figure(PAGE_WIDTH, 5.2) as figure:
+        (norms, spread), (reach, usage) = figure.subplots(2, 2)
+        for name, group in table.groupby("row", sort=False):
+            style = styles[name]
+            draw_band(norms, group, "feature_norm_mean", 1, style)
+            codes = group.dropna(subset=["code_norm_mean_mean"])
+            norms.plot(
+                codes["step"], codes["code_norm_mean_mean"], color=style.color, linestyle=style.line, linewidth=0.7
+            )
+            if group["method"].iloc[0] in SOFTMAX_METHODS:
+                draw_band(spread, group, "softmax_perplexity", 1, style)
+            draw_band(reach, group, "gradient_reach", 100, style)
+            draw_band(usage, group, "usage", 100, style)
+        norms.set(title="Norm of features (thin: of codes)", ylabel="mean norm", yscale="log")
+        spread.set(title="Codes in softmax(z·C)", ylabel="perplexity (codes)", yscale="log", ylim=(0.8, None))
+        reach.set(title="Gradient reach", ylabel="codes reached (%)", ylim=(-3, 103))
+        usage.set(title="Usage", ylabel="codes hit (%)", ylim=(-3, 103))
+        for axes in (norms, spread):
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        for axes in (norms, spread, reach, usage):
+            axes.set_xlabel("training step")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            fix_tick_size(axes)
+        figure.legend(
+            handles=usage.get_lines(), loc="outside upper center", ncols=min(len(styles), 3), handlelength=2.8
+        )
+        sizes = [
+            f"{letter} = {_listed(metrics[column])}" for letter, column in (("K", "codebook_size"), ("D", "code_dim"))
+        ]
+        seeds = int(table["seeds"].max())
+        add_caption(figure, f"{', '.join(sizes)}; {'1 seed' if seeds == 1 else f'mean and range of {seeds} seeds'}")
+    return figure
+
+
+def _listed(values: pd.Series) -> str:
+    return " and ".join(f"{int(value):,}" for value in sorted(values.unique()))
