@@ -73,7 +73,7 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> 
             axes.errorbar(x, y, xerr=error, marker=style.marker if style else "s", color=color, capsize=2)
     axes.set_xlabel(panel.label)
     if panel.share:
-        axes.set_xlim(-4, 104)
+        axes.set_xlim(-6, 106)
     if not panel.higher:
         axes.invert_xaxis()
     fix_tick_size(axes)
