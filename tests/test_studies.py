@@ -123,6 +123,8 @@ class TestGrid:
         changed.store.claim({"study": "scale_codebook", "recipe": "builtin/smoke", "steps": 0, "settings": ["a=1"]})
         with pytest.raises(StudyError, match=r"settings: \[\"a=1\"\] → nothing"):
             plain.run(progress=False)
+        laptop = open_study("scale_codebook", StudyParameters(settings=("batch_size=4",)))
+        assert laptop.grid.settings == ("optimizer.learning_rate=3e-4", "batch_size=4")
 
     def test_parameters_overrule_the_preset(self):
         study = open_study(

@@ -134,7 +134,7 @@ class StudyParameters(PlaceParameters):
     seeds: tuple[int, ...] = ()
     """Seeds."""
     settings: tuple[str, ...] = ()
-    """Keys of the recipe to replace in every cell."""
+    """Keys of the recipe to replace in every cell, after those that the preset replaces."""
     steps: int = 0
     """Training steps of every cell."""
     projection: str = ""
@@ -232,7 +232,9 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
         for f in fields(parameters)
         if f.name in Grid.__dataclass_fields__ and getattr(parameters, f.name)
     }
-    settings = presets[parameters.preset] | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+    preset = presets[parameters.preset]
+    settings = preset | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+    settings["settings"] = [*preset.get("settings", []), *parameters.settings]
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
     words = [f"preset={parameters.preset}", *(f"{key}={as_typed(value)}" for key, value in given.items())]
     folder = runs_root() / (parameters.output or f"{name}-{parameters.preset}")
