@@ -37,8 +37,8 @@ from ibqlab.data.tokens import (
     split_file,
     token_dtype,
 )
+from ibqlab.files import explained, replacing, write_whole
 from ibqlab.quantizers.base import require
-from ibqlab.runs.files import explained, replacing, write_whole
 from ibqlab.tokenizer import Tokenizer
 
 PIECE = 1024

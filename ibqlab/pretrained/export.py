@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ibqlab.config import to_dict
+from ibqlab.files import RunError, explained, force_to_disk
 from ibqlab.pretrained.architecture import CODEBOOK
 from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
 from ibqlab.pretrained.names import DECAY, DISCRIMINATOR, OUR_CODEBOOK, UPDATES, average_name, published_name
 from ibqlab.pretrained.report import WEIGHTS
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs.files import RunError, explained, force_to_disk
 from ibqlab.tokenizer import Tokenizer
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")

@@ -11,7 +11,7 @@ Every file but metrics.jsonl is written under another name, forced to disk and t
 whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
 """
 
-from ibqlab.runs.files import RunError
+from ibqlab.files import RunError
 from ibqlab.runs.origin import provenance
 from ibqlab.runs.run import Run
 from ibqlab.runs.table import RUN_COLUMNS, checkout_root, list_runs, runs_root

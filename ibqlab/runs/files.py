@@ -1,91 +1,17 @@
-"""Writing files so that they are there whole or not at all, and what may stand in them."""
+"""What may stand in the files of a run folder."""
 
-import errno
 import io
 import json
 import math
 import os
-import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-
-class RunError(RuntimeError):
-    """A run folder that cannot be used or written; the message says what stands there and what to do."""
-
-
-@contextmanager
-def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[None]:
-    """Turn what goes wrong in writing a file into a RunError that says what is left and what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        raise RunError(f"{file}: {_reason(cause, file)}{what_is_left()}") from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _reason(cause: OSError, file: Path) -> str:
-    if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"cannot be written ({os.strerror(cause.errno)}); choose a folder that you may write to"
-    place = next(folder for folder in file.absolute().parents if folder.exists())
-    free = shutil.disk_usage(place).free / 2**30
-    return (
-        f"the disk or a quota is full ({os.strerror(cause.errno)}; {free:.2f} GiB free on the disk), nothing was left "
-        f"half written. Make room or raise the quota, then start the same command again"
-    )
-
-
-def force_to_disk(folder: Path) -> None:
-    """Make a rename inside a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all.
-
-    Raises:
-        RunError: the disk is full, or the folder may not be written to.
-    """
-    with replacing(file) as stream:
-        stream.write(content)
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file when the block ends well, and is gone otherwise.
-
-    Raises:
-        RunError: the disk is full, or the folder may not be written to.
-    """
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    with explained(file):
-        try:
-            with open(part, "wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
-        force_to_disk(file.parent)
+from ibqlab.files import RunError
 
 
 def end_of_last_row(stream: io.BufferedRandom) -> int:

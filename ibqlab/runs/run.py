@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ibqlab.config import ConfigError, content_hash, dump_yaml, load_yaml, parse, to_dict
-from ibqlab.runs.files import (
-    RunError,
-    check_storable,
-    end_of_last_row,
-    explained,
-    force_to_disk,
-    plain_array,
-    plain_row,
-    read_row,
-    steps_of_files,
-)
+from ibqlab.files import RunError, explained, force_to_disk
+from ibqlab.runs.files import check_storable, end_of_last_row, plain_array, plain_row, read_row, steps_of_files
 from ibqlab.runs.origin import provenance, utc_now
 
 if TYPE_CHECKING:

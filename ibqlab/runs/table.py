@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ibqlab.runs.files import RunError
+from ibqlab.files import RunError
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:

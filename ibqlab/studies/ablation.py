@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ibqlab.config import ConfigError, content_hash, nearest
+from ibqlab.files import write_whole
 from ibqlab.quantizers.base import require
 from ibqlab.runs import runs_root
-from ibqlab.runs.files import write_whole
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.study import PlaceParameters, as_typed

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
-from ibqlab.runs.files import RunError, explained, write_whole
+from ibqlab.files import RunError, explained, write_whole
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 LAST_LINES = 12

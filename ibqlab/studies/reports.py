@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from ibqlab.config import parse
+from ibqlab.files import write_whole
 from ibqlab.runs import runs_root
-from ibqlab.runs.files import write_whole
 from ibqlab.studies.ablation import AblationParameters, open_ablations, read_parameters_of
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.cells import as_json

@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 
 from ibqlab.config import to_dict
 from ibqlab.data.sharing import own_device, share_of_work
+from ibqlab.files import RunError, explained, replacing, write_whole
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.quantizers.base import require
-from ibqlab.runs.files import RunError, explained, replacing, write_whole
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator_data import check_fit
 

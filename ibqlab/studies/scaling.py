@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab.files import write_whole
 from ibqlab.plots import save_figure
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.style import method_label
-from ibqlab.runs.files import write_whole
 from ibqlab.studies.cells import StudyError, as_json
 from ibqlab.studies.figures import figure_scaling
 from ibqlab.studies.origin import provenance_of, provenance_text

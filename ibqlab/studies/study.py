@@ -12,10 +12,10 @@ import pandas as pd
 
 from ibqlab.config import ConfigError, content_hash, load_yaml, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
+from ibqlab.files import write_whole
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
-from ibqlab.runs.files import write_whole
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher
