@@ -1,12 +1,15 @@
 """Scores of tokens against codes, a block of rows at a time: how large a block is, its products, its best codes."""
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ibqlab.quantizers.precision import exact_products
 
 BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20}
 """Size of one block of scores by type of device. Larger ones gained nothing on a CPU (experiments/results)."""
@@ -18,6 +21,21 @@ CHUNK = 128
 """Codes among which the best is found by their maximum first."""
 
 _kept = threading.local()
+
+
+def outside_compiler(function: Callable) -> Callable:
+    """Decorator: torch.compile leaves the function as it is, as with `torch.compiler.disable`.
+
+    That one imports torch's compiler, which takes seconds, wherever it stands; this one, where something is compiled.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **settings):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **settings)
+        return function(*args, **settings)
+
+    return call
 
 
 def rows_per_block(codebook_size: int, like: Tensor) -> int:
@@ -110,14 +128,12 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside the block products are what their operands' types say: no autocast, and no TF32, for anybody."""
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(chosen)
+    """Inside the block products are what their operands' types say: no autocast, no TF32, no bfloat16 in their place.
+
+    Whatever the process had chosen, through torch's older switches or its newer ones, stands again afterwards.
+    """
+    with exact_products(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibqlab.quantizers.blocks import best_codes
+from ibqlab.quantizers.blocks import best_codes, outside_compiler
 from ibqlab.quantizers.index_backprop import Entropies, IndexBackprop, quantize_by_blocks
 
 
-@torch.compiler.disable
+@outside_compiler
 def code_parallel_index_backprop(
     features: Float[Tensor, "N D"],
     codes: Float[Tensor, "part D"],
