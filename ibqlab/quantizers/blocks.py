@@ -1,8 +1,7 @@
 """Scores of tokens against codes, a block of rows at a time: how large a block is, its products, its best codes."""
 
-import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,21 +20,6 @@ CHUNK = 128
 """Codes among which the best is found by their maximum first."""
 
 _kept = threading.local()
-
-
-def outside_compiler(function: Callable) -> Callable:
-    """Decorator: torch.compile leaves the function as it is, as with `torch.compiler.disable`.
-
-    That one imports torch's compiler, which takes seconds, wherever it stands; this one, where something is compiled.
-    """
-
-    @functools.wraps(function)
-    def call(*args, **settings):
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **settings)
-        return function(*args, **settings)
-
-    return call
 
 
 def rows_per_block(codebook_size: int, like: Tensor) -> int:

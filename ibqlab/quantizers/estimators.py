@@ -5,12 +5,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.quantizers.blocks import best_codes, full_precision, outside_compiler, row_blocks, workspace
+from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, workspace
+from ibqlab.quantizers.compilation import never_compiled
 
 METRICS = ("l2", "cosine", "dot")
 
 
-@outside_compiler
+@never_compiled
 @torch.no_grad()
 def nearest_code(
     features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], metric: str = "l2"
