@@ -270,7 +270,7 @@ def honest(tmp_path_factory):
         np.savez(root / "samples.npz", arr_0=np.zeros((12, 24, 24, 3), np.uint8))
         command(["tokenize", str(root / "run"), "--output", str(root / "tokens"), "--weights", "raw"])
         shutil.copy(Path(__file__).parents[1] / "notebooks" / "explore_collapse.ipynb", root / "notebook.ipynb")
-        (root / "recipe.yaml").write_text("from: builtin/smoke\nsteps: 2\n")
+        (root / "recipe.yaml").write_text("extends: builtin/smoke\nsteps: 2\n")
     return root
 
 
