@@ -3,6 +3,7 @@
 Everything heavy is imported by the command that needs it, so that `ibqlab --help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ import click
 
 if TYPE_CHECKING:
     from ibqlab.runs import Run
+
+
+WHERE = "A plain name goes below the folder of all runs; a path starts with / ./ ../ or ~."
 
 
 class _Commands(click.Group):
@@ -69,24 +73,22 @@ def run(notebook: str, settings: Sequence[str], output: Path | None) -> None:
 @main.command()
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Run folder; by default runs/<recipe>-<settings' hash>."
-)
-def train(recipe: str, settings: Sequence[str], output: Path | None) -> None:
+@click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
+def train(recipe: str, settings: Sequence[str], output: str) -> None:
     """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
     as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
     """
     from ibqlab.config import content_hash  # noqa: PLC0415
-    from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
     config = recipe_config(recipe, assignments=settings)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
-    done = kind(config, output or runs_root() / f"{find_recipe(recipe).stem}-{content_hash(config)}")
+    done = kind(config, output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}"))
     click.echo(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
 
 
@@ -96,14 +98,14 @@ def train(recipe: str, settings: Sequence[str], output: Path | None) -> None:
 @main.command()
 @click.argument("tokenizer")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder to write; by default runs/<tokenizer>-tokens.")
+@click.option("--output", default="", help=f"Folder to write; by default <tokenizer>-tokens. {WHERE}")
 @click.option("--crops", type=int, default=1, show_default=True, help="Random crops stored of each training image.")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Of TOKENIZER.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Images computed at once.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the crops.")
 @click.option("--verify", is_flag=True, help="Compare the files of a store that is there with their checksums.")
-def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verify: bool, **given: Any) -> None:
+def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool, **given: Any) -> None:
     """Write the tokens of a data set once, for generators to be trained on: tokens=FOLDER in their recipe.
 
     TOKENIZER is a run, an export or a published file. The images are those that the run was trained on, or those that
@@ -115,11 +117,10 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verif
     from ibqlab.data.token_writing import TokenSettings, write_tokens  # noqa: PLC0415
     from ibqlab.data.tokens import TokenStore  # noqa: PLC0415
     from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
-    from ibqlab.runs import runs_root  # noqa: PLC0415
-    from ibqlab.training.generator_data import find_folder  # noqa: PLC0415
+    from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
 
-    place = find_folder(tokenizer)
-    folder = output or runs_root() / f"{Path(tokenizer).stem}-tokens"
+    place = locate(tokenizer)
+    folder = output_folder(output, default=f"{place.stem}-tokens")
     if verify:
         TokenStore(folder).verify()
         click.echo(f"every file of {folder} has its checksum")
@@ -133,7 +134,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verif
 @main.command()
 @click.argument("checkpoint")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder; by default runs/<checkpoint>-samples.")
+@click.option("--output", default="", help=f"Folder; by default <checkpoint>-samples. {WHERE}")
 @click.option("--card", help="A published sampling card, such as ibq_b, which KEY=VALUE changes.")
 @click.option("--tokenizer", default="", help="That decodes; by default the one that CHECKPOINT holds.")
 @click.option("--images-per-class", type=int, default=50, show_default=True)
@@ -143,18 +144,19 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verif
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
 @click.option("--compiled", is_flag=True, help="Compile the step of one position (CUDA graphs on a GPU).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
-def sample(checkpoint: str, settings: Sequence[str], output: Path | None, card: str | None, **given: Any) -> None:
+def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | None, **given: Any) -> None:
     """Draw images of every class from a generator: tar shards, and the .npz that published evaluators read.
 
     CHECKPOINT is a generator's run, export or published file. KEY=VALUE says how tokens are drawn: cfg_scale=2.25
     temperature=1.1 top_p=0.95. An interrupted command is gone on with. Several processes: torchrun --nproc-per-node N
     -m ibqlab sample …
     """
-    from ibqlab.config import apply_overrides, parse, to_dict  # noqa: PLC0415
+    from ibqlab.config import ConfigError, apply_overrides, parse, to_dict  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
+    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
     from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
-    from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
     from ibqlab.studies.generating import open_pair  # noqa: PLC0415
     from ibqlab.studies.sampling_runs import SampleRequest, sample_images  # noqa: PLC0415
 
@@ -165,18 +167,24 @@ def sample(checkpoint: str, settings: Sequence[str], output: Path | None, card: 
     tokenizer, classes = given.pop("tokenizer"), given.pop("classes")
     labels = [int(label) for label in classes.split(",")] if classes else []
     request = parse(SampleRequest, {**given, "classes": labels}, source="samples")
-    folder = output or runs_root() / f"{Path(checkpoint).stem}-samples"
+    place = locate(checkpoint)
+    folder = output_folder(output, default=f"{place.stem}-samples")
+    if os.path.exists(place) and not is_generator(place):
+        raise ConfigError(
+            f"{checkpoint} is no generator; images are drawn from one that was trained over a tokenizer's tokens: "
+            "ibqlab train builtin/digits_generator tokens=… (ibqlab tokenize writes them)"
+        )
     archive = sample_images(*open_pair(checkpoint, tokenizer), folder, sampling, request)
     click.echo(
         f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)"
     )
 
 
-def _data_of(place: str) -> dict[str, Any]:
+def _data_of(place: Path) -> dict[str, Any]:
     """The data settings of a run; none for a tokenizer that is no run."""
     from ibqlab.runs import Run  # noqa: PLC0415
 
-    return dict(Run(place).config.get("data", {})) if Path(place).is_dir() else {}
+    return dict(Run(place).config.get("data", {})) if place.is_dir() else {}
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
@@ -428,10 +436,10 @@ def show(run: str) -> None:
 
 
 def _find_run(name: str) -> "Run":
-    from ibqlab.runs import Run, runs_root  # noqa: PLC0415
+    from ibqlab.runs import Run  # noqa: PLC0415
+    from ibqlab.runs.finding import find_run  # noqa: PLC0415
 
-    below = runs_root() / name
-    return Run(below if below.is_dir() and not Path(name).is_dir() else name)
+    return Run(find_run(name))
 
 
 def _section(title: str, text: str) -> None:

@@ -1,8 +1,11 @@
 """The command line, as a user types it."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -12,6 +15,11 @@ from golden import golden_file
 
 from ibqlab.cli import describe_metrics, main
 from ibqlab.runs import Run
+from ibqlab.runs.finding import find_run, locate, output_folder
+from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
+from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
+from ibqlab.studies.link_study import LinkParameters, LinkStudy
+from ibqlab.training import RunParameters, plan_run
 
 PARAMETERS = """\
 # what the notebook may be told
@@ -223,8 +231,111 @@ def test_runs_and_show_tell_what_is_there(somewhere):
         parts = ("a: running", "codebook_size: 262144", "usage: 12.50 % of codes in 2,621,440 tokens", "note: x")
         for part in (*parts, "collapse.png", "step_00000010.pt", "python:", run.config_hash):
             assert part in shown
-    assert "no such run folder" in ibqlab("show", "none", code=2)
+    assert "there is no such run 'none'" in ibqlab("show", "none", code=2)
     assert "is no run" in ibqlab("show", somewhere, code=2)
+
+
+# --- one way to name a run ---
+
+
+@pytest.fixture
+def mine(somewhere):
+    """A run in the folder of all runs, one in a study, and one that lies here."""
+    for place in ("runs/mine", "runs/study/a", "here"):
+        Run.start(somewhere / place, {"seed": 1})
+    return somewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("mine", "runs/mine"),
+        ("runs/mine", "runs/mine"),
+        ("study/a", "runs/study/a"),
+        ("runs/study/a", "runs/study/a"),
+        ("here", "here"),
+        ("./here", "here"),
+        ("~/here", "here"),
+        ("nothing", "nothing"),
+        ("./mine", "mine"),
+    ],
+)
+def test_a_run_is_found_by_path_and_by_name(mine, monkeypatch, name, place):
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.setenv("IBQLAB_RUNS", str(mine / "runs"))
+    assert os.path.abspath(locate(name)) == str(mine / place)
+    if (mine / place).exists():
+        assert find_run(name) == locate(name)
+        assert f"{Path(place).name}: running" in ibqlab("show", name)
+    else:
+        with pytest.raises(FileNotFoundError, match="there is no such run"):
+            find_run(name)
+
+
+@pytest.mark.parametrize("command", ["show", "inspect", "export", "tokenize", "sample", "report"])
+def test_every_command_finds_a_run_by_its_name_and_names_the_nearest(mine, command):
+    rest = ["x.safetensors"] if command == "export" else []
+    assert "did you mean 'mine'?" in ibqlab(command, "mien", *rest, code=2)
+    if command not in ("show", "report"):
+        for name in ("mine", "runs/mine"):
+            says = "mine is no generator" if command == "sample" else "mine has no checkpoint"
+            assert says in ibqlab(command, name, *rest, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("x", "runs/x"),
+        ("runs/x", "runs/x"),
+        ("study/x", "runs/study/x"),
+        ("./x", "x"),
+        ("~/x", "x"),
+        ("../x", "../x"),
+        ("", "runs/usual"),
+        ("mine", "runs/mine"),
+    ],
+)
+def test_outputs_are_names_below_all_runs_or_plainly_paths(mine, monkeypatch, text, place):
+    monkeypatch.setenv("HOME", str(mine))
+    assert os.path.abspath(output_folder(text, default="usual")) == os.path.abspath(mine / place)
+    if text:
+        folder = output_folder(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        assert locate(text).samefile(folder)
+        folder.name == "mine" or folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        *[(text, "must name a folder of its own") for text in (".", "..", "runs", "./runs", "x/..", "/")],
+        ("here", "write ./here for the one here, runs/here for a new one there"),
+        ("x" * 5000, "at most 200 bytes"),
+        ("a\0b", "no zero byte"),
+        ("~nobodyhere/x", "write the whole path"),
+    ],
+)
+def test_outputs_that_no_folder_can_have_are_refused_at_every_door(mine, text, says):
+    (mine / "tiny.yaml").write_text(TINY)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        output_folder(text)
+    if "\0" not in text:
+        assert says in ibqlab("train", "tiny.yaml", "--output", text, code=2)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        plan_run(RunParameters(recipe="tiny.yaml", output=text))
+
+
+def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    for text in ("x", "runs/x"):
+        assert plan_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
+        assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
+        ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
+        assert open_ablations(ablations).folder == somewhere / "runs" / "x"
+        assert plan_pipeline(GeneratorRunParameters(preset="smoke", output=text)).folder == somewhere / "runs" / "x"
+        assert LinkStudy(LinkParameters(preset="smoke", output=text)).folder == "x"
+    ibqlab("train", "tiny.yaml", "steps=1", "--output", "runs/x")
+    assert (somewhere / "runs" / "x" / "metrics.jsonl").is_file() and not (somewhere / "runs" / "runs").exists()
 
 
 def test_metrics_are_described_with_units_and_token_counts():
