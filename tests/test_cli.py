@@ -158,6 +158,80 @@ def test_run_writes_only_over_executed_copies(notebook, sent, somewhere):
     assert sent["target"] == "old.ipynb"
 
 
+READS_PARAMETERS = """\
+from ibqlab.config import read_parameters
+from ibqlab.studies import StudyParameters, open_study
+
+study = open_study("scale_codebook", read_parameters(StudyParameters, globals()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("explore_collapse", ["preset=smok"], "no preset 'smok'; did you mean 'smoke'?"),
+        ("scale_codebook", ["preset=laptob"], "did you mean 'laptop'?"),
+        ("ablations", ["preset=smok"], "did you mean 'smoke'?"),
+        ("ablations", ["preset=smoke", "tables=[lfk]"], "did you mean 'lfq'?"),
+        ("train_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
+        ("train_tokenizer", ["recipe=builtin/smok"], "did you mean 'builtin/smoke'?"),
+        ("train_tokenizer", ["preset=smoke", "settings=[stesp=3]"], "stesp: unknown key; did you mean 'steps'?"),
+        ("train_tokenizer", ["preset=smoke", "projection=umpa"], "did you mean 'umap'?"),
+        ("train_tokenizer", ["output=."], "output must name a folder of its own"),
+        ("train_generator", ["preset=digit"], "did you mean 'digits'?"),
+        ("train_generator", ["tokenizer=nothing"], "there is no such tokenizer 'nothing'"),
+        ("generation_gallery", ["card=ibq_bb"], "did you mean 'ibq_b'?"),
+        ("generation_gallery", ["generator=nothing"], "there is no such generator 'nothing'"),
+        ("link_stages", ["preset=smok"], "did you mean 'smoke'?"),
+        ("link_stages", ["codebook_sizes=[64, 1]"], "at least 2"),
+        ("evaluate_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
+        ("evaluate_tokenizer", ["device=banana"], "device must be"),
+        ("compare_published", ["metrics=[rfit]"], "did you mean 'rfid'?"),
+        ("explore_collapse", ["preset=smoke", "methods=[vq, ibk]"], "did you mean 'ibq'?"),
+        ("explore_collapse", ["preset=smoke", "initialisations=[unifrom]"], "did you mean 'uniform'?"),
+        ("explore_collapse", ["preset=smoke", "codebook_sizes=[1]"], "codebook_size must be at least 2"),
+        (
+            "explore_collapse",
+            ["preset=smoke", "steps=0x10"],
+            "steps: must be an integer; got the text '0x10'; write",
+        ),
+        ("explore_collapse", ["codebok_sizes=[64]"], "no parameter 'codebok_sizes'; did you mean 'codebook_sizes'?"),
+        ("explore_collapse", ["preset=smoke", "settings=[optimizer.learning_rate=1e400]"], "must be a finite number"),
+    ],
+)
+def test_every_mistake_in_a_notebooks_parameters_is_found_before_a_kernel_starts(sent, somewhere, name, settings, says):
+    assert says in ibqlab("run", name, *settings, code=2)
+    assert not sent and not (somewhere / "runs").exists()
+
+
+def test_values_arrive_in_the_types_of_the_notebooks_own_dataclass(sent, somewhere):
+    source = write_notebook(
+        somewhere / "mine.ipynb", "preset: str = 'smoke'\nseeds = []\nsettings = []", READS_PARAMETERS
+    )
+    ibqlab("run", source, "seeds=3", "settings=[data.source=set #2, optimizer.betas=[0.5, 0.9]]")
+    assert sent["values"] == {"seeds": [3], "settings": ["data.source=set #2", "optimizer.betas=[0.5, 0.9]"]}
+
+
+def test_help_lists_notebooks_and_their_parameters(somewhere, notebook):
+    shown = ibqlab("run", "--help")
+    names = [path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")]
+    assert all(f"  {name} " in shown for name in names) and "Why does the codebook of VQ collapse" in shown
+    shown = ibqlab("run", "explore_collapse", "--help")
+    assert 'preset="demo" (str)\n      smoke, demo, laptop, h200 or paper' in shown
+    assert 'preset="smoke" (str)\n      as "laptop", a = sign in a comment' in ibqlab("run", notebook, "--help")
+    assert "did you mean 'explore_collapse'" in ibqlab("run", "explore_colapse", "--help", code=2)
+    assert "NOTEBOOK is missing" in ibqlab("run", code=2)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, '{"cells": [{"source": 1, "metadata": 3}]}', '{"cells": {"a": 1}}', "\xff"]
+)
+def test_what_is_no_notebook_is_named(somewhere, content):
+    (somewhere / "bad.ipynb").write_text(content, encoding="latin-1")
+    assert "bad.ipynb is not a notebook" in ibqlab("run", "bad.ipynb", code=2)
+    assert "bad.ipynb is not a notebook" in ibqlab("run", "bad.ipynb", "--help", code=2)
+
+
 # --- train ---
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ibqlab.config import ConfigError, content_hash, load_yaml, parse, split_assignment
+from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.files import write_whole
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
@@ -227,8 +227,8 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     """
     presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
-        known = ", ".join(presets)
-        raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; there are {known}")
+        near = nearest(parameters.preset, list(presets))
+        raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; {near}")
     given = {
         f.name: getattr(parameters, f.name)
         for f in fields(parameters)
