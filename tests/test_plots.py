@@ -232,20 +232,26 @@ def test_histogram_refuses_a_codebook_without_hits():
 
 
 def test_code_map_marks_dead_codes_where_they_are(projection):
-    counts = np.arange(30) % 3 * 5
+    counts = np.arange(30) % 3 * 5 + np.arange(30) % 2 * (np.arange(30) % 3 > 0)
     figure = plot_code_map(projection, frame=0, counts=counts, title="IBQ")
     axes = figure.axes[0]
     points = {drawn.get_label(): drawn for drawn in axes.collections}
     assert points["dead codes"].get_offsets().data == pytest.approx(projection.codes[0][counts == 0])
-    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0])
-    assert points["codes in use"].get_array().tolist() == counts[counts > 0].tolist()
+    # The most used below, so that no code hides another.
+    order = np.argsort(-counts[counts > 0], kind="stable")
+    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0][order])
+    assert points["codes in use"].get_array().tolist() == counts[counts > 0][order].tolist()
+    assert points["codes in use"].get_zorder() > points["dead codes"].get_zorder()
     assert len(points["features"].get_offsets()) == 50
-    assert axes.get_title() == "IBQ\n10 of 30 dead"
+    assert axes.get_title() == "IBQ\n20 in use, 10 dead"
     assert axes.get_aspect() == 1
     assert axes.get_xlabel().startswith("PC 1 (")
     assert axes.get_xlabel().endswith(" % of variance)")
-    assert figure.get_supxlabel() == "PCA of 30 codes and 50 encoder features, jointly fitted over 2 snapshots"
-    assert "hits per code in 150 tokens" in _texts(figure)
+    caption = figure.get_supxlabel().replace("\n", " ")
+    assert caption == (
+        "PCA of codes and features, jointly fitted over 2 snapshots; drawn: all codes, 50 encoder features"
+    )
+    assert f"hits per code in {counts.sum()} tokens" in _texts(figure)
     _assert_readable(figure)
 
 
@@ -258,8 +264,67 @@ def test_code_map_without_counts_calls_no_code_dead(projection):
 
 def test_code_map_survives_a_codebook_that_is_all_dead(projection):
     figure = plot_code_map(projection, counts=np.zeros(30, int))
-    assert len(figure.axes) == 1  # no scale of hits
-    assert "30 of 30 dead" in _texts(figure)
+    assert len(figure.axes) == 2, "the scale of hits stays, or axes would jump"
+    assert "0 in use, 30 dead" in _texts(figure)
+
+
+def test_a_scale_of_hits_can_be_fixed(projection):
+    scales = [plot_code_map(projection, counts=np.full(30, hits), most_hits=900) for hits in (1, 40)]
+    tops = [figure.axes[0].collections[-1].norm.vmax for figure in scales]
+    assert tops == [900, 900]
+
+
+def test_every_code_in_use_is_drawn_and_the_caption_counts_the_rest():
+    rng = np.random.default_rng(0)
+    codes, features = rng.normal(size=(400, 3)).astype("f4"), rng.normal(size=(900, 3)).astype("f4")
+    for in_use in (1, 40, 350):
+        counts = np.zeros(400, int)
+        counts[rng.permutation(400)[:in_use]] = rng.integers(1, 50, in_use)
+        thinned = project_codes([codes, codes + 1], features, "pca", counts=[counts, counts], max_points=200)
+        panels = {"VQ": (thinned, 0, counts)}
+        figure = plot_code_maps(panels)
+        drawn = {points.get_label(): len(points.get_offsets()) for points in figure.axes[0].collections}
+        table = code_map_table(panels)
+        assert drawn["codes in use"] == (table["hits"] > 0).sum() == in_use
+        assert 0 < drawn["dead codes"] < 400 - in_use
+        assert figure.axes[0].get_title() == (
+            f"VQ\n{in_use} in use, {400 - in_use} dead\n({drawn['dead codes']} of the dead drawn)"
+        )
+        caption = figure.get_supxlabel().replace("\n", " ")
+        assert "every code in use, part of the dead codes, 100 of 900 encoder features" in caption
+        _assert_readable(figure)
+
+
+def test_maps_draw_from_their_csv(projection, tmp_path):
+    counts = np.arange(30) % 3 * 5
+    panels = {f"ibq, step {frame}": (projection, frame, counts * (1 + frame)) for frame in (0, 1)}
+    code_map_table(panels).to_csv(tmp_path / "a.csv", index=False)
+    first, again = plot_code_maps(panels), plot_code_maps(pd.read_csv(tmp_path / "a.csv"))
+    assert _texts(first) == _texts(again)
+    for ours, theirs in zip(first.axes[:2], again.axes[:2], strict=True):
+        assert theirs.get_xlim() == pytest.approx(ours.get_xlim())
+        for points, others in zip(ours.collections, theirs.collections, strict=True):
+            assert others.get_offsets().data == pytest.approx(points.get_offsets().data)
+    with pytest.raises(ValueError, match="missing: method, frames"):
+        plot_code_maps(pd.read_csv(tmp_path / "a.csv")[["panel", "kind", "id", "x", "y", "hits"]])
+
+
+def _deuteranope(color) -> np.ndarray:
+    """A colour as a deuteranope sees it, CIE L*a*b* (Machado, Oliveira and Fernandes 2009, severity 1)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    seen = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(xyz) @ (np.array(seen) @ linear).clip(0, 1) / [0.9505, 1, 1.089] + 1e-9)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_dead_and_used_codes_differ_for_a_deuteranope(projection):
+    figure = plot_code_map(projection, counts=np.arange(30))
+    points = {drawn.get_label(): drawn for drawn in figure.axes[0].collections}
+    dead = _deuteranope(points["dead codes"].get_edgecolor()[0][:3])
+    for share in (0.0, 0.5, 1.0):
+        used = _deuteranope(points["codes in use"].cmap(share)[:3])
+        assert np.linalg.norm(used - dead) > 20
 
 
 def test_maps_of_one_projection_share_axes_and_scale(projection):
@@ -284,7 +349,9 @@ def test_thinned_codes_take_their_own_hits():
     counts = np.arange(200)
     table = code_map_table({"a": (thinned, 0, counts)}).query("kind == 'code'")
     assert table["hits"].tolist() == table["id"].tolist() == thinned.code_ids[0].tolist()
-    assert "20 of 200 codes" in plot_code_map(thinned, counts=counts).get_supxlabel()
+    told = plot_code_map(thinned, counts=counts).get_supxlabel().replace("\n", " ")
+    assert "20 of 199 codes in use (thinned: give project_codes the counts), 20 of 200 encoder features" in told
+    assert "20 of 200 codes" in plot_code_map(thinned).get_supxlabel()
     with pytest.raises(ValueError, match="whole codebook, 200; got 20"):
         plot_code_map(thinned, counts=counts[:20])
     with pytest.raises(ValueError, match="frame must lie in -1 to 0"):
