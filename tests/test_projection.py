@@ -83,10 +83,13 @@ def test_every_code_in_use_is_kept(live):
     for ids, hits, positions in zip(projection.code_ids, counts, projection.codes, strict=True):
         assert set(np.flatnonzero(hits)) <= set(ids.tolist())
         assert len(ids) == len(positions) == len(set(ids.tolist()))
-        assert live == 290 or (hits[ids] == 0).sum() >= 5, "dead codes are shown too"
+        dead = (hits == 0).sum()
+        assert (hits[ids] == 0).sum() == pytest.approx(dead / 9, abs=9), (
+            "as many of the dead as were kept without counts"
+        )
     fitted = sum(map(len, projection.code_ids)) - projection.placed
     assert fitted <= 103
-    assert (projection.placed > 700) if live == 290 else (projection.placed == 0)
+    assert (projection.placed > 700) if live == 290 else (projection.placed < 90)
     assert projection.feature_totals == (400, 400, 400)
     assert len(projection.features[0]) == 100
     assert np.isfinite(np.concatenate(projection.codes)).all()

@@ -47,7 +47,7 @@ class Projection:
     feature_totals: tuple[int, ...]
     """Per frame, how many features there were before thinning."""
     placed: int
-    """Codes in use, all frames together, that did not fit into the fit and were placed in it afterwards."""
+    """Codes, all frames together, that were placed in the finished map since the fit had no room for them."""
     method: str
     """"umap" or "pca"."""
     neighbours: int | None
@@ -88,8 +88,8 @@ def project_codes(
             says, and only dead codes are thinned. None: all codes are thinned alike.
         max_points: most points in the fit, all frames together. Beyond it codes and features are thinned at random,
             each to half of the points unless one needs less; equal rows (codes that no step has moved) count once in
-            the fit but fully here. Codes in use beyond it are placed in the finished map: by PCA exactly, by UMAP
-            among their nearest neighbours.
+            the fit but fully here. Codes that codes in use leave no room for are placed in the finished map: by PCA
+            exactly, by UMAP among their nearest neighbours.
         seed: of the thinning and of UMAP; equal seeds give equal maps.
         neighbours: UMAP's neighbourhood, the point itself included, at least 2. Few points make do with fewer.
     Returns:
@@ -124,7 +124,8 @@ def project_codes(
     positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in kept])[:-1])
     code_positions, code_ids = positions[: len(code_frames)], fitted_ids
     if live is not None:
-        code_ids = [np.union1d(ids, in_use) for ids, in_use in zip(fitted_ids, live, strict=True)]
+        shown = _sample(code_frames, code_budget, (seed, 0))
+        code_ids = [np.union1d(ids, in_use) for ids, in_use in zip(shown, live, strict=True)]
         frames = zip(code_frames, code_ids, fitted_ids, code_positions, strict=True)
         code_positions = [_with_late_codes(*frame, position) for frame in frames]
     repeat = len(code_frames) if shared else 1

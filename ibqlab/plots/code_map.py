@@ -209,7 +209,8 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
     if pd.isna(facts["share_1"]):
         axes.set(xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)", xticks=[], yticks=[])
         return
-    names = [f"PC {axis} ({100 * facts[f'share_{axis}']:.0f} % of variance)" for axis in (1, 2)]
+    of = " of variance" if columns == 1 else ""
+    names = [f"PC {axis} ({100 * facts[f'share_{axis}']:.0f} %{of})" for axis in (1, 2)]
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.locator_params(nbins=4 if columns > 1 else 6)
     fix_tick_size(axes)
