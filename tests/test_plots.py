@@ -226,6 +226,54 @@ def test_histogram_draws_live_codes_and_counts_the_dead():
     _assert_readable(figure)
 
 
+def test_histogram_takes_code_numbers_by_name():
+    numbers = torch.tensor([[[0, 3], [3, 1]]])
+    assert usage_histogram_table(indices={"vq": numbers}, codebook_size=4)["hits"].tolist() == [2, 1, 1, 0]
+    with pytest.raises((ValueError, TypeError), match=r"shape \(1, 2, 2\): code numbers are passed as .*indices="):
+        plot_usage_histogram({"vq": numbers})
+    with pytest.raises(ValueError, match=r"one entry per code, codebook_size = 4; got 6: code numbers"):
+        plot_usage_histogram({"vq": np.array([0, 3, 3, 1, 2, 2])}, codebook_size=4)
+    with pytest.raises(ValueError, match=r"indices need codebook_size=K"):
+        plot_usage_histogram(indices={"vq": numbers})
+    for other in (np.array([0.5, 0.5]), np.array([-1, 3]), np.array([True, False])):
+        with pytest.raises((ValueError, TypeError), match=r"must be hits per code|[Tt]ype-check error"):
+            plot_usage_histogram({"vq": other})
+
+
+def test_a_single_live_code_is_not_hidden():
+    figure = plot_usage_histogram({"soft_vq": np.array([0, 100, 0, 0]), "vq": np.array([97, 1, 1, 1])})
+    alone, other = figure.axes[0].get_lines()[:2]
+    assert alone.get_xdata().tolist() == [1] and alone.get_markersize() > 1.5 * other.get_markersize()
+    assert alone.get_zorder() > other.get_zorder() and alone.get_markerfacecolor() == "none"
+
+
+def test_histograms_through_training_have_a_panel_per_run(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = {
+        f"{run}, default, step {step:,}": rng.integers(1, 50, 64)
+        for run in ("vq from U(±1/K)", "ibq from N(0, 1)")
+        for step in (0, 1500, 3000)
+    }
+    figure = plot_usage_histogram(counts)
+    assert [axes.get_title() for axes in figure.axes] == ["VQ from U(±1/K), default", "IBQ from N(0, 1), default"]
+    for axes in figure.axes:
+        lines = axes.get_lines()[:3]
+        assert [line.get_label().split(":")[0] for line in lines] == ["step 0", "step 1,500", "step 3,000"]
+        tones = [_grey(line.get_color()) for line in lines]
+        assert tones[0] > tones[1] + 15 and tones[1] > tones[2] + 15
+    usage_histogram_table(counts).to_csv(tmp_path / "a.csv", index=False)
+    assert _texts(plot_usage_histogram(pd.read_csv(tmp_path / "a.csv"))) == _texts(figure)
+    _assert_readable(figure)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 7])
+def test_a_histograms_legend_leaves_the_lines_their_room(lines):
+    counts = {f"ibq from N(0, 1), default, seed {n}": np.arange(1, 65) for n in range(lines)}
+    figure = plot_usage_histogram(counts)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.75
+
+
 def test_histogram_refuses_a_codebook_without_hits():
     with pytest.raises(ValueError, match="'vq' hold no hit"):
         plot_usage_histogram({"vq": np.zeros(4, int)})

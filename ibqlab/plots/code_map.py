@@ -188,7 +188,9 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: i
         axes.scatter(
             live["x"],
             live["y"],
-            s=area * (12 + 36 * norm(live["hits"].to_numpy()).clip(0, 1)),
+            s=area
+            * max(0.4, min(1, np.sqrt(200 / max(1, len(live)))))
+            * (14 + 36 * norm(live["hits"].to_numpy()).clip(0, 1)),
             c=live["hits"],
             cmap=_HITS_COLORS,
             norm=norm,
