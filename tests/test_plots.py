@@ -255,7 +255,8 @@ def test_histograms_through_training_have_a_panel_per_run(tmp_path):
         for step in (0, 1500, 3000)
     }
     figure = plot_usage_histogram(counts)
-    assert [axes.get_title() for axes in figure.axes] == ["VQ from U(±1/K), default", "IBQ from N(0, 1), default"]
+    titles = [axes.get_legend().get_title().get_text() for axes in figure.axes]
+    assert titles == ["VQ from U(±1/K), default", "IBQ from N(0, 1), default"]
     for axes in figure.axes:
         lines = axes.get_lines()[:3]
         assert [line.get_label().split(":")[0] for line in lines] == ["step 0", "step 1,500", "step 3,000"]
@@ -416,8 +417,13 @@ def test_reconstructions_show_psnr_of_every_row(images):
     assert table.query("label == 'vq'")["psnr_db"].tolist() == pytest.approx([expected] * 10)
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     assert labels == ["original", f"VQ\n{expected:.1f} dB", "IBQ\ninf dB"]
-    assert (figure.axes[4].images[0].get_array() == shifted[0]).all()
-    assert "10 images of 8 × 8 pixels" in figure.get_supxlabel()
+    # The four with most contrast, in their order.
+    chosen = sorted(np.argsort(-images.mean(-1).std((1, 2)))[:4])
+    for place, number in enumerate(chosen):
+        assert (figure.axes[4 + place].images[0].get_array() == shifted[number]).all()
+    assert "10 images of 8 × 8 pixels; drawn: the 4 with most contrast" in figure.get_supxlabel().replace("\n", " ")
+    told = plot_reconstructions(images, rows, max_images=10, which="the first 10 of 160").get_supxlabel()
+    assert told.replace("\n", " ") == "PSNR: mean over 10 images of 8 × 8 pixels, the first 10 of 160"
     _assert_readable(figure)
     _assert_readable(plot_reconstructions(images[:1], {"vq": images[:1]}))
 

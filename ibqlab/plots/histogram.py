@@ -95,8 +95,8 @@ def plot_usage_histogram(
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     longest = max(len(looks) for looks in panels.values())
-    # The legend stands above a lone panel, and below the lines within each of several.
-    height = 3.2 + 0.19 * math.ceil(longest / 2) if len(panels) == 1 else 2.9 * rows + 0.4
+    # Legends stand above their panels.
+    height = 3.2 + 0.19 * math.ceil(longest / 2) if len(panels) == 1 else (2.9 + 0.19 * longest) * rows + 0.4
     with styled_figure(PAGE_WIDTH, height) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes, (title, looks) in zip(grid.flat, panels.items(), strict=False):
@@ -106,8 +106,14 @@ def plot_usage_histogram(
             for size in sorted(part["codebook_size"].unique()):
                 axes.plot([1, size], [1 / size] * 2, color=REFERENCE_GREY, linestyle=":", label=f"even use, 1/{size:,}")
             if len(panels) > 1:
-                axes.set_title(title, fontsize=9)
-                axes.legend(loc="lower left", fontsize=8, handlelength=1.6, borderaxespad=0.2)
+                axes.legend(
+                    title=title,
+                    loc="lower left",
+                    bbox_to_anchor=(-0.05, 1),
+                    fontsize=8,
+                    title_fontsize=9,
+                    handlelength=2,
+                )
             _finish(axes)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
@@ -140,7 +146,7 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: LineStyle, place: int) -> None:
     """One codebook's live codes; later lines are thinner, so that coinciding ones both show."""
     live = codes[codes["hits"] > 0]
     alone = len(live) == 1
-    marks = {"markersize": 10, "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
+    marks = {"markersize": max(7, 13 - 3 * place), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
     axes.plot(
         live["rank"],
         live["share"],
