@@ -14,9 +14,9 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ibqlab.data import BrokenImages, ImageSource
+from ibqlab.progress import ProgressLine, time_left
 from ibqlab.quantizers.collectives import names_of_all_processes
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
@@ -114,7 +114,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def shown(self, row: dict[str, Any]) -> dict[str, str]:
-        """What the progress bar shows of a row."""
+        """What the progress line shows of a row."""
 
     @abstractmethod
     def start(self) -> None:
@@ -138,7 +138,7 @@ class Trainer(ABC):
         """Train to the last step and note how it ended; the run.
 
         Args:
-            progress: show a bar on the first process.
+            progress: show where the run stands, on the first process.
         """
         with self.ending():
             self.fit(progress and self.fabric.is_global_zero)
@@ -155,16 +155,18 @@ class Trainer(ABC):
             self._record_validation(0, {"step": 0, "seconds": 0.0})
             self._save(0)
         done = found or 0
-        bar = tqdm(total=config.steps, initial=done, desc=self.run.name, unit="step", disable=not progress)
         batches = self.batches(done)
         self.mark, self.logged = time.perf_counter(), (done, self.seconds)
-        with bar:
+        began, numbers = time.monotonic(), ""
+        with ProgressLine(progress) as line:
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
-                    speed = {"images/s": f"{row['images_per_second']:.0f}"}
-                    bar.set_postfix(self.shown(row) | speed, refresh=False)
-                bar.update()
+                    shown = self.shown(row) | {"images/s": f"{row['images_per_second']:.0f}"}
+                    numbers = "".join(f" · {name} {value}" for name, value in shown.items())
+                left = (time.monotonic() - began) / (step - done) * (config.steps - step)
+                stands = f"{self.run.name}: step {step:,} of {config.steps:,}{numbers}"
+                line.show(f"{stands} · {time_left(left)} left" if step < config.steps else stands)
         self.broken.names = names_of_all_processes(self.broken.names)
         report = self.broken.report()
         if report and self.fabric.is_global_zero:
