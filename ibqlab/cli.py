@@ -51,15 +51,18 @@ def run(notebook: str, settings: Sequence[str], output: Path | None) -> None:
 
     Values are read as YAML: codebook_sizes=[256,1024] is a list. Names and types are checked before anything starts.
     """
+    from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.notebooks import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
 
     source = find_notebook(notebook)
     values = read_settings(source, settings)
     target = place_for(source, output)
-    failure = execute(source, target, values)
+    execution = execute(source, target, values)
+    for line in results_of(execution.folder) if execution.folder else ():
+        click.echo(line)
     click.echo(f"executed copy: {target}")
-    if failure:
-        click.echo(f"Error: {failure}", err=True)
+    if execution.failure:
+        click.echo(f"Error: {execution.failure}", err=True)
         sys.exit(1)
 
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from ibqlab.escaping import for_terminal
+from ibqlab.files import UnreadableFile, parse_json
 
 FILE_VARIABLE = "IBQLAB_PROGRESS"
 """Environment variable: the file that a kernel leaves its line in."""
@@ -27,6 +28,8 @@ EVERY = 0.5
 """Least seconds between two states of a line that can be written over."""
 LOG_EVERY = 10.0
 """Least seconds between two lines of a log."""
+TAIL_BYTES = 32 * 1024
+"""Of a run's metrics that are read: some twenty rows."""
 
 
 class ProgressLine:
@@ -111,6 +114,22 @@ def time_left(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def last_values(file: Path) -> dict[str, Any]:
+    """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
+    values: dict[str, Any] = {}
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+            lines = stream.read().split(b"\n")
+    except OSError:
+        return values
+    for line in lines:
+        # The first line may be cut, and so may the last one, which is being written.
+        with suppress(UnreadableFile, UnicodeDecodeError):
+            values |= {key: value for key, value in parse_json(line, file.name).items() if value is not None}
+    return values
 
 
 # --- between a notebook's kernel and the command that executes it -----------------------------------------------------

@@ -2,16 +2,10 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from ibqlab.files import UnreadableFile, parse_json
-from ibqlab.progress import ProgressLine, tell, time_left
+from ibqlab.progress import ProgressLine, last_values, tell, time_left
 from ibqlab.studies.cells import Cell, CellStore
-
-TAIL_BYTES = 32 * 1024
-"""Of a run's metrics that are read: some twenty rows."""
 
 
 class StudyProgress(ProgressLine):
@@ -77,22 +71,6 @@ class StudyProgress(ProgressLine):
             return "time left not known yet"
         left = (time.monotonic() - self.began) / new * (sum(self.steps.values()) - done)
         return f"study {time_left(left)} left"
-
-
-def last_values(file: Path) -> dict[str, Any]:
-    """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
-    values: dict[str, Any] = {}
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-            lines = stream.read().split(b"\n")
-    except OSError:
-        return values
-    for line in lines:
-        # The first line may be cut, and so may the last one, which is being written.
-        with suppress(UnreadableFile, UnicodeDecodeError):
-            values |= {key: value for key, value in parse_json(line, file.name).items() if value is not None}
-    return values
 
 
 def describe_labels(cell: Cell, cells: Sequence[Cell]) -> str:
