@@ -23,7 +23,8 @@ from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
 from ibqlab.training.processes import launch
 
 Watch = Callable[[dict[str, Any]], None]
-"""Called on the first process with each row of metrics as it is logged."""
+"""Called on the first process with each row of metrics as it is logged. A method `finish` that it may have is called
+when training ends, however it ends."""
 
 
 @runtime_checkable
@@ -140,8 +141,12 @@ class Trainer(ABC):
         Args:
             progress: show where the run stands, on the first process.
         """
-        with self.ending():
-            self.fit(progress and self.fabric.is_global_zero)
+        try:
+            with self.ending():
+                self.fit(progress and self.fabric.is_global_zero)
+        finally:
+            if hasattr(self.watch, "finish"):
+                self.watch.finish()
         self.fabric.barrier()
         return self.run
 
