@@ -128,7 +128,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verif
         click.echo(f"every file of {folder} has its checksum")
         return
     loaded = load_tokenizer(place, given.pop("weights")).float()
-    data = parse(DataConfig, apply_overrides(_data_of(place), settings), source="data")
+    data = parse(DataConfig, apply_overrides(_data_of(place), settings, DataConfig), source="data")
     store = write_tokens(loaded, data, folder, TokenSettings(**given))
     click.echo(f"{store.describe()}\ntrain a generator on them: ibqlab train RECIPE tokens={folder}")
 
@@ -164,7 +164,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: Path | None, card: 
     if card:
         require_choice("card", card, SAMPLING_CARDS)
     base = to_dict(SAMPLING_CARDS[card]) if card else {}
-    sampling = parse(SamplingConfig, apply_overrides(base, settings), source="sampling")
+    sampling = parse(SamplingConfig, apply_overrides(base, settings, SamplingConfig), source="sampling")
     tokenizer, classes = given.pop("tokenizer"), given.pop("classes")
     labels = [int(label) for label in classes.split(",")] if classes else []
     request = parse(SampleRequest, {**given, "classes": labels}, source="samples")

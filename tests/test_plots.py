@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -30,7 +30,8 @@ from ibqlab.plots import (
     token_scaling_table,
     usage_histogram_table,
 )
-from ibqlab.plots.style import styles_for
+from ibqlab.plots.style import START_LINES, styles_for
+from ibqlab.quantizers import INITIALISATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,8 @@ def test_collapse_curves_draw_the_table(metrics):
     assert line.get_ydata() == pytest.approx(100 * group["usage_mean"].to_numpy())
     assert line.get_color() == METHOD_STYLES["ibq"].color
     assert line.get_linestyle() != lines["ibq, N(0, 1)"].get_linestyle()
+    assert line._unscaled_dash_pattern[1], "U(±1/K) is dashed in every figure"
+    assert not lines["ibq, N(0, 1)"]._unscaled_dash_pattern[1], "N(0, 1) is solid"
     # Reach has no value at step 0: the line begins at the first measured step.
     assert reach.get_lines()[0].get_xdata().tolist() == [10, 20]
     assert perplexity.get_yscale() == "log"
@@ -127,6 +130,25 @@ def test_collapse_curves_draw_the_table(metrics):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["VQ", "IBQ", "start U(±1/K)", "start N(0, 1)"]
     _assert_readable(figure)
+
+
+def test_collapse_curves_draw_from_their_csv(metrics, tmp_path):
+    table = collapse_curve_table(metrics)
+    table.to_csv(tmp_path / "a.csv", index=False)
+    first, second = plot_collapse_curves(metrics), plot_collapse_curves(pd.read_csv(tmp_path / "a.csv"))
+    assert first.get_supxlabel() == second.get_supxlabel()
+    for ours, again in zip(first.axes, second.axes, strict=True):
+        for line, other in zip(ours.get_lines(), again.get_lines(), strict=True):
+            assert other.get_ydata() == pytest.approx(line.get_ydata())
+
+
+def test_lines_that_coincide_both_show(metrics):
+    """The later one is thinner, and their markers stand elsewhere."""
+    steps = [metrics.assign(step=metrics["step"] + 30 * n) for n in range(10)]
+    same = pd.concat([part.assign(usage=0.5) for part in steps])
+    first, *_, last = plot_collapse_curves(same).axes[0].get_lines()
+    assert first.get_linewidth() > last.get_linewidth() >= 1
+    assert first.get_markevery() != last.get_markevery()
 
 
 def test_collapse_curves_warn_of_too_few_tokens(metrics):
@@ -329,8 +351,39 @@ def test_styles_keep_methods_recognisable():
     assert styles["vq_ema"].label == "VQ, moving average"
     assert styles["Soft VQ"].color == METHOD_STYLES["soft_vq"].color
     assert styles["mine"].color != styles["yours"].color
+    assert styles["IBQ"].marker == styles["ibq, U(±1/K)"].marker
+    assert set(START_LINES) == set(INITIALISATIONS.values())
+    assert len({str(line) for line in START_LINES.values()}) == len(START_LINES)
     colors = [to_hex(style.color) for style in METHOD_STYLES.values()]
     assert len(set(colors)) == len(colors) == len({style.marker for style in METHOD_STYLES.values()})
+
+
+def _grey(color) -> float:
+    """What a printer without colours makes of a colour, CIE L*, 0 to 100."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def test_variants_of_one_method_stay_apart_in_grey():
+    names = ["IBQ", "IBQ, double quantization", "IBQ, deeper", "IBQ, wider", "IBQ, all"]
+    looks = [styles_for(names)[name] for name in names]
+    assert len({look.line for look in looks}) == 1
+    for number, look in enumerate(looks):
+        for other in looks[:number]:
+            assert look.open_marker != other.open_marker or abs(_grey(look.color) - _grey(other.color)) > 15
+
+
+@pytest.mark.parametrize("name", [r"$\frac{1}{0$", "_hidden", "a\nb\x1b[31m", "x" * 5000, "$", "ibq $x_", "ibq\u202e"])
+def test_names_from_outside_harm_no_figure(metrics, name):
+    figures = [
+        plot_collapse_curves(metrics.assign(method=name)),
+        plot_usage_histogram({name: np.array([1, 2]), "other": np.array([3, 0])}),
+    ]
+    for figure in figures:
+        figure._repr_png_()
+        assert "\x1b" not in "".join(_texts(figure)) and "\u202e" not in "".join(_texts(figure))
+    assert len(figures[1].axes[0].get_legend_handles_labels()[1]) >= 2
 
 
 def _token_report(codes=16, images=400, models=None, grid=(4, 6), labelled=True):

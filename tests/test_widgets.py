@@ -262,7 +262,7 @@ class TestLiveCurves:
         cell = study.cells[0]
         curves = LiveCurves(cell.config)
         run = train(cell.config, tmp_path / "run", progress=False, watch=curves)
-        assert [row["step"] for row in curves.rows] == run.metrics["step"].tolist() == [0, 2, 4]
+        assert [row["step"] for row in curves.rows] == run.metrics["step"].tolist() == [0, 1, 2, 3, 4]
         assert "up to step 4" in alt(curves.widget)
         figure = curves.figure()
         losses = figure.axes[0].get_lines()[0].get_ydata()

@@ -6,16 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ibqlab.data.listed import ListedSource, read_rgb
+from ibqlab.data.listed import ListedSource
 from ibqlab.data.listing import NO_CLASS, Listing, pack_names
+from ibqlab.data.pictures import SUFFIXES, is_picture_name, read_rgb
 from ibqlab.quantizers.base import require
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of that name counts as an image: a known suffix, and no dot in front (thumbnails, leftovers)."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def list_folder(root: Path) -> Listing:
@@ -69,7 +63,7 @@ def _collect(folder: Path, prefix: str, seen: set[tuple[int, int]], found: list[
                 continue
             if entry.is_dir():
                 subfolders.append(entry.name)
-            elif is_image_name(entry.name):
+            elif is_picture_name(entry.name):
                 found.append((prefix + entry.name, _size(entry)))
     # All of one level are marked before any is entered: of two ways to a folder, the shorter one names its images.
     new = [name for name in sorted(subfolders) if _is_new(folder / name, seen)]

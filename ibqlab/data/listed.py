@@ -1,8 +1,6 @@
 """From a listing to samples: decode, resize, crop, mirror; an unreadable image gives its place to the next one."""
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -103,26 +101,3 @@ class ListedSource(ABC):
         square = pixels[top : top + side, left : left + side]
         square = square[:, ::-1] if mirrored else square
         return np.array(square.transpose(2, 0, 1), order="C")
-
-
-def read_rgb(file: Path | BinaryIO) -> Image.Image:
-    """An image file as 8-bit RGB.
-
-    Args:
-        file: path or open file that PIL can read.
-    Returns:
-        The decoded picture in mode RGB.
-    Raises:
-        OSError: there is no such file, or it is truncated or no image.
-        ValueError: 32 bits per value, whose range the file does not tell. Damaged data can raise other exceptions too.
-    """
-    with Image.open(file) as image:
-        if image.mode.startswith("I;16"):
-            return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-        if image.mode in ("I", "F"):
-            raise ValueError(f"32-bit values (mode {image.mode}) have no known range; store 8 or 16 bits")
-        if image.mode == "RGB":
-            # Decoded while the file is open; converting would copy the whole picture once more.
-            image.load()
-            return image
-        return image.convert("RGB")

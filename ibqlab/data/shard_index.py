@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from tqdm.auto import tqdm
 
-from ibqlab.data.folder import SUFFIXES
 from ibqlab.data.listing import Listing, PackedNames, pack_names
+from ibqlab.data.pictures import SUFFIXES
 from ibqlab.quantizers.base import require
 
 CLASSES_FILE = "classes.json"

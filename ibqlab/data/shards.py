@@ -8,14 +8,13 @@ seeking to it, so shards obey the same rule as a folder: batch s depends on (see
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
 from PIL import Image
 
-from ibqlab.data.folder import is_image_name
-from ibqlab.data.listed import ListedSource, read_rgb
+from ibqlab.data.listed import ListedSource
+from ibqlab.data.pictures import is_picture_name, read_rgb
 from ibqlab.data.shard_index import ShardListing
 from ibqlab.quantizers.base import require
 
@@ -36,7 +35,7 @@ def names_shards(source: str) -> bool:
     with os.scandir(path) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
     shards = sum(entry.name.endswith(".tar") for entry in shown)
-    others = sum(entry.is_dir() or is_image_name(entry.name) for entry in shown) if shards else 0
+    others = sum(entry.is_dir() or is_picture_name(entry.name) for entry in shown) if shards else 0
     require(
         not others,
         f"a source is either a folder of images or a folder of shards; got {path.absolute()} with {shards} .tar files "
@@ -91,7 +90,7 @@ class ShardSource(ListedSource):
     def _read(self, position: int) -> Image.Image:
         listing = self.listing
         place = (int(listing.shards[position]), int(listing.offsets[position]), int(listing.sizes[position]))
-        return read_rgb(BytesIO(self.files.read(*place)))
+        return read_rgb(self.files.read(*place), self.listing.names.name(position))
 
 
 class OpenFiles:

@@ -182,6 +182,27 @@ def perplexity(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> float:
     return float(torch.special.entr(hits / tokens).sum().exp())
 
 
+def even_usage(codebook_size: int, tokens: int) -> float:
+    """Usage that so many tokens would show if every code were as likely as any other.
+
+    1 − (1 − 1/K)ⁿ. A usage over few tokens is read against it: 512 tokens of an evenly used codebook of 1,024 codes
+    hit 39 % of it.
+
+    Args:
+        codebook_size: K, at least 1.
+        tokens: n, at least 0.
+    Returns:
+        Expected share of codes hit at least once, 0 to 1.
+    Raises:
+        ValueError: no codes, or fewer than no tokens.
+    """
+    if codebook_size < 1 or tokens < 0:
+        raise ValueError(f"codebook_size must be at least 1 and tokens at least 0; got {codebook_size} and {tokens}")
+    if codebook_size == 1:
+        return float(tokens > 0)
+    return -math.expm1(tokens * math.log1p(-1 / codebook_size))
+
+
 def rarefaction(
     counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], tokens: Sequence[int] | Int[np.ndarray, "T"]
 ) -> Float[np.ndarray, "T"]:

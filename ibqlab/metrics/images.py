@@ -15,11 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Int, UInt8
-from PIL import Image
 from torch import Tensor
 
 from ibqlab.data.folder import list_folder
-from ibqlab.data.listed import read_rgb
+from ibqlab.data.pictures import UnreadablePicture, picture_size, read_rgb
 from ibqlab.data.resizing import resize_and_crop
 from ibqlab.data.sampling import validation_batches
 from ibqlab.data.source import ImageSource, Sample
@@ -120,7 +119,7 @@ class _FolderSource:
         file = self.files[index]
         try:
             picture = read_rgb(file)
-        except Exception as error:  # decoders raise almost anything on damaged data
+        except UnreadablePicture as error:
             raise ValueError(
                 f"every image of an evaluation must be readable; {file} is not ({error}). Repair or remove it"
             ) from error
@@ -339,9 +338,8 @@ def _stored_size(files: list[Path]) -> tuple[int, int]:
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
-            with Image.open(file) as picture:
-                sizes.setdefault((picture.height, picture.width), file)
-        except Exception as error:  # decoders raise almost anything on damaged data
+            sizes.setdefault(picture_size(file), file)
+        except UnreadablePicture as error:
             raise ValueError(f"every image must be readable; {file} is not ({error}). Repair or remove it") from error
     listing = ", ".join(f"{height} × {width} ({file.name})" for (height, width), file in list(sizes.items())[:3])
     require(

@@ -1,9 +1,9 @@
 """What may stand in the files of a run folder."""
 
 import io
-import json
 import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ibqlab.files import RunError
+from ibqlab.files import RunError, UnreadableFile, parse_json
+
+METRICS_BYTES = 2**33
+"""Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""
+SNAPSHOT_BYTES = 2**36
+"""Largest snapshot, unpacked; the largest published codebook, 262,144 × 256 in float32, makes 0.25 GiB."""
 
 
 def end_of_last_row(stream: io.BufferedRandom) -> int:
@@ -28,18 +33,25 @@ def end_of_last_row(stream: io.BufferedRandom) -> int:
 
 def steps_of_files(folder: Path, suffix: str) -> list[int]:
     """Steps that a folder has a file of, in no order."""
-    names = [file.name.removeprefix("step_").removesuffix(suffix) for file in folder.glob(f"step_*{suffix}")]
-    return [int(name) for name in names if name.isdecimal()]
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    matches = [re.fullmatch(rf"step_([0-9]{{8,18}}){re.escape(suffix)}", name) for name in names]
+    return [int(match[1]) for match in matches if match]
 
 
 def read_row(line: bytes, place: str) -> dict[str, Any]:
     """One line of metrics; a RunError that names the place where it is damaged."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RunError(f"{place}: damaged ({error}); mend or delete this line") from None
-    if not isinstance(row, dict):
-        raise RunError(f"{place}: must be a JSON object, got {str(row)[:40]!r}; mend or delete this line")
+        row = parse_json(line, place)
+    except UnreadableFile as error:
+        reason = str(error).removeprefix(f"{place}: ")
+        raise RunError(f"{place}: damaged ({reason}); mend or delete this line") from None
+    step = row.get("step")
+    if type(step) is not int or not 0 <= step < 2**63:
+        shown = f"{step!r:.40}" if "step" in row else "none"
+        raise RunError(f"{place}: step must be a whole number ≥ 0, got {shown}; mend or delete this line")
     return row
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ibqlab.config import to_dict
+from ibqlab.data.pictures import open_picture
 from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.files import RunError, explained, replacing, write_whole
 from ibqlab.generator import AnyGenerator, SamplingConfig
@@ -238,7 +239,7 @@ class _Job:
             shards = [stack.enter_context(tarfile.open(file)) for file in files]
             for image in order.tolist():
                 content = shards[image // self.request.shard_size].extractfile(f"{image:09d}.png")
-                yield np.asarray(Image.open(content))
+                yield np.asarray(open_picture(content))
 
 
 def _write_header(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:

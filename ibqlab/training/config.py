@@ -100,11 +100,12 @@ class RecordConfig:
     """What a run writes down about its codebook, and how often (in training steps)."""
 
     log_every: int = 10
-    """Steps between rows of metrics.jsonl, ≥ 1."""
+    """Steps between rows of metrics.jsonl, ≥ 1. A tokenizer's run has one for each of its first 50 steps."""
     validate_every: int = 100
     """Steps between validations, each with a snapshot, ≥ 1. Step 0 and the last step are always validated."""
     early_snapshots: tuple[int, ...] = ()
-    """Further steps to validate at: collapse is decided in the first ones."""
+    """Further steps to validate at, each with a snapshot. Usage alone is measured on validation images after steps 1,
+    2, 3, 5, 10, 15, 20, 30 and 50 of every run: collapse is decided in the first ones."""
     checkpoint_every: int = 100
     """Steps between checkpoints, ≥ 1; the last step is always kept."""
     tokens_per_code: int = 10

@@ -141,7 +141,8 @@ def load_recipe(
     Raises:
         ConfigError: no such recipe or base, or text that is not key=value.
     """
-    recipe = apply_overrides(read_recipe(find_recipe(name)), assignments)
+    recipe = read_recipe(find_recipe(name))
+    recipe = apply_overrides(recipe, assignments, _kind(recipe, assignments))
     for key, value in (settings or {}).items():
         *parents, last = key.split(".")
         place = recipe
@@ -159,7 +160,13 @@ def recipe_config(
     Arguments and errors as in `load_recipe`.
     """
     recipe = load_recipe(name, settings, assignments)
-    return parse(GeneratorTrainConfig if GENERATOR in recipe else TrainConfig, recipe, source=f"recipe {name}")
+    return parse(_kind(recipe), recipe, source=f"recipe {name}")
+
+
+def _kind(recipe: Mapping[str, Any], assignments: Sequence[str] = ()) -> type[TrainConfig | GeneratorTrainConfig]:
+    """Whose settings a recipe holds, once the assignments are made."""
+    is_generators = GENERATOR in recipe or any(one.partition("=")[0].split(".")[0] == GENERATOR for one in assignments)
+    return GeneratorTrainConfig if is_generators else TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
