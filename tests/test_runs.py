@@ -162,7 +162,7 @@ def test_other_damage_is_named_by_file_and_line(run):
     with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: damaged"):
         _ = run.metrics
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n7\n')
-    with pytest.raises(RunError, match="line 2: damaged .must hold an object"):
+    with pytest.raises(RunError, match=r"line 2: damaged \(must hold an object"):
         _ = run.metrics
 
 

@@ -26,7 +26,7 @@ from ibqlab.data import DataConfig, open_data, to_model_range, to_uint8, validat
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers import Quantizer, nearest_code
 from ibqlab.runs import Run, RunError
-from ibqlab.training import TrainingError, recipe_config, train
+from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
 from ibqlab.training.evaluation import probe_usage, validate
 from ibqlab.training.models import build_models
 
@@ -240,40 +240,55 @@ def test_a_finished_run_is_returned_as_it_is(run):
 
 
 def stopped(folder, config, step):
-    """A run stopped by hand just after the row of a step."""
+    """A run stopped by hand after the row of a step: the step is finished and saved."""
 
     def watch(row):
         if row["step"] == step:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingInterrupted, match=f"^stopped at step {step} of {config.steps}, everything is saved; "):
         trained(folder, config, watch=watch)
-    assert Run(folder).status == "stopped"
+    run = Run(folder)
+    assert run.status == "stopped" and run.step == step
+    return run
+
+
+def crashed(folder, config, step):
+    """A run that failed just after the row of a step, before its checkpoint."""
+
+    def watch(row):
+        if row["step"] == step:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trained(folder, config, watch=watch)
+    assert Run(folder).status == "failed" and Run(folder).step < step
     return Run(folder)
 
 
-def interrupted(folder, config, *steps):
-    """A run stopped after these steps, one after another, and then finished."""
+def interrupted(folder, config, *steps, end=stopped):
+    """A run ended after these steps, one after another, and then finished."""
     for step in steps:
-        stopped(folder, config, step)
+        end(folder, config, step)
     return trained(folder, config)
 
 
 @pytest.mark.parametrize(
-    ("quantizer", "steps"),
+    ("quantizer", "end", "steps"),
     [
-        (REVIVED, (3, 6, 12)),
-        ("soft_vq", (9,)),
-        ("simvq", (9,)),
-        ({"name": "vq", "codebook_init": "kmeans", "revive_after": 3}, (3, 9)),
+        (REVIVED, crashed, (3, 6, 12)),
+        (REVIVED, stopped, (3, 6, 10, 11)),
+        ("soft_vq", crashed, (9,)),
+        ("simvq", stopped, (9,)),
+        ({"name": "vq", "codebook_init": "kmeans", "revive_after": 3}, crashed, (3, 9)),
     ],
-    ids=["vq_ema", "soft_vq", "simvq", "vq"],
+    ids=["vq_ema crashed", "vq_ema stopped", "soft_vq", "simvq", "vq"],
 )
-def test_interrupted_and_continued_is_the_same_run(tmp_path, quantizer, steps):
+def test_interrupted_and_continued_is_the_same_run(tmp_path, quantizer, end, steps):
     config = smoke(quantizer, record__log_every=1)
     whole = trained(tmp_path / "whole", config)
     # 3: before the first regular checkpoint; 6 and 12: after the row, before the checkpoint; 9: between checkpoints.
-    again = interrupted(tmp_path / "again", config, *steps)
+    again = interrupted(tmp_path / "again", config, *steps, end=end)
     assert_same_run(again, whole)
     assert len(again.provenance["resumed"]) == len(steps)
     assert again.provenance["duration_s"] > 0
@@ -294,7 +309,7 @@ def test_loader_processes_change_nothing_in_the_middle_of_an_epoch(tmp_path, who
 
 def test_a_damaged_last_checkpoint_is_passed_over(tmp_path, whole):
     folder, config = tmp_path / "again", smoke(**DROPOUT)
-    stopped(folder, config, 10).last_checkpoint.write_bytes(b"half a checkpoint")
+    crashed(folder, config, 10).last_checkpoint.write_bytes(b"half a checkpoint")
     there = {}
 
     def watch(row):
@@ -326,7 +341,7 @@ def test_killed_at_any_moment_and_started_again_is_the_same_run(tmp_path):
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     killed = Run(folder)
-    assert killed.status == "running"
+    assert killed.status == "interrupted"
     rows = len(killed.metrics)
     # Inside an allocation of a cluster's scheduler one process still trains as one.
     child = start(folder, SLURM_JOB_ID="1", SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NNODES="1")
@@ -530,8 +545,8 @@ def test_a_weight_that_is_no_number_is_neither_validated_nor_stored(tmp_path, st
 def test_a_folder_with_other_settings_is_left_alone(tmp_path):
     stopped(tmp_path / "run", smoke(), 8)
     before = contents(tmp_path / "run")
-    with pytest.raises(RunError, match="steps: 12 → 13"):
-        trained(tmp_path / "run", smoke(steps=13))
+    with pytest.raises(RunError, match="steps: 12 → 11"):
+        trained(tmp_path / "run", smoke(steps=11))
     assert contents(tmp_path / "run") == before
 
 

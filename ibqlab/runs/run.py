@@ -85,6 +85,8 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.is_new = False
+        """Whether `start` has just made the folder."""
         self._lock: FolderLock | None = None
         if not os.path.isdir(self.path):
             raise FileNotFoundError(
@@ -133,8 +135,9 @@ class Run:
                 f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one"
             )
         run = cls(path)
+        run.is_new = is_new
         if not is_new:
-            run._must_hold(config, more_steps)
+            run.require_settings(config, more_steps=more_steps)
             run._require_own_files(*WRITTEN)
         if claim:
             run._lock = FolderLock(run.path)
@@ -181,7 +184,23 @@ class Run:
                 stream.write(_config_text(wanted).encode())
             self._config = wanted
 
-    def _must_hold(self, config: Any, more_steps: bool) -> None:
+    def has_fewer_steps(self, config: Any) -> bool:
+        """Whether settings are the folder's but for a larger number of steps."""
+        held, wanted = self._completed_config(config), to_dict(config)
+        old, new = held.get("steps"), wanted.get("steps")
+        if type(old) is not int or type(new) is not int or new <= old:
+            return False
+        return content_hash(held | {"steps": new}) == content_hash(wanted)
+
+    def require_settings(self, config: Any, *, more_steps: bool = False) -> None:
+        """Refuse settings that are not the folder's.
+
+        Args:
+            config: as in `start`.
+            more_steps: as in `start`.
+        Raises:
+            RunError: they differ, or config.yaml was edited; the message names the keys and what to type.
+        """
         wanted = to_dict(config)
         ours, theirs = content_hash(wanted), self.config_hash
         facts = self.provenance
@@ -193,17 +212,18 @@ class Run:
                 f"{known[0]}); nothing was changed. Undo the edit, or choose another folder"
             )
         held = self._completed_config(config)
-        if ours == content_hash(held) or (more_steps and has_more_steps(held, wanted)):
+        if ours == content_hash(held) or (more_steps and self.has_fewer_steps(config)):
             return
         raise RunError(
             f"{self.path} holds a run with other settings (content hash {theirs}, yours {ours}); nothing was changed. "
             f"There → yours: {differences(held, wanted)}. Choose another folder (--output FOLDER), give the "
-            f"settings it was started with to continue it, or delete it to start anew{self._start_from(held, wanted)}"
+            f"settings it was started with to continue it, or delete it to start anew{self.how_to_start_from(config)}"
         )
 
-    def _start_from(self, held: dict[str, Any], wanted: dict[str, Any]) -> str:
-        """The end of a message: how to train on from this run's weights, where the networks are the same."""
-        old, new = dict(leaves(held)), dict(leaves(wanted))
+    def how_to_start_from(self, config: Any) -> str:
+        """The end of a message: how to train on from this run's weights with other settings; "" where none can."""
+        wanted = to_dict(config)
+        old, new = dict(leaves(self._completed_config(config))), dict(leaves(wanted))
         changed = {key: value for key, value in new.items() if old.get(key, "not set") != value}
         fits = "start_from" in new and changed and not any(key.startswith("tokenizer.") for key in changed)
         if not fits or not steps_of_files(self.path / "checkpoints", ".pt"):
@@ -277,7 +297,7 @@ class Run:
         """How the run stands, in one line for people: "interrupted at step 60 of 300; go on with: ibqlab train …"."""
         status, steps = self.status, self.config.get("steps")
         last = self.last_checkpoint
-        step = max(self._logged_step(), 0) if status == "running" or last is None else _step_of(last)
+        step = max(self._logged_step(), 0) if status == "running" else self.step
         line = f"{status} at step {step}" + (f" of {steps}" if type(steps) is int else "")
         if status == "running":
             holder = find_holder(self.path)
@@ -285,6 +305,12 @@ class Run:
         if status == "finished":
             return line if last else f"{line}, but its checkpoints are gone: it can be looked at, not used or continued"
         return f"{line}; go on with: {self.continue_command()}"
+
+    @property
+    def step(self) -> int:
+        """The step that the run would continue from: its last checkpoint's; else the last row's, 0 before the first."""
+        last = self.last_checkpoint
+        return _step_of(last) if last else max(self._logged_step(), 0)
 
     def continue_command(self) -> str:
         """What to type in a shell to continue the run from its last checkpoint; works for every recipe."""
@@ -614,14 +640,6 @@ class Run:
             return f"Run({str(self.path)!r}, {self.status})"
         except RunError:
             return f"Run({str(self.path)!r}, unreadable)"
-
-
-def has_more_steps(held: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether settings differ in a larger number of steps alone."""
-    old, new = held.get("steps"), wanted.get("steps")
-    if type(old) is not int or type(new) is not int or new <= old:
-        return False
-    return content_hash(held | {"steps": new}) == content_hash(wanted)
 
 
 def _create(path: Path, config: dict[str, Any]) -> None:

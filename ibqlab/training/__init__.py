@@ -9,6 +9,7 @@ from ibqlab.training.generator_config import (
 )
 from ibqlab.training.generator_loop import train_generator
 from ibqlab.training.loop import TrainingError, train
+from ibqlab.training.losses import TrainingInterrupted
 from ibqlab.training.recipes import RunParameters, find_recipe, load_recipe, plan_run, recipe_config
 from ibqlab.training.speed import SpeedConfig
 
@@ -24,6 +25,7 @@ __all__ = [
     "SpeedConfig",
     "TrainConfig",
     "TrainingError",
+    "TrainingInterrupted",
     "find_recipe",
     "load_recipe",
     "plan_run",

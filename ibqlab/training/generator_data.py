@@ -111,7 +111,8 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
         store.check_tokenizer(tokenizer)
         store.check_data(config.data)
         training, validation = store.split("train"), store.split("validation")
-        classes, about_data = store.manifest.classes, {"tokens": config.tokens}
+        classes = store.manifest.classes
+        about_data = {"tokens": config.tokens, **_facts_of_store(store)}
     else:
         training, validation = open_data(config.data, "train"), open_data(config.data, "validation")
         classes, about_data = training.classes, {"train": facts_of(training), "validation": facts_of(validation)}
@@ -129,6 +130,19 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
         permutation=_permutation(config),
         facts={"tokenizer": about_tokenizer, "data": about_data},
     )
+
+
+def _facts_of_store(store: TokenStore) -> dict[str, Any]:
+    """Identity of stored tokens by split, as `facts_of` gives that of images."""
+    splits = {"train": store.manifest.train, "validation": store.manifest.validation}
+    return {
+        name: {
+            "fingerprint": split.tokens_sha256 or split.fingerprint,
+            "images": split.images,
+            "classes": list(store.manifest.classes),
+        }
+        for name, split in splits.items()
+    }
 
 
 def check_fit(tokenizer: Tokenizer, generator: SequenceConfig, image_size: int | None = None) -> None:

@@ -25,29 +25,39 @@ from ibqlab.progress import tell
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.runs import Run
-from ibqlab.training.generator_config import GeneratorTrainConfig
+from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.trainer import Trainer, Watch, begin_run, finished_run
+from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, training_session
 
 
 def train_generator(
-    config: GeneratorTrainConfig, path: str | Path, *, progress: bool = True, watch: Watch | None = None
+    config: GeneratorTrainConfig,
+    path: str | Path,
+    *,
+    progress: bool = True,
+    watch: Watch | None = None,
+    accept_changed_data: bool = False,
 ) -> Run:
     """Train a generator into a run folder, or continue the one that is there.
 
-    A finished run is returned as it is. A run that was interrupted goes on from its last checkpoint, bit for bit.
+    A finished run is returned as it is. A run that was interrupted goes on from its last checkpoint, bit for bit; so
+    does one that is to have more steps, where its rates do not depend on their number. Ctrl-C and SIGTERM end training
+    after the step in progress, which is saved.
 
     Args:
         config: the run's settings.
         path: the run folder; created, or continued if it holds the same settings.
         progress: show where the run stands, on the first process.
         watch: called on the first process with each row of metrics as it is logged, for live views.
+        accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
     Returns:
         The run.
     Raises:
-        RunError: the folder holds another config, or something that is no run; the disk is full.
+        RunError: the folder holds another config, or something that is no run; another process trains there; the images
+            have changed since; the disk is full.
+        TrainingInterrupted: Ctrl-C or SIGTERM came.
         TrainingError: the loss or a weight is not finite, or other than the config's number of processes run.
         ValueError: no tokenizer, or one that does not fit the generator, the stored tokens or the data; nothing has
             been written then.
@@ -61,18 +71,33 @@ def train_generator(
     generator = make_generator(config.generator)
     if config.precision == "64-true":
         generator.double()
-    run, fabric = begin_run(path, config)
-    return _GeneratorTrainer(source, generator, run, fabric, watch).train(progress)
+    with training_session(
+        path,
+        config,
+        source.facts["data"],
+        accept_changed_data=accept_changed_data,
+        depends_on_steps=_depends_on_steps(config.optimizer),
+    ) as session:
+        return _GeneratorTrainer(source, generator, session, watch).train(progress)
+
+
+def _depends_on_steps(config: GeneratorOptimizerConfig) -> str:
+    """The setting that stretches over all steps, so that a longer run is another from its first step; "" for none."""
+    if config.schedule != "constant":
+        return f"the learning rate's schedule {config.schedule!r}"
+    if config.warmup_share:
+        return "the warm-up of the learning rate"
+    return "the weight decay" if config.weight_decay != config.final_weight_decay else ""
 
 
 class _GeneratorTrainer(Trainer):
     """State of one generator's run on one process."""
 
-    def __init__(self, source: TokenSource, generator: AnyGenerator, run: Run, fabric: Any, watch: Watch | None):
+    def __init__(self, source: TokenSource, generator: AnyGenerator, session: Session, watch: Watch | None):
         self.source = source
         self.parameters = sum(p.numel() for p in generator.parameters())
-        super().__init__(source.config, run, fabric, GeneratorStep(source.config, generator, fabric), watch)
-        fabric.to_device(source.tokenizer)
+        super().__init__(source.config, session, GeneratorStep(source.config, generator, session.fabric), watch)
+        self.fabric.to_device(source.tokenizer)
 
     def start(self) -> None:
         target = self.run.path / FIRST_STAGE_FILE

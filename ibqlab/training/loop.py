@@ -11,6 +11,7 @@ from torch import Tensor
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.progress import tell
+from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.runs import Run
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
@@ -18,25 +19,36 @@ from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
-from ibqlab.training.trainer import Trainer, Watch, begin_run, facts_of, finished_run
+from ibqlab.training.trainer import Session, Trainer, Watch, facts_of, finished_run, training_session
 
 __all__ = ["TrainingError", "train"]
 
 
-def train(config: TrainConfig, path: str | Path, *, progress: bool = True, watch: Watch | None = None) -> Run:
+def train(
+    config: TrainConfig,
+    path: str | Path,
+    *,
+    progress: bool = True,
+    watch: Watch | None = None,
+    accept_changed_data: bool = False,
+) -> Run:
     """Train a tokenizer into a run folder, or continue the one that is there.
 
-    A finished run is returned as it is. A run that was interrupted goes on from its last checkpoint.
+    A finished run is returned as it is. A run that was interrupted goes on from its last checkpoint, and so does one
+    that is to have more steps than before. Ctrl-C and SIGTERM end training after the step in progress, which is saved.
 
     Args:
         config: the run's settings.
         path: the run folder; created, or continued if it holds the same settings.
         progress: show where the run stands, on the first process.
         watch: called on the first process with each row of metrics as it is logged, for live views.
+        accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
     Returns:
         The run.
     Raises:
-        RunError: the folder holds another config, or something that is no run; the disk is full.
+        RunError: the folder holds another config, or something that is no run; another process trains there; the images
+            have changed since; the disk is full.
+        TrainingInterrupted: Ctrl-C or SIGTERM came.
         TrainingError: a loss or weight is not finite, or other than the config's number of processes run.
         ValueError: no images, or images that the tokenizer cannot take; nothing has been written then.
     """
@@ -45,8 +57,22 @@ def train(config: TrainConfig, path: str | Path, *, progress: bool = True, watch
     if finished:
         return finished
     material = _prepare(config)
-    run, fabric = begin_run(path, config)
-    return _TokenizerTrainer(config, material, run, fabric, watch).train(progress)
+    with training_session(
+        path,
+        config,
+        material.describe_data(),
+        accept_changed_data=accept_changed_data,
+        depends_on_steps=_depends_on_steps(config),
+    ) as session:
+        return _TokenizerTrainer(config, material, session, watch).train(progress)
+
+
+def _depends_on_steps(config: TrainConfig) -> str:
+    """The setting that stretches over all steps, so that a longer run is another from its first step; "" for none."""
+    quantizer = config.tokenizer.quantizer
+    if isinstance(quantizer, SoftVectorQuantizerConfig) and quantizer.temperature_start != quantizer.temperature_end:
+        return "Soft VQ's temperature, which falls over all steps,"
+    return ""
 
 
 class _Material(NamedTuple):
@@ -60,6 +86,10 @@ class _Material(NamedTuple):
     grid: tuple[int, int]
     """Rows and columns of tokens per image."""
 
+    def describe_data(self) -> dict[str, Any]:
+        """Identity of the images, for provenance."""
+        return {"train": facts_of(self.training_data), "validation": facts_of(self.validation_data)}
+
 
 def _prepare(config: TrainConfig) -> _Material:
     """Open the data and build the networks: all that can be wrong with either shows before anything is written."""
@@ -72,16 +102,17 @@ def _prepare(config: TrainConfig) -> _Material:
 class _TokenizerTrainer(Trainer):
     """State of one tokenizer's run on one process."""
 
-    def __init__(self, config: TrainConfig, material: _Material, run: Run, fabric: Any, watch: Watch | None):
+    def __init__(self, config: TrainConfig, material: _Material, session: Session, watch: Watch | None):
+        self.material = material
         self.training_data, self.validation_data, models, self.origin, self.grid = material
-        super().__init__(config, run, fabric, TokenizerStep(config, models, fabric), watch)
+        super().__init__(config, session, TokenizerStep(config, models, session.fabric), watch)
         self.tokenizer = tokenizer = self.networks.tokenizer
         wanted = config.record.tokens_per_code * tokenizer.quantizer.config.codebook_size
         tokens = self.grid[0] * self.grid[1]
         self.validation_images = -(-wanted // tokens)
         # A window of whole steps holds the same tokens however many processes share it.
         window = -(-wanted // (config.batch_size * tokens)) * config.batch_size * tokens
-        self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, fabric.world_size)
+        self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, self.fabric.world_size)
         self.recorder_seconds = 0.0
 
     def start(self) -> None:
@@ -170,7 +201,7 @@ class _TokenizerTrainer(Trainer):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "data": {"train": facts_of(self.training_data), "validation": facts_of(self.validation_data)},
+            "data": self.material.describe_data(),
             "parameters": sum(p.numel() for p in self.tokenizer.parameters()),
             "losses": self.config.loss.describe(),
             **({"start": self.origin.describe()} if self.origin else {}),

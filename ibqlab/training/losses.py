@@ -20,6 +20,17 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to try."""
 
 
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped by hand; the message is one line that says what is saved and how to go on.
+
+    Notebooks show that line in place of a traceback; a command should print it and exit with 130.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows."""
+        return [str(self)]
+
+
 class NonFinite(Exception):
     """A loss is not finite; `culprit` names the first tensor on the way to it that holds NaN or infinity."""
 

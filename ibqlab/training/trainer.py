@@ -7,24 +7,30 @@ rank, never from a generator's history: a run that was killed and started again 
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ibqlab.data import BrokenImages, ImageSource
+from ibqlab.files import is_ordinary
 from ibqlab.progress import ProgressLine, time_left
-from ibqlab.quantizers.collectives import names_of_all_processes
+from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
 from ibqlab.runs import Run, RunError, provenance
-from ibqlab.training.losses import IMAGES, NonFinite, TrainingError
-from ibqlab.training.processes import launch
+from ibqlab.runs.run import Checkpoint
+from ibqlab.training.data_check import compare_data
+from ibqlab.training.losses import IMAGES, NonFinite, TrainingError, TrainingInterrupted
+from ibqlab.training.processes import StopSignals, launch
 
 Watch = Callable[[dict[str, Any]], None]
-"""Called on the first process with each row of metrics as it is logged. A method `finish` that it may have is called
-when training ends, however it ends."""
+"""Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the
+training after this step, as Ctrl-C does. A method `finish` that it may have is called when training ends, however it
+ends."""
+CONFUSED = (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError)
+"""What torch and dictionaries raise where a state is not the one that is asked for."""
 
 
 @runtime_checkable
@@ -50,27 +56,77 @@ def finished_run(path: str | Path, config: Any) -> Run | None:
     Raises:
         RunError: it was trained with another config.
     """
-    if not (Path(path) / "config.yaml").is_file() or Run(path).status != "finished":
+    if not is_ordinary(Path(path) / "config.yaml"):
+        return None
+    run = Run(path)
+    if run.status != "finished" or run.has_fewer_steps(config):
         return None
     return Run.start(path, config)
 
 
-def begin_run(path: str | Path, config: Any) -> tuple[Run, Any]:
-    """The run folder, made or gone on with, and the processes of the run.
+class Session(NamedTuple):
+    """A run that is about to be trained by this process."""
 
+    run: Run
+    fabric: Any
+    signals: StopSignals
+    facts: dict[str, Any]
+    """What provenance is to say of its being resumed, beside the time."""
+
+
+@contextmanager
+def training_session(
+    path: str | Path,
+    config: Any,
+    data: Mapping[str, Any],
+    *,
+    accept_changed_data: bool = False,
+    depends_on_steps: str = "",
+) -> Iterator[Session]:
+    """The run folder, made or claimed to be resumed, and the processes of the run; both are let go of at the end.
+
+    Args:
+        path: the run folder.
+        config: the run's settings.
+        data: identity of the images by split, as `facts_of` gives it.
+        accept_changed_data: resume a run whose images have changed.
+        depends_on_steps: which of its settings stretch over all steps, so that a run cannot be made longer; "" for
+            none.
     Raises:
-        RunError: the folder holds another config, or something that is no run.
+        RunError: the folder holds another config, or something that is no run; another process trains there; the images
+            are not those that the run began with. Nothing was changed.
         TrainingError: other than the config's number of processes run.
     """
+    facts: dict[str, Any] = {}
+    if is_ordinary(Path(path) / "config.yaml"):
+        held = Run(path)
+        held.require_settings(config, more_steps=True)
+        if depends_on_steps and held.has_fewer_steps(config):
+            raise RunError(
+                f"{path} was begun with steps={held.config['steps']}, and {depends_on_steps} depends on it: with more "
+                f"steps it would be no run of {config.steps} steps; nothing was changed. Train a new one (--output "
+                f"FOLDER){held.how_to_start_from(config)}"
+            )
+        facts = compare_data(held, data, accept_changed_data)
     fabric = launch(config)
-    run = Run.start(path, config) if fabric.is_global_zero else None
-    fabric.barrier()
-    return run or Run(path), fabric
+    with StopSignals() as signals:
+        run = Run.start(path, config, claim=True, more_steps=True) if fabric.is_global_zero else None
+        try:
+            fabric.barrier()
+            yield Session(run or Run(path), fabric, signals, facts)
+        finally:
+            if run:
+                run.release()
 
 
-def facts_of(source: ImageSource) -> dict[str, str]:
-    """A source's identity, for provenance."""
-    return {"description": source.description, "fingerprint": source.fingerprint}
+def facts_of(source: ImageSource) -> dict[str, Any]:
+    """A source's identity, for provenance and to find it unchanged at resume."""
+    return {
+        "description": source.description,
+        "fingerprint": source.fingerprint,
+        "images": len(source),
+        "classes": list(source.classes),
+    }
 
 
 class Trainer(ABC):
@@ -78,22 +134,24 @@ class Trainer(ABC):
 
     Args:
         config: with the fields that all kinds of training have: steps, batch_size, seed, precision, optimizer, record.
-        run: the run folder.
-        fabric: the run's Fabric.
+        session: the run and its processes.
         networks: what learns.
         watch: for live views.
     """
 
-    def __init__(self, config: Any, run: Run, fabric: Any, networks: Networks, watch: Watch | None):
-        self.config, self.run, self.fabric, self.networks, self.watch = config, run, fabric, networks, watch
+    def __init__(self, config: Any, session: Session, networks: Networks, watch: Watch | None):
+        self.config, self.session, self.networks, self.watch = config, session, networks, watch
+        self.run, self.fabric = session.run, session.fabric
         self.broken = BrokenImages()
-        self.began = time.perf_counter() - run.provenance.get("duration_s", 0.0)
+        self.began = time.perf_counter() - self.run.duration
         self.mark = 0.0
         """When the step in progress began, on the clock of time.perf_counter."""
         self.seconds = 0.0
         """Spent on steps, loading of images included, validation and checkpoints left out."""
         self.logged = (0, 0.0)
         """Step of the last logged row, and `seconds` at its end."""
+        self.saved = -1
+        """Step of the newest checkpoint."""
 
     # --- what is trained ---
 
@@ -135,35 +193,51 @@ class Trainer(ABC):
 
     # --- the loop ---
 
+    def saving(self, step: int) -> bool:
+        """Whether a step is followed by a checkpoint."""
+        return step % self.config.record.checkpoint_every == 0 or step == self.config.steps
+
     def train(self, progress: bool) -> Run:
         """Train to the last step and note how it ended; the run.
 
         Args:
             progress: show where the run stands, on the first process.
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM came; the step in progress was finished and saved.
         """
+        done = self._resume()
         try:
             with self.ending():
-                self.fit(progress and self.fabric.is_global_zero)
+                self.fit(done, progress and self.fabric.is_global_zero)
         finally:
             if hasattr(self.watch, "finish"):
                 self.watch.finish()
         self.fabric.barrier()
+        if self.session.signals.received:
+            raise TrainingInterrupted(
+                f"stopped after all {self.config.steps} steps: the run is finished, everything is saved"
+            )
         return self.run
 
-    def fit(self, progress: bool) -> None:
-        """Train from where the run stands to the last step."""
+    def fit(self, done: int | None, progress: bool) -> None:
+        """Train from where the run stands to the last step.
+
+        Args:
+            done: the step that it stands at; None: at its very beginning.
+            progress: show where the run stands.
+        """
         config = self.config
-        found = self._resume()
-        if found is None:
+        if done is None:
             self.start()
             self._describe()
             self._record_validation(0, {"step": 0, "seconds": 0.0})
             self._save(0)
-        done = found or 0
+            done = 0
         batches = self.batches(done)
         self.mark, self.logged = time.perf_counter(), (done, self.seconds)
         began, numbers = time.monotonic(), ""
         with ProgressLine(progress) as line:
+            self._stop_if_asked(done, True)
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
@@ -172,10 +246,30 @@ class Trainer(ABC):
                 left = (time.monotonic() - began) / (step - done) * (config.steps - step)
                 stands = f"{self.run.name}: step {step:,} of {config.steps:,}{numbers}"
                 line.show(f"{stands} · {time_left(left)} left" if step < config.steps else stands)
+                self._stop_if_asked(step, row is not None)
         self.broken.names = names_of_all_processes(self.broken.names)
         report = self.broken.report()
         if report and self.fabric.is_global_zero:
             warnings.warn(report, stacklevel=2)
+
+    def _stop_if_asked(self, step: int, agreeing: bool) -> None:
+        """End after a step where Ctrl-C, SIGTERM or the watch asked for it, with a checkpoint of this very step.
+
+        Several processes must end at the same step; they agree on it at logged steps (`agreeing`), where they wait for
+        each other anyway.
+        """
+        asked = self.session.signals.received > 0
+        if self.fabric.world_size > 1:
+            asked = agreeing and bool(sum_over_processes(torch.tensor(int(asked), device=self.fabric.device)))
+        if not asked or step == self.config.steps:
+            return
+        # Step 0 and the step that a run was resumed at are saved already, and so are those where one is due.
+        if self.saved != step:
+            self._check_weights(step)
+            self._save(step)
+        raise TrainingInterrupted(
+            f"stopped at step {step} of {self.config.steps}, everything is saved; go on with the same command"
+        )
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -183,9 +277,16 @@ class Trainer(ABC):
         try:
             yield
         except BaseException as error:
+            is_stop = isinstance(error, KeyboardInterrupt)
             # The disk may be full: what went wrong first is what must be told.
             with suppress(RunError):
-                self._finish("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+                self._finish("stopped" if is_stop else "failed")
+            if is_stop and not isinstance(error, TrainingInterrupted):
+                # In the middle of a step, whose half must not be saved.
+                raise TrainingInterrupted(
+                    f"stopped at once; everything up to step {max(self.saved, 0)} of {self.config.steps} is saved; go "
+                    "on with the same command"
+                ) from None
             raise
         self._finish("finished")
 
@@ -200,8 +301,7 @@ class Trainer(ABC):
     def _step(self, step: int, batch: Any) -> dict[str, Any] | None:
         """One step with all that is due after it; the row of metrics where one is."""
         config, record = self.config, self.config.record
-        validating = self.validating(step)
-        saving = step % record.checkpoint_every == 0 or step == config.steps
+        validating, saving = self.validating(step), self.saving(step)
         torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank)
         try:
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
@@ -216,6 +316,7 @@ class Trainer(ABC):
             self._record_validation(step, row) if validating else self._log(row)
         if saving:
             self._save(step)
+        self.run.give_sign_of_life()
         self.mark = time.perf_counter()
         return row
 
@@ -262,7 +363,11 @@ class Trainer(ABC):
         if self.fabric.is_global_zero:
             self.run.log(row)
             if self.watch:
-                self.watch(row)
+                try:
+                    self.watch(row)
+                except KeyboardInterrupt:
+                    # A watch may ask for the end; the step is finished and saved first.
+                    self.session.signals.ask()
 
     def _describe(self) -> None:
         """Provenance of a new run."""
@@ -275,20 +380,45 @@ class Trainer(ABC):
         """Write a checkpoint."""
         state = self.networks.state_dict() | self.kept() | {"seconds": self.seconds}
         if self.fabric.is_global_zero:
-            self.run.save_checkpoint(step, state)
+            self.run.save_checkpoint(step, state, every=self.config.record.checkpoint_every)
             self.run.write_provenance(duration_s=self._duration())
+        self.saved = step
 
     def _resume(self) -> int | None:
-        """Load the last checkpoint and cut the run's files back to it. The step it stands at; None without one."""
-        found = self.run.load_checkpoint()
-        step, state = found or (-1, None)
+        """Load the last checkpoint and cut the run's files back to it. The step it stands at; None without one.
+
+        Raises:
+            RunError: the checkpoint does not fit, or rows of metrics are lost; nothing was changed.
+        """
+        checkpoint = self.run.read_checkpoint()
         if self.fabric.is_global_zero:
-            self.run.truncate_metrics(step)
-            self.run.drop_snapshots_after(step)
+            self.run.check_rows(checkpoint)
+        if checkpoint:
+            self._load(checkpoint)
+            self.saved = checkpoint.step
+        if self.fabric.is_global_zero and not self.run.is_new:
+            self.run.note_resumed(self.config, **self.session.facts)
+            self.run.truncate_metrics(self.saved)
+            self.run.drop_snapshots_after(self.saved)
         self.fabric.barrier()
-        if state is None:
-            return None
-        self.networks.load_state_dict(state)
-        self.restore(state)
-        self.seconds = state["seconds"]
-        return step
+        return checkpoint.step if checkpoint else None
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint's state."""
+        try:
+            self.seconds = float(checkpoint.state["seconds"])
+            self.networks.load_state_dict(checkpoint.state)
+        except (*CONFUSED, ValueError) as error:
+            raise _not_fitting(checkpoint, error) from None
+        try:
+            self.restore(checkpoint.state)
+        except CONFUSED as error:
+            raise _not_fitting(checkpoint, error) from None
+
+
+def _not_fitting(checkpoint: Checkpoint, error: Exception) -> RunError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return RunError(
+        f"{checkpoint.file} does not fit this run's settings, it is damaged or another run's ({reason[:200]}); nothing "
+        "was changed. Restore it from a copy, or delete it to continue from the one before"
+    )

@@ -1,0 +1,63 @@
+"""Whether a run that is resumed still has the images that it began with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ibqlab.escaping import for_terminal
+from ibqlab.runs import Run, RunError
+from ibqlab.runs.origin import utc_now
+
+
+def compare_data(run: Run, data: Mapping[str, Any], accept: bool) -> dict[str, Any]:
+    """Hold a run's images against those that its provenance names.
+
+    Args:
+        run: the run, before anything of it is changed.
+        data: identity of today's images by split: "fingerprint", "images" (how many), "classes" (their names).
+        accept: continue with other images than before.
+    Returns:
+        What provenance is to say of changed images: what they are now, and what they were up to which step. {} where
+        they are the same, or where the run has noted nothing.
+    Raises:
+        RunError: they have changed and that is not accepted; the message says in what.
+    """
+    recorded = run.provenance.get("data")
+    if not isinstance(recorded, dict):
+        return {}
+    changes = [
+        change
+        for split, facts in data.items()
+        if isinstance(facts, dict) and isinstance(recorded.get(split), dict)
+        for change in _changes(split, recorded[split], facts)
+    ]
+    if not changes:
+        return {}
+    if not accept:
+        raise RunError(
+            f"{run.path}: the images are not those that the run was trained on; nothing was changed. There → now: "
+            f"{'; '.join(changes)}. Put the images back, choose another folder (--output FOLDER), or continue with the "
+            "new ones: --accept-changed-data, in Python accept_changed_data=True"
+        )
+    earlier = run.provenance.get("data_changes")
+    change = {"at": utc_now(), "after_step": run.step, "before": recorded, "changes": changes}
+    return {"data": dict(data), "data_changes": [*(earlier if isinstance(earlier, list) else []), change]}
+
+
+def _changes(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between a split's images then and now; what an older run did not note is not compared."""
+    changes = []
+    for key in ("images", "fingerprint", "classes"):
+        if key not in before or before[key] == now.get(key):
+            continue
+        old, new = before[key], now.get(key)
+        if key == "classes" and isinstance(old, list):
+            changes.append(f"{split} classes {len(old)} → {len(new)} ({_class_changes(old, new)})")
+        else:
+            changes.append(f"{split} {key} {for_terminal(old)} → {for_terminal(new)}")
+    return changes
+
+
+def _class_changes(old: list[Any], new: list[str]) -> str:
+    gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
+    parts = [f"{word}: {', '.join(map(str, names))}" for word, names in (("gone", gone), ("new", added)) if names]
+    return for_terminal("; ".join(parts) or "in another order")
