@@ -394,12 +394,13 @@ def _keys_at(cls: type, path: Sequence[str | int]) -> list[str]:
     """The field names of the dataclasses that a path into cls leads to."""
     places = [cls]
     for key in path:
-        deeper = [inner for place in places for inner in _dataclasses_in(_field_types(place).get(key))]
+        deeper = [inner for place in places for inner in _dataclasses_in(field_types(place).get(key))]
         places = deeper or places
-    return [name for place in places for name in _field_types(place)]
+    return [name for place in places for name in field_types(place)]
 
 
-def _field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
@@ -587,11 +588,11 @@ def _types_at(cls: type, parents: Sequence[str], last: str) -> tuple[Any, ...]:
     """The types that a setting may have, from the dataclass and those that may stand in its fields."""
     places = [cls]
     for key in parents:
-        hints = [_field_types(place).get(key) for place in places]
+        hints = [field_types(place).get(key) for place in places]
         inner = [found for hint in hints for found in _dataclasses_in(hint)]
         places = list(dict.fromkeys(one for found in inner for one in (found, *_derived(found))))
-    hints = [hint for place in places if (hint := _field_types(place).get(last)) is not None]
-    return tuple(dict.fromkeys(choice for hint in hints for choice in _alternatives(hint)))
+    hints = [hint for place in places if (hint := field_types(place).get(last)) is not None]
+    return tuple(dict.fromkeys(choice for hint in hints for choice in alternatives(hint)))
 
 
 def _derived(cls: type) -> list[type]:
@@ -614,7 +615,7 @@ def read_parameters(cls: type[T], namespace: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a misspelt name, a wrong type or an impossible value.
     """
-    valid = list(_field_types(cls))
+    valid = list(field_types(cls))
     unknown = [name for name in _injected_names(namespace) if name not in valid]
     if unknown:
         problems = [Problem((name,), f"no such parameter; {nearest(name, valid)}") for name in unknown]
@@ -636,7 +637,7 @@ def check_parameters(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         ConfigError: as `parse`; also text that cannot be read as the field's type.
     """
-    types_of = _field_types(cls)
+    types_of = field_types(cls)
     read = {name: _from_text(value, types_of[name]) if name in types_of else value for name, value in values.items()}
     return parse(cls, read, source=source)
 
@@ -654,10 +655,11 @@ def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _alternatives(hint: Any) -> list[Any]:
+def alternatives(hint: Any) -> list[Any]:
+    """The types that an annotation allows: `int | None` is two."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [inner for part in typing.get_args(hint) for inner in _alternatives(part)]
-    return _alternatives(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
+        return [inner for part in typing.get_args(hint) for inner in alternatives(part)]
+    return alternatives(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
 
 
 def _takes_text(hint: Any) -> bool:
@@ -672,7 +674,7 @@ def _takes_list(hint: Any) -> bool:
 
 def _from_text(value: Any, hint: Any) -> Any:
     """A parameter as its field wants it; what does not fit stays as it is, for `parse` to refuse."""
-    choices = _alternatives(hint)
+    choices = alternatives(hint)
     if isinstance(value, (int, float)) and all(_takes_list(choice) for choice in choices):
         return [value]
     if not isinstance(value, str):

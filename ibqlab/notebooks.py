@@ -2,21 +2,43 @@
 
 import ast
 import contextlib
+import importlib
+import io
 import itertools
 import json
 import logging
+import os
 import re
-from collections.abc import Sequence
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ibqlab.config import ConfigError, as_list, nearest, read_assigned, split_assignment
+from ibqlab.config import (
+    ConfigError,
+    alternatives,
+    as_list,
+    check_parameters,
+    field_types,
+    nearest,
+    read_as,
+    read_assigned,
+    split_assignment,
+    to_dict,
+)
+from ibqlab.escaping import for_terminal
 from ibqlab.executed import NotebookWatch, without_widgets
+from ibqlab.files import UnreadableFile, explained, is_ordinary, read_json
 from ibqlab.runs import checkout_root, runs_root
+from ibqlab.runs.finding import find_run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
+PLANNERS = ("open_study", "plan_run", "open_ablations", "plan_pipeline", "LinkStudy")
+"""What a notebook's third cell may call to turn its parameters into a plan. They start and write nothing."""
+TRAINED = ("checkpoint", "tokenizer", "generator")
+"""Parameters that name something trained, which must be there."""
 
 
 class Parameter(NamedTuple):
@@ -26,6 +48,8 @@ class Parameter(NamedTuple):
     """As written, "" if there is none."""
     default: Any
     """Its value, where it is a literal; None otherwise."""
+    comment: str = ""
+    """What stands behind it on its line."""
 
 
 def find_notebook(name: str) -> Path:
@@ -34,31 +58,137 @@ def find_notebook(name: str) -> Path:
     Raises:
         ConfigError: there is none; the message names the nearest.
     """
-    folder = (checkout_root() or CHECKOUT) / "notebooks"
-    for candidate in (Path(name), folder / name, folder / f"{name}.ipynb"):
-        if candidate.is_file():
+    folder = _folder()
+    for candidate in (Path(name).expanduser(), folder / name, folder / f"{name}.ipynb"):
+        if is_ordinary(candidate):
             return candidate
     known = sorted(path.stem for path in folder.glob("*.ipynb"))
-    raise ConfigError(f"there is no notebook {name!r}, neither as a file nor under notebooks/; {nearest(name, known)}")
+    shown = for_terminal(name, 80)
+    raise ConfigError(f"there is no notebook {shown!r}, neither as a file nor under notebooks/; {nearest(name, known)}")
+
+
+def _folder() -> Path:
+    return (checkout_root() or CHECKOUT) / "notebooks"
+
+
+def describe_notebooks() -> str:
+    """The checkout's notebooks, a line each: name and heading."""
+    files = sorted(_folder().glob("*.ipynb"))
+    return "\n".join(f"  {file.stem:<20} {_heading(file)}" for file in files) or "  none"
+
+
+def _heading(notebook: Path) -> str:
+    with contextlib.suppress(ConfigError, LookupError):
+        first = _cells(notebook)[0]
+        return for_terminal(first[1].lstrip("# ").partition("\n")[0])
+    return ""
+
+
+def describe_parameters(notebook: Path) -> str:
+    """A notebook's parameters: name, type, default, and what its `parameters` cell says of each.
+
+    Raises:
+        ConfigError: as `notebook_parameters`.
+    """
+    lines = []
+    for name, parameter in notebook_parameters(notebook).items():
+        kind = f" ({parameter.annotation})" if parameter.annotation else ""
+        shown = json.dumps(parameter.default, default=str)
+        lines.append(f"  {name}={shown}{kind}" + (f"\n      {parameter.comment}" if parameter.comment else ""))
+    return "\n".join(map(for_terminal, "\n".join(lines).split("\n")))
 
 
 def read_settings(notebook: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """Values for a notebook's parameters, checked against its `parameters` cell.
+    """Values for a notebook's parameters, checked as its first cells will check them, before anything is started.
+
+    Where the third cell calls `read_parameters(X, globals())` with a dataclass X of this package, values are read as
+    its fields want them and checked by it; and where it hands them to one of `PLANNERS`, so is the plan: presets,
+    recipes, quantizers, settings. In other notebooks the annotations of the `parameters` cell say what fits.
 
     Args:
         notebook: the file.
-        settings: "key=value" each; the value is read as YAML, except for a parameter annotated `str`.
+        settings: "key=value" each.
     Raises:
-        ConfigError: no `parameters` cell, an unknown name, or a type that the annotation does not allow.
+        ConfigError: no `parameters` cell, an unknown name, or a value that cannot be.
+        ValueError, RuntimeError, FileNotFoundError: whatever else is wrong with the plan.
     """
     known = notebook_parameters(notebook)
-    values = {}
+    texts = {}
     for setting in settings:
         name, text = split_assignment(setting)
         if name not in known:
             raise ConfigError(f"{notebook.name} has no parameter {name!r}; {nearest(name, list(known))}")
-        values[name] = _typed(name, text, known[name])
-    return values
+        texts[name] = text
+    door = _find_door(notebook) if texts else None
+    if door is None:
+        return {name: _typed(name, text, known[name]) for name, text in texts.items()}
+    return _checked(notebook.name, door, texts, known)
+
+
+class _Door(NamedTuple):
+    """What a notebook's third cell does with its parameters."""
+
+    parameters: type
+    planner: Any
+    """One of PLANNERS; None where the cell calls none."""
+    arguments: tuple[Any, ...]
+    """What stands before the parameters in its call: the name of a study."""
+
+
+def _checked(name: str, door: _Door, texts: Mapping[str, str], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Values in their fields' types, once the whole plan has been looked at."""
+    hints = field_types(door.parameters)
+    defaults = {key: one.default for key, one in known.items() if key in hints and one.default is not None}
+    values = {key: read_as(text, alternatives(hints[key])) if key in hints else text for key, text in texts.items()}
+    parameters = check_parameters(door.parameters, defaults | values, name)
+    for key in TRAINED:
+        if getattr(parameters, key, ""):
+            find_run(getattr(parameters, key), key)
+    if door.planner:
+        door.planner(*door.arguments, parameters)
+    return {key: to_dict(parameters)[key] for key in texts}
+
+
+def _find_door(notebook: Path) -> _Door | None:
+    """The first cell that calls `read_parameters` with a class of this package; None where there is none."""
+    for kind, source in _cells(notebook):
+        if kind != "code" or "read_parameters" not in source:
+            continue
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:
+            return None
+        homes = {
+            alias.asname or alias.name: (line.module, alias.name)
+            for line in tree.body
+            if isinstance(line, ast.ImportFrom) and (line.module or "").partition(".")[0] == "ibqlab"
+            for alias in line.names
+        }
+        calls = {
+            call.func.id: call
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in homes
+        }
+        reading = calls.get("read_parameters")
+        if reading is None or not reading.args or not isinstance(reading.args[0], ast.Name):
+            return None
+        found = _import(homes.get(reading.args[0].id))
+        planner = next((name for name in PLANNERS if name in calls), None)
+        if found is None or planner is None:
+            return _Door(found, None, ()) if found else None
+        constants = tuple(part.value for part in calls[planner].args if isinstance(part, ast.Constant))
+        return _Door(found, _import(homes[planner]), constants)
+    return None
+
+
+def _import(home: tuple[str, str] | None) -> Any:
+    """Something of this package by its module and name; None where it is not there."""
+    if home is None:
+        return None
+    try:
+        return getattr(importlib.import_module(home[0]), home[1], None)
+    except ImportError:
+        return None
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
@@ -69,25 +199,49 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     Raises:
         ConfigError: the file is no notebook, has no such cell, or the cell is not plain Python.
     """
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{notebook} is not a notebook of format 4 ({type(error).__name__}: {error})") from None
+    tagged = [source for kind, source in _cells(notebook) if kind == "parameters"]
     if not tagged:
         raise ConfigError(f"{notebook} has no cell tagged `parameters`; tag one in JupyterLab's property inspector")
     try:
-        lines = ast.parse("".join(tagged[0])).body
-    except SyntaxError as error:
+        lines = ast.parse(tagged[0]).body
+        comments = _comments(tagged[0])
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise ConfigError(f"{notebook}: the `parameters` cell is not plain Python: {error}") from None
-    return {name: parameter for line in lines for name, parameter in _assigned(line)}
+    return {name: parameter for line in lines for name, parameter in _assigned(line, comments)}
 
 
-def _assigned(line: ast.stmt) -> list[tuple[str, Parameter]]:
-    if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-        return [(line.target.id, Parameter(ast.unparse(line.annotation), _literal(line.value)))]
-    targets = line.targets if isinstance(line, ast.Assign) else []
-    return [(target.id, Parameter("", _literal(line.value))) for target in targets if isinstance(target, ast.Name)]
+def _cells(notebook: Path) -> list[tuple[str, str]]:
+    """Kind and text of every cell: "markdown", "code", or "parameters" for the cell with that tag.
+
+    Raises:
+        ConfigError: the file is no notebook.
+    """
+    try:
+        cells = read_json(notebook)["cells"]
+        return [
+            (
+                "parameters" if "parameters" in cell.get("metadata", {}).get("tags", ()) else cell["cell_type"],
+                "".join(cell["source"]),
+            )
+            for cell in cells
+        ]
+    except (UnreadableFile, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{notebook} is not a notebook of format 4 ({type(error).__name__}: {error})") from None
+
+
+def _comments(source: str) -> dict[int, str]:
+    """Line → the comment at its end."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def _assigned(line: ast.stmt, comments: Mapping[int, str]) -> Iterator[tuple[str, Parameter]]:
+    annotated = isinstance(line, ast.AnnAssign)
+    targets = [line.target] if annotated else line.targets if isinstance(line, ast.Assign) else []
+    for target in targets:
+        if isinstance(target, ast.Name):
+            annotation = ast.unparse(line.annotation) if annotated else ""
+            yield target.id, Parameter(annotation, _literal(line.value), comments.get(line.end_lineno or 0, ""))
 
 
 def _literal(node: ast.expr | None) -> Any:
@@ -121,36 +275,41 @@ def place_for(source: Path, output: Path | None) -> Path:
     """
     if output is None:
         return _dated_copy(source)
+    output = output.expanduser()
     _keep_other_files(output, source)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     return output
 
 
 def _dated_copy(source: Path) -> Path:
     """A new empty file for the executed copy. Making it takes its name, so that runs of one second do not collide."""
     folder = runs_root() / "notebooks" / source.stem
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     started = f"{source.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([started], (f"{started}-{number}" for number in itertools.count(2)))
     return next(target for name in names if (target := _taken(folder / f"{name}.ipynb")))
 
 
 def _taken(target: Path) -> Path | None:
-    with contextlib.suppress(FileExistsError):
-        target.touch(exist_ok=False)
-        return target
-    return None
+    with explained(target):
+        try:
+            target.touch(exist_ok=False)
+        except FileExistsError:
+            return None
+    return target
 
 
 def _keep_other_files(target: Path, source: Path) -> None:
     """Refuse to write over anything but an earlier executed copy."""
     if target.is_dir():
         raise ConfigError(f"{target} is a folder; give --output a file, such as {target / source.name}")
-    if not target.exists():
+    if not os.path.lexists(target):
         return
     try:
-        executed = "papermill" in json.loads(target.read_text(encoding="utf-8"))["metadata"]
-    except (ValueError, LookupError, TypeError):
+        executed = "papermill" in read_json(target)["metadata"]
+    except (UnreadableFile, FileNotFoundError, LookupError, TypeError):
         executed = False
     if not executed or target.samefile(source):
         raise ConfigError(f"{target} exists and is not an executed copy of papermill's; give --output another file")

@@ -1,8 +1,11 @@
 """The command line, as a user types it."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -12,6 +15,11 @@ from golden import golden_file
 
 from ibqlab.cli import describe_metrics, main
 from ibqlab.runs import Run
+from ibqlab.runs.finding import find_run, locate, output_folder
+from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
+from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
+from ibqlab.studies.link_study import LinkParameters, LinkStudy
+from ibqlab.training import RunParameters, plan_run
 
 PARAMETERS = """\
 # what the notebook may be told
@@ -150,6 +158,80 @@ def test_run_writes_only_over_executed_copies(notebook, sent, somewhere):
     assert sent["target"] == "old.ipynb"
 
 
+READS_PARAMETERS = """\
+from ibqlab.config import read_parameters
+from ibqlab.studies import StudyParameters, open_study
+
+study = open_study("scale_codebook", read_parameters(StudyParameters, globals()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("explore_collapse", ["preset=smok"], "no preset 'smok'; did you mean 'smoke'?"),
+        ("scale_codebook", ["preset=laptob"], "did you mean 'laptop'?"),
+        ("ablations", ["preset=smok"], "did you mean 'smoke'?"),
+        ("ablations", ["preset=smoke", "tables=[lfk]"], "did you mean 'lfq'?"),
+        ("train_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
+        ("train_tokenizer", ["recipe=builtin/smok"], "did you mean 'builtin/smoke'?"),
+        ("train_tokenizer", ["preset=smoke", "settings=[stesp=3]"], "stesp: unknown key; did you mean 'steps'?"),
+        ("train_tokenizer", ["preset=smoke", "projection=umpa"], "did you mean 'umap'?"),
+        ("train_tokenizer", ["output=."], "output must name a folder of its own"),
+        ("train_generator", ["preset=digit"], "did you mean 'digits'?"),
+        ("train_generator", ["tokenizer=nothing"], "there is no such tokenizer 'nothing'"),
+        ("generation_gallery", ["card=ibq_bb"], "did you mean 'ibq_b'?"),
+        ("generation_gallery", ["generator=nothing"], "there is no such generator 'nothing'"),
+        ("link_stages", ["preset=smok"], "did you mean 'smoke'?"),
+        ("link_stages", ["codebook_sizes=[64, 1]"], "at least 2"),
+        ("evaluate_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
+        ("evaluate_tokenizer", ["device=banana"], "device must be"),
+        ("compare_published", ["metrics=[rfit]"], "did you mean 'rfid'?"),
+        ("explore_collapse", ["preset=smoke", "methods=[vq, ibk]"], "did you mean 'ibq'?"),
+        ("explore_collapse", ["preset=smoke", "initialisations=[unifrom]"], "did you mean 'uniform'?"),
+        ("explore_collapse", ["preset=smoke", "codebook_sizes=[1]"], "codebook_size must be at least 2"),
+        (
+            "explore_collapse",
+            ["preset=smoke", "steps=0x10"],
+            "steps: must be an integer; got the text '0x10'; write",
+        ),
+        ("explore_collapse", ["codebok_sizes=[64]"], "no parameter 'codebok_sizes'; did you mean 'codebook_sizes'?"),
+        ("explore_collapse", ["preset=smoke", "settings=[optimizer.learning_rate=1e400]"], "must be a finite number"),
+    ],
+)
+def test_every_mistake_in_a_notebooks_parameters_is_found_before_a_kernel_starts(sent, somewhere, name, settings, says):
+    assert says in ibqlab("run", name, *settings, code=2)
+    assert not sent and not (somewhere / "runs").exists()
+
+
+def test_values_arrive_in_the_types_of_the_notebooks_own_dataclass(sent, somewhere):
+    source = write_notebook(
+        somewhere / "mine.ipynb", "preset: str = 'smoke'\nseeds = []\nsettings = []", READS_PARAMETERS
+    )
+    ibqlab("run", source, "seeds=3", "settings=[data.source=set #2, optimizer.betas=[0.5, 0.9]]")
+    assert sent["values"] == {"seeds": [3], "settings": ["data.source=set #2", "optimizer.betas=[0.5, 0.9]"]}
+
+
+def test_help_lists_notebooks_and_their_parameters(somewhere, notebook):
+    shown = ibqlab("run", "--help")
+    names = [path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")]
+    assert all(f"  {name} " in shown for name in names) and "Why does the codebook of VQ collapse" in shown
+    shown = ibqlab("run", "explore_collapse", "--help")
+    assert 'preset="demo" (str)\n      smoke, demo, laptop, h200 or paper' in shown
+    assert 'preset="smoke" (str)\n      as "laptop", a = sign in a comment' in ibqlab("run", notebook, "--help")
+    assert "did you mean 'explore_collapse'" in ibqlab("run", "explore_colapse", "--help", code=2)
+    assert "NOTEBOOK is missing" in ibqlab("run", code=2)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, '{"cells": [{"source": 1, "metadata": 3}]}', '{"cells": {"a": 1}}', "\xff"]
+)
+def test_what_is_no_notebook_is_named(somewhere, content):
+    (somewhere / "bad.ipynb").write_text(content, encoding="latin-1")
+    assert "bad.ipynb is not a notebook" in ibqlab("run", "bad.ipynb", code=2)
+    assert "bad.ipynb is not a notebook" in ibqlab("run", "bad.ipynb", "--help", code=2)
+
+
 # --- train ---
 
 
@@ -223,8 +305,111 @@ def test_runs_and_show_tell_what_is_there(somewhere):
         parts = ("a: running", "codebook_size: 262144", "usage: 12.50 % of codes in 2,621,440 tokens", "note: x")
         for part in (*parts, "collapse.png", "step_00000010.pt", "python:", run.config_hash):
             assert part in shown
-    assert "no such run folder" in ibqlab("show", "none", code=2)
+    assert "there is no such run 'none'" in ibqlab("show", "none", code=2)
     assert "is no run" in ibqlab("show", somewhere, code=2)
+
+
+# --- one way to name a run ---
+
+
+@pytest.fixture
+def mine(somewhere):
+    """A run in the folder of all runs, one in a study, and one that lies here."""
+    for place in ("runs/mine", "runs/study/a", "here"):
+        Run.start(somewhere / place, {"seed": 1})
+    return somewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("mine", "runs/mine"),
+        ("runs/mine", "runs/mine"),
+        ("study/a", "runs/study/a"),
+        ("runs/study/a", "runs/study/a"),
+        ("here", "here"),
+        ("./here", "here"),
+        ("~/here", "here"),
+        ("nothing", "nothing"),
+        ("./mine", "mine"),
+    ],
+)
+def test_a_run_is_found_by_path_and_by_name(mine, monkeypatch, name, place):
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.setenv("IBQLAB_RUNS", str(mine / "runs"))
+    assert os.path.abspath(locate(name)) == str(mine / place)
+    if (mine / place).exists():
+        assert find_run(name) == locate(name)
+        assert f"{Path(place).name}: running" in ibqlab("show", name)
+    else:
+        with pytest.raises(FileNotFoundError, match="there is no such run"):
+            find_run(name)
+
+
+@pytest.mark.parametrize("command", ["show", "inspect", "export", "tokenize", "sample", "report"])
+def test_every_command_finds_a_run_by_its_name_and_names_the_nearest(mine, command):
+    rest = ["x.safetensors"] if command == "export" else []
+    assert "did you mean 'mine'?" in ibqlab(command, "mien", *rest, code=2)
+    if command not in ("show", "report"):
+        for name in ("mine", "runs/mine"):
+            says = "mine is no generator" if command == "sample" else "mine has no checkpoint"
+            assert says in ibqlab(command, name, *rest, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("x", "runs/x"),
+        ("runs/x", "runs/x"),
+        ("study/x", "runs/study/x"),
+        ("./x", "x"),
+        ("~/x", "x"),
+        ("../x", "../x"),
+        ("", "runs/usual"),
+        ("mine", "runs/mine"),
+    ],
+)
+def test_outputs_are_names_below_all_runs_or_plainly_paths(mine, monkeypatch, text, place):
+    monkeypatch.setenv("HOME", str(mine))
+    assert os.path.abspath(output_folder(text, default="usual")) == os.path.abspath(mine / place)
+    if text:
+        folder = output_folder(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        assert locate(text).samefile(folder)
+        folder.name == "mine" or folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        *[(text, "must name a folder of its own") for text in (".", "..", "runs", "./runs", "x/..", "/")],
+        ("here", "write ./here for the one here, runs/here for a new one there"),
+        ("x" * 5000, "at most 200 bytes"),
+        ("a\0b", "no zero byte"),
+        ("~nobodyhere/x", "write the whole path"),
+    ],
+)
+def test_outputs_that_no_folder_can_have_are_refused_at_every_door(mine, text, says):
+    (mine / "tiny.yaml").write_text(TINY)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        output_folder(text)
+    if "\0" not in text:
+        assert says in ibqlab("train", "tiny.yaml", "--output", text, code=2)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        plan_run(RunParameters(recipe="tiny.yaml", output=text))
+
+
+def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    for text in ("x", "runs/x"):
+        assert plan_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
+        assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
+        ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
+        assert open_ablations(ablations).folder == somewhere / "runs" / "x"
+        assert plan_pipeline(GeneratorRunParameters(preset="smoke", output=text)).folder == somewhere / "runs" / "x"
+        assert LinkStudy(LinkParameters(preset="smoke", output=text)).folder == "x"
+    ibqlab("train", "tiny.yaml", "steps=1", "--output", "runs/x")
+    assert (somewhere / "runs" / "x" / "metrics.jsonl").is_file() and not (somewhere / "runs" / "runs").exists()
 
 
 def test_metrics_are_described_with_units_and_token_counts():

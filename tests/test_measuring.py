@@ -9,6 +9,7 @@ from golden import golden_file
 from PIL import Image
 
 from ibqlab.metrics import PROTOCOLS
+from ibqlab.runs import runs_root
 from ibqlab.studies import measuring
 from ibqlab.studies.measuring import (
     ComparisonParameters,
@@ -70,7 +71,7 @@ def test_what_stands_is_read_again_and_what_changed_is_measured_anew(monkeypatch
     assert not computed
     np.testing.assert_equal(again.values, first.values)
     assert np.array_equal(again.reconstructions, first.reconstructions)
-    stored = next((measuring.runs_root() / "evaluate_tokenizer-smoke" / "results").glob("*.npz"))
+    stored = next((runs_root() / "evaluate_tokenizer-smoke" / "results").glob("*.npz"))
     stored.write_bytes(stored.read_bytes()[:1000])
     (mended,) = evaluation().measure(progress=False)
     assert len(computed) == 1 and mended.values["psnr"] == first.values["psnr"]

@@ -26,7 +26,8 @@ from ibqlab.metrics.cache import content_key
 from ibqlab.metrics.weights import hash_file
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers.base import require
-from ibqlab.runs import Run, provenance, runs_root
+from ibqlab.runs import Run, provenance
+from ibqlab.runs.finding import output_folder
 from ibqlab.studies.subjects import (
     PRESETS,
     MeasuringParameters,
@@ -109,7 +110,7 @@ class Measurement:
     def __init__(self, notebook: str, parameters: MeasuringParameters, subjects: Sequence[Subject]) -> None:
         self.notebook, self.parameters, self.subjects = notebook, parameters, tuple(subjects)
         self.rules: Rules = find_rules(parameters, subjects)
-        self.folder = runs_root() / (parameters.output or f"{notebook}-{parameters.preset}")
+        self.folder = output_folder(parameters.output, default=f"{notebook}-{parameters.preset}")
 
     @cached_property
     def images_key(self) -> str:

@@ -22,7 +22,8 @@ from ibqlab.pretrained.architecture import empty_tokenizer
 from ibqlab.pretrained.report import WEIGHTS
 from ibqlab.quantizers import available_quantizers
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import Run, runs_root
+from ibqlab.runs import Run
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import TokenizerConfig
 from ibqlab.training import RunParameters, TrainConfig, plan_run
 
@@ -93,7 +94,8 @@ class MeasuringParameters:
     device: str = ""
     """Where to compute; empty: "cuda" where there is one, else "cpu"."""
     output: str = ""
-    """Folder of results; empty: runs/<notebook>-<preset>. Relative paths start in the folder of all runs."""
+    """Folder of results: a name below the folder of all runs, or a path that starts with / ./ or ~; empty:
+    <notebook>-<preset>."""
 
     def __post_init__(self) -> None:
         require_choice("preset", self.preset, PRESETS)
@@ -172,8 +174,7 @@ def find_subject(label: str, checkpoint: str, quantizer: str = "") -> Subject:
     """
     if quantizer:
         require_choice("quantizer", quantizer, available_quantizers())
-    below, path = runs_root() / checkpoint, Path(checkpoint).expanduser()
-    path = below if below.is_dir() and not path.exists() else path
+    path = locate(checkpoint)
     config = read_checkpoint(path, quantizer=quantizer or None).config
     data = parse(TrainConfig, Run(path).config, source=f"run {path.name}").data if path.is_dir() else None
     return Subject(label=label, path=path, config=config, quantizer=quantizer or None, data=data)

@@ -15,7 +15,7 @@ from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.generators import FIRST_STAGE_FILE
 from ibqlab.quantizers.base import require
-from ibqlab.runs import runs_root
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.trainer import facts_of
@@ -171,8 +171,7 @@ def check_fit(tokenizer: Tokenizer, generator: SequenceConfig, image_size: int |
 
 def find_folder(name: str) -> str:
     """Where something lies that is given as a path or as a name in the folder of all runs."""
-    below = runs_root() / name
-    return str(below) if name and not Path(name).exists() and below.is_dir() else name
+    return str(locate(name)) if name else ""
 
 
 def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path) -> Tokenizer:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ibqlab.config import ConfigError, apply_overrides, content_hash, load_yaml, parse
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers.base import require_choice
-from ibqlab.runs import runs_root
+from ibqlab.runs.finding import output_folder
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.generator_config import GeneratorTrainConfig
 
@@ -235,7 +235,8 @@ class RunParameters:
     settings: tuple[str, ...] = ()
     """Keys of the recipe to replace, as typed on a command line: ["steps=500", "tokenizer.quantizer.name=vq"]."""
     output: str = ""
-    """Run folder; empty: named by recipe and settings. Relative paths start in the folder of all runs."""
+    """Run folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: named by recipe and
+    settings."""
     projection: str = "umap"
     """How maps are drawn: "umap" or "pca"."""
 
@@ -259,4 +260,4 @@ def plan_run(parameters: RunParameters) -> PlannedRun:
     """
     name = parameters.recipe or PRESETS[parameters.preset]
     config = recipe_config(name, assignments=parameters.settings)
-    return PlannedRun(config, runs_root() / (parameters.output or f"{Path(name).stem}-{content_hash(config)}"))
+    return PlannedRun(config, output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}"))
