@@ -103,15 +103,18 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     """
     if not notebook:
         raise click.UsageError("NOTEBOOK is missing; list them with: ibqlab run --help")
+    from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.notebooks import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
 
     source = find_notebook(notebook)
     values = read_settings(source, settings)
     target = place_for(source, output)
-    failure = execute(source, target, values)
+    execution = execute(source, target, values)
+    for line in results_of(execution.folder) if execution.folder else ():
+        _say(line)
     _say(f"executed copy: {target}")
-    if failure:
-        _say(f"Error: {failure}", err=True)
+    if execution.failure:
+        _say(f"Error: {execution.failure}", err=True)
         sys.exit(1)
 
 

@@ -28,6 +28,7 @@ from ibqlab.config import (
     to_dict,
 )
 from ibqlab.escaping import for_terminal
+from ibqlab.executed import NotebookWatch, without_widgets
 from ibqlab.files import UnreadableFile, explained, is_ordinary, read_json
 from ibqlab.runs import checkout_root, runs_root
 from ibqlab.runs.finding import find_run
@@ -314,15 +315,24 @@ def _keep_other_files(target: Path, source: Path) -> None:
         raise ConfigError(f"{target} exists and is not an executed copy of papermill's; give --output another file")
 
 
-def execute(source: Path, target: Path, values: dict[str, Any]) -> str | None:
-    """Run a notebook in a kernel of its own.
+class Execution(NamedTuple):
+    """What came of executing a notebook."""
+
+    failure: str | None
+    """What went wrong in it, in one line, or None."""
+    folder: Path | None
+    """The study or run that it worked on; None where it was none."""
+
+
+def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
+    """Run a notebook in a kernel of its own, and show meanwhile where its work stands.
 
     Args:
         source: the notebook.
-        target: its executed copy, which also holds what had run when it failed.
+        target: its executed copy, which also holds what had run when it failed. Pictures stand where widgets were.
         values: of its parameters, as `read_settings` gives them.
     Returns:
-        What went wrong in it, in one line, or None.
+        The failure, if there was one, and what the notebook worked on.
     Raises:
         ValueError: papermill is not installed.
     """
@@ -332,19 +342,26 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> str | None:
     except ImportError as error:
         raise ValueError(f"running notebooks needs {error.name}: pip install 'ibqlab[lab]'") from None
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    try:
-        # The kernel's level silences its remarks on transport encryption, which a local run does not need.
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            values,
-            kernel_name="python3",
-            language="python",
-            extra_arguments=["--log-level=ERROR"],
-        )
-    except papermill.PapermillExecutionError as error:
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue))
-        return f"{source.name} failed in cell [{error.exec_count}]: {error.ename}: {reason}"
-    except (DeadKernelError, CellTimeoutError) as error:
-        return f"{source.name}: the kernel died, perhaps for want of memory ({type(error).__name__}: {error})"
-    return None
+    failure = None
+    with NotebookWatch(source) as watch:
+        try:
+            # The kernel's level silences its remarks on transport encryption, which a local run does not need.
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                values,
+                kernel_name="python3",
+                language="python",
+                extra_arguments=["--log-level=ERROR"],
+                progress_bar=False,
+                on_cell_start=watch.start_cell,
+            )
+        except papermill.PapermillExecutionError as error:
+            reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue))
+            failure = f"{source.name} failed in notebook cell [{error.exec_count}]: {error.ename}: {reason}"
+        except (DeadKernelError, CellTimeoutError) as error:
+            failure = f"{source.name}: the kernel died, perhaps for want of memory ({type(error).__name__}: {error})"
+        finally:
+            without_widgets(target)
+    folder = watch.facts.get("folder")
+    return Execution(failure, Path(folder) if folder else None)

@@ -83,7 +83,7 @@ def test_run_executes_a_notebook_and_names_the_cell_that_fails(somewhere):
     before = source.read_bytes()
     target = somewhere / "deep" / "out.ipynb"
     errors = ibqlab("run", source, "sizes=256,1024", "rate=1", "--output", target, code=1)
-    assert errors.splitlines()[-1] == "Error: tiny.ipynb failed in cell [4]: KeyError: '\\x1b[31mgone'"
+    assert errors.splitlines()[-1] == "Error: tiny.ipynb failed in notebook cell [4]: KeyError: '\\x1b[31mgone'"
     outputs = [output for cell in nbformat.read(target, 4).cells for output in cell.get("outputs", [])]
     assert outputs[0]["text"] == "[256, 1024] 1.0\n"
     assert source.read_bytes() == before

@@ -67,7 +67,7 @@ class TestOutcome:
         assert "NaN or infinity" in outcome.failed["wild0"][0]
         assert any("Traceback" in line or "TrainingError" in line for line in outcome.failed["wild0"][1:])
         assert "retry=true" in str(outcome)
-        with pytest.raises(StudyError, match="3 of 5 cells are finished"):
+        with pytest.raises(StudyError, match="3 of 5 runs are finished"):
             outcome.check()
 
     def test_a_cell_whose_need_failed_is_named_with_it(self, grid):

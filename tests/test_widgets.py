@@ -1,6 +1,8 @@
 """Interactive views without a browser: what they show is what the run folder holds."""
 
+import base64
 import re
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -238,7 +240,7 @@ class TestLiveCurves:
         assert "up to step 4" in alt(curves.widget)
         assert shown[0] == shown[1] != shown[2]
 
-    def test_drawing_takes_no_more_than_a_tenth_of_the_time(self, clock, monkeypatch):
+    def test_drawing_takes_no_more_than_an_eighth_of_the_time(self, clock, monkeypatch):
         curves = LiveCurves()
         draw = curves._draw
 
@@ -249,10 +251,10 @@ class TestLiveCurves:
         monkeypatch.setattr(curves, "_draw", slow)
         curves({"step": 0, "loss": 1.0})
         shown = curves.widget.value
-        clock[0] += 9.0
+        clock[0] += 7.9
         curves({"step": 1, "loss": 0.9})
         assert curves.widget.value == shown
-        clock[0] += 2.0
+        clock[0] += 0.2
         curves({"step": 2, "loss": 0.8})
         assert "up to step 2" in alt(curves.widget)
 
@@ -266,6 +268,42 @@ class TestLiveCurves:
         losses = figure.axes[0].get_lines()[0].get_ydata()
         np.testing.assert_allclose(losses, run.metrics["loss"].dropna())
         assert figure.axes[0].get_xlim()[1] > cell.config.steps
+
+    def test_a_training_that_is_stopped_shows_its_last_step(self, study, clock, tmp_path):
+        """The clock stands still: after the first row nothing is drawn until the end."""
+        config = study.cells[0].config
+        curves = LiveCurves(config)
+        shown = []
+
+        def watch(row):
+            curves(row)
+            shown.append(alt(curves.widget))
+            if row["step"] == 2:
+                raise KeyboardInterrupt
+
+        watch.finish = curves.finish
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", progress=False, watch=watch)
+        assert shown[-1].endswith("up to step 0")
+        assert alt(curves.widget).endswith("up to step 2")
+
+    def test_a_notebooks_output_changes_in_place(self, monkeypatch):
+        """As IPython's display does it: one output with an id, to which updates are sent."""
+        sent = []
+
+        def display(data, *, raw, display_id):
+            assert raw and display_id
+            sent.append(data)
+            return SimpleNamespace(update=lambda data, raw: sent.append(data))
+
+        monkeypatch.setattr("IPython.display.display", display)
+        curves = LiveCurves()
+        curves.widget._ipython_display_()
+        assert sent == [{"text/plain": "curves appear with the first step; a run that was finished before logs none"}]
+        curves({"step": 1, "loss": 0.5})
+        assert sent[1]["text/plain"].endswith("up to step 1")
+        assert base64.b64decode(sent[1]["image/png"]).startswith(b"\x89PNG")
+        assert sent[1]["text/html"] == curves.widget.value
 
     def test_figure_brings_the_widget_up_to_date(self, clock):
         curves = LiveCurves()

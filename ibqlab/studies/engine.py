@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tqdm.auto import tqdm
-
 from ibqlab.studies.cells import BUSY, Cell, CellStore, StudyError, check_distinct
 from ibqlab.studies.launching import Job, Launcher
+from ibqlab.studies.progress import StudyProgress
 
 POLL_SECONDS = 0.5
 
@@ -35,7 +34,7 @@ class Outcome:
 
     def __str__(self) -> str:
         total = len(self.finished) + len(self.failed) + len(self.killed) + len(self.waiting)
-        lines = [f"{len(self.finished)} of {total} cells are finished"]
+        lines = [f"{len(self.finished)} of {total} runs are finished"]
         for title, cells in (
             ("failed; try again with retry=true", self.failed),
             ("ended from outside; start again to go on", self.killed),
@@ -66,7 +65,7 @@ def run_cells(
         store: of the grid's folder.
         launcher: where they are worked on.
         retry: try again those that failed before.
-        progress: show a bar over the steps of all missing cells.
+        progress: show where the study stands: run, step, usage, time left.
     Returns:
         What became of them. Failures do not end the others.
     Raises:
@@ -97,25 +96,20 @@ class _Engine:
 
     def run(self, progress: bool) -> Outcome:
         """Start, watch and note until nothing is left to do."""
-        steps = {name: cell.config.steps for name, cell in self.pending.items()}
-        bar = tqdm(total=sum(steps.values()), desc=f"{len(steps)} cells", unit="step", disable=not progress)
-        reached: dict[str, int] = {}
-        with bar:
+        with StudyProgress(self.cells, list(self.pending), self.store, progress) as shown:
             try:
                 while self.pending or self.running:
                     self._start_what_can()
                     if not self.running:
                         break
                     time.sleep(POLL_SECONDS)
-                    # Only cells at work have moved since the last look.
-                    reached |= {name: self.store.last_step(name) for name in self.running}
                     for name, job in list(self.running.items()):
                         if job.ended():
                             del self.running[name]
                             self._note(self.cells[name], job)
-                    done = sum(reached.values())
-                    bar.set_postfix_str(f"{len(self.running)} running, {len(self.pending)} waiting", refresh=False)
-                    bar.update(min(done, bar.total) - bar.n)
+                            shown.end(name)
+                    shown.look(list(self.running), len(self.outcome.finished))
+                shown.finish(len(self.outcome.finished))
             except BaseException:
                 for job in self.running.values():
                     job.stop()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
+from ibqlab.progress import tell
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.runs import Run
 from ibqlab.training.config import TrainConfig
@@ -39,7 +40,7 @@ def train(
     Args:
         config: the run's settings.
         path: the run folder; created, or continued if it holds the same settings.
-        progress: show a progress bar (on the first process).
+        progress: show where the run stands, on the first process.
         watch: called on the first process with each row of metrics as it is logged, for live views.
         accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
     Returns:
@@ -51,6 +52,7 @@ def train(
         TrainingError: a loss or weight is not finite, or other than the config's number of processes run.
         ValueError: no images, or images that the tokenizer cannot take; nothing has been written then.
     """
+    tell(folder=str(Path(path).resolve()))
     finished = finished_run(path, config)
     if finished:
         return finished
