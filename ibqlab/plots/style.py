@@ -5,8 +5,7 @@ once more, for print in grey. No figure changes matplotlib's global settings or 
 """
 
 import io
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from ibqlab.files import explained, replacing_path
 
 PAGE_WIDTH = 7.2
 """Inches: the text width of a two-column paper, so that fonts keep their size in print."""
@@ -150,6 +151,7 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
         The two paths, PNG first.
     Raises:
         ValueError: another suffix that asks for another format.
+        RunError: the disk is full, or the folder may not be written to.
     """
     path = Path(path)
     if path.suffix.lower() in {".pdf", ".svg", ".jpg", ".jpeg", ".csv"}:
@@ -157,11 +159,13 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
             f"figures are saved as .png with a .csv beside it; got {path.name!r}: pass {path.stem + '.png'!r}"
         )
     stem = path.name.removesuffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     png, csv = path.with_name(stem + ".png"), path.with_name(stem + ".csv")
-    with print_style():
-        _write_whole(png, lambda part: figure.savefig(part, format="png", dpi=180))
-    _write_whole(csv, lambda part: data.to_csv(part, index=False))
+    with print_style(), replacing_path(png) as part:
+        figure.savefig(part, format="png", dpi=180)
+    with replacing_path(csv) as part:
+        data.to_csv(part, index=False)
     return [png, csv]
 
 
@@ -192,13 +196,3 @@ def _method_of(name: str) -> str | None:
         key for key in METHOD_STYLES if normal == key or (normal.startswith(key) and not normal[len(key)].isalnum())
     ]
     return max(fits, key=len, default=None)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a neighbour and move it into place."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
