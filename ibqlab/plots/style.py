@@ -6,10 +6,9 @@ dashes and shades do so in grey. No figure changes matplotlib's global settings 
 """
 
 import io
-import os
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ibqlab.escaping import for_matplotlib
+from ibqlab.files import explained, replacing_path
 
 PAGE_WIDTH = 7.2
 """Inches: the text width of a two-column paper, so that fonts keep their size in print."""
@@ -211,6 +211,7 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
         The two paths, PNG first.
     Raises:
         ValueError: another suffix that asks for another format.
+        RunError: the disk is full, or the folder may not be written to.
     """
     path = Path(path)
     if path.suffix.lower() in {".pdf", ".svg", ".jpg", ".jpeg", ".csv"}:
@@ -218,11 +219,13 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
             f"figures are saved as .png with a .csv beside it; got {path.name!r}: pass {path.stem + '.png'!r}"
         )
     stem = path.name.removesuffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     png, csv = path.with_name(stem + ".png"), path.with_name(stem + ".csv")
-    with print_style():
-        _write_whole(png, lambda part: figure.savefig(part, format="png", dpi=180))
-    _write_whole(csv, lambda part: data.to_csv(part, index=False))
+    with print_style(), replacing_path(png) as part:
+        figure.savefig(part, format="png", dpi=180)
+    with replacing_path(csv) as part:
+        data.to_csv(part, index=False)
     return [png, csv]
 
 
@@ -274,13 +277,3 @@ def _method_of(name: str) -> str | None:
         key for key in METHOD_STYLES if normal == key or (normal.startswith(key) and not normal[len(key)].isalnum())
     ]
     return max(fits, key=len, default=None)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a neighbour and move it into place."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
