@@ -37,6 +37,8 @@ from ibqlab.metrics import (
     truncate_to_uint8,
 )
 from ibqlab.metrics.cache import load_arrays, save_arrays
+from ibqlab.metrics.digits import DigitsExtractor
+from ibqlab.metrics.features import load_reference
 from ibqlab.metrics.pixels import published_range, to_unit_range
 from ibqlab.quantizers import IndexBackpropQuantizerConfig
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -555,6 +557,26 @@ def test_a_damaged_entry_of_the_cache_is_computed_again(tmp_path, monkeypatch):
     stored.unlink()
     os.mkfifo(stored)
     assert load_arrays("references", "key") is None
+
+
+def test_a_kept_digits_network_of_other_shapes_is_trained_again(cache):
+    expected = DigitsExtractor().weights
+    (stored,) = (cache / "digits-cnn").iterdir()
+    whole = stored.read_bytes()
+    np.savez(stored, **dict(np.load(stored)) | {"classify.bias": np.zeros(3, np.float32)})
+    assert DigitsExtractor().weights == expected
+    stored.write_bytes(whole)
+
+
+def test_a_kept_reference_that_lacks_something_is_no_reference(tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path))
+    save_arrays("references", "key", {"mean": np.zeros(3)})
+    assert load_reference("key") is None
+
+
+def test_recognising_no_digits_is_refused():
+    with pytest.raises(ValueError, match="at least one; got 0 and 0"):
+        DigitsExtractor().accuracy(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut", pickle.dumps({"features.0.weight": 1})])
