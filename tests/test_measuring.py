@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -60,6 +61,19 @@ def test_a_published_file_is_measured_on_a_folder(folder, monkeypatch):
     table = usage_table(measured)
     assert table["definition"].tolist() == ["any_hit", "above_uniform_8pct", "perplexity"]
     assert table["usage"].str.contains("65,536 tokens").all()
+
+
+def test_shards_are_measured_as_their_folder_is(folder, tmp_path):
+    path = golden_file("tokenizer_ema_official_ckpt.ckpt")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, file.name)
+    (found,), (expected,) = (
+        evaluation(checkpoint=str(path), images=str(images), limit=0, metrics=("psnr", "usage")).measure(progress=False)
+        for images in (tmp_path / "set.tar", folder)
+    )
+    assert found.values["psnr"] == pytest.approx(expected.values["psnr"], rel=1e-5)
+    assert found.counts.tolist() == expected.counts.tolist()
 
 
 def test_what_stands_is_read_again_and_what_changed_is_measured_anew(monkeypatch):

@@ -163,3 +163,17 @@ def test_the_message_is_one_line_whatever_the_name():
 def test_the_exception_crosses_to_another_process():
     error = pickle.loads(pickle.dumps(UnreadablePicture("a.png", "image file is truncated")))
     assert (error.name, error.reason) == ("a.png", "image file is truncated")
+
+
+def test_a_file_that_may_not_be_read_is_refused_with_a_remedy(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(content("PNG"))
+    open_file = os.open
+
+    def refuse(path, *arguments, **settings):
+        if str(path).endswith("a.png"):
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UnreadablePicture, match=r"a\.png cannot be read .*: permission denied; ask its owner"):
+        read_rgb(tmp_path / "a.png")

@@ -173,6 +173,7 @@ class Measurement:
             inception_weights=rules.inception_weights,
             limit=rules.limit,
             progress=progress,
+            unreadable=subject.data.unreadable if subject.data else "skip",
         )
         return {
             "cards": json.dumps([asdict(card) for card in found.cards]),

@@ -14,7 +14,7 @@ import torch
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, open_data
 from ibqlab.metrics import PROTOCOLS, MetricCard, Protocol, open_images
-from ibqlab.metrics.images import SourceImages
+from ibqlab.metrics.images import ImageSet
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import ALEXNET, INCEPTION, VGG16, PublishedWeights, find_weights, import_metric_package
 from ibqlab.pretrained import read_checkpoint
@@ -79,7 +79,7 @@ class MeasuringParameters:
     weights: str = ""
     """"ema", averaged (published results), or "raw", as trained."""
     images: str = ""
-    """Folder of images; empty: the run's own validation images, or the built-in photographs."""
+    """Folder of images, tar shards, or an .npz; empty: the run's own validation images, or the built-in photographs."""
     protocol: str = "seed-voken-ibq"
     """A key of `ibqlab.metrics.PROTOCOLS`. Under smoke and laptop a variant of it, for small images and without
     Inception, whose name says so."""
@@ -139,7 +139,7 @@ class Rules:
     """What is computed."""
     left_out: tuple[MetricCard, ...]
     """Cards without a value for what the preset would measure if its weight files were there."""
-    images: SourceImages
+    images: ImageSet
     """The same for all."""
     source: Any
     """The same images, as `evaluate_reconstruction` takes them."""
@@ -199,8 +199,6 @@ def find_rules(parameters: MeasuringParameters, subjects: Sequence[Subject]) -> 
     images = open_images(
         source, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
     )
-    if not isinstance(images, SourceImages):
-        raise ConfigError(f"images must be a folder of image files; got {parameters.images!r}. Unpack it into one")
     for subject in subjects:
         _check_size(subject, images.side)
     given = split_labels("lpips_weights", parameters.lpips_weights)
