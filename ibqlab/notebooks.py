@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import socket
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -29,11 +30,26 @@ from ibqlab.config import (
 )
 from ibqlab.escaping import for_terminal
 from ibqlab.executed import NotebookWatch, without_widgets
-from ibqlab.files import UnreadableFile, explained, is_ordinary, read_json
+from ibqlab.files import (
+    UnreadableFile,
+    create_new,
+    explained,
+    is_alive,
+    is_ordinary,
+    parse_json,
+    read_bytes,
+    read_json,
+    sweep,
+    write_whole,
+)
 from ibqlab.runs import checkout_root, runs_root
 from ibqlab.runs.finding import find_run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+NOTE_BYTES = 1024
+"""A copy that holds no more was never written by its run."""
+COPY_BYTES = 2**30
+"""Largest executed copy that is looked at before it is replaced."""
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
 PLANNERS = ("open_study", "plan_run", "open_ablations", "plan_pipeline", "LinkStudy")
 """What a notebook's third cell may call to turn its parameters into a plan. They start and write nothing."""
@@ -279,26 +295,47 @@ def place_for(source: Path, output: Path | None) -> Path:
     _keep_other_files(output, source)
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output.parent)
     return output
 
 
 def _dated_copy(source: Path) -> Path:
-    """A new empty file for the executed copy. Making it takes its name, so that runs of one second do not collide."""
+    """A new file for the executed copy. Making it takes its name, so that runs of one second do not collide."""
     folder = runs_root() / "notebooks" / source.stem
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    _sweep_copies(folder)
     started = f"{source.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([started], (f"{started}-{number}" for number in itertools.count(2)))
     return next(target for name in names if (target := _taken(folder / f"{name}.ipynb")))
 
 
 def _taken(target: Path) -> Path | None:
-    with explained(target):
-        try:
-            target.touch(exist_ok=False)
-        except FileExistsError:
-            return None
-    return target
+    """The file, made with a note of who will fill it; None where it is there already."""
+    with contextlib.suppress(FileExistsError), explained(target):
+        stream = create_new(target)
+        with stream:
+            stream.write(json.dumps(_note()).encode())
+        return target
+    return None
+
+
+def _note() -> dict[str, Any]:
+    """A notebook without cells that says which process is about to fill it."""
+    holder = {"process": os.getpid(), "host": socket.gethostname()}
+    return {"cells": [], "metadata": {"papermill": {}, "ibqlab": holder}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _sweep_copies(folder: Path) -> None:
+    """Delete copies that processes of this machine were killed before they wrote, and what they left half written."""
+    sweep(folder)
+    for file in folder.glob("*.ipynb"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if file.stat().st_size > NOTE_BYTES:
+                continue
+            holder = read_json(file, limit=NOTE_BYTES)["metadata"]["ibqlab"]
+            if holder["host"] == socket.gethostname() and not is_alive(int(holder["process"])):
+                file.unlink()
 
 
 def _keep_other_files(target: Path, source: Path) -> None:
@@ -307,12 +344,32 @@ def _keep_other_files(target: Path, source: Path) -> None:
         raise ConfigError(f"{target} is a folder; give --output a file, such as {target / source.name}")
     if not os.path.lexists(target):
         return
-    try:
-        executed = "papermill" in read_json(target)["metadata"]
-    except (UnreadableFile, FileNotFoundError, LookupError, TypeError):
-        executed = False
-    if not executed or target.samefile(source):
+    if not _is_executed_copy(target) or target.samefile(source):
         raise ConfigError(f"{target} exists and is not an executed copy of papermill's; give --output another file")
+
+
+def _is_executed_copy(target: Path) -> bool:
+    """Whether papermill wrote a file, also one that an earlier version left half written or empty."""
+    try:
+        content = read_bytes(target, COPY_BYTES)
+    except UnreadableFile:
+        return False
+    try:
+        return "papermill" in parse_json(content, str(target))["metadata"]
+    except (ValueError, LookupError, TypeError):
+        return not content or (content.startswith(b'{\n "cells": [') and b'"papermill": {' in content)
+
+
+class _WholeFiles:
+    """How papermill writes an executed copy: after each cell, and whole each time, so that a kill spoils none."""
+
+    def write(self, content: str, path: str) -> None:
+        """As papermill's own handler of local files."""
+        write_whole(path, content.encode("utf-8", "backslashreplace"))
+
+    def pretty_path(self, path: str) -> str:
+        """Likewise."""
+        return path
 
 
 class Execution(NamedTuple):
@@ -343,6 +400,8 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
         raise ValueError(f"running notebooks needs {error.name}: pip install 'ibqlab[lab]'") from None
     logging.getLogger("papermill").setLevel(logging.ERROR)
     failure = None
+    target = target.absolute()
+    papermill.iorw.papermill_io.register(str(target), _WholeFiles())
     with NotebookWatch(source) as watch:
         try:
             # The kernel's level silences its remarks on transport encryption, which a local run does not need.

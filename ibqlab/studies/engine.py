@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ibqlab.studies.cells import BUSY, Cell, CellStore, StudyError, check_distinct
+from ibqlab.studies.cells import BUSY, NO_ROOM, OUTSIDE, Cell, CellStore, StudyError, check_distinct
 from ibqlab.studies.launching import Job, Launcher
 from ibqlab.studies.progress import StudyProgress
 
@@ -28,7 +28,8 @@ class Outcome:
     failed: dict[str, list[str]] = field(default_factory=dict)
     """Cell → its error and the last lines that it printed. They are tried again only when asked for."""
     killed: dict[str, list[str]] = field(default_factory=dict)
-    """Likewise for cells whose process was ended from outside. They go on when the study is started again."""
+    """Likewise for cells whose process was ended from outside, or that lacked disk or memory. They go on when the study
+    is started again."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Cells that could not begin, and the cell that they wait for."""
 
@@ -37,7 +38,7 @@ class Outcome:
         lines = [f"{len(self.finished)} of {total} runs are finished"]
         for title, cells in (
             ("failed; try again with retry=true", self.failed),
-            ("ended from outside; start again to go on", self.killed),
+            ("ended from outside, or lacked disk or memory; start again to go on", self.killed),
         ):
             if cells:
                 lines.append(f"{len(cells)} {title}:")
@@ -89,7 +90,7 @@ class _Engine:
                 continue
             store.prepare(cell)
             failure = store.failure(cell)
-            if failure and not failure["killed"] and not retry:
+            if failure and failure["cause"] not in OUTSIDE and not retry:
                 self.outcome.failed[cell.name] = [failure["error"], *failure["lines"]]
                 continue
             self.pending[cell.name] = cell
@@ -148,6 +149,8 @@ class _Engine:
             self.found.discard(cell.name)
             self.pending[cell.name] = cell
             return
-        failure = failure or self.store.write_failure(cell, job.reason(), killed=code is None or code < 0)
-        where = self.outcome.killed if failure["killed"] else self.outcome.failed
+        if failure is None:
+            cause = "killed" if code is None or code < 0 else "disk" if code == NO_ROOM else "error"
+            failure = self.store.write_failure(cell, job.reason(), cause)
+        where = self.outcome.killed if failure["cause"] in OUTSIDE else self.outcome.failed
         where[cell.name] = [failure["error"], *failure["lines"]]

@@ -211,7 +211,9 @@ class Study:
         """All logged rows of all finished cells, with the cells' labels as columns."""
         frames = [run.metrics.assign(run=cell.name, **cell.labels) for cell, run in self.finished()]
         if not frames:
-            raise StudyError(f"no run of {self.name} is finished in {self.folder.name}; call train() first")
+            failures = [(cell.name, one["error"]) for cell in self.cells if (one := self.store.failure(cell))]
+            why = "".join(f"; {name} failed: {error}" for name, error in failures[:1])
+            raise StudyError(f"no run of {self.name} is finished in {self.folder.name}; call train() first{why}")
         return pd.concat(frames, ignore_index=True)
 
     def final_rows(self) -> pd.DataFrame:
