@@ -57,7 +57,8 @@ def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
         ValueError: it is larger; the message names setting, bound and value.
     """
     if value > bound:
-        raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {value:,}")
+        shown = f"{value:,}" if value < 10**30 else f"a number of {len(hex(value)) * 4 - 8:,} bits"
+        raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {shown}")
 
 
 def memory_bytes() -> int | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ibqlab.devices import require_device, require_processes
 from ibqlab.escaping import for_terminal, lines_for_terminal
 from ibqlab.files import why_not
 
@@ -135,9 +136,12 @@ def train(recipe: str, settings: Sequence[str], output: str) -> None:
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
+    from ibqlab.training.fitting import require_fits  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
+    require_processes(talking=True)
     config = recipe_config(recipe, assignments=settings)
+    require_fits(config)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     done = kind(config, output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}"))
     _say(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
@@ -170,6 +174,8 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
     from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
     from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
 
+    require_device(given["device"], "--device")
+    require_processes()
     place = locate(tokenizer)
     folder = output_folder(output, default=f"{place.stem}-tokens")
     if verify:
@@ -189,7 +195,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
 @click.option("--card", help="A published sampling card, such as ibq_b, which KEY=VALUE changes.")
 @click.option("--tokenizer", default="", help="That decodes; by default the one that CHECKPOINT holds.")
 @click.option("--images-per-class", type=int, default=50, show_default=True)
-@click.option("--classes", default="", help="Labels, such as 0,7,12; by default all.")
+@click.option("--classes", default="", help="Labels, such as 0,7,12 or 0-3; by default all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next ones follow.")
 @click.option("--batch-size", type=int, default=50, show_default=True, help="Images drawn at once.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
@@ -211,12 +217,14 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.studies.generating import open_pair  # noqa: PLC0415
     from ibqlab.studies.sampling_runs import SampleRequest, sample_images  # noqa: PLC0415
 
+    require_device(given["device"], "--device")
+    require_processes()
     if card:
         require_choice("card", card, SAMPLING_CARDS)
     base = to_dict(SAMPLING_CARDS[card]) if card else {}
     sampling = parse(SamplingConfig, apply_overrides(base, settings, SamplingConfig), source="sampling")
     tokenizer, classes = given.pop("tokenizer"), given.pop("classes")
-    labels = [int(label) for label in classes.split(",")] if classes else []
+    labels = _read_labels(classes)
     request = parse(SampleRequest, {**given, "classes": labels}, source="samples")
     place = locate(checkpoint)
     folder = output_folder(output, default=f"{place.stem}-samples")
@@ -227,6 +235,26 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
         )
     archive = sample_images(*open_pair(checkpoint, tokenizer), folder, sampling, request)
     _say(f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)")
+
+
+def _read_labels(text: str) -> list[int]:
+    """ "0,7,12" and "0-3" as numbers.
+
+    Raises:
+        ConfigError: a part that is neither a number nor a range of them.
+    """
+    from ibqlab.bounds import CLASSES  # noqa: PLC0415
+    from ibqlab.config import ConfigError  # noqa: PLC0415
+
+    labels: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        numbers = (first, last if dash else first)
+        if not all(number.isdecimal() and len(number) < 8 and int(number) < CLASSES for number in numbers):
+            shown = for_terminal(part, 60)
+            raise ConfigError(f"--classes takes numbers and ranges, such as 0,7,12 or 0-3; got {shown!r}")
+        labels += range(int(numbers[0]), int(numbers[1]) + 1)
+    return labels
 
 
 def _data_of(place: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
 from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
 from ibqlab.studies.link_study import LinkParameters, LinkStudy
-from ibqlab.training import RunParameters, plan_run
+from ibqlab.training import RunParameters, plan_run, recipe_config
+from ibqlab.training.fitting import least_bytes, require_fits
+from ibqlab.training.planning import plan_tokenizer
 
 PARAMETERS = """\
 # what the notebook may be told
@@ -185,7 +187,7 @@ study = open_study("scale_codebook", read_parameters(StudyParameters, globals())
         ("link_stages", ["preset=smok"], "did you mean 'smoke'?"),
         ("link_stages", ["codebook_sizes=[64, 1]"], "at least 2"),
         ("evaluate_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
-        ("evaluate_tokenizer", ["device=banana"], "device must be"),
+        ("evaluate_tokenizer", ["device=banana"], "device must be cpu, cuda"),
         ("compare_published", ["metrics=[rfit]"], "did you mean 'rfid'?"),
         ("explore_collapse", ["preset=smoke", "methods=[vq, ibk]"], "did you mean 'ibq'?"),
         ("explore_collapse", ["preset=smoke", "initialisations=[unifrom]"], "did you mean 'uniform'?"),
@@ -278,6 +280,100 @@ def test_train_says_what_is_wrong_with_a_recipe(somewhere, arguments, says):
     (somewhere / "empty.yaml").write_text("")
     assert says in ibqlab("train", *arguments, code=2)
     assert not (somewhere / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("steps=1000000000000", "steps must be at most 1,000,000,000"),
+        ("batch_size=1000000000", "batch_size must be at most 1,048,576"),
+        ("processes=1000000", "processes must be at most"),
+        ("data.workers=100000", "data.workers must be at most 256"),
+        ("data.image_size=100000", "data.image_size must be at most"),
+        ("tokenizer.quantizer.codebook_size=1000000000000", "codebook_size must be at most 16,777,216"),
+        ("tokenizer.quantizer.code_dim=1000000000", "code_dim must be at most"),
+        ("tokenizer.autoencoder.num_res_blocks=100000", "num_res_blocks must be at most 1,024"),
+        ("record.snapshot_images=1000000000", "snapshot_images must be at most"),
+        ("record.log_every=1000000000000", "log_every must be at most"),
+        ("optimizer.learning_rate=1e400", "optimizer.learning_rate: must be a finite number; got inf"),
+        ("optimizer.learning_rate=.inf", "must be a finite number"),
+        ("seed=1" + "0" * 400, "seed: must be a number of at most 64 bits"),
+        ("steps=0x10", "steps: must be an integer; got the text '0x10'; write 16"),
+        ("steps=1_000", "got the text '1_000'; write 1000"),
+        ("accelerator=gpu", "write accelerator=cuda"),
+        ("precision=16", "write precision=bf16-mixed"),
+        ("a" * 5000 + "=1", "no key has more than 500 letters"),
+        (".".join("a" * 100) + "=1", "or 64 parts"),
+        ("loss={adversarial_weight: 1, discriminator: {num_layers: 3}}", "need images of at least 24 × 24 pixels"),
+        ("data=" + "[" * 1000 + "]" * 1000, "data: cannot read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_settings_beyond_any_run_are_refused_before_work(somewhere, command, setting, says):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    errors = ibqlab(command, "tiny.yaml", setting, code=2)
+    assert says in errors and len(errors) < 700
+    assert not (somewhere / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["batch_size=1048576", "data.image_size=256"],
+        ["tokenizer.quantizer.codebook_size=10000000", "tokenizer.quantizer.code_dim=60000"],
+        ["record.snapshot_images=1000000", "data.image_size=16384"],
+    ],
+)
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_anything_is_made(somewhere, settings):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    assert "this machine has" in ibqlab("train", "tiny.yaml", *settings, code=2)
+    assert not (somewhere / "runs").exists()
+
+
+def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
+    config = recipe_config("builtin/smoke", {"accelerator": "cpu"})
+    planned = plan_tokenizer(config).memory_bytes
+    assert least_bytes(config) < planned
+    monkeypatch.setattr("ibqlab.training.fitting.memory_bytes", lambda: planned)
+    require_fits(config)
+    monkeypatch.setattr("ibqlab.training.fitting.memory_bytes", lambda: planned - 1)
+    with pytest.raises(ValueError, match="lower batch_size"):
+        require_fits(config)
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:x", "cuda:99999", "", "cpu:", "cuda:9999", "cuda:-1"])
+@pytest.mark.parametrize("command", ["tokenize", "sample"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_opened(somewhere, command, device):
+    errors = ibqlab(command, "nothing", "--device", device, code=2)
+    assert "--device" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["train", "builtin/smoke"], ["tokenize", "nothing"], ["sample", "nothing"]])
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"RANK": "1"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK"),
+    ],
+)
+def test_half_of_a_launchers_variables_is_refused_and_not_waited_for(somewhere, monkeypatch, command, variables, says):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    errors = ibqlab(*command, code=2)
+    assert says in errors and "torchrun" in errors
+
+
+@pytest.mark.parametrize("text", ["0,a", "3-", "-1", "0-99999999", "1.5", "0--3"])
+def test_classes_are_numbers_and_ranges(somewhere, text):
+    assert "--classes takes numbers and ranges" in ibqlab("sample", "nothing", "--classes", text, code=2)
+
+
+@pytest.mark.parametrize("speed", ["1e-320", "nan", "inf", "-1", "0", "1e300"])
+def test_plan_refuses_a_speed_that_no_gpu_has(somewhere, speed):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    assert "images per second must lie in" in ibqlab("plan", "tiny.yaml", "--images-per-second", speed, code=2)
 
 
 # --- runs, show ---

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ibqlab.bounds import IMAGES, require_at_most
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, open_data
+from ibqlab.devices import require_device
 from ibqlab.metrics import PROTOCOLS, MetricCard, Protocol, open_images
 from ibqlab.metrics.images import ImageSet
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
@@ -106,7 +108,9 @@ class MeasuringParameters:
             require_choice("metrics", metric, RECONSTRUCTION_METRICS)
         for net in split_labels("lpips_weights", self.lpips_weights):
             require_choice("lpips_weights", net, _NETS)
-        require_choice("device", self.device.partition(":")[0], ("", "cpu", "cuda", "mps"))
+        if self.device:
+            require_device(self.device)
+        require_at_most("limit", self.limit, IMAGES)
         require(self.limit >= 0, f"limit must be ≥ 0 images (0: all), got {self.limit}")
 
 
