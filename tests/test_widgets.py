@@ -14,7 +14,9 @@ from matplotlib.text import Text
 from ibqlab.config import parse
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.plots import plot_run_curves, run_curve_table
-from ibqlab.studies import Study, StudyError, figure_collapse
+from ibqlab.studies import Study, StudyError, StudyParameters, figure_collapse, figure_reconstructions
+from ibqlab.studies.figures import too_short
+from ibqlab.studies.run_figures import figure_run_histogram
 from ibqlab.studies.study import Grid, name_start
 from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
@@ -87,8 +89,48 @@ class TestExplorer:
         assert [label for label, _ in starts.options] == [name_start("N(0, 1)", True)]
         assert starts.disabled
         assert explorer.numbers.value.startswith("IBQ from N(0, 1), step 4")
+
+    def test_a_method_comes_with_its_own_start(self, explorer):
+        starts = explorer.choices["init"]
+        starts.value = "N(0, 1)"
+        explorer.choices["method"].value = "ibq"
         explorer.choices["method"].value = "vq"
-        assert starts.value == "N(0, 1)"  # what can stay stays
+        assert starts.value == "U(±1/K)"
+        assert explorer.numbers.value.startswith("VQ from U(±1/K)")
+
+    def test_colours_mean_the_same_at_every_step(self, explorer, monkeypatch):
+        tops = []
+        monkeypatch.setattr(
+            "ibqlab.widgets.explorer.plot_code_map",
+            lambda *_, most_hits: tops.append(most_hits) or plot_run_curves(ROWS),
+        )
+        explorer.choices["method"].value = "ibq"
+        for step in (0, 2, 4):
+            explorer.step.value = step
+        run = explorer.run
+        assert set(tops) == {max(run.snapshot(step)["counts"].max() for step in run.snapshot_steps)}
+
+    def test_what_was_chosen_before_is_dimmed_while_the_next_is_drawn(self, explorer, monkeypatch):
+        seen = []
+        draw = explorer._frame
+
+        def drawing():
+            seen.append((explorer.numbers.value, explorer.code_map.value[:30]))
+            return draw()
+
+        monkeypatch.setattr(explorer, "_frame", drawing)
+        explorer.step.value = 0
+        explorer.step.value = 4
+        assert seen[0] == ("VQ from U(±1/K), step 0: drawing …", '<div style="opacity: 0.25"><im')
+        assert seen[1][1].startswith("<img"), "a snapshot seen before is there at once"
+        assert explorer.code_map.value.startswith("<img")
+
+    def test_shows_its_pictures_without_a_kernel(self, explorer):
+        bundle = explorer._repr_mimebundle_()
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        assert "application/vnd.jupyter.widget-view+json" in data
+        page = data["text/html"]
+        assert page.count("<img") == 2 and explorer.numbers.value in page
 
     def test_another_run_keeps_the_step(self, explorer):
         explorer.step.value = 2
@@ -100,7 +142,7 @@ class TestExplorer:
         drawn = []
         monkeypatch.setattr(
             "ibqlab.widgets.explorer.plot_code_map",
-            lambda projection, frame, counts, title: drawn.append((projection, frame)) or plot_run_curves(ROWS),
+            lambda projection, frame, *_, **__: drawn.append((projection, frame)) or plot_run_curves(ROWS),
         )
         explorer.choices["method"].value = "ibq"
         for step in (0, 2):
@@ -155,6 +197,27 @@ class TestCollapseFigure:
         assert same.values.tolist() == [["vq", "U(±1/K)"], ["vq", "N(0, 1)"], ["ibq", "N(0, 1)"]]
         with pytest.raises(ValueError, match="'published', 'same'; got 'alike'"):
             figure_collapse(study, "alike")
+
+
+class TestTooShort:
+    def test_short_runs_say_so_on_their_figures(self, study):
+        told = "4 steps: too short to mean anything"
+        for figure in (
+            figure_collapse(study),
+            figure_reconstructions(study),
+            figure_run_histogram(study.finished()[0][1]),
+        ):
+            assert told in [text.get_text() for text in figure.texts]
+        caption = figure_reconstructions(study).get_supxlabel().replace("\n", " ")
+        tokens = int(study.final_rows()["validation_tokens"].min())
+        assert f"a table's PSNR is over the images of {tokens:,} validation tokens" in caption
+
+    def test_the_smoke_preset_and_few_steps_are_too_short(self):
+        small = parse(Grid, GRID)
+        long = parse(Grid, GRID | {"steps": 50})
+        assert too_short(Study("a", small, "x")) == "4 steps"
+        assert too_short(Study("a", long, "x")) == ""
+        assert too_short(Study("a", long, "x", place=StudyParameters(preset="smoke"))) == "preset smoke"
 
 
 ROWS = pd.DataFrame(
