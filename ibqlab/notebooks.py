@@ -352,7 +352,7 @@ def _is_executed_copy(target: Path) -> bool:
     """Whether papermill wrote a file, also one that an earlier version left half written or empty."""
     try:
         content = read_bytes(target, COPY_BYTES)
-    except UnreadableFile:
+    except (UnreadableFile, FileNotFoundError):
         return False
     try:
         return "papermill" in parse_json(content, str(target))["metadata"]

@@ -124,7 +124,7 @@ def test_collapse_curves_draw_the_table(metrics):
     assert usage.get_ylabel() == "codes hit (% of 1,024)"
     assert perplexity.get_ylabel() == "perplexity (codes)"
     caption = figure.get_supxlabel()
-    for fact in ("K = 1,024, D = 64", "10,240 tokens", "3 seeds"):
+    for fact in ("K = 1,024, D = 64", "the last 10,240 training tokens", "3 seeds"):
         assert fact in caption
     assert "reads low" not in caption
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -149,6 +149,38 @@ def test_lines_that_coincide_both_show(metrics):
     first, *_, last = plot_collapse_curves(same).axes[0].get_lines()
     assert first.get_linewidth() > last.get_linewidth() >= 1
     assert first.get_markevery() != last.get_markevery()
+
+
+def test_collapse_is_drawn_without_memory_where_it_was_recorded(metrics):
+    """The window still says 50 % after the validation has seen one code in ten: the curve must not."""
+    probed = metrics.assign(
+        validation_usage=np.where(metrics["step"] == 0, 1.0, 0.1),
+        validation_perplexity=np.where(metrics["step"] == 0, 900.0, 40.0),
+        validation_tokens=10_304,
+        step_usage=np.where(metrics["step"] == 0, np.nan, 0.08),
+        step_tokens=512,
+    )
+    figure = plot_collapse_curves(probed)
+    usage, perplexity, _ = figure.axes
+    thick = [line for line in usage.get_lines() if not line.get_label().startswith("_")]
+    thin = [line for line in usage.get_lines() if line.get_label() == "_thin"]
+    assert len(thick) == len(thin) == 4
+    assert thick[0].get_ydata() == pytest.approx([100, 10, 10]) and thin[0].get_ydata() == pytest.approx([8, 8])
+    assert thin[0].get_linewidth() < thick[0].get_linewidth()
+    assert perplexity.get_lines()[0].get_ydata() == pytest.approx([900, 40, 40])
+    for fact in ("over 10,304 validation tokens;", "thin lines: usage over the step's own 512 tokens"):
+        assert fact in figure.get_supxlabel()
+    _assert_readable(figure)
+    # Runs from before steps had a usage of their own show the window, and call it that.
+    older = plot_collapse_curves(probed.drop(columns=["step_usage", "step_tokens"]))
+    assert "thin lines: usage over the window of the last 10,240 training tokens" in older.get_supxlabel()
+    assert "over the window of the last 10,240 training tokens" in plot_collapse_curves(metrics).get_supxlabel()
+
+
+def test_first_steps_have_room(metrics):
+    many = pd.concat([metrics.assign(step=metrics["step"] + start) for start in (1, 300)])
+    assert plot_collapse_curves(many).axes[0].get_xscale() == "symlog"
+    assert plot_collapse_curves(metrics).axes[0].get_xscale() == "linear"
 
 
 def test_collapse_curves_warn_of_too_few_tokens(metrics):
@@ -197,7 +229,11 @@ def test_norm_curves_draw_their_table(norms):
     assert [len(axes.get_lines()) for axes in (norms_of, softmax, reach, usage)] == [4, 1, 2, 2]
     assert usage.get_lines()[1].get_ydata()[0] == pytest.approx(51)
     told = " ".join(_texts(figure))
-    assert "IBQ, double quantization" in told and "K = 1,024, D = 64; mean and range of 3 seeds" in told
+    assert "IBQ, double quantization" in told and "K = 1,024, D = 64; usage over the window of" in told
+    assert "training tokens; mean and range of 3 seeds" in told and "Usage (window)" in told
+    own = plot_norm_curves(norms.assign(step_usage=0.25, step_tokens=512))
+    assert own.axes[3].get_lines()[0].get_ydata() == pytest.approx([25, 25, 25])
+    assert "usage over 512 tokens of each step" in own.get_supxlabel()
     _assert_readable(figure)
 
 

@@ -243,7 +243,7 @@ class TestRunCurves:
         training, validation = usage.get_lines()
         assert training.get_xydata().tolist() == [[2, 25], [4, 50]]
         assert validation.get_xydata().tolist() == [[0, 90]]
-        assert (training.get_label(), validation.get_label()) == ("training", "validation")
+        assert (training.get_label(), validation.get_label()) == ("training, window", "validation")
         assert perplexities.get_yscale() == "log"
         assert perplexities.get_ylim()[1] > 700
         assert psnr.get_lines()[0].get_xydata().tolist() == [[0, 9]]
@@ -253,7 +253,9 @@ class TestRunCurves:
             "perplexity (codes)",
             "PSNR (dB)",
         ]
-        assert "the last 256 training tokens (at first 128) and 640 validation tokens" in figure.get_supxlabel()
+        assert (
+            "a window of the last 256 training tokens (at first 128), 640 validation tokens" in figure.get_supxlabel()
+        )
 
     def test_is_readable_and_leaves_matplotlib_alone(self):
         before = dict(mpl.rcParams)

@@ -23,8 +23,10 @@ from ibqlab.plots.style import (
     text_label,
 )
 
-_MEASURES = ("usage", "perplexity", "gradient_reach")
-_COLUMNS = ("step", "method", "seed", "init", *_MEASURES, "usage_tokens", "codebook_size")
+_WITHOUT_MEMORY = ("step_usage", "validation_usage", "validation_perplexity")
+_TOKENS = ("usage_tokens", "step_tokens", "validation_tokens")
+_MEASURES = ("usage", "perplexity", "gradient_reach", *_WITHOUT_MEMORY)
+_COLUMNS = ("step", "method", "seed", "init", *_MEASURES[:3], "usage_tokens", "codebook_size")
 _TOKENS_PER_CODE = 10
 
 
@@ -34,17 +36,21 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Args:
         metrics: one row per run and logged step with the columns step, method, seed, init, usage (share), usage_tokens,
             perplexity (codes), gradient_reach (share) and codebook_size; empty cells where a step did not measure.
-            Runs may have one codebook size only; an optional column code_dim is named in the caption.
+            Runs may have one codebook size only; an optional column code_dim is named in the caption. Optional, too,
+            because older runs lack them: step_usage with step_tokens, validation_usage and validation_perplexity with
+            validation_tokens.
     Returns:
         One row per (method, init, step), in the order of first appearance, with codebook_size, code_dim where it was
         given (the largest), seeds, usage_tokens (the fewest of the seeds), and *_mean, *_min, *_max for usage and
-        gradient_reach (shares, 0 to 1) and perplexity (codes).
+        gradient_reach (shares, 0 to 1) and perplexity (codes), and for what there is without memory: step_usage and validation_usage (shares), validation_perplexity
+        (codes), with step_tokens and validation_tokens (the fewest of the seeds).
     Raises:
         ValueError: a missing column, no rows, or more than one codebook size.
     """
     _check_metrics(metrics)
+    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, *_WITHOUT_MEMORY, *_TOKENS])))
     groups = metrics.groupby(["method", "init", "step"], sort=False)
-    table = spread_over_seeds(groups, _MEASURES)
+    table = spread_over_seeds(groups, _MEASURES).join(groups[list(_TOKENS[1:])].min())
     table["codebook_size"], table["usage_tokens"] = groups["codebook_size"].first(), groups["usage_tokens"].min()
     if "code_dim" in metrics:
         table["code_dim"] = groups["code_dim"].max()
@@ -72,9 +78,14 @@ def spread_over_seeds(groups: DataFrameGroupBy, measures: Sequence[str]) -> pd.D
 def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     """Three panels against the training step: usage, perplexity (log scale) and gradient reach.
 
+    Usage and perplexity are of validation tokens, which remember nothing of earlier steps; the thin line is the share
+    of codes that each step's own tokens hit, on the clock of the gradient reach. Runs without these have usage and
+    perplexity of the window of latest training tokens, and the caption says so: a window falls late. Steps are on a
+    logarithmic scale where the first ones were recorded, because collapse is decided there.
+
     Colour and marker: method. Line style: initialisation, as in every figure. Line: mean over seeds; band: lowest to
-    highest seed. Later lines are thinner, so that coinciding ones both show. A codebook collapses where usage falls
-    and stays down; gradient reach tells whether lost codes can still come back.
+    highest seed. Later lines are thinner, so that coinciding ones both show. A codebook
+    collapses where usage falls and stays down; gradient reach tells whether lost codes can still come back.
 
     Args:
         metrics: as for `collapse_curve_table`, or what it returned.
@@ -87,19 +98,21 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     styles = styles_for(list(table["method"].unique()))
     lines = {init: start_line(init) for init in table["init"].unique()}
     size = int(table["codebook_size"].iloc[0])
+    probed = table["validation_usage_mean"].notna().any()
     with styled_figure(PAGE_WIDTH, 3.3) as figure:
         usage, perplexity, reach = figure.subplots(1, 3)
         for axes, measure, scale in (
-            (usage, "usage", 100),
-            (perplexity, "perplexity", 1),
+            (usage, "validation_usage" if probed else "usage", 100),
+            (perplexity, "validation_perplexity" if probed else "perplexity", 1),
             (reach, "gradient_reach", 100),
         ):
             for place, ((method, init), group) in enumerate(table.groupby(["method", "init"], sort=False)):
                 style = replace(styles[method], line=lines[init], label=text_label(f"{method}, {init}"))
                 draw_band(axes, group, measure, scale, style, place=place)
             axes.set_xlabel("training step")
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            scale_steps(axes, table["step"])
             fix_tick_size(axes)
+        _draw_thin(usage, table, styles)
         _finish_share(usage, "Usage", f"codes hit (% of {size:,})")
         _finish_perplexity(perplexity, size)
         _finish_share(reach, "Gradient reach", f"codes reached (% of {size:,})")
@@ -135,6 +148,37 @@ def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: 
         label=style.label,
         **style.look,
     )
+
+
+def scale_steps(axes: Axes, steps: pd.Series) -> None:
+    """The axis of training steps: logarithmic from step 1 on where steps below a hundredth of the last have a row."""
+    positive = steps[steps > 0]
+    if len(positive) and positive.min() * 100 <= positive.max():
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_xlim(-0.15, positive.max() * 1.15)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _thin_measure(table: pd.DataFrame) -> str:
+    """What the thin lines of the first panel show; "" where the thick ones show all there is."""
+    if table["step_usage_mean"].notna().any():
+        return "step_usage"
+    return "usage" if table["validation_usage_mean"].notna().any() else ""
+
+
+def _draw_thin(axes: Axes, table: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
+    """Usage of each step's own tokens, behind the validation's; of the window in runs that have none."""
+    measure = _thin_measure(table)
+    if not measure:
+        return
+    for (method, _), group in table.dropna(subset=[f"{measure}_mean"]).groupby(["method", "init"], sort=False):
+        shares = 100 * group[f"{measure}_mean"]
+        axes.plot(
+            group["step"], shares, color=styles[method].color, linewidth=0.6, alpha=0.6, label="_thin", zorder=1.5
+        )
 
 
 def _finish_share(axes: Axes, title: str, label: str) -> None:
@@ -181,16 +225,33 @@ def _caption(table: pd.DataFrame) -> str:
     if "code_dim" in table:
         sizes += ", D = " + " and ".join(f"{int(dim):,}" for dim in sorted(table["code_dim"].unique()))
     tokens = table["usage_tokens"].dropna()
-    window = "no tokens counted"
-    if len(tokens):
-        window = f"usage and perplexity over {int(tokens.max()):,} tokens"
-        if tokens.min() < tokens.max():
-            window += f" (at first {int(tokens.min()):,})"
-        if tokens.max() < _TOKENS_PER_CODE * size:
-            window += f", fewer than 10·K = {_TOKENS_PER_CODE * size:,}: reads low"
     seeds = int(table["seeds"].max())
     spread = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-    return f"{sizes}; {window}; {spread}\ncodes reached: gradient norm above 10⁻³ of the largest code's in that step"
+    thin, window = _thin_measure(table), "the window of the last {} training tokens"
+    counted = _few(tokens, size, window)
+    if table["validation_usage_mean"].notna().any():
+        counted = _few(table["validation_tokens"].dropna(), size, "{} validation tokens")
+    behind = ""
+    if thin:
+        few = table[{"step_usage": "step_tokens", "usage": "usage_tokens"}[thin]].max()
+        words = "the step's own {} tokens" if thin == "step_usage" else window
+        behind = f"thin lines: usage over {words.format(f'{int(few):,}')}\n"
+    return (
+        f"{sizes}; usage and perplexity over {counted}; {spread}\n{behind}"
+        "codes reached: gradient norm above 10⁻³ of the largest code's in that step"
+    )
+
+
+def _few(tokens: pd.Series, size: int, text: str) -> str:
+    """How many tokens a usage was counted on, with a word where they are too few for so many codes."""
+    if tokens.empty:
+        return "no tokens"
+    counted = text.format(f"{int(tokens.max()):,}")
+    if tokens.min() < tokens.max():
+        counted += f" (at first {int(tokens.min()):,})"
+    if tokens.max() < _TOKENS_PER_CODE * size:
+        counted += f", fewer than 10·K = {_TOKENS_PER_CODE * size:,}: reads low"
+    return counted
 
 
 def _check_metrics(metrics: pd.DataFrame) -> None:

@@ -1,18 +1,19 @@
-"""Why codes live or die where the choice is a softmax: norms of features and codes, and how far that softmax is spread.
+"""Where the choice is a softmax: norms of features and codes, how far that softmax is spread, reach, and usage.
 
-A softmax over z·C decides as its features grow. While it is undecided all codes get gradients; once it has decided, the
-chosen one alone does, and usage follows.
+A softmax over z·C decides as its features grow: while it is undecided all codes get gradients, once it has decided only
+the chosen ones. The four panels share one clock, the forward pass of each step, and none has a memory. Which of them
+changes first is not read off by eye: `ibqlab.studies.lead_lag` computes it over seeds.
 """
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.plots.curves import draw_band, spread_over_seeds
+from ibqlab.plots.curves import draw_band, scale_steps, spread_over_seeds
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for
 
-MEASURES = ("usage", "gradient_reach", "feature_norm_mean", "code_norm_mean", "softmax_perplexity")
-_COLUMNS = ("step", "row", "method", "seed", "codebook_size", "code_dim", *MEASURES)
+MEASURES = ("usage", "step_usage", "gradient_reach", "feature_norm_mean", "code_norm_mean", "softmax_perplexity")
+_COLUMNS = ("step", "row", "method", "seed", "codebook_size", "code_dim", *(m for m in MEASURES if m != "step_usage"))
 SOFTMAX_METHODS = ("ibq", "soft_vq")
 """Methods that a softmax over z·C chooses for; of the others the second panel has no line."""
 
@@ -23,7 +24,8 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Args:
         metrics: one line per run and logged step with the columns step, row (its name in the legend), method, seed,
             codebook_size, code_dim, usage and gradient_reach (shares), feature_norm_mean, code_norm_mean and
-            softmax_perplexity (codes); empty cells where a step did not measure.
+            softmax_perplexity (codes); empty cells where a step did not measure. Optional, because older runs lack
+            them: step_usage and step_tokens.
     Returns:
         One line per (row, step), rows in the order of first appearance, with method, seeds and *_mean, *_min, *_max of
         each measure.
@@ -36,6 +38,7 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
             f"metrics need lines with the columns {', '.join(_COLUMNS)}; "
             + (f"missing {', '.join(missing)}" if missing else "there are none: train at least one run")
         )
+    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, "step_usage"])))
     table = spread_over_seeds(metrics.groupby(["row", "method", "step"], sort=False), MEASURES).reset_index()
     order = {name: place for place, name in enumerate(metrics["row"].unique())}
     return table.sort_values(
@@ -44,8 +47,9 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
-    """Four panels against the training step: norms, codes in the softmax, gradient reach, usage.
+    """Four panels against the training step: norms, codes in the softmax, gradient reach, usage of each step's tokens.
 
+    Runs without `step_usage` have the usage of the window of latest tokens, named as such: it falls late.
     Line: mean over seeds; band: lowest to highest seed. Thin lines in the first panel: norms of the codes.
 
     Args:
@@ -57,6 +61,7 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
     """
     table = norm_curve_table(metrics)
     styles = styles_for(list(table["row"].unique()))
+    measure = "step_usage" if table["step_usage_mean"].notna().any() else "usage"
     with styled_figure(PAGE_WIDTH, 5.2) as figure:
         (norms, spread), (reach, usage) = figure.subplots(2, 2)
         for name, group in table.groupby("row", sort=False):
@@ -69,17 +74,21 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
             if group["method"].iloc[0] in SOFTMAX_METHODS:
                 draw_band(spread, group, "softmax_perplexity", 1, style)
             draw_band(reach, group, "gradient_reach", 100, style)
-            draw_band(usage, group, "usage", 100, style)
+            draw_band(usage, group, measure, 100, style)
         norms.set(title="Norm of features (thin: of codes)", ylabel="mean norm", yscale="log")
         spread.set(title="Codes in softmax(z·C)", ylabel="perplexity (codes)", yscale="log", ylim=(0.8, None))
         reach.set(title="Gradient reach", ylabel="codes reached (%)", ylim=(-3, 103))
-        usage.set(title="Usage", ylabel="codes hit (%)", ylim=(-3, 103))
+        usage.set(
+            title="Usage (each step's tokens)" if measure == "step_usage" else "Usage (window)",
+            ylabel="codes hit (%)",
+            ylim=(-3, 103),
+        )
         for axes in (norms, spread):
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         for axes in (norms, spread, reach, usage):
             axes.set_xlabel("training step")
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            scale_steps(axes, table["step"])
             fix_tick_size(axes)
         figure.legend(
             handles=usage.get_lines(), loc="outside upper center", ncols=min(len(styles), 3), handlelength=2.8
@@ -88,8 +97,20 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
             f"{letter} = {_listed(metrics[column])}" for letter, column in (("K", "codebook_size"), ("D", "code_dim"))
         ]
         seeds = int(table["seeds"].max())
-        add_caption(figure, f"{', '.join(sizes)}; {'1 seed' if seeds == 1 else f'mean and range of {seeds} seeds'}")
+        counted = f"; usage over {_tokens(metrics, measure)}" if _tokens(metrics, measure) else ""
+        spread = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+        add_caption(figure, f"{', '.join(sizes)}{counted}; {spread}")
     return figure
+
+
+def _tokens(metrics: pd.DataFrame, measure: str) -> str:
+    """What a usage was counted on; "" where that was not recorded."""
+    column = {"step_usage": "step_tokens", "usage": "usage_tokens"}[measure]
+    counted = metrics[column].dropna() if column in metrics else pd.Series(dtype=float)
+    if counted.empty:
+        return ""
+    words = "{} tokens of each step" if measure == "step_usage" else "the window of the last {} training tokens"
+    return words.format(f"{int(counted.max()):,}")
 
 
 def _listed(values: pd.Series) -> str:

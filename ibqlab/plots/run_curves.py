@@ -10,12 +10,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure
 
 _COLUMNS = (
-    *("step", "loss", "usage", "usage_tokens", "perplexity"),
+    *("step", "loss", "usage", "usage_tokens", "perplexity", "step_usage", "step_tokens"),
     *("validation_usage", "validation_perplexity", "validation_tokens", "validation_psnr"),
 )
 _TRAINING_COLOR = "#0072B2"
 _VALIDATION_COLOR = "#D55E00"
-_TRAINING, _VALIDATION = "training", "validation"
+_TRAINING, _WINDOW, _STEP, _VALIDATION = "training", "training, window", "training, each step", "validation"
+_LOOKS = {
+    _TRAINING: {"color": _TRAINING_COLOR, "linestyle": "-"},
+    _WINDOW: {"color": _TRAINING_COLOR, "linestyle": "-"},
+    _STEP: {"color": _TRAINING_COLOR, "linestyle": "-", "linewidth": 0.6, "alpha": 0.6},
+    _VALIDATION: {"color": _VALIDATION_COLOR, "linestyle": ":"},
+}
 
 
 def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -26,8 +32,8 @@ def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
             are what a run logs.
     Returns:
         One row per logged step: step, loss, usage (share of codes hit in the training window of usage_tokens),
-        perplexity (codes), and validation_usage, validation_perplexity, validation_tokens, validation_psnr (dB); empty
-        where a step did not measure.
+        perplexity (codes), step_usage (share hit by the step's own step_tokens), and validation_usage,
+        validation_perplexity, validation_tokens, validation_psnr (dB); empty where a step did not measure.
     Raises:
         ValueError: no column "step", or no rows.
     """
@@ -50,8 +56,9 @@ def metrics_by_step(metrics: pd.DataFrame, columns: Sequence[str]) -> pd.DataFra
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     """Four panels against the training step: loss, usage, perplexity (log scale) and validation PSNR.
 
-    Lines: the training batches and the window of latest tokens. Points: validation images, at the steps that looked at
-    them. A codebook collapses where usage falls and stays down while the loss may still go on falling.
+    Lines: the training batches and the window of latest tokens; thin: each step's own tokens. Points: validation
+    images, at the steps that looked at them. The window falls late, because it remembers; the others do not. A
+    codebook collapses where usage falls and stays down while the loss may still go on falling.
 
     Args:
         metrics: as for `run_curve_table`, of a run that may still be training, or what it returned.
@@ -64,8 +71,9 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
         _draw(loss, table, "loss", _TRAINING)
+        _draw(usage, table, "step_usage", _STEP, 100)
         for axes, measure, scale in ((usage, "usage", 100), (perplexity, "perplexity", 1)):
-            _draw(axes, table, measure, _TRAINING, scale)
+            _draw(axes, table, measure, _WINDOW, scale)
             _draw(axes, table, f"validation_{measure}", _VALIDATION, scale)
         _draw(psnr, table, "validation_psnr", _VALIDATION)
         loss.set(title="Loss, all terms weighted", ylabel="loss (no unit)")
@@ -79,8 +87,8 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
             fix_tick_size(axes)
         for axes in (perplexity, psnr):
             axes.set_xlabel("training step")
-        handles = {line.get_label(): line for axes in (usage, psnr) for line in axes.get_lines()}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2)
+        handles = {line.get_label(): line for axes in (loss, usage, psnr) for line in axes.get_lines()}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
         add_caption(figure, _caption(table))
     return figure
 
@@ -94,8 +102,7 @@ def _draw(axes: Axes, table: pd.DataFrame, measure: str, source: str, scale: int
     axes.plot(
         measured["step"],
         measured[measure] * scale,
-        color=_VALIDATION_COLOR if validation else _TRAINING_COLOR,
-        linestyle=":" if validation else "-",
+        **_LOOKS[source],
         marker="o" if validation or len(measured) == 1 else None,
         markersize=4,
         label=source,
@@ -110,12 +117,15 @@ def _above(table: pd.DataFrame) -> float:
 
 def _caption(table: pd.DataFrame) -> str:
     """The last step, and the tokens behind usage and perplexity."""
-    window, validation = (table[column].dropna() for column in ("usage_tokens", "validation_tokens"))
+    columns = ("usage_tokens", "step_tokens", "validation_tokens")
+    window, step, validation = (table[column].dropna() for column in columns)
     counted = []
     if len(window):
         grown = f" (at first {int(window.min()):,})" if window.min() < window.max() else ""
-        counted.append(f"the last {int(window.max()):,} training tokens{grown}")
+        counted.append(f"a window of the last {int(window.max()):,} training tokens{grown}")
+    if len(step):
+        counted.append(f"{int(step.max()):,} tokens of each step")
     if len(validation):
         counted.append(f"{int(validation.max()):,} validation tokens")
-    tokens = f"; usage and perplexity over {' and '.join(counted)}" if counted else ""
+    tokens = f"; usage and perplexity over {', '.join(counted)}" if counted else ""
     return f"step {int(table['step'].max()):,}{tokens}"

@@ -333,7 +333,6 @@ class AblationTables:
         if not frames:
             return None
         metrics = pd.concat(frames, ignore_index=True)
-        metrics = metrics[metrics["step"] > 0]
         figure = plot_collapse_curves(metrics)
         save_figure(figure, self.study.folder / "figures" / "collapse", collapse_curve_table(metrics))
         return figure

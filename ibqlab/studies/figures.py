@@ -76,7 +76,6 @@ def figure_collapse(study: Study, starts: str = "published") -> Figure:
         metrics = metrics[metrics[axis] == metrics[axis].max()]
     if starts == "published" and metrics["published_init"].any():
         metrics = metrics[metrics["published_init"]]
-    metrics = metrics[metrics["step"] > 0]
     figure = plot_collapse_curves(metrics)
     save_study_figure(study, STARTS[starts], figure, collapse_curve_table(metrics))
     return figure

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from ibqlab.escaping import for_markdown, for_terminal
+
 
 def provenance_of(rows: Iterable[dict[str, Any]], command: str) -> dict[str, Any]:
     """What made some rows: commits, versions, hardware, data, each once."""
@@ -31,23 +33,27 @@ def provenance_text(rows: list[dict[str, Any]], *commands: str) -> str:
     versions = "; ".join(f"torch {one.get('torch')}, Python {one.get('python')}" for one in facts["versions"] if one)
     data = sorted(
         {
-            part["description"]
+            str(part["description"])
             for one in facts["data"]
             if one
             for part in one.values()
             if isinstance(part, dict) and "description" in part
         }
     )
+    seeds, threads = (", ".join(map(str, facts[key])) for key in ("seeds", "threads"))
+    named = {
+        "seeds": f"{seeds}; threads per run: {threads}",
+        "images": "; ".join(data) or "not noted",
+        "hardware": hardware,
+        "versions": versions,
+        "commit": ", ".join(facts["commits"]),
+    }
     return "\n".join(
         [
             "## Provenance",
             "",
-            *(f"- command: `{command}`" for command in commands),
-            f"- seeds: {', '.join(map(str, facts['seeds']))}; threads per run: {', '.join(map(str, facts['threads']))}",
-            f"- images: {'; '.join(data) or 'not noted'}",
-            f"- hardware: {hardware}",
-            f"- versions: {versions}",
-            f"- commit: {', '.join(facts['commits'])}",
+            *(f"- command: `{for_terminal(command, None).replace('`', chr(39))}`" for command in commands),
+            *(f"- {name}: {for_markdown(text, 2000)}" for name, text in named.items()),
         ]
     )
 

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from ibqlab.config import parse
-from ibqlab.files import write_whole
+from ibqlab.escaping import for_html, for_markdown
+from ibqlab.files import explained, read_bytes, write_whole
 from ibqlab.runs.finding import find_run
 from ibqlab.studies.ablation import AblationParameters, open_ablations, read_parameters_of
 from ibqlab.studies.ablation_tables import AblationTables
@@ -24,8 +25,12 @@ STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px}"
     "th,td{border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left;vertical-align:top}"
+    "td{overflow-wrap:anywhere;min-width:4em}@media print{table{display:table;font-size:9px}}"
     "img{max-width:100%;border:0}code{background:#f4f4f4;padding:.1em .3em;overflow-wrap:anywhere}"
 )
+
+PICTURE_BYTES = 64 * 2**20
+"""Largest picture that a page takes in."""
 
 
 def write_study_report(study: str | Path | AblationTables | ScalingReport) -> Path:
@@ -92,7 +97,7 @@ def ablation_report(tables: AblationTables) -> str:
         )
     for name, table in study.tables.items():
         shown = tables.shown(name)
-        shown.to_csv(_made(study.folder / "figures") / f"{name}_table.csv", index=False)
+        write_whole(_made(study.folder / "figures") / f"{name}_table.csv", shown.to_csv(index=False).encode())
         picture = f"\n\n![{table.file.title}](figures/{name}.png)" if tables.figure(name) else ""
         if tables.figure_norms(name):
             picture += f"\n\n![Norms of features and codes, and the softmax's spread](figures/{name}_norms.png)"
@@ -102,7 +107,10 @@ def ablation_report(tables: AblationTables) -> str:
         )
     failures = [(cell.name, failure) for cell in study.cells if (failure := study.store.failure(cell))]
     if failures:
-        parts.append("## Failed\n\n" + "\n".join(f"- {name}: {failure['error']}" for name, failure in failures))
+        parts.append(
+            "## Failed\n\n"
+            + "\n".join(f"- {for_markdown(name)}: {for_markdown(failure['error'], 2000)}" for name, failure in failures)
+        )
     parts.append(provenance_text(rows, study.command, f"ibqlab report {study.folder.name}"))
     write_whole(study.folder / "provenance.json", as_json(provenance_of(rows, study.command)))
     return "\n\n".join(parts) + "\n"
@@ -112,21 +120,37 @@ def write_pages(folder: Path, text: str, title: str) -> Path:
     """Markdown, and the same as one HTML page with its pictures inside; the page's path."""
     import mistune  # noqa: PLC0415 - comes with the notebook tools
 
-    write_whole(folder / "report.md", text.encode())
-    body = mistune.create_markdown(plugins=["table"])(text)
-    body = re.sub(r'src="(figures/[^"]+)"', lambda found: f'src="{_inline(folder / found[1])}"', body)
+    write_whole(folder / "report.md", text.encode(errors="replace"))
+    body = mistune.create_markdown(escape=True, plugins=["table"])(text)
+    body = re.sub(r"<img\b[^>]*>", lambda found: _picture(found[0], folder / "figures"), body)
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{for_html(title)}</title>'
         f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
-    write_whole(folder / "report.html", page.encode())
+    write_whole(folder / "report.html", page.encode(errors="replace"))
     return folder / "report.html"
 
 
-def _inline(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+def _picture(tag: str, figures: Path) -> str:
+    """An image of the page with its bytes inside; its description alone where it is none of the study's figures.
+
+    Only ordinary .png files that lie inside `figures/`, links followed, are read: whatever else a page may name, from
+    the disk or from the net, must not travel with it.
+    """
+    source, shown = (re.search(rf'{name}="([^"]*)"', tag) for name in ("src", "alt"))
+    shown = shown[1] if shown else ""
+    file = figures.parent / html.unescape(source[1] if source else "")
+    try:
+        inside = file.resolve().is_relative_to(figures.resolve()) and file.resolve().suffix == ".png"
+        content = read_bytes(file, PICTURE_BYTES) if inside else b""
+    except (OSError, ValueError, RuntimeError):
+        content = b""
+    if not content.startswith(b"\x89PNG"):
+        return f"<em>{shown}</em>"
+    return f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{shown}">'
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab.escaping import for_markdown
 from ibqlab.files import write_whole
 from ibqlab.plots import save_figure
 from ibqlab.plots.power_laws import plot_power_laws
@@ -125,7 +126,7 @@ class ScalingReport:
         figure = plot_power_laws(self.runs, self.laws, FITTED)
         keys = [*SETTINGS, "seed", "tokens", "usage", *FITTED]
         save_figure(figure, self.study.folder / "figures" / "power_laws", self.runs[keys])
-        self.laws.to_csv(self.study.folder / "figures" / "power_laws_fits.csv", index=False)
+        write_whole(self.study.folder / "figures" / "power_laws_fits.csv", self.laws.to_csv(index=False).encode())
         return figure
 
     def sentences(self) -> str:
@@ -185,13 +186,14 @@ class ScalingReport:
         rows = self.runs.to_dict("records")
         figure_scaling(self.study)
         self.figure_laws()
-        self.table().to_csv(self.study.folder / "figures" / "table.csv", index=False)
+        write_whole(self.study.folder / "figures" / "table.csv", self.table().to_csv(index=False).encode())
         facts = provenance_of(rows, self.study.command)
         write_whole(self.study.folder / "provenance.json", as_json(facts))
         parts = [
-            f"# Scaling the codebook, {self.study.folder.name}",
-            f"{len(rows)} of {len(self.study.cells)} runs of {self.study.grid.base} finished. In brackets: Student's "
-            "95 % interval of the mean over seeds. Usage: share of codes hit at least once in the tokens named. "
+            f"# Scaling the codebook, {for_markdown(self.study.folder.name)}",
+            f"{len(rows)} of {len(self.study.cells)} runs of {for_markdown(self.study.grid.base)} finished. "
+            "In brackets: Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in "
+            "the tokens named. "
             "quantizer: one pass forward and backward over a step's tokens, float32, while other runs went on beside "
             "it; MiB: what autograd keeps for it.",
             to_markdown(self.shown()),

@@ -1,11 +1,15 @@
 """Tables of a study: one row per method and setting, mean and range over seeds."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
 
+from ibqlab.escaping import for_markdown, for_terminal
+from ibqlab.files import explained, write_whole
 from ibqlab.plots.style import method_label
+from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
 from ibqlab.studies.origin import commit_of
 from ibqlab.studies.study import Study, name_start
 
@@ -17,6 +21,12 @@ MEASURES = {
     "gradient_reach": "gradient reach",
     "validation_psnr": "PSNR (dB)",
 }
+LEAST_STEPS = 100
+"""Runs of fewer steps have not come to what their method comes to."""
+TOO_SHORT = (
+    "**Too short to mean anything.** Runs of so few steps show that everything works, not what a method does: orders "
+    "may be the reverse of what longer runs show."
+)
 SHARES = {"validation_usage", "usage", "gradient_reach"}
 
 
@@ -37,6 +47,7 @@ def summary_table(study: Study) -> pd.DataFrame:
     }
     parts["validation_tokens"] = groups["validation_tokens"].min()
     parts["usage_tokens"] = groups["usage_tokens"].min()
+    parts["images"] = groups["validation_images"].max()
     parts["steps"] = groups["step"].max()
     parts["seconds"] = groups["seconds"].mean()
     parts["seeds"] = groups["seed"].nunique()
@@ -62,9 +73,21 @@ def show_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table of strings and numbers as Markdown."""
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    """A table of strings and numbers as Markdown; names from outside stay text, floats have four digits."""
+    cells = [[_as_cell(value) for value in line] for line in [list(table.columns), *table.itertuples(index=False)]]
+    lines = [cells[0], ["---"] * len(table.columns), *cells[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_code(text: object) -> str:
+    """Text of any origin as a code span of Markdown."""
+    return f"`{for_terminal(text, None).replace('`', chr(39))}`"
+
+
+def _as_cell(value: object) -> str:
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return for_markdown(value)
 
 
 def write_report(study: Study, seconds: float | None = None) -> Path:
@@ -77,26 +100,29 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         Path of report.md.
     """
     folder = study.folder / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     table = summary_table(study)
-    table.to_csv(folder / "table.csv", index=False)
+    write_whole(folder / "table.csv", table.to_csv(index=False).encode())
     facts = study.finished()[0][1].provenance
     shares = [run.provenance.get("recorder_share_of_step", 0.0) for _, run in study.finished()]
     commits = sorted({commit_of(run.provenance) for _, run in study.finished()})
     hardware, versions = facts.get("hardware", {}), facts.get("versions", {})
     lines = [
-        f"# {study.name}",
+        f"# {for_markdown(study.name)}",
         to_markdown(show_table(table)),
-        f"- command: `{study.command}`",
-        f"- recipe: {study.grid.base}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
+        f"- command: {as_code(study.command)}",
+        f"- recipe: {for_markdown(study.grid.base)}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
         "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
         "paper does not state Soft VQ's",
         f"- losses beside the quantizer's: {_losses(study)}",
         f"- usage: share of codes hit at least once in the tokens named; at least {_tokens_per_code(study)} per code",
+        f"- PSNR: mean over the {int(table['images'].max()):,} validation images behind usage; pictures show a few of "
+        "them, whose PSNR is another",
         f"- recording took {max(shares):.1%} of a step at most",
-        f"- hardware: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores",
-        f"- versions: torch {versions.get('torch')}, Python {versions.get('python')}",
-        f"- commit: {', '.join(commits)}",
+        f"- hardware: {for_markdown(hardware.get('cpu', 'unknown'))}, {for_markdown(hardware.get('cores', '?'))} cores",
+        f"- versions: torch {for_markdown(versions.get('torch'))}, Python {for_markdown(versions.get('python'))}",
+        f"- commit: {for_markdown(', '.join(commits))}",
     ]
     if seconds is not None:
         lines.append(f"- wall-clock time of all runs and figures: {seconds:.0f} s")
@@ -108,9 +134,13 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         "commits": commits,
         **kept,
     }
-    (folder / "provenance.json").write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(folder / "provenance.json", (json.dumps(origin, indent=2, ensure_ascii=False) + "\n").encode())
     path = folder / "report.md"
-    path.write_text("\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n", encoding="utf-8")
+    short = [TOO_SHORT] if int(table["steps"].max()) < LEAST_STEPS else []
+    order = lead_lag_text(lead_lag(study.metrics()))
+    after = ["## What changes first\n\n" + order] if order and table["seeds"].max() > 1 else []
+    blocks = [lines[0], *short, lines[1], "\n".join(lines[2:]), *after]
+    write_whole(path, ("\n\n".join(blocks) + "\n").encode())
     return path
 
 
