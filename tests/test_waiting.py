@@ -1,5 +1,6 @@
 """What a user sees while waiting: something at once, then where things stand, and at the end what came of it."""
 
+import ast
 import io
 import json
 import re
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+import ibqlab
 from ibqlab.cli import main
 from ibqlab.executed import results_of, without_widgets
 from ibqlab.notebooks import execute
@@ -394,3 +396,19 @@ class TestTrainCommand:
         assert f"report: {folder / 'report.html'}" in output
         drawn = pd.read_csv(folder / "figures" / "curves.csv")
         assert 4 <= drawn["step"].iloc[-1] <= step
+
+
+def prose_of(file):
+    """Texts of a module that may come before a user's eyes: its string constants of several words, docstrings aside."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    return [node.value for node in constants if isinstance(node.value, str) and " " in node.value.strip()]
+
+
+def test_what_is_read_on_a_screen_calls_runs_runs():
+    """A cell is one of a notebook; what a study trains is a run."""
+    texts = [text for file in Path(ibqlab.__file__).parent.rglob("*.py") for text in prose_of(file)]
+    assert len(texts) > 1000
+    told = [text for text in texts if re.search(r"\bcells?\b", text)]
+    assert [text for text in told if "notebook" not in text and "tagged" not in text and "parameters" not in text] == []
