@@ -123,8 +123,10 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     target = place_for(source, output)
     with _sigterm_as_ctrl_c():
         execution = execute(source, target, values)
-    for line in results_of(execution.folder) if execution.folder else ():
-        _say(line)
+    if execution.folder and (execution.folder / "config.yaml").is_file():
+        _report_on(execution.folder, redraw=False)
+    elif execution.folder:
+        _say("\n".join(results_of(execution.folder)))
     _say(f"executed copy: {target}")
     if execution.failure:
         _say(f"Error: {execution.failure}", err=True)
@@ -174,14 +176,14 @@ def train(recipe: str, settings: Sequence[str], output: str, reporting: bool) ->
         _report_on(done.path)
 
 
-def _report_on(folder: Path) -> None:
+def _report_on(folder: Path, redraw: bool = True) -> None:
     """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
     from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.runs import Run  # noqa: PLC0415
     from ibqlab.studies.run_report import write_run_report  # noqa: PLC0415
 
     try:
-        write_run_report(Run(folder))
+        write_run_report(Run(folder), redraw=redraw)
     except (RuntimeError, ValueError, OSError) as error:
         _say(f"no report was written: {error}", err=True)
         return

@@ -1,6 +1,7 @@
 """What a user sees while waiting: something at once, then where things stand, and at the end what came of it."""
 
 import ast
+import base64
 import io
 import json
 import re
@@ -412,3 +413,24 @@ def test_what_is_read_on_a_screen_calls_runs_runs():
     assert len(texts) > 1000
     told = [text for text in texts if re.search(r"\bcells?\b", text)]
     assert [text for text in told if "notebook" not in text and "tagged" not in text and "parameters" not in text] == []
+
+
+def test_a_notebook_that_trains_ends_with_figures_and_report(tmp_path, monkeypatch):
+    """The whole command, on a notebook of the house; its copy says nothing that was true only in between."""
+    monkeypatch.chdir(Path(ibqlab.__file__).parents[1])
+    target = tmp_path / "copy.ipynb"
+    words = ["run", "train_tokenizer", "preset=smoke", "projection=pca", "--output", str(target)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").glob("smoke-*")
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [f"figures: {folder / 'figures'}", f"report: {folder / 'report.html'}"]
+    assert lines[2].startswith("result: ")
+    assert lines[3:] == [f"executed copy: {target}"]
+    cells = nbformat.read(target, 4).cells
+    data = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    texts = [shown["text/plain"] for shown in data]
+    assert not [text for text in texts if re.search(r"no step|\b0/|children=\(|first step;", text)]
+    assert texts[0].endswith("up to step 12")
+    assert base64.b64decode(data[0]["image/png"]).startswith(b"\x89PNG")
+    assert re.match(rf"{folder.name}: step 12 of 12 · ", texts[1])

@@ -39,12 +39,13 @@ MEASURES = {
 """Metric → its title and how it is written."""
 
 
-def write_run_report(run: Run, projection: str = "pca") -> Path:
+def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) -> Path:
     """Report on a run, finished or not.
 
     Args:
         run: of a tokenizer or a generator, with at least one logged row.
         projection: how the map of codes is drawn: "pca" (a second) or "umap" (half a minute).
+        redraw: False: pictures that are there already are taken as they are, such as those of a notebook.
     Returns:
         Path of report.html; of report.md where the notebook tools, which make the page, are not installed.
     Raises:
@@ -55,7 +56,7 @@ def write_run_report(run: Run, projection: str = "pca") -> Path:
     metrics = run.metrics
     if metrics.empty:
         raise RunError(f"{run.path} has logged nothing yet, so there is nothing to report; train it first")
-    drawn, missing = _draw_figures(run, projection)
+    drawn, missing = _draw_figures(run, projection, redraw)
     last = {name: column.dropna().iloc[-1] for name, column in metrics.items() if column.notna().any()}
     parts = [
         f"# {for_markdown(run.name)}",
@@ -75,7 +76,7 @@ def write_run_report(run: Run, projection: str = "pca") -> Path:
         return run.path / "report.md"
 
 
-def _draw_figures(run: Run, projection: str) -> tuple[dict[str, str], list[str]]:
+def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
     """Names and titles of the figures that were drawn, and what could not be drawn and why."""
     figures: dict[str, tuple[str, Callable[[], Any]]] = {"curves": ("Curves", lambda: _figure_curves(run))}
     if not is_generator_run(run):
@@ -87,7 +88,8 @@ def _draw_figures(run: Run, projection: str) -> tuple[dict[str, str], list[str]]
     drawn, missing = {}, []
     for name, (title, draw) in figures.items():
         try:
-            draw()
+            if redraw or not run.figure_path(f"{name}.png").is_file():
+                draw()
         except (RunError, LookupError, ValueError, ImportError) as error:
             missing.append(f"{title.lower()} ({for_markdown(error)})")
         else:
