@@ -24,10 +24,10 @@ from ibqlab.executed import results_of, without_widgets
 from ibqlab.notebooks import execute
 from ibqlab.progress import ProgressLine, last_values, time_left
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import CellStore
+from ibqlab.studies import Cell, CellStore, run_cells
 from ibqlab.studies.progress import StudyProgress
 from ibqlab.studies.run_report import write_run_report
-from ibqlab.training import recipe_config, train, train_generator
+from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator
 
 HEAVY = ("torch._dynamo", "lightning_fabric", "torchvision", "torchmetrics", "pandas", "sklearn", "scipy", "sympy")
 HEAVY += ("matplotlib", "ipywidgets", "IPython", "triton", "torch.distributed.tensor", "torch.distributed.fsdp")
@@ -164,6 +164,29 @@ class TestStudyProgress:
         with StudyProgress(cells, [], CellStore(tmp_path)) as line:
             line.finish(2)
         assert terminal.getvalue() == ""
+
+    def test_a_row_without_a_step_changes_nothing(self, cells, tmp_path, terminal):
+        self.log(tmp_path / "vq-a", "many")
+        with StudyProgress(cells, list(cells), CellStore(tmp_path)) as line:
+            line.look(["vq-a"], 0)
+            assert line.text.startswith("run 1 of 2 · step 0 of 300 · ")
+
+    def test_stopping_a_study_says_how_to_go_on(self, tmp_path):
+        """Ctrl-C comes while the first of two runs is trained."""
+        stopped = []
+
+        class Launched:
+            def ended(self):
+                raise KeyboardInterrupt
+
+            def stop(self):
+                stopped.append(True)
+
+        launcher = SimpleNamespace(free=lambda cell: True, find=lambda *_: None, start=lambda *_: Launched())
+        cells = [Cell(f"seed{seed}", recipe_config("builtin/smoke", {"seed": seed}), {}) for seed in (0, 1)]
+        with pytest.raises(TrainingInterrupted, match=r"stopped with 0 of 2 runs finished; .* again to go on"):
+            run_cells(cells, CellStore(tmp_path / "study"), launcher, progress=False)
+        assert stopped == [True, True]
 
     def test_a_damaged_row_is_no_number(self, tmp_path):
         file = tmp_path / "metrics.jsonl"
