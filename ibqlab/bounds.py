@@ -39,6 +39,8 @@ PIXELS = 2**28
 """Pixels of one picture, as its header says, before it is decoded: 16,384 × 16,384."""
 PICTURE_SIDE = 2**17
 """Pixels along one side of a picture on disk."""
+ASPECT = 100
+"""How many times as long as wide a picture may be that is resized by its short side; ImageNet has none above 20."""
 NAME = 200
 """Letters of a name that becomes a file or folder."""
 

@@ -226,26 +226,81 @@ def test_histogram_draws_live_codes_and_counts_the_dead():
     _assert_readable(figure)
 
 
+def test_histogram_takes_code_numbers_by_name():
+    numbers = torch.tensor([[[0, 3], [3, 1]]])
+    assert usage_histogram_table(indices={"vq": numbers}, codebook_size=4)["hits"].tolist() == [2, 1, 1, 0]
+    with pytest.raises((ValueError, TypeError), match=r"shape \(1, 2, 2\): code numbers are passed as .*indices="):
+        plot_usage_histogram({"vq": numbers})
+    with pytest.raises(ValueError, match=r"one entry per code, codebook_size = 4; got 6: code numbers"):
+        plot_usage_histogram({"vq": np.array([0, 3, 3, 1, 2, 2])}, codebook_size=4)
+    with pytest.raises(ValueError, match=r"indices need codebook_size=K"):
+        plot_usage_histogram(indices={"vq": numbers})
+    for other in (np.array([0.5, 0.5]), np.array([-1, 3]), np.array([True, False])):
+        with pytest.raises((ValueError, TypeError), match=r"must be hits per code|[Tt]ype-check error"):
+            plot_usage_histogram({"vq": other})
+
+
+def test_a_single_live_code_is_not_hidden():
+    figure = plot_usage_histogram({"soft_vq": np.array([0, 100, 0, 0]), "vq": np.array([97, 1, 1, 1])})
+    alone, other = figure.axes[0].get_lines()[:2]
+    assert alone.get_xdata().tolist() == [1] and alone.get_markersize() > 1.5 * other.get_markersize()
+    assert alone.get_zorder() > other.get_zorder() and alone.get_markerfacecolor() == "none"
+
+
+def test_histograms_through_training_have_a_panel_per_run(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = {
+        f"{run}, default, step {step:,}": rng.integers(1, 50, 64)
+        for run in ("vq from U(±1/K)", "ibq from N(0, 1)")
+        for step in (0, 1500, 3000)
+    }
+    figure = plot_usage_histogram(counts)
+    titles = [axes.get_legend().get_title().get_text() for axes in figure.axes]
+    assert titles == ["VQ from U(±1/K), default", "IBQ from N(0, 1), default"]
+    for axes in figure.axes:
+        lines = axes.get_lines()[:3]
+        assert [line.get_label().split(":")[0] for line in lines] == ["step 0", "step 1,500", "step 3,000"]
+        tones = [_grey(line.get_color()) for line in lines]
+        assert tones[0] > tones[1] + 15 and tones[1] > tones[2] + 15
+    usage_histogram_table(counts).to_csv(tmp_path / "a.csv", index=False)
+    assert _texts(plot_usage_histogram(pd.read_csv(tmp_path / "a.csv"))) == _texts(figure)
+    _assert_readable(figure)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 7])
+def test_a_histograms_legend_leaves_the_lines_their_room(lines):
+    counts = {f"ibq from N(0, 1), default, seed {n}": np.arange(1, 65) for n in range(lines)}
+    figure = plot_usage_histogram(counts)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.75
+
+
 def test_histogram_refuses_a_codebook_without_hits():
     with pytest.raises(ValueError, match="'vq' hold no hit"):
         plot_usage_histogram({"vq": np.zeros(4, int)})
 
 
 def test_code_map_marks_dead_codes_where_they_are(projection):
-    counts = np.arange(30) % 3 * 5
+    counts = np.arange(30) % 3 * 5 + np.arange(30) % 2 * (np.arange(30) % 3 > 0)
     figure = plot_code_map(projection, frame=0, counts=counts, title="IBQ")
     axes = figure.axes[0]
     points = {drawn.get_label(): drawn for drawn in axes.collections}
     assert points["dead codes"].get_offsets().data == pytest.approx(projection.codes[0][counts == 0])
-    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0])
-    assert points["codes in use"].get_array().tolist() == counts[counts > 0].tolist()
+    # The most used below, so that no code hides another.
+    order = np.argsort(-counts[counts > 0], kind="stable")
+    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0][order])
+    assert points["codes in use"].get_array().tolist() == counts[counts > 0][order].tolist()
+    assert points["codes in use"].get_zorder() > points["dead codes"].get_zorder()
     assert len(points["features"].get_offsets()) == 50
-    assert axes.get_title() == "IBQ\n10 of 30 dead"
+    assert axes.get_title() == "IBQ\n20 in use, 10 dead"
     assert axes.get_aspect() == 1
     assert axes.get_xlabel().startswith("PC 1 (")
     assert axes.get_xlabel().endswith(" % of variance)")
-    assert figure.get_supxlabel() == "PCA of 30 codes and 50 encoder features, jointly fitted over 2 snapshots"
-    assert "hits per code in 150 tokens" in _texts(figure)
+    caption = figure.get_supxlabel().replace("\n", " ")
+    assert caption == (
+        "PCA of codes and features, jointly fitted over 2 snapshots; drawn: all codes, 50 encoder features"
+    )
+    assert f"hits per code in {counts.sum()} tokens" in _texts(figure)
     _assert_readable(figure)
 
 
@@ -258,8 +313,67 @@ def test_code_map_without_counts_calls_no_code_dead(projection):
 
 def test_code_map_survives_a_codebook_that_is_all_dead(projection):
     figure = plot_code_map(projection, counts=np.zeros(30, int))
-    assert len(figure.axes) == 1  # no scale of hits
-    assert "30 of 30 dead" in _texts(figure)
+    assert len(figure.axes) == 2, "the scale of hits stays, or axes would jump"
+    assert "0 in use, 30 dead" in _texts(figure)
+
+
+def test_a_scale_of_hits_can_be_fixed(projection):
+    scales = [plot_code_map(projection, counts=np.full(30, hits), most_hits=900) for hits in (1, 40)]
+    tops = [figure.axes[0].collections[-1].norm.vmax for figure in scales]
+    assert tops == [900, 900]
+
+
+def test_every_code_in_use_is_drawn_and_the_caption_counts_the_rest():
+    rng = np.random.default_rng(0)
+    codes, features = rng.normal(size=(400, 3)).astype("f4"), rng.normal(size=(900, 3)).astype("f4")
+    for in_use in (1, 40, 350):
+        counts = np.zeros(400, int)
+        counts[rng.permutation(400)[:in_use]] = rng.integers(1, 50, in_use)
+        thinned = project_codes([codes, codes + 1], features, "pca", counts=[counts, counts], max_points=200)
+        panels = {"VQ": (thinned, 0, counts)}
+        figure = plot_code_maps(panels)
+        drawn = {points.get_label(): len(points.get_offsets()) for points in figure.axes[0].collections}
+        table = code_map_table(panels)
+        assert drawn["codes in use"] == (table["hits"] > 0).sum() == in_use
+        assert 0 < drawn["dead codes"] < 400 - in_use
+        assert figure.axes[0].get_title() == (
+            f"VQ\n{in_use} in use, {400 - in_use} dead\n({drawn['dead codes']} of the dead drawn)"
+        )
+        caption = figure.get_supxlabel().replace("\n", " ")
+        assert "every code in use, part of the dead codes, 100 of 900 encoder features" in caption
+        _assert_readable(figure)
+
+
+def test_maps_draw_from_their_csv(projection, tmp_path):
+    counts = np.arange(30) % 3 * 5
+    panels = {f"ibq, step {frame}": (projection, frame, counts * (1 + frame)) for frame in (0, 1)}
+    code_map_table(panels).to_csv(tmp_path / "a.csv", index=False)
+    first, again = plot_code_maps(panels), plot_code_maps(pd.read_csv(tmp_path / "a.csv"))
+    assert _texts(first) == _texts(again)
+    for ours, theirs in zip(first.axes[:2], again.axes[:2], strict=True):
+        assert theirs.get_xlim() == pytest.approx(ours.get_xlim())
+        for points, others in zip(ours.collections, theirs.collections, strict=True):
+            assert others.get_offsets().data == pytest.approx(points.get_offsets().data)
+    with pytest.raises(ValueError, match="missing: method, frames"):
+        plot_code_maps(pd.read_csv(tmp_path / "a.csv")[["panel", "kind", "id", "x", "y", "hits"]])
+
+
+def _deuteranope(color) -> np.ndarray:
+    """A colour as a deuteranope sees it, CIE L*a*b* (Machado, Oliveira and Fernandes 2009, severity 1)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    seen = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(xyz) @ (np.array(seen) @ linear).clip(0, 1) / [0.9505, 1, 1.089] + 1e-9)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_dead_and_used_codes_differ_for_a_deuteranope(projection):
+    figure = plot_code_map(projection, counts=np.arange(30))
+    points = {drawn.get_label(): drawn for drawn in figure.axes[0].collections}
+    dead = _deuteranope(points["dead codes"].get_edgecolor()[0][:3])
+    for share in (0.0, 0.5, 1.0):
+        used = _deuteranope(points["codes in use"].cmap(share)[:3])
+        assert np.linalg.norm(used - dead) > 20
 
 
 def test_maps_of_one_projection_share_axes_and_scale(projection):
@@ -284,7 +398,9 @@ def test_thinned_codes_take_their_own_hits():
     counts = np.arange(200)
     table = code_map_table({"a": (thinned, 0, counts)}).query("kind == 'code'")
     assert table["hits"].tolist() == table["id"].tolist() == thinned.code_ids[0].tolist()
-    assert "20 of 200 codes" in plot_code_map(thinned, counts=counts).get_supxlabel()
+    told = plot_code_map(thinned, counts=counts).get_supxlabel().replace("\n", " ")
+    assert "20 of 199 codes in use (thinned: give project_codes the counts), 20 of 200 encoder features" in told
+    assert "20 of 200 codes" in plot_code_map(thinned).get_supxlabel()
     with pytest.raises(ValueError, match="whole codebook, 200; got 20"):
         plot_code_map(thinned, counts=counts[:20])
     with pytest.raises(ValueError, match="frame must lie in -1 to 0"):
@@ -301,8 +417,13 @@ def test_reconstructions_show_psnr_of_every_row(images):
     assert table.query("label == 'vq'")["psnr_db"].tolist() == pytest.approx([expected] * 10)
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     assert labels == ["original", f"VQ\n{expected:.1f} dB", "IBQ\ninf dB"]
-    assert (figure.axes[4].images[0].get_array() == shifted[0]).all()
-    assert "10 images of 8 × 8 pixels" in figure.get_supxlabel()
+    # The four with most contrast, in their order.
+    chosen = sorted(np.argsort(-images.mean(-1).std((1, 2)))[:4])
+    for place, number in enumerate(chosen):
+        assert (figure.axes[4 + place].images[0].get_array() == shifted[number]).all()
+    assert "10 images of 8 × 8 pixels; drawn: the 4 with most contrast" in figure.get_supxlabel().replace("\n", " ")
+    told = plot_reconstructions(images, rows, max_images=10, which="the first 10 of 160").get_supxlabel()
+    assert told.replace("\n", " ") == "PSNR: mean over 10 images of 8 × 8 pixels, the first 10 of 160"
     _assert_readable(figure)
     _assert_readable(plot_reconstructions(images[:1], {"vq": images[:1]}))
 

@@ -185,10 +185,10 @@ class TestRunCurves:
         assert perplexities.get_ylim()[1] > 700
         assert psnr.get_lines()[0].get_xydata().tolist() == [[0, 9]]
         assert [axes.get_ylabel() for axes in figure.axes] == [
-            "all terms, weighted (no unit)",
+            "loss (no unit)",
             "codes hit (%)",
             "perplexity (codes)",
-            "validation PSNR (dB)",
+            "PSNR (dB)",
         ]
         assert "the last 256 training tokens (at first 128) and 640 validation tokens" in figure.get_supxlabel()
 

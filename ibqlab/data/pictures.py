@@ -128,7 +128,8 @@ def _opened(file: Picture, name: str) -> Iterator[Image.Image]:
         raise
     # Decoders raise almost anything on damaged data.
     except Exception as error:
-        raise UnreadablePicture(name, _reason(error).removeprefix(name).lstrip(": ")) from error
+        path = str(file) if isinstance(file, str | Path) else name
+        raise UnreadablePicture(name, _reason(error).removeprefix(path).lstrip(": ")) from error
 
 
 @contextmanager

@@ -48,6 +48,8 @@ _PRINT = {
 }
 CAPTION_SIZE = 8.0
 """Points: the smallest text in any figure."""
+LONGEST_LABEL = 60
+"""Letters of a name in a legend or beside an axis; the middle of a longer one becomes an ellipsis."""
 _LETTERS_PER_INCH = 16
 REFERENCE_GREY = "#555555"
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
@@ -181,7 +183,7 @@ def vary(style: LineStyle, variant: int) -> LineStyle:
 
 def text_label(name: str) -> str:
     """A name from outside as a figure shows it. matplotlib leaves labels out that begin with an underscore."""
-    label = for_matplotlib(name)
+    label = for_matplotlib(name, LONGEST_LABEL)
     return f" {label}" if label.startswith("_") else label
 
 

@@ -18,7 +18,14 @@ from ibqlab.config import parse, to_dict
 from ibqlab.generator import AnyGenerator, SequenceConfig, generator_config, make_generator
 from ibqlab.pretrained.architecture import NothingDrawn, empty_tokenizer, infer_config
 from ibqlab.pretrained.checkpoint import EXPORT, Contents, newest_state
-from ibqlab.pretrained.export import LIGHTNING_VERSION, check_free, published_state_of, save_tensors, whole_file
+from ibqlab.pretrained.export import (
+    LIGHTNING_VERSION,
+    check_free,
+    published_state_of,
+    save_checkpoint_file,
+    save_tensors,
+    whole_file,
+)
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, infer_generator_config
 from ibqlab.pretrained.loading import copy_tensors, load_tokenizer
 from ibqlab.pretrained.names import Place, check_filled, place_published
@@ -202,8 +209,7 @@ def export_published_generator(
         "pytorch-lightning_version": LIGHTNING_VERSION,
         "state_dict": {key: value.detach().cpu() for key, value in published_generator_state(generator, first).items()},
     }
-    with whole_file(target) as unfinished:
-        torch.save(content, unfinished)
+    save_checkpoint_file(content, target)
     return target
 
 

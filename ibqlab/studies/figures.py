@@ -147,7 +147,7 @@ def map_run(
         frames: most snapshots to show, evenly chosen, at least 2.
         max_points: most points in the fit, all frames together.
     Returns:
-        The projection, one frame per step, and the steps.
+        The projection, one frame per step, with every code in use at each; and the steps.
     """
     chosen = mapped_steps(run, frames)
     snapshots = [run.snapshot(step) for step in chosen]
@@ -155,6 +155,7 @@ def map_run(
         [snapshot["codebook"] for snapshot in snapshots],
         [snapshot["features"] for snapshot in snapshots],
         method=method,
+        counts=[snapshot["counts"] for snapshot in snapshots],
         max_points=max_points,
     )
     return projection, chosen
