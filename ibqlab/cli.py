@@ -26,6 +26,17 @@ def _say(text: object, err: bool = False) -> None:
     click.echo(lines_for_terminal(text), err=err)
 
 
+def _is_first_process() -> bool:
+    """Whether this is the process, of several under torchrun, that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say_loading(command: str) -> None:
+    """Say that a command has begun: what it imports takes seconds."""
+    if _is_first_process():
+        _say(f"ibqlab {command}: loading …", err=True)
+
+
 WHERE = "A plain name goes below the folder of all runs; a path starts with / ./ ../ or ~."
 
 
@@ -115,6 +126,7 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     """
     if not notebook:
         raise click.UsageError("NOTEBOOK is missing; list them with: ibqlab run --help")
+    _say_loading(f"run {notebook}")
     from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.notebooks import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
 
@@ -147,10 +159,8 @@ def train(recipe: str, settings: Sequence[str], output: str, reporting: bool) ->
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
     as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
     """
-    # What follows imports for seconds.
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
-        _say(f"ibqlab train {recipe}: loading …", err=True)
+    _say_loading(f"train {recipe}")
+    first = _is_first_process()
     from ibqlab.config import content_hash  # noqa: PLC0415
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
@@ -178,6 +188,7 @@ def train(recipe: str, settings: Sequence[str], output: str, reporting: bool) ->
 
 def _report_on(folder: Path, redraw: bool = True) -> None:
     """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
+    _say(f"drawing the figures of {folder.name} …", err=True)
     from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.runs import Run  # noqa: PLC0415
     from ibqlab.studies.run_report import write_run_report  # noqa: PLC0415
@@ -211,6 +222,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
     KEY=VALUE says: source=FOLDER image_size=256 flip=false. An interrupted command is gone on with. Several processes:
     torchrun --nproc-per-node N -m ibqlab tokenize …
     """
+    _say_loading(f"tokenize {tokenizer}")
     from ibqlab.config import apply_overrides, parse  # noqa: PLC0415
     from ibqlab.data import DataConfig  # noqa: PLC0415
     from ibqlab.data.token_writing import TokenSettings, write_tokens  # noqa: PLC0415
@@ -250,6 +262,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     temperature=1.1 top_p=0.95. An interrupted command is gone on with. Several processes: torchrun --nproc-per-node N
     -m ibqlab sample …
     """
+    _say_loading(f"sample {checkpoint}")
     from ibqlab.config import ConfigError, apply_overrides, parse, to_dict  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
@@ -302,6 +315,7 @@ def report(name: str, projection: str) -> None:
     NAME is a folder, or a name in the folder of all runs, such as ablations-laptop. A run may still be training; runs
     of a study that are not finished are left out and named.
     """
+    _say_loading(f"report {name}")
     from ibqlab.runs.finding import find_run  # noqa: PLC0415
 
     folder = find_run(name, "run or study")

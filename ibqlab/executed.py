@@ -74,6 +74,7 @@ class NotebookWatch:
 
     def _follow(self) -> None:
         with ProgressLine() as line:
+            line.show(self.stands)
             while not self._ended.wait(POLL_SECONDS):
                 line.show(heard(self._file).get("line") or self.stands)
 
