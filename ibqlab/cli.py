@@ -5,8 +5,10 @@ Everything heavy is imported by the command that needs it, so that `ibqlab --hel
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,17 @@ def _say(text: object, err: bool = False) -> None:
     click.echo(lines_for_terminal(text), err=err)
 
 
+def _is_first_process() -> bool:
+    """Whether this is the process, of several under torchrun, that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say_loading(command: str) -> None:
+    """Say that a command has begun: what it imports takes seconds."""
+    if _is_first_process():
+        _say(f"ibqlab {command}: loading …", err=True)
+
+
 WHERE = "A plain name goes below the folder of all runs; a path starts with / ./ ../ or ~."
 
 
@@ -34,8 +47,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (KeyboardInterrupt, click.Abort):
-            _say("Interrupted; the same command goes on where it stopped", err=True)
+        except (KeyboardInterrupt, click.Abort) as error:
+            _say(str(error) or "Interrupted; the same command goes on where it stopped", err=True)
             return ctx.exit(130)
         except FileNotFoundError as error:
             message = str(error) if error.errno is None else _about_file(error)
@@ -52,6 +65,16 @@ class _Commands(click.Group):
             message = str(error)
         _say(f"Error: {message}", err=True)
         return ctx.exit(2)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Inside the block SIGTERM stops the work as Ctrl-C does, so that what was made is still written down."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _about_file(error: OSError) -> str:
@@ -104,15 +127,19 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     """
     if not notebook:
         raise click.UsageError("NOTEBOOK is missing; list them with: ibqlab run --help")
+    _say_loading(f"run {notebook}")
     from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.notebooks import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
 
     source = find_notebook(notebook)
     values = read_settings(source, settings)
     target = place_for(source, output)
-    execution = execute(source, target, values)
-    for line in results_of(execution.folder) if execution.folder else ():
-        _say(line)
+    with _sigterm_as_ctrl_c():
+        execution = execute(source, target, values)
+    if execution.folder and (execution.folder / "config.yaml").is_file():
+        _report_on(execution.folder, redraw=False)
+    elif execution.folder:
+        _say("\n".join(results_of(execution.folder)))
     _say(f"executed copy: {target}")
     if execution.failure:
         _say(f"Error: {execution.failure}", err=True)
@@ -126,12 +153,15 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
-def train(recipe: str, settings: Sequence[str], output: str) -> None:
+@click.option("--report/--no-report", "reporting", default=True, help="Draw the run's figures and report at the end.")
+def train(recipe: str, settings: Sequence[str], output: str, reporting: bool) -> None:
     """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
     as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
     """
+    _say_loading(f"train {recipe}")
+    first = _is_first_process()
     from ibqlab.config import content_hash  # noqa: PLC0415
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
@@ -143,8 +173,37 @@ def train(recipe: str, settings: Sequence[str], output: str) -> None:
     config = recipe_config(recipe, assignments=settings)
     require_fits(config)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
-    done = kind(config, output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}"))
+    folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
+    if first:
+        _say(f"{config.steps:,} steps → {folder}", err=True)
+    try:
+        with _sigterm_as_ctrl_c():
+            done = kind(config, folder)
+    except KeyboardInterrupt:
+        if first and reporting:
+            _report_on(folder)
+        raise
+    if not first:
+        return
     _say(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
+    if reporting:
+        _report_on(done.path)
+
+
+def _report_on(folder: Path, redraw: bool = True) -> None:
+    """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
+    _say(f"drawing the figures of {folder.name} …", err=True)
+    from ibqlab.executed import results_of  # noqa: PLC0415
+    from ibqlab.runs import Run  # noqa: PLC0415
+    from ibqlab.studies.run_report import write_run_report  # noqa: PLC0415
+
+    try:
+        write_run_report(Run(folder), redraw=redraw)
+    except (RuntimeError, ValueError, OSError) as error:
+        _say(f"no report was written: {error}", err=True)
+        return
+    for line in results_of(folder):
+        _say(line)
 
 
 # --- tokens and samples ----------------------------------------------------------------------------------------------
@@ -167,6 +226,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
     KEY=VALUE says: source=FOLDER image_size=256 flip=false. An interrupted command is gone on with. Several processes:
     torchrun --nproc-per-node N -m ibqlab tokenize …
     """
+    _say_loading(f"tokenize {tokenizer}")
     from ibqlab.config import apply_overrides, parse  # noqa: PLC0415
     from ibqlab.data import DataConfig  # noqa: PLC0415
     from ibqlab.data.token_writing import TokenSettings, write_tokens  # noqa: PLC0415
@@ -208,6 +268,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     temperature=1.1 top_p=0.95. An interrupted command is gone on with. Several processes: torchrun --nproc-per-node N
     -m ibqlab sample …
     """
+    _say_loading(f"sample {checkpoint}")
     from ibqlab.config import ConfigError, apply_overrides, parse, to_dict  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
@@ -268,17 +329,34 @@ def _data_of(place: Path) -> dict[str, Any]:
 
 
 @main.command()
-@click.argument("study")
-def report(study: str) -> None:
-    """One HTML page and one Markdown file on STUDY: tables, figures, provenance, commands.
+@click.argument("name")
+@click.option(
+    "--projection",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="Of a run's map of codes.",
+)
+def report(name: str, projection: str) -> None:
+    """One HTML page and one Markdown file on NAME, a run or a study: tables, figures, provenance, commands.
 
-    STUDY is the folder of a study, or its name in the folder of all runs, such as ablations-laptop. Runs that are not
-    finished are left out and named.
+    NAME is a folder, or a name in the folder of all runs, such as ablations-laptop. A run may still be training; runs
+    of a study that are not finished are left out and named.
     """
-    from ibqlab.studies.reports import write_study_report  # noqa: PLC0415
+    _say_loading(f"report {name}")
+    from ibqlab.runs.finding import find_run  # noqa: PLC0415
 
-    page = write_study_report(study)
-    _say(f"{page}\n{page.with_suffix('.md')}")
+    folder = find_run(name, "run or study")
+    if (folder / "config.yaml").is_file():
+        from ibqlab.runs import Run  # noqa: PLC0415
+        from ibqlab.studies.run_report import write_run_report  # noqa: PLC0415
+
+        page = write_run_report(Run(folder), projection)
+    else:
+        from ibqlab.studies.reports import write_study_report  # noqa: PLC0415
+
+        page = write_study_report(folder)
+    _say("\n".join(str(file) for file in dict.fromkeys((page, page.with_suffix(".md")))))
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------

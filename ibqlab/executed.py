@@ -74,6 +74,7 @@ class NotebookWatch:
 
     def _follow(self) -> None:
         with ProgressLine() as line:
+            line.show(self.stands)
             while not self._ended.wait(POLL_SECONDS):
                 line.show(heard(self._file).get("line") or self.stands)
 
@@ -105,7 +106,7 @@ def _result_of_study(folder: Path) -> str:
         if isinstance(row.get("usage"), float) and "depth" not in row:
             start = f" from {row['init']}" if "init" in row else ""
             usages[f"{row.get('method')}{start}"].append(row["usage"])
-            tokens.add(row.get("tokens", 0))
+            tokens.add(row["tokens"] if isinstance(row.get("tokens"), (int, float)) else 0)
     if not usages:
         return ""
     means = {name: sum(values) / len(values) for name, values in usages.items()}

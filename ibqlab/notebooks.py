@@ -404,14 +404,14 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
     papermill.iorw.papermill_io.register(str(target), _WholeFiles())
     with NotebookWatch(source) as watch:
         try:
-            # The kernel's level silences its remarks on transport encryption, which a local run does not need.
+            # The kernel's level silences its remarks on transport encryption, and on being stopped.
             papermill.execute_notebook(
                 str(source),
                 str(target),
                 values,
                 kernel_name="python3",
                 language="python",
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
                 progress_bar=False,
                 on_cell_start=watch.start_cell,
             )

@@ -159,5 +159,5 @@ def heard(file: str | Path) -> dict[str, str]:
     """What was told last."""
     try:
         return dict(json.loads(Path(file).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}

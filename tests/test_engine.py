@@ -175,7 +175,7 @@ class TestBadInput:
         assert not list(tmp_path.iterdir())
 
     def test_one_name_for_two_settings_is_refused(self, tmp_path):
-        with pytest.raises(ConfigError, match="two cells are named seed0-steps4"):
+        with pytest.raises(ConfigError, match="two runs are named seed0-steps4"):
             run([cell(0), replace(cell(1), name="seed0-steps4")], tmp_path)
 
     def test_the_folder_of_another_grid_is_refused(self, tmp_path):

@@ -136,7 +136,7 @@ class TestGrid:
         assert study.command == "ibqlab run scale_codebook preset=smoke codebook_sizes='[8]' seeds='[3]'"
 
     def test_an_unknown_preset_is_refused(self):
-        with pytest.raises(ConfigError, match="no preset 'huge'; there are smoke"):
+        with pytest.raises(ConfigError, match="no preset 'huge'; there are: smoke"):
             open_study("scale_codebook", StudyParameters(preset="huge"))
 
 

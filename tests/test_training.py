@@ -370,7 +370,8 @@ step.learning_rate_at = lambda step, config: 30 * config.learning_rate
 folder, *quantizers = sys.argv[1:]
 
 def train(name, *settings):
-    return main(["train", "builtin/smoke", *settings, "--output", f"{folder}/{name}"], standalone_mode=False)
+    words = ["train", "builtin/smoke", *settings, "--no-report", "--output", f"{folder}/{name}"]
+    return main(words, standalone_mode=False)
 
 assert train("too_many") == 2
 for quantizer in quantizers:

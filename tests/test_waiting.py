@@ -1,23 +1,33 @@
 """What a user sees while waiting: something at once, then where things stand, and at the end what came of it."""
 
+import ast
+import base64
 import io
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+import ibqlab
+from ibqlab.cli import main
 from ibqlab.executed import results_of, without_widgets
 from ibqlab.notebooks import execute
 from ibqlab.progress import ProgressLine, last_values, time_left
-from ibqlab.runs import Run
-from ibqlab.studies import CellStore
+from ibqlab.runs import Run, RunError
+from ibqlab.studies import Cell, CellStore, run_cells
 from ibqlab.studies.progress import StudyProgress
-from ibqlab.training import recipe_config, train
+from ibqlab.studies.run_report import write_run_report
+from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator
 
 HEAVY = ("torch._dynamo", "lightning_fabric", "torchvision", "torchmetrics", "pandas", "sklearn", "scipy", "sympy")
 HEAVY += ("matplotlib", "ipywidgets", "IPython", "triton", "torch.distributed.tensor", "torch.distributed.fsdp")
@@ -155,6 +165,29 @@ class TestStudyProgress:
             line.finish(2)
         assert terminal.getvalue() == ""
 
+    def test_a_row_without_a_step_changes_nothing(self, cells, tmp_path, terminal):
+        self.log(tmp_path / "vq-a", "many")
+        with StudyProgress(cells, list(cells), CellStore(tmp_path)) as line:
+            line.look(["vq-a"], 0)
+            assert line.text.startswith("run 1 of 2 · step 0 of 300 · ")
+
+    def test_stopping_a_study_says_how_to_go_on(self, tmp_path):
+        """Ctrl-C comes while the first of two runs is trained."""
+        stopped = []
+
+        class Launched:
+            def ended(self):
+                raise KeyboardInterrupt
+
+            def stop(self):
+                stopped.append(True)
+
+        launcher = SimpleNamespace(free=lambda cell: True, find=lambda *_: None, start=lambda *_: Launched())
+        cells = [Cell(f"seed{seed}", recipe_config("builtin/smoke", {"seed": seed}), {}) for seed in (0, 1)]
+        with pytest.raises(TrainingInterrupted, match=r"stopped with 0 of 2 runs finished; .* again to go on"):
+            run_cells(cells, CellStore(tmp_path / "study"), launcher, progress=False)
+        assert stopped == [True, True]
+
     def test_a_damaged_row_is_no_number(self, tmp_path):
         file = tmp_path / "metrics.jsonl"
         assert last_values(file) == {}
@@ -181,7 +214,7 @@ from ibqlab.progress import ProgressLine, tell
 with ProgressLine() as line:
     for step in range(1, 4):
         line.show(f"step {step} of 3")
-        time.sleep(0.6)
+        time.sleep(1.5)
 for _ in tqdm(range(7), desc="bar"):
     pass
 label = ipywidgets.HTML("no step logged yet")
@@ -218,8 +251,11 @@ class TestExecutedCopies:
     def test_the_terminal_hears_what_the_kernel_says(self, executed):
         execution, _, lines = executed
         assert execution == (None, Path("/runs/mine"))
-        assert {"tiny: starting a kernel", "step 2 of 3"} <= set(map(str.strip, lines))
-        assert lines[-1] == "tiny: Some training\n"
+        assert lines[1] == "tiny: starting a kernel"
+        # Each stands for 1.5 s, and is looked at every 0.5 s.
+        steps = dict.fromkeys(line.strip() for line in lines if line.startswith("step"))
+        assert list(steps) == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+        assert lines[-1].endswith("\n")
 
     def test_views_become_what_they_showed_last(self, executed):
         _, copy, _ = executed
@@ -280,3 +316,147 @@ class TestResults:
         run.log({"step": 2, "validation_usage": 0.5, "validation_psnr": 12.34, "validation_tokens": 640})
         run.log({"step": 3, "loss": 1.0})
         assert results_of(run.path) == ["result: 50.0% of codes hit, PSNR 12.3 dB in 640 validation tokens"]
+
+
+# --- a run's report, and the end of a training ---
+
+
+def pictures_of(page):
+    return page.read_text(encoding="utf-8").count('src="data:image/png;base64,')
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with a name that must not act in Markdown, HTML or figures."""
+    return train(recipe_config("builtin/smoke"), tmp_path_factory.mktemp("report") / "a|b<i>$x$", progress=False)
+
+
+class TestRunReport:
+    def test_shows_curves_histogram_map_and_reconstructions(self, run):
+        page = write_run_report(run)
+        assert page == run.path / "report.html"
+        assert pictures_of(page) == 4
+        assert "<i>" not in page.read_text(encoding="utf-8")
+        text = (run.path / "report.md").read_text(encoding="utf-8")
+        assert "Finished at step 12 of 12" in text
+        last = run.metrics["validation_usage"].dropna().iloc[-1]
+        assert f"| usage, share of codes hit | {last:.2%} |" in text
+        names = ("curves", "usage_histogram", "code_maps", "reconstructions")
+        for file in [run.path / "figures" / f"{name}.{ending}" for name in names for ending in ("png", "csv")]:
+            assert file.stat().st_size > 0
+        drawn = pd.read_csv(run.path / "figures" / "curves.csv")
+        assert drawn["step"].iloc[-1] == 12
+
+    def test_a_run_without_snapshots_says_what_it_lacks(self, run, tmp_path):
+        shutil.copytree(run.path, tmp_path / "short", ignore=shutil.ignore_patterns("snapshots", "figures", "report.*"))
+        short = Run(tmp_path / "short")
+        short.write_provenance(status="stopped")
+        page = write_run_report(short)
+        assert pictures_of(page) == 1
+        text = (short.path / "report.md").read_text(encoding="utf-8")
+        assert "Stopped at step 12 of 12; the command below goes on where it stopped." in text
+        assert re.search(r"Not drawn: hits per code .*; codes among features .*; reconstructions ", text)
+
+    def test_a_generator_has_its_curves(self, run, tmp_path):
+        config = recipe_config("builtin/smoke_generator", {"tokenizer": str(run.path), "steps": 4})
+        made = train_generator(config, tmp_path / "generator", progress=False)
+        assert pictures_of(write_run_report(made)) == 1
+        assert "| validation loss, nats per token |" in (made.path / "report.md").read_text(encoding="utf-8")
+
+    def test_refuses_a_run_without_rows_and_other_projections(self, run, tmp_path):
+        with pytest.raises(RunError, match="has logged nothing yet"):
+            write_run_report(Run.start(tmp_path / "empty", {"steps": 3}))
+        with pytest.raises(ValueError, match="projection must be one of"):
+            write_run_report(run, "tsne")
+
+    def test_the_command_takes_runs_and_refuses_what_is_neither(self, run, tmp_path):
+        result = CliRunner().invoke(main, ["report", str(run.path)])
+        assert result.stdout.splitlines() == [str(run.path / "report.html"), str(run.path / "report.md")]
+        (tmp_path / "nothing").mkdir()
+        result = CliRunner().invoke(main, ["report", str(tmp_path / "nothing")])
+        assert (result.exit_code, "Traceback" in result.output) == (2, False)
+        assert "nothing" in result.stderr
+
+
+class TestTrainCommand:
+    def test_something_is_said_before_anything_heavy_is_imported(self, tmp_path):
+        code = """if True:
+            import sys
+            from ibqlab import cli
+            said = []
+            cli._say = lambda text, err=False: said.append((text, "torch" in sys.modules))
+            words = ["train", "builtin/smoke", "steps=2", "--no-report", "--output", sys.argv[1]]
+            cli.main(words, standalone_mode=False)
+            print(said[0], [text for text, _ in said[1:]])
+        """
+        folder = tmp_path / "mine"
+        ends = [f"2 steps → {folder}", f"finished: {folder}; look at it with: ibqlab show {folder}"]
+        assert python(code, folder) == f"('ibqlab train builtin/smoke: loading …', False) {ends}\n"
+        assert not (folder / "report.md").exists()
+
+    def test_ends_by_naming_its_report(self, tmp_path):
+        folder = tmp_path / "mine"
+        result = CliRunner().invoke(main, ["train", "builtin/smoke", "--output", str(folder)])
+        assert result.exit_code == 0, result.output
+        lines = result.stdout.splitlines()
+        assert lines[1:3] == [f"figures: {folder / 'figures'}", f"report: {folder / 'report.html'}"]
+        assert re.fullmatch(r"result: [\d.]+% of codes hit, PSNR [\d.]+ dB in 640 validation tokens", lines[3])
+
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+    def test_stopping_saves_draws_and_says_how_to_go_on(self, name, tmp_path):
+        folder = tmp_path / "mine"
+        settings = ["steps=100000", "record.checkpoint_every=1000"]
+        command = [sys.executable, "-m", "ibqlab", "train", "builtin/smoke", *settings]
+        process = subprocess.Popen(
+            [*command, "--output", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while last_values(folder / "metrics.jsonl").get("step", 0) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        output, errors = process.communicate(timeout=120)
+        step = int(Run(folder).last_checkpoint.stem.removeprefix("step_"))
+        assert (process.returncode, "Traceback" in errors) == (130, False), errors
+        assert errors.splitlines()[-1] == (
+            f"stopped at step {step} of 100000, everything is saved; go on with the same command"
+        )
+        assert f"report: {folder / 'report.html'}" in output
+        drawn = pd.read_csv(folder / "figures" / "curves.csv")
+        assert 4 <= drawn["step"].iloc[-1] <= step
+
+
+def prose_of(file):
+    """Texts of a module that may come before a user's eyes: its string constants of several words, docstrings aside."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    return [node.value for node in constants if isinstance(node.value, str) and " " in node.value.strip()]
+
+
+def test_what_is_read_on_a_screen_calls_runs_runs():
+    """A cell is one of a notebook; what a study trains is a run."""
+    texts = [text for file in Path(ibqlab.__file__).parent.rglob("*.py") for text in prose_of(file)]
+    assert len(texts) > 1000
+    told = [text for text in texts if re.search(r"\bcells?\b", text)]
+    assert [text for text in told if "notebook" not in text and "tagged" not in text and "parameters" not in text] == []
+
+
+def test_a_notebook_that_trains_ends_with_figures_and_report(tmp_path, monkeypatch):
+    """The whole command, on a notebook of the house; its copy says nothing that was true only in between."""
+    monkeypatch.chdir(Path(ibqlab.__file__).parents[1])
+    target = tmp_path / "copy.ipynb"
+    words = ["run", "train_tokenizer", "preset=smoke", "projection=pca", "--output", str(target)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").glob("smoke-*")
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [f"figures: {folder / 'figures'}", f"report: {folder / 'report.html'}"]
+    assert lines[2].startswith("result: ")
+    assert lines[3:] == [f"executed copy: {target}"]
+    cells = nbformat.read(target, 4).cells
+    data = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    texts = [shown["text/plain"] for shown in data]
+    assert not [text for text in texts if re.search(r"no step|\b0/|children=\(|first step;", text)]
+    assert texts[0].endswith("up to step 12")
+    assert base64.b64decode(data[0]["image/png"]).startswith(b"\x89PNG")
+    assert re.match(rf"{folder.name}: step 12 of 12 · ", texts[1])

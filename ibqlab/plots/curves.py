@@ -42,8 +42,8 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per (method, init, step), in the order of first appearance, with codebook_size, code_dim where it was
         given (the largest), seeds, usage_tokens (the fewest of the seeds), and *_mean, *_min, *_max for usage and
-        gradient_reach (shares, 0 to 1) and perplexity (codes), and for what there is without memory: step_usage and validation_usage (shares), validation_perplexity
-        (codes), with step_tokens and validation_tokens (the fewest of the seeds).
+        gradient_reach (shares, 0 to 1) and perplexity (codes). So for what there is without memory: step_usage and
+        validation_usage (shares), validation_perplexity (codes), with step_tokens and validation_tokens (the fewest).
     Raises:
         ValueError: a missing column, no rows, or more than one codebook size.
     """

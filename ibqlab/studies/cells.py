@@ -115,10 +115,10 @@ def check_distinct(cells: Sequence[Cell]) -> None:
     names: dict[str, str] = {}
     for cell in cells:
         if names.setdefault(cell.name, cell.key) != cell.key:
-            raise ConfigError(f"two cells are named {cell.name} and differ in their settings; name one otherwise")
+            raise ConfigError(f"two runs are named {cell.name} and differ in their settings; name one otherwise")
         if keys.setdefault(cell.key, cell.name) != cell.name:
             raise ConfigError(
-                f"the cells {keys[cell.key]} and {cell.name} are the same run (content hash {cell.key}): their "
+                f"{keys[cell.key]} and {cell.name} are the same run (content hash {cell.key}): their "
                 "settings do not differ. Change one or drop it"
             )
 
@@ -188,14 +188,14 @@ class CellStore:
         """
         request = read_json(self.folder / "cells" / f"{name}.json")
         if request is None or not request.keys() >= REQUEST_KEYS:
-            raise StudyError(f"{self.folder / 'cells'} holds no cell {name}; start the study again")
+            raise StudyError(f"{self.folder / 'cells'} holds no run {name}; start the study again")
         kind = TrainConfig if request["kind"] == "tokenizer" else GeneratorTrainConfig
         return Cell(
             name,
-            parse(kind, request["config"], source=f"cell {name}"),
+            parse(kind, request["config"], source=f"run {name}"),
             request["labels"],
             request["needs"],
-            parse(MeasureConfig, request["measure"], source=f"cell {name}"),
+            parse(MeasureConfig, request["measure"], source=f"run {name}"),
         )
 
     # --- rows ---

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ibqlab.studies.cells import BUSY, NO_ROOM, OUTSIDE, Cell, CellStore, StudyError, check_distinct
 from ibqlab.studies.launching import Job, Launcher
 from ibqlab.studies.progress import StudyProgress
+from ibqlab.training import TrainingInterrupted
 
 POLL_SECONDS = 0.5
 
@@ -73,6 +74,7 @@ def run_cells(
         ConfigError: two cells with the same name or the same settings; nothing is started.
         StudyError: a cell that can never run here, such as one of more processes than there are workers.
         RunError: the folder cannot be written.
+        TrainingInterrupted: Ctrl-C came; the runs in progress have been told to stop.
     """
     check_distinct(cells)
     return _Engine(cells, store, launcher, retry).run(progress)
@@ -111,9 +113,14 @@ class _Engine:
                             shown.end(name)
                     shown.look(list(self.running), len(self.outcome.finished))
                 shown.finish(len(self.outcome.finished))
-            except BaseException:
+            except BaseException as error:
                 for job in self.running.values():
                     job.stop()
+                if isinstance(error, KeyboardInterrupt):
+                    raise TrainingInterrupted(
+                        f"stopped with {len(self.outcome.finished)} of {len(self.cells)} runs finished; those in "
+                        "progress save their last step. Start the study again to go on"
+                    ) from None
                 raise
         self.outcome.waiting = {name: cell.needs for name, cell in self.pending.items()}
         self.outcome.finished = [name for name in self.cells if name in self.outcome.finished]

@@ -38,7 +38,7 @@ class StudyProgress(ProgressLine):
         if not self.due or not running:
             return
         rows = {name: last_values(self.store.folder / name / "metrics.jsonl") for name in running}
-        self.reached |= {name: int(row.get("step", 0)) for name, row in rows.items()}
+        self.reached |= {name: row["step"] for name, row in rows.items() if isinstance(row.get("step"), int)}
         name = running[0]
         # What must be read comes first: a terminal cuts the line where it ends.
         parts = [

@@ -86,7 +86,7 @@ def ablation_report(tables: AblationTables) -> str:
         "Ours beside the paper's: "
         f"{len(rows)} of {len(study.cells)} runs finished, seeds {', '.join(map(str, study.seeds))}. In brackets: "
         "Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in the tokens named. "
-        "quantizer: one pass forward and backward over a step's tokens, float32, while other cells ran beside it; MiB: "
+        "quantizer: one pass forward and backward over a step's tokens, float32, while others were trained; MiB: "
         "what autograd keeps for it. The paper's numbers are of ImageNet at 256 pixels, ours of what the column "
         "`here` says on the images named at the end: orders can be compared, values cannot.",
     ]

@@ -1,0 +1,161 @@
+"""One run as a page: curves, hits per code, the codes among the features, reconstructions, settings, how to continue.
+
+report.md and report.html lie in the run folder, the pictures and the numbers behind each in its `figures/`. What a run
+did not record is left out and named, so a run that was stopped early has a report too.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ibqlab.config import dump_yaml
+from ibqlab.diagnostics.projection import PROJECTION_METHODS
+from ibqlab.escaping import for_markdown, for_terminal
+from ibqlab.files import write_whole
+from ibqlab.plots import (
+    generator_curve_table,
+    plot_generator_curves,
+    plot_run_curves,
+    run_curve_table,
+    save_figure,
+)
+from ibqlab.quantizers.base import require_choice
+from ibqlab.runs import Run, RunError
+from ibqlab.studies.reports import write_pages
+from ibqlab.studies.run_figures import figure_run_codes, figure_run_histogram, figure_run_reconstructions
+
+MEASURES = {
+    "loss": ("training loss", "{:.4g}"),
+    "validation_loss": ("validation loss, nats per token", "{:.4g}"),
+    "validation_usage": ("usage, share of codes hit", "{:.2%}"),
+    "validation_perplexity": ("perplexity, codes", "{:,.1f}"),
+    "validation_psnr": ("PSNR, dB", "{:.2f}"),
+    "validation_tokens": ("validation tokens", "{:,.0f}"),
+    "usage": ("usage in the training window", "{:.2%}"),
+    "gradient_reach": ("gradient reach, share of codes", "{:.2%}"),
+}
+"""Metric → its title and how it is written."""
+
+
+def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) -> Path:
+    """Report on a run, finished or not.
+
+    Args:
+        run: of a tokenizer or a generator, with at least one logged row.
+        projection: how the map of codes is drawn: "pca" (a second) or "umap" (half a minute).
+        redraw: False: pictures that are there already are taken as they are, such as those of a notebook.
+    Returns:
+        Path of report.html; of report.md where the notebook tools, which make the page, are not installed.
+    Raises:
+        RunError: nothing was logged yet.
+        ValueError: an unknown projection.
+    """
+    require_choice("projection", projection, PROJECTION_METHODS)
+    metrics = run.metrics
+    if metrics.empty:
+        raise RunError(f"{run.path} has logged nothing yet, so there is nothing to report; train it first")
+    drawn, missing = _draw_figures(run, projection, redraw)
+    last = {name: column.dropna().iloc[-1] for name, column in metrics.items() if column.notna().any()}
+    parts = [
+        f"# {for_markdown(run.name)}",
+        _standing(run, int(last["step"])),
+        _numbers(last),
+        *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
+        *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
+        f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
+        + _as_code(dump_yaml(_in_brief(run.config))),
+        f"## Where it came from\n\n{_as_code(dump_yaml(_origin(run)))}",
+    ]
+    text = "\n\n".join(parts) + "\n"
+    try:
+        return write_pages(run.path, text, run.name)
+    except ModuleNotFoundError:
+        write_whole(run.path / "report.md", text.encode())
+        return run.path / "report.md"
+
+
+def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
+    """Names and titles of the figures that were drawn, and what could not be drawn and why."""
+    figures: dict[str, tuple[str, Callable[[], Any]]] = {"curves": ("Curves", lambda: _figure_curves(run))}
+    if not is_generator_run(run):
+        figures |= {
+            "usage_histogram": ("Hits per code", lambda: figure_run_histogram(run)),
+            "code_maps": ("Codes among features", lambda: figure_run_codes(run, projection)),
+            "reconstructions": ("Reconstructions", lambda: figure_run_reconstructions(run)),
+        }
+    drawn, missing = {}, []
+    for name, (title, draw) in figures.items():
+        try:
+            if redraw or not run.figure_path(f"{name}.png").is_file():
+                draw()
+        except (RunError, LookupError, ValueError, ImportError) as error:
+            missing.append(f"{title.lower()} ({for_markdown(error)})")
+        else:
+            drawn[name] = title
+    return drawn, missing
+
+
+def is_generator_run(run: Run) -> bool:
+    """Whether a run trains a generator, not a tokenizer."""
+    return isinstance(run.config.get("generator"), dict)
+
+
+def _figure_curves(run: Run) -> Figure:
+    """The run's curves, saved as `curves`."""
+    plot, table = plot_run_curves, run_curve_table
+    if is_generator_run(run):
+        plot, table = plot_generator_curves, generator_curve_table
+    figure = plot(run.metrics)
+    save_figure(figure, run.figure_path("curves"), table(run.metrics))
+    return figure
+
+
+def _standing(run: Run, step: int) -> str:
+    """Status, step, and what to type next."""
+    steps = run.config.get("steps")
+    of_all = f" of {steps:,}" if isinstance(steps, int) else ""
+    next_step = f"look at it with `ibqlab show {_word(run.name)}`"
+    if run.status != "finished":
+        next_step = "the command below goes on where it stopped"
+    return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
+
+
+def _numbers(last: dict[str, Any]) -> str:
+    """The last value of each measure as a table."""
+    rows = [
+        f"| {title} | {form.format(last[name])} |"
+        for name, (title, form) in MEASURES.items()
+        if isinstance(last.get(name), (int, float))
+    ]
+    return "\n".join(["| measure | last value |", "| --- | --- |", *rows])
+
+
+def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
+    """What tells one run from another at a glance."""
+    tokenizer = config.get("tokenizer")
+    model = tokenizer if isinstance(tokenizer, dict) else config.get("generator")
+    names = ("steps", "batch_size", "seed", "precision", "processes")
+    brief = {"model": model, "data": config.get("data"), "optimizer": config.get("optimizer")}
+    return {key: value for key, value in (brief | {name: config.get(name) for name in names}).items() if value}
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """What made the run, from its provenance."""
+    facts = run.provenance
+    names = ("command", "started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
+    shown = {name: facts[name] for name in names if facts.get(name) is not None}
+    if isinstance(shown.get("command"), list):
+        shown["command"] = " ".join(map(str, shown["command"]))
+    return shown
+
+
+def _as_code(text: str) -> str:
+    """Lines as Markdown shows them unchanged: indented, so that no fence inside can end them."""
+    return "\n".join(f"    {for_terminal(line, None)}" for line in text.splitlines())
+
+
+def _word(name: str) -> str:
+    """A name inside backticks."""
+    return for_terminal(name).replace("`", "'")
