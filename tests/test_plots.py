@@ -123,7 +123,7 @@ def test_collapse_curves_draw_the_table(metrics):
     assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 3
     assert usage.get_ylabel() == "codes hit (% of 1,024)"
     assert perplexity.get_ylabel() == "perplexity (codes)"
-    caption = figure.get_supxlabel()
+    caption = figure.get_supxlabel().replace("\n", " ")
     for fact in ("K = 1,024, D = 64", "the last 10,240 training tokens", "3 seeds"):
         assert fact in caption
     assert "reads low" not in caption
@@ -169,12 +169,16 @@ def test_collapse_is_drawn_without_memory_where_it_was_recorded(metrics):
     assert thin[0].get_linewidth() < thick[0].get_linewidth()
     assert perplexity.get_lines()[0].get_ydata() == pytest.approx([900, 40, 40])
     for fact in ("over 10,304 validation tokens;", "thin lines: usage over the step's own 512 tokens"):
-        assert fact in figure.get_supxlabel()
+        assert fact in figure.get_supxlabel().replace("\n", " ")
     _assert_readable(figure)
     # Runs from before steps had a usage of their own show the window, and call it that.
     older = plot_collapse_curves(probed.drop(columns=["step_usage", "step_tokens"]))
-    assert "thin lines: usage over the window of the last 10,240 training tokens" in older.get_supxlabel()
-    assert "over the window of the last 10,240 training tokens" in plot_collapse_curves(metrics).get_supxlabel()
+    assert "thin lines: usage over the window of the last 10,240 training tokens" in older.get_supxlabel().replace(
+        "\n", " "
+    )
+    assert "over the window of the last 10,240 training tokens" in plot_collapse_curves(
+        metrics
+    ).get_supxlabel().replace("\n", " ")
 
 
 def test_first_steps_have_room(metrics):
@@ -184,7 +188,7 @@ def test_first_steps_have_room(metrics):
 
 
 def test_collapse_curves_warn_of_too_few_tokens(metrics):
-    caption = plot_collapse_curves(metrics.assign(usage_tokens=1000)).get_supxlabel()
+    caption = plot_collapse_curves(metrics.assign(usage_tokens=1000)).get_supxlabel().replace("\n", " ")
     assert "fewer than 10·K = 10,240: reads low" in caption
 
 
@@ -233,7 +237,7 @@ def test_norm_curves_draw_their_table(norms):
     assert "training tokens; mean and range of 3 seeds" in told and "Usage (window)" in told
     own = plot_norm_curves(norms.assign(step_usage=0.25, step_tokens=512))
     assert own.axes[3].get_lines()[0].get_ydata() == pytest.approx([25, 25, 25])
-    assert "usage over 512 tokens of each step" in own.get_supxlabel()
+    assert "usage over 512 tokens of each step" in own.get_supxlabel().replace("\n", " ")
     _assert_readable(figure)
 
 
