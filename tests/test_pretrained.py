@@ -10,10 +10,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from golden import golden, golden_file
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ibqlab.pretrained.export
@@ -23,11 +25,16 @@ from ibqlab.pretrained import (
     download_published,
     export_published,
     export_tokenizer,
+    load_first_stage,
+    load_generator,
     load_tokenizer,
     read_checkpoint,
 )
 from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
+from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
+from ibqlab.pretrained.generators import is_generator
 from ibqlab.pretrained.names import place_published
+from ibqlab.pretrained.stored import Stored
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -114,7 +121,7 @@ class TestPublished:
         else:
             content = state if form == "bare.pt" else {"state_dict": state, "hyper_parameters": {"n_embed": 64}}
             torch.save(content, file, _use_new_zipfile_serialization=form != "old_format.ckpt")
-        tok = load_tokenizer(file, "raw")
+        tok = load_tokenizer(file, "raw", quantizer="ibq")
         config = tok.config.autoencoder
         assert (config.channel_multipliers, config.num_res_blocks, config.latent_channels) == ((2, 1), 1, 16)
         assert [r in config.attention_resolutions for r in config.level_resolutions] == [False, True]
@@ -161,14 +168,14 @@ class TestPublished:
             [tiny(), tiny(channel_multipliers=(2, 1, 3), num_res_blocks=1), tiny(double_latent=True), tiny_magvit2()]
         ):
             torch.save(published_state(tok), tmp_path / f"{number}.pt")
-            again = load_tokenizer(tmp_path / f"{number}.pt", "raw")
+            named = None if number == 3 else "ibq"
+            again = load_tokenizer(tmp_path / f"{number}.pt", "raw", quantizer=named)
             images = torch.rand(1, 3, 32, 32) * 2 - 1
             with torch.no_grad():
                 assert torch.equal(again(images).reconstruction, tok(images).reconstruction)
 
     def test_vq_must_be_named(self, tmp_path, published):
         torch.save(published_state(tiny("vq")), tmp_path / "vq.pt")
-        assert load_tokenizer(tmp_path / "vq.pt", "raw").config.quantizer.config_name == "ibq"
         named = load_tokenizer(tmp_path / "vq.pt", "raw", quantizer="vq")
         assert named.config.quantizer.config_name == "vq"
         with pytest.raises(ValueError, match=r"did you mean 'vq"):
@@ -185,6 +192,221 @@ class TestPublished:
         assert found.discriminator_ema.keys() == dict(network.named_parameters()).keys()
         assert found.ema_decay == pytest.approx(0.999)
         assert found.report.accounted == found.report.keys == 279
+
+
+class TestFamilies:
+    """Checkpoints of other papers, whose names and shapes may be ours, are never opened as IBQ's unasked."""
+
+    OFFICIAL: ClassVar = {
+        "taming_vqgan_official.ckpt": "of a VQGAN .*Lightning 1.0.8.*quantizer='vq' for a VQGAN.*--quantizer vq",
+        "llamagen_vq_official.pt": "this is a tokenizer of LlamaGen",
+        "llamagen_gpt_official.pt": "this is a generator of LlamaGen",
+        "maskbit_lfq_official.bin": "this is a tokenizer of MaskBit",
+        "simvq_official.ckpt": "this is a tokenizer of SimVQ",
+        "titok_official.bin": "this is a tokenizer of TiTok",
+        "vqgan_lc_official.pth": "this is a tokenizer of VQGAN-LC",
+        "diffusers_vq_official/diffusion_pytorch_model.safetensors": "this is a VQModel of the diffusers library",
+    }
+    FULL_SIZE: ClassVar = {
+        "taming/vqgan_imagenet_f16_16384": "of a VQGAN .*no averaged weights.*quantizer='ibq' for IBQ",
+        "taming/vqgan_gumbel_f8": "VQGAN with Gumbel quantization",
+        "ldm/vq-f16": "of a VQGAN .*latent-diffusion",
+        "ldm/vq-f4-noattn": "without attention in its middle \\(latent-diffusion",
+        "llamagen/VQ-16": "tokenizer of LlamaGen",
+        "llamagen/GPT-B": "generator of LlamaGen",
+        "vqgan-lc/f16": "VQGAN-LC",
+        "1d-tokenizer/maskgit-vqgan-imagenet-f16-256": "MaskGIT-VQGAN",
+        "1d-tokenizer/titok_s128": "TiTok",
+        "1d-tokenizer/titok_bl64_vq8k": "TiTok",
+        "maskbit/maskbit_tokenizer_14bit": "MaskBit",
+        "maskbit/vqgan_plus_12bit": "VQGAN\\+",
+        "simvq/simvq_1k": "SimVQ",
+        "diffusers/vq-f16": "diffusers",
+    }
+
+    @pytest.mark.parametrize(("name", "says"), OFFICIAL.items(), ids=OFFICIAL)
+    def test_files_of_other_families_are_named(self, name, says):
+        for load in (load_tokenizer, read_checkpoint):
+            with pytest.raises(CheckpointError, match=says) as caught:
+                load(golden_file(f"peers/{name}"))
+            assert name in str(caught.value)
+
+    def test_every_model_of_the_list_is_named(self):
+        listed, _ = golden("peers/peers_state_dict_keys")
+        assert set(listed) == set(self.FULL_SIZE)
+        for model, says in self.FULL_SIZE.items():
+            tensors = {key: torch.empty(shape, device="meta") for key, (shape, _) in listed[model].items()}
+            stored = Stored(path=Path("file"), format="", tensors=tensors)
+            with pytest.raises(CheckpointError, match=says):
+                refuse_other_families(tensors)
+                check_quantizer_is_told(stored, tensors, None)
+
+    def test_a_vqgan_opens_as_vq_when_it_is_said_to_be_one(self):
+        _, tensors = golden("peers/taming_vqgan")
+        tok = load_tokenizer(golden_file("peers/taming_vqgan_official.ckpt"), "raw", quantizer="vq")
+        with torch.no_grad():
+            out = tok(tensors["x"])
+        assert tok.config.quantizer.config_name == "vq"
+        assert torch.equal(out.quantizer.indices.flatten(), tensors["out/indices"])
+        same(out.reconstruction, tensors["out/x_rec"])
+
+    def test_codes_where_vq_starts_tell(self, tmp_path, official):
+        official["quantize.embedding.weight"][5] = 1 / 100
+        torch.save({"state_dict": official}, tmp_path / "vq.ckpt")
+        with pytest.raises(CheckpointError, match="1 of its codes lie within ±1/K, where VQ starts"):
+            load_tokenizer(tmp_path / "vq.ckpt")
+        assert load_tokenizer(tmp_path / "vq.ckpt", quantizer="ibq").config.quantizer.config_name == "ibq"
+
+    def test_a_first_stage_is_asked_about_as_well(self, tmp_path):
+        state = {f"first_stage_model.{key}": value for key, value in published_state(tiny()).items()}
+        torch.save({"state_dict": state}, tmp_path / "diffusion.ckpt")
+        with pytest.raises(CheckpointError, match="quantizer='vq' for a VQGAN"):
+            load_first_stage(tmp_path / "diffusion.ckpt")
+        assert load_first_stage(tmp_path / "diffusion.ckpt", quantizer="vq").config.quantizer.config_name == "vq"
+
+    @pytest.mark.parametrize("name", ["ibq", "vq"])
+    def test_an_export_under_published_names_tells_its_quantizer(self, tmp_path, name):
+        ours = export_tokenizer(tiny(name), tmp_path / "tok.safetensors")
+        file = export_published(ours, tmp_path / "tok.ckpt")
+        assert load_tokenizer(file, "raw").config.quantizer.config_name == name
+
+
+WRAPPERS = {
+    "module.": (lambda state: {f"module.{key}": value for key, value in state.items()}, "prefix module."),
+    "_orig_mod.": (lambda state: {f"_orig_mod.{key}": value for key, value in state.items()}, "prefix _orig_mod."),
+    "model.": (lambda state: {f"model.{key}": value for key, value in state.items()}, "prefix model."),
+    "both": (
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        "prefix module., prefix _orig_mod.",
+    ),
+    "inside": (
+        lambda state: {key.replace("encoder.", "encoder._orig_mod.", 1): value for key, value in state.items()},
+        "._orig_mod. inside names",
+    ),
+    "model": (lambda state: {"model": state, "step": 4}, "entry 'model'"),
+    "module": (lambda state: {"module": state}, "entry 'module'"),
+}
+
+
+@pytest.mark.parametrize(("wrap", "says"), WRAPPERS.values(), ids=WRAPPERS)
+def test_known_wrappers_are_taken_off_and_reported(tmp_path, wrap, says):
+    tok = tiny()
+    torch.save(wrap(published_state(tok)), tmp_path / "wrapped.pt")
+    again = load_tokenizer(tmp_path / "wrapped.pt", "raw", quantizer="ibq")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in tok.state_dict().items())
+    assert f"taken off: {says}" in str(again.load_report)
+    assert again.load_report.accounted == again.load_report.keys
+
+
+def test_two_names_that_become_one_are_refused(tmp_path):
+    torch.save({"a._orig_mod.b": torch.zeros(1), "a.b": torch.zeros(1)}, tmp_path / "twice.pt")
+    with pytest.raises(CheckpointError, match="two tensors have one name"):
+        load_tokenizer(tmp_path / "twice.pt")
+
+
+class TestHostile:
+    """Files that are not what they claim: one message each, before memory is taken."""
+
+    CODES = "quantize.embedding.weight"
+    CONV = "encoder.conv_in.weight"
+    TENSORS: ClassVar = {
+        "int64": (CONV, lambda value: value.long(), "1 of another type .encoder.conv_in.weight torch.int64"),
+        "complex": (CONV, lambda value: value.to(torch.complex64), "encoder.conv_in.weight torch.complex64"),
+        "bool": (CONV, lambda value: value > 0, "encoder.conv_in.weight torch.bool"),
+        "float8": (CONV, lambda value: value.to(torch.float8_e4m3fn), "encoder.conv_in.weight torch.float8"),
+        "sparse": (CONV, lambda value: value.to_sparse(), "'encoder.conv_in.weight' is sparse"),
+        "meta": (CONV, lambda value: value.to("meta"), "has a shape and no numbers"),
+        "claims": (CODES, lambda value: value[:1, :1].expand(2**33, 16), r"claims 549,755,813,888 bytes .* stores"),
+    }
+
+    @pytest.mark.parametrize(("key", "change", "says"), TENSORS.values(), ids=TENSORS)
+    def test_tensors_that_are_no_weights(self, tmp_path, official, key, change, says):
+        torch.save({"state_dict": official | {key: change(official[key])}}, tmp_path / "bad.ckpt")
+        for load in (load_tokenizer, read_checkpoint):
+            with pytest.raises(CheckpointError, match=says):
+                load(tmp_path / "bad.ckpt")
+
+    @pytest.mark.parametrize("kind", [torch.int64, torch.float8_e4m3fn, torch.bool])
+    def test_exports_whose_weights_are_no_numbers(self, tmp_path, kind):
+        file = export_tokenizer(tiny(), tmp_path / "tok.safetensors")
+        with safe_open(file, "pt") as stored:
+            header = stored.metadata()
+        tensors = load_file(file)
+        save_file(tensors | {self.CONV: tensors[self.CONV].to(kind)}, tmp_path / "bad.safetensors", metadata=header)
+        with pytest.raises(CheckpointError, match=f"encoder.conv_in.weight {kind}, not torch.float32"):
+            load_tokenizer(tmp_path / "bad.safetensors")
+
+    HEADERS: ClassVar = {
+        "deep": ("[" * 100_000, "header is damaged"),
+        "list": ("[]", "header is damaged"),
+        "digits": ('{"a": ' + "9" * 5000 + "}", "header is damaged"),
+        "blocks": ({"autoencoder": {"num_res_blocks": 100_000}}, "num_res_blocks must be at most 1,024; got 100,000"),
+        "channels": ({"autoencoder": {"base_channels": 2**40}}, "base_channels must be at most 65,536"),
+        "codes": ({"quantizer": {"codebook_size": 10**12}}, "codebook_size must be at most 16,777,216"),
+        "dimension": ({"quantizer": {"code_dim": 10**12}}, "code_dim must be at most 65,536"),
+    }
+
+    @pytest.mark.parametrize(("header", "says"), HEADERS.values(), ids=HEADERS)
+    def test_headers(self, tmp_path, header, says):
+        file = export_tokenizer(tiny(), tmp_path / "tok.safetensors")
+        with safe_open(file, "pt") as stored:
+            settings = json.loads(stored.metadata()["ibqlab"])
+        if isinstance(header, dict):
+            for part, changes in header.items():
+                settings["tokenizer"][part] |= changes
+            header = json.dumps(settings)
+        save_file(load_file(file), tmp_path / "bad.safetensors", metadata={"ibqlab": header})
+        with pytest.raises(ValueError, match=says):
+            load_tokenizer(tmp_path / "bad.safetensors")
+
+    def test_numbers_in_names_are_bounded(self, tmp_path, official):
+        for name in (
+            "encoder.down.999999999.block.0.x",
+            f"encoder.down.{'9' * 5000}.x",
+            "encoder.down.0.block.99999.x",
+        ):
+            torch.save({"state_dict": official | {name: torch.zeros(1)}}, tmp_path / "bad.ckpt")
+            with pytest.raises(CheckpointError):
+                load_tokenizer(tmp_path / "bad.ckpt")
+
+    def test_names_cannot_steer_a_terminal(self, tmp_path, official):
+        torch.save({"state_dict": official | {"\x1b[2Jevil\n": torch.zeros(1)}}, tmp_path / "bad.ckpt")
+        with pytest.raises(CheckpointError, match="evil") as caught:
+            load_tokenizer(tmp_path / "bad.ckpt")
+        torch.save({"state_dict": official, "\x1b[2Jentry": 1}, tmp_path / "good.ckpt")
+        assert "\x1b" not in str(caught.value) + str(load_tokenizer(tmp_path / "good.ckpt").load_report)
+
+    def test_compressed_archives_are_refused(self, tmp_path, published):
+        with (
+            zipfile.ZipFile(published) as good,
+            zipfile.ZipFile(tmp_path / "bad.ckpt", "w", zipfile.ZIP_DEFLATED) as bad,
+        ):
+            for entry in good.namelist():
+                bad.writestr(entry, good.read(entry))
+        with pytest.raises(CheckpointError, match="compressed archive"):
+            load_tokenizer(tmp_path / "bad.ckpt")
+
+    @pytest.mark.parametrize("load", [load_tokenizer, load_generator, load_first_stage])
+    def test_what_is_no_ordinary_file(self, tmp_path, load):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        for path, says in {
+            tmp_path / "pipe": "is a pipe; give an ordinary file",
+            Path("/dev/zero"): "is a device",
+            tmp_path / "loop": "leads back to itself",
+            tmp_path / ("n" * 300): "name is too long",
+            "a\0b": "zero byte",
+        }.items():
+            with pytest.raises((ValueError, FileNotFoundError), match=says):
+                load(path)
+
+    def test_the_home_folder_may_be_written_short(self, tmp_path, published, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "tok.ckpt").write_bytes(published.read_bytes())
+        assert load_tokenizer("~/tok.ckpt").load_report.keys == 279
+        assert not is_generator("~/tok.ckpt")
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            load_generator("~/nothing.ckpt")
 
 
 class TestReport:
@@ -234,6 +456,7 @@ class TestMemory:
             shapes[key] = [[262144, 256], "float32"]
         state = {key: torch.zeros(shape, dtype=getattr(torch, kind)) for key, (shape, kind) in shapes.items()}
         state["model_ema.quantizeembeddingweight"][-1] = 7
+        state["quantize.embedding.weight"].fill_(1)  # codes of zero would be VQ's
         file = tmp_path / "full.ckpt"
         torch.save({"state_dict": state}, file)
         del state
@@ -343,7 +566,7 @@ class TestRefusal:
             | {"encoder.mid.attn_1.q.weight": torch.zeros(32, 31, 1, 1)},
             "(model_ema.quantizeembeddingweight (64, 16), not (60, 16))": official
             | {"quantize.embedding.weight": codebook[:60].clone()},
-            "'quantize.embedding.weight' is missing": without("quantize"),
+            "an autoencoder without codes": without("quantize"),
             "'quantize.embedding.weight' must have 2 dimensions; got (1024,)": official
             | {"quantize.embedding.weight": codebook.flatten()},
             "'decoder.conv_in.weight' is missing": {k: v for k, v in official.items() if k.startswith("encoder.")},
@@ -365,7 +588,7 @@ class TestRefusal:
     def test_no_averaged_weights(self, tmp_path):
         torch.save(published_state(tiny()), tmp_path / "plain.pt")
         with pytest.raises(CheckpointError, match='no averaged weights; type weights="raw"'):
-            load_tokenizer(tmp_path / "plain.pt")
+            load_tokenizer(tmp_path / "plain.pt", quantizer="ibq")
         with pytest.raises(ValueError, match="'ema', 'raw'"):
             load_tokenizer(tmp_path / "plain.pt", "best")
 

@@ -218,6 +218,10 @@ class TestContract:
         with pytest.raises(ValueError, match=rf"0 … {size - 1} \(codebook_size {size}\), got {size} … {size}"):
             quantizer.decode(torch.full((1, 2, 2), size))
 
+    def test_sizes_beyond_every_honest_use_are_refused(self, name):
+        with pytest.raises(ValueError, match="codebook_size must be at most 16,777,216; got 1,099,511,627,776"):
+            build_quantizer(name, codebook_size=2**40)
+
     def test_impossible_settings_are_refused(self, name):
         with pytest.raises(ValueError, match="codebook_size must be at least 2, got 1"):
             build_quantizer(name, codebook_size=1)
@@ -233,6 +237,11 @@ def test_nothing_imports_the_compiler_before_something_is_compiled():
     program = "import sys, ibqlab.quantizers, ibqlab.generator; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_codebook_larger_than_the_memory_is_not_begun():
+    with pytest.raises(ValueError, match=r"16,777,216 codes of dimension 65,536 needs .*choose a smaller"):
+        build_quantizer("ibq", codebook_size=2**24, code_dim=2**16)
 
 
 def test_moving_averages_in_half_precision_do_not_overflow():

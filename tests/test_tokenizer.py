@@ -207,7 +207,7 @@ def test_pictures_are_turned_the_right_way():
 
 
 BAD_IMAGES = {
-    "0 to 255 as float": (torch.full((1, 3, 16, 16), 255.0), r"got 255 to 255.*images / 127\.5 - 1"),
+    "0 to 255 as float": (torch.full((1, 3, 16, 16), 255.0), r"got 255 to 255.*value_range=\(0, 255\)"),
     "slightly too high": (torch.full((1, 3, 16, 16), 1.01), r"\[−1, 1\]; got 1\.01"),
     "nan": (torch.tensor(float("nan")).expand(1, 3, 16, 16), "NaN"),
     "infinite": (torch.tensor(float("inf")).expand(1, 3, 16, 16), "got inf"),
@@ -216,14 +216,17 @@ BAD_IMAGES = {
     "channels last": (torch.zeros(1, 16, 16, 3), r"permute\(0, 3, 1, 2\)"),
     "one channel": (torch.zeros(1, 1, 16, 16), r"B, 3, H, W.*3 channels"),
     "no image": (torch.zeros(0, 3, 16, 16), "at least one image"),
+    "no images in an array": (np.zeros((0, 16, 16, 3), dtype=np.uint8), "at least one image"),
+    "no side in an array": (np.zeros((1, 0, 16, 3), dtype=np.uint8), "at least one image"),
+    "no side": (torch.zeros(1, 3, 16, 0), "at least one image"),
     "float array": (np.zeros((16, 16, 3)), "uint8.*float64.*from_numpy"),
     "array, channels first": (np.zeros((3, 16, 16), dtype=np.uint8), "moveaxis"),
     "empty list": ([], "empty list"),
     "list of tensors": ([torch.zeros(3, 16, 16)], "PIL images.*Tensor.*torch.stack"),
     "two sizes": ([Image.new("RGB", (16, 16)), Image.new("RGB", (20, 16))], "one size.*20, 16"),
     "text": ("cat.jpg", "got str"),
-    "height": (torch.zeros(1, 3, 18, 16), "multiples of the downsampling 4; got 18 × 16.*16 or 20.*width of 16"),
-    "too small": (torch.zeros(1, 3, 2, 16), "got 2 × 16.*height of 4"),
+    "height": (-torch.ones(1, 3, 18, 16), "multiples of the downsampling 4; got 18 × 16.*16 or 20.*width of 16"),
+    "too small": (-torch.ones(1, 3, 2, 16), "got 2 × 16.*height of 4"),
 }
 
 
@@ -234,7 +237,25 @@ def test_bad_images_are_refused(tokenizer, images, message):
 
 
 def test_rounding_beyond_the_range_is_tolerated(tokenizer):
-    assert tokenizer.encode(torch.full((1, 3, 8, 8), 1.0005)).indices.shape == (1, 2, 2)
+    assert tokenizer.encode(torch.full((1, 3, 8, 8), -1.0005)).indices.shape == (1, 2, 2)
+
+
+def test_a_range_that_cannot_be_seen_is_asked_about(tokenizer, images):
+    unit = images / 2 + 0.5
+    for encode in (tokenizer.encode, tokenizer.encode_indices):
+        with pytest.raises(ValueError, match=r"value_range=\(0, 1\), or value_range=\(-1, 1\)"):
+            encode(unit)
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]; got −?-?0\.99"):
+            encode(images, value_range=(0, 1))
+        with pytest.raises(ValueError, match="uint8 is 0 to 255"):
+            encode((unit * 255).to(torch.uint8), value_range=(0, 1))
+        for wrong in ((1, 0), (0, 1, 2), (0, float("nan"))):
+            with pytest.raises(ValueError, match="two numbers, the lower first"):
+                encode(images, value_range=wrong)
+    expected = tokenizer.encode_indices(images)
+    assert torch.equal(tokenizer.encode_indices(unit, value_range=(0, 1)), expected)
+    assert torch.equal(tokenizer.encode(unit * 255, value_range=(0, 255)).indices, expected)
+    assert torch.equal(tokenizer.encode_indices(unit, value_range=(-1, 1)), tokenizer(unit).quantizer.indices)
 
 
 def test_training_checks_the_size_too(tokenizer):
@@ -261,6 +282,10 @@ BAD_SETTINGS = {
     "resolution": ({"resolution": 250}, r"multiple of 16.*got 250.*resolution=256"),
     "attention nowhere": ({"attention_resolutions": (24,)}, r"256, 128, 64, 32, 16\); got 24"),
     "dropout": ({"dropout": 1.0}, "dropout must lie in 0 to below 1; got 1.0"),
+    "too many blocks": ({"num_res_blocks": 100_000}, "num_res_blocks must be at most 1,024; got 100,000"),
+    "too many channels": ({"base_channels": 2**40}, "base_channels must be at most 65,536"),
+    "too large": ({"resolution": 2**40}, "resolution must be at most 16,384"),
+    "too many levels": ({"channel_multipliers": (1,) * 40, "resolution": 256}, "levels must be at most 15; got 40"),
     "latent": ({"latent_channels": 0}, "latent_channels must be at least 1"),
 }
 

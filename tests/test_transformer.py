@@ -461,3 +461,21 @@ def test_wrong_inputs_are_refused(config, indices, labels, says):
 def test_head_dim_without_pairs_for_rows_and_columns_is_refused():
     with pytest.raises(ValueError, match=r"head_dim must be a multiple of 4.* got 6\. Use 8"):
         rotary_table(4, 6)
+
+
+@pytest.mark.parametrize(
+    ("design", "settings", "says"),
+    [
+        (GeneratorConfig, {"depth": 10**6}, "depth must be at most 1,024; got 1,000,000"),
+        (GeneratorConfig, {"vocabulary_size": 10**12}, "vocabulary_size must be at most 16,777,216"),
+        (GeneratorConfig, {"width": 2**40}, "width must be at most 65,536"),
+        (GeneratorConfig, {"grid_size": 10**6}, "grid_size must be at most 1,024"),
+        (GeneratorConfig, {"num_classes": 10**9}, "num_classes must be at most 1,048,576"),
+        (FactorizedGeneratorConfig, {"spatial_depth": 10**6}, "spatial_depth must be at most 1,024"),
+        (FactorizedGeneratorConfig, {"factorized_depth": 10**6}, "factorized_depth must be at most 1,024"),
+        (FactorizedGeneratorConfig, {"bits": (30, 12)}, "bits of a part must be at most 24; got 30"),
+    ],
+)
+def test_settings_beyond_every_honest_use_are_refused(design, settings, says):
+    with pytest.raises(ValueError, match=says):
+        design(**settings)

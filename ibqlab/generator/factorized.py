@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ibqlab.bounds import BLOCKS, CODES, require_at_most
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import FactorizedDecoding
 from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
@@ -55,6 +56,10 @@ class FactorizedGeneratorConfig(SequenceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "spatial_depth", "factorized_depth")
+        require_at_most("spatial_depth", self.spatial_depth, BLOCKS)
+        require_at_most("factorized_depth", self.factorized_depth, BLOCKS)
+        for count in self.bits:
+            require_at_most("bits of a part", count, CODES.bit_length() - 1)
         good = min(self.bits) >= 1 and sum(self.bits) < 63
         require(good, f"bits must be two numbers of at least 1 that sum to at most 62; got {self.bits}. Use (6, 12).")
 

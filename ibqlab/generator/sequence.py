@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.bounds import CHANNELS, CLASSES, require_at_most
 from ibqlab.generator.layers import Attention, FeedForward, rotary_table
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.indices import to_indices
 
+MOST_TOKENS_ALONG_A_SIDE = 1024
+"""Published: 16; an image of 10⁶ tokens is beyond every generator of single tokens."""
 Config = TypeVar("Config", bound="SequenceConfig")
 
 
@@ -56,6 +59,10 @@ class SequenceConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "num_classes", "grid_size", "width", "num_heads", "hidden_multiple")
+        require_at_most("num_classes", self.num_classes, CLASSES)
+        require_at_most("grid_size", self.grid_size, MOST_TOKENS_ALONG_A_SIDE)
+        for name in ("width", "num_heads", "hidden_multiple"):
+            require_at_most(name, getattr(self, name), CHANNELS)
         step = 4 * self.num_heads
         require(
             self.width % step == 0,

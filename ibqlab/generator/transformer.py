@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ibqlab.bounds import BLOCKS, CODES, require_at_most
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import Decoding
 from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
@@ -58,6 +59,8 @@ class GeneratorConfig(SequenceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "depth")
+        require_at_most("depth", self.depth, BLOCKS)
+        require_at_most("vocabulary_size", self.vocabulary_size, CODES)
         size, scale = self.vocabulary_size, self.gate_scale
         require(size >= 2, f"vocabulary_size must be at least 2; got {size}. Use the tokenizer's codebook_size.")
         require(scale >= 0, f"gate_scale must be ≥ 0; got {scale}. Published: 1e-3 to 1e-5.")

@@ -3,7 +3,8 @@
 Nothing is asked and nothing is guessed from file names. What tensors cannot show: the nominal `resolution`, which only
 places attention (256 is written, or more where there are more than nine levels, and attention_resolutions so that the
 right levels have it), dropout, and all settings of losses (the published defaults). Nor do they tell IBQ from VQ: both
-store one codebook. "ibq" is assumed unless `quantizer` says otherwise.
+store one codebook. `families` asks where nothing else in the file tells; here "ibq" is taken unless `quantizer` says
+otherwise.
 """
 
 import re
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ibqlab.pretrained.stored import CheckpointError
@@ -54,7 +55,9 @@ class NothingDrawn(TorchFunctionMode):
     """Leaves out draws from N(0, 1): on tensors without memory the first one imports torch's compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return args[0] if function is Tensor.normal_ else function(*args, **(kwargs or {}))
+        if function in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _check_is_tokenizer(shapes: Shapes) -> None:
@@ -99,12 +102,14 @@ def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> Autoen
             f"every level's channels must be a multiple of the first convolution's; got {base} and {channels}. The "
             "tensors are of another architecture, or damaged"
         )
-    blocks = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.\d+\.block\.(\d+)\.", key))}
+    blocks = {
+        int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.[0-9]+\.block\.([0-9]{1,6})\.", key))
+    }
     try:
         return AutoencoderConfig(
             base_channels=base,
             channel_multipliers=tuple(width // base for width in channels),
-            num_res_blocks=max(blocks) + 1,
+            num_res_blocks=max(blocks, default=-1) + 1,
             resolution=_resolution(channels),
             in_channels=in_channels,
             out_channels=_shape(shapes, "decoder.conv_out.weight", 4)[0],
@@ -115,7 +120,7 @@ def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> Autoen
 
 
 def _level_channels(shapes: Shapes) -> list[int]:
-    levels = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.(\d+)\.", key))}
+    levels = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.([0-9]{1,3})\.", key))}
     names = [f"encoder.down.{level}.block.0.conv2.weight" for level in range(max(levels, default=0) + 1)]
     return [_shape(shapes, name, 4)[0] for name in names]
 

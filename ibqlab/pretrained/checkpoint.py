@@ -5,7 +5,6 @@ print(checkpoint.report)                       # what every key of the file is
 checkpoint.tokenizer["encoder.conv_in.weight"] # by our names, whatever the file calls it
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from ibqlab.config import parse
+from ibqlab.files import UnreadableFile, parse_json
 from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
+from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.hub import PUBLISHED
 from ibqlab.pretrained.names import DECAY, Place, check_filled, place_published
 from ibqlab.pretrained.report import NAMES, LoadReport
-from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, Stored, load_pickle, open_stored
+from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, Stored, existing_path, load_pickle, open_stored
 from ibqlab.quantizers import available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.finding import hint, locate
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"
@@ -65,8 +66,8 @@ def read_checkpoint(path: str | Path, *, quantizer: str | None = None) -> Checkp
     Args:
         path: a published Lightning checkpoint of IBQ or Open-MAGVIT2, its bare state dict (.ckpt, .pt, .safetensors),
             a run folder, or a file from `export_tokenizer`.
-        quantizer: of a published file, which does not tell it: a registered name such as "vq". None: "ibq", or "lfq"
-            for Open-MAGVIT2.
+        quantizer: of a published file that does not tell it: "ibq", or "vq" for a VQGAN of taming-transformers or
+            latent-diffusion, whose tensors have the same names. None: as the file tells, "lfq" for Open-MAGVIT2.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
@@ -99,6 +100,8 @@ class Contents:
     reopen: Callable[[], Mapping[str, Tensor]]
     """Maps the tensors anew, so that memory of those mapped before can be let go."""
     entries: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    """What was taken off the file's keys."""
     only: str | None = None
     """The one set of weights of an export: "ema", "raw" or AS_GIVEN."""
     ema_decay: float | None = None
@@ -143,6 +146,7 @@ class Contents:
             used=dict(used),
             left=left,
             entries=self.entries,
+            wrappers=self.wrappers,
         )
 
 
@@ -156,11 +160,7 @@ def open_contents(path: str | Path, quantizer: str | None = None) -> Contents:
             f"{name} is a published tokenizer and no file here; fetch it first, and give the path that comes back: "
             f'load_tokenizer(download_published("{name}"))'
         )
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: there is no such file or run folder, and {hint(name)}. Published "
-            f"tokenizers that download_published fetches: {', '.join(PUBLISHED)}"
-        )
+    path = existing_path(path, f". Published tokenizers that download_published fetches: {', '.join(PUBLISHED)}")
     if path.is_dir():
         contents = _open_run(path)
     else:
@@ -178,6 +178,8 @@ def open_contents(path: str | Path, quantizer: str | None = None) -> Contents:
 
 def _open_published(stored: Stored, quantizer: str | None) -> Contents:
     try:
+        refuse_other_families(stored.tensors)
+        quantizer = check_quantizer_is_told(stored, stored.tensors, quantizer)
         config = infer_config({key: tuple(value.shape) for key, value in stored.tensors.items()}, quantizer)
         places = place_published(stored.tensors, empty_tokenizer(config))
     except CheckpointError as error:
@@ -191,19 +193,21 @@ def _open_published(stored: Stored, quantizer: str | None) -> Contents:
         places=places,
         reopen=lambda: open_stored(stored.path).tensors,
         entries=stored.entries,
+        wrappers=stored.wrappers,
         ema_decay=None if decay is None else float(decay),
     )
 
 
 def _open_export(stored: Stored) -> Contents:
     try:
-        settings = json.loads(stored.metadata[EXPORT])
+        settings = parse_json(stored.metadata[EXPORT], "header")
         if "generator" in settings:
             raise CheckpointError(f"{stored.path} is a generator's export, not a tokenizer's; use load_generator")
         only, mapping = settings["weights"], settings["tokenizer"]
     except CheckpointError:
         raise
-    except (ValueError, LookupError, TypeError) as error:
+        require(only in ("ema", "raw", AS_GIVEN), f"weights {only!r}")
+    except (UnreadableFile, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{stored.path}: its header is damaged ({error}); export it again") from None
     config = parse(TokenizerConfig, mapping, source=f"{stored.path}, header")
     places = {key: Place("tokenizer", key) for key in stored.tensors}
@@ -270,9 +274,9 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Pla
 
 def _check_own(path: Path, config: TokenizerConfig, tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> None:
     """A file of ours must have the tensors that its own settings ask for."""
-    shapes = {name: tuple(value.shape) for name, value in empty_tokenizer(config).state_dict().items()}
+    like = empty_tokenizer(config).state_dict()
     found = {place.name: tensors[key] for key, place in places.items() if place.part == "tokenizer"}
     try:
-        check_filled(found, {name: Place("tokenizer", name) for name in shapes}, shapes)
+        check_filled(found, {name: Place("tokenizer", name) for name in like}, like)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

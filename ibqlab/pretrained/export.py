@@ -89,6 +89,7 @@ def export_published(source: str | Path, target: str | Path) -> Path:
         "global_step": checkpoint.step,
         "pytorch-lightning_version": LIGHTNING_VERSION,
         "state_dict": _published_state(checkpoint),
+        EXPORT: {"quantizer": checkpoint.config.quantizer.config_name},
     }
     save_checkpoint_file(content, target)
     return target

@@ -86,7 +86,7 @@ def _multiple(width: int, hidden: int) -> int:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{prefix}\.(\d+)\.", key))}
+    numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{prefix}\.([0-9]{{1,6}})\.", key))}
     return max(numbers, default=-1) + 1
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ibqlab.config import parse, to_dict
+from ibqlab.files import UnreadableFile, parse_json
 from ibqlab.generator import AnyGenerator, SequenceConfig, generator_config, make_generator
 from ibqlab.pretrained.architecture import NothingDrawn, empty_tokenizer, infer_config
 from ibqlab.pretrained.checkpoint import EXPORT, Contents, newest_state
@@ -26,14 +27,14 @@ from ibqlab.pretrained.export import (
     save_tensors,
     whole_file,
 )
+from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, infer_generator_config
 from ibqlab.pretrained.loading import copy_tensors, load_tokenizer
 from ibqlab.pretrained.names import Place, check_filled, place_published
 from ibqlab.pretrained.report import LoadReport
-from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, load_pickle, open_stored
+from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, existing_path, load_pickle, open_stored
 from ibqlab.quantizers.base import require
 from ibqlab.runs import Run
-from ibqlab.runs.finding import hint, locate
 from ibqlab.tokenizer import Tokenizer
 
 TRANSFORMER, FIRST_STAGE, CACHE = "transformer.", "first_stage_model.", ".kv_cache."
@@ -60,6 +61,8 @@ class GeneratorContents:
     """Maps the tensors anew, so that memory of those mapped before can be let go."""
     entries: tuple[str, ...] = ()
     """What the file holds beside tensors."""
+    wrappers: tuple[str, ...] = ()
+    """What was taken off the file's keys."""
 
 
 def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size: int | None = None) -> AnyGenerator:
@@ -94,6 +97,7 @@ def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size:
         used=dict(contents.places),
         left=contents.left,
         entries=contents.entries,
+        wrappers=contents.wrappers,
     )
     return generator.eval()
 
@@ -111,7 +115,7 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
         FileNotFoundError: nothing there.
         CheckpointError: the file holds no tokenizer; the message says what to do.
     """
-    path = locate(path)
+    path = existing_path(path)
     if path.is_dir():
         kept = path / FIRST_STAGE_FILE
         if not kept.is_file():
@@ -123,7 +127,6 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
                 "tokenizer decodes its tokens. Train with index_permutation=-1 to draw images"
             )
         return load_tokenizer(kept, "raw")
-    _check_there(path)
     stored = open_stored(path)
     tensors = _below(FIRST_STAGE, stored.tensors)
     if not tensors:
@@ -132,6 +135,8 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
             "load_tokenizer(PATH)"
         )
     try:
+        refuse_other_families(tensors)
+        quantizer = check_quantizer_is_told(stored, tensors, quantizer)
         config = infer_config({key: tuple(value.shape) for key, value in tensors.items()}, quantizer)
         places = place_published(tensors, empty_tokenizer(config))
     except CheckpointError as error:
@@ -144,6 +149,7 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
         places=places,
         reopen=lambda: _below(FIRST_STAGE, open_stored(path).tensors),
         entries=stored.entries,
+        wrappers=stored.wrappers,
     )
     chosen = contents.choose("raw")
     tokenizer = empty_tokenizer(config)
@@ -225,11 +231,12 @@ def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> 
 
 def is_generator(path: str | Path) -> bool:
     """Whether a checkpoint, a run or an export is a generator's; False where nothing is there."""
-    path = locate(path)
+    try:
+        path = existing_path(path)
+    except FileNotFoundError:
+        return False
     if path.is_dir():
         return (path / "config.yaml").is_file() and "generator" in Run(path).config
-    if not path.is_file():
-        return False
     stored = open_stored(path)
     if EXPORT in stored.metadata:
         return '"generator"' in stored.metadata[EXPORT]
@@ -244,8 +251,7 @@ def empty_generator(config: SequenceConfig) -> AnyGenerator:
 
 def open_generator(path: str | Path, num_heads: int | None, grid_size: int | None) -> GeneratorContents:
     """Open a checkpoint and find every key's place; arguments and errors are those of `load_generator`."""
-    path = locate(path)
-    _check_there(path)
+    path = existing_path(path)
     if path.is_dir():
         contents = _open_run(path)
     else:
@@ -263,11 +269,6 @@ def open_generator(path: str | Path, num_heads: int | None, grid_size: int | Non
     return contents
 
 
-def _check_there(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or run folder, and {hint(path)}")
-
-
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -283,6 +284,7 @@ def _open_published(path: Path, num_heads: int | None, grid_size: int | None) ->
         if key not in {*first, *caches} and key.startswith(prefix)
     }
     with _explained(path):
+        refuse_other_families(stored.tensors)
         _check_is_generator({*mine.values()}, stored.tensors)
         shapes = {name: tuple(stored.tensors[key].shape) for key, name in mine.items()}
         config = infer_generator_config(shapes, num_heads, grid_size)
@@ -298,14 +300,15 @@ def _open_published(path: Path, num_heads: int | None, grid_size: int | None) ->
         left={name: keys for name, keys in groups.items() if keys},
         reopen=lambda: open_stored(path).tensors,
         entries=stored.entries,
+        wrappers=stored.wrappers,
     )
 
 
 def _open_export(path: Path) -> GeneratorContents:
     stored = open_stored(path)
     try:
-        settings = json.loads(stored.metadata[EXPORT])
-    except ValueError as error:
+        settings = parse_json(stored.metadata[EXPORT], "header")
+    except UnreadableFile as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}); export it again") from None
     if "generator" not in settings:
         raise CheckpointError(f"{path} is a tokenizer's export, not a generator's; use load_tokenizer")
@@ -358,8 +361,8 @@ def _check_is_generator(names: set[str], tensors: Mapping[str, Any]) -> None:
 
 
 def _check_complete(config: SequenceConfig, tensors: Mapping[str, Tensor]) -> None:
-    shapes = {name: tuple(value.shape) for name, value in empty_generator(config).state_dict().items()}
-    check_filled(tensors, {name: Place("generator", name) for name in shapes}, shapes, kind="generator")
+    like = empty_generator(config).state_dict()
+    check_filled(tensors, {name: Place("generator", name) for name in like}, like, kind="generator")
 
 
 @contextmanager

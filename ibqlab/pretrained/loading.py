@@ -44,8 +44,9 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
             checkpoint), or a file from `export_tokenizer`.
         weights: "ema", the averaged weights (published results use them; they need a few thousand steps to mean
             something), or "raw", the weights as trained. An export of a tokenizer holds one set, given for either.
-        quantizer: of a published file, which stores the same tensors for IBQ and VQ: None takes "ibq" (or "lfq" where
-            no codebook is stored), "vq" the published baseline.
+        quantizer: of a published file, which stores the same tensors for IBQ and VQ: "ibq" or "vq" (also for a VQGAN
+            of taming-transformers or latent-diffusion). None: as the file tells – "ibq" with averaged weights, "lfq"
+            where no codebook is stored; a file that does not tell is refused.
     Returns:
         A tokenizer; move it with `.to(device)`.
     Raises:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ibqlab.escaping import for_terminal
 from ibqlab.pretrained.architecture import CODEBOOK
-from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.pretrained.stored import NUMBER_TYPES, CheckpointError
 
 OUR_CODEBOOK = "quantizer.codes.weight"
 AVERAGE = "model_ema."
@@ -51,47 +52,62 @@ def place_published(tensors: Mapping[str, Tensor], tokenizer: nn.Module) -> dict
         CheckpointError: a tensor of the tokenizer is missing or has another shape, or a key has no known place.
     """
     parameters = {name for name, _ in tokenizer.named_parameters()}
-    shapes: dict[str, tuple[int, ...]] = {}
+    like: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     averaged = any(key.startswith(AVERAGE) and key not in (DECAY, UPDATES) for key in tensors)
     for name, value in tokenizer.state_dict().items():
         key = published_name(name)
-        places[key], shapes[key] = Place("tokenizer", name), tuple(value.shape)
+        places[key], like[key] = Place("tokenizer", name), value
         if averaged and name in parameters:
-            places[average_name(key)], shapes[average_name(key)] = Place("tokenizer_ema", name), tuple(value.shape)
+            places[average_name(key)], like[average_name(key)] = Place("tokenizer_ema", name), value
     for key, value in tensors.items():
         if key.startswith(DISCRIMINATOR):
             name = key.removeprefix(DISCRIMINATOR)
             places[key] = Place("discriminator", name)
             if average_name(key) in tensors and not name.endswith(STATISTICS):
                 places[average_name(key)] = Place("discriminator_ema", name)
-                shapes[average_name(key)] = tuple(value.shape)
+                like[average_name(key)] = value
         elif key.startswith(PERCEPTUAL):
             places[key] = Place("perceptual loss", key.removeprefix(PERCEPTUAL))
         elif key in (DECAY, UPDATES):
             places[key] = Place("bookkeeping", key.removeprefix(AVERAGE))
-    check_filled(tensors, places, shapes)
+    check_filled(tensors, places, like)
     return {key: places[key] for key in tensors}
 
 
 def check_filled(
     tensors: Mapping[str, Tensor],
     places: Mapping[str, Place],
-    shapes: Mapping[str, tuple[int, ...]],
+    like: Mapping[str, Tensor],
     *,
     kind: str = "tokenizer",
 ) -> None:
-    """Every place has its tensor, every tensor its place, and every tensor of the model its shape.
+    """Every place has its tensor, every tensor its place, and every tensor of the model its shape and kind of number.
 
+    Args:
+        tensors: what arrived, by the file's keys.
+        places: where each belongs.
+        like: tensors of the model, by the same keys; they may be without memory.
+        kind: what the model is, for the message.
     Raises:
-        CheckpointError: the message lists what is missing, what is left over and what has another shape.
+        CheckpointError: the message lists what is missing, what is left over, and what has another shape or type.
     """
-    arrived = {key: tuple(tensors[key].shape) for key in shapes if key in tensors}
-    differ = [f"{key} {shape}, not {shapes[key]}" for key, shape in arrived.items() if shape != shapes[key]]
+    pairs = {key: (tensors[key], like[key]) for key in like if key in tensors}
+    differ = [
+        f"{key} {tuple(value.shape)}, not {tuple(model.shape)}"
+        for key, (value, model) in pairs.items()
+        if value.shape != model.shape
+    ]
+    types = [
+        f"{key} {value.dtype}, not {model.dtype}"
+        for key, (value, model) in pairs.items()
+        if not _same_kind(value, model)
+    ]
     findings = [
         _list("missing", [key for key in places if key not in tensors]),
         _list("unknown", [key for key in tensors if key not in places]),
         _list("of another shape", differ),
+        _list("of another type", types),
     ]
     if any(findings):
         raise CheckpointError(
@@ -100,7 +116,12 @@ def check_filled(
         )
 
 
+def _same_kind(value: Tensor, model: Tensor) -> bool:
+    """Whether a stored tensor can stand for one of the model: any of the usual float types, or the very same type."""
+    return value.dtype in NUMBER_TYPES if model.is_floating_point() else value.dtype == model.dtype
+
+
 def _list(kind: str, keys: Iterable[str], shown: int = 4) -> str:
-    keys = list(keys)
+    keys = [for_terminal(key) for key in keys]
     more = f" and {len(keys) - shown:,} more" if len(keys) > shown else ""
     return f"{len(keys):,} {kind} ({', '.join(keys[:shown])}{more})" if keys else ""

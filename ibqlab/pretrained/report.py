@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ibqlab.escaping import for_terminal
+
 WEIGHTS = ("ema", "raw")
 WORDS = {"ema": "averaged weights", "raw": "weights as trained", "both": "all weights"}
 NAMES = {
@@ -32,11 +34,13 @@ class LoadReport:
     keys: int
     """Tensors in the file."""
     used: Mapping[str, str]
-    """Key in the file → name of the tensor that it filled."""
+    """Key in the file, without the wrappers → name of the tensor that it filled."""
     left: Mapping[str, tuple[str, ...]]
     """Group → keys that were recognised and not used: perceptual loss, discriminator, other weights, bookkeeping."""
     entries: tuple[str, ...]
     """Names of what the file holds beside the weights."""
+    wrappers: tuple[str, ...] = ()
+    """What was taken off the file's keys, in words: prefixes of DataParallel and torch.compile, an outer entry."""
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -51,12 +55,14 @@ class LoadReport:
     def __str__(self) -> str:
         rows = [("used", tuple(self.used)), *((f"left: {group}", keys) for group, keys in self.left.items())]
         width = max(len(label) for label, _ in rows)
-        lines = [f"{self.path}: {self.format}, {WORDS[self.weights]}"]
+        lines = [f"{for_terminal(self.path)}: {self.format}, {WORDS[self.weights]}"]
         for label, keys in rows:
-            some = ", ".join(keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")
+            some = ", ".join(map(for_terminal, keys[:SHOWN])) + (", …" if len(keys) > SHOWN else "")
             lines.append(f"  {label:<{width}}  {len(keys):>5,}  {some}")
         lines.append(f"  {len(self.renamed):,} of the used keys have another name in the file than here")
         if self.entries:
-            lines.append(f"  beside the weights, not read: {', '.join(self.entries)}")
+            lines.append(f"  beside the weights, not read: {', '.join(map(for_terminal, self.entries))}")
+        if self.wrappers:
+            lines.append(f"  taken off: {', '.join(map(for_terminal, self.wrappers))}")
         lines.append(f"{self.accounted:,} of {self.keys:,} keys accounted for")
         return "\n".join(lines)

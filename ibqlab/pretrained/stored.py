@@ -18,11 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibqlab.escaping import for_terminal
+from ibqlab.files import UnreadableFile, open_ordinary, why_not
+from ibqlab.runs.finding import hint, locate
+
 LIGHTNING = "Lightning checkpoint"
 BARE = "state dict"
 SAFETENSORS = "safetensors file"
 ZIP_MAGIC = b"PK"
 PICKLE_MAGIC = b"\x80"
+HOLDERS = ("state_dict", "model", "module")
+"""Entries under which files hold their tensors: Lightning's, many training loops', DeepSpeed's."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and training loops put ahead of every name."""
+COMPILED = "._orig_mod."
+"""What torch.compile of a part puts inside a name."""
+NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that weights may have."""
+EXPANDED_BYTES = 2**26
+"""A tensor that repeats its numbers may claim so many bytes, whatever it stores; some files hold such counters."""
+ARCHIVE_PICKLE_BYTES = 256 * 2**20
+"""Largest table of contents of an archive; that of a generator of 10⁹ weights has 200 kB."""
 
 
 class CheckpointError(ValueError):
@@ -43,6 +59,34 @@ class Stored:
     """What the file holds beside them, such as optimizer_states."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Text in the file's header; safetensors only."""
+    wrappers: tuple[str, ...] = ()
+    """What was taken off to get at the tensors and their names, in words."""
+    quantizer: str | None = None
+    """The quantizer that an export under published names tells."""
+    lightning: str = ""
+    """Version of the Lightning that wrote the file; "" where it tells none."""
+
+
+def existing_path(name: str | Path, more: str = "") -> Path:
+    """The path to what is there, given as a path, in which ~ is one's own folder, or as the name of a run.
+
+    Args:
+        name: of a file or folder.
+        more: the end of the message where nothing is there.
+    Raises:
+        FileNotFoundError: nothing is there; the message gives the nearest name.
+        UnreadableFile: nothing can be told about it: a name too long, a loop of links, no permission.
+    """
+    path = locate(name)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{for_terminal(path)}: there is no such file or run folder, and {hint(name)}{more}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(f"{for_terminal(path, 120)}: {why_not(error)}") from None
+    return path
 
 
 def open_stored(path: Path) -> Stored:
@@ -51,7 +95,9 @@ def open_stored(path: Path) -> Stored:
     Args:
         path: an existing file.
     Raises:
-        CheckpointError: no checkpoint, cut short, or one that would have to run code.
+        CheckpointError: no checkpoint, cut short, one that would have to run code, or with tensors that are no plain
+            ones.
+        UnreadableFile: no ordinary file, or one that may not be read.
     """
     if file_kind(path) == SAFETENSORS:
         return _open_safetensors(path)
@@ -62,16 +108,72 @@ def open_stored(path: Path) -> Stored:
         raise CheckpointError(
             f"{path} is one step of a run, without its settings; give the run's folder, {path.absolute().parents[1]}"
         )
-    wrapped = isinstance(content.get("state_dict"), dict)
-    weights = content["state_dict"] if wrapped else content
+    holder = next((name for name in HOLDERS if isinstance(content.get(name), dict)), None)
+    weights = content[holder] if holder else content
     strangers = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strangers or not weights:
-        there = ", ".join(map(str, strangers[:6])) or "nothing"
+        there = ", ".join(for_terminal(key, 40) for key in strangers[:6]) or "nothing"
         raise CheckpointError(
-            f"{path}: must hold tensors by name, or under 'state_dict'; got {there} instead. Save model.state_dict()."
+            f"{path}: must hold tensors by name, or under {' or '.join(map(repr, HOLDERS))}; got {there} instead. Save "
+            "model.state_dict()."
         )
-    entries = tuple(str(key) for key in content if key != "state_dict") if wrapped else ()
-    return Stored(path=path, format=LIGHTNING if wrapped else BARE, tensors=weights, entries=entries)
+    check_tensors(path, weights)
+    weights, wrappers = _unwrapped(path, weights)
+    if holder not in (None, "state_dict"):
+        wrappers = (f"entry {holder!r}", *wrappers)
+    told, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
+    return Stored(
+        path=path,
+        format=LIGHTNING if holder == "state_dict" else BARE,
+        tensors=weights,
+        entries=tuple(str(key) for key in content if key != holder) if holder else (),
+        wrappers=wrappers,
+        quantizer=told.get("quantizer") if isinstance(told, dict) else None,
+        lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
+    )
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Every tensor is an ordinary one whose numbers lie in the file.
+
+    Raises:
+        CheckpointError: a sparse, quantized or empty-handed tensor, or one that claims more numbers than are stored.
+    """
+    for name, value in tensors.items():
+        kind = _unusable(value)
+        if kind:
+            raise CheckpointError(
+                f"{path}: the tensor {for_terminal(name)!r} {kind}; a checkpoint holds plain tensors. Save "
+                "{name: value.detach().cpu().to_dense().contiguous() for each}, or give the file as it was published"
+            )
+
+
+def _unusable(value: Tensor) -> str:
+    """What is wrong with a stored tensor; "" for an ordinary one."""
+    if value.layout != torch.strided:
+        return f"is sparse ({value.layout})"
+    if value.is_meta:
+        return "has a shape and no numbers (device meta)"
+    if value.is_quantized:
+        return f"is quantized ({value.dtype})"
+    stored = value.untyped_storage().nbytes()
+    if value.nbytes > max(stored, EXPANDED_BYTES):
+        return f"claims {value.nbytes:,} bytes {tuple(value.shape)} and stores {stored:,}"
+    return ""
+
+
+def _unwrapped(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors by the names that they have without wrappers, and what was taken off."""
+    names, taken = list(tensors), []
+    while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+        taken.append(f"prefix {prefix}")
+    if any(COMPILED in name for name in names):
+        names = [name.replace(COMPILED, ".") for name in names]
+        taken.append(f"{COMPILED} inside names")
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path}: without {', '.join(taken)} two tensors have one name; save one model alone")
+    return dict(zip(names, tensors.values(), strict=True)), tuple(taken)
 
 
 def load_pickle(path: Path) -> Any:
@@ -89,7 +191,7 @@ def load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == ZIP_MAGIC)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint, it is damaged or of another kind ({_first_line(error)}). "
             "Copy or download it again"
@@ -101,8 +203,9 @@ def file_kind(path: Path) -> Any:
 
     Raises:
         CheckpointError: none of them; the message says what the file looks like.
+        UnreadableFile: no ordinary file, or one that may not be read.
     """
-    with open(path, "rb") as stream:
+    with open_ordinary(path) as stream:
         head = stream.read(64)
     if head.startswith(ZIP_MAGIC):
         _check_archive(path)
@@ -120,12 +223,18 @@ def file_kind(path: Path) -> Any:
 def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path}: cut short or damaged ({error}); copy or download it again") from None
+    names = [for_terminal(entry.filename, 40) for entry in entries]
     if not any(name.endswith("data.pkl") for name in names):
         there = ", ".join(names[:4]) or "nothing"
         raise CheckpointError(f"{path} is no checkpoint: it is a zip archive of {there}")
+    # torch.save compresses nothing; what is compressed could unpack to any size.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(f"{path} is a compressed archive, which torch.save does not write; unpack and save it")
+    if any(entry.filename.endswith("data.pkl") and entry.file_size > ARCHIVE_PICKLE_BYTES for entry in entries):
+        raise CheckpointError(f"{path}: its table of contents is larger than any checkpoint's; save its tensors alone")
 
 
 def _open_safetensors(path: Path) -> Stored:
@@ -139,7 +248,9 @@ def _open_safetensors(path: Path) -> Stored:
         raise CheckpointError(
             f"{path}: cut short or damaged ({_first_line(error)}); copy or download it again"
         ) from None
-    return Stored(path=path, format=SAFETENSORS, tensors=tensors, metadata=metadata)
+    check_tensors(path, tensors)
+    tensors, wrappers = _unwrapped(path, tensors)
+    return Stored(path=path, format=SAFETENSORS, tensors=tensors, metadata=metadata, wrappers=wrappers)
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:

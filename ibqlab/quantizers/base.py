@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ibqlab.bounds import CODE_DIM, CODES, require_at_most
 from ibqlab.quantizers.codebooks import INITIALISATIONS, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
 
@@ -37,6 +38,8 @@ class QuantizerConfig:
     def __post_init__(self):
         require(self.codebook_size >= 2, f"codebook_size must be at least 2, got {self.codebook_size}")
         require(self.code_dim >= 1, f"code_dim must be at least 1, got {self.code_dim}")
+        require_at_most("codebook_size", self.codebook_size, CODES)
+        require_at_most("code_dim", self.code_dim, CODE_DIM)
         require_choice("codebook_init", self.codebook_init, INITIALISATIONS)
 
     @classmethod

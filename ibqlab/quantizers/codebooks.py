@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ibqlab.bounds import require_memory
 from ibqlab.quantizers.collectives import sum_over_processes
 
 INITIALISATIONS = {
@@ -33,13 +34,20 @@ def initial_codes(initialisation: str, codebook_size: int, code_dim: int) -> Flo
     Returns:
         (K, D) float32.
     Raises:
-        ValueError: "grid", which is not learned.
+        ValueError: "grid", which is not learned; or a codebook larger than this machine's memory.
     Source: published VQ U(−1/K, 1/K); published IBQ N(0, 1), the default of `nn.Embedding`.
     """
     if initialisation == "grid":
         raise ValueError(
             "codebook_init 'grid' is the fixed codebook of the quantizer 'lfq'; a codebook that learns starts from "
             "'uniform', 'normal', 'unit' or 'kmeans'"
+        )
+    # Without memory on the meta device and in a plan.
+    if type(torch.empty(0)) is Tensor and not torch.empty(0).is_meta:
+        require_memory(
+            4 * codebook_size * code_dim,
+            f"a codebook of {codebook_size:,} codes of dimension {code_dim:,}",
+            "choose a smaller codebook_size or code_dim",
         )
     codes = torch.empty(codebook_size, code_dim)
     if initialisation == "uniform":

@@ -13,11 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibqlab.bounds import BLOCKS, CHANNELS, IMAGE_SIDE, require_at_most
 from ibqlab.quantizers.base import require, require_choice
 
 DESIGNS = ("vqgan", "magvit2")
 NORM_GROUPS = 32
 NORM_EPSILON = 1e-6
+MOST_LEVELS = IMAGE_SIDE.bit_length()
+"""Levels that leave a single position of the largest image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +316,13 @@ def _check_positive(config: AutoencoderConfig) -> None:
         if value < 1:
             published = AutoencoderConfig.__dataclass_fields__[name].default
             raise ValueError(f"{name} must be at least 1; got {value}. Published: {published}.")
+    require_at_most("num_res_blocks", config.num_res_blocks, BLOCKS)
+    require_at_most("resolution", config.resolution, IMAGE_SIDE)
+    require_at_most("channel_multipliers' levels", len(config.channel_multipliers), MOST_LEVELS)
+    for name in ("base_channels", "in_channels", "out_channels", "latent_channels"):
+        require_at_most(name, getattr(config, name), CHANNELS)
+    for level, channels in enumerate(config.level_channels):
+        require_at_most(f"base_channels × channel_multipliers[{level}]", channels, CHANNELS)
 
 
 def _check_channels(base_channels: int, multipliers: tuple[int, ...]) -> None:

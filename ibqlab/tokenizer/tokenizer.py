@@ -25,6 +25,8 @@ from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 Images = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 """What `Tokenizer.encode` takes; see `prepare_images`."""
 
+ValueRange = tuple[float, float]
+"""Lowest and highest value of float images."""
 Indices = Tensor | np.ndarray | Sequence
 """What `Tokenizer.decode_indices` takes: whole numbers on a (B, h, w) grid."""
 RANGE_TOLERANCE = 1e-3
@@ -120,7 +122,7 @@ class Tokenizer(nn.Module):
             )
         return height // factor, width // factor
 
-    def encode(self, images: Images) -> QuantizerOutput:
+    def encode(self, images: Images, *, value_range: ValueRange | None = None) -> QuantizerOutput:
         """Images to codes.
 
         In training mode quantizers that keep their codebook themselves update it here too: call `eval()` to only look.
@@ -128,27 +130,29 @@ class Tokenizer(nn.Module):
         Args:
             images: (B, 3, H, W) float in [−1, 1], or anything else that `prepare_images` takes; H and W multiples of
                 `downsampling`. They are moved to the tokenizer's device.
+            value_range: of float images, (−1, 1) or (0, 1); needed where no value is below 0, which fits both.
         Returns:
             Quantized latents (B, D, h, w), indices (B, h, w) and the quantizer's losses.
         Raises:
             ValueError: wrong shape, type, range or size, or NaN.
         """
-        return self.quantizer(self._features(self._prepared(images)))
+        return self.quantizer(self._features(self._prepared(images, value_range)))
 
     @torch.no_grad()
-    def encode_indices(self, images: Images) -> Int[Tensor, "B h w"]:
+    def encode_indices(self, images: Images, *, value_range: ValueRange | None = None) -> Int[Tensor, "B h w"]:
         """Images to token indices and nothing else: no losses, no quantized vectors, no change of the codebook.
 
         What `decode_indices` takes back. Dropout, where the config has any, is off in eval mode only.
 
         Args:
             images: as in `encode`.
+            value_range: as in `encode`.
         Returns:
             (B, h, w) int64, 0 to K − 1; `encode(images).indices` in eval mode.
         Raises:
             ValueError: as in `encode`, or features that hold NaN or infinity.
         """
-        return self.quantizer.encode(self._features(self._prepared(images)))
+        return self.quantizer.encode(self._features(self._prepared(images, value_range)))
 
     def decode(self, quantized: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """Images from code vectors.
@@ -196,9 +200,9 @@ class Tokenizer(nn.Module):
         quantizer = self.quantizer(features)
         return TokenizerOutput(self.decode(quantizer.quantized), quantizer, features)
 
-    def _prepared(self, images: Images) -> Float[Tensor, "B C H W"]:
-        """Images as the encoder's weights want them."""
-        return prepare_images(images, self.config.autoencoder.in_channels).to(self._weight.device)
+    def _prepared(self, images: Images, value_range: ValueRange | None) -> Float[Tensor, "B C H W"]:
+        """Images in [−1, 1] on the device of the weights."""
+        return prepare_images(images, self.config.autoencoder.in_channels, value_range).to(self._weight.device)
 
     def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         self.latent_grid(*images.shape[-2:])
@@ -224,7 +228,9 @@ def fingerprint_weights(module: nn.Module, kind: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def prepare_images(images: Images, channels: int = 3) -> Float[Tensor, "B C H W"]:
+def prepare_images(
+    images: Images, channels: int = 3, value_range: ValueRange | None = None
+) -> Float[Tensor, "B C H W"]:
     """Pictures of any usual kind as a float tensor in [−1, 1].
 
     Args:
@@ -232,13 +238,15 @@ def prepare_images(images: Images, channels: int = 3) -> Float[Tensor, "B C H W"
             a PIL image, or a list of them of equal size (converted to RGB);
             a uint8 array (H, W, 3) or (B, H, W, 3), as NumPy and matplotlib hold pictures;
             a uint8 tensor (B, 3, H, W), 0 to 255;
-            a float tensor (B, 3, H, W) within [−1, 1], which is returned as it is.
+            a float tensor (B, 3, H, W) within [−1, 1], which is returned as it is, or within `value_range`.
         channels: that the model takes; pictures have 3.
+        value_range: lowest and highest value that a float tensor may have, such as (0, 1). Unless given it is (−1, 1),
+            and a tensor without a value below 0 is asked about, because it fits (0, 1) as well.
     Returns:
         (B, C, H, W), float32 unless a float tensor of another type came in.
     Raises:
-        ValueError: another shape or type, values outside [−1, 1] by more than 0.001, or NaN; the message says
-            what to type.
+        ValueError: another shape or type, values outside the range by more than 0.001 of its half, or NaN; a range that
+            is not told and cannot be seen; the message says what to type.
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -250,9 +258,9 @@ def prepare_images(images: Images, channels: int = 3) -> Float[Tensor, "B C H W"
         raise ValueError(f"images must be a tensor, a uint8 array, or PIL images; got {type(images).__name__}.")
     _check_shape(images, channels)
     if images.dtype == torch.uint8:
+        require(value_range is None, "value_range is of float images; uint8 is 0 to 255. Leave value_range out.")
         return to_model_range(images)
-    _check_range(images)
-    return images
+    return _in_model_range(images, value_range)
 
 
 def _stack_pictures(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -295,7 +303,8 @@ def _check_shape(images: Tensor, channels: int) -> None:
     raise ValueError(f"images must be (B, {channels}, H, W); got {tuple(images.shape)}. {remedy}")
 
 
-def _check_range(images: Tensor) -> None:
+def _in_model_range(images: Tensor, value_range: ValueRange | None) -> Tensor:
+    """Float images in [−1, 1], checked."""
     if not images.is_floating_point():
         raise ValueError(
             f"images must be uint8 (0 to 255) or float (−1 to 1); got {images.dtype}. Use images.to(torch.uint8)."
@@ -303,11 +312,30 @@ def _check_range(images: Tensor) -> None:
     low, high = (bound.item() for bound in images.detach().aminmax())
     if np.isnan(low):
         raise ValueError("images must be numbers; got NaN. Find it with torch.isnan(images).nonzero().")
-    if low < -1 - RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+    first, last = _checked_range(value_range or (-1, 1))
+    slack = RANGE_TOLERANCE * (last - first) / 2
+    if low < first - slack or high > last + slack:
         raise ValueError(
-            f"float images must lie in [−1, 1]; got {low:.4g} to {high:.4g}. "
-            "Use images / 127.5 - 1 for values from 0 to 255, images * 2 - 1 for values from 0 to 1."
+            f"float images must lie in [{first:g}, {last:g}]; got {low:.4g} to {high:.4g}. ".replace("-", "−", 1)
+            + "Use value_range=(0, 255) or value_range=(0, 1) for values in such a range."
         )
+    if value_range is None and low >= 0:
+        raise ValueError(
+            f"float images without a value below 0 (got {low:.4g} to {high:.4g}) fit both [0, 1] and [−1, 1]; say "
+            "which: value_range=(0, 1), or value_range=(-1, 1) for bright images in [−1, 1]."
+        )
+    if (first, last) == (-1, 1):
+        return images
+    return (images - first) * (2 / (last - first)) - 1
+
+
+def _checked_range(value_range: ValueRange) -> ValueRange:
+    pair = tuple(value_range)
+    require(
+        len(pair) == 2 and bool(np.isfinite(pair).all()) and pair[0] < pair[1],
+        f"value_range must be two numbers, the lower first, such as (0, 1); got {value_range}.",
+    )
+    return pair
 
 
 def _near_sizes(size: int, factor: int) -> str:
