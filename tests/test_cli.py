@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from golden import golden_file
 
 from ibqlab.cli import describe_metrics, main
-from ibqlab.runs import Run
+from ibqlab.runs import Run, provenance
 from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
 from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
@@ -523,6 +524,35 @@ def test_metrics_are_described_with_units_and_token_counts():
         "validation_psnr: 20.5 dB",
         "gradient_reach: 100.00 % of codes",
     ]
+
+
+# --- provenance ---
+
+
+def test_the_command_line_of_provenance_can_be_pasted(somewhere, monkeypatch):
+    monkeypatch.setenv("HOME", str(somewhere / "home"))
+    typed = ["ibqlab", "train", "my recipe.yaml", "data.source=set #2", f"start_from={somewhere / 'old'}"]
+    typed += ["--output", str(somewhere / "home" / "x"), "data.validation_source=/elsewhere/secret/val"]
+    monkeypatch.setattr(sys, "argv", ["/secret/bin/ibqlab", *typed[1:]])
+    facts = provenance()
+    # The home folder lies inside the working folder here, which comes first.
+    assert shlex.split(facts["command_line"]) == [
+        *typed[:4],
+        "start_from=./old",
+        "--output",
+        "./home/x",
+        "data.validation_source=…/val",
+    ]
+    assert facts["folder"] == somewhere.name and "secret" not in json.dumps(facts)
+    assert facts["hardware"]["cores"] == os.cpu_count()
+    monkeypatch.setenv("IBQLAB_COMMAND", "ibqlab run explore_collapse preset=smoke")
+    assert provenance()["command_line"] == "ibqlab run explore_collapse preset=smoke"
+
+
+def test_a_studys_command_says_where_it_went(somewhere):
+    study = open_study("scale_codebook", StudyParameters(preset="smoke", output="my study"))
+    assert shlex.split(study.command) == ["ibqlab", "run", "scale_codebook", "preset=smoke", "output=my study"]
+    assert "output" not in open_study("scale_codebook", StudyParameters(preset="smoke")).command
 
 
 # --- the program itself ---
