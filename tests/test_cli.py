@@ -393,7 +393,7 @@ def test_runs_and_show_tell_what_is_there(somewhere):
     run.save_snapshot(10, a=np.zeros(1))
     run.save_checkpoint(10, {})
     run.figure_path("collapse.png").write_bytes(b"")
-    table = ibqlab("runs").splitlines()
+    table = ibqlab("runs", "--wide").splitlines()
     assert len(table) == 3 and "quantizer" in table[0]
     assert all(part in table[2] for part in ("study/a", "running", "ibq", " 262144 ", " 1.235 ", "2621440"))
     assert "–" in table[1] and not any(part in table[1] for part in ("<NA>", "nan", "None"))
@@ -507,6 +507,20 @@ def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
         assert LinkStudy(LinkParameters(preset="smoke", output=text)).folder == "x"
     ibqlab("train", "tiny.yaml", "steps=1", "--output", "runs/x")
     assert (somewhere / "runs" / "x" / "metrics.jsonl").is_file() and not (somewhere / "runs" / "runs").exists()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_of_runs_fits_the_terminal_and_a_name_takes_one_row(somewhere, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    config = {"tokenizer": {"quantizer": {"name": "ibq", "codebook_size": 262144, "code_dim": 8}}, "seed": 3}
+    run = Run.start(somewhere / "runs" / "a\n\x1b[31mb", config)
+    run.log(
+        {"step": 10, "loss": 1.2, "usage": 0.5, "usage_tokens": 10, "validation_usage": 0.5, "validation_psnr": 9.0}
+    )
+    table = ibqlab("runs").splitlines()
+    assert all(len(line) <= width for line in table[:2]) and r"a\x0a\x1b[31mb" in table[1]
+    assert "\x1b" not in ibqlab("runs", "--wide") and "left out: " in table[2]
+    assert "usage_tokens" in ibqlab("runs", "--wide")
 
 
 def test_metrics_are_described_with_units_and_token_counts():
