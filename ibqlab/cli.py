@@ -5,6 +5,7 @@ Everything heavy is imported by the command that needs it, so that `ibqlab --hel
 
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -555,8 +556,9 @@ def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Pat
 
 @main.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-def runs(folder: Path | None) -> None:
-    """List the runs below FOLDER, by default all."""
+@click.option("--wide", is_flag=True, help="All columns, however narrow the terminal.")
+def runs(folder: Path | None, wide: bool) -> None:
+    """List the runs below FOLDER, by default all, in as many columns as the terminal has room for."""
     from ibqlab.runs import list_runs, runs_root  # noqa: PLC0415
 
     if folder and not folder.is_dir():
@@ -566,9 +568,33 @@ def runs(folder: Path | None) -> None:
     if table.empty:
         _say(f"no runs in {folder}; make one with: ibqlab train builtin/photos")
         return
-    whole = table.convert_dtypes().astype(object)
-    shown = whole.where(whole.notna(), "–").to_string(index=False, float_format=lambda value: f"{value:.4g}")
-    _say(shown)
+    table = table.dropna(axis="columns", how="all").convert_dtypes().astype(object)
+    whole = table.where(table.notna(), "–").map(lambda value: for_terminal(value) if isinstance(value, str) else value)
+    left_out = [] if wide else _fit_columns(whole, shutil.get_terminal_size((120, 24)).columns)
+    _say(_as_text(whole.drop(columns=left_out)))
+    if left_out:
+        _say(f"left out: {', '.join(left_out)}; all columns: ibqlab runs --wide")
+
+
+LEAST_TELLING = (
+    *("validation_tokens", "usage_tokens", "losses", "duration_s", "code_dim", "seed", "kind", "validation_usage"),
+    *("validation_psnr", "validation_loss", "loss", "problem", "codebook_size", "quantizer", "usage", "step"),
+)
+"""Columns of `ibqlab runs` in the order in which they give way to a narrow terminal."""
+
+
+def _as_text(table: Any) -> str:
+    return table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+
+
+def _fit_columns(table: Any, width: int) -> list[str]:
+    """The columns that a terminal of so many letters has no room for."""
+    left_out: list[str] = []
+    for column in (name for name in LEAST_TELLING if name in table):
+        if len(_as_text(table.drop(columns=left_out)).partition("\n")[0]) <= width:
+            break
+        left_out.append(column)
+    return left_out
 
 
 @main.command()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from golden import golden_file
 
 from ibqlab.cli import describe_metrics, main
-from ibqlab.runs import Run
+from ibqlab.runs import Run, provenance
 from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
 from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
@@ -392,7 +393,7 @@ def test_runs_and_show_tell_what_is_there(somewhere):
     run.save_snapshot(10, a=np.zeros(1))
     run.save_checkpoint(10, {})
     run.figure_path("collapse.png").write_bytes(b"")
-    table = ibqlab("runs").splitlines()
+    table = ibqlab("runs", "--wide").splitlines()
     assert len(table) == 3 and "quantizer" in table[0]
     assert all(part in table[2] for part in ("study/a", "running", "ibq", " 262144 ", " 1.235 ", "2621440"))
     assert "–" in table[1] and not any(part in table[1] for part in ("<NA>", "nan", "None"))
@@ -508,6 +509,20 @@ def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
     assert (somewhere / "runs" / "x" / "metrics.jsonl").is_file() and not (somewhere / "runs" / "runs").exists()
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_of_runs_fits_the_terminal_and_a_name_takes_one_row(somewhere, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    config = {"tokenizer": {"quantizer": {"name": "ibq", "codebook_size": 262144, "code_dim": 8}}, "seed": 3}
+    run = Run.start(somewhere / "runs" / "a\n\x1b[31mb", config)
+    run.log(
+        {"step": 10, "loss": 1.2, "usage": 0.5, "usage_tokens": 10, "validation_usage": 0.5, "validation_psnr": 9.0}
+    )
+    table = ibqlab("runs").splitlines()
+    assert all(len(line) <= width for line in table[:2]) and r"a\x0a\x1b[31mb" in table[1]
+    assert "\x1b" not in ibqlab("runs", "--wide") and "left out: " in table[2]
+    assert "usage_tokens" in ibqlab("runs", "--wide")
+
+
 def test_metrics_are_described_with_units_and_token_counts():
     last = {
         "usage": 0.5,
@@ -523,6 +538,35 @@ def test_metrics_are_described_with_units_and_token_counts():
         "validation_psnr: 20.5 dB",
         "gradient_reach: 100.00 % of codes",
     ]
+
+
+# --- provenance ---
+
+
+def test_the_command_line_of_provenance_can_be_pasted(somewhere, monkeypatch):
+    monkeypatch.setenv("HOME", str(somewhere / "home"))
+    typed = ["ibqlab", "train", "my recipe.yaml", "data.source=set #2", f"start_from={somewhere / 'old'}"]
+    typed += ["--output", str(somewhere / "home" / "x"), "data.validation_source=/elsewhere/secret/val"]
+    monkeypatch.setattr(sys, "argv", ["/secret/bin/ibqlab", *typed[1:]])
+    facts = provenance()
+    # The home folder lies inside the working folder here, which comes first.
+    assert shlex.split(facts["command_line"]) == [
+        *typed[:4],
+        "start_from=./old",
+        "--output",
+        "./home/x",
+        "data.validation_source=…/val",
+    ]
+    assert facts["folder"] == somewhere.name and "secret" not in json.dumps(facts)
+    assert facts["hardware"]["cores"] == os.cpu_count()
+    monkeypatch.setenv("IBQLAB_COMMAND", "ibqlab run explore_collapse preset=smoke")
+    assert provenance()["command_line"] == "ibqlab run explore_collapse preset=smoke"
+
+
+def test_a_studys_command_says_where_it_went(somewhere):
+    study = open_study("scale_codebook", StudyParameters(preset="smoke", output="my study"))
+    assert shlex.split(study.command) == ["ibqlab", "run", "scale_codebook", "preset=smoke", "output=my study"]
+    assert "output" not in open_study("scale_codebook", StudyParameters(preset="smoke")).command
 
 
 # --- the program itself ---

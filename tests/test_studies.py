@@ -133,7 +133,7 @@ class TestGrid:
         assert [cell.labels["codebook_size"] for cell in study.cells] == [8, 8]
         assert {cell.labels["seed"] for cell in study.cells} == {3}
         assert study.folder.name == "mine"
-        assert study.command == "ibqlab run scale_codebook preset=smoke codebook_sizes='[8]' seeds='[3]'"
+        assert study.command == "ibqlab run scale_codebook preset=smoke codebook_sizes='[8]' seeds='[3]' output=mine"
 
     def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="no preset 'huge'; there are: smoke"):

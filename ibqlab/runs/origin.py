@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -26,12 +27,16 @@ def provenance() -> dict[str, Any]:
     """What made a run: enough to repeat it, nothing that tells whose machine it was.
 
     Returns:
-        started (UTC), command (file names without their folders), commit (None outside a checkout), dirty (whether the
+        started (UTC), command (file names without their folders), command_line (the same for a shell, quoted; paths
+        relative to the folder it was typed in or to ~, and of others only their end behind …/), folder (that folder's
+        name), commit (None outside a checkout), dirty (whether the
         checkout held changes), versions, platform, hardware (cpu, cores, memory_gib, gpu).
     """
     return {
         "started": utc_now(),
         "command": [_without_folders(part) for part in sys.argv],
+        "command_line": command_line(),
+        "folder": Path.cwd().name,
         **_commit(Path(__file__).resolve().parents[2]),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -42,6 +47,34 @@ def provenance() -> dict[str, Any]:
 def utc_now() -> str:
     """The time, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+COMMAND = "IBQLAB_COMMAND"
+"""Environment variable under which a study tells its workers the command that started it."""
+
+
+def command_line() -> str:
+    """What was typed to start this process, or the study that it works for, to be pasted into a shell."""
+    if os.environ.get(COMMAND):
+        return os.environ[COMMAND]
+    program, *arguments = sys.argv
+    name = Path(program).name
+    start = ["python", "-m", "ibqlab"] if name == "__main__.py" else [name]
+    return shlex.join([*start, *map(portable, arguments)])
+
+
+def portable(part: str) -> str:
+    """An argument whose absolute path is written from the current folder, or from ~; else only its end, behind …/."""
+    key, equals, value = part.partition("=") if not part.startswith("/") else ("", "", part)
+    value = value if equals or not key else key
+    key = key if equals else ""
+    if not os.path.isabs(value):
+        return part
+    for base, sign in ((Path.cwd(), "."), (Path.home(), "~")):
+        if Path(value).is_relative_to(base):
+            inside = Path(value).relative_to(base).as_posix()
+            return f"{key}{equals}{sign}/{inside}"
+    return f"{key}{equals}…/{Path(value).name}"
 
 
 def _without_folders(part: str) -> str:
@@ -89,7 +122,8 @@ def _cpu() -> str:
 
 
 def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Of the machine, also where this process was given few of them."""
+    return os.cpu_count()
 
 
 def _memory_gib() -> float | None:

@@ -10,6 +10,8 @@ as its own recipe has it. Rows of several tables that are the same run are train
 """
 
 import math
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any, NamedTuple
 from ibqlab.config import ConfigError, content_hash, nearest
 from ibqlab.files import write_whole
 from ibqlab.quantizers.base import require
-from ibqlab.runs.finding import output_folder
+from ibqlab.runs.finding import output_folder, run_name
+from ibqlab.runs.origin import COMMAND, portable
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.study import PlaceParameters, as_typed
@@ -108,6 +111,8 @@ class Ablations:
             for key, value in given.items()
             if key == "preset" or value != getattr(plain, key)
         ]
+        if run_name(self.folder) != f"ablations-{self.parameters.preset}":
+            words.append(shlex.quote(f"output={portable(run_name(self.folder))}"))
         return " ".join(["ibqlab run ablations", *words])
 
     def run(self, progress: bool = True) -> Outcome:
@@ -126,11 +131,13 @@ class Ablations:
             }
         )
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": "ablations", **asdict(self.parameters)}))
+        os.environ[COMMAND] = self.command
         launcher = self.parameters.launcher(self.folder, self.dial.workers)
         try:
             return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)
         finally:
             launcher.close()
+            os.environ.pop(COMMAND, None)
 
 
 def open_ablations(parameters: AblationParameters) -> Ablations:

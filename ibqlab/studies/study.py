@@ -4,6 +4,8 @@ Started again it trains only what is missing. Its cells are independent runs; ta
 """
 
 import itertools
+import os
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from ibqlab.files import write_whole
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run
-from ibqlab.runs.finding import output_folder
+from ibqlab.runs.finding import output_folder, run_name
+from ibqlab.runs.origin import COMMAND, portable
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher
@@ -180,11 +183,14 @@ class Study:
         self.store.claim(facts | ({"settings": list(self.grid.settings)} if self.grid.settings else {}))
         if isinstance(self.place, StudyParameters):
             write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
+        if self.command:
+            os.environ[COMMAND] = self.command
         launcher = self.place.launcher(self.folder, self.grid.workers)
         try:
             return run_cells(self.cells, self.store, launcher, retry=self.place.retry, progress=progress)
         finally:
             launcher.close()
+            os.environ.pop(COMMAND, None)
 
     def rows(self) -> pd.DataFrame:
         """The rows of all cells that are finished by now."""
@@ -242,12 +248,17 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
     words = [f"preset={parameters.preset}", *(f"{key}={as_typed(value)}" for key, value in given.items())]
     folder = output_folder(parameters.output, default=f"{name}-{parameters.preset}")
+    if run_name(folder) != f"{name}-{parameters.preset}":
+        words.append(shlex.quote(f"output={portable(run_name(folder))}"))
     return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
 
 
 def as_typed(value: Any) -> str:
-    """A parameter's value as a command line takes it."""
-    return f"'[{', '.join(map(str, value))}]'" if isinstance(value, tuple) else str(value)
+    """A parameter's value as a shell takes it."""
+    if not isinstance(value, tuple):
+        return shlex.quote(str(value))
+    items = [f'"{item}"' if "," in str(item) else str(item) for item in value]
+    return shlex.quote(f"[{', '.join(items)}]")
 
 
 def name_start(start: str, is_default: bool) -> str:
