@@ -312,7 +312,7 @@ def _dated_copy(source: Path) -> Path:
 
 def _taken(target: Path) -> Path | None:
     """The file, made with a note of who will fill it; None where it is there already."""
-    with contextlib.suppress(FileExistsError), explained(target):
+    with explained(target), contextlib.suppress(FileExistsError):
         stream = create_new(target)
         with stream:
             stream.write(json.dumps(_note()).encode())

@@ -94,7 +94,7 @@ class ForkedServer(launching._Server):
 
     def __init__(self, threads: int):
         down, up = os.pipe(), os.pipe()
-        process = os.fork()
+        engine, process = os.getpid(), os.fork()
         if not process:
             with suppress(BaseException):
                 os.setsid()
@@ -103,7 +103,7 @@ class ForkedServer(launching._Server):
                 os.dup2(down[0], 0)
                 os.dup2(up[1], 1)
                 sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
-                worker.serve()
+                worker.serve(engine)
             os._exit(0)
         for handle in (down[0], up[1]):
             os.close(handle)

@@ -15,7 +15,7 @@ import pytest
 from ibqlab.config import ConfigError
 from ibqlab.files import is_alive
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells
+from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells, worker
 from ibqlab.studies.cells import NO_ROOM, Cell, cause_of
 from ibqlab.studies.study import PlaceParameters
 from ibqlab.training import recipe_config
@@ -144,11 +144,12 @@ class TestKills:
         """Half a second: in the middle of its imports."""
         code = (
             "import os, subprocess, sys, time\n"
-            "server = subprocess.Popen([sys.executable, '-m', 'ibqlab.studies.worker', '--serve'], stdin=0, stdout=1)\n"
-            "print(server.pid, flush=True)\n"
+            "command = [sys.executable, '-P', sys.argv[1], '--serve', str(os.getpid())]\n"
+            "print(subprocess.Popen(command, stdin=0, stdout=1).pid, flush=True)\n"
             "time.sleep(600)"
         )
-        engine = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", code, worker.__file__]
+        engine = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         server = int(engine.stdout.readline())
         time.sleep(seconds)
         assert is_alive(server)

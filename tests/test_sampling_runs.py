@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_files import dead_process
 from test_pretrained_generators import tiny_tokenizer
 from test_transformer import SMALL, make
 
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
+from ibqlab.files import temporary_beside
 from ibqlab.generator import SamplingConfig
 from ibqlab.metrics.images import open_images
 from ibqlab.pretrained import export_generator, export_tokenizer
 from ibqlab.runs import RunError
 from ibqlab.studies.gallery import draw_images
-from ibqlab.studies.sampling_runs import SampleRequest, sample_images
+from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images
 
 SAMPLING = SamplingConfig(cfg_scale=2.0, top_p=0.9)
 REQUEST = {"images_per_class": 4, "seed": 7, "shard_size": 5}
@@ -176,6 +179,34 @@ def test_a_full_disk_leaves_whole_shards(tmp_path, monkeypatch, samples):
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["manifest.json", "samples-000000.tar"]
     monkeypatch.setattr(tarfile.TarFile, "addfile", add)
     assert contents(draw(tmp_path / "full").parent) == contents(samples.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"cut", b"another", b"no tar"])
+def test_a_damaged_shard_is_drawn_again(tmp_path, samples, content):
+    shutil.copytree(samples.parent, tmp_path / "again")
+    (tmp_path / "again" / "samples.npz").unlink()
+    shard = tmp_path / "again" / "samples-000001.tar"
+    whole = {b"cut": shard.read_bytes()[:3000], b"another": (tmp_path / "again" / "samples-000000.tar").read_bytes()}
+    shard.write_bytes(whole.get(content, content))
+    assert contents(draw(tmp_path / "again").parent) == contents(samples.parent)
+
+
+def test_the_first_moment_leaves_nothing_in_the_way(tmp_path, samples):
+    (tmp_path / "again").mkdir()
+    part = f".manifest.json.{dead_process()}-{temporary_beside(tmp_path / 'x').name[-21:]}"
+    for name in (part, ".drawing-0.lock"):
+        (tmp_path / "again" / name).touch()
+    assert contents(draw(tmp_path / "again").parent) == contents(samples.parent)
+
+
+def test_classes_by_number_range_and_name():
+    names = ["cat", "dog", "0-1", "fish"]
+    assert read_classes("3,0-1,dog", names, 4) == (3, 2, 1)
+    assert read_classes("0-2", [], 3) == (0, 1, 2) and read_classes("", names, 4) == ()
+    assert read_classes(["fish", 0], names, 4) == (3, 0)
+    for wrong in ("dgo", "4", "2-1", "1-", "-1", "9" * 5000):
+        with pytest.raises(ValueError, match=r"classes (are numbers|must lie)"):
+            read_classes(wrong, names, 4)
 
 
 def test_the_command_draws_by_card_and_settings(tmp_path):

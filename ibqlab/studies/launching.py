@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ibqlab.studies.cells import NO_ROOM, Cell, CellStore, StudyError
@@ -139,11 +140,15 @@ class _Server:
     """The process that forks a process per cell (see `worker`)."""
 
     def __init__(self, threads: int):
+        package = Path(__file__).resolve().parents[2]
+        places = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ibqlab.studies.worker", "--serve"],
+            # By its path, since -m imports the whole package first, and a server that imports must notice its engine's
+            # end, too. -P: this folder is no place to import from.
+            [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), "--serve", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_environment(threads)},
+            env={**os.environ, **_environment(threads), "PYTHONPATH": os.pathsep.join(places)},
             start_new_session=True,
         )
         os.set_blocking(self.process.stdout.fileno(), False)

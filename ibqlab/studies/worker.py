@@ -4,7 +4,7 @@
 
 Started by Slurm, by hand, or under torchrun for a cell of several processes. On one machine the engine starts
 
-    python -m ibqlab.studies.worker --serve
+    python -P …/ibqlab/studies/worker.py --serve ENGINE
 
 once, which imports what all cells need and then forks a process per cell, so that a cell does not wait ten seconds for
 imports.
@@ -85,14 +85,16 @@ def _work(store: Any, name: str, first: bool) -> int:
 # --- the server of one machine ---------------------------------------------------------------------------------------
 
 
-def serve() -> None:
+def serve(engine: int) -> None:
     """Fork a process per line of standard input, and answer when each has ended.
 
     A line asks {"folder", "name", "log", "cores", "environment"}; answers are {"name", "pid"} and {"name", "code"}, the
     code negative for a signal. Ends with its input or with the process that started it, whichever it notices first; its
     forks go on.
+
+    Args:
+        engine: number of the process that started this one.
     """
-    engine = os.getppid()
     threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
     _import_what_cells_need()
     children: dict[int, str] = {}
@@ -172,7 +174,7 @@ def _show_name(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        serve()
+    if sys.argv[1] == "--serve":
+        serve(int(sys.argv[2]))
     else:
         sys.exit(main(*sys.argv[1:]))
