@@ -2,6 +2,7 @@
 # make test   every test, every notebook
 # make lab    JupyterLab on the notebooks
 # make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
+# PRESET=smoke makes a demo of seconds, TESTS=tests/test_runs.py tests one file.
 # Each builds .venv from requirements.lock when it is missing or out of date, and reuses it otherwise.
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -12,15 +13,16 @@ export MPLBACKEND ?= agg
 # Threads of small networks that wait by spinning slow each other down tenfold on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+PRESET ?= demo
+TESTS ?=
+
 .PHONY: demo test lab bench lint lock clean
 
 demo: .venv/.ready
-	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=demo
-	@cat $(or $(IBQLAB_RUNS),runs)/explore_collapse-demo/figures/report.md
-	@echo "figures: $(or $(IBQLAB_RUNS),runs)/explore_collapse-demo/figures"
+	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=$(PRESET)
 
 test: .venv/.ready
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(TESTS)
 
 lab: .venv/.ready
 	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -39,6 +39,8 @@ PIXELS = 2**28
 """Pixels of one picture, as its header says, before it is decoded: 16,384 × 16,384."""
 PICTURE_SIDE = 2**17
 """Pixels along one side of a picture on disk."""
+ASPECT = 100
+"""How many times as long as wide a picture may be that is resized by its short side; ImageNet has none above 20."""
 NAME = 200
 """Letters of a name that becomes a file or folder."""
 
@@ -55,7 +57,8 @@ def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
         ValueError: it is larger; the message names setting, bound and value.
     """
     if value > bound:
-        raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {value:,}")
+        shown = f"{value:,}" if value < 10**30 else f"a number of {len(hex(value)) * 4 - 8:,} bits"
+        raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {shown}")
 
 
 def memory_bytes() -> int | None:

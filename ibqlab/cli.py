@@ -3,6 +3,8 @@
 Everything heavy is imported by the command that needs it, so that `ibqlab --help` answers at once.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ibqlab.devices import require_device, require_processes
+from ibqlab.escaping import for_terminal, lines_for_terminal
+from ibqlab.files import why_not
+
 if TYPE_CHECKING:
     from ibqlab.runs import Run
+
+
+def _say(text: object, err: bool = False) -> None:
+    """Lines on the terminal, whatever was named by others made harmless."""
+    click.echo(lines_for_terminal(text), err=err)
+
+
+WHERE = "A plain name goes below the folder of all runs; a path starts with / ./ ../ or ~."
 
 
 class _Commands(click.Group):
@@ -20,15 +34,29 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError) as error:
+        except (KeyboardInterrupt, click.Abort):
+            _say("Interrupted; the same command goes on where it stopped", err=True)
+            return ctx.exit(130)
+        except FileNotFoundError as error:
+            message = str(error) if error.errno is None else _about_file(error)
+        except ValueError as error:
             message = str(error)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            message = _about_file(error)
         except RuntimeError as error:
             # The package's own errors, told by their home so that torch need not be imported to name their classes.
             if type(error).__module__.partition(".")[0] != "ibqlab":
                 raise
             message = str(error)
-        click.echo(f"Error: {message}", err=True)
+        _say(f"Error: {message}", err=True)
         return ctx.exit(2)
+
+
+def _about_file(error: OSError) -> str:
+    """What the system said about a file, in words that name a remedy."""
+    return f"{for_terminal(error.filename)}: {why_not(error)}" if error.filename else why_not(error)
 
 
 @click.group(cls=_Commands)
@@ -40,26 +68,54 @@ def main() -> None:
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
-@main.command()
-@click.argument("notebook")
+def _help_of_run(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Without a notebook the command's help and all notebooks, with one its parameters."""
+    if not asked or ctx.resilient_parsing:
+        return
+    from ibqlab.notebooks import describe_notebooks, describe_parameters, find_notebook  # noqa: PLC0415
+
+    name = ctx.params.get("notebook")
+    if name:
+        source = find_notebook(name)
+        _say(f"ibqlab run {name} [KEY=VALUE]...\n\nparameters of {source.name}\n{describe_parameters(source)}")
+    else:
+        _say(f"{ctx.get_help()}\n\nNotebooks:\n{describe_notebooks()}\n\nParameters: ibqlab run NOTEBOOK --help")
+    ctx.exit()
+
+
+@main.command(add_help_option=False)
+@click.argument("notebook", required=False, is_eager=True, metavar="NOTEBOOK")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Executed copy; by default dated, under runs/notebooks."
 )
-def run(notebook: str, settings: Sequence[str], output: Path | None) -> None:
+@click.option(
+    "--help",
+    is_flag=True,
+    expose_value=False,
+    callback=_help_of_run,
+    help="Show this and all notebooks; with NOTEBOOK its parameters and presets.",
+)
+def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> None:
     """Execute NOTEBOOK, a path or a name under notebooks/, with some of its parameters replaced.
 
-    Values are read as YAML: codebook_sizes=[256,1024] is a list. Names and types are checked before anything starts.
+    codebook_sizes=[256,1024] is a list, text stays as it is typed. All parameters, presets and settings of recipes are
+    checked before anything starts.
     """
+    if not notebook:
+        raise click.UsageError("NOTEBOOK is missing; list them with: ibqlab run --help")
+    from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.notebooks import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
 
     source = find_notebook(notebook)
     values = read_settings(source, settings)
     target = place_for(source, output)
-    failure = execute(source, target, values)
-    click.echo(f"executed copy: {target}")
-    if failure:
-        click.echo(f"Error: {failure}", err=True)
+    execution = execute(source, target, values)
+    for line in results_of(execution.folder) if execution.folder else ():
+        _say(line)
+    _say(f"executed copy: {target}")
+    if execution.failure:
+        _say(f"Error: {execution.failure}", err=True)
         sys.exit(1)
 
 
@@ -69,25 +125,26 @@ def run(notebook: str, settings: Sequence[str], output: Path | None) -> None:
 @main.command()
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Run folder; by default runs/<recipe>-<settings' hash>."
-)
-def train(recipe: str, settings: Sequence[str], output: Path | None) -> None:
+@click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
+def train(recipe: str, settings: Sequence[str], output: str) -> None:
     """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
     as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
     """
     from ibqlab.config import content_hash  # noqa: PLC0415
-    from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
+    from ibqlab.training.fitting import require_fits  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
+    require_processes(talking=True)
     config = recipe_config(recipe, assignments=settings)
+    require_fits(config)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
-    done = kind(config, output or runs_root() / f"{find_recipe(recipe).stem}-{content_hash(config)}")
-    click.echo(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
+    done = kind(config, output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}"))
+    _say(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
 
 
 # --- tokens and samples ----------------------------------------------------------------------------------------------
@@ -96,14 +153,14 @@ def train(recipe: str, settings: Sequence[str], output: Path | None) -> None:
 @main.command()
 @click.argument("tokenizer")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder to write; by default runs/<tokenizer>-tokens.")
+@click.option("--output", default="", help=f"Folder to write; by default <tokenizer>-tokens. {WHERE}")
 @click.option("--crops", type=int, default=1, show_default=True, help="Random crops stored of each training image.")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="Of TOKENIZER.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Images computed at once.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the crops.")
 @click.option("--verify", is_flag=True, help="Compare the files of a store that is there with their checksums.")
-def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verify: bool, **given: Any) -> None:
+def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool, **given: Any) -> None:
     """Write the tokens of a data set once, for generators to be trained on: tokens=FOLDER in their recipe.
 
     TOKENIZER is a run, an export or a published file. The images are those that the run was trained on, or those that
@@ -115,68 +172,96 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: Path | None, verif
     from ibqlab.data.token_writing import TokenSettings, write_tokens  # noqa: PLC0415
     from ibqlab.data.tokens import TokenStore  # noqa: PLC0415
     from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
-    from ibqlab.runs import runs_root  # noqa: PLC0415
-    from ibqlab.training.generator_data import find_folder  # noqa: PLC0415
+    from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
 
-    place = find_folder(tokenizer)
-    folder = output or runs_root() / f"{Path(tokenizer).stem}-tokens"
+    require_device(given["device"], "--device")
+    require_processes()
+    place = locate(tokenizer)
+    folder = output_folder(output, default=f"{place.stem}-tokens")
     if verify:
         TokenStore(folder).verify()
-        click.echo(f"every file of {folder} has its checksum")
+        _say(f"every file of {folder} has its checksum")
         return
     loaded = load_tokenizer(place, given.pop("weights")).float()
-    data = parse(DataConfig, apply_overrides(_data_of(place), settings), source="data")
+    data = parse(DataConfig, apply_overrides(_data_of(place), settings, DataConfig), source="data")
     store = write_tokens(loaded, data, folder, TokenSettings(**given))
-    click.echo(f"{store.describe()}\ntrain a generator on them: ibqlab train RECIPE tokens={folder}")
+    _say(f"{store.describe()}\ntrain a generator on them: ibqlab train RECIPE tokens={folder}")
 
 
 @main.command()
 @click.argument("checkpoint")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder; by default runs/<checkpoint>-samples.")
+@click.option("--output", default="", help=f"Folder; by default <checkpoint>-samples. {WHERE}")
 @click.option("--card", help="A published sampling card, such as ibq_b, which KEY=VALUE changes.")
 @click.option("--tokenizer", default="", help="That decodes; by default the one that CHECKPOINT holds.")
 @click.option("--images-per-class", type=int, default=50, show_default=True)
-@click.option("--classes", default="", help="Labels, such as 0,7,12; by default all.")
+@click.option("--classes", default="", help="Labels, such as 0,7,12 or 0-3; by default all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next ones follow.")
 @click.option("--batch-size", type=int, default=50, show_default=True, help="Images drawn at once.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
 @click.option("--compiled", is_flag=True, help="Compile the step of one position (CUDA graphs on a GPU).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
-def sample(checkpoint: str, settings: Sequence[str], output: Path | None, card: str | None, **given: Any) -> None:
+def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | None, **given: Any) -> None:
     """Draw images of every class from a generator: tar shards, and the .npz that published evaluators read.
 
     CHECKPOINT is a generator's run, export or published file. KEY=VALUE says how tokens are drawn: cfg_scale=2.25
     temperature=1.1 top_p=0.95. An interrupted command is gone on with. Several processes: torchrun --nproc-per-node N
     -m ibqlab sample …
     """
-    from ibqlab.config import apply_overrides, parse, to_dict  # noqa: PLC0415
+    from ibqlab.config import ConfigError, apply_overrides, parse, to_dict  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
+    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
     from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
-    from ibqlab.runs import runs_root  # noqa: PLC0415
+    from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
     from ibqlab.studies.generating import open_pair  # noqa: PLC0415
     from ibqlab.studies.sampling_runs import SampleRequest, sample_images  # noqa: PLC0415
 
+    require_device(given["device"], "--device")
+    require_processes()
     if card:
         require_choice("card", card, SAMPLING_CARDS)
     base = to_dict(SAMPLING_CARDS[card]) if card else {}
-    sampling = parse(SamplingConfig, apply_overrides(base, settings), source="sampling")
+    sampling = parse(SamplingConfig, apply_overrides(base, settings, SamplingConfig), source="sampling")
     tokenizer, classes = given.pop("tokenizer"), given.pop("classes")
-    labels = [int(label) for label in classes.split(",")] if classes else []
+    labels = _read_labels(classes)
     request = parse(SampleRequest, {**given, "classes": labels}, source="samples")
-    folder = output or runs_root() / f"{Path(checkpoint).stem}-samples"
+    place = locate(checkpoint)
+    folder = output_folder(output, default=f"{place.stem}-samples")
+    if os.path.exists(place) and not is_generator(place):
+        raise ConfigError(
+            f"{checkpoint} is no generator; images are drawn from one that was trained over a tokenizer's tokens: "
+            "ibqlab train builtin/digits_generator tokens=… (ibqlab tokenize writes them)"
+        )
     archive = sample_images(*open_pair(checkpoint, tokenizer), folder, sampling, request)
-    click.echo(
-        f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)"
-    )
+    _say(f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)")
 
 
-def _data_of(place: str) -> dict[str, Any]:
+def _read_labels(text: str) -> list[int]:
+    """ "0,7,12" and "0-3" as numbers.
+
+    Raises:
+        ConfigError: a part that is neither a number nor a range of them.
+    """
+    from ibqlab.bounds import CLASSES  # noqa: PLC0415
+    from ibqlab.config import ConfigError  # noqa: PLC0415
+
+    labels: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        numbers = (first, last if dash else first)
+        if not all(number.isdecimal() and len(number) < 8 and int(number) < CLASSES for number in numbers):
+            shown = for_terminal(part, 60)
+            raise ConfigError(f"--classes takes numbers and ranges, such as 0,7,12 or 0-3; got {shown!r}")
+        labels += range(int(numbers[0]), int(numbers[1]) + 1)
+    return labels
+
+
+def _data_of(place: Path) -> dict[str, Any]:
     """The data settings of a run; none for a tokenizer that is no run."""
     from ibqlab.runs import Run  # noqa: PLC0415
 
-    return dict(Run(place).config.get("data", {})) if Path(place).is_dir() else {}
+    return dict(Run(place).config.get("data", {})) if place.is_dir() else {}
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
@@ -193,7 +278,7 @@ def report(study: str) -> None:
     from ibqlab.studies.reports import write_study_report  # noqa: PLC0415
 
     page = write_study_report(study)
-    click.echo(f"{page}\n{page.with_suffix('.md')}")
+    _say(f"{page}\n{page.with_suffix('.md')}")
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -231,16 +316,16 @@ def plan(
         speeds = {}
     costs = {p.name: cost_of_run(p, speeds[p.name].images_per_second, gpus, gpu_hour_price) for p in plans if speeds}
     if len(plans) == 1:
-        click.echo(plans[0].describe())
-        click.echo(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
+        _say(plans[0].describe())
+        _say(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
     else:
         # A folder may hold recipes of both kinds.
         kinds = dict.fromkeys(map(type, plans))
-        click.echo("\n\n".join(_plan_rows([p for p in plans if type(p) is kind], costs, speeds) for kind in kinds))
+        _say("\n\n".join(_plan_rows([p for p in plans if type(p) is kind], costs, speeds) for kind in kinds))
         if not costs:
-            click.echo(_how_to_measure(plans[0]))
+            _say(_how_to_measure(plans[0]))
     if any(speed.is_bound for speed in speeds.values()):
-        click.echo(
+        _say(
             "at least: no speed was measured on a GPU; hours are those of the operations alone at the data sheet's "
             "989 × 10¹² per second (H100, H200), which no step reaches. Measure with "
             "experiments/benchmarks/training_speed.py, or give --images-per-second"
@@ -313,7 +398,7 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
         model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
     else:
         model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
-    click.echo(model.load_report)
+    _say(model.load_report)
     _section("settings", dump_yaml(model.config))
 
 
@@ -335,9 +420,9 @@ def download(name: str | None, folder: Path | None) -> None:
             f"{key:<28} over {entry.tokenizer:<16}  gFID {entry.gfid}  IS {entry.inception_score:.2f}"
             for key, entry in PUBLISHED_GENERATORS.items()
         ]
-        click.echo("\n".join(rows))
+        _say("\n".join(rows))
         return
-    click.echo(download_published(name, folder))
+    _say(download_published(name, folder))
 
 
 @main.command()
@@ -356,10 +441,10 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
     if generator and weights:
         raise ConfigError("--weights is for tokenizers; a generator has one set of weights. Leave it out")
     if generator and target.suffix in (".safetensors", ".ckpt"):
-        click.echo(_export_generator(checkpoint, target, num_heads=num_heads, grid_size=grid_size))
+        _say(_export_generator(checkpoint, target, num_heads=num_heads, grid_size=grid_size))
         return
     if target.suffix == ".safetensors":
-        click.echo(export_tokenizer(checkpoint, target, weights))
+        _say(export_tokenizer(checkpoint, target, weights))
         return
     if target.suffix != ".ckpt":
         raise ConfigError(
@@ -367,7 +452,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         )
     if weights:
         raise ConfigError("--weights is for .safetensors; a .ckpt holds the weights as trained and the averaged ones")
-    click.echo(export_published(checkpoint, target))
+    _say(export_published(checkpoint, target))
 
 
 def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Path:
@@ -401,11 +486,11 @@ def runs(folder: Path | None) -> None:
     folder = folder or runs_root()
     table = list_runs(folder).drop(columns=["path", "config_hash"])
     if table.empty:
-        click.echo(f"no runs in {folder}; make one with: ibqlab train builtin/photos")
+        _say(f"no runs in {folder}; make one with: ibqlab train builtin/photos")
         return
     whole = table.convert_dtypes().astype(object)
     shown = whole.where(whole.notna(), "–").to_string(index=False, float_format=lambda value: f"{value:.4g}")
-    click.echo(shown)
+    _say(shown)
 
 
 @main.command()
@@ -418,7 +503,7 @@ def show(run: str) -> None:
     steps = found.snapshot_steps
     figures = sorted(path.name for path in (found.path / "figures").glob("*"))
     checkpoint = found.last_checkpoint
-    click.echo(f"{found.name}: {found.status}\n{found.path}")
+    _say(f"{found.name}: {found.status}\n{found.path}")
     _section(f"settings (content hash {found.config_hash})", dump_yaml(found.config))
     _section("last metrics", "\n".join(describe_metrics(_last_values(found))) or "none yet")
     _section("snapshots at steps", ", ".join(map(str, steps)) or "none")
@@ -428,14 +513,14 @@ def show(run: str) -> None:
 
 
 def _find_run(name: str) -> "Run":
-    from ibqlab.runs import Run, runs_root  # noqa: PLC0415
+    from ibqlab.runs import Run  # noqa: PLC0415
+    from ibqlab.runs.finding import find_run  # noqa: PLC0415
 
-    below = runs_root() / name
-    return Run(below if below.is_dir() and not Path(name).is_dir() else name)
+    return Run(find_run(name))
 
 
 def _section(title: str, text: str) -> None:
-    click.echo(f"\n{title}\n" + "\n".join(f"  {line}" for line in text.splitlines()))
+    _say(f"\n{title}\n" + "\n".join(f"  {line}" for line in text.splitlines()))
 
 
 def _last_values(run: "Run") -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 Settings are plain frozen dataclasses that know nothing of this module; pydantic's TypeAdapter does the checking.
 Everything passes through JSON on its way in, so that a YAML list fits a tuple while "3" never fits an int.
-YAML is read by the rules of version 1.2, where 1e-3 is a number and `no` is a word; PyYAML alone reads 1.1.
+YAML is read by the rules of version 1.2, where 1e-3 is a number and `no` is a word; PyYAML alone reads 1.1. Numbers are
+decimal: 0x10, 0o17 and 1_000 are text, which no number accepts.
+A value typed on a command line is text as it stands, unless it is plainly a list, a mapping, a number, true, false or
+null (`read_value`); where the setting takes text it is always text (`read_as`).
 """
 
 import ast
@@ -23,7 +26,19 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ibqlab.escaping import for_terminal
+from ibqlab.files import INTEGER_DIGITS, NESTING, UnreadableFile, nesting, read_text
+
 T = TypeVar("T")
+
+PROBLEMS_SHOWN = 20
+"""Problems that one message lists; the others are counted."""
+YAML_VALUES = 100_000
+"""Values that a YAML text may stand for once its aliases are written out; recipes have a hundred."""
+KEY_LETTERS = 500
+"""Letters of a dotted key."""
+LARGEST_INTEGER = 2**63 - 1
+"""Settings are numbers of at most 64 bits."""
 
 
 class Problem(NamedTuple):
@@ -50,10 +65,13 @@ class ConfigError(ValueError):
     @classmethod
     def of(cls, source: str, problems: Sequence[Problem]) -> "ConfigError":
         """One message that lists every problem under the name of where the settings came from."""
-        lines = [f"{dotted(p.path)}: {p.text}" if p.path else p.text for p in problems]
+        shown = problems[:PROBLEMS_SHOWN]
+        lines = [f"{for_terminal(dotted(p.path))}: {p.text}" if p.path else p.text for p in shown]
         if len(lines) == 1:
             return cls(f"{source}: {lines[0]}", problems)
-        return cls("\n  ".join([f"{source}: {len(lines)} problems", *lines]), problems)
+        if len(problems) > len(shown):
+            lines.append(f"… and {len(problems) - len(shown)} more")
+        return cls("\n  ".join([f"{source}: {len(problems)} problems", *lines]), problems)
 
 
 def dotted(path: Sequence[str | int]) -> str:
@@ -73,23 +91,48 @@ def nearest(key: str, valid: Sequence[str]) -> str:
 
 
 _FLOAT = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+    r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
     r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 )
-_INT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+_INT = re.compile(r"[-+]?[0-9]+$")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
+_OTHER_INT = re.compile(r"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|[0-9]+(?:_[0-9]+)+)$")
+"""Whole numbers as Python and YAML 1.1 write them; settings do not."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars; a key given twice is an error."""
+    """YAML 1.2 scalars; no key twice, no deep nesting, no aliases that stand for more than they write."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        try:
+            if self._depth > NESTING:
+                raise yaml.composer.ComposerError(
+                    None, None, f"nested deeper than {NESTING} levels", self.peek_event().start_mark
+                )
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if _count_values(node, {}) > YAML_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases stand for more than {YAML_VALUES:,} values", node.start_mark
+            )
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+            is_key = isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge"
+            key = self.construct_object(key_node, deep=True) if is_key else None
             if key is not None and key in seen:
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping", node.start_mark, f"the key {key!r} is given twice", key_node.start_mark
@@ -98,9 +141,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values that a node stands for, every alias counted like what it repeats."""
+    if counted.get(id(node)) == 0:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands inside what it repeats", node.start_mark)
+    if id(node) not in counted:
+        counted[id(node)] = 0  # its count is not known yet: an alias that leads here goes in a circle
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        counted[id(node)] = 1 + sum(_count_values(part, counted) for part in parts)
+    return counted[id(node)]
+
+
 def _read_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = node.value.replace("_", "")
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    if len(node.value) > INTEGER_DIGITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number of more than {INTEGER_DIGITS:,} digits", node.start_mark
+        )
+    return int(node.value)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
@@ -133,14 +191,15 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Returns:
         Plain dictionaries, lists, numbers, text; 1e-3 is a number.
     Raises:
-        ConfigError: no such file, empty, not YAML, not a mapping, or a key given twice; the message names the file.
+        ConfigError: no such file, no ordinary file, empty, not YAML, not a mapping, a key given twice, nested too deep,
+            or aliases that multiply; the message names the file.
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _load(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnreadableFile as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
@@ -151,23 +210,54 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_text(text: str) -> Any:
-    """A value as typed on a command line, read as YAML: "1e-3" → 0.001, "[1, 2]" → [1, 2], "null" → None.
+def _load(text: str) -> Any:
+    """What YAML text stands for; every mistake in it is a YAMLError."""
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError(f"nested deeper than {NESTING} levels, by its aliases") from None
+    # An explicit tag, such as `!!float x`, ends in whatever the conversion raises.
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value does not fit its tag ({type(error).__name__}: {error})") from None
+    if nesting(value) > NESTING:
+        raise yaml.YAMLError(f"nested deeper than {NESTING} levels, by its aliases")
+    return value
+
+
+def read_value(text: str) -> Any:
+    """A value as typed on a command line for a setting of unknown type.
+
+    Text stays as it is, unless it is plainly something else: [a list], {a: mapping}, a decimal number, true, false,
+    null or nothing at all (None), or text in quotes.
 
     Raises:
-        ConfigError: the text is not YAML.
+        ConfigError: a list or mapping that is not YAML.
     """
+    text = text.strip()
+    is_list = text.startswith("[")
+    is_mapping = text.startswith("{") and text.endswith("}")
+    is_scalar = any(kind.match(text) for kind in (_INT, _FLOAT, _BOOL, _NULL))
+    if not (is_list or is_mapping or is_scalar):
+        return _without_quotes(text)
     try:
-        return yaml.load(text, _Loader)
+        return _load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read {text!r} as a value: {_one_line(error)}") from None
+        raise ConfigError(f"cannot read {for_terminal(text, 60)!r} as a value: {_one_line(error)}") from None
+
+
+def _without_quotes(text: str) -> str:
+    """Text without the quotes around all of it."""
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
 
 
 def _one_line(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return " ".join(str(error).split())
-    return f"{error.problem or error.context} (line {mark.line + 1}, column {mark.column + 1})"
+        return " ".join(for_terminal(error).split())
+    return for_terminal(f"{error.problem or error.context} (line {mark.line + 1}, column {mark.column + 1})")
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
@@ -205,6 +295,9 @@ def content_hash(config: Any) -> str:
 
 
 def _plain(value: Any, path: tuple) -> Any:
+    if len(path) > NESTING:
+        text = f"settings may lie {NESTING} levels deep at most; these go deeper"
+        raise ConfigError.of("settings", [Problem(path[:3], text)])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = getattr(value, "config_name", None)
         named = {"name": name} if name else {}
@@ -213,10 +306,10 @@ def _plain(value: Any, path: tuple) -> Any:
         return {str(key): _plain(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, (*path, index)) for index, item in enumerate(value)]
-    if isinstance(value, Enum):
-        return _plain(value.value, path)
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, (Enum, Path)):
+        return str(value) if isinstance(value, Path) else _plain(value.value, path)
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        value = value.item()  # a number of NumPy or torch
     if value is None or type(value) in (bool, int, float, str):
         return value
     text = f"must be a number, text, true, false, null, a list or a mapping; got {type(value).__name__} {value!r:.60}"
@@ -253,9 +346,9 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, source: str = "settings")
         plain = _plain(mapping, ())
     except ConfigError as error:
         raise ConfigError.of(source, error.problems) from None
-    not_numbers = [Problem(path, "must be a number; got NaN") for path in _find_nan(plain, ())]
-    if not_numbers:
-        raise ConfigError.of(source, not_numbers)
+    impossible = list(_impossible_values(plain, ()))
+    if impossible:
+        raise ConfigError.of(source, impossible)
     try:
         return _adapter(cls).validate_json(json.dumps(plain), strict=True, extra="forbid")
     except ValidationError as error:
@@ -268,12 +361,18 @@ def _adapter(cls: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(cls)
 
 
-def _find_nan(value: Any, path: tuple) -> Iterator[tuple]:
-    if isinstance(value, float) and math.isnan(value):
-        yield path
+def _impossible_values(value: Any, path: tuple) -> Iterator[Problem]:
+    """Numbers that are none or too long, and text that no file could hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        shown = "NaN" if math.isnan(value) else f"{value} (1e400 is more than a number can be)"
+        yield Problem(path, f"must be a finite number; got {shown}")
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        yield Problem(path, f"must be a number of at most 64 bits; got one of {value.bit_length():,} bits")
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        yield Problem(path, f"must be text in UTF-8; got {for_terminal(value, 60)!r}. Rename the file or folder")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        yield from _find_nan(item, (*path, key))
+        yield from _impossible_values(item, (*path, key))
 
 
 def _problems(cls: type, detail: Mapping[str, Any]) -> list[Problem]:
@@ -295,12 +394,13 @@ def _keys_at(cls: type, path: Sequence[str | int]) -> list[str]:
     """The field names of the dataclasses that a path into cls leads to."""
     places = [cls]
     for key in path:
-        deeper = [inner for place in places for inner in _dataclasses_in(_field_types(place).get(key))]
+        deeper = [inner for place in places for inner in _dataclasses_in(field_types(place).get(key))]
         places = deeper or places
-    return [name for place in places for name in _field_types(place)]
+    return [name for place in places for name in field_types(place)]
 
 
-def _field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
@@ -342,9 +442,9 @@ def _remedy(kind: str, arrived: Any) -> str:
     """What to write instead, where that can be told."""
     if isinstance(arrived, str) and kind in ("int_type", "float_type", "bool_type"):
         wanted = {"int_type": int, "float_type": (int, float), "bool_type": bool}[kind]
-        meant = _read_or_none(arrived)
+        meant = int(arrived.replace("_", ""), 0) if _OTHER_INT.match(arrived) else _read_or_none(arrived)
         right = isinstance(meant, wanted) and (kind == "bool_type" or not isinstance(meant, bool))
-        return f"; write {json.dumps(meant)} without quotes" if right else ""
+        return f"; write {json.dumps(meant)}{'' if _OTHER_INT.match(arrived) else ' without quotes'}" if right else ""
     if kind == "int_type" and isinstance(arrived, float) and arrived.is_integer():
         return f"; write {int(arrived)}"
     if kind in ("tuple_type", "list_type") and not isinstance(arrived, (dict, list)):
@@ -354,32 +454,65 @@ def _remedy(kind: str, arrived: Any) -> str:
 
 def _read_or_none(text: str) -> Any:
     try:
-        return read_text(text)
+        return read_value(text)
     except ConfigError:
         return None
 
 
-def as_list(arrived: Any) -> list:
-    """The list that someone meant who typed `256,1024`, or one value where a list belongs."""
-    meant = _read_or_none(arrived) if isinstance(arrived, str) else arrived
-    if isinstance(meant, str) and "," in meant:
-        meant = _read_or_none(f"[{meant}]")
-    if meant is None:
-        return [arrived]
-    return meant if isinstance(meant, list) else [meant]
+def as_list(arrived: Any, items_are_text: bool = False) -> list:
+    """The list that someone meant who typed `[256, 1024]`, `(256, 1024)`, `256,1024`, or one value.
+
+    Args:
+        arrived: text, or a value that is taken as it is.
+        items_are_text: leave items as text, whatever they look like: [2024, set #2, my: pics].
+    """
+    if not isinstance(arrived, str):
+        return list(arrived) if isinstance(arrived, (list, tuple)) else [arrived]
+    text = arrived.strip()
+    in_brackets = len(text) >= 2 and text[0] + text[-1] in ("[]", "()")
+    if not items_are_text and in_brackets and text[0] == "[":
+        meant = _read_or_none(text)
+        return meant if isinstance(meant, list) else [arrived]
+    items = split_items(text[1:-1] if in_brackets else text)
+    if items_are_text:
+        return [_without_quotes(item) for item in items]
+    values = [item if (meant := _read_or_none(item)) is None else meant for item in items]
+    return values if in_brackets or values else [arrived]
 
 
-def apply_overrides(mapping: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+def split_items(text: str) -> list[str]:
+    """Text cut at its commas, except inside quotes and brackets: "a, [1, 2], 'b, c'" has three items."""
+    items, start, depth, quote = [], 0, 0, ""
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and not text[start:place].strip():
+            quote = letter
+        elif letter in "[({":
+            depth += 1
+        elif letter in "])}":
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            items.append(text[start:place].strip())
+            start = place + 1
+    last = text[start:].strip()
+    return [*items, last] if last else items
+
+
+def apply_overrides(mapping: Mapping[str, Any], assignments: Sequence[str], cls: type | None = None) -> dict[str, Any]:
     """A copy of settings with some replaced, as typed on a command line.
 
     Args:
         mapping: settings, left as they are.
-        assignments: "training.steps=300" each; the value is read as YAML. Keys between the dots that are missing are
-            made; whether they are valid is for `parse` to say.
+        assignments: "training.steps=300" each. Keys between the dots that are missing are made; whether they are valid
+            is for `parse` to say.
+        cls: the dataclass that the settings are for: values are read as its fields want them (`read_as`); None: as
+            `read_value` does.
     Raises:
-        ConfigError: no "=", no key, a value that is not YAML, or a dot after a key that holds a value.
+        ConfigError: no "=", no key, a value that is a list or mapping and not YAML, or a dot after a key that holds a
+            value.
     """
-    changed = json.loads(json.dumps(_plain(mapping, ())))
+    changed = _plain(mapping, ())
     for assignment in assignments:
         key, value = split_assignment(assignment)
         *parents, last = key.split(".")
@@ -391,7 +524,7 @@ def apply_overrides(mapping: Mapping[str, Any], assignments: Sequence[str]) -> d
             if not isinstance(place, dict):
                 above = ".".join(parents[: depth + 1])
                 raise ConfigError(f"{assignment!r}: {above} holds {_describe(place)}, it has no settings of its own")
-        place[last] = read_assigned(key, value)
+        place[last] = read_assigned(key, value, _types_at(cls, parents, last) if cls else ())
     return changed
 
 
@@ -399,23 +532,72 @@ def split_assignment(assignment: str) -> tuple[str, str]:
     """Key and value of "key=value".
 
     Raises:
-        ConfigError: there is no "=", or a part of the key is empty.
+        ConfigError: there is no "=", a part of the key is empty, or the key is longer than any is.
     """
     key, equals, value = assignment.partition("=")
     key = key.strip()
+    shown = for_terminal(assignment, 80)
     if not equals:
-        raise ConfigError(f"{assignment!r}: settings are typed key=value, without spaces, like {key or 'steps'}=300")
+        raise ConfigError(f"{shown!r}: settings are typed key=value, without spaces, like {key[:40] or 'steps'}=300")
     if not all(key.split(".")):
-        raise ConfigError(f"{assignment!r}: the key is missing; settings are typed key=value, like steps=300")
+        raise ConfigError(f"{shown!r}: the key is missing; settings are typed key=value, like steps=300")
+    if len(key) > KEY_LETTERS or key.count(".") >= NESTING:
+        raise ConfigError(f"{shown!r}: no key has more than {KEY_LETTERS} letters or {NESTING} parts; shorten it")
     return key, value
 
 
-def read_assigned(key: str, value: str) -> Any:
-    """A command line's value, read as YAML; the error names its key."""
+def read_assigned(key: str, value: str, choices: Sequence[Any] = ()) -> Any:
+    """A command line's value; the error names its key.
+
+    Args:
+        key: the setting.
+        value: as typed.
+        choices: types that the setting may have; () where they are not known.
+    """
     try:
-        return read_text(value)
+        return read_as(_without_quotes(value.strip()) if _want_text(choices) else value, choices)
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from None
+        raise ConfigError(f"{for_terminal(key)}: {error}") from None
+
+
+def read_as(text: str, choices: Sequence[Any]) -> Any:
+    """Text as a value of one of some types.
+
+    Where text is wanted, it is text, whatever it looks like: 2024, [old], set #2. Where a list is wanted, `256,1024`
+    and a single value are lists. None is written none, null or ~.
+
+    Args:
+        text: as typed.
+        choices: types, from a dataclass's annotation; () for `read_value`.
+    """
+    if type(None) in choices and text.strip().lower() in ("none", "null", "~", ""):
+        return None
+    lists = [choice for choice in choices if _takes_list(choice)]
+    others = [choice for choice in choices if choice not in lists and choice is not type(None)]
+    if lists and (not others or text.strip().startswith(("[", "("))):
+        items = [item for choice in lists for item in typing.get_args(choice) if item is not Ellipsis]
+        return as_list(text, items_are_text=bool(items) and all(map(_takes_text, items)))
+    return text if _want_text(choices) else read_value(text)
+
+
+def _want_text(choices: Sequence[Any]) -> bool:
+    return any(_takes_text(choice) for choice in choices)
+
+
+def _types_at(cls: type, parents: Sequence[str], last: str) -> tuple[Any, ...]:
+    """The types that a setting may have, from the dataclass and those that may stand in its fields."""
+    places = [cls]
+    for key in parents:
+        hints = [field_types(place).get(key) for place in places]
+        inner = [found for hint in hints for found in _dataclasses_in(hint)]
+        places = list(dict.fromkeys(one for found in inner for one in (found, *_derived(found))))
+    hints = [hint for place in places if (hint := field_types(place).get(last)) is not None]
+    return tuple(dict.fromkeys(choice for hint in hints for choice in alternatives(hint)))
+
+
+def _derived(cls: type) -> list[type]:
+    """The dataclasses derived from one, such as the settings of each quantizer."""
+    return [one for direct in cls.__subclasses__() for one in (direct, *_derived(direct))]
 
 
 # --- notebook parameters ---------------------------------------------------------------------------------------------
@@ -433,7 +615,7 @@ def read_parameters(cls: type[T], namespace: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a misspelt name, a wrong type or an impossible value.
     """
-    valid = list(_field_types(cls))
+    valid = list(field_types(cls))
     unknown = [name for name in _injected_names(namespace) if name not in valid]
     if unknown:
         problems = [Problem((name,), f"no such parameter; {nearest(name, valid)}") for name in unknown]
@@ -445,7 +627,7 @@ def read_parameters(cls: type[T], namespace: Mapping[str, Any]) -> T:
 def check_parameters(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Parameters that may arrive as text, checked against a dataclass.
 
-    Text is read as YAML wherever the field does not take text itself: "[256, 1024]" and "256,1024" become lists,
+    Text is read wherever the field does not take text itself (`read_as`): "[256, 1024]" and "256,1024" become lists,
     "none" becomes None where None is allowed. One value where a list belongs becomes a list of one.
 
     Args:
@@ -455,7 +637,7 @@ def check_parameters(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         ConfigError: as `parse`; also text that cannot be read as the field's type.
     """
-    types_of = _field_types(cls)
+    types_of = field_types(cls)
     read = {name: _from_text(value, types_of[name]) if name in types_of else value for name, value in values.items()}
     return parse(cls, read, source=source)
 
@@ -473,10 +655,11 @@ def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _alternatives(hint: Any) -> list[Any]:
+def alternatives(hint: Any) -> list[Any]:
+    """The types that an annotation allows: `int | None` is two."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [inner for part in typing.get_args(hint) for inner in _alternatives(part)]
-    return _alternatives(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
+        return [inner for part in typing.get_args(hint) for inner in alternatives(part)]
+    return alternatives(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
 
 
 def _takes_text(hint: Any) -> bool:
@@ -490,14 +673,14 @@ def _takes_list(hint: Any) -> bool:
 
 
 def _from_text(value: Any, hint: Any) -> Any:
-    choices = _alternatives(hint)
-    if isinstance(value, str) and type(None) in choices and value.strip().lower() in ("none", "null"):
-        return None
-    if any(_takes_text(choice) for choice in choices):
+    """A parameter as its field wants it; what does not fit stays as it is, for `parse` to refuse."""
+    choices = alternatives(hint)
+    if isinstance(value, (int, float)) and all(_takes_list(choice) for choice in choices):
+        return [value]
+    if not isinstance(value, str):
         return value
-    if any(_takes_list(choice) for choice in choices) and isinstance(value, (str, int, float)):
-        return as_list(value)
-    if isinstance(value, str):
-        meant = _read_or_none(value)
-        return value if meant is None else meant
-    return value
+    try:
+        meant = read_as(value, choices)
+    except ConfigError:
+        return value
+    return value if meant is None and type(None) not in choices else meant

@@ -7,11 +7,13 @@ Whoever reads or writes a file of the workbench goes through this module; start 
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -215,12 +217,19 @@ def read_npz(path: str | Path, limit: int) -> "dict[str, np.ndarray]":
 
 # --- out -------------------------------------------------------------------------------------------------------------
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)-[0-9a-f]{12}\.part$", re.DOTALL)
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+"""This machine, in the names of temporaries: on a shared disk another machine's processes cannot be asked."""
+_TEMPORARY = re.compile(rf"\..+\.(?P<process>[0-9]+)-{_HOST}[0-9a-f]{{12}}\.part$", re.DOTALL)
 
 
 def temporary_beside(file: Path) -> Path:
     """A name for a file or folder that will become `file`: hidden, with this process's number, not to be guessed."""
-    return file.with_name(f".{file.name[:100]}.{os.getpid()}-{secrets.token_hex(6)}.part")
+    return file.with_name(f".{file.name[:100]}.{os.getpid()}-{_HOST}{secrets.token_hex(6)}.part")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one of `temporary_beside`, on whatever machine."""
+    return re.fullmatch(r"\..+\.[0-9]+-[0-9a-f]{16}\.part", name, re.DOTALL) is not None
 
 
 def sweep(folder: str | Path) -> list[str]:

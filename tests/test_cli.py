@@ -1,8 +1,11 @@
 """The command line, as a user types it."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -12,6 +15,13 @@ from golden import golden_file
 
 from ibqlab.cli import describe_metrics, main
 from ibqlab.runs import Run
+from ibqlab.runs.finding import find_run, locate, output_folder
+from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
+from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
+from ibqlab.studies.link_study import LinkParameters, LinkStudy
+from ibqlab.training import RunParameters, plan_run, recipe_config
+from ibqlab.training.fitting import least_bytes, require_fits
+from ibqlab.training.planning import plan_tokenizer
 
 PARAMETERS = """\
 # what the notebook may be told
@@ -75,7 +85,7 @@ def test_run_executes_a_notebook_and_names_the_cell_that_fails(somewhere):
     before = source.read_bytes()
     target = somewhere / "deep" / "out.ipynb"
     errors = ibqlab("run", source, "sizes=256,1024", "rate=1", "--output", target, code=1)
-    assert errors.splitlines()[-1] == "Error: tiny.ipynb failed in cell [4]: KeyError: '\\x1b[31mgone'"
+    assert errors.splitlines()[-1] == "Error: tiny.ipynb failed in notebook cell [4]: KeyError: '\\x1b[31mgone'"
     outputs = [output for cell in nbformat.read(target, 4).cells for output in cell.get("outputs", [])]
     assert outputs[0]["text"] == "[256, 1024] 1.0\n"
     assert source.read_bytes() == before
@@ -150,6 +160,80 @@ def test_run_writes_only_over_executed_copies(notebook, sent, somewhere):
     assert sent["target"] == "old.ipynb"
 
 
+READS_PARAMETERS = """\
+from ibqlab.config import read_parameters
+from ibqlab.studies import StudyParameters, open_study
+
+study = open_study("scale_codebook", read_parameters(StudyParameters, globals()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("explore_collapse", ["preset=smok"], "no preset 'smok'; did you mean 'smoke'?"),
+        ("scale_codebook", ["preset=laptob"], "did you mean 'laptop'?"),
+        ("ablations", ["preset=smok"], "did you mean 'smoke'?"),
+        ("ablations", ["preset=smoke", "tables=[lfk]"], "did you mean 'lfq'?"),
+        ("train_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
+        ("train_tokenizer", ["recipe=builtin/smok"], "did you mean 'builtin/smoke'?"),
+        ("train_tokenizer", ["preset=smoke", "settings=[stesp=3]"], "stesp: unknown key; did you mean 'steps'?"),
+        ("train_tokenizer", ["preset=smoke", "projection=umpa"], "did you mean 'umap'?"),
+        ("train_tokenizer", ["output=."], "output must name a folder of its own"),
+        ("train_generator", ["preset=digit"], "did you mean 'digits'?"),
+        ("train_generator", ["tokenizer=nothing"], "there is no such tokenizer 'nothing'"),
+        ("generation_gallery", ["card=ibq_bb"], "did you mean 'ibq_b'?"),
+        ("generation_gallery", ["generator=nothing"], "there is no such generator 'nothing'"),
+        ("link_stages", ["preset=smok"], "did you mean 'smoke'?"),
+        ("link_stages", ["codebook_sizes=[64, 1]"], "at least 2"),
+        ("evaluate_tokenizer", ["preset=smok"], "did you mean 'smoke'?"),
+        ("evaluate_tokenizer", ["device=banana"], "device must be cpu, cuda"),
+        ("compare_published", ["metrics=[rfit]"], "did you mean 'rfid'?"),
+        ("explore_collapse", ["preset=smoke", "methods=[vq, ibk]"], "did you mean 'ibq'?"),
+        ("explore_collapse", ["preset=smoke", "initialisations=[unifrom]"], "did you mean 'uniform'?"),
+        ("explore_collapse", ["preset=smoke", "codebook_sizes=[1]"], "codebook_size must be at least 2"),
+        (
+            "explore_collapse",
+            ["preset=smoke", "steps=0x10"],
+            "steps: must be an integer; got the text '0x10'; write",
+        ),
+        ("explore_collapse", ["codebok_sizes=[64]"], "no parameter 'codebok_sizes'; did you mean 'codebook_sizes'?"),
+        ("explore_collapse", ["preset=smoke", "settings=[optimizer.learning_rate=1e400]"], "must be a finite number"),
+    ],
+)
+def test_every_mistake_in_a_notebooks_parameters_is_found_before_a_kernel_starts(sent, somewhere, name, settings, says):
+    assert says in ibqlab("run", name, *settings, code=2)
+    assert not sent and not (somewhere / "runs").exists()
+
+
+def test_values_arrive_in_the_types_of_the_notebooks_own_dataclass(sent, somewhere):
+    source = write_notebook(
+        somewhere / "mine.ipynb", "preset: str = 'smoke'\nseeds = []\nsettings = []", READS_PARAMETERS
+    )
+    ibqlab("run", source, "seeds=3", "settings=[data.source=set #2, optimizer.betas=[0.5, 0.9]]")
+    assert sent["values"] == {"seeds": [3], "settings": ["data.source=set #2", "optimizer.betas=[0.5, 0.9]"]}
+
+
+def test_help_lists_notebooks_and_their_parameters(somewhere, notebook):
+    shown = ibqlab("run", "--help")
+    names = [path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")]
+    assert all(f"  {name} " in shown for name in names) and "Why does the codebook of VQ collapse" in shown
+    shown = ibqlab("run", "explore_collapse", "--help")
+    assert 'preset="demo" (str)\n      smoke, demo, laptop, h200 or paper' in shown
+    assert 'preset="smoke" (str)\n      as "laptop", a = sign in a comment' in ibqlab("run", notebook, "--help")
+    assert "did you mean 'explore_collapse'" in ibqlab("run", "explore_colapse", "--help", code=2)
+    assert "NOTEBOOK is missing" in ibqlab("run", code=2)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, '{"cells": [{"source": 1, "metadata": 3}]}', '{"cells": {"a": 1}}', "\xff"]
+)
+def test_what_is_no_notebook_is_named(somewhere, content):
+    (somewhere / "bad.ipynb").write_text(content, encoding="latin-1")
+    assert "bad.ipynb is not a notebook" in ibqlab("run", "bad.ipynb", code=2)
+    assert "bad.ipynb is not a notebook" in ibqlab("run", "bad.ipynb", "--help", code=2)
+
+
 # --- train ---
 
 
@@ -198,6 +282,100 @@ def test_train_says_what_is_wrong_with_a_recipe(somewhere, arguments, says):
     assert not (somewhere / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("steps=1000000000000", "steps must be at most 1,000,000,000"),
+        ("batch_size=1000000000", "batch_size must be at most 1,048,576"),
+        ("processes=1000000", "processes must be at most"),
+        ("data.workers=100000", "data.workers must be at most 256"),
+        ("data.image_size=100000", "data.image_size must be at most"),
+        ("tokenizer.quantizer.codebook_size=1000000000000", "codebook_size must be at most 16,777,216"),
+        ("tokenizer.quantizer.code_dim=1000000000", "code_dim must be at most"),
+        ("tokenizer.autoencoder.num_res_blocks=100000", "num_res_blocks must be at most 1,024"),
+        ("record.snapshot_images=1000000000", "snapshot_images must be at most"),
+        ("record.log_every=1000000000000", "log_every must be at most"),
+        ("optimizer.learning_rate=1e400", "optimizer.learning_rate: must be a finite number; got inf"),
+        ("optimizer.learning_rate=.inf", "must be a finite number"),
+        ("seed=1" + "0" * 400, "seed: must be a number of at most 64 bits"),
+        ("steps=0x10", "steps: must be an integer; got the text '0x10'; write 16"),
+        ("steps=1_000", "got the text '1_000'; write 1000"),
+        ("accelerator=gpu", "write accelerator=cuda"),
+        ("precision=16", "write precision=bf16-mixed"),
+        ("a" * 5000 + "=1", "no key has more than 500 letters"),
+        (".".join("a" * 100) + "=1", "or 64 parts"),
+        ("loss={adversarial_weight: 1, discriminator: {num_layers: 3}}", "need images of at least 24 × 24 pixels"),
+        ("data=" + "[" * 1000 + "]" * 1000, "data: cannot read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_settings_beyond_any_run_are_refused_before_work(somewhere, command, setting, says):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    errors = ibqlab(command, "tiny.yaml", setting, code=2)
+    assert says in errors and len(errors) < 700
+    assert not (somewhere / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["batch_size=1048576", "data.image_size=256"],
+        ["tokenizer.quantizer.codebook_size=10000000", "tokenizer.quantizer.code_dim=60000"],
+        ["record.snapshot_images=1000000", "data.image_size=16384"],
+    ],
+)
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_anything_is_made(somewhere, settings):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    assert "this machine has" in ibqlab("train", "tiny.yaml", *settings, code=2)
+    assert not (somewhere / "runs").exists()
+
+
+def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
+    config = recipe_config("builtin/smoke", {"accelerator": "cpu"})
+    planned = plan_tokenizer(config).memory_bytes
+    assert least_bytes(config) < planned
+    monkeypatch.setattr("ibqlab.training.fitting.memory_bytes", lambda: planned)
+    require_fits(config)
+    monkeypatch.setattr("ibqlab.training.fitting.memory_bytes", lambda: planned - 1)
+    with pytest.raises(ValueError, match="lower batch_size"):
+        require_fits(config)
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:x", "cuda:99999", "", "cpu:", "cuda:9999", "cuda:-1"])
+@pytest.mark.parametrize("command", ["tokenize", "sample"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_opened(somewhere, command, device):
+    errors = ibqlab(command, "nothing", "--device", device, code=2)
+    assert "--device" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["train", "builtin/smoke"], ["tokenize", "nothing"], ["sample", "nothing"]])
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"RANK": "1"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK"),
+    ],
+)
+def test_half_of_a_launchers_variables_is_refused_and_not_waited_for(somewhere, monkeypatch, command, variables, says):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    errors = ibqlab(*command, code=2)
+    assert says in errors and "torchrun" in errors
+
+
+@pytest.mark.parametrize("text", ["0,a", "3-", "-1", "0-99999999", "1.5", "0--3"])
+def test_classes_are_numbers_and_ranges(somewhere, text):
+    assert "--classes takes numbers and ranges" in ibqlab("sample", "nothing", "--classes", text, code=2)
+
+
+@pytest.mark.parametrize("speed", ["1e-320", "nan", "inf", "-1", "0", "1e300"])
+def test_plan_refuses_a_speed_that_no_gpu_has(somewhere, speed):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    assert "images per second must lie in" in ibqlab("plan", "tiny.yaml", "--images-per-second", speed, code=2)
+
+
 # --- runs, show ---
 
 
@@ -223,8 +401,111 @@ def test_runs_and_show_tell_what_is_there(somewhere):
         parts = ("a: running", "codebook_size: 262144", "usage: 12.50 % of codes in 2,621,440 tokens", "note: x")
         for part in (*parts, "collapse.png", "step_00000010.pt", "python:", run.config_hash):
             assert part in shown
-    assert "no such run folder" in ibqlab("show", "none", code=2)
+    assert "there is no such run 'none'" in ibqlab("show", "none", code=2)
     assert "is no run" in ibqlab("show", somewhere, code=2)
+
+
+# --- one way to name a run ---
+
+
+@pytest.fixture
+def mine(somewhere):
+    """A run in the folder of all runs, one in a study, and one that lies here."""
+    for place in ("runs/mine", "runs/study/a", "here"):
+        Run.start(somewhere / place, {"seed": 1})
+    return somewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("mine", "runs/mine"),
+        ("runs/mine", "runs/mine"),
+        ("study/a", "runs/study/a"),
+        ("runs/study/a", "runs/study/a"),
+        ("here", "here"),
+        ("./here", "here"),
+        ("~/here", "here"),
+        ("nothing", "nothing"),
+        ("./mine", "mine"),
+    ],
+)
+def test_a_run_is_found_by_path_and_by_name(mine, monkeypatch, name, place):
+    monkeypatch.setenv("HOME", str(mine))
+    monkeypatch.setenv("IBQLAB_RUNS", str(mine / "runs"))
+    assert os.path.abspath(locate(name)) == str(mine / place)
+    if (mine / place).exists():
+        assert find_run(name) == locate(name)
+        assert f"{Path(place).name}: running" in ibqlab("show", name)
+    else:
+        with pytest.raises(FileNotFoundError, match="there is no such run"):
+            find_run(name)
+
+
+@pytest.mark.parametrize("command", ["show", "inspect", "export", "tokenize", "sample", "report"])
+def test_every_command_finds_a_run_by_its_name_and_names_the_nearest(mine, command):
+    rest = ["x.safetensors"] if command == "export" else []
+    assert "did you mean 'mine'?" in ibqlab(command, "mien", *rest, code=2)
+    if command not in ("show", "report"):
+        for name in ("mine", "runs/mine"):
+            says = "mine is no generator" if command == "sample" else "mine has no checkpoint"
+            assert says in ibqlab(command, name, *rest, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("x", "runs/x"),
+        ("runs/x", "runs/x"),
+        ("study/x", "runs/study/x"),
+        ("./x", "x"),
+        ("~/x", "x"),
+        ("../x", "../x"),
+        ("", "runs/usual"),
+        ("mine", "runs/mine"),
+    ],
+)
+def test_outputs_are_names_below_all_runs_or_plainly_paths(mine, monkeypatch, text, place):
+    monkeypatch.setenv("HOME", str(mine))
+    assert os.path.abspath(output_folder(text, default="usual")) == os.path.abspath(mine / place)
+    if text:
+        folder = output_folder(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        assert locate(text).samefile(folder)
+        folder.name == "mine" or folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        *[(text, "must name a folder of its own") for text in (".", "..", "runs", "./runs", "x/..", "/")],
+        ("here", "write ./here for the one here, runs/here for a new one there"),
+        ("x" * 5000, "at most 200 bytes"),
+        ("a\0b", "no zero byte"),
+        ("~nobodyhere/x", "write the whole path"),
+    ],
+)
+def test_outputs_that_no_folder_can_have_are_refused_at_every_door(mine, text, says):
+    (mine / "tiny.yaml").write_text(TINY)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        output_folder(text)
+    if "\0" not in text:
+        assert says in ibqlab("train", "tiny.yaml", "--output", text, code=2)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        plan_run(RunParameters(recipe="tiny.yaml", output=text))
+
+
+def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
+    (somewhere / "tiny.yaml").write_text(TINY)
+    for text in ("x", "runs/x"):
+        assert plan_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
+        assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
+        ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
+        assert open_ablations(ablations).folder == somewhere / "runs" / "x"
+        assert plan_pipeline(GeneratorRunParameters(preset="smoke", output=text)).folder == somewhere / "runs" / "x"
+        assert LinkStudy(LinkParameters(preset="smoke", output=text)).folder == "x"
+    ibqlab("train", "tiny.yaml", "steps=1", "--output", "runs/x")
+    assert (somewhere / "runs" / "x" / "metrics.jsonl").is_file() and not (somewhere / "runs" / "runs").exists()
 
 
 def test_metrics_are_described_with_units_and_token_counts():

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,10 +22,12 @@ from ibqlab.config import (
     load_yaml,
     parse,
     read_parameters,
+    split_items,
     to_dict,
 )
 from ibqlab.quantizers import available_quantizers, quantizer_config
 from ibqlab.tokenizer import TokenizerConfig
+from ibqlab.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ def test_parse_takes_ready_made_configs_and_no_settings():
         ({"training": 3}, "training: must be a mapping of settings; got the number 3"),
         ({"training": {"learning_rate": "1e-3"}}, "got the text '1e-3'; write 0.001 without quotes"),
         ({"training": {"learning_rate": -1.0}}, "training: learning_rate must be > 0, got -1.0"),
-        ({"training": {"learning_rate": math.nan}}, "training.learning_rate: must be a number; got NaN"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate: must be a finite number; got NaN"),
         ({"start": "norml"}, "start: must be 'normal' or 'uniform'; got the text 'norml'"),
         ({"steps": object}, "steps: must be a number, text"),
         ([1], "must be settings as `key: value`; got the list [1]"),
@@ -179,8 +183,9 @@ def test_quantizer_problems_keep_their_path(quantizer, says):
         (".inf", math.inf),
         ("12", 12),
         ("-012", -12),
-        ("262_144", 262144),
-        ("0x10", 16),
+        ("262_144", "262_144"),
+        ("0x10", "0x10"),
+        ("0o17", "0o17"),
         ("true", True),
         ("no", "no"),
         ("1:30", "1:30"),
@@ -218,6 +223,47 @@ def test_bad_files_are_named(tmp_path, content, says):
     assert says in str(caught.value)
 
 
+DEEP = "[" * 1000 + "]" * 1000
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 300))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (f"a: {DEEP}", "nested deeper than 64 levels"),
+        ("a: " + "{b: " * 1000 + "1" + "}" * 1000, "nested deeper than 64 levels"),
+        (LAUGHS, "its aliases stand for more than 100,000 values"),
+        ("a: &a [*a]", "an alias stands inside what it repeats"),
+        ("a: &a {b: *a}", "an alias stands inside what it repeats"),
+        (CHAIN, "nested deeper than 64 levels"),
+        (f"a: {'9' * 5000}", "a number of more than 4,000 digits"),
+        ("a: !!float many", "does not fit its tag"),
+        ("a: !!bool many", "does not fit its tag"),
+        ("a: !!timestamp many", "does not fit its tag"),
+    ],
+    ids=["list", "mapping", "laughs", "circle", "circle of mappings", "chain", "digits", "float", "bool", "time"],
+)
+def test_hostile_files_are_refused_in_a_line(tmp_path, content, says):
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"bad\.yaml: not valid YAML") as caught:
+        load_yaml(tmp_path / "bad.yaml")
+    assert says in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_honest_aliases_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: [2]}\nb: *a\nc: {<<: *a, x: 3}\n")
+    assert load_yaml(tmp_path / "a.yaml") == {"a": {"x": 1, "y": [2]}, "b": {"x": 1, "y": [2]}, "c": {"x": 3, "y": [2]}}
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match="is a pipe; give an ordinary file"):
+        load_yaml(tmp_path / "pipe.yaml")
+
+
 def test_missing_file_and_folder_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file"):
         load_yaml(tmp_path / "none.yaml")
@@ -232,6 +278,47 @@ def test_dumped_yaml_reads_back_equal_with_any_reader(tmp_path, loader: Callable
     (tmp_path / "a.yaml").write_text(dump_yaml(values), encoding="utf-8")
     assert loader(tmp_path / "a.yaml") == values
     assert list(loader(tmp_path / "a.yaml")) == list(values)
+
+
+# --- values that no setting has ---
+
+
+@pytest.mark.parametrize(
+    ("mapping", "says"),
+    [
+        ({"training": {"learning_rate": math.inf}}, "training.learning_rate: must be a finite number; got inf"),
+        ({"training": {"betas": [0.5, -math.inf]}}, "training.betas[1]: must be a finite number; got -inf"),
+        ({"steps": 10**400}, "steps: must be a number of at most 64 bits; got one of 1,329 bits"),
+        ({"steps": 2**63}, "steps: must be a number of at most 64 bits"),
+        ({"label": "caf\udce9"}, r"label: must be text in UTF-8; got 'caf\\udce9'"),
+        ({"steps": "0x10"}, "steps: must be an integer; got the text '0x10'; write 16"),
+        ({"steps": "0o17"}, "steps: must be an integer; got the text '0o17'; write 15"),
+        ({"steps": "1_000"}, "steps: must be an integer; got the text '1_000'; write 1000"),
+        ({"a\nb\x1b[31m": 1}, r"a\x0ab\x1b[31m: unknown key"),
+    ],
+)
+def test_values_that_no_setting_has_are_named(mapping, says):
+    assert says in message(mapping)
+
+
+def test_settings_nested_too_deep_or_in_a_circle_are_refused():
+    deep, circle = {}, []
+    for _ in range(1000):
+        deep = {"a": deep}
+    circle.append(circle)
+    for mapping in (deep, {"sizes": circle}):
+        with pytest.raises(ConfigError, match="64 levels deep at most"):
+            parse(Outer, mapping)
+
+
+def test_a_message_lists_twenty_problems_and_counts_the_others():
+    text = message({"sizes": ["x"] * 1000})
+    assert "1000 problems" in text and text.count("\n") == 21 and "… and 980 more" in text
+
+
+def test_numbers_of_numpy_are_numbers():
+    got = parse(Outer, {"steps": np.int64(64), "training": {"learning_rate": np.float32(0.5)}})
+    assert got.steps == 64 and got.training.learning_rate == 0.5
 
 
 # --- to_dict, content_hash ---
@@ -271,6 +358,78 @@ def test_overrides_replace_and_keep():
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[(text, text) for text in ("set #2", "my: pics", "*.png", "photo's", "{0..9}.tar", "a,b", "&x", "!x", "@x")],
+        *[("2024-01-02", "2024-01-02"), ("0x10", "0x10"), ("0o17", "0o17"), ("1_000", "1_000"), ("no", "no")],
+        *[("'2024'", "2024"), ('"a b"', "a b"), ("2024", 2024), ("1e-3", 0.001), ("true", True), ("null", None)],
+        *[("", None), ("[1, x]", [1, "x"]), ("{a: 1e-3}", {"a": 0.001}), ("(0.9,0.95)", "(0.9,0.95)")],
+    ],
+)
+def test_untyped_values_are_text_unless_plainly_something_else(text, value):
+    got = apply_overrides({}, [f"key={text}"])["key"]
+    assert got == value and type(got) is type(value)
+
+
+FOLDERS = ("set #2", "my: pics", "2024", "[old]", "{0..9}.tar", "*.png", "1e5", "true", "a, b", "0x10", "(x)", "~/p")
+
+
+@pytest.mark.parametrize("text", FOLDERS)
+def test_text_stays_text_where_a_setting_takes_text(text):
+    changed = apply_overrides({}, [f"data.source={text}", "data.source=x", f"data.source={text}"], TrainConfig)
+    assert changed == {"data": {"source": text}}
+    assert parse(TrainConfig, changed).data.source == text
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("optimizer.betas=(0.9,0.95)", [0.9, 0.95]),
+        ("optimizer.betas=[0.9, 0.95]", [0.9, 0.95]),
+        ("optimizer.betas=0.9,0.95", [0.9, 0.95]),
+        ("optimizer.drop_steps=5", [5]),
+        ("data.exclude=*.png", ["*.png"]),
+        ("data.exclude=[*.png, set #2, a: b, 2024]", ["*.png", "set #2", "a: b", "2024"]),
+        ("data.validation_source=none", None),
+        ("data.validation_source=2024", "2024"),
+        ("start_from=", ""),
+        ("precision=16", "16"),
+        ("tokenizer.quantizer.codebook_init=1", "1"),
+        ("tokenizer.quantizer.codebook_size=64", 64),
+        ("tokenizer.quantizer={name: vq}", {"name": "vq"}),
+        ("steps=0x10", "0x10"),
+        ("nothing.like=5", 5),
+    ],
+)
+def test_values_are_read_as_the_setting_wants_them(assignment, value):
+    changed = apply_overrides({}, [assignment], TrainConfig)
+    for key in assignment.partition("=")[0].split("."):
+        changed = changed[key]
+    assert changed == value and type(changed) is type(value)
+
+
+@pytest.mark.parametrize("key", ["a" * 5000, ".".join("a" * 5000), ".".join("a" * 100)])
+def test_keys_beyond_any_length_are_refused(key):
+    with pytest.raises(ConfigError, match="no key has more than 500 letters or 64 parts") as caught:
+        apply_overrides({}, [f"{key}=1"])
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a, b", ["a", "b"]),
+        ("a, [1, 2], (3, 4), {b: 5, c: 6}", ["a", "[1, 2]", "(3, 4)", "{b: 5, c: 6}"]),
+        ("'a, b', \"c, d\", photo's, e", ["'a, b'", '"c, d"', "photo's", "e"]),
+        ("", []),
+        ("a,", ["a"]),
+    ],
+)
+def test_lists_are_cut_outside_quotes_and_brackets(text, items):
+    assert split_items(text) == items
+
+
+@pytest.mark.parametrize(
     ("assignment", "says"),
     [
         ("steps", "typed key=value"),
@@ -300,6 +459,10 @@ def test_bad_overrides_are_named(assignment, says):
         ("names", "vq, ibq", ("vq", "ibq")),
         ("names", "[vq]", ("vq",)),
         ("names", "vq", ("vq",)),
+        ("names", "[source=set #2, betas=[0.5, 0.9]]", ("source=set #2", "betas=[0.5, 0.9]")),
+        ("names", '["a, b", c]', ("a, b", "c")),
+        ("sizes", "(256, 1024)", (256, 1024)),
+        ("label", "[old]", "[old]"),
         ("limit", "none", None),
         ("limit", "null", None),
         ("limit", "7", 7),

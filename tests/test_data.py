@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -26,10 +27,11 @@ from ibqlab.data import (
     validation_batches,
 )
 from ibqlab.data import photos as photos_module
+from ibqlab.data.classes import NO_CLASS, class_numbers
 from ibqlab.data.folder import list_folder
-from ibqlab.data.listed import read_rgb
 from ibqlab.data.listing import exclude_names, pack_names
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
+from ibqlab.data.pictures import read_rgb
 
 
 class Numbers:
@@ -568,7 +570,9 @@ def test_broken_images_are_named_once_and_replaced(folder, workers):
     with pytest.warns(UserWarning, match="unreadable image") as warned:
         for batch in batches:
             collector.add(batch.broken)
-    assert sorted(str(w.message).split(": ")[1] for w in warned) == sorted(names)
+    told = [str(w.message).partition("its place: ")[2] for w in warned]
+    assert sorted(text.partition(" (")[0] for text in told) == sorted(names)
+    assert all(re.search(r" \((image file is truncated|Truncated File Read|\S.*)\)$", text) for text in told)
     assert collector.report().startswith("2 unreadable images were skipped: ")
     assert all(name in collector.report() for name in names)
 
@@ -626,6 +630,9 @@ def test_bad_folders_are_refused(tmp_path):
         ({"validation_share": 0.0}, "validation_share must lie between 0 and 1.*got 0.0"),
         ({"validation_share": 1.0}, "got 1.0"),
         ({"workers": -1}, "workers must be at least 0; got -1"),
+        ({"workers": 100_000}, r"workers must be at most 256 .*got 100,000"),
+        ({"image_size": 10**12}, r"image_size must be at most 16,384 .*got 1,000,000,000,000"),
+        ({"unreadable": "ignore"}, "unreadable must be one of 'skip', 'stop'"),
         ({"validation_source": "x"}, "folders and shards only.*'photos'.*validation_source=None"),
         ({"resize": "open_cv"}, "resize must be one of 'opencv', 'pil'.*did you mean 'opencv'"),
         ({"exclude": ("a.png",)}, "'photos' has no file names.*exclude="),
@@ -639,3 +646,231 @@ def test_bad_settings_are_refused(settings, message):
 def test_a_misspelt_split_is_refused():
     with pytest.raises(ValueError, match="'train' or 'validation'; got 'val'"):
         open_data(DataConfig(), "val")
+
+
+# What a folder may hold beside images
+
+
+def save(path, size=(16, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (1, 2, 3)).save(path)
+
+
+def test_every_suffix_that_is_read_is_listed(tmp_path):
+    names = ["a.jfif", "b.JPE", "c.tga", "d.jp2", "e.png", "f.avif"]
+    for name, kind in zip(names, ("JPEG", "JPEG", "TGA", "JPEG2000", "PNG", "AVIF"), strict=True):
+        Image.new("RGB", (16, 16)).save(tmp_path / name, format=kind)
+    source = open_data(folder_config(tmp_path, validation_source=str(tmp_path)), "train")
+    assert names_of(source) == names
+    assert all(source.get(index, 0).broken == () for index in range(6))
+
+
+def test_files_that_are_left_out_are_counted_and_suspects_named(tmp_path):
+    for name in ("a.png", "b.png", "c.heic", "d.heic", "e.psd", "labels.csv", "README"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"3 files in .* left out.*: 2 \.heic, 1 \.psd; such as [cde]\."):
+        source = open_data(folder_config(tmp_path), "train")
+    assert "files left out: 2 .heic, 1 without suffix, 1 .csv, 1 .psd" in source.description
+
+
+def test_usual_companions_are_left_out_without_a_warning(folder, recwarn):
+    assert "files left out: 1 .txt" in open_data(folder_config(folder), "train").description
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
+
+
+def test_what_is_no_ordinary_file_turns_out_unreadable_with_the_reason(tmp_path):
+    save(tmp_path / "z.png")
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    (tmp_path / "d.png").symlink_to(tmp_path / "nowhere")
+    source = open_data(folder_config(tmp_path, validation_source=str(tmp_path)), "train")
+    broken = source.get(0, 0).broken
+    assert [(name, name.reason.partition(";")[0]) for name in broken] == [
+        ("a.png", "is a pipe"),
+        ("b.png", "a link that leads back to itself"),
+        ("c.png", "is a device"),
+        ("d.png", "there is no such file"),
+    ]
+
+
+def test_folders_may_lie_so_deep_and_no_deeper(tmp_path):
+    save(tmp_path / "/".join(["x"] * 64) / "a.png")
+    assert list_folder(tmp_path).names.all() == ["x/" * 64 + "a.png"]
+    (tmp_path / "/".join(["x"] * 65)).mkdir()
+    with pytest.raises(ValueError, match=r"may lie 64 deep; got .*Name a folder further down"):
+        list_folder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"cat cannot be listed \(permission denied; .*dot in front of its name"):
+        list_folder(folder)
+
+
+def test_names_that_are_no_utf8_are_read_and_told_escaped(tmp_path):
+    root = os.fsencode(tmp_path)
+    os.mkdir(root + b"/caf\xe9")
+    for number in range(2):
+        save(tmp_path / "plain.png")
+        os.rename(root + b"/plain.png", root + b"/caf\xe9/%d\xff.png" % number)
+    source = open_data(folder_config(tmp_path, validation_source=str(tmp_path)), "train")
+    assert source.classes == ["caf\\udce9"]
+    assert names_of(source) == ["caf\\udce9/0\\udcff.png", "caf\\udce9/1\\udcff.png"]
+    assert source.get(0, 0).broken == ()
+    for text in (*source.classes, *names_of(source), source.description):
+        text.encode("utf-8")
+    rest = open_data(folder_config(tmp_path, exclude=("0\\udcff.png",), validation_source=str(tmp_path)), "train")
+    assert names_of(rest) == names_of(source)[1:]
+    os.truncate(root + b"/caf\xe9/0\xff.png", 10)
+    assert source.get(0, 0).broken == ("caf\\udce9/0\\udcff.png",)
+
+
+def test_impossible_names_of_folders_are_no_such_folder(tmp_path):
+    for name in ("x" * 300, "x/" * 3000, "a\0b"):
+        with pytest.raises(ValueError, match="there is none at"):
+            open_data(DataConfig(source=name), "train")
+
+
+def test_the_home_folder_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    config = DataConfig(source=f"~/{folder.name}", validation_source=f"~/{folder.name}", image_size=16)
+    assert len(open_data(config, "train")) == len(open_data(config, "validation")) == 12
+
+
+# Classes
+
+
+def test_folders_without_images_are_no_classes_and_named(folder):
+    (folder / "bird").mkdir()
+    with pytest.warns(UserWarning, match=r"1 folders in .* hold no image and are no class: bird\. .*2 classes remain"):
+        assert open_data(folder_config(folder), "train").classes == ["cat", "dog"]
+
+
+def test_numbers_sorted_as_text_are_told(tmp_path):
+    for number in range(12):
+        save(tmp_path / str(number) / "a.png")
+    with pytest.warns(UserWarning, match=r"class number 2 is folder '10'.*such as 002"):
+        source = open_data(folder_config(tmp_path, validation_source=str(tmp_path)), "train")
+    assert source.classes == ["0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9"]
+
+
+def test_classes_without_a_training_image_are_told(folder):
+    with pytest.warns(UserWarning, match="1 of 2 classes of .* have no training image: dog"):
+        open_data(folder_config(folder, exclude=("dog/*",)), "train")
+
+
+def test_validation_classes_do_not_matter_where_training_has_none(folder, tmp_path_factory):
+    flat = tmp_path_factory.mktemp("flat")
+    save(flat / "a.png")
+    source = open_data(folder_config(flat, validation_source=str(folder)), "validation")
+    assert source.classes == [NO_CLASS]
+    assert set(source.labels.tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ("cat", [0]),
+        (1, [1]),
+        (np.int64(2), [2]),
+        ("1", [1]),
+        ("0-2", [0, 1, 2]),
+        ("cat, 2", [0, 2]),
+        (["dog", 0, "1-2"], [1, 0, 2]),
+        ("tench, Tinca tinca", [2]),
+        ("0,0,cat", [0]),
+    ],
+)
+def test_classes_by_name_number_and_range(chosen, expected):
+    assert class_numbers(chosen, ["cat", "dog", "tench, Tinca tinca"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("ct", r"got 'ct'\. Did you mean 'cat'\? The 3 classes are: 0 cat, 1 dog, 2 bird"),
+        ("0,a", "must be a name, a number or a range such as 0-3; got 'a'"),
+        (3, r"lie in 0 to 2; got 3\."),
+        ("1-3", r"lie in 0 to 2; got 3\."),
+        ("-1", r"lie in 0 to 2; got -1\."),
+        ("2-0", "must go up; got 2-0. Use 0-2"),
+        ("9" * 5000, "lie in 0 to 2; got 9999"),
+        (True, "lie in 0 to 2; got True"),
+        (1.5, r"lie in 0 to 2; got 1\.5"),
+        ([], r"at least one class must be chosen; got \[\]"),
+        (" , ", "at least one class must be chosen"),
+        ("\x1b[31m", r"got '\\\\x1b\[31m'"),
+    ],
+)
+def test_classes_that_do_not_exist_are_refused(chosen, message):
+    with pytest.raises(ValueError, match=message):
+        class_numbers(chosen, ["cat", "dog", "bird"])
+
+
+def test_a_number_that_is_the_name_of_another_class_must_be_clear():
+    classes = ["0", "1", "10", "2", *"3456789"]
+    assert class_numbers(["0", "1", 2], classes) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"'10' is the name of class number 2, .* named '9'.*name:10 or number:10"):
+        class_numbers("10", classes)
+    assert class_numbers("name:10, number:10", classes) == [2, 10]
+
+
+# Unreadable images and strips
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stopping_at_an_unreadable_image_names_it_and_the_setting(folder, workers):
+    (name,) = damage(folder, 1)
+    source = open_data(folder_config(folder, unreadable="stop"), "train")
+    with pytest.raises(ValueError, match=rf"^every image must be readable .*'stop'; {name} in .*data\.unreadable=skip"):
+        train(source, 4, workers=workers)
+    assert source.get(1, 0).broken == ()
+
+
+def test_reasons_of_unreadable_images_are_told(folder):
+    damage(folder, 1)
+    (batch,) = validation_batches(open_data(folder_config(folder), "train"), images=4, batch_size=4, workers=1)
+    with pytest.warns(UserWarning, match=r"another one takes its place: \S+ \(\S.+\)$"):
+        BrokenImages().add(batch.broken)
+
+
+def test_a_thousand_unreadable_images_in_a_row_are_enough(tmp_path):
+    for number in range(1500):
+        (tmp_path / f"{number:04}.png").touch()
+    source = open_data(folder_config(tmp_path, validation_source=str(tmp_path)), "train")
+    with pytest.raises(ValueError, match=r"1,000 in a row of the train images in .* fail, the last with"):
+        source.get(0, 0)
+
+
+@pytest.mark.parametrize("resize", ["pil", "opencv"])
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (101, 1)])
+def test_a_strip_is_unreadable_with_the_reason_and_without_resizing(tmp_path, size, resize, monkeypatch):
+    save(tmp_path / "a.png", size)
+    save(tmp_path / "b.png", (100, 1))
+    source = open_data(
+        folder_config(tmp_path, validation_source=str(tmp_path), resize=resize, image_size=64), "validation"
+    )
+    samples = [source.get(index, 0) for index in range(2)]
+    assert all(sample.image.shape == (3, 64, 64) for sample in samples)
+    ((name,),) = [sample.broken for sample in samples if sample.broken]
+    assert name == "a.png"
+    assert f"{size[0]:,} × {size[1]:,} pixels" in name.reason
+    assert "100 times as long as wide" in name.reason
+
+
+def test_impossible_numbers_of_images_are_refused(folder):
+    source = open_data(folder_config(folder), "train")
+    with pytest.raises(ValueError, match=r"batch_size must be at most 1,048,576 .*got 1,000,000,000"):
+        train(source, 1, batch_size=10**9)
+    with pytest.raises(ValueError, match="images must be at most 1,000,000,000; got 1,000,000,000,000"):
+        validation_batches(source, images=10**12, batch_size=4)
+    with pytest.raises(ValueError, match="workers must be at most 256; got 100,000"):
+        train(source, 1, workers=100_000)

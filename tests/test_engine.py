@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from ibqlab.config import ConfigError
+from ibqlab.files import is_alive
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells
-from ibqlab.studies.cells import Cell
+from ibqlab.studies.cells import NO_ROOM, Cell, cause_of
 from ibqlab.studies.study import PlaceParameters
 from ibqlab.training import recipe_config
 
@@ -67,7 +68,7 @@ class TestOutcome:
         assert "NaN or infinity" in outcome.failed["wild0"][0]
         assert any("Traceback" in line or "TrainingError" in line for line in outcome.failed["wild0"][1:])
         assert "retry=true" in str(outcome)
-        with pytest.raises(StudyError, match="3 of 5 cells are finished"):
+        with pytest.raises(StudyError, match="3 of 5 runs are finished"):
             outcome.check()
 
     def test_a_cell_whose_need_failed_is_named_with_it(self, grid):
@@ -138,6 +139,23 @@ class TestKills:
         assert run([long], tmp_path).finished == [long.name]
         assert store.failure(long) is None
 
+    @pytest.mark.parametrize("seconds", [0.5, 20])
+    def test_a_server_ends_with_its_engine_though_its_input_stays_open(self, seconds):
+        """Half a second: in the middle of its imports."""
+        code = (
+            "import os, subprocess, sys, time\n"
+            "server = subprocess.Popen([sys.executable, '-m', 'ibqlab.studies.worker', '--serve'], stdin=0, stdout=1)\n"
+            "print(server.pid, flush=True)\n"
+            "time.sleep(600)"
+        )
+        engine = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        server = int(engine.stdout.readline())
+        time.sleep(seconds)
+        assert is_alive(server)
+        engine.kill()
+        engine.wait()
+        _wait(lambda: not is_alive(server), 10)
+
     def test_a_cell_outlives_its_engine_and_is_found_by_the_next(self, tmp_path):
         long = cell(0, steps=400, **{"record.checkpoint_every": 20, "record.validate_every": 400})
         store = CellStore(tmp_path)
@@ -206,14 +224,75 @@ class TestBadInput:
         done = subprocess.run(
             [sys.executable, "-c", code, str(store.folder), new.name], capture_output=True, text=True, check=False
         )
-        assert done.returncode == 1
+        assert done.returncode == NO_ROOM
         assert "disk or a quota is full" in store.failure(new)["error"]
+        assert store.failure(new)["cause"] == "disk"
+        # There is room again: the same command tries it again, unasked.
+        assert run([new], store.folder).finished == [new.name]
         assert {file.name: file.read_bytes() for file in (store.folder / "rows").iterdir()} == rows
 
     def test_a_folder_that_cannot_be_written_is_said(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
-        with pytest.raises(RunError, match="cannot be written"):
+        with pytest.raises(RunError, match="a part of the path is a file"):
             CellStore(tmp_path / "file" / "grid").claim({"study": "mine"})
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+    @pytest.mark.parametrize("name", ["study.json", "cells/seed0-steps4.json", "rows/seed0-steps4.json"])
+    def test_what_is_no_file_is_named_and_nothing_is_changed(self, tmp_path, name, make):
+        store = CellStore(tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make(tmp_path / name)
+        doors = {"study.json": lambda: store.claim({"study": "mine"}), "rows": lambda: store.row(cell(0))}
+        with pytest.raises(RunError, match=f"{name}.*nothing was changed"):
+            doors.get(name.split("/")[0], lambda: store.request("seed0-steps4"))()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"usage": None},
+            {"usage": "![x](figures/../../secret)"},
+            {"usage": [1]},
+            {"usage": True},
+            {"method": "<script>"},
+            {"seed": None},
+            {"cell": "# heading"},
+            {"provenance": "text"},
+            {"more": "text"},
+        ],
+        ids=str,
+    )
+    def test_a_row_with_null_or_text_counts_as_damaged(self, grid, tmp_path, change):
+        folder, cells, _ = grid
+        store, file = CellStore(tmp_path), tmp_path / "rows" / "seed0-steps4.json"
+        shutil.copytree(folder / "rows", tmp_path / "rows")
+        assert store.row(cells[0])
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        assert store.row(cells[0]) is None
+
+    @pytest.mark.parametrize(
+        ("error", "cause"),
+        [
+            (OSError(28, "No space left on device"), "disk"),
+            (MemoryError(), "memory"),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
+            (RuntimeError("CUDA out of memory. Tried to allocate"), "memory"),
+            (ValueError("out of memory of what was said"), "error"),
+            (OSError(13, "Permission denied"), "error"),
+        ],
+    )
+    def test_causes_of_failures_are_told_apart(self, error, cause):
+        assert cause_of(error) == cause
+        wrapped = RunError("cannot be written")
+        wrapped.__cause__ = error
+        assert cause_of(wrapped) == cause
+
+    def test_a_failure_of_an_earlier_version_is_read(self, grid, tmp_path):
+        cells, store = grid[1], CellStore(tmp_path)
+        (tmp_path / "failed").mkdir()
+        for killed, cause in ((True, "killed"), (False, "error"), ("x", "error")):
+            facts = {"key": cells[0].key, "error": None, "killed": killed, "lines": "text"}
+            (tmp_path / "failed" / f"{cells[0].name}.json").write_text(json.dumps(facts))
+            assert (store.failure(cells[0])["cause"], store.failure(cells[0])["lines"]) == (cause, [])
 
 
 class TestSeveralProcesses:

@@ -12,7 +12,14 @@ import torch.distributed as dist
 from oracle import algorithm_1, entropies
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ibqlab.quantizers import blocks, code_parallel_index_backprop, index_backprop, mixture_of_codes, nearest_code
+from ibqlab.quantizers import (
+    blocks,
+    code_parallel_index_backprop,
+    index_backprop,
+    mixture_of_codes,
+    nearest_code,
+    precision,
+)
 from ibqlab.quantizers.index_backprop_rows import Fused, InPlace
 
 # The package's function of that name hides the module.
@@ -295,17 +302,97 @@ def test_repetitions_are_equal_in_every_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_precision_of_the_process_is_neither_used_nor_changed():
+SWITCHES = [(backend, "all") for backend in ("generic", "cuda", "mkldnn")] + [
+    (backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")
+]
+CHOICES = {
+    "nothing": lambda: None,
+    "older, medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "older, high": lambda: torch.set_float32_matmul_precision("high"),
+    "older, highest": lambda: torch.set_float32_matmul_precision("highest"),
+    "older, allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "newer, cuda.matmul tf32": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "newer, cuda.matmul ieee": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+    "newer, mkldnn.matmul bf16": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "newer, mkldnn.matmul tf32": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "tf32"),
+    "newer, cuda tf32": lambda: setattr(torch.backends.cudnn, "fp32_precision", "tf32"),
+    "newer, all tf32": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "newer, all ieee": lambda: setattr(torch.backends, "fp32_precision", "ieee"),
+    "both": lambda: (
+        torch.set_float32_matmul_precision("high"),
+        setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+        setattr(torch.backends, "fp32_precision", "tf32"),
+    ),
+}
+
+
+def reset_precision():
+    torch.set_float32_matmul_precision("highest")
+    for switch in SWITCHES:
+        precision.write_switch(switch, "none")
+
+
+@pytest.fixture
+def chosen_precision():
+    """Chooses by name, and takes the choice back after the test."""
+    reset_precision()
+    yield lambda name: CHOICES[name]()
+    reset_precision()
+
+
+def precision_of_the_process():
+    """All that a process could find out about torch's switches: what they say, and what each of them inherits."""
+    found = [{switch: precision.read_switch(switch) for switch in SWITCHES}]
+    for ask in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(ask())
+        except RuntimeError:
+            found.append("raises")
+    for parent in SWITCHES[:3]:
+        own = precision.own_value(parent)
+        for value in ("ieee", "tf32"):
+            precision.write_switch(parent, value)
+            found.append([precision.read_switch(switch) for switch in SWITCHES])
+        precision.write_switch(parent, own)
+    return found
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_precision_of_the_process_is_neither_used_nor_changed(chosen_precision, choice):
     z, c, w = inputs(tokens=64, codes=256, dtype=torch.float32)
-    expected = by_blocks(z, c, w, 0.01)
-    chosen = torch.get_float32_matmul_precision()
+    expected = by_blocks(z, c, w, 0.01), mixture_of_codes(z, c, 0.5), nearest_code(z, c)
+    chosen_precision(choice)
+    before = precision_of_the_process()
+    assert precision_of_the_process() == before  # asking changes nothing
+    got = by_blocks(z, c, w, 0.01), mixture_of_codes(z, c, 0.5), nearest_code(z, c)
+    assert precision_of_the_process() == before
+    assert all(torch.equal(a, b) for a, b in zip(got[0], expected[0], strict=True))
+    assert torch.equal(got[1], expected[1])
+    assert torch.equal(got[2], expected[2])
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_precision_of_the_process_survives_an_error(chosen_precision, choice):
+    chosen_precision(choice)
+    before = precision_of_the_process()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), blocks.full_precision(torch.device("cpu")):
+            assert {precision.read_switch(switch) for switch in precision.PRODUCTS} == {"ieee"}
+            assert torch.get_float32_matmul_precision() == "highest"
+            1 / 0  # noqa: B018
+        assert precision_of_the_process() == before
+
+
+def test_a_torch_with_the_older_switch_alone_is_served(monkeypatch):
+    monkeypatch.setattr(precision, "has_newer_switches", lambda: False)
+    reset_precision()
+    torch.set_float32_matmul_precision("high")
     try:
-        torch.set_float32_matmul_precision("medium")
-        got = by_blocks(z, c, w, 0.01)
-        assert torch.get_float32_matmul_precision() == "medium"
+        with precision.exact_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
     finally:
-        torch.set_float32_matmul_precision(chosen)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        reset_precision()
 
 
 def test_the_fused_form_is_one_graph_in_each_direction(monkeypatch):

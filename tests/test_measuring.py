@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from golden import golden_file
 from PIL import Image
 
 from ibqlab.metrics import PROTOCOLS
+from ibqlab.runs import runs_root
 from ibqlab.studies import measuring
 from ibqlab.studies.measuring import (
     ComparisonParameters,
@@ -61,6 +63,19 @@ def test_a_published_file_is_measured_on_a_folder(folder, monkeypatch):
     assert table["usage"].str.contains("65,536 tokens").all()
 
 
+def test_shards_are_measured_as_their_folder_is(folder, tmp_path):
+    path = golden_file("tokenizer_ema_official_ckpt.ckpt")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, file.name)
+    (found,), (expected,) = (
+        evaluation(checkpoint=str(path), images=str(images), limit=0, metrics=("psnr", "usage")).measure(progress=False)
+        for images in (tmp_path / "set.tar", folder)
+    )
+    assert found.values["psnr"] == pytest.approx(expected.values["psnr"], rel=1e-5)
+    assert found.counts.tolist() == expected.counts.tolist()
+
+
 def test_what_stands_is_read_again_and_what_changed_is_measured_anew(monkeypatch):
     (first,) = evaluation().measure(progress=False)
     computed = []
@@ -70,7 +85,7 @@ def test_what_stands_is_read_again_and_what_changed_is_measured_anew(monkeypatch
     assert not computed
     np.testing.assert_equal(again.values, first.values)
     assert np.array_equal(again.reconstructions, first.reconstructions)
-    stored = next((measuring.runs_root() / "evaluate_tokenizer-smoke" / "results").glob("*.npz"))
+    stored = next((runs_root() / "evaluate_tokenizer-smoke" / "results").glob("*.npz"))
     stored.write_bytes(stored.read_bytes()[:1000])
     (mended,) = evaluation().measure(progress=False)
     assert len(computed) == 1 and mended.values["psnr"] == first.values["psnr"]

@@ -2,8 +2,11 @@
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ibqlab.data import DigitsSource
+from ibqlab.data import DataConfig, DigitsSource, open_data
 from ibqlab.data.resizing import resize_and_crop
 from ibqlab.metrics import (
     PROTOCOLS,
@@ -26,12 +29,16 @@ from ibqlab.metrics import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    load_lpips,
     open_images,
     precision_recall,
     psnr,
     ssim,
     truncate_to_uint8,
 )
+from ibqlab.metrics.cache import load_arrays, save_arrays
+from ibqlab.metrics.digits import DigitsExtractor
+from ibqlab.metrics.features import load_reference
 from ibqlab.metrics.pixels import published_range, to_unit_range
 from ibqlab.quantizers import IndexBackpropQuantizerConfig
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -56,6 +63,15 @@ def make_tokenizer():
     )
     codes = IndexBackpropQuantizerConfig(codebook_size=16, code_dim=4)
     return Tokenizer.from_config(TokenizerConfig(autoencoder=autoencoder, quantizer=codes))
+
+
+def write_tar(path, folder, keep=slice(None)):
+    """The pictures of a folder as a shard without labels."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(folder.iterdir())[keep]:
+            tar.add(file, file.name)
+    return path
 
 
 def digit_batch(count=40, size=16):
@@ -177,7 +193,8 @@ def test_a_folder_is_resized_and_cropped_by_the_protocol(tokenizer, folder, meth
     assert torch.equal(result.originals, torch.from_numpy(expected).permute(0, 3, 1, 2))
     assert result["psnr"].resize == f"{method} to 16"
     assert "centre" in result["psnr"].crop
-    assert open_images(folder, resize=method, image_size=16, limit=3).files == files[::2], "evenly spaced"
+    source = open_images(folder, resize=method, image_size=16, limit=3).source
+    assert [source.name(index) for index in range(3)] == [file.relative_to(folder).as_posix() for file in files[::2]]
 
 
 def test_all_kinds_of_input_give_the_same(tmp_path, cache):
@@ -194,12 +211,34 @@ def test_all_kinds_of_input_give_the_same(tmp_path, cache):
         (part for part in samples.split(11)),
         tmp_path / "samples.npz",
         str(tmp_path / "folder"),
+        tmp_path,
     ]
     values = [[card.value for card in generate(kind, images).cards] for kind in kinds]
     for other in values[1:]:
         assert other == pytest.approx(values[0], rel=1e-6)
     assert len(generate(samples, images, limit=25).cards) == 5
     assert generate((part for part in samples.split(11)), images, limit=25).images == 25
+
+
+def test_shards_are_evaluated_in_an_order_that_mixes_them(tmp_path):
+    """What does not depend on the order is the folder's."""
+    samples = damaged(digit_batch(30))
+    (tmp_path / "folder").mkdir()
+    for number, picture in enumerate(samples):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "folder" / f"{number:03}.png")
+    first = write_tar(tmp_path / "shards" / "a.tar", tmp_path / "folder", slice(20))
+    write_tar(tmp_path / "shards" / "b.tar", tmp_path / "folder", slice(20, None))
+    metrics = ("fid", "precision", "recall")
+    expected = [card.value for card in generate(tmp_path / "folder", digit_batch(30), metrics=metrics).cards]
+    for kind in (tmp_path / "shards", f"{tmp_path}/shards/{{a,b}}.tar"):
+        values = [card.value for card in generate(kind, digit_batch(30), metrics=metrics).cards]
+        assert values == pytest.approx(expected, rel=1e-6)
+    assert open_images(first).count == 20
+    source = open_images(tmp_path / "shards", limit=10).source
+    numbers = [int(source.name(index)[:3]) for index in range(10)]
+    assert len(set(numbers)) == 10 and max(numbers) >= 20 > min(numbers)
+    sides = {open_images(tmp_path / "shards", resize="pil", image_size=size).side for size in (8, 12)}
+    assert sides == {(8, 8), (12, 12)}
 
 
 def test_a_generation_evaluation_is_its_parts_put_together():
@@ -303,6 +342,12 @@ BAD_RECONSTRUCTIONS = {
     "changed protocol": ({"protocol": dataclasses.replace(PROTOCOLS["adm"], neighbours=5)}, "name of its own"),
     "limit": ({"limit": 0}, "limit must be at least 1"),
     "batch size": ({"batch_size": 0}, "batch_size"),
+    "huge batch": ({"batch_size": 10**9}, r"batch_size must be at most 1,048,576 .*got 1,000,000,000"),
+    "huge limit": ({"limit": 10**12}, r"limit must be at most 1,000,000,000 .*got 1,000,000,000,000"),
+    "no rows": ({"images": torch.zeros(2, 3, 0, 16, dtype=torch.uint8)}, r"must have pixels; got \(2, 3, 0, 16\)"),
+    "no columns": ({"images": np.zeros((2, 3, 16, 0), np.uint8)}, r"must have pixels; got \(2, 3, 16, 0\)"),
+    "no images in an array": ({"images": np.zeros((0, 3, 16, 16), np.uint8)}, "at least 1 image"),
+    "neither skip nor stop": ({"unreadable": "stopp"}, "did you mean 'stop'"),
     "float images": ({"images": torch.rand(2, 3, 16, 16)}, "truncate_to_uint8"),
     "channels last": ({"images": torch.zeros(2, 16, 16, 3, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
     "mixed sizes": (
@@ -344,6 +389,9 @@ def test_missing_weights_and_folders_are_refused_before_any_work(tokenizer, tmp_
         evaluate_generation(images, images, metrics="fid")
     with pytest.raises(FileNotFoundError, match="no such one at"):
         reconstruct(tokenizer, tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FileNotFoundError, match=r"that is no ordinary file at .*pipe\.png"):
+        reconstruct(tokenizer, tmp_path / "pipe.png")
 
 
 def test_bad_generation_input_is_refused_before_any_work(tmp_path):
@@ -381,8 +429,163 @@ def test_folders_of_mixed_sizes_or_with_damage_are_refused(tokenizer, folder, tm
     with pytest.raises(ValueError, match=r"one size; got 40 × 50 .*replace"):
         generate(folder, digit_batch(4), metrics="fid")
     (tmp_path / "bad.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"bad\.png is not"):
+    with pytest.raises(ValueError, match=r"all 1 validation images in .* fail, the last with: its content is none of"):
         reconstruct(tokenizer, tmp_path, protocol="open-magvit2", metrics="psnr")
+
+
+def test_one_setting_decides_about_unreadable_images(tokenizer, tmp_path):
+    images = digit_batch(6)
+    for number, picture in enumerate(images):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    os.truncate(tmp_path / "2.png", 60)
+    os.truncate(tmp_path / "3.png", 60)
+    settings = {"metrics": "psnr", "protocol": dataclasses.replace(SMALL, name="as-stored")}
+    with pytest.warns(UserWarning, match=r"unreadable image skipped, .*: 2\.png \(\S.*\)"):
+        result = reconstruct(tokenizer, tmp_path, **settings)
+    assert "2 unreadable files replaced by others" in result["psnr"].remarks
+    assert torch.equal(result.originals, images[[0, 1, 4, 4, 4, 5]])
+    with pytest.raises(ValueError, match=r"readable with unreadable='stop'; 2\.png"):
+        reconstruct(tokenizer, tmp_path, unreadable="stop", **settings)
+    # The same in the images of a run, whose settings have the same name.
+    for unreadable in ("skip", "stop"):
+        data = DataConfig(source=str(tmp_path), validation_source=str(tmp_path), image_size=16, unreadable=unreadable)
+        source = open_data(data, "validation")
+        if unreadable == "skip":
+            with pytest.warns(UserWarning, match="unreadable image skipped"):
+                assert (
+                    "2 unreadable files replaced by others"
+                    in reconstruct(tokenizer, source, **settings)["psnr"].remarks
+                )
+        else:
+            with pytest.raises(ValueError, match=r"'stop'; [23]\.png .*data\.unreadable=skip"):
+                reconstruct(tokenizer, source, **settings)
+
+
+def test_unreadable_samples_and_references_are_counted(tmp_path):
+    images = digit_batch(30)
+    for number, picture in enumerate(images):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number:02}.png")
+    os.truncate(tmp_path / "07.png", 60)
+    with pytest.warns(UserWarning, match="unreadable image skipped"):
+        result = generate(tmp_path, images, metrics="fid")
+    assert "1 unreadable file replaced by others" in result["fid"].remarks
+    with pytest.raises(ValueError, match=r"07\.png"):
+        generate(images, tmp_path, metrics="fid", unreadable="stop")
+
+
+def test_a_single_picture_is_evaluated(tokenizer, tmp_path):
+    (picture,) = digit_batch(1)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
+    result = reconstruct(tokenizer, tmp_path / "one.png", protocol=SMALL, metrics="psnr")
+    assert torch.equal(result.originals, picture[None])
+    with pytest.raises(ValueError, match="rfid needs at least 2 images; got 1"):
+        reconstruct(tokenizer, tmp_path / "one.png", protocol=SMALL, metrics="rfid")
+
+
+def npy(header: str, values: bytes = bytes(64)) -> bytes:
+    """An array's file with such a header."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + values
+
+
+def archive(path, **arrays: bytes):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as stored:
+        for name, content in arrays.items():
+            stored.writestr(f"{name}.npy", content)
+    return path
+
+
+def header(dtype: str, *shape: int) -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape!r}}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(header("|u1", 10**12, 16, 16, 3)), "at least 1 image|says shape"),
+        (npy(header("|u1", 4, 16, 16, 3)), r"says shape \(4, 16, 16, 3\), 3,072 bytes, and holds 64"),
+        (npy(header("|u1", 0, 16, 16, 3), b""), "must hold at least 1 image"),
+        (npy(header("|u1", 4, 0, 16, 3), b""), "must hold at least 1 image"),
+        (npy(header("|O", 4, 16, 16, 3)), "Python objects, which could run a program"),
+        (npy("{" * 100), "is no array"),
+        (b"", "is no array"),
+        (b"nothing" * 100, "is no array"),
+    ],
+)
+def test_archives_that_do_not_hold_what_they_say_are_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        open_images(archive(tmp_path / "a.npz", arr_0=content))
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=digit_batch(4).permute(0, 2, 3, 1).numpy())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz .*\(Bad CRC.*Write it again|a\.npz .*\(Bad CRC.*write it again"):
+        generate(path, digit_batch(4), metrics="fid")
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "message"),
+    [
+        (npy(header("<f8", 10**12)), npy(header("<f8", 10**12, 10**12)), "says shape"),
+        (npy(header("<f8", 8)), npy(header("<f8", 10**6, 10**6)), "says shape"),
+        (npy(header("<f8", 8)), npy(header("<f8", 8)), r"must be \(D,\) and \(D, D\), D at most 16,384"),
+        (npy(header("<i8", 8)), npy(header("<i8", 8, 8), bytes(512)), "must be float; got int64"),
+        (npy(header("<f8", 8), b"\xff" * 64), npy(header("<f8", 8, 8), bytes(512)), "must be finite"),
+        (npy(header("|O", 8)), npy(header("<f8", 8, 8), bytes(512)), "Python objects"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused_before_memory_is_taken(tmp_path, mu, sigma, message):
+    path = archive(tmp_path / "stored.npz", mu=mu, sigma=sigma)
+    with pytest.raises(ValueError, match=message):
+        generate(digit_batch(4), path, metrics="fid")
+
+
+def test_a_damaged_entry_of_the_cache_is_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path))
+    save_arrays("references", "key", {"mean": np.zeros(3)})
+    (stored,) = (tmp_path / "references").iterdir()
+    assert load_arrays("references", "key")["mean"].tolist() == [0, 0, 0]
+    for content in (b"", b"PK no archive", stored.read_bytes()[:-30]):
+        stored.write_bytes(content)
+        assert load_arrays("references", "key") is None
+    archive(stored, mean=npy(header("<f8", 10**12)))
+    assert load_arrays("references", "key") is None
+    stored.unlink()
+    os.mkfifo(stored)
+    assert load_arrays("references", "key") is None
+
+
+def test_a_kept_digits_network_of_other_shapes_is_trained_again(cache):
+    expected = DigitsExtractor().weights
+    (stored,) = (cache / "digits-cnn").iterdir()
+    whole = stored.read_bytes()
+    np.savez(stored, **dict(np.load(stored)) | {"classify.bias": np.zeros(3, np.float32)})
+    assert DigitsExtractor().weights == expected
+    stored.write_bytes(whole)
+
+
+def test_a_kept_reference_that_lacks_something_is_no_reference(tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path))
+    save_arrays("references", "key", {"mean": np.zeros(3)})
+    assert load_reference("key") is None
+
+
+def test_recognising_no_digits_is_refused():
+    with pytest.raises(ValueError, match="at least one; got 0 and 0"):
+        DigitsExtractor().accuracy(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut", pickle.dumps({"features.0.weight": 1})])
+def test_weight_files_that_are_none_are_refused(tmp_path, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth .*(state dict|Pass the file)"):
+        load_lpips("vgg", tmp_path / "weights.pth", expected_sha256=None)
+    with pytest.raises(ValueError, match=r"weights\.pth .*state dict"):
+        build_extractor("inception-tensorflow", weights=tmp_path / "weights.pth", expected_sha256=None)
 
 
 def test_an_endless_source_needs_a_limit(tokenizer):

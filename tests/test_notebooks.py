@@ -11,9 +11,26 @@ import nbformat
 import papermill
 import pytest
 
+from ibqlab.config import load_yaml
+from ibqlab.notebooks import notebook_parameters
+from ibqlab.studies.generating import GENERATOR_PRESETS
+from ibqlab.studies.link_study import LINK_PRESETS
+from ibqlab.studies.subjects import PRESETS as EVALUATION_PRESETS
+from ibqlab.studies.table_files import PRESETS_FILE, TABLES
+from ibqlab.training.recipes import EXPERIMENTS
+from ibqlab.training.recipes import PRESETS as RUN_PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
+PRESETS = {
+    **{name: load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml") for name in ("explore_collapse", "scale_codebook")},
+    "ablations": load_yaml(TABLES / PRESETS_FILE),
+    "train_tokenizer": RUN_PRESETS,
+    **dict.fromkeys(("evaluate_tokenizer", "compare_published"), EVALUATION_PRESETS),
+    **dict.fromkeys(("train_generator", "generation_gallery"), GENERATOR_PRESETS),
+    "link_stages": LINK_PRESETS,
+}
 
 
 def cells(path, kind):
@@ -41,8 +58,13 @@ class TestForm:
 
     def test_parameters_are_seen_by_papermill_with_their_help(self, path):
         shown = papermill.inspect_notebook(str(path))
+        assert list(shown) == list(notebook_parameters(path))
         assert shown["preset"]["inferred_type_name"] == "str"
         assert all(parameter["help"] for parameter in shown.values())
+
+    def test_the_comment_of_preset_names_every_preset(self, path):
+        comment = notebook_parameters(path)["preset"].comment
+        assert all(re.search(rf"\b{preset}\b", comment) for preset in PRESETS[path.stem])
 
     def test_third_code_cell_hands_them_to_the_library(self, path):
         assert "read_parameters(" in cells(path, "code")[1].source

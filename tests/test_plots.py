@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -30,7 +30,8 @@ from ibqlab.plots import (
     token_scaling_table,
     usage_histogram_table,
 )
-from ibqlab.plots.style import styles_for
+from ibqlab.plots.style import START_LINES, styles_for
+from ibqlab.quantizers import INITIALISATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,8 @@ def test_collapse_curves_draw_the_table(metrics):
     assert line.get_ydata() == pytest.approx(100 * group["usage_mean"].to_numpy())
     assert line.get_color() == METHOD_STYLES["ibq"].color
     assert line.get_linestyle() != lines["ibq, N(0, 1)"].get_linestyle()
+    assert line._unscaled_dash_pattern[1], "U(±1/K) is dashed in every figure"
+    assert not lines["ibq, N(0, 1)"]._unscaled_dash_pattern[1], "N(0, 1) is solid"
     # Reach has no value at step 0: the line begins at the first measured step.
     assert reach.get_lines()[0].get_xdata().tolist() == [10, 20]
     assert perplexity.get_yscale() == "log"
@@ -127,6 +130,25 @@ def test_collapse_curves_draw_the_table(metrics):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["VQ", "IBQ", "start U(±1/K)", "start N(0, 1)"]
     _assert_readable(figure)
+
+
+def test_collapse_curves_draw_from_their_csv(metrics, tmp_path):
+    table = collapse_curve_table(metrics)
+    table.to_csv(tmp_path / "a.csv", index=False)
+    first, second = plot_collapse_curves(metrics), plot_collapse_curves(pd.read_csv(tmp_path / "a.csv"))
+    assert first.get_supxlabel() == second.get_supxlabel()
+    for ours, again in zip(first.axes, second.axes, strict=True):
+        for line, other in zip(ours.get_lines(), again.get_lines(), strict=True):
+            assert other.get_ydata() == pytest.approx(line.get_ydata())
+
+
+def test_lines_that_coincide_both_show(metrics):
+    """The later one is thinner, and their markers stand elsewhere."""
+    steps = [metrics.assign(step=metrics["step"] + 30 * n) for n in range(10)]
+    same = pd.concat([part.assign(usage=0.5) for part in steps])
+    first, *_, last = plot_collapse_curves(same).axes[0].get_lines()
+    assert first.get_linewidth() > last.get_linewidth() >= 1
+    assert first.get_markevery() != last.get_markevery()
 
 
 def test_collapse_curves_warn_of_too_few_tokens(metrics):
@@ -204,26 +226,81 @@ def test_histogram_draws_live_codes_and_counts_the_dead():
     _assert_readable(figure)
 
 
+def test_histogram_takes_code_numbers_by_name():
+    numbers = torch.tensor([[[0, 3], [3, 1]]])
+    assert usage_histogram_table(indices={"vq": numbers}, codebook_size=4)["hits"].tolist() == [2, 1, 1, 0]
+    with pytest.raises((ValueError, TypeError), match=r"shape \(1, 2, 2\): code numbers are passed as .*indices="):
+        plot_usage_histogram({"vq": numbers})
+    with pytest.raises(ValueError, match=r"one entry per code, codebook_size = 4; got 6: code numbers"):
+        plot_usage_histogram({"vq": np.array([0, 3, 3, 1, 2, 2])}, codebook_size=4)
+    with pytest.raises(ValueError, match=r"indices need codebook_size=K"):
+        plot_usage_histogram(indices={"vq": numbers})
+    for other in (np.array([0.5, 0.5]), np.array([-1, 3]), np.array([True, False])):
+        with pytest.raises((ValueError, TypeError), match=r"must be hits per code|[Tt]ype-check error"):
+            plot_usage_histogram({"vq": other})
+
+
+def test_a_single_live_code_is_not_hidden():
+    figure = plot_usage_histogram({"soft_vq": np.array([0, 100, 0, 0]), "vq": np.array([97, 1, 1, 1])})
+    alone, other = figure.axes[0].get_lines()[:2]
+    assert alone.get_xdata().tolist() == [1] and alone.get_markersize() > 1.5 * other.get_markersize()
+    assert alone.get_zorder() > other.get_zorder() and alone.get_markerfacecolor() == "none"
+
+
+def test_histograms_through_training_have_a_panel_per_run(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = {
+        f"{run}, default, step {step:,}": rng.integers(1, 50, 64)
+        for run in ("vq from U(±1/K)", "ibq from N(0, 1)")
+        for step in (0, 1500, 3000)
+    }
+    figure = plot_usage_histogram(counts)
+    titles = [axes.get_legend().get_title().get_text() for axes in figure.axes]
+    assert titles == ["VQ from U(±1/K), default", "IBQ from N(0, 1), default"]
+    for axes in figure.axes:
+        lines = axes.get_lines()[:3]
+        assert [line.get_label().split(":")[0] for line in lines] == ["step 0", "step 1,500", "step 3,000"]
+        tones = [_grey(line.get_color()) for line in lines]
+        assert tones[0] > tones[1] + 15 and tones[1] > tones[2] + 15
+    usage_histogram_table(counts).to_csv(tmp_path / "a.csv", index=False)
+    assert _texts(plot_usage_histogram(pd.read_csv(tmp_path / "a.csv"))) == _texts(figure)
+    _assert_readable(figure)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 7])
+def test_a_histograms_legend_leaves_the_lines_their_room(lines):
+    counts = {f"ibq from N(0, 1), default, seed {n}": np.arange(1, 65) for n in range(lines)}
+    figure = plot_usage_histogram(counts)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.75
+
+
 def test_histogram_refuses_a_codebook_without_hits():
     with pytest.raises(ValueError, match="'vq' hold no hit"):
         plot_usage_histogram({"vq": np.zeros(4, int)})
 
 
 def test_code_map_marks_dead_codes_where_they_are(projection):
-    counts = np.arange(30) % 3 * 5
+    counts = np.arange(30) % 3 * 5 + np.arange(30) % 2 * (np.arange(30) % 3 > 0)
     figure = plot_code_map(projection, frame=0, counts=counts, title="IBQ")
     axes = figure.axes[0]
     points = {drawn.get_label(): drawn for drawn in axes.collections}
     assert points["dead codes"].get_offsets().data == pytest.approx(projection.codes[0][counts == 0])
-    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0])
-    assert points["codes in use"].get_array().tolist() == counts[counts > 0].tolist()
+    # The most used below, so that no code hides another.
+    order = np.argsort(-counts[counts > 0], kind="stable")
+    assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0][order])
+    assert points["codes in use"].get_array().tolist() == counts[counts > 0][order].tolist()
+    assert points["codes in use"].get_zorder() > points["dead codes"].get_zorder()
     assert len(points["features"].get_offsets()) == 50
-    assert axes.get_title() == "IBQ\n10 of 30 dead"
+    assert axes.get_title() == "IBQ\n20 in use, 10 dead"
     assert axes.get_aspect() == 1
     assert axes.get_xlabel().startswith("PC 1 (")
     assert axes.get_xlabel().endswith(" % of variance)")
-    assert figure.get_supxlabel() == "PCA of 30 codes and 50 encoder features, jointly fitted over 2 snapshots"
-    assert "hits per code in 150 tokens" in _texts(figure)
+    caption = figure.get_supxlabel().replace("\n", " ")
+    assert caption == (
+        "PCA of codes and features, jointly fitted over 2 snapshots; drawn: all codes, 50 encoder features"
+    )
+    assert f"hits per code in {counts.sum()} tokens" in _texts(figure)
     _assert_readable(figure)
 
 
@@ -236,8 +313,67 @@ def test_code_map_without_counts_calls_no_code_dead(projection):
 
 def test_code_map_survives_a_codebook_that_is_all_dead(projection):
     figure = plot_code_map(projection, counts=np.zeros(30, int))
-    assert len(figure.axes) == 1  # no scale of hits
-    assert "30 of 30 dead" in _texts(figure)
+    assert len(figure.axes) == 2, "the scale of hits stays, or axes would jump"
+    assert "0 in use, 30 dead" in _texts(figure)
+
+
+def test_a_scale_of_hits_can_be_fixed(projection):
+    scales = [plot_code_map(projection, counts=np.full(30, hits), most_hits=900) for hits in (1, 40)]
+    tops = [figure.axes[0].collections[-1].norm.vmax for figure in scales]
+    assert tops == [900, 900]
+
+
+def test_every_code_in_use_is_drawn_and_the_caption_counts_the_rest():
+    rng = np.random.default_rng(0)
+    codes, features = rng.normal(size=(400, 3)).astype("f4"), rng.normal(size=(900, 3)).astype("f4")
+    for in_use in (1, 40, 350):
+        counts = np.zeros(400, int)
+        counts[rng.permutation(400)[:in_use]] = rng.integers(1, 50, in_use)
+        thinned = project_codes([codes, codes + 1], features, "pca", counts=[counts, counts], max_points=200)
+        panels = {"VQ": (thinned, 0, counts)}
+        figure = plot_code_maps(panels)
+        drawn = {points.get_label(): len(points.get_offsets()) for points in figure.axes[0].collections}
+        table = code_map_table(panels)
+        assert drawn["codes in use"] == (table["hits"] > 0).sum() == in_use
+        assert 0 < drawn["dead codes"] < 400 - in_use
+        assert figure.axes[0].get_title() == (
+            f"VQ\n{in_use} in use, {400 - in_use} dead\n({drawn['dead codes']} of the dead drawn)"
+        )
+        caption = figure.get_supxlabel().replace("\n", " ")
+        assert "every code in use, part of the dead codes, 100 of 900 encoder features" in caption
+        _assert_readable(figure)
+
+
+def test_maps_draw_from_their_csv(projection, tmp_path):
+    counts = np.arange(30) % 3 * 5
+    panels = {f"ibq, step {frame}": (projection, frame, counts * (1 + frame)) for frame in (0, 1)}
+    code_map_table(panels).to_csv(tmp_path / "a.csv", index=False)
+    first, again = plot_code_maps(panels), plot_code_maps(pd.read_csv(tmp_path / "a.csv"))
+    assert _texts(first) == _texts(again)
+    for ours, theirs in zip(first.axes[:2], again.axes[:2], strict=True):
+        assert theirs.get_xlim() == pytest.approx(ours.get_xlim())
+        for points, others in zip(ours.collections, theirs.collections, strict=True):
+            assert others.get_offsets().data == pytest.approx(points.get_offsets().data)
+    with pytest.raises(ValueError, match="missing: method, frames"):
+        plot_code_maps(pd.read_csv(tmp_path / "a.csv")[["panel", "kind", "id", "x", "y", "hits"]])
+
+
+def _deuteranope(color) -> np.ndarray:
+    """A colour as a deuteranope sees it, CIE L*a*b* (Machado, Oliveira and Fernandes 2009, severity 1)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    seen = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(xyz) @ (np.array(seen) @ linear).clip(0, 1) / [0.9505, 1, 1.089] + 1e-9)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_dead_and_used_codes_differ_for_a_deuteranope(projection):
+    figure = plot_code_map(projection, counts=np.arange(30))
+    points = {drawn.get_label(): drawn for drawn in figure.axes[0].collections}
+    dead = _deuteranope(points["dead codes"].get_edgecolor()[0][:3])
+    for share in (0.0, 0.5, 1.0):
+        used = _deuteranope(points["codes in use"].cmap(share)[:3])
+        assert np.linalg.norm(used - dead) > 20
 
 
 def test_maps_of_one_projection_share_axes_and_scale(projection):
@@ -262,7 +398,9 @@ def test_thinned_codes_take_their_own_hits():
     counts = np.arange(200)
     table = code_map_table({"a": (thinned, 0, counts)}).query("kind == 'code'")
     assert table["hits"].tolist() == table["id"].tolist() == thinned.code_ids[0].tolist()
-    assert "20 of 200 codes" in plot_code_map(thinned, counts=counts).get_supxlabel()
+    told = plot_code_map(thinned, counts=counts).get_supxlabel().replace("\n", " ")
+    assert "20 of 199 codes in use (thinned: give project_codes the counts), 20 of 200 encoder features" in told
+    assert "20 of 200 codes" in plot_code_map(thinned).get_supxlabel()
     with pytest.raises(ValueError, match="whole codebook, 200; got 20"):
         plot_code_map(thinned, counts=counts[:20])
     with pytest.raises(ValueError, match="frame must lie in -1 to 0"):
@@ -279,8 +417,13 @@ def test_reconstructions_show_psnr_of_every_row(images):
     assert table.query("label == 'vq'")["psnr_db"].tolist() == pytest.approx([expected] * 10)
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     assert labels == ["original", f"VQ\n{expected:.1f} dB", "IBQ\ninf dB"]
-    assert (figure.axes[4].images[0].get_array() == shifted[0]).all()
-    assert "10 images of 8 × 8 pixels" in figure.get_supxlabel()
+    # The four with most contrast, in their order.
+    chosen = sorted(np.argsort(-images.mean(-1).std((1, 2)))[:4])
+    for place, number in enumerate(chosen):
+        assert (figure.axes[4 + place].images[0].get_array() == shifted[number]).all()
+    assert "10 images of 8 × 8 pixels; drawn: the 4 with most contrast" in figure.get_supxlabel().replace("\n", " ")
+    told = plot_reconstructions(images, rows, max_images=10, which="the first 10 of 160").get_supxlabel()
+    assert told.replace("\n", " ") == "PSNR: mean over 10 images of 8 × 8 pixels, the first 10 of 160"
     _assert_readable(figure)
     _assert_readable(plot_reconstructions(images[:1], {"vq": images[:1]}))
 
@@ -329,8 +472,39 @@ def test_styles_keep_methods_recognisable():
     assert styles["vq_ema"].label == "VQ, moving average"
     assert styles["Soft VQ"].color == METHOD_STYLES["soft_vq"].color
     assert styles["mine"].color != styles["yours"].color
+    assert styles["IBQ"].marker == styles["ibq, U(±1/K)"].marker
+    assert set(START_LINES) == set(INITIALISATIONS.values())
+    assert len({str(line) for line in START_LINES.values()}) == len(START_LINES)
     colors = [to_hex(style.color) for style in METHOD_STYLES.values()]
     assert len(set(colors)) == len(colors) == len({style.marker for style in METHOD_STYLES.values()})
+
+
+def _grey(color) -> float:
+    """What a printer without colours makes of a colour, CIE L*, 0 to 100."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def test_variants_of_one_method_stay_apart_in_grey():
+    names = ["IBQ", "IBQ, double quantization", "IBQ, deeper", "IBQ, wider", "IBQ, all"]
+    looks = [styles_for(names)[name] for name in names]
+    assert len({look.line for look in looks}) == 1
+    for number, look in enumerate(looks):
+        for other in looks[:number]:
+            assert look.open_marker != other.open_marker or abs(_grey(look.color) - _grey(other.color)) > 15
+
+
+@pytest.mark.parametrize("name", [r"$\frac{1}{0$", "_hidden", "a\nb\x1b[31m", "x" * 5000, "$", "ibq $x_", "ibq\u202e"])
+def test_names_from_outside_harm_no_figure(metrics, name):
+    figures = [
+        plot_collapse_curves(metrics.assign(method=name)),
+        plot_usage_histogram({name: np.array([1, 2]), "other": np.array([3, 0])}),
+    ]
+    for figure in figures:
+        figure._repr_png_()
+        assert "\x1b" not in "".join(_texts(figure)) and "\u202e" not in "".join(_texts(figure))
+    assert len(figures[1].axes[0].get_legend_handles_labels()[1]) >= 2
 
 
 def _token_report(codes=16, images=400, models=None, grid=(4, 6), labelled=True):

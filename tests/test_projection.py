@@ -67,6 +67,85 @@ def test_thinning_keeps_the_same_rows_in_every_frame():
     assert not np.array_equal(other.code_ids[0], projection.code_ids[0])
 
 
+def _counts(codes, live, seed):
+    hits = np.zeros(codes, int)
+    hits[np.random.default_rng(seed).permutation(codes)[:live]] = 7
+    return hits
+
+
+@pytest.mark.parametrize("live", [1, 25, 290])
+def test_every_code_in_use_is_kept(live):
+    """290 × 3 is more than the fit may hold; they are kept and placed where PCA puts them."""
+    frames, features = [_random(300, seed=seed) for seed in range(3)], _random(400, seed=9)
+    counts = [_counts(300, live, seed) for seed in range(3)]
+    projection = project_codes(frames, features, "pca", counts=counts, max_points=200)
+    everything = project_codes(frames, features, "pca")
+    for ids, hits, positions in zip(projection.code_ids, counts, projection.codes, strict=True):
+        assert set(np.flatnonzero(hits)) <= set(ids.tolist())
+        assert len(ids) == len(positions) == len(set(ids.tolist()))
+        dead = (hits == 0).sum()
+        assert (hits[ids] == 0).sum() == pytest.approx(dead / 9, abs=9), (
+            "as many of the dead as were kept without counts"
+        )
+    fitted = sum(map(len, projection.code_ids)) - projection.placed
+    assert fitted <= 103
+    assert (projection.placed > 700) if live == 290 else (projection.placed < 90)
+    assert projection.feature_totals == (400, 400, 400)
+    assert len(projection.features[0]) == 100
+    assert np.isfinite(np.concatenate(projection.codes)).all()
+    assert everything.placed == 0
+
+
+def test_a_placed_code_stands_where_the_fit_would_have_it():
+    frame, features = _random(300), _random(300, seed=1)
+    hits = np.ones(300, int)
+    thinned = project_codes([frame], features, "pca", counts=[hits], max_points=100)
+    assert thinned.code_ids[0].tolist() == list(range(300)) and thinned.placed > 200
+    # PCA is linear: two equal steps in the codes are two equal steps in the map.
+    line = np.stack([frame[0], frame[0] + 1, frame[0] + 2])
+    codes = np.concatenate([frame, line])
+    plane = project_codes([codes], features, "pca", counts=[np.ones(303, int)], max_points=60).codes[0]
+    assert plane[302] - plane[301] == pytest.approx(plane[301] - plane[300], abs=1e-4)
+
+
+def test_umap_places_codes_in_use_among_their_neighbours():
+    near, far = _random(60, scale=0.1), _random(60, seed=1, scale=0.1) + 20
+    codes = np.concatenate([near, far])
+    projection = project_codes([codes], codes + 0.01, "umap", counts=[np.ones(120, int)], max_points=80)
+    assert projection.placed == 80 and len(projection.codes[0]) == 120
+    here, there = projection.codes[0][:60], projection.codes[0][60:]
+    spread = np.linalg.norm(here - here.mean(0), axis=1).max()
+    assert np.linalg.norm(there.mean(0) - here.mean(0)) > 2 * spread
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([np.ones(10, int), np.ones(10, int)], r"one array \(K,\) per snapshot of codes, 1 here; got 2"),
+        (np.ones(10, int), "got ndarray of shape"),
+        ([np.arange(25)], r"counts\[0\] must hold hits per code, shape \(10,\); got shape \(25,\): pass count_indices"),
+    ],
+)
+def test_other_things_than_counts_are_refused(counts, message):
+    with pytest.raises((ValueError, TypeError), match=rf"{message}|[Tt]ype-check error"):
+        project_codes([_random(10)], _random(10), "pca", counts=counts)
+
+
+@pytest.mark.parametrize("method", ["pca", "umap"])
+@pytest.mark.parametrize("size", [1e19, 1e38, 1e-30])
+def test_codes_of_any_finite_size_have_a_position(method, size):
+    codes = _random(30)
+    codes[3] = size
+    projection = project_codes([codes, codes], _random(40, seed=1), method)
+    assert np.isfinite(np.concatenate([*projection.codes, *projection.features])).all()
+    assert np.isfinite(projection.bounds).all()
+    if method == "umap":
+        ordinary = np.delete(projection.codes[0], 3, axis=0)
+        assert np.ptp(ordinary, axis=0).min() > 0.1, "the others do not fall into one point"
+    whole = project_codes([codes * np.float32(1e-3) if size == 1e38 else codes * 0 + size], codes, method="pca")
+    assert np.isfinite(whole.codes[0]).all()
+
+
 def test_few_features_leave_their_points_to_the_codes():
     projection = project_codes([_random(900)], _random(20, seed=1), "pca", max_points=500)
     assert (len(projection.codes[0]), len(projection.features[0])) == (480, 20)

@@ -2,7 +2,10 @@
 
 import copy
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from golden import golden
@@ -22,6 +25,35 @@ from ibqlab.quantizers.base import _PRESETS
 
 CODES, DIM = 24, 6
 NAMES = ("ibq", "lfq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema")
+
+
+STORED_KINDS = {
+    "int32": torch.Tensor.int,
+    "uint8": lambda indices: indices.to(torch.uint8),
+    "uint16": lambda indices: indices.to(torch.uint16),
+    "uint64": lambda indices: indices.to(torch.uint64),
+    "array": torch.Tensor.numpy,
+    "uint16 array": lambda indices: indices.numpy().astype(np.uint16),
+    "big-endian array": lambda indices: indices.numpy().astype(">u4"),
+    "read-only array": lambda indices: np.broadcast_to(indices.numpy(), indices.shape),
+    "lists": torch.Tensor.tolist,
+    "list of tensors": list,
+}
+WRONG_INDICES = {
+    "float": (torch.zeros(1, 2, 2), r"whole numbers; got torch\.float32\. Use indices\.long\(\)"),
+    "bool": (torch.zeros(1, 2, 2, dtype=torch.bool), r"whole numbers; got torch\.bool"),
+    "float array": (np.zeros((1, 2, 2)), r"whole numbers; got torch\.float64"),
+    "complex": (np.zeros((1, 2, 2), dtype=complex), "whole numbers"),
+    "text": ("many", "whole numbers in a tensor, an array, or lists"),
+    "nothing": (None, "whole numbers in a tensor, an array, or lists"),
+    "ragged": ([[[1, 2], [3]]], "lists of equal length"),
+    "beyond 64 bits": ([[[10**30]]], "whole numbers"),
+    "beyond 63 bits": (np.full((1, 1, 1), 2**63, dtype=np.uint64), r"below 2\^63"),
+    "empty list": ([], r"\(B, h, w\); got \(0,\)"),
+    "a row": ([1, 2, 3], r"\(B, h, w\); got \(3,\)\. Use indices\.view\(B, h, w\)"),
+    "too large": (np.full((1, 1, 1), 99, dtype=np.uint16), "got 99 … 99; were they made by another tokenizer"),
+    "negative": ([[[-1]]], "got -1 … -1"),
+}
 
 
 def features(seed=0, shape=(2, DIM, 3, 4)):
@@ -107,6 +139,57 @@ class TestContract:
         z = features().bfloat16()
         assert torch.equal(built(name)(z).indices, built(name)(z.float()).indices)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_half_quantizers_compute_in_float32(self, name, dtype, training):
+        half = built(name, **({"codebook_init": "kmeans"} if name == "vq" else {})).to(dtype)
+        wide = copy.deepcopy(half).float()
+        for quantizer in (half, wide):
+            quantizer.train(training)
+        z = features().to(dtype)
+        mine, theirs = z.clone().requires_grad_(), z.clone().float().requires_grad_()
+        torch.manual_seed(3)
+        assert torch.equal(half.encode(z), wide.encode(z.float()))
+        torch.manual_seed(3)
+        got = half(mine)
+        torch.manual_seed(3)
+        expected = wide(theirs)
+        if name != "vq" or not training:  # k-means centres are stored, hence rounded, in half precision
+            assert torch.equal(got.indices, expected.indices)
+            assert torch.equal(got.quantized, expected.quantized)
+            torch.testing.assert_close(got.loss, expected.loss)
+        assert got.quantized.dtype == got.loss.dtype == torch.float32
+        assert half.codebook.isfinite().all()
+        if training:
+            (got.loss + got.quantized.square().sum()).backward()
+            assert mine.grad.dtype == dtype
+            assert mine.grad.isfinite().all()
+
+    def test_double_features_stay_double(self, name):
+        assert built(name)(features().double()).quantized.dtype == torch.float64
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_a_half_quantizer_decodes_what_it_gave(self, name, dtype):
+        quantizer = built(name).to(dtype).eval()
+        out = quantizer(features())
+        assert torch.equal(quantizer.decode(out.indices), out.quantized)
+
+    @pytest.mark.parametrize("kind", STORED_KINDS)
+    def test_indices_of_every_kind_decode(self, name, kind):
+        quantizer = built(name)
+        indices = quantizer.encode(features())
+        assert torch.equal(quantizer.decode(STORED_KINDS[kind](indices)), quantizer.decode(indices))
+
+    @pytest.mark.parametrize(("wrong", "says"), WRONG_INDICES.values(), ids=WRONG_INDICES)
+    def test_what_are_no_indices_is_refused(self, name, wrong, says):
+        with pytest.raises(ValueError, match=says):
+            built(name).decode(wrong)
+
+    def test_compiled_it_gives_the_same(self, name):
+        quantizer = built(name).eval()
+        compiled = torch.compile(quantizer, backend="eager")
+        assert torch.equal(compiled(features()).quantized, quantizer(features()).quantized)
+
     def test_state_and_copy_survive(self, name):
         quantizer = built(name)
         quantizer(features().requires_grad_()).loss.backward()
@@ -144,6 +227,18 @@ class TestContract:
             build_quantizer(name, codebok_size=16)
         with pytest.raises(ValueError, match="codebook_size"):
             build_quantizer(name, codebook_size="16")
+
+
+def test_nothing_imports_the_compiler_before_something_is_compiled():
+    program = "import sys, ibqlab.quantizers, ibqlab.generator; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_moving_averages_in_half_precision_do_not_overflow():
+    quantizer = build_quantizer("vq_ema", codebook_size=2, code_dim=2, ema_decay=0.0).half()
+    quantizer(torch.ones(1, 2, 300, 400))  # 120,000 hits, nearly twice float16's largest number
+    assert quantizer.codebook.isfinite().all()
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

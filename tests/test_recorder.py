@@ -62,6 +62,44 @@ def test_hand_made_stream():
     assert row["steps_since_hit"] == 3  # six of ten codes were never hit
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_steps_own_usage_remembers_nothing(parts):
+    """A collapse between two steps shows in the next row, while the window still holds what was before."""
+    recorder = Recorder(quantizer_of(), window_tokens=1000, probe_tokens=8)
+    shares = []
+    for step, codes in enumerate([range(10), range(10), [4, 4, 4, 4, 4, 4]], start=1):
+        for part in torch.tensor(list(codes)).chunk(parts):
+            recorder.observe(part, step)
+        row = recorder.report(torch.randn(1, DIM, 2, 3), step)
+        shares.append((row["step_usage"], row["step_tokens"], row["usage"]))
+    assert shares == [(1.0, 10, 1.0), (1.0, 10, 1.0), (pytest.approx(0.1), 6, 1.0)]
+
+
+def test_a_steps_usage_stands_beside_that_of_even_use():
+    recorder, row = report_after([[3] * 7, list(range(6))], window=100)
+    assert row["step_usage_even"] == pytest.approx(1 - 0.9**6)
+    draws = torch.randint(CODES, (4000, 6), generator=torch.Generator().manual_seed(0))
+    drawn = statistics.mean(len(set(draw.tolist())) / CODES for draw in draws)
+    assert row["step_usage_even"] == pytest.approx(drawn, abs=0.005)
+    later = recorder.report(torch.randn(1, DIM, 2, 3), 3)  # nothing was observed in that step
+    assert (later["step_usage"], later["step_tokens"], later["step_usage_even"]) == (0, 0, 0)
+
+
+def test_a_row_is_of_one_forward_pass():
+    """Norms and the softmax's spread are of the codes that the step's tokens met, not of those it left behind."""
+    quantizer = quantizer_of("ibq")
+    recorder = Recorder(quantizer, 100, 8)
+    tokens = torch.randn(6, DIM, generator=torch.Generator().manual_seed(2))
+    recorder.before_step()
+    before = Recorder(quantizer, 100, 8).report(features_of(tokens), 1)
+    with torch.no_grad():
+        quantizer.codes.weight *= 3  # the optimiser's step
+    row = recorder.report(features_of(tokens), 1)
+    for name in ("code_norm_mean", "softmax_perplexity", "feature_to_code_distance"):
+        assert row[name] == before[name]
+    assert recorder.report(features_of(tokens), 2)["code_norm_mean"] == pytest.approx(3 * before["code_norm_mean"])
+
+
 def test_indices_of_any_shape_are_taken_in():
     recorder = Recorder(quantizer_of(), 100, 8)
     recorder.observe(torch.arange(8).reshape(2, 2, 2), 1)

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from golden import golden
 from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make, published_generator, tokens
 
 from ibqlab.generator.decoding import Decoding, FactorizedDecoding
-from ibqlab.generator.sampling import SamplingConfig, draw_tokens, filter_logits, guide
+from ibqlab.generator.sampling import SamplingConfig, choose_tokens, draw_tokens, filter_logits, guide
 
 
 def decode(model, indices, labels):
@@ -147,19 +148,28 @@ def test_temperature_0_takes_the_most_probable_token():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"cfg_scale": math.inf}, r"cfg_scale must be ≥ 0 and finite; got inf\. Use 1\.0"),
-        ({"cfg_scale": -1.0}, "cfg_scale must be ≥ 0"),
-        ({"temperature": -0.5}, r"temperature must be ≥ 0 and finite; got -0\.5\. Use 0"),
-        ({"temperature": math.nan}, "temperature must be ≥ 0"),
+        ({"cfg_scale": math.inf}, r"cfg_scale must be 0 to 10,000; got inf\. Use 1\.0"),
+        ({"cfg_scale": -1.0}, "cfg_scale must be 0 to 10,000; got -1"),
+        ({"temperature": -0.5}, r"temperature must be 0 or finite and at least 0\.0001; got -0\.5\. Use 0"),
+        ({"temperature": math.nan}, "temperature must be 0 or"),
+        ({"temperature": 1e-300}, r"temperature must be 0 or finite and at least 0\.0001; got 1e-300\. Use 0"),
+        ({"temperature": (0, 1, 5)}, r"temperature must be one number, or two .* got 3: \(0, 1, 5\)"),
+        ({"temperature": (1.1, 1.0)}, "temperature must be one number for this generator, whose tokens have one part"),
+        ({"cfg_scale": 1e300}, "cfg_scale must be 0 to 10,000"),
+        ({"cfg_interval": (0.0, 0.5, 1.0)}, r"two shares .* got \(0\.0, 0\.5, 1\.0\)"),
+        ({"seed": [[1, 2]]}, "seed must be one number, or one per image"),
+        ({"seed": 1.5}, "seed must be whole numbers"),
+        ({"labels": "abc"}, "labels must be whole numbers in a tensor, an array, or lists"),
+        ({"labels": [1, [2]]}, "labels must be whole numbers in a tensor, an array, or lists of equal length"),
         ({"top_k": -1}, r"top_k must be ≥ 0; got -1\. Use 0"),
         ({"top_p": 0.0}, r"top_p must lie above 0 to 1; got 0\.0\. Use 1\.0"),
         ({"top_p": 1.5}, "top_p must lie above 0 to 1"),
         ({"min_p": 1.5}, "min_p must lie in 0 to 1"),
         ({"cfg_schedule": "cos"}, "cfg_schedule must be one of"),
         ({"cfg_power": 0.0}, "cfg_power must be > 0"),
-        ({"cfg_interval": (0.5, 0.5)}, "0 ≤ first < last ≤ 1; got 0.5 and 0.5"),
+        ({"cfg_interval": (0.5, 0.5)}, r"0 ≤ first < last ≤ 1; got \(0\.5, 0\.5\)"),
         ({"cfg_interval": (-0.1, 0.5)}, "0 ≤ first < last ≤ 1"),
-        ({"cfg_scale": (1.0, -1.0)}, "cfg_scale must be ≥ 0"),
+        ({"cfg_scale": (1.0, -1.0)}, "cfg_scale must be 0 to"),
         ({"tempreature": 1.0}, "did you mean 'temperature'"),
         ({"prompt": torch.zeros(2, 9, dtype=torch.int64)}, "with 1 to 8 tokens given"),
         ({"prompt": torch.full((2, 3), 12)}, "indices must lie in 0 to 11; got 12 to 12"),
@@ -171,6 +181,27 @@ def test_temperature_0_takes_the_most_probable_token():
 def test_settings_with_which_nothing_can_be_drawn_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         make(SMALL).sample(**{"labels": LABELS, **settings})
+
+
+@pytest.mark.parametrize("kind", ["list", "array", "uint8"])
+def test_labels_prompts_and_seeds_are_taken_as_people_have_them(kind):
+    model, prompt = make(SMALL), tokens(12)[:, :3]
+    expected = model.sample(LABELS, prompt=prompt, seed=[4, 9])
+    convert = {
+        "list": torch.Tensor.tolist,
+        "array": lambda values: values.numpy().astype(">i2"),
+        "uint8": lambda values: values.to(torch.uint8),
+    }[kind]
+    got = model.sample(convert(LABELS), prompt=convert(prompt), seed=convert(torch.tensor([4, 9])))
+    assert torch.equal(got, expected)
+    assert torch.equal(model.sample(LABELS, seed=np.int64(3)), model.sample(LABELS, seed=3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_temperatures_in_half_precision_take_the_most_probable_token(dtype):
+    logits = torch.tensor([[1.0, 60.0, -60.0, 59.0]], dtype=dtype)
+    config = SamplingConfig(temperature=1e-4)
+    assert choose_tokens(logits, torch.tensor([0.999], dtype=torch.float64), config).tolist() == [1]
 
 
 # --- schedules, prompts, ways to compute ---

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 import sys
 import tarfile
 from dataclasses import replace
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ibqlab.data import DataConfig, ShardSource, open_data, training_batches, validation_batches, write_shards
 from ibqlab.data import shard_index as shard_index_module
+from ibqlab.data.classes import NO_CLASS
 from ibqlab.data.shard_index import index_shards, split_key
 from ibqlab.data.shards import OpenFiles, find_shards, names_shards
 
@@ -227,11 +229,18 @@ def test_labels_in_text_and_in_json(tmp_path, label, expected):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.png": b"", "a.txt": b"3"}, r"1 of 1 in .* have none, first \['a.png'\].*Write an integer into key\.cls"),
-        ({"a.png": b"", "a.json": b'{"url": 1}'}, "every image of a shard must have a label"),
         ({"a.png": b"", "a.cls": b"cat"}, r"must be an integer from -1.*got b'cat' in a.cls"),
         ({"a.png": b"", "a.cls": b"-2"}, "got b'-2'"),
         ({"a.png": b"", "a.cls": b"1.0"}, "got b'1.0'"),
+        ({"a.png": b"", "a.cls": b"1_000"}, "got b'1_000'"),
+        ({"a.png": b"", "a.cls": b"4294967297"}, r"from -1 to 1,048,575 .*got b'4294967297'"),
+        ({"a.png": b"", "a.cls": b"100000000"}, "got b'100000000'"),
+        ({"a.png": b"", "a.cls": b"9" * 5000}, "got b'9999"),
+        ({"a.png": b"", "a.json": b'{"label": 18446744073709551617}'}, r"in a\.json"),
+        ({"a.png": b"", "a.json": b"[" * 100_000}, r"in a\.json"),
+        ({"a.png": b"", "a.json": b'{"label": ' + b"9" * 5000 + b"}"}, r"in a\.json"),
+        ({"a.png": b"", "a.cls": b" " * 2**21 + b"1"}, r"may have 1,048,576 bytes; a\.cls of .* has 2,097,153"),
+        ({"x/a.b.png": b"", "x/a.b.cls": b"1"}, r"first dot of its file name.*'x/a.b.png' has the key 'x/a' and the"),
         ({"a.png": b"", "a.json": b'{"label": "1"}'}, r"in a\.json"),
         ({"a.png": b"", "a.json": b'{"label": true}'}, r"in a\.json"),
         ({"a.png": b"", "a.json": b'{"label'}, r"in a\.json"),
@@ -244,6 +253,39 @@ def test_labels_in_text_and_in_json(tmp_path, label, expected):
 def test_wrong_content_is_refused(tmp_path, members, message):
     with pytest.raises(ValueError, match=message):
         index_shards([write_tar(tmp_path / "a.tar", members)], "x")
+
+
+def test_shards_without_labels_are_of_one_class(tmp_path):
+    """As img2dataset writes them: picture, caption and facts."""
+    members = {}
+    for number in range(4):
+        members |= {f"{number}.jpg": png(number), f"{number}.txt": b"a cat", f"{number}.json": b'{"url": "x"}'}
+    path = write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # the second time from the cache
+        listing = index_shards([path], "x")
+        assert (listing.classes, listing.labels.tolist()) == ([NO_CLASS], [0, 0, 0, 0])
+    source = open_data(config(tmp_path, validation_source=str(tmp_path)), "train")
+    assert [source.get(index, 0).label for index in range(4)] == [0, 0, 0, 0]
+    assert not any(source.get(index, 0).broken for index in range(4))
+
+
+def test_unlabelled_images_among_labelled_ones_are_told_and_of_no_class(tmp_path):
+    path = write_tar(tmp_path / "a.tar", labelled(3) | {"x.png": png()})
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"1 of 4 images of x have no label and count as of no class, first x"):
+            assert index_shards([path], "x").labels.tolist() == [0, 1, 2, -1]
+
+
+def test_a_label_far_above_the_number_of_images_is_told(tmp_path):
+    path = write_tar(tmp_path / "a.tar", labelled(3) | {"x.png": png(), "x.cls": b"440764"})
+    with pytest.warns(UserWarning, match=r"largest label of x is 440,764, in x\.png, and there are only 4 images"):
+        assert len(index_shards([path], "x").classes) == 440_765
+
+
+def test_images_with_dots_in_their_keys_are_counted_beside_others(tmp_path):
+    path = write_tar(tmp_path / "a.tar", labelled(3) | {"x.v2.png": png(), "0000.seg.png": png()})
+    with pytest.warns(UserWarning, match=r"1 members of x are left out.*'x.v2.png' has the key 'x' and the suffix"):
+        assert len(index_shards([path], "x")) == 3
 
 
 def test_a_key_in_two_shards_is_refused(tmp_path):
@@ -290,10 +332,15 @@ def test_numbers_and_names_of_classes_meet(folder, shards, tmp_path):
 def test_class_names_must_suffice(tmp_path):
     path = write_tar(tmp_path / "a.tar", labelled(3))
     (tmp_path / "classes.json").write_text('["cat", "dog"]')
-    with pytest.raises(ValueError, match=r"one for each label 0 to 2; got 2\. Complete it"):
+    with pytest.raises(ValueError, match=r"one for each label 0 to 2 \(1,048,576 at most\); got 2\. Complete it"):
         index_shards([path], "x")
-    (tmp_path / "classes.json").write_text("cat")
-    with pytest.raises(ValueError, match="got no list"):
+    for text in ("cat", "{}", "[" * 100_000, '["a", "b", 3]', "[" + "9" * 5000 + "]"):
+        (tmp_path / "classes.json").write_text(text)
+        with pytest.raises(ValueError, match=r"classes\.json.*must be a JSON list of class names.*Complete it"):
+            index_shards([path], "x")
+    (tmp_path / "classes.json").unlink()
+    os.mkfifo(tmp_path / "classes.json")
+    with pytest.raises(ValueError, match=r"classes\.json is a pipe"):
         index_shards([path], "x")
 
 
@@ -328,6 +375,68 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ValueError, match=r"must be a whole, uncompressed tar file; got .*a\.tar"):
         open_data(config(tmp_path), "train")
+
+
+def pax_tar(path: Path, headers: dict[str, str]) -> Path:
+    """A shard whose first image has such extended headers."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(2):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(png())
+            info.pax_headers = headers if number == 0 else {}
+            tar.addfile(info, io.BytesIO(png()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"size": "-2048"},
+        {"size": "-99999999999999999999"},
+        {"size": "99999999999999999999"},
+        {"size": "1000000000000"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.png", "GNU.sparse.realsize": "9"},
+        {"GNU.sparse.map": "1,2,x", "GNU.sparse.size": "9"},
+    ],
+)
+def test_headers_that_lead_back_or_on_for_ever_are_refused(tmp_path, headers):
+    with pytest.raises(ValueError, match=r"whole, uncompressed tar file; got .*Copy it again"):
+        index_shards([pax_tar(tmp_path / "a.tar", headers)], "x")
+
+
+def test_a_header_longer_than_any_is_refused(tmp_path):
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 2**40
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(ValueError, match=r"a header says it has 1,099,511,\d+,\d+ bytes"):
+        index_shards([tmp_path / "a.tar"], "x")
+
+
+def test_extended_headers_in_a_row_are_no_recursion(tmp_path):
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 11
+    (tmp_path / "a.tar").write_bytes((info.tobuf() + b"11 path=ab\n".ljust(512, b"\0")) * 5000 + bytes(1024))
+    with pytest.raises(ValueError, match="whole, uncompressed tar file"):
+        index_shards([tmp_path / "a.tar"], "x")
+
+
+def test_a_shard_that_is_no_ordinary_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"a\.tar is a pipe; give an ordinary file"):
+        open_data(config(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"1 of 1 are missing or no ordinary files, first .*a\.tar"):
+        open_data(config(tmp_path / "a.tar"), "train")
+
+
+def test_compressed_shards_are_refused_with_the_rule(tmp_path):
+    for name in ("x.tar.gz", "y.tgz"):
+        write_tar(tmp_path / name, labelled(3), mode="w:gz")
+        with pytest.raises(ValueError, match=r"A shard must be an uncompressed \.tar, .*unpack it"):
+            open_data(config(tmp_path / name), "train")
+    with pytest.raises(ValueError, match=r"2 compressed shards; a shard must be an uncompressed \.tar: unpack"):
+        open_data(config(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"A shard must be an uncompressed \.tar"):
+        open_data(config(f"{tmp_path}/x-{{000..009}}.tar.gz"), "train")
 
 
 def test_a_compressed_shard_is_refused(tmp_path):
@@ -387,6 +496,33 @@ def test_a_damaged_index_is_made_anew(tmp_path, cache, damage):
     stored.write_bytes(content[:-200] if damage is None else damage)
     assert len(index_shards([path], "x")) == 3
     assert stored.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("offsets", lambda values: values + 10**12),
+        ("offsets", lambda values: values - 10**6),
+        ("sizes", lambda values: -values),
+        ("shards", lambda values: values + 1),
+        ("labels", lambda values: values + 2**30),
+        ("labels", lambda values: values[:2]),
+        ("labels", lambda values: values.astype(float)),
+        ("ends", lambda values: values + 1),
+        ("letters", lambda values: values.reshape(1, -1)),
+    ],
+)
+def test_an_index_that_does_not_fit_the_shards_is_made_again(tmp_path, cache, name, change):
+    path = write_tar(tmp_path / "a.tar", labelled(3))
+    whole = index_shards([path], "x")
+    (stored,) = cache.iterdir()
+    arrays = dict(np.load(stored))
+    np.savez(stored, **arrays | {name: change(arrays[name])})
+    again = index_shards([path], "x")
+    assert again.names.all() == whole.names.all()
+    assert [array.tolist() for array in (again.offsets, again.sizes, again.labels, again.shards)] == [
+        array.tolist() for array in (whole.offsets, whole.sizes, whole.labels, whole.shards)
+    ]
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
@@ -469,6 +605,42 @@ def test_only_so_many_files_are_open(tmp_path):
     del files
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "x-{0..999999999}.tar",
+        "x" + "{a,b}" * 40 + ".tar",
+        "x{" + "{a,b}" * 40 + ",c}.tar",
+        "{a..z}" * 9 + ".tar",
+        "{0..99999999999999999999}.tar",
+        "{a," * 400 + "}" * 400 + ".tar",
+    ],
+)
+def test_a_pattern_of_too_many_shards_is_refused_before_it_is_expanded(pattern):
+    with pytest.raises(ValueError, match="may stand for 1,000,000 shards at most"):
+        open_data(config(pattern), "train")
+
+
+def test_an_unbalanced_pattern_is_refused():
+    with pytest.raises(ValueError, match=r"must have a } for every {; source got 'x-{000..009\.tar'"):
+        open_data(config("x-{000..009.tar"), "train")
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    for number in range(260):
+        write_tar(tmp_path / "set" / f"{number:03}.tar", {f"{number}.png": png(number % 256), f"{number}.cls": b"0"})
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from ibqlab.data import DataConfig, open_data
+source = open_data(DataConfig(source=sys.argv[1], validation_source=sys.argv[1], image_size=16), "train")
+samples = [source.get(index, 0) for _ in range(2) for index in range(len(source))]
+assert [int(sample.image[0, 0, 0]) for sample in samples] == [number % 256 for number in range(260)] * 2
+assert not any(sample.broken for sample in samples) and len(source.files.handles) == 16
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "set")], check=True)
 
 
 def test_keys_are_cut_as_in_webdataset():

@@ -170,7 +170,7 @@ class TestTraining:
         wild = Study("wild", grid(seeds=[0]), tmp_path / "wild")
         (wild.folder / wild.cells[0].name).mkdir(parents=True)
         (wild.folder / wild.cells[0].name / "notes.txt").write_text("somebody's file")
-        with pytest.raises(StudyError, match=r"1 of 2 cells are finished(?s:.)*vq-uniform"):
+        with pytest.raises(StudyError, match=r"1 of 2 runs are finished(?s:.)*vq-uniform"):
             wild.train(progress=False)
         assert [cell.labels["method"] for cell, _ in wild.finished()] == ["ibq"]
         assert (wild.folder / wild.cells[0].name / "notes.txt").read_text() == "somebody's file"

@@ -287,6 +287,26 @@ def test_encode_indices_gives_what_decode_indices_takes(name, images):
         tok.encode_indices(images * 100)
 
 
+@pytest.mark.parametrize("name", available_quantizers())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tokenizers_of_every_type_work(name, dtype, images):
+    torch.manual_seed(0)
+    codes = quantizer_config({"name": name, "codebook_size": 16, "code_dim": 4})
+    tok = Tokenizer(TokenizerConfig(autoencoder=SMALL, quantizer=codes)).to(dtype).eval()
+    indices = tok.encode_indices(images)
+    assert torch.equal(indices, tok.encode(images).indices)
+    # Indices are those of features and codebook in float32, or wider.
+    features = tok(images).features
+    wide = torch.promote_types(dtype, torch.float32)
+    assert torch.equal(indices, tok.quantizer.to(wide).encode(features.to(wide)))
+    tok.to(dtype)
+    out = tok(images)
+    assert out.reconstruction.dtype == tok.decode_indices(indices.numpy().astype(np.uint16)).dtype == dtype
+    assert out.reconstruction.isfinite().all()
+    tok.train()(images).reconstruction.sum().backward()
+    assert tok.encoder.conv_in.weight.grad.isfinite().all()
+
+
 def test_a_fingerprint_names_the_weights():
     torch.manual_seed(0)
     config = TokenizerConfig(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from test_files import dead_process
 
+from ibqlab import locking
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data, token_writing
 from ibqlab.data.sharing import own_device, share_of_work
@@ -22,6 +25,7 @@ from ibqlab.data.tokens import (
     token_batches,
     token_dtype,
 )
+from ibqlab.files import temporary_beside
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -86,6 +90,7 @@ def test_tokens_are_those_of_the_tokenizer(store, tokenizer):
     assert manifest.tokenizer == tokenizer.fingerprint() and not manifest.flips
     assert sorted(path.name for path in store.path.iterdir()) == [
         "manifest.json",
+        "tokenizer.safetensors",
         *(f"{split}_{part}.npy" for split in ("train", "validation") for part in ("labels", "tokens")),
     ]
     store.verify()
@@ -209,13 +214,111 @@ def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch,
     assert contents(write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False).path) == contents(store.path)
 
 
+def test_two_at_once_are_told_apart_and_the_second_changes_nothing(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(token_writing, "PIECE", 500)
+    encode, seen = tokenizer.encode_indices, []
+
+    def encode_and_start_again(images):
+        if not seen:
+            before = contents(tmp_path / "store")
+            with pytest.raises(TokenStoreError, match=rf"another process \(process {os.getpid()} on .*; wait for it"):
+                write_tokens(make_tokenizer(), DIGITS, tmp_path / "store", progress=False)
+            seen.append(contents(tmp_path / "store") == before)
+        return encode(images)
+
+    monkeypatch.setattr(tokenizer, "encode_indices", encode_and_start_again)
+    write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    assert seen == [True]
+
+
+def test_the_first_moment_and_the_last_leave_nothing_behind(tmp_path, monkeypatch, store, tokenizer):
+    monkeypatch.setattr(os, "getpid", dead_process)
+    part = temporary_beside(tmp_path / "store" / "train_tokens.npy")
+    monkeypatch.undo()
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name in (part.name, ".writing-0.lock"):
+        (folder / name).touch()
+    assert contents(write_tokens(tokenizer, DIGITS, folder, progress=False).path) == contents(store.path)
+    # Killed after the manifest was written, before the pieces were deleted.
+    (folder / "unfinished").mkdir()
+    for name in (part.name, ".writing-0.lock", ".writing-5.lock", "unfinished/train_000000000.npz"):
+        (folder / name).touch()
+    write_tokens(tokenizer, DIGITS, folder, progress=False)
+    assert contents(folder) == contents(store.path) and not (folder / "unfinished").exists()
+
+
+def damaged_pieces():
+    """What may stand in a piece's place."""
+    good = {"tokens": np.zeros((500, 1, 16), np.uint8), "labels": np.zeros(500, np.int32), "broken": np.array([], "U")}
+    return {
+        "cut": None,
+        "empty": b"",
+        "no tokens": {"labels": good["labels"]},
+        "of another shape": good | {"tokens": np.zeros((4, 1, 16), np.uint8)},
+        "of another type": good | {"tokens": np.zeros((500, 1, 16), np.float32)},
+        "no codes": good | {"tokens": np.full((500, 1, 16), 32, np.uint8)},
+        "labels of another type": good | {"labels": np.zeros(500, np.float64)},
+    }
+
+
+@pytest.mark.parametrize("kind", damaged_pieces())
+def test_a_damaged_piece_is_made_again(tmp_path, monkeypatch, tokenizer, store, kind):
+    monkeypatch.setattr(token_writing, "PIECE", 500)
+    monkeypatch.setattr(token_writing._Job, "join", lambda self: None)
+    with pytest.raises(TokenStoreError, match="not finished"):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(token_writing, "PIECE", 500)
+    piece, content = tmp_path / "store" / "unfinished" / "train_000000500.npz", damaged_pieces()[kind]
+    if isinstance(content, dict):
+        np.savez(piece, **content)
+    else:
+        piece.write_bytes(piece.read_bytes()[:-40] if content is None else content)
+    assert contents(write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False).path) == contents(store.path)
+
+
+def test_nobody_waits_for_the_dead(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(locking, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(locking, "POLL_SECONDS", 0.05)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match="no sign of life"):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path, tokenizer, pictures):
+    os.rename(os.fsencode(pictures.source) + b"/class1", os.fsencode(pictures.source) + b"/class\xff")
+    made = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
+    assert list(made.manifest.classes) == ["class0", "class\\udcff"]
+    assert write_tokens(tokenizer, pictures, tmp_path / "store", progress=False).manifest == made.manifest
+    moved = os.fsencode(tmp_path) + b"/\xff"
+    os.rename(pictures.source, moved)
+    elsewhere = DataConfig(**{**vars(pictures), "source": os.fsdecode(moved)})
+    with pytest.raises(ValueError, match="must be a path in UTF-8"):
+        write_tokens(tokenizer, elsewhere, tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), os.mkfifo], ids=["file", "pipe"])
+def test_output_in_place_of_something_else(tmp_path, tokenizer, make):
+    make(tmp_path / "store")
+    with pytest.raises(TokenStoreError, match="is no folder; nothing was changed"):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    with pytest.raises(RunError, match="cannot be written"):
+        write_tokens(tokenizer, DIGITS, tmp_path / "store" / "below", progress=False)
+
+
 def test_digits_have_one_view(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="digits are never cropped"):
         write_tokens(tokenizer, DIGITS, tmp_path / "store", TokenSettings(crops=2))
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("settings", [{"crops": 0}, {"seed": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"crops": 0}, {"seed": -1}, {"batch_size": 0}, {"crops": 10**12}, {"seed": 10**30}, {"batch_size": 10**9}],
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TokenSettings(**settings)
@@ -318,6 +421,95 @@ def test_damage_is_found(tmp_path, tokenizer, pictures):
         TokenStore(tmp_path / "nowhere")
 
 
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def make_archive(path):
+    with open(path, "wb") as stream:
+        np.savez(stream, tokens=np.zeros(3))
+
+
+def make_huge(path):
+    """An array that claims more than the file holds."""
+    with open(path, "wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2**50, 1, 16)}
+        np.lib.format.write_array_header_1_0(stream, header)
+
+
+def make_objects(path):
+    np.save(path, np.array([{}, []], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_folder, make_archive, make_huge, make_objects, os.unlink])
+@pytest.mark.parametrize("name", ["train_tokens.npy", "validation_labels.npy"])
+def test_what_is_no_array_is_refused(tmp_path, store, make, name):
+    shutil.copytree(store.path, tmp_path / "store")
+    make(tmp_path / "store" / name)
+    with pytest.raises(TokenStoreError, match=f"{name} is missing or damaged"):
+        TokenStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "says"),
+    [
+        (("codebook_size",), "many", "codebook_size"),
+        (("codebook_size",), None, "codebook_size"),
+        (("codebook_size",), 10**12, "at most"),
+        (("grid",), [4], "grid"),
+        (("grid",), [4, 0], "grid"),
+        (("grid",), "4x4", "grid"),
+        (("train",), [], "train"),
+        (("train", "dtype"), "object", "dtype"),
+        (("train", "images"), 1e300, "images"),
+        (("train", "views"), -1, "views"),
+        (("classes",), {"a": 1}, "classes"),
+        (("data",), "digits", "data"),
+        (("format",), "x" * 5000, "format"),
+        (("format",), None, "format"),
+    ],
+)
+def test_a_manifest_of_wrong_types_is_refused(tmp_path, store, keys, value, says):
+    shutil.copytree(store.path, tmp_path / "store")
+    file = tmp_path / "store" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    place = manifest
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(TokenStoreError, match=says):
+        TokenStore(tmp_path / "store")
+    with pytest.raises(TokenStoreError):
+        write_tokens(make_tokenizer(), DIGITS, tmp_path / "store", progress=False)
+    assert json.loads(file.read_text()) == manifest
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[]", '{"format": ' + "9" * 5000 + "}"])
+def test_a_manifest_that_is_no_object_is_refused(tmp_path, store, text):
+    shutil.copytree(store.path, tmp_path / "store")
+    (tmp_path / "store" / "manifest.json").write_text(text)
+    with pytest.raises(TokenStoreError, match="is damaged"):
+        TokenStore(tmp_path / "store")
+
+
+def test_tokens_beyond_the_codebook_are_not_trained_on(tmp_path, store):
+    shutil.copytree(store.path, tmp_path / "store")
+    file = tmp_path / "store" / "train_tokens.npy"
+    file.write_bytes(file.read_bytes()[:-16] + bytes([200]) * 16)
+    stored = TokenStore(tmp_path / "store").split("train")
+    with pytest.raises(TokenStoreError, match="must lie in 0 to 31; got 200"):
+        stored.batch([len(stored) - 1], [0])
+    with pytest.raises(TokenStoreError, match="must lie in 0 to 31; got 200"):
+        stored.count_codes(32)
+
+
 # --- the command, and training on what it wrote ---
 
 
@@ -339,26 +531,30 @@ def test_the_command_writes_tokens_that_a_generator_trains_on(tmp_path):
     other = CliRunner().invoke(main, [*command, "image_size=16"], catch_exceptions=False)
     assert other.exit_code == 2 and "tokens of other settings" in other.output
     sizes = {"vocabulary_size": 32, "num_classes": 10, "grid_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    named = {"tokenizer": str(run.path), "tokenizer_weights": "raw"}
     training = {
-        "tokenizer": str(run.path),
-        "tokenizer_weights": "raw",
         "data.image_size": 8,
         "generator": {"name": "ibq", "hidden_multiple": 8, **sizes},
         "steps": 3,
         "batch_size": 8,
     }
     stored, fly = (
-        train_generator(
-            recipe_config("builtin/digits_generator", training | {"tokens": tokens}), tmp_path / name, progress=False
-        )
-        for name, tokens in (("stored", str(tmp_path / "tokens")), ("fly", ""))
+        train_generator(recipe_config("builtin/digits_generator", training | source), tmp_path / name, progress=False)
+        # The store brings its tokenizer.
+        for name, source in (("stored", {"tokens": str(tmp_path / "tokens")}), ("fly", named))
     )
     # Digits are the same in every epoch, so tokens from the store train the same generator.
     assert stored.metrics["loss"].iloc[-1] == fly.metrics["loss"].iloc[-1]
     foreign = recipe_config(
         "builtin/digits_generator",
-        training | {"tokens": str(tmp_path / "tokens"), "tokenizer_weights": "ema"},
+        training | {"tokens": str(tmp_path / "tokens"), "tokenizer": str(run.path), "tokenizer_weights": "ema"},
     )
     with pytest.raises(ValueError, match="averaged and raw weights differ"):
         train_generator(foreign, tmp_path / "foreign", progress=False)
+    (tmp_path / "tokens" / "tokenizer.safetensors").unlink()
+    earlier = recipe_config(
+        "builtin/digits_generator", training | {"tokens": str(tmp_path / "tokens"), "tokenizer": ""}
+    )
+    with pytest.raises(ValueError, match="is of an earlier version and holds no tokenizer: tokenizer must name"):
+        train_generator(earlier, tmp_path / "foreign", progress=False)
     assert not (tmp_path / "foreign").exists() and Run(tmp_path / "stored").status == "finished"

@@ -22,11 +22,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError, content_hash, to_dict
-from ibqlab.data import DataConfig, open_data, to_model_range, to_uint8
+from ibqlab.data import DataConfig, open_data, to_model_range, to_uint8, validation_batches
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers import Quantizer, nearest_code
 from ibqlab.runs import Run, RunError
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
+from ibqlab.training.evaluation import probe_usage, validate
+from ibqlab.training.models import build_models
 
 TIMINGS = ["seconds", "images_per_second"]
 NO_ENTROPY = {"name": "ibq", "entropy_weight": 0.0}
@@ -127,8 +129,12 @@ def test_settings_are_complete_and_carry_their_hash(run):
 def test_metrics_are_read_by_pandas_alone(run):
     table = pd.read_json(run.path / "metrics.jsonl", lines=True).set_index("step")
     validated = [0, 2, *range(6, 40, 6), 40]
-    assert list(table.index) == sorted({*validated, *range(4, 41, 4)})
-    assert list(table.dropna(subset="validation_usage").index) == validated
+    assert list(table.index) == list(range(41))  # each of the first fifty steps has a row
+    assert list(table.dropna(subset="validation_psnr").index) == validated
+    early = {1, 2, 3, 5, 10, 15, 20, 30}
+    assert list(table.dropna(subset="validation_usage").index) == sorted({*validated, *early})
+    for step in early - {2, 30}:  # both measured on the same images
+        assert table["validation_images"].loc[step] == table["validation_images"].loc[0]
     columns = {"loss", "l1", "quantizer_loss", "term_average_entropy", "usage", "usage_tokens", "perplexity"}
     columns |= {"dead_codes", "steps_since_hit", "gradient_reach", "softmax_perplexity", "code_norm_mean"}
     columns |= {"feature_norm_mean", "feature_to_code_distance", "code_to_feature_distance", "learning_rate", *TIMINGS}
@@ -138,6 +144,24 @@ def test_metrics_are_read_by_pandas_alone(run):
     assert table["usage_tokens"].max() == 768  # whole steps of 4 images with 64 tokens, at least 10 · 64 tokens
     assert table["usage_tokens"].loc[2] == 2 * 4 * 64
     assert table["seconds"].is_monotonic_increasing and (table["images_per_second"].dropna() > 0).all()
+
+
+def test_rows_after_the_first_fifty_steps_come_as_often_as_the_settings_say(tmp_path):
+    table = trained(tmp_path / "run", smoke(steps=58, record__log_every=4, record__validate_every=100)).metrics
+    assert list(table["step"]) == [*range(51), 52, 56, 58]
+
+
+@pytest.mark.parametrize("name", ["vq", "ibq", "soft_vq", "lfq"])
+def test_usage_alone_is_what_a_whole_validation_says(name):
+    config = smoke({"name": name, "code_dim": 6} if name == "lfq" else name)
+    tokenizer = build_models(config)[0].tokenizer
+    source = open_data(config.data, "validation")
+    batches = list(validation_batches(source, images=10, batch_size=4))
+    whole = validate(tokenizer, batches, torch.device("cpu")).row()
+    alone, broken = probe_usage(tokenizer, batches, torch.device("cpu"))
+    assert alone == {key: whole[key] for key in alone} and broken == []
+    assert set(alone) == {f"validation_{key}" for key in ("usage", "perplexity", "tokens", "images")}
+    assert tokenizer.training
 
 
 def test_loss_goes_down(run):
@@ -293,7 +317,7 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path, whole):
 
     with pytest.warns(UserWarning, match=r"step_00000006\.pt .*using step_00000000\.pt"):
         again = trained(folder, config, watch=watch)
-    assert there[2] == ([0, 2], [0, 2])  # nothing later than the checkpoint was left to be taken for the truth
+    assert there[2] == ([0, 2], [0, 1, 2])  # nothing later than the checkpoint was left to be taken for the truth
     assert_same_run(again, whole)
 
 

@@ -155,6 +155,27 @@ def test_dead_codes_need_patience():
         dead_codes(last_hit, step=9, patience=0)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (torch.tensor([0, 250, 3]), r"from −1 to the present one, 99; got 0 to 250. Hits per code .* counts == 0"),
+        (torch.tensor([-2, 3]), "got -2 to 3"),
+        (torch.tensor([0.5, 3.0]), r"one training step per code, shape \(K,\); got torch.float32"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"shape \(2, 2\)"),
+    ],
+)
+def test_dead_codes_refuse_other_things_than_steps(other, message):
+    with pytest.raises((ValueError, TypeError), match=rf"{message}|[Tt]ype-check error"):
+        dead_codes(other, step=99, patience=5)
+
+
+def test_masks_are_neither_counts_nor_indices():
+    mask = torch.tensor([True, False])
+    for call in (lambda: perplexity(mask), lambda: measure_usage_of_counts(mask), lambda: count_indices(mask, 2)):
+        with pytest.raises((ValueError, TypeError), match=r"got a mask|indices must be integers|[Tt]ype-check error"):
+            call()
+
+
 def test_gradient_reach_counts_codes_above_a_thousandth_of_the_largest():
     gradient = torch.zeros(8, 3)
     gradient[0, 0] = 10

@@ -1,6 +1,8 @@
 """Interactive views without a browser: what they show is what the run folder holds."""
 
+import base64
 import re
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +14,9 @@ from matplotlib.text import Text
 from ibqlab.config import parse
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.plots import plot_run_curves, run_curve_table
-from ibqlab.studies import Study, StudyError, figure_collapse
+from ibqlab.studies import Study, StudyError, StudyParameters, figure_collapse, figure_reconstructions
+from ibqlab.studies.figures import too_short
+from ibqlab.studies.run_figures import figure_run_histogram
 from ibqlab.studies.study import Grid, name_start
 from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
@@ -85,8 +89,48 @@ class TestExplorer:
         assert [label for label, _ in starts.options] == [name_start("N(0, 1)", True)]
         assert starts.disabled
         assert explorer.numbers.value.startswith("IBQ from N(0, 1), step 4")
+
+    def test_a_method_comes_with_its_own_start(self, explorer):
+        starts = explorer.choices["init"]
+        starts.value = "N(0, 1)"
+        explorer.choices["method"].value = "ibq"
         explorer.choices["method"].value = "vq"
-        assert starts.value == "N(0, 1)"  # what can stay stays
+        assert starts.value == "U(±1/K)"
+        assert explorer.numbers.value.startswith("VQ from U(±1/K)")
+
+    def test_colours_mean_the_same_at_every_step(self, explorer, monkeypatch):
+        tops = []
+        monkeypatch.setattr(
+            "ibqlab.widgets.explorer.plot_code_map",
+            lambda *_, most_hits: tops.append(most_hits) or plot_run_curves(ROWS),
+        )
+        explorer.choices["method"].value = "ibq"
+        for step in (0, 2, 4):
+            explorer.step.value = step
+        run = explorer.run
+        assert set(tops) == {max(run.snapshot(step)["counts"].max() for step in run.snapshot_steps)}
+
+    def test_what_was_chosen_before_is_dimmed_while_the_next_is_drawn(self, explorer, monkeypatch):
+        seen = []
+        draw = explorer._frame
+
+        def drawing():
+            seen.append((explorer.numbers.value, explorer.code_map.value[:30]))
+            return draw()
+
+        monkeypatch.setattr(explorer, "_frame", drawing)
+        explorer.step.value = 0
+        explorer.step.value = 4
+        assert seen[0] == ("VQ from U(±1/K), step 0: drawing …", '<div style="opacity: 0.25"><im')
+        assert seen[1][1].startswith("<img"), "a snapshot seen before is there at once"
+        assert explorer.code_map.value.startswith("<img")
+
+    def test_shows_its_pictures_without_a_kernel(self, explorer):
+        bundle = explorer._repr_mimebundle_()
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        assert "application/vnd.jupyter.widget-view+json" in data
+        page = data["text/html"]
+        assert page.count("<img") == 2 and explorer.numbers.value in page
 
     def test_another_run_keeps_the_step(self, explorer):
         explorer.step.value = 2
@@ -98,7 +142,7 @@ class TestExplorer:
         drawn = []
         monkeypatch.setattr(
             "ibqlab.widgets.explorer.plot_code_map",
-            lambda projection, frame, counts, title: drawn.append((projection, frame)) or plot_run_curves(ROWS),
+            lambda projection, frame, *_, **__: drawn.append((projection, frame)) or plot_run_curves(ROWS),
         )
         explorer.choices["method"].value = "ibq"
         for step in (0, 2):
@@ -155,6 +199,27 @@ class TestCollapseFigure:
             figure_collapse(study, "alike")
 
 
+class TestTooShort:
+    def test_short_runs_say_so_on_their_figures(self, study):
+        told = "4 steps: too short to mean anything"
+        for figure in (
+            figure_collapse(study),
+            figure_reconstructions(study),
+            figure_run_histogram(study.finished()[0][1]),
+        ):
+            assert told in [text.get_text() for text in figure.texts]
+        caption = figure_reconstructions(study).get_supxlabel().replace("\n", " ")
+        tokens = int(study.final_rows()["validation_tokens"].min())
+        assert f"a table's PSNR is over the images of {tokens:,} validation tokens" in caption
+
+    def test_the_smoke_preset_and_few_steps_are_too_short(self):
+        small = parse(Grid, GRID)
+        long = parse(Grid, GRID | {"steps": 50})
+        assert too_short(Study("a", small, "x")) == "4 steps"
+        assert too_short(Study("a", long, "x")) == ""
+        assert too_short(Study("a", long, "x", place=StudyParameters(preset="smoke"))) == "preset smoke"
+
+
 ROWS = pd.DataFrame(
     [
         {
@@ -183,10 +248,10 @@ class TestRunCurves:
         assert perplexities.get_ylim()[1] > 700
         assert psnr.get_lines()[0].get_xydata().tolist() == [[0, 9]]
         assert [axes.get_ylabel() for axes in figure.axes] == [
-            "all terms, weighted (no unit)",
+            "loss (no unit)",
             "codes hit (%)",
             "perplexity (codes)",
-            "validation PSNR (dB)",
+            "PSNR (dB)",
         ]
         assert "the last 256 training tokens (at first 128) and 640 validation tokens" in figure.get_supxlabel()
 
@@ -238,7 +303,7 @@ class TestLiveCurves:
         assert "up to step 4" in alt(curves.widget)
         assert shown[0] == shown[1] != shown[2]
 
-    def test_drawing_takes_no_more_than_a_tenth_of_the_time(self, clock, monkeypatch):
+    def test_drawing_takes_no_more_than_an_eighth_of_the_time(self, clock, monkeypatch):
         curves = LiveCurves()
         draw = curves._draw
 
@@ -249,10 +314,10 @@ class TestLiveCurves:
         monkeypatch.setattr(curves, "_draw", slow)
         curves({"step": 0, "loss": 1.0})
         shown = curves.widget.value
-        clock[0] += 9.0
+        clock[0] += 7.9
         curves({"step": 1, "loss": 0.9})
         assert curves.widget.value == shown
-        clock[0] += 2.0
+        clock[0] += 0.2
         curves({"step": 2, "loss": 0.8})
         assert "up to step 2" in alt(curves.widget)
 
@@ -260,12 +325,48 @@ class TestLiveCurves:
         cell = study.cells[0]
         curves = LiveCurves(cell.config)
         run = train(cell.config, tmp_path / "run", progress=False, watch=curves)
-        assert [row["step"] for row in curves.rows] == run.metrics["step"].tolist() == [0, 2, 4]
+        assert [row["step"] for row in curves.rows] == run.metrics["step"].tolist() == [0, 1, 2, 3, 4]
         assert "up to step 4" in alt(curves.widget)
         figure = curves.figure()
         losses = figure.axes[0].get_lines()[0].get_ydata()
         np.testing.assert_allclose(losses, run.metrics["loss"].dropna())
         assert figure.axes[0].get_xlim()[1] > cell.config.steps
+
+    def test_a_training_that_is_stopped_shows_its_last_step(self, study, clock, tmp_path):
+        """The clock stands still: after the first row nothing is drawn until the end."""
+        config = study.cells[0].config
+        curves = LiveCurves(config)
+        shown = []
+
+        def watch(row):
+            curves(row)
+            shown.append(alt(curves.widget))
+            if row["step"] == 2:
+                raise KeyboardInterrupt
+
+        watch.finish = curves.finish
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", progress=False, watch=watch)
+        assert shown[-1].endswith("up to step 0")
+        assert alt(curves.widget).endswith("up to step 2")
+
+    def test_a_notebooks_output_changes_in_place(self, monkeypatch):
+        """As IPython's display does it: one output with an id, to which updates are sent."""
+        sent = []
+
+        def display(data, *, raw, display_id):
+            assert raw and display_id
+            sent.append(data)
+            return SimpleNamespace(update=lambda data, raw: sent.append(data))
+
+        monkeypatch.setattr("IPython.display.display", display)
+        curves = LiveCurves()
+        curves.widget._ipython_display_()
+        assert sent == [{"text/plain": "curves appear with the first step; a run that was finished before logs none"}]
+        curves({"step": 1, "loss": 0.5})
+        assert sent[1]["text/plain"].endswith("up to step 1")
+        assert base64.b64decode(sent[1]["image/png"]).startswith(b"\x89PNG")
+        assert sent[1]["text/html"] == curves.widget.value
 
     def test_figure_brings_the_widget_up_to_date(self, clock):
         curves = LiveCurves()

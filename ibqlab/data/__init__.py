@@ -9,10 +9,12 @@ mid-epoch, and neither the number of loader processes nor the number of ranks ch
 """
 
 from ibqlab.data.broken import BrokenImages
+from ibqlab.data.classes import class_numbers
 from ibqlab.data.digits import DigitsSource
 from ibqlab.data.folder import FolderSource
 from ibqlab.data.opening import open_data
 from ibqlab.data.photos import PHOTOS, Photo, PhotosSource
+from ibqlab.data.pictures import UnreadablePicture, open_picture
 from ibqlab.data.pixels import to_model_range, to_uint8
 from ibqlab.data.resizing import RESIZERS, resize_and_crop, resize_short_side
 from ibqlab.data.sampling import Batch, training_batches, validation_batches
@@ -34,7 +36,10 @@ __all__ = [
     "Sample",
     "ShardSource",
     "Split",
+    "UnreadablePicture",
+    "class_numbers",
     "open_data",
+    "open_picture",
     "resize_and_crop",
     "resize_short_side",
     "to_model_range",

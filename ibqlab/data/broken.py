@@ -1,7 +1,9 @@
-"""Unreadable files: each is named once while it happens, and all are counted at the end."""
+"""Unreadable files: each is named once while it happens, with the reason, and all are counted at the end."""
 
 import warnings
 from collections.abc import Iterable
+
+from ibqlab.escaping import for_terminal
 
 SHOWN = 10
 
@@ -16,7 +18,7 @@ class BrokenImages:
         self.names: list[str] = []
 
     def add(self, names: Iterable[str]) -> None:
-        """Warn about every name not seen before.
+        """Warn about every name not seen before, and say why it cannot be read.
 
         Args:
             names: file names as in `Batch.broken`, repetitions allowed.
@@ -24,12 +26,17 @@ class BrokenImages:
         for name in names:
             if name not in self.names:
                 self.names.append(name)
-                warnings.warn(f"unreadable image skipped, another one takes its place: {name}", stacklevel=2)
+                reason = getattr(name, "reason", "")
+                warnings.warn(
+                    f"unreadable image skipped, another one takes its place: {for_terminal(name)}"
+                    + (f" ({for_terminal(reason)})" if reason else ""),
+                    stacklevel=2,
+                )
 
     def report(self) -> str | None:
         """One line for the end of a run: how many files were skipped and the first ten names; None if none was."""
         if not self.names:
             return None
         count = len(self.names)
-        shown = ", ".join(self.names[:SHOWN]) + (", …" if count > SHOWN else "")
+        shown = ", ".join(map(for_terminal, self.names[:SHOWN])) + (", …" if count > SHOWN else "")
         return f"{count} unreadable {'image was' if count == 1 else 'images were'} skipped: {shown}"

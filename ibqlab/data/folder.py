@@ -1,21 +1,27 @@
 """A folder of images of your own, with or without class sub-folders."""
 
 import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ibqlab.data.listed import ListedSource, read_rgb
-from ibqlab.data.listing import NO_CLASS, Listing, pack_names
+from ibqlab.bounds import FOLDER_DEPTH
+from ibqlab.data.classes import NO_CLASS, SHOWN, warn_of_numeric_order
+from ibqlab.data.listed import ListedSource
+from ibqlab.data.listing import Listing, pack_names, printable
+from ibqlab.data.pictures import SUFFIXES, is_picture_name
+from ibqlab.escaping import for_terminal
+from ibqlab.files import why_not
 from ibqlab.quantizers.base import require
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of that name counts as an image: a known suffix, and no dot in front (thumbnails, leftovers)."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+COMPANIONS = ("", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".py")
+COMPANIONS += (".ini", ".db", ".log", ".npy", ".npz", ".parquet", ".mat", ".zip")
+"""Suffixes of files that usually lie beside images; they are counted and left out without a warning."""
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Suffixes of compressed shards, which cannot be read."""
 
 
 def list_folder(root: Path) -> Listing:
@@ -23,58 +29,163 @@ def list_folder(root: Path) -> Listing:
 
     Links to folders are followed, each folder once. Names that begin with a dot (thumbnails, notebook checkpoints) are
     left out. Classes are numbered in sorted order, as torchvision's ImageFolder numbers them; images that lie in the
-    root itself form a class of their own, `NO_CLASS`.
+    root itself form a class of their own, `NO_CLASS`. What has an image's name and is none (a pipe, a device, a link to
+    nowhere) is listed and turns out unreadable. Warnings name class folders without images, numbers that are sorted as
+    text, and files that are left out although they may be images.
 
     Args:
         root: an existing folder.
     Returns:
         At least one image.
     Raises:
-        ValueError: there is no image below the folder.
-        OSError: a sub-folder cannot be listed.
+        ValueError: there is no image below the folder, a sub-folder cannot be listed, or they lie too deep.
     Cost: one look at each file for its size; tens of thousands of files per second on a local disk.
     """
-    found: list[tuple[str, int]] = []
-    _collect(root, "", {_identity(root)}, found)
+    contents = _collect(root)
+    found = sorted(contents.images)
+    compressed = sum(count for suffix, count in contents.left_out.items() if suffix in COMPRESSED)
     require(
         bool(found),
         f"a folder of images must hold at least one image ({', '.join(SUFFIXES)}) at any depth; got "
-        f"{root.absolute()}, which holds none. Name another folder, or use source='photos' for built-in images.",
+        f"{for_terminal(root.absolute())}, which holds none"
+        + (f" and {compressed} compressed shards; a shard must be an uncompressed .tar: unpack them" * bool(compressed))
+        + ". Name another folder, or use source='photos' for built-in images.",
     )
-    found.sort()
     class_of = [name.partition("/")[0] if "/" in name else NO_CLASS for name, _ in found]
     classes = sorted(set(class_of))
     numbers = {name: number for number, name in enumerate(classes)}
+    _warn(root, contents, classes)
     return Listing(
         where=str(root),
         names=pack_names(name for name, _ in found),
         sizes=np.array([size for _, size in found], dtype=np.int64),
         labels=np.array([numbers[name] for name in class_of], dtype=np.int32),
-        classes=classes,
+        classes=[printable(name) for name in classes],
+        left_out=_counted(contents.left_out),
+    )
+
+
+def list_file(file: Path) -> Listing:
+    """One picture as a listing, for evaluation.
+
+    Args:
+        file: an existing file, whatever its name.
+    """
+    return Listing(
+        where=str(file.parent),
+        names=pack_names([file.name]),
+        sizes=np.array([file.stat().st_size], dtype=np.int64),
+        labels=np.zeros(1, dtype=np.int32),
+        classes=[NO_CLASS],
     )
 
 
 class FolderSource(ListedSource):
     """Images of a folder, each a file of its own; `ListedSource` tells what becomes of them."""
 
-    def _read(self, position: int) -> Image.Image:
-        return read_rgb(Path(self.listing.where, self.listing.names.name(position)))
+    def file(self, position: int) -> Path:
+        """As in `ListedSource`."""
+        return Path(self.listing.where, self.listing.names.name(position))
 
 
-def _collect(folder: Path, prefix: str, seen: set[tuple[int, int]], found: list[tuple[str, int]]) -> None:
-    subfolders = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                subfolders.append(entry.name)
-            elif is_image_name(entry.name):
-                found.append((prefix + entry.name, _size(entry)))
-    # All of one level are marked before any is entered: of two ways to a folder, the shorter one names its images.
-    new = [name for name in sorted(subfolders) if _is_new(folder / name, seen)]
-    for name in new:
-        _collect(folder / name, f"{prefix}{name}/", seen, found)
+@dataclass
+class _Contents:
+    """What lies below a folder."""
+
+    images: list[tuple[str, int]] = field(default_factory=list)
+    """Name and bytes; −1 for what has no size."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Other files, by suffix."""
+    suspects: list[str] = field(default_factory=list)
+    """The first few of them that may be images."""
+    classes: set[str] = field(default_factory=set)
+    """Folders right under the root."""
+
+
+def _collect(root: Path) -> _Contents:
+    """Walk level by level: of two ways to a folder the shorter one names its images, and no depth is a recursion."""
+    contents, seen = _Contents(), {_identity(root)}
+    level = [""]
+    for depth in range(FOLDER_DEPTH + 1):
+        below: list[str] = []
+        for folder in level:
+            below += _list_level(root, folder, contents)
+        # In the order of the names; each folder once.
+        level = [name for name in sorted(below) if _is_new(root / name, seen)]
+        if depth == 0:
+            contents.classes = set(level)
+        if not level:
+            return contents
+    raise ValueError(
+        f"folders of images may lie {FOLDER_DEPTH} deep; got {for_terminal(root / level[0])}. Name a folder further "
+        "down as the source"
+    )
+
+
+def _list_level(root: Path, folder: str, contents: _Contents) -> list[str]:
+    """Notes the files of one folder; the folders in it, relative to the root."""
+    prefix = folder and folder + "/"
+    below = []
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    below.append(prefix + entry.name)
+                elif is_picture_name(entry.name):
+                    contents.images.append((prefix + entry.name, _size(entry)))
+                else:
+                    _leave_out(prefix + entry.name, contents)
+    except OSError as error:
+        raise ValueError(
+            f"every folder of images must be readable; {for_terminal(root / folder)} cannot be listed "
+            f"({why_not(error)}). Put a dot in front of its name to leave it out"
+        ) from error
+    return below
+
+
+def _leave_out(name: str, contents: _Contents) -> None:
+    suffix = next((one for one in COMPRESSED if name.lower().endswith(one)), os.path.splitext(name)[1].lower())
+    contents.left_out[suffix] += 1
+    if suffix not in COMPANIONS and len(contents.suspects) < SHOWN:
+        contents.suspects.append(name)
+
+
+def _warn(root: Path, contents: _Contents, classes: list[str]) -> None:
+    where = for_terminal(root)
+    if contents.suspects:
+        suspicious = Counter({one: n for one, n in contents.left_out.items() if one not in COMPANIONS})
+        warnings.warn(
+            f"{suspicious.total():,} files in {where} are left out, because their suffix is not one of the images that "
+            f"are read here ({', '.join(SUFFIXES)}): {_counted(suspicious)}; such as "
+            f"{', '.join(map(for_terminal, contents.suspects))}",
+            stacklevel=3,
+        )
+    named = [name for name in classes if name != NO_CLASS]
+    empty = sorted(contents.classes - set(named))
+    if named and empty:
+        warnings.warn(
+            f"{len(empty):,} folders in {where} hold no image and are no class: "
+            f"{', '.join(map(for_terminal, empty[:SHOWN]))}{', …' if len(empty) > SHOWN else ''}. The classes after "
+            f"them have lower numbers than if they were; {len(named):,} classes remain",
+            stacklevel=3,
+        )
+    warn_of_numeric_order(named, str(root))
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    """How many files of which suffixes, the most frequent first."""
+    listed = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {for_terminal(suffix, 20) or 'without suffix'}" for suffix, count in listed[:SHOWN]]
+    return ", ".join(shown + ["…"] * (len(listed) > SHOWN))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads back to itself
 
 
 def _size(entry: os.DirEntry) -> int:
@@ -85,7 +196,10 @@ def _size(entry: os.DirEntry) -> int:
 
 
 def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
-    identity = _identity(folder)
+    try:
+        identity = _identity(folder)
+    except OSError:
+        return True  # listing it will say why it cannot be looked at
     new = identity not in seen
     seen.add(identity)
     return new

@@ -2,16 +2,26 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Int32, Int64, UInt8
 from PIL import Image
 
-from ibqlab.data.listing import Listing, fingerprint
-from ibqlab.data.resizing import centre_offset, load_opencv, resize_short_side
-from ibqlab.data.source import Sample, Split
+from ibqlab.data.listing import Listing, fingerprint, printable
+from ibqlab.data.pictures import UnreadablePicture, read_rgb
+from ibqlab.data.resizing import centre_offset, check_shape, load_opencv, resize_short_side
+from ibqlab.data.source import Sample, Split, Unreadable, UnreadableName
+from ibqlab.escaping import for_terminal
+
+UNREADABLE_IN_A_ROW = 1000
+"""So many unreadable images one after another are no accident: the disk is gone, or these are no pictures."""
+AS_STORED = "none"
+"""As `resize`: pictures of one size are taken as they are, for evaluation."""
+
+
+class UnreadableImages(ValueError):
+    """Images that cannot be read where they must be; the message names them, the reason and the setting."""
 
 
 class ListedSource(ABC):
@@ -20,7 +30,8 @@ class ListedSource(ABC):
     Training: random crop, and a flip in half of the cases. Validation: centre crop. Everything becomes RGB:
     transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first picture counts. The EXIF
     orientation is ignored, as in the published loaders. An unreadable image is replaced by the next readable one in
-    order, and `Sample.broken` names it. A subclass says where an image is read.
+    order, and `Sample.broken` names it with the reason; with unreadable="stop" it is an error. A strip more than 100
+    times as long as wide counts as unreadable. A subclass says where an image lies.
 
     Args:
         listing: all images of the place.
@@ -28,9 +39,10 @@ class ListedSource(ABC):
         labels: of every image of the listing, into `classes`.
         classes: class names of the training images.
         image_size: height and width in pixels.
-        resize: "opencv" or "pil", see `resize_short_side`.
+        resize: "opencv" or "pil", see `resize_short_side`; "none" leaves all pictures as they are, uncropped.
         split: "train" crops and mirrors at random, "validation" never does.
         flip: mirror half of the training images.
+        unreadable: "skip" or "stop".
     Raises:
         ImportError: resize="opencv" without OpenCV.
     """
@@ -48,48 +60,79 @@ class ListedSource(ABC):
         resize: str,
         split: Split,
         flip: bool = False,
+        unreadable: Unreadable = "skip",
     ) -> None:
         if resize == "opencv":
             load_opencv()
         self.listing, self.positions = listing, positions
         self.labels, self.classes = labels[positions], classes
         self.image_size, self.resize, self.split, self.flip = image_size, resize, split, flip
+        self.unreadable = unreadable
         self.fingerprint = fingerprint(listing, positions)
-        self.description = f"{len(positions)} images for {split} in {len(classes)} classes, from {listing.where}"
+        self.description = (
+            f"{len(positions)} images for {split} in {len(classes)} classes, from {printable(listing.where)}"
+            + (f" (files left out: {listing.left_out})" if listing.left_out else "")
+        )
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def name(self, index: int) -> str:
-        """The name of the image `index`, as in `Sample.broken`."""
-        return self.listing.names.name(self.positions[index])
+        """The name of the image `index`, as in `Sample.broken`; what is no UTF-8 in it is escaped."""
+        return printable(self.listing.names.name(self.positions[index]))
 
     def get(self, index: int, seed: int) -> Sample:
         """The image `index`, 0 to len − 1, or the next readable one; crop and flip come from `seed` (training only).
 
         Raises:
-            ValueError: no image of this split can be read.
+            UnreadableImages: no image of this split can be read, or a thousand in a row cannot; with
+                unreadable="stop", this one cannot.
         """
-        broken = []
-        for attempt in range(len(self)):
+        broken: list[UnreadableName] = []
+        for attempt in range(min(len(self), UNREADABLE_IN_A_ROW)):
             place = (index + attempt) % len(self)
             try:
                 picture = self._read(self.positions[place])
-            except Exception as error:  # decoders raise almost anything on damaged data
-                broken.append(self.name(place))
-                reason = error
+            except (OSError, ValueError) as error:
+                reason = error.reason if isinstance(error, UnreadablePicture) else str(error)
+                broken.append(UnreadableName(self.name(place), reason))
+                if self.unreadable == "stop":
+                    break
                 continue
             return Sample(torch.from_numpy(self._crop(picture, seed)), int(self.labels[place]), tuple(broken))
-        raise ValueError(
-            f"at least one image must be readable; all {len(self)} {self.split} images in {self.listing.where} fail, "
-            f"the last with: {reason}. Replace the files or name another source."
+        raise self._error(broken)
+
+    def _error(self, broken: list[UnreadableName]) -> UnreadableImages:
+        where, last = for_terminal(self.listing.where), broken[-1]
+        if self.unreadable == "stop":
+            return UnreadableImages(
+                f"every image must be readable with unreadable='stop'; {for_terminal(last)} in {where} is not: "
+                f"{last.reason}. Repair or remove it, or set data.unreadable=skip to have another one take its place"
+            )
+        all_of_them = f"all {len(self)}" if len(broken) == len(self) else f"{len(broken):,} in a row of the"
+        return UnreadableImages(
+            f"at least one image must be readable; {all_of_them} {self.split} images in {where} fail, the last with: "
+            f"{last.reason}. Replace the files or name another source."
         )
 
     @abstractmethod
+    def file(self, position: int) -> Path | bytes:
+        """The file of the image at a position of the listing: where it lies, or its content.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+
     def _read(self, position: int) -> Image.Image:
-        """The image at a position of the listing, as RGB; any exception means that it cannot be read."""
+        """The image at a position of the listing, as RGB; OSError and ValueError mean that it cannot be read."""
+        picture = read_rgb(self.file(position), self.listing.names.name(position))
+        if self.resize != AS_STORED:
+            check_shape(*picture.size, self.image_size)
+        return picture
 
     def _crop(self, picture: Image.Image, seed: int) -> UInt8[np.ndarray, "3 H W"]:
+        if self.resize == AS_STORED:
+            return np.array(np.asarray(picture).transpose(2, 0, 1), order="C")
         side = self.image_size
         pixels = resize_short_side(picture, side, self.resize)
         height, width = pixels.shape[:2]
@@ -103,26 +146,3 @@ class ListedSource(ABC):
         square = pixels[top : top + side, left : left + side]
         square = square[:, ::-1] if mirrored else square
         return np.array(square.transpose(2, 0, 1), order="C")
-
-
-def read_rgb(file: Path | BinaryIO) -> Image.Image:
-    """An image file as 8-bit RGB.
-
-    Args:
-        file: path or open file that PIL can read.
-    Returns:
-        The decoded picture in mode RGB.
-    Raises:
-        OSError: there is no such file, or it is truncated or no image.
-        ValueError: 32 bits per value, whose range the file does not tell. Damaged data can raise other exceptions too.
-    """
-    with Image.open(file) as image:
-        if image.mode.startswith("I;16"):
-            return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-        if image.mode in ("I", "F"):
-            raise ValueError(f"32-bit values (mode {image.mode}) have no known range; store 8 or 16 bits")
-        if image.mode == "RGB":
-            # Decoded while the file is open; converting would copy the whole picture once more.
-            image.load()
-            return image
-        return image.convert("RGB")

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8, UInt64
 
+from ibqlab.data.classes import NO_CLASS
 from ibqlab.data.source import Split
+from ibqlab.escaping import for_terminal
 from ibqlab.quantizers.base import require
-
-NO_CLASS = "(no class)"
 
 
 class PackedNames(NamedTuple):
@@ -75,8 +75,16 @@ class Listing:
     named: bool = True
     """False: the classes are known by number only, and `classes` holds "0", "1", …"""
 
+    left_out: str = ""
+    """Which files beside the images are left out, for `description`; empty: none."""
+
     def __len__(self) -> int:
         return len(self.sizes)
+
+
+def printable(name: str) -> str:
+    """A name as text that every file can hold: bytes that are no UTF-8 become \\udcff and the like."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def exclude_names(listing: Listing, patterns: Sequence[str]) -> Int64[np.ndarray, "N_kept"]:
@@ -94,17 +102,18 @@ def exclude_names(listing: Listing, patterns: Sequence[str]) -> Int64[np.ndarray
     for pattern in patterns:
         glob = re.compile(translate(pattern)).match
         parts = names if "/" in pattern else [name.rpartition("/")[2] for name in names]
-        # A name that has brackets in it may be written as it is.
-        hits = [position for position, part in enumerate(parts) if part == pattern or glob(part)]
+        # A name that has brackets in it may be written as it is; one that is no UTF-8, as messages show it.
+        hits = [place for place, part in enumerate(parts) if pattern in (part, printable(part)) or glob(part)]
         kept[hits] = False
         require(
             bool(hits),
             f"every name in exclude must fit an image; got {pattern!r}, which fits none of the {len(listing)} images "
-            f"in {listing.where}. Correct the spelling (case counts), or take it out of exclude.",
+            f"in {for_terminal(listing.where)}. Correct the spelling (case counts), or take it out of exclude.",
         )
     require(
         bool(kept.any()),
-        f"exclude must leave at least one image; {list(patterns)} fit all {len(listing)} in {listing.where}. Use less.",
+        f"exclude must leave at least one image; {list(patterns)} fit all {len(listing)} in "
+        f"{for_terminal(listing.where)}. Use less.",
     )
     return np.flatnonzero(kept)
 
@@ -130,7 +139,7 @@ def split_by_name(
     require(
         len(positions) >= 2,
         f"a source is split into training and validation images and must hold at least 2; got {len(positions)} in "
-        f"{listing.where}. Add images, or name a folder or shards of their own in validation_source.",
+        f"{for_terminal(listing.where)}. Add images, or name a folder or shards of their own in validation_source.",
     )
     hashes = _hash_names(listing.names, positions)
     count = int((hashes.astype(np.float64) / 2**64 < share).sum())
@@ -157,7 +166,8 @@ def match_labels(listing: Listing, training: Listing) -> Int32[np.ndarray, "N"]:
     """The listing's labels as indices into the classes of the training images.
 
     Classes are matched by name. Shards without class names have numbers only: their numbers count as they are; and
-    class folders, sorted, are given the numbers of such training shards when there are as many of both.
+    class folders, sorted, are given the numbers of such training shards when there are as many of both. Where the
+    training images have no classes, all images are of the one class `NO_CLASS`.
 
     Args:
         listing: of N images for validation.
@@ -167,6 +177,8 @@ def match_labels(listing: Listing, training: Listing) -> Int32[np.ndarray, "N"]:
     Raises:
         ValueError: a class that the training images do not have.
     """
+    if training.classes == [NO_CLASS]:
+        return np.zeros(len(listing), dtype=np.int32)
     as_many = len(listing.classes) == len(training.classes)
     by_number = not listing.named or (not training.named and as_many)
     own = [str(number) for number in range(len(listing.classes))] if by_number else listing.classes
@@ -175,9 +187,9 @@ def match_labels(listing: Listing, training: Listing) -> Int32[np.ndarray, "N"]:
     unknown = [name for name in own if name not in numbers and name != NO_CLASS]
     require(
         not unknown,
-        f"validation classes must be among the {len(known)} classes of source; got {', '.join(unknown[:5])} in "
-        f"{listing.where}. Rename those folders, put all validation images into the folder itself, or use shards with "
-        "the labels of source.",
+        f"validation classes must be among the {len(known)} classes of source; got "
+        f"{', '.join(map(for_terminal, unknown[:5]))} in {for_terminal(listing.where)}. Rename those "
+        "folders, put all validation images into the folder itself, or use shards with the labels of source.",
     )
     table = np.array([*(numbers.get(name, -1) for name in own), -1], dtype=np.int32)
     return table[listing.labels]

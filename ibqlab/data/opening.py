@@ -1,20 +1,23 @@
 """The one door from a DataConfig to images."""
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int64
 
+from ibqlab.data.classes import warn_of_unseen
 from ibqlab.data.digits import DigitsSource
-from ibqlab.data.folder import FolderSource, list_folder
+from ibqlab.data.folder import COMPRESSED, FolderSource, list_folder
 from ibqlab.data.listed import ListedSource
 from ibqlab.data.listing import Listing, exclude_names, match_labels, order_by_hash, split_by_name
 from ibqlab.data.photos import PhotosSource
 from ibqlab.data.shard_index import ShardListing, index_shards
 from ibqlab.data.shards import ShardSource, find_shards, names_shards
 from ibqlab.data.source import BUILT_IN, DataConfig, ImageSource, Split
+from ibqlab.escaping import for_terminal
 
 
 def open_data(config: DataConfig, split: Split) -> ImageSource:
@@ -40,47 +43,66 @@ def open_data(config: DataConfig, split: Split) -> ImageSource:
 
 
 def _open_listed(config: DataConfig, split: Split) -> ListedSource:
-    training = _list_images(config.source, "source")
+    training = list_images(config.source, "source")
     kept = exclude_names(training, config.exclude)
     if config.validation_source is None:
         return _source(config, split, training, split_by_name(training, kept, config.validation_share)[split], training)
     if split == "train":
         return _source(config, split, training, kept, training)
-    own = _list_images(config.validation_source, "validation_source")
+    own = list_images(config.validation_source, "validation_source")
     return _source(config, split, own, order_by_hash(own, np.arange(len(own))), training)
 
 
 def _source(
     config: DataConfig, split: Split, listing: Listing, positions: Int64[np.ndarray, "N"], training: Listing
 ) -> ListedSource:
-    source_class = ShardSource if isinstance(listing, ShardListing) else FolderSource
-    return source_class(
+    labels = listing.labels if listing is training else match_labels(listing, training)
+    if split == "train":
+        warn_of_unseen(training.classes, labels[positions], listing.where)
+    return open_listing(
         listing,
         positions,
-        labels=listing.labels if listing is training else match_labels(listing, training),
+        labels=labels,
         classes=training.classes,
         image_size=config.image_size,
         resize=config.resize,
         split=split,
         flip=config.flip,
+        unreadable=config.unreadable,
     )
 
 
-def _list_images(source: str, setting: str) -> Listing:
+def open_listing(listing: Listing, positions: Int64[np.ndarray, "N"], **settings: Any) -> ListedSource:
+    """Images of a folder or of shards, whichever was listed; the settings are those of `ListedSource`."""
+    return (ShardSource if isinstance(listing, ShardListing) else FolderSource)(listing, positions, **settings)
+
+
+def list_images(source: str, setting: str = "source") -> Listing:
+    """What a folder, a tar file, a folder of tar files or a pattern holds.
+
+    Args:
+        source: as in `DataConfig`; "~" is expanded.
+        setting: its name, for messages.
+    Raises:
+        ValueError: there is no such one, or nothing in it.
+    """
     if names_shards(source):
         return index_shards(find_shards(source, setting), source, progress=True)
     return list_folder(_existing_folder(source, setting))
 
 
 def _existing_folder(path: str, setting: str) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    # os.path and not Path: a name that is too long or impossible is one that does not exist.
+    if os.path.isdir(folder):
         return folder
+    allowed = "'photos', 'digits' or an existing folder" if setting == "source" else "an existing folder"
     close = get_close_matches(path, BUILT_IN, n=1) if setting == "source" else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    state = "that is a file" if folder.exists() else "there is none"
-    allowed = "'photos', 'digits' or an existing folder" if setting == "source" else "an existing folder"
+    if path.lower().endswith(COMPRESSED):
+        hint = " A shard must be an uncompressed .tar, because its images are read at any place; unpack it."
     raise ValueError(
-        f"{setting} must be {allowed}; got {path!r}, and {state} at {folder.absolute()}.{hint} "
-        "Correct the path, or use source='photos' for built-in images."
+        f"{setting} must be {allowed}; got {for_terminal(path)!r}, and "
+        f"{'that is a file' if os.path.exists(folder) else 'there is none'} at {for_terminal(os.path.abspath(folder))}."
+        f"{hint} Correct the path, or use source='photos' for built-in images."
     )

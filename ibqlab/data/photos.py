@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 
+from ibqlab.data.pictures import read_rgb
 from ibqlab.data.source import Sample, Split
 
 VALIDATION_WIDTH = 0.2
@@ -169,8 +169,8 @@ def _find(photo: Photo) -> Path | None:
 
 
 def _read(photo: Photo, path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB").crop(photo.frame or (0, 0, *image.size)))
+    picture = read_rgb(path)
+    return np.asarray(picture.crop(photo.frame or (0, 0, *picture.size)))
 
 
 def _region(picture: UInt8[np.ndarray, "H W 3"], image_size: int, split: Split) -> UInt8[np.ndarray, "H W_region 3"]:

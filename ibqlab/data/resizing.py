@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ibqlab.bounds import ASPECT, PIXELS
 from ibqlab.quantizers.base import require, require_choice
 
 RESIZERS = ("opencv", "pil")
@@ -55,7 +56,7 @@ def resize_short_side(picture: Image.Image, image_size: int, method: str) -> UIn
     Returns:
         Pixels 0 to 255; the very pixels of the picture where the short side has that length already.
     Raises:
-        ValueError: no such method, the picture is not RGB, or image_size below 1.
+        ValueError: no such method, the picture is not RGB, image_size below 1, or a strip as `check_shape` refuses it.
         ImportError: "opencv" without OpenCV.
     Source: "opencv" is albumentations' SmallestMaxSize (published IBQ pipeline), "pil" torchvision's Resize on a PIL
     image (published Open-MAGVIT2 pipeline).
@@ -63,11 +64,32 @@ def resize_short_side(picture: Image.Image, image_size: int, method: str) -> UIn
     require_choice("method", method, RESIZERS)
     require(image_size >= 1, f"image_size must be at least 1 pixel, got {image_size}; use 256")
     require(picture.mode == "RGB", f"a picture must be RGB, got mode {picture.mode}; use picture.convert('RGB')")
+    check_shape(*picture.size, image_size)
     width, height = resized_size(*picture.size, image_size, method)
     if method == "pil":
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     cv2 = load_opencv()
     return cv2.resize(np.asarray(picture), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def check_shape(width: int, height: int, image_size: int) -> None:
+    """Refuse a picture whose short side cannot be brought to `image_size` without filling the memory.
+
+    The whole picture is resized before it is cropped, as published. A strip of 20,000 × 1 pixels would become 5,120,000
+    × 256, of which a crop shows one smeared pixel.
+
+    Args:
+        width, height: of the picture, in pixels.
+        image_size: short side wanted, in pixels.
+    Raises:
+        ValueError: more than 100 times as long as wide, or more than 2²⁸ pixels after resizing.
+    """
+    short, long = sorted((width, height))
+    require(
+        long <= ASPECT * short and image_size * (image_size * long // short) <= PIXELS,
+        f"it is {width:,} × {height:,} pixels, and its short side would be resized to {image_size:,}; a picture may be "
+        f"{ASPECT} times as long as wide, and have {PIXELS:,} pixels when resized. Crop it",
+    )
 
 
 def resized_size(width: int, height: int, image_size: int, method: str) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ibqlab.bounds import BATCH, IMAGES, WORKERS, require_at_most
+from ibqlab.data.listed import UnreadableImages
 from ibqlab.data.source import ImageSource, Sample
 
 Request = tuple[int, int]
@@ -30,7 +32,7 @@ class Batch(NamedTuple):
     """Index into the source's classes, −1 where there is none."""
 
     broken: list[str]
-    """Names of unreadable files met on the way, for `BrokenImages.add`."""
+    """Names of unreadable files met on the way (`UnreadableName`), for `BrokenImages.add`."""
 
 
 def training_batches(
@@ -98,6 +100,7 @@ def validation_batches(
     check_sharing(batch_size, rank, world_size)
     if images < 1:
         raise ValueError(f"validation needs at least 1 image; got images={images}.")
+    require_at_most("images", images, IMAGES)
     count = images if source.endless else min(images, len(source))
     share = batch_size // world_size
     starts = range(rank * share, count, batch_size)
@@ -166,8 +169,22 @@ class _Samples(Dataset):
     def __init__(self, source: ImageSource) -> None:
         self.source = source
 
-    def __getitem__(self, request: Request) -> Sample:
-        return self.source.get(*request)
+    def __getitem__(self, request: Request) -> Sample | UnreadableImages:
+        try:
+            return self.source.get(*request)
+        except UnreadableImages as error:
+            # Raised in the training process: torch would wrap a loader process's whole traceback around it.
+            return error
+
+
+class _Batches(DataLoader):
+    """Torch's loader, which raises what a loader process says of unreadable images."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if isinstance(batch, UnreadableImages):
+                raise batch
+            yield batch
 
 
 def load_requests(source: ImageSource, requests: Requests, workers: int) -> Iterable[Batch]:
@@ -180,7 +197,8 @@ def load_requests(source: ImageSource, requests: Requests, workers: int) -> Iter
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0; got {workers}. Use 0 to load in the training process.")
-    return DataLoader(
+    require_at_most("workers", workers, WORKERS)
+    return _Batches(
         _Samples(source),
         batch_sampler=requests,
         collate_fn=_collate,
@@ -193,7 +211,10 @@ def load_requests(source: ImageSource, requests: Requests, workers: int) -> Iter
     )
 
 
-def _collate(samples: list[Sample]) -> Batch:
+def _collate(samples: list[Sample | UnreadableImages]) -> Batch | UnreadableImages:
+    error = next((sample for sample in samples if isinstance(sample, UnreadableImages)), None)
+    if error is not None:
+        return error
     broken = [name for sample in samples for name in sample.broken]
     labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
     return Batch(torch.stack([sample.image for sample in samples]), labels, broken)
@@ -201,6 +222,7 @@ def _collate(samples: list[Sample]) -> Batch:
 
 def check_sharing(batch_size: int, rank: int, world_size: int) -> None:
     """Raise ValueError unless the ranks can share batches of that size."""
+    require_at_most("batch_size", batch_size, BATCH, "images of a step over all processes")
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0 to world_size − 1; got rank={rank}, world_size={world_size}.")
     if batch_size < 1 or batch_size % world_size:

@@ -6,42 +6,54 @@ seeking to it, so shards obey the same rule as a folder: batch s depends on (see
 """
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from io import BytesIO
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
-from PIL import Image
-
-from ibqlab.data.folder import is_image_name
-from ibqlab.data.listed import ListedSource, read_rgb
+from ibqlab.bounds import FILES
+from ibqlab.data.listed import ListedSource
+from ibqlab.data.pictures import is_picture_name
 from ibqlab.data.shard_index import ShardListing
+from ibqlab.escaping import for_terminal
+from ibqlab.files import open_ordinary, why_not
 from ibqlab.quantizers.base import require
 
 OPEN_SHARDS = 128
+"""Shards that are held open at a time, where the system allows a process four times as many files."""
+PICTURE_BYTES = 2**30
+"""Largest picture inside a shard, which is read whole."""
+PATTERN = 1000
+"""Letters of a pattern."""
+_NUMBERS = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
+_LETTERS = re.compile(r"\{([a-zA-Z])\.\.([a-zA-Z])")
 
 
 def names_shards(source: str) -> bool:
     """Whether a source as the user types it means shards: a brace pattern, a .tar file, or a folder that holds some.
 
     Raises:
-        ValueError: a folder that holds both shards and images or sub-folders, so that either could be meant.
+        ValueError: a folder that holds both shards and images or sub-folders, so that either could be meant; or one
+            that cannot be listed.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path.suffix == ".tar"
-    if not path.is_dir():
+    path = os.path.expanduser(source)
+    if not os.path.isdir(path):
         return source.endswith(".tar")
-    with os.scandir(path) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    try:
+        with os.scandir(path) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"{for_terminal(path)} cannot be listed as a source: {why_not(error)}") from error
     shards = sum(entry.name.endswith(".tar") for entry in shown)
-    others = sum(entry.is_dir() or is_image_name(entry.name) for entry in shown) if shards else 0
+    others = sum(os.path.isdir(entry.path) or is_picture_name(entry.name) for entry in shown) if shards else 0
     require(
         not others,
-        f"a source is either a folder of images or a folder of shards; got {path.absolute()} with {shards} .tar files "
-        f"and {others} images or sub-folders. For the shards name them, such as {source}/name-{{000000..000009}}.tar; "
-        "for the images move the .tar files elsewhere.",
+        f"a source is either a folder of images or a folder of shards; got {for_terminal(os.path.abspath(path))} with "
+        f"{shards} .tar files and {others} images or sub-folders. For the shards name them, such as "
+        f"{for_terminal(source)}/name-{{000000..000009}}.tar; for the images move the .tar files elsewhere.",
     )
     return shards > 0
 
@@ -56,22 +68,25 @@ def find_shards(source: str, setting: str) -> list[Path]:
     Returns:
         At least one existing file, each once.
     Raises:
-        ValueError: the pattern stands for no file, for one file twice, or for a file that does not exist.
+        ValueError: the pattern stands for no file, for one file twice, for a file that does not exist, or for more than
+            a million.
         ImportError: a pattern without the package braceexpand, which comes with webdataset.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-    paths = [Path(name).expanduser() for name in _expand(source)]
-    missing = [path for path in paths if not path.is_file()]
+    folder = os.path.expanduser(source)
+    if os.path.isdir(folder):
+        return sorted(path for path in Path(folder).glob("*.tar") if not path.name.startswith("."))
+    paths = [Path(os.path.expanduser(name)) for name in _expand(source, setting)]
+    missing = [path for path in paths if not os.path.isfile(path)]
     require(
         not missing,
-        f"every shard of {setting} must exist; got {source!r}, where {len(missing)} of {len(paths)} are missing, first "
-        f"{missing[0].absolute() if missing else ''}. Correct the pattern or complete the shards.",
+        f"every shard of {setting} must exist; got {for_terminal(source)!r}, where {len(missing)} of {len(paths)} are "
+        f"missing or no ordinary files, first {for_terminal(missing[0].absolute()) if missing else ''}. Correct the "
+        "pattern or complete the shards.",
     )
     require(
         len(set(paths)) == len(paths),
-        f"every shard of {setting} must be named once; got {source!r}, which names one twice. Correct the pattern.",
+        f"every shard of {setting} must be named once; got {for_terminal(source)!r}, which names one twice. Correct "
+        "the pattern.",
     )
     return paths
 
@@ -88,10 +103,12 @@ class ShardSource(ListedSource):
         super().__init__(listing, *arguments, **settings)
         self.files = OpenFiles(listing.paths)
 
-    def _read(self, position: int) -> Image.Image:
+    def file(self, position: int) -> bytes:
+        """As in `ListedSource`; the content, read from its shard."""
         listing = self.listing
-        place = (int(listing.shards[position]), int(listing.offsets[position]), int(listing.sizes[position]))
-        return read_rgb(BytesIO(self.files.read(*place)))
+        size = int(listing.sizes[position])
+        require(size <= PICTURE_BYTES, f"it has {size:,} bytes; a picture in a shard may have {PICTURE_BYTES:,}")
+        return self.files.read(int(listing.shards[position]), int(listing.offsets[position]), size)
 
 
 class OpenFiles:
@@ -102,31 +119,31 @@ class OpenFiles:
 
     Args:
         paths: the files.
-        limit: how many are open at a time, at least 1; systems allow a process 1,024 or fewer.
+        limit: how many are open at a time, at least 1; None: 128, or a quarter of what the system allows a process.
     """
 
-    def __init__(self, paths: Sequence[str], limit: int = OPEN_SHARDS) -> None:
-        self.paths, self.limit = paths, limit
-        self.handles: OrderedDict[int, int] = OrderedDict()
+    def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
+        self.paths, self.limit = paths, limit or files_at_a_time()
+        self.handles: OrderedDict[int, BinaryIO] = OrderedDict()
         self.lock = Lock()
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Bytes offset … offset + size − 1 of the file `number`.
 
         Raises:
-            OSError: the file is gone, or shorter than that.
+            OSError, ValueError: the file is gone, cannot be read, or is shorter than that.
         """
         with self.lock:
-            data = os.pread(self._handle(number), size, offset)
+            data = os.pread(self._handle(number).fileno(), size, offset)
         if len(data) < size:
             raise OSError(f"{self.paths[number]} ends before byte {offset + size}; it was cut after it was indexed")
         return data
 
-    def _handle(self, number: int) -> int:
+    def _handle(self, number: int) -> BinaryIO:
         if number not in self.handles:
             if len(self.handles) >= self.limit:
-                os.close(self.handles.popitem(last=False)[1])
-            self.handles[number] = os.open(self.paths[number], os.O_RDONLY)
+                self.handles.popitem(last=False)[1].close()
+            self.handles[number] = open_ordinary(self.paths[number])
         self.handles.move_to_end(number)
         return self.handles[number]
 
@@ -135,17 +152,59 @@ class OpenFiles:
 
     def __del__(self) -> None:
         while self.handles:
-            os.close(self.handles.popitem()[1])
+            self.handles.popitem()[1].close()
 
 
-def _expand(source: str) -> list[str]:
+def files_at_a_time() -> int:
+    """How many shards this process may hold open: 128, or a quarter of the files that it may open."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource  # noqa: PLC0415 - not on every system
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft > 0:
+            return max(1, min(OPEN_SHARDS, soft // 4))
+    return OPEN_SHARDS
+
+
+def _expand(source: str, setting: str) -> list[str]:
     if "{" not in source:
         return [source]
     try:
         from braceexpand import braceexpand  # noqa: PLC0415 - optional, and only patterns need it
     except ImportError as error:
         raise ImportError(
-            f"the pattern {source!r} needs the package braceexpand, which comes with webdataset. Type "
+            f"the pattern {for_terminal(source)!r} needs the package braceexpand, which comes with webdataset. Type "
             "pip install 'ibqlab[data]', or name the folder that holds the shards."
         ) from error
-    return list(braceexpand(source))
+    require(
+        len(source) <= PATTERN and _largest_count(source) <= FILES,
+        f"a pattern may stand for {FILES:,} shards at most; {setting} got {for_terminal(source)!r}. Correct the "
+        "numbers in it, or name the folder that holds the shards.",
+    )
+    try:
+        return list(braceexpand(source))
+    except ValueError as error:
+        raise ValueError(
+            f"a pattern must have a }} for every {{; {setting} got {for_terminal(source)!r} ({error}). Correct it, "
+            "such as train-{000000..000009}.tar"
+        ) from error
+
+
+def _largest_count(pattern: str) -> int:
+    """How many names a brace pattern stands for at most, counted without expanding it.
+
+    The product over all its braces, also nested ones: of the alternatives in each, or of the numbers in its range.
+    """
+    count, alternatives = 1, []
+    for letter in pattern:
+        if letter == "{":
+            alternatives.append(1)
+        elif letter == "," and alternatives:
+            alternatives[-1] += 1
+        elif letter == "}" and alternatives:
+            count *= alternatives.pop()
+    for first, last in _NUMBERS.findall(pattern):
+        count *= abs(int(last) - int(first)) + 1
+    for first, last in _LETTERS.findall(pattern):
+        count *= abs(ord(last) - ord(first)) + 1
+    return count

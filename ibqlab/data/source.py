@@ -1,15 +1,18 @@
 """What an image source is, and the settings that choose one."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ibqlab.bounds import IMAGE_SIDE, WORKERS, require_at_most
 from ibqlab.data.resizing import RESIZERS
 from ibqlab.quantizers.base import require_choice
 
 Split = Literal["train", "validation"]
+Unreadable = Literal["skip", "stop"]
+"""What becomes of an image that cannot be read: another one takes its place, or the work stops at it."""
 BUILT_IN = ("photos", "digits")
 
 
@@ -23,7 +26,7 @@ class DataConfig:
     Paper: the ImageNet training set."""
 
     image_size: int = 32
-    """Height and width of every image in pixels, at least 1; a multiple of the tokenizer's downsampling. Paper: 256."""
+    """Height and width of every image, 1 to 16,384 pixels; a multiple of the tokenizer's downsampling. Paper: 256."""
 
     resize: str = "pil"
     """How images of a folder or of shards come to `image_size`: `pil` (smooths when it shrinks) or `opencv` (does not).
@@ -44,15 +47,22 @@ class DataConfig:
     Held against all of `source` before any is held back for validation. Published training drops
     `n06596364_9591.JPEG`."""
 
+    unreadable: Unreadable = "skip"
+    """What becomes of an image that cannot be read, alike in training, evaluation and tokenizing. `skip`: the next
+    readable one takes its place; it is named with the reason and counted. `stop`: an error names it, as in the
+    published code. To evaluate on exactly the published images: `stop`."""
+
     workers: int = 0
-    """Processes that load images beside the training process, at least 0. They never change what is loaded."""
+    """Processes that load images beside the training process, 0 to 256. They never change what is loaded."""
 
     def __post_init__(self) -> None:
         if not self.source.strip():
             raise ValueError("source must name the images; got an empty text. Use 'photos', 'digits' or a folder.")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel; got {self.image_size}. Use 32.")
+        require_at_most("image_size", self.image_size, IMAGE_SIDE, "pixels")
         require_choice("resize", self.resize, RESIZERS)
+        require_choice("unreadable", self.unreadable, get_args(Unreadable))
         if not 0 < self.validation_share < 1:
             raise ValueError(
                 f"validation_share must lie between 0 and 1, both excluded; got {self.validation_share}. Use 0.1, or "
@@ -60,6 +70,7 @@ class DataConfig:
             )
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0; got {self.workers}. Use 0 to load in the training process.")
+        require_at_most("workers", self.workers, WORKERS, "each is a process with a copy of the list of images")
         if self.validation_source is not None and self.source in BUILT_IN:
             raise ValueError(
                 f"validation_source is for folders and shards only, because {self.source!r} brings its own split; got "
@@ -72,6 +83,22 @@ class DataConfig:
             )
 
 
+class UnreadableName(str):
+    """The name of an image that could not be read, and why; an ordinary text otherwise, also for other processes.
+
+    Args:
+        name: of the image.
+        reason: in a few words.
+    """
+
+    reason: str
+
+    def __new__(cls, name: str, reason: str = "") -> "UnreadableName":
+        text = super().__new__(cls, name)
+        text.reason = reason
+        return text
+
+
 class Sample(NamedTuple):
     """One image, and the files that could not be read on the way to it."""
 
@@ -82,7 +109,7 @@ class Sample(NamedTuple):
     """Index into the source's `classes`; −1 for an image without a class in a source that has classes."""
 
     broken: tuple[str, ...] = ()
-    """Names of unreadable files that this image stands in for."""
+    """Names of unreadable files that this image stands in for; `UnreadableName` where the reason is known."""
 
 
 @runtime_checkable

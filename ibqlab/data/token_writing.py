@@ -1,16 +1,18 @@
 """Writing a data set's tokens, in pieces that a kill cannot spoil and that several processes share out.
 
 Every piece of `PIECE` images is a file of its own, there whole or not at all, and depends on nothing but the settings.
-Whoever finds all pieces done joins them; so neither a restart nor the number of processes changes a byte.
+The first process joins them once all are there; so neither a restart nor the number of processes changes a byte. Each
+process holds a lock meanwhile: a second command is told who writes the store.
 """
 
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -20,6 +22,7 @@ import torch
 from jaxtyping import UInt
 from tqdm.auto import tqdm
 
+from ibqlab.bounds import BATCH, require_at_most, require_memory
 from ibqlab.config import to_dict
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import Requests, load_requests, seed_of_choices
@@ -29,6 +32,7 @@ from ibqlab.data.tokens import (
     FORMAT,
     LABEL_TYPE,
     MANIFEST,
+    TOKENIZER,
     UNFINISHED,
     SplitManifest,
     TokenManifest,
@@ -37,14 +41,28 @@ from ibqlab.data.tokens import (
     split_file,
     token_dtype,
 )
-from ibqlab.files import explained, replacing, write_whole
+from ibqlab.files import (
+    UnreadableFile,
+    explained,
+    force_to_disk,
+    is_temporary,
+    read_json,
+    read_npz,
+    replacing,
+    sweep,
+    write_whole,
+)
+from ibqlab.locking import holder, holding, wait_for
 from ibqlab.quantizers.base import require
 from ibqlab.tokenizer import Tokenizer
 
 PIECE = 1024
 """Images per file while the store is written, at most."""
-POLL_SECONDS = 0.5
 REQUEST = "request.json"
+LOCK = ".writing-{}.lock"
+"""Held by the process of that number while it works; a finished store has none."""
+NAMES_BYTES = 2**28
+"""Most that the names of a piece's unreadable images may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +83,9 @@ class TokenSettings:
         require(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
         require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        require_at_most("crops", self.crops, 10_000)
+        require_at_most("seed", self.seed, 2**62)
+        require_at_most("batch_size", self.batch_size, BATCH)
 
 
 def write_tokens(
@@ -75,7 +96,7 @@ def write_tokens(
     *,
     progress: bool = True,
 ) -> TokenStore:
-    """The tokens of a data set's training and validation images as a folder, written once.
+    """The tokens of a data set's training and validation images as a folder, written once, with their tokenizer.
 
     A store with the same settings is returned as it is; an unfinished one is gone on with. Several processes (started
     by torchrun, or anything else that sets RANK and WORLD_SIZE) share the work. With `data.flip` each crop is followed
@@ -90,23 +111,22 @@ def write_tokens(
     Returns:
         The finished store.
     Raises:
-        TokenStoreError: the folder holds something else, or a store of other settings; nothing was changed.
-        RunError: the disk is full; what was finished is kept.
+        TokenStoreError: the folder holds something else, or a store of other settings, or another process is writing
+            it; nothing was changed.
+        RunError: the disk is full, and what was finished is kept; or the other processes are gone.
         ValueError: no images, a size that the tokenizer cannot take, crops of images that are never cropped.
     Cost: one pass of the encoder per view; twice the store's size on disk while it is joined.
     """
     settings, folder = settings or TokenSettings(), Path(folder).expanduser()
     job = _Job(tokenizer, data, folder, settings)
-    if job.is_finished():
-        return TokenStore(folder)
-    job.begin()
-    was_training = tokenizer.training
-    tokenizer.to(job.device).eval()
-    try:
-        job.write_pieces(progress and job.rank == 0)
-    finally:
-        tokenizer.train(was_training)
-    job.join()
+    if not job.is_finished():
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with job.locked():
+            # Another process may have finished it since it was looked at.
+            if not job.is_finished():
+                job.write(progress and job.rank == 0)
+        job.clear()
     return TokenStore(folder)
 
 
@@ -139,16 +159,31 @@ class _Job:
         self.grid = tokenizer.latent_grid(data.image_size, data.image_size)
         self.rank, self.world_size = share_of_work()
         self.device = own_device(settings.device)
+        _require_utf8("source", self.data.source)
+        _require_utf8("validation_source", self.data.validation_source or "")
         self.manifest = self._manifest()
+        self.dtype = token_dtype(self.manifest.codebook_size)
+        largest = max(min(len(source), PIECE) * self.views(split) for split, source in self.sources.items())
+        # A piece and its copy, while it is put together.
+        needed = 2 * largest * math.prod(self.grid) * self.dtype.itemsize
+        require_memory(needed, f"a piece of {largest:,} token grids", "lower crops")
 
     def views(self, split: Split) -> int:
         """Token grids per image."""
         return 1 if split == "validation" else self.settings.crops * (2 if self.data.flip else 1)
 
     def is_finished(self) -> bool:
-        """Whether the folder holds the store already; raises where it holds anything else."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return False
+        """Whether the folder holds the store already; raises where it holds anything else.
+
+        What killed processes left of unfinished files is deleted.
+        """
+        sweep(self.folder)
+        sweep(self.folder / UNFINISHED)
+        with explained(self.folder):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise TokenStoreError(f"{self.folder} is no folder; nothing was changed. Choose another name")
+            if not self.folder.exists() or not self._names():
+                return False
         there = next((f for f in (self.folder / MANIFEST, self.folder / UNFINISHED / REQUEST) if f.is_file()), None)
         if there is None:
             if (self.folder / UNFINISHED).is_dir():
@@ -157,25 +192,74 @@ class _Job:
                 f"{self.folder} exists and holds no tokens; nothing was changed. Choose another folder, or empty it"
             )
         try:
-            found = json.loads(there.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise TokenStoreError(f"{there} is damaged ({error}); delete {self.folder} and start again") from None
+            found = read_json(there)
+        except UnreadableFile as error:
+            raise TokenStoreError(f"{error}; restore it, or delete {self.folder} and start again") from None
         different = [key for key, value in self._identity(to_dict(self.manifest)).items() if found.get(key) != value]
         for split in get_args(Split):
-            if (found.get(split) or {}).get("fingerprint") != self.sources[split].fingerprint:
+            facts = found.get(split)
+            if not isinstance(facts, dict) or facts.get("fingerprint") != self.sources[split].fingerprint:
                 different.append(f"{split} images")
         if different:
             raise TokenStoreError(
                 f"{self.folder} holds tokens of other settings ({', '.join(different)} differ); nothing was changed. "
                 "Choose another folder, or delete this one"
             )
-        return there.name == MANIFEST
+        if there.name != MANIFEST:
+            return False
+        self.clear()
+        return True
+
+    def _names(self) -> list[str]:
+        """What the folder holds, beside locks and what is being written."""
+        ours = {LOCK.format(rank) for rank in range(self.world_size)}
+        return [f.name for f in self.folder.iterdir() if f.name not in ours and not is_temporary(f.name)]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this process's lock inside the block.
+
+        Raises:
+            TokenStoreError: another process writes the store.
+        """
+        file = self._lock(self.rank)
+        with ExitStack() as stack:
+            with explained(file):
+                ours = stack.enter_context(holding(file, remove=True))
+            if not ours:
+                raise TokenStoreError(
+                    f"another process ({holder(file)}) is writing this store, {self.folder}; wait for it"
+                )
+            yield
+
+    def _lock(self, rank: int) -> Path:
+        return self.folder / LOCK.format(rank)
+
+    def clear(self) -> None:
+        """Delete what a finished store needs no more: the pieces, and locks that killed processes left."""
+        if not (self.folder / MANIFEST).is_file():
+            return
+        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+        for file in self.folder.glob(LOCK.format("*")):
+            with explained(file), holding(file, remove=True):
+                pass
+
+    def write(self, progress: bool) -> None:
+        """Make what is missing, this process's share of it."""
+        self.begin()
+        was_training = self.tokenizer.training
+        self.tokenizer.to(self.device).eval()
+        try:
+            self.write_pieces(progress)
+        finally:
+            self.tokenizer.train(was_training)
+        self.join()
 
     def begin(self) -> None:
         """Make the folder, and say in it what will be written."""
         with explained(self.folder):
             (self.folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / UNFINISHED / REQUEST, json.dumps(to_dict(self.manifest)).encode())
+        write_whole(self.folder / UNFINISHED / REQUEST, _as_json(self.manifest))
 
     def pieces(self) -> list[_Piece]:
         """All of both splits, in order."""
@@ -192,7 +276,7 @@ class _Job:
         total = sum((piece.stop - piece.first) * self.views(piece.split) for piece in mine)
         with tqdm(total=total, desc="tokens", unit="image", disable=not progress) as bar:
             for piece in mine:
-                if piece.file(self.folder).is_file():
+                if self._read_piece(piece) is not None:
                     bar.update((piece.stop - piece.first) * self.views(piece.split))
                 else:
                     self._write_piece(piece, bar)
@@ -209,6 +293,9 @@ class _Job:
             tokens.append(found)
             labels.append(batch.labels.numpy())
             broken += batch.broken
+            # A sign of life for those who wait on another machine.
+            with suppress(OSError):
+                os.utime(self._lock(self.rank))
             bar.update(found.shape[0] * found.shape[1])
         rows = np.concatenate(tokens).reshape(len(images), self.views(piece.split), -1)
         named = np.array(sorted(set(broken)), dtype=np.str_)
@@ -216,30 +303,53 @@ class _Job:
         with replacing(piece.file(self.folder)) as stream:
             np.savez(stream, tokens=rows, labels=labels, broken=named)
 
+    def _read_piece(self, piece: _Piece) -> dict[str, np.ndarray] | None:
+        """A piece's arrays; None where it is missing, damaged or another's, and has to be made again."""
+        images = piece.stop - piece.first
+        shape = (images, self.views(piece.split), math.prod(self.grid))
+        limit = math.prod(shape) * self.dtype.itemsize + images * LABEL_TYPE.itemsize + NAMES_BYTES
+        try:
+            stored = read_npz(piece.file(self.folder), limit)
+            tokens, labels, broken = stored["tokens"], stored["labels"], stored["broken"]
+        except (FileNotFoundError, UnreadableFile, KeyError):
+            return None
+        fits = tokens.shape == shape and tokens.dtype == self.dtype and int(tokens.max()) < self.manifest.codebook_size
+        fits = fits and labels.shape == (images,) and labels.dtype == LABEL_TYPE
+        return stored if fits and broken.ndim == 1 and broken.dtype.kind == "U" else None
+
     @torch.no_grad()
     def _encode(self, images: torch.Tensor, mirrored: bool) -> UInt[np.ndarray, "B mirrors T"]:
         """Tokens of images, and of their mirror images after each."""
         pictures = images.to(self.device)
         both = [pictures, pictures.flip(-1)] if mirrored else [pictures]
         found = [self.tokenizer.encode_indices(part).flatten(1).cpu().numpy() for part in both]
-        return np.stack(found, axis=1).astype(token_dtype(self.manifest.codebook_size))
+        return np.stack(found, axis=1).astype(self.dtype)
 
     def _seed(self, split: Split, image: int, crop: int) -> int:
         return 0 if split == "validation" else seed_of_choices(self.settings.seed, image, crop)
 
     def join(self) -> None:
         """Make one file of the pieces once all are there; the other processes wait until that is done."""
+        work = f"{self.folder} is not finished"
         if self.rank:
-            while not (self.folder / MANIFEST).is_file():
-                time.sleep(POLL_SECONDS)
+            wait_for((self.folder / MANIFEST).is_file, [self._lock(0)], work)
             return
-        pieces = self.pieces()
-        while not all(piece.file(self.folder).is_file() for piece in pieces):
-            time.sleep(POLL_SECONDS)
+        pieces, others = self.pieces(), [self._lock(rank) for rank in range(1, self.world_size)]
+        wait_for(lambda: all(piece.file(self.folder).is_file() for piece in pieces), others, work)
         facts = {split: self._join_split(split, [p for p in pieces if p.split == split]) for split in get_args(Split)}
-        content = json.dumps(to_dict(replace(self.manifest, **facts)), indent=2, ensure_ascii=False)
-        write_whole(self.folder / MANIFEST, content.encode())
-        shutil.rmtree(self.folder / UNFINISHED)
+        self._keep_tokenizer()
+        write_whole(self.folder / MANIFEST, _as_json(replace(self.manifest, **facts)))
+
+    def _keep_tokenizer(self) -> None:
+        """The tokenizer beside its tokens, so that generators need no other file."""
+        from ibqlab.pretrained import export_tokenizer  # noqa: PLC0415 - it reads data of runs itself
+
+        unfinished = self.folder / UNFINISHED / TOKENIZER
+        with explained(unfinished):
+            unfinished.unlink(missing_ok=True)
+            export_tokenizer(self.tokenizer, unfinished)
+            unfinished.replace(self.folder / TOKENIZER)
+            force_to_disk(self.folder)
 
     def _join_split(self, split: Split, pieces: list[_Piece]) -> SplitManifest:
         facts: SplitManifest = getattr(self.manifest, split)
@@ -248,9 +358,15 @@ class _Job:
 
         def parts(name: str) -> Iterator[np.ndarray]:
             for piece in pieces:
-                with np.load(piece.file(self.folder), allow_pickle=False) as stored:
-                    broken.update(stored["broken"].tolist())
-                    yield stored[name]
+                stored = self._read_piece(piece)
+                if stored is None:
+                    piece.file(self.folder).unlink(missing_ok=True)
+                    raise TokenStoreError(
+                        f"{piece.file(self.folder)} is damaged and was deleted; start the same command again, which "
+                        "makes it anew"
+                    )
+                broken.update(map(_plain, stored["broken"].tolist()))
+                yield stored[name]
 
         tokens = _write_array(split_file(self.folder, split, "tokens"), shape, np.dtype(facts.dtype), parts("tokens"))
         labels = _write_array(split_file(self.folder, split, "labels"), shape[:1], LABEL_TYPE, parts("labels"))
@@ -264,7 +380,7 @@ class _Job:
                 images=len(source),
                 views=self.views(split),
                 dtype=token_dtype(size).name,
-                description=source.description,
+                description=_plain(source.description),
                 fingerprint=source.fingerprint,
             )
             for split, source in self.sources.items()
@@ -275,7 +391,7 @@ class _Job:
             codebook_size=size,
             downsampling=self.tokenizer.downsampling,
             grid=self.grid,
-            classes=tuple(self.sources["train"].classes),
+            classes=tuple(map(_plain, self.sources["train"].classes)),
             data=self.data,
             crops=self.settings.crops,
             flips=self.data.flip,
@@ -287,6 +403,23 @@ class _Job:
     def _identity(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """The part of a manifest that another attempt must share."""
         return {k: v for k, v in manifest.items() if k not in (*get_args(Split), "versions")}
+
+
+def _plain(text: str) -> str:
+    """A name that may come from a disk; bytes that are not UTF-8 are written as \\udcff, which JSON can hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _require_utf8(name: str, text: str) -> None:
+    require(
+        text == _plain(text),
+        f"data.{name} must be a path in UTF-8, since the store names it; got {_plain(text)!r}. Make a link to it with "
+        "a plain name",
+    )
+
+
+def _as_json(manifest: TokenManifest) -> bytes:
+    return json.dumps(to_dict(manifest), indent=2, ensure_ascii=False).encode()
 
 
 def _write_array(file: Path, shape: tuple[int, ...], dtype: np.dtype, parts: Iterator[np.ndarray]) -> str:

@@ -4,6 +4,7 @@
     train_tokens.npy                    (images, views, T), the smallest unsigned integers that hold K − 1
     train_labels.npy                    (images,) int32, −1 where there is no class
     validation_tokens.npy, validation_labels.npy
+    tokenizer.safetensors               the tokenizer that made them (stores of earlier versions have none)
 
 A view is one crop of an image, or its mirror image. Arrays are mapped, not loaded: ImageNet's tokens take no memory.
 
@@ -13,7 +14,6 @@ A view is one crop of an image, or its mirror image. Arrays are mapped, not load
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,21 @@ import torch
 from jaxtyping import Int32, Int64, UInt
 from torch import Tensor
 
-from ibqlab.config import ConfigError, parse, to_dict
+from ibqlab.bounds import CODES, IMAGES, require_at_most
+from ibqlab.config import parse, to_dict
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
 from ibqlab.data.source import BUILT_IN, DataConfig, Split
+from ibqlab.files import UnreadableFile, is_ordinary, open_ordinary, read_json, why_not
+from ibqlab.quantizers.base import require, require_choice
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.safetensors"
 UNFINISHED = "unfinished"
 """Sub-folder that holds what is done so far, until the store is complete."""
 LABEL_TYPE = np.dtype(np.int32)
+TOKEN_TYPES = ("uint8", "uint16", "uint32")
 _READ_AT_ONCE = 2**24
 
 
@@ -61,6 +66,12 @@ class SplitManifest:
     """Checksum of the file of labels."""
     broken: tuple[str, ...] = ()
     """Names of unreadable images, each of which another one stands in for."""
+
+    def __post_init__(self):
+        require_choice("dtype", self.dtype, TOKEN_TYPES)
+        for name in ("images", "views"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            require_at_most(name, getattr(self, name), IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +105,15 @@ class TokenManifest:
     versions: dict[str, str]
     """Python and packages that made the store."""
 
+    def __post_init__(self):
+        for name in ("codebook_size", "downsampling"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_most("codebook_size", self.codebook_size, CODES)
+        require(
+            all(1 <= side <= 2**14 for side in self.grid),
+            f"grid must hold rows and columns of 1 to {2**14}, got {list(self.grid)}",
+        )
+
     @property
     def image_size(self) -> int:
         """Height and width of the images in pixels."""
@@ -122,6 +142,10 @@ class StoredTokens:
     """Mapped from the file, read-only."""
     labels: Int32[np.ndarray, "images"]
     """Mapped from the file, read-only."""
+    codebook_size: int
+    """K: what a token must lie below."""
+    num_classes: int
+    """What a label must lie below."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,9 +156,23 @@ class StoredTokens:
         return self.indices.shape[1]
 
     def batch(self, images: list[int], views: list[int]) -> TokenBatch:
-        """One view each of the images with these numbers."""
+        """One view each of the images with these numbers.
+
+        Raises:
+            TokenStoreError: a token that is no code, or a label that is no class.
+        """
         rows, labels = self.indices[images, views], self.labels[images]
+        self._check("tokens", 0, self.codebook_size, rows)
+        self._check("labels", -1, self.num_classes, labels)
         return TokenBatch(torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(labels.astype(np.int64)))
+
+    def _check(self, what: str, least: int, bound: int, values: np.ndarray) -> None:
+        lowest, highest = int(values.min()), int(values.max())
+        if lowest < least or highest >= bound:
+            raise TokenStoreError(
+                f"stored {what} must lie in {least} to {bound - 1}; got {highest if highest >= bound else lowest}: the "
+                "file is damaged. Restore it, or tokenize again"
+            )
 
     def count_codes(self, codebook_size: int) -> Int64[np.ndarray, "K"]:
         """How often each code occurs, over all views.
@@ -183,6 +221,12 @@ class TokenStore:
         self.manifest = _read_manifest(self.path)
         self._splits = {split: self._open(split) for split in get_args(Split)}
 
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """The tokenizer that made the tokens, for `load_tokenizer`; None in a store of an earlier version."""
+        file = self.path / TOKENIZER
+        return file if is_ordinary(file) else None
+
     def split(self, split: Split) -> StoredTokens:
         """The tokens of "train" or "validation".
 
@@ -218,8 +262,11 @@ class TokenStore:
             facts = self._facts(split)
             for part, wanted in (("tokens", facts.tokens_sha256), ("labels", facts.labels_sha256)):
                 file = split_file(self.path, split, part)
-                with open(file, "rb") as stream:
-                    found = hashlib.file_digest(stream, "sha256").hexdigest()
+                try:
+                    with open_ordinary(file) as stream:
+                        found = hashlib.file_digest(stream, "sha256").hexdigest()
+                except (OSError, UnreadableFile) as error:
+                    raise TokenStoreError(f"{error}; restore it, or tokenize again") from None
                 if found != wanted:
                     raise TokenStoreError(
                         f"{file} is damaged: its SHA-256 must be {wanted}, got {found}. Restore the file, or delete "
@@ -244,8 +291,8 @@ class TokenStore:
         if ours != theirs:
             raise ValueError(
                 f"stored tokens belong to the tokenizer that made them; {self.path} was made by {ours}, this tokenizer "
-                f"is {theirs} (averaged and raw weights differ, too: tokenizer_weights). Give that tokenizer, or write "
-                "tokens of this one: ibqlab tokenize TOKENIZER"
+                f"is {theirs} (averaged and raw weights differ, too: tokenizer_weights). Give that tokenizer, or none "
+                "(tokenizer=: the tokens bring theirs), or write tokens of this one: ibqlab tokenize TOKENIZER"
             )
 
     def check_data(self, config: DataConfig) -> None:
@@ -284,7 +331,10 @@ class TokenStore:
         shape = (facts.images, facts.views, self.manifest.tokens_per_image)
         tokens = _map_array(split_file(self.path, split, "tokens"), shape, np.dtype(facts.dtype))
         labels = _map_array(split_file(self.path, split, "labels"), (facts.images,), LABEL_TYPE)
-        return StoredTokens(indices=tokens, labels=labels)
+        classes = max(1, len(self.manifest.classes))
+        return StoredTokens(
+            indices=tokens, labels=labels, codebook_size=self.manifest.codebook_size, num_classes=classes
+        )
 
 
 def token_batches(
@@ -379,23 +429,27 @@ def _read_manifest(folder: Path) -> TokenManifest:
         state = "is not finished: start the same command again" if (folder / UNFINISHED).is_dir() else "holds no tokens"
         raise TokenStoreError(f"{folder} {state}; a finished one has a {MANIFEST}. Write one with: ibqlab tokenize")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        manifest = parse(TokenManifest, content, source=str(file))
-    except (ValueError, ConfigError) as error:
+        content = read_json(file)
+        # An unknown format may have other fields: it is named before they are looked at.
+        if content.get("format") == FORMAT:
+            return parse(TokenManifest, content, source=str(file))
+    except ValueError as error:
         raise TokenStoreError(f"{file} is damaged ({error}); restore it, or tokenize again") from None
-    if manifest.format != FORMAT:
-        raise TokenStoreError(
-            f"{file} must have format {FORMAT}; got {manifest.format}, of another version of ibqlab. Tokenize again"
-        )
-    return manifest
+    raise TokenStoreError(
+        f"{file} must have format {FORMAT}; got {str(content.get('format'))[:40]}, of another version of ibqlab. "
+        "Tokenize again"
+    )
 
 
 def _map_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise TokenStoreError(f"{file} is missing or damaged ({error}); restore it, or tokenize again") from None
-    if array.shape != shape or array.dtype != dtype:
+        # A pipe would be waited for, and an .npz under this name is no array.
+        open_ordinary(file).close()
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+        reason = why_not(error) if isinstance(error, OSError) and error.errno else str(error)
+        raise TokenStoreError(f"{file} is missing or damaged ({reason}); restore it, or tokenize again") from None
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise TokenStoreError(
             f"{file} must hold {np.dtype(dtype).name} of shape {shape} by the manifest; got {array.dtype.name} of "
             f"shape {array.shape}. Restore it, or tokenize again"

@@ -6,9 +6,10 @@ it beside the numbers of `code_feature_distances`.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -21,6 +22,10 @@ from ibqlab.diagnostics.geometry import exact_neighbours
 PROJECTION_METHODS = ("umap", "pca")
 _UMAP_EPOCHS = 200
 _UMAP_SMALLEST = 5
+_FARTHEST = 1e37
+"""Positions are cut off here, well within float32."""
+_FARTHEST_NORM = 1e6
+"""Median norms: UMAP sees no point beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +33,21 @@ class Projection:
     """Positions of codes and features in one jointly fitted plane, one frame per snapshot."""
 
     codes: tuple[np.ndarray, ...]
-    """Per frame, float32 (kept codes, 2): positions of the codes that were kept."""
+    """Per frame, float32 (kept codes, 2): positions of the codes that were kept, all codes in use among them where the
+    counts were given."""
     features: tuple[np.ndarray, ...]
     """Per frame, float32 (kept features, 2): positions of the features that were kept."""
     code_ids: tuple[np.ndarray, ...]
-    """Per frame, int64: which rows of that frame's codebook were kept; the same ones in all frames of equal K."""
+    """Per frame, int64: which rows of that frame's codebook were kept: the same ones in all frames of equal K, and
+    those that are in use there."""
     feature_ids: tuple[np.ndarray, ...]
     """Per frame, int64: which rows of that frame's features were kept; the same ones in all frames of equal length."""
     codebook_sizes: tuple[int, ...]
     """Per frame, K before thinning."""
+    feature_totals: tuple[int, ...]
+    """Per frame, how many features there were before thinning."""
+    placed: int
+    """Codes, all frames together, that were placed in the finished map since the fit had no room for them."""
     method: str
     """"umap" or "pca"."""
     neighbours: int | None
@@ -59,6 +70,7 @@ def project_codes(
     | Float[Tensor, "M D"],
     method: str = "umap",
     *,
+    counts: Sequence[Int[np.ndarray, "_"] | Int[Tensor, "_"]] | None = None,
     max_points: int = 5000,
     seed: int = 0,
     neighbours: int = 15,
@@ -72,9 +84,12 @@ def project_codes(
         codes: codebooks (K_i, D), one per snapshot, oldest first.
         features: encoder outputs (M_i, D), one array per snapshot, or one array that serves all of them.
         method: "umap" or "pca".
+        counts: hits per code (K_i,), one array per snapshot. Every code with a hit is kept then, whatever `max_points`
+            says, and only dead codes are thinned. None: all codes are thinned alike.
         max_points: most points in the fit, all frames together. Beyond it codes and features are thinned at random,
             each to half of the points unless one needs less; equal rows (codes that no step has moved) count once in
-            the fit but fully here.
+            the fit but fully here. Codes that codes in use leave no room for are placed in the finished map: by PCA
+            exactly, by UMAP among their nearest neighbours.
         seed: of the thinning and of UMAP; equal seeds give equal maps.
         neighbours: UMAP's neighbourhood, the point itself included, at least 2. Few points make do with fewer.
     Returns:
@@ -91,25 +106,37 @@ def project_codes(
     code_frames = _as_frames(codes, "codes")
     feature_frames = _feature_frames(features, len(code_frames))
     _check_one_dimension(code_frames, feature_frames)
+    live = None if counts is None else _live_codes(counts, code_frames)
     # A single array of features is fitted once however many frames show it.
     shared = len(feature_frames) == 1 and len(code_frames) > 1
-    code_ids, feature_ids = _thin(code_frames, feature_frames, max_points, seed)
-    kept = [frame[ids] for frame, ids in zip(code_frames + feature_frames, code_ids + feature_ids, strict=True)]
+    code_budget, feature_budget = _budgets(code_frames, feature_frames, max_points)
+    fitted_ids = _sample_codes(code_frames, live, code_budget, (seed, 0))
+    feature_ids = _sample(feature_frames, feature_budget, (seed, 1))
+    kept = [frame[ids] for frame, ids in zip(code_frames + feature_frames, fitted_ids + feature_ids, strict=True)]
     # A code that never moved would be its own copy in every frame, and all its neighbours would be itself.
     distinct, inverse = np.unique(np.concatenate(kept), axis=0, return_inverse=True)
     used, explained = None, None
     if method == "pca":
-        plane, explained = _fit_pca(distinct, np.bincount(inverse.reshape(-1)))
+        plane, position, explained = _fit_pca(distinct, np.bincount(inverse.reshape(-1)))
     else:
         plane, used = _fit_umap(distinct, neighbours, seed)
+        position = partial(_place, fitted=distinct, plane=plane, neighbours=used)
     positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in kept])[:-1])
+    code_positions, code_ids = positions[: len(code_frames)], fitted_ids
+    if live is not None:
+        shown = _sample(code_frames, code_budget, (seed, 0))
+        code_ids = [np.union1d(ids, in_use) for ids, in_use in zip(shown, live, strict=True)]
+        frames = zip(code_frames, code_ids, fitted_ids, code_positions, strict=True)
+        code_positions = [_with_late_codes(*frame, position) for frame in frames]
     repeat = len(code_frames) if shared else 1
     return Projection(
-        codes=tuple(positions[: len(code_frames)]),
+        codes=tuple(code_positions),
         features=tuple(positions[len(code_frames) :]) * repeat,
         code_ids=tuple(code_ids),
         feature_ids=tuple(feature_ids) * repeat,
         codebook_sizes=tuple(len(frame) for frame in code_frames),
+        feature_totals=tuple(len(frame) for frame in feature_frames) * repeat,
+        placed=sum(map(len, code_ids)) - sum(map(len, fitted_ids)),
         method=method,
         neighbours=used,
         explained_variance=explained,
@@ -171,15 +198,48 @@ def _describe(value: object) -> str:
     return f"{type(value).__name__} of shape {tuple(shape)}" if shape is not None else repr(value)
 
 
-def _thin(
-    code_frames: list[np.ndarray], feature_frames: list[np.ndarray], max_points: int, seed: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Rows to keep per frame: half of the points for each kind, more where the other needs less."""
+def _live_codes(counts: Sequence[np.ndarray | Tensor], code_frames: list[np.ndarray]) -> list[Int[np.ndarray, "_"]]:
+    """Per frame, the codes with a hit."""
+    if not isinstance(counts, Sequence) or len(counts) != len(code_frames):
+        raise ValueError(
+            f"counts must be a list with one array (K,) per snapshot of codes, {len(code_frames)} here; got "
+            f"{_describe(counts) if not isinstance(counts, Sequence) else len(counts)}: pass "
+            "[snapshot['counts'] for snapshot in snapshots]"
+        )
+    hits = [torch.as_tensor(array).detach().cpu().numpy() for array in counts]
+    for number, (array, frame) in enumerate(zip(hits, code_frames, strict=True)):
+        if array.shape != (len(frame),):
+            raise ValueError(
+                f"counts[{number}] must hold hits per code, shape ({len(frame)},); got shape {array.shape}: pass "
+                "count_indices(indices, codebook_size)"
+            )
+    return [np.flatnonzero(array > 0) for array in hits]
+
+
+def _budgets(code_frames: list[np.ndarray], feature_frames: list[np.ndarray], max_points: int) -> tuple[int, int]:
+    """How many codes and features to fit: half of the points for each, more where the other needs less."""
     codes, features = (sum(map(len, frames)) for frames in (code_frames, feature_frames))
     half = max_points // 2
-    code_budget = max(half, max_points - features)
-    feature_budget = max(half, max_points - codes)
-    return _sample(code_frames, code_budget, (seed, 0)), _sample(feature_frames, feature_budget, (seed, 1))
+    return max(half, max_points - features), max(half, max_points - codes)
+
+
+def _sample_codes(
+    frames: list[np.ndarray], live: list[np.ndarray] | None, budget: int, seed: tuple[int, int]
+) -> list[np.ndarray]:
+    """Rows of each codebook to fit: the same few in all frames, and codes in use as far as the budget reaches."""
+    if live is None or sum(map(len, frames)) <= budget:
+        return _sample(frames, budget, seed)
+    in_use = sum(map(len, live))
+    # What codes in use leave over, and no less than an eighth: dead codes are shown too.
+    common = _sample(frames, max(budget - in_use, budget // 8), seed)
+    left = budget - sum(map(len, common))
+    chosen = []
+    for rows, used in zip(common, live, strict=True):
+        more = np.setdiff1d(used, rows)
+        share = len(more) if in_use <= left else max(1, len(used) * left // in_use)
+        order = np.random.default_rng((*seed, 1)).permutation(len(more))
+        chosen.append(np.union1d(rows, more[np.sort(order[:share])]))
+    return chosen
 
 
 def _sample(frames: list[np.ndarray], budget: int, seed: tuple[int, int]) -> list[np.ndarray]:
@@ -194,21 +254,81 @@ def _sample(frames: list[np.ndarray], budget: int, seed: tuple[int, int]) -> lis
 
 def _fit_pca(
     points: Float[np.ndarray, "P D"], weights: Int[np.ndarray, "P"]
-) -> tuple[Float[np.ndarray, "P 2"], tuple[float, float]]:
-    """Positions along the two widest directions, and the share of the variance along each.
+) -> tuple[Float[np.ndarray, "P 2"], Callable[[np.ndarray], np.ndarray], tuple[float, float]]:
+    """Positions along the two widest directions, what gives any point its own, and the share of variance along each.
 
     Weights give back the copies that the caller merged. Each axis points where its largest loading is positive, since
-    an eigenvector's sign is arbitrary and would differ between machines.
+    an eigenvector's sign is arbitrary and would differ between machines. All in float64: squares of 10¹⁹ overflow
+    float32.
     """
-    centred = points.astype(np.float64) - np.average(points, axis=0, weights=weights)
+    middle = np.average(points.astype(np.float64), axis=0, weights=weights)
+    centred = points - middle
     values, vectors = np.linalg.eigh((centred * weights[:, None]).T @ centred / weights.sum())
     values, axes = values[::-1].clip(0), vectors[:, ::-1][:, :2]
-    signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
-    plane = centred @ (axes * signs)
-    missing = 2 - plane.shape[1]
-    plane = np.pad(plane, ((0, 0), (0, missing)))
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
+    missing = 2 - axes.shape[1]
+
+    def position(rows: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R 2"]:
+        plane = ((rows - middle) @ axes).clip(-_FARTHEST, _FARTHEST)
+        return np.pad(plane, ((0, 0), (0, missing))).astype(np.float32)
+
     shares = np.pad(values[:2], (0, missing)) / max(values.sum(), np.finfo(np.float64).tiny)
-    return plane.astype(np.float32), (float(shares[0]), float(shares[1]))
+    return position(points), position, (float(shares[0]), float(shares[1]))
+
+
+def _with_late_codes(
+    codebook: Float[np.ndarray, "K D"],
+    ids: Int[np.ndarray, "R"],
+    fitted_ids: Int[np.ndarray, "F"],
+    fitted: Float[np.ndarray, "F 2"],
+    position: Callable[[np.ndarray], np.ndarray],
+) -> Float[np.ndarray, "R 2"]:
+    """Positions of all kept codes of a frame: those of the fit, and those placed in it afterwards."""
+    late = np.setdiff1d(ids, fitted_ids)
+    whole = np.empty((len(ids), 2), np.float32)
+    whole[np.searchsorted(ids, fitted_ids)] = fitted
+    whole[np.searchsorted(ids, late)] = position(codebook[late])
+    return whole
+
+
+def _place(
+    points: Float[np.ndarray, "R D"],
+    *,
+    fitted: Float[np.ndarray, "P D"],
+    plane: Float[np.ndarray, "P 2"],
+    neighbours: int,
+) -> Float[np.ndarray, "R 2"]:
+    """Positions for further points in a finished UMAP: the mean of their nearest neighbours' there, near ones first.
+
+    Weights are 1 / distance², so that a point which equals a fitted one gets its position.
+    """
+    if not len(points):
+        return np.empty((0, 2), np.float32)
+    both = torch.from_numpy(_within_reach(np.concatenate([fitted, points])))
+    fitted_rows, rest = both[: len(fitted)], both[len(fitted) :]
+    parts = []
+    for rows in rest.split(max(1, 2**22 // len(fitted))):
+        nearest = torch.cdist(rows, fitted_rows).topk(neighbours, largest=False).indices
+        # cdist rounds; the distances that weigh are exact.
+        gaps, order = torch.linalg.vector_norm(fitted_rows[nearest] - rows[:, None], dim=2).sort(dim=1)
+        nearest = nearest.gather(1, order)
+        weights = (gaps / gaps[:, :1].clamp_min(1e-6)).clamp_min(1e-6) ** -2.0
+        places = torch.from_numpy(plane)[nearest]
+        parts.append((weights[..., None] * places).sum(1) / weights.sum(1, keepdim=True))
+    return torch.cat(parts).numpy()
+
+
+def _within_reach(points: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P D"]:
+    """Points in units of their median norm, those beyond a million of them brought nearer along their direction.
+
+    Neighbourhoods need no scale, and squares of 10¹⁹ overflow float32.
+    """
+    wide = points.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    unit = np.median(norms) or norms.max() or 1.0
+    if unit * 1e-12 < 1 < unit * 1e12 and norms.max() <= _FARTHEST_NORM * unit:
+        return points
+    return (wide / np.maximum(unit, norms / _FARTHEST_NORM)).astype(np.float32)
 
 
 def _fit_umap(points: Float[np.ndarray, "P D"], neighbours: int, seed: int) -> tuple[Float[np.ndarray, "P 2"], int]:
@@ -218,6 +338,7 @@ def _fit_umap(points: Float[np.ndarray, "P D"], neighbours: int, seed: int) -> t
             f"UMAP needs at least {_UMAP_SMALLEST} distinct points; got {len(points)} (codes and features together, "
             "equal rows counted once): pass method='pca'"
         )
+    points = _within_reach(points)
     # UMAP refuses a neighbourhood that holds every point.
     neighbours = min(neighbours, len(points) - 1)
     knn = exact_neighbours(torch.from_numpy(points), neighbours)

@@ -2,6 +2,10 @@
 
 Every step costs one copy of the step's indices into a ring and one write of the step's number per hit code; the
 numbers are worked out from these at logged steps only, the expensive ones on a few hundred probe tokens.
+
+Two kinds of usage stand in a row. `step_usage` is of the step's own tokens and remembers nothing; it stands beside
+`step_usage_even`, what an evenly used codebook would show for so few tokens. `usage` is of a window of at least 10·K
+tokens, which is many steps: it falls only when the window has forgotten, so it says how far and not when.
 """
 
 from typing import Any
@@ -12,9 +16,15 @@ from torch import Tensor, nn
 
 from ibqlab.diagnostics.geometry import code_feature_distances, norm_statistics, softmax_perplexity
 from ibqlab.diagnostics.gradient import gradient_reach
-from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
 from ibqlab.quantizers.collectives import largest_over_processes, sum_over_processes
+
+EARLY_STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
+"""Training steps after which usage is measured on validation images whatever a run's settings: collapse is decided in
+the first few, long before the first validation is due. Step 0 is always validated."""
+FIRST_STEPS = EARLY_STEPS[-1]
+"""Each of so many first steps has a row of metrics, so that the order in which measures fall can be read off."""
 
 
 class Recorder:
@@ -35,19 +45,25 @@ class Recorder:
         self.window = torch.full((-(-window_tokens // processes),), -1, dtype=torch.int32, device=device)
         self.last_hit = torch.full((size,), -1, dtype=torch.int64, device=device)
         self.cursor = 0
+        self._step, self._step_tokens = 0, 0
         self._before: Tensor | None = None
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """At a step that will be logged: keep the codebook of a quantizer without gradient, to see what moves."""
-        if not any(p.requires_grad for p in self.quantizer.codes.parameters()):
-            self._before = self.quantizer.codebook.clone()
+        """At a step that will be logged: keep the codebook that its tokens will meet.
+
+        All numbers of a row then belong to one forward pass, and what a moving average moves can be seen.
+        Cost: a copy of the codebook until `report`.
+        """
+        self._before = self.quantizer.codebook.detach().clone()
 
     @torch.no_grad()
     def observe(self, indices: Int[Tensor, "..."], step: int) -> None:
         """Take in the indices that a step chose (step: number of the step being done, counted from 1)."""
         flat = indices.reshape(-1)
         self.last_hit[flat] = step
+        self._step_tokens = flat.numel() + (self._step_tokens if step == self._step else 0)
+        self._step = step
         kept = flat[-len(self.window) :].to(torch.int32)
         end = min(len(kept), len(self.window) - self.cursor)
         self.window[self.cursor : self.cursor + end] = kept[:end]
@@ -69,31 +85,41 @@ class Recorder:
     def report(self, features: Float[Tensor, "B D h w"], step: int) -> dict[str, Any]:
         """One row of numbers about the codebook, after a step's backward pass and update.
 
+        All but the window's belong to the step's own forward pass: its features, and the codebook before the update
+        where `before_step` was called. What falls first can therefore be read off the rows.
+
         Args:
             features: the encoder's output of the step.
             step: the step just done.
         Returns:
-            usage (share of codes hit in the window) with usage_tokens, perplexity (codes), dead_codes (not hit in the
-            window), steps_since_hit (median over codes; a code never hit counts from step 0), gradient_reach (share of
-            codes whose gradient exceeds 10⁻³ of the largest; for moving averages, whose displacement does), norms
-            (mean and spread over codes and probe tokens), softmax_perplexity (codes per token), distances between
-            codes and features (L2, mean over each side).
+            step_usage (share of codes hit by this step's step_tokens tokens, over all processes) with step_usage_even
+            (what even use would show for them); usage (share of codes hit in the window) with usage_tokens, perplexity
+            (codes, of the window), dead_codes (not hit in the window), steps_since_hit (median over codes; a code never
+            hit counts from step 0), gradient_reach (share of codes whose gradient exceeds 10⁻³ of the largest; for
+            moving averages, whose displacement does), norms (mean and spread over codes and probe tokens),
+            softmax_perplexity (codes per token), distances between codes and features (L2, mean over each side).
         """
-        codebook = self.quantizer.codebook
+        codebook = self.quantizer.codebook if self._before is None else self._before
         dim = features.shape[1]
         tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)
         probe = tokens[:: max(1, len(tokens) // self.probe_tokens)][: self.probe_tokens]
         counts, last_hit = self.counts(), self.last_hits()
         hit = int((counts > 0).sum())
+        mine = last_hit.new_tensor(self._step_tokens if step == self._step else 0)
+        step_tokens = int(sum_over_processes(mine))
         codes, seen = norm_statistics(codebook), norm_statistics(probe)
         distances = code_feature_distances(codebook, probe)
-        return {
+        row = {
+            # A code that this step hit was last hit now.
+            "step_usage": float((last_hit == step).float().mean()) if step_tokens else 0.0,
+            "step_tokens": step_tokens,
+            "step_usage_even": even_usage(len(counts), step_tokens),
             "usage": hit / len(counts),
             "usage_tokens": int(counts.sum()),
             "perplexity": perplexity(counts),
             "dead_codes": len(counts) - hit,
             "steps_since_hit": float((step - last_hit.clamp_min(0)).double().median()),
-            "gradient_reach": gradient_reach(self._movement(codebook)),
+            "gradient_reach": gradient_reach(self._movement()),
             "code_norm_mean": codes.mean,
             "code_norm_std": codes.std,
             "feature_norm_mean": seen.mean,
@@ -102,15 +128,17 @@ class Recorder:
             "feature_to_code_distance": distances.feature_to_code,
             "code_to_feature_distance": distances.code_to_feature,
         }
+        self._before = None
+        return row
 
-    def _movement(self, codebook: Tensor) -> Tensor | None:
-        if self._before is None:
+    def _movement(self) -> Tensor | None:
+        codebook = self.quantizer.codebook
+        if any(p.requires_grad for p in self.quantizer.codes.parameters()):
             gradient = self.quantizer.codebook_gradient
             # Only gradients of parameters have been averaged over processes.
             averaged = gradient is None or isinstance(codebook, nn.Parameter)
             return gradient if averaged else sum_over_processes(gradient.clone())
-        moved, self._before = codebook - self._before, None
-        return moved
+        return None if self._before is None else codebook - self._before
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs: this process's window and last hits."""

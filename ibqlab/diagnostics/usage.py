@@ -82,7 +82,7 @@ def count_indices(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor
     """
     if codebook_size < 1:
         raise ValueError(f"codebook_size must be at least 1; got {codebook_size}")
-    if indices.is_floating_point():
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise ValueError(f"indices must be integers; got {indices.dtype}: pass output.indices, not output.quantized")
     flat = indices.reshape(-1).long()
     if flat.numel():
@@ -182,6 +182,27 @@ def perplexity(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> float:
     return float(torch.special.entr(hits / tokens).sum().exp())
 
 
+def even_usage(codebook_size: int, tokens: int) -> float:
+    """Usage that so many tokens would show if every code were as likely as any other.
+
+    1 − (1 − 1/K)ⁿ. A usage over few tokens is read against it: 512 tokens of an evenly used codebook of 1,024 codes
+    hit 39 % of it.
+
+    Args:
+        codebook_size: K, at least 1.
+        tokens: n, at least 0.
+    Returns:
+        Expected share of codes hit at least once, 0 to 1.
+    Raises:
+        ValueError: no codes, or fewer than no tokens.
+    """
+    if codebook_size < 1 or tokens < 0:
+        raise ValueError(f"codebook_size must be at least 1 and tokens at least 0; got {codebook_size} and {tokens}")
+    if codebook_size == 1:
+        return float(tokens > 0)
+    return -math.expm1(tokens * math.log1p(-1 / codebook_size))
+
+
 def rarefaction(
     counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], tokens: Sequence[int] | Int[np.ndarray, "T"]
 ) -> Float[np.ndarray, "T"]:
@@ -236,10 +257,22 @@ def dead_codes(last_hit: Int[Tensor, "K"], step: int, patience: int) -> Bool[Ten
     Returns:
         True where dead; `.sum()` is the number of dead codes.
     Raises:
-        ValueError: patience below 1.
+        ValueError: patience below 1, or a last hit after the present step or before −1, as hits per code would have.
     """
     if patience < 1:
         raise ValueError(f"patience must be at least 1 step; got {patience}")
+    last_hit = torch.as_tensor(last_hit)
+    if last_hit.ndim != 1 or last_hit.numel() == 0 or last_hit.is_floating_point():
+        raise ValueError(
+            f"last_hit must be one training step per code, shape (K,); got {last_hit.dtype} of shape "
+            f"{tuple(last_hit.shape)}: pass the steps of the last hits, −1 for never"
+        )
+    earliest, latest = (int(bound) for bound in torch.aminmax(last_hit))
+    if earliest < -1 or latest > step:
+        raise ValueError(
+            f"last_hit must hold training steps from −1 to the present one, {step:,}; got {earliest:,} to {latest:,}. "
+            "Hits per code tell dead codes by themselves: counts == 0"
+        )
     return step - last_hit >= patience
 
 
@@ -261,6 +294,10 @@ def _usage_in_image_groups(flat: Int[Tensor, "N"], codebook_size: int, tokens_pe
 def _as_counts(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[Tensor, "K"]:
     """Counts as a tensor on the CPU, refused when they cannot be hits per code."""
     hits = torch.as_tensor(counts).cpu()
+    if hits.dtype == torch.bool:
+        raise ValueError(
+            "counts must be hits per code; got a mask of codes: pass count_indices(indices, codebook_size)"
+        )
     if hits.ndim != 1 or hits.numel() == 0 or hits.is_floating_point() or int(hits.min()) < 0:
         raise ValueError(
             f"counts must be one whole number ≥ 0 per code, shape (K,); got {hits.dtype} of shape {tuple(hits.shape)}"

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, rows_per_tile, workspace
+from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import lowest_exponent
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
-@torch.compiler.disable
+@never_compiled
 def linear_cross_entropy(
     hidden: Float[Tensor, "*tokens C"],
     weight: Float[Tensor, "V C"],

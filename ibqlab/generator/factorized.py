@@ -24,6 +24,7 @@ from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
 from ibqlab.generator.sampling import Seed, sample_from
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.base import require
+from ibqlab.quantizers.indices import to_indices
 from ibqlab.quantizers.lfq import factorize_indices, join_indices
 
 
@@ -122,7 +123,7 @@ class FactorizedGenerator(nn.Module):
             ValueError: as in `forward`.
         """
         config = self.config
-        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size)
+        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.pre_emb.weight.device)
         tokens, first = self.embed(indices)
         x = self.dropout(torch.cat([self.class_emb(labels), tokens[:, :-1]], dim=1))
         table = position_table(config, x, x.shape[1])
@@ -150,6 +151,7 @@ class FactorizedGenerator(nn.Module):
         Raises:
             ValueError: as in `forward`.
         """
+        indices = to_indices(indices, device=self.pre_emb.weight.device)
         hidden = self.hidden_states(indices, labels)
         parts = factorize_indices(indices, self.config.bits)
         losses = [

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sequence import check_inputs, check_labels
 from ibqlab.quantizers.base import require, require_choice
+from ibqlab.quantizers.codebooks import at_least_float32
+from ibqlab.quantizers.indices import to_indices
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda _, __: 1.0,
@@ -26,7 +28,10 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 """How much of the guidance beyond 1 acts at the share u of the way from the first token to the last."""
 Setting = float | tuple[float, float]
 """One number, or one for each of the two parts of Open-MAGVIT2's tokens."""
-
+LEAST_TEMPERATURE = 1e-4
+"""Below it, apart from 0, scores divided by the temperature leave the range of numbers."""
+LARGEST_SCALE = 1e4
+"""Guidance beyond it leaves the range of numbers; published: up to 2.85."""
 
 Seed = int | Sequence[int]
 """One for the batch, whose image i then has the seed `seed` + i, or one per image."""
@@ -59,19 +64,23 @@ class SamplingConfig:
     """Draw from tokens with at least this share of the most probable one's probability, 0 to 1. Paper: 0."""
 
     def __post_init__(self):
-        for scale in _pair(self.cfg_scale):
-            require(0 <= scale < math.inf, f"cfg_scale must be ≥ 0 and finite; got {scale}. Use 1.0 for no guidance.")
-        for temperature in _pair(self.temperature):
+        for scale in _pair("cfg_scale", self.cfg_scale):
             require(
-                0 <= temperature < math.inf,
-                f"temperature must be ≥ 0 and finite; got {temperature}. Use 0 for the most probable token.",
+                0 <= scale <= LARGEST_SCALE,
+                f"cfg_scale must be 0 to {LARGEST_SCALE:,.0f}; got {scale}. Use 1.0 for no guidance.",
+            )
+        for temperature in _pair("temperature", self.temperature):
+            require(
+                temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf,
+                f"temperature must be 0 or finite and at least {LEAST_TEMPERATURE}; got {temperature}. Use 0 for the "
+                "most probable token.",
             )
         require_choice("cfg_schedule", self.cfg_schedule, SCHEDULES)
         require(0 < self.cfg_power < math.inf, f"cfg_power must be > 0 and finite; got {self.cfg_power}. Use 1.0.")
-        first, last = self.cfg_interval
+        interval = tuple(self.cfg_interval)
         require(
-            0 <= first < last <= 1,
-            f"cfg_interval must be two shares 0 ≤ first < last ≤ 1; got {first} and {last}. Use (0.0, 1.0) for all.",
+            len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
+            f"cfg_interval must be two shares 0 ≤ first < last ≤ 1; got {interval}. Use (0.0, 1.0) for all.",
         )
         require(self.top_k >= 0, f"top_k must be ≥ 0; got {self.top_k}. Use 0 to leave all tokens.")
         require(0 < self.top_p <= 1, f"top_p must lie above 0 to 1; got {self.top_p}. Use 1.0 to leave all tokens.")
@@ -89,15 +98,21 @@ class SamplingConfig:
         if not first <= position / positions < last:
             return 1.0
         share = SCHEDULES[self.cfg_schedule](position / max(positions - 1, 1), self.cfg_power)
-        return 1 + (_pair(self.cfg_scale)[part] - 1) * share
+        return 1 + (_pair("cfg_scale", self.cfg_scale)[part] - 1) * share
 
     def temperature_of(self, part: int) -> float:
         """The temperature of one part of a token."""
-        return _pair(self.temperature)[part]
+        return _pair("temperature", self.temperature)[part]
 
 
-def _pair(setting: Setting) -> tuple[float, float]:
-    return tuple(setting) if isinstance(setting, tuple | list) else (setting, setting)
+def _pair(name: str, setting: Setting) -> tuple[float, float]:
+    if not isinstance(setting, tuple | list):
+        return setting, setting
+    require(
+        len(setting) == 2,
+        f"{name} must be one number, or two for the two parts of Open-MAGVIT2's tokens; got {len(setting)}: {setting}.",
+    )
+    return tuple(setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +148,7 @@ def sample_from(
     for name in settings:
         require_choice("a setting of sample(…)", name, known)
     config, draw = SamplingConfig(**settings), _checked(Draw(**given), model)
+    _check_parts(config, decoding.parts)
     was_training = model.training
     model.eval()
     try:
@@ -141,18 +157,29 @@ def sample_from(
         model.train(was_training)
 
 
+def _check_parts(config: SamplingConfig, parts: int) -> None:
+    """Two different numbers are for the two parts of a token; ValueError where a generator's tokens have one."""
+    for name in ("cfg_scale", "temperature"):
+        pair = _pair(name, getattr(config, name))
+        require(
+            parts == 2 or pair[0] == pair[1],
+            f"{name} must be one number for this generator, whose tokens have one part; got {pair}, which are for the "
+            "two parts of Open-MAGVIT2's tokens.",
+        )
+
+
 def _checked(draw: Draw, model: nn.Module) -> Draw:
     """On the generator's device, labels and prompt within its vocabulary."""
     sizes, device = model.config, next(model.parameters()).device
     labels, prompt = check_labels(draw.labels, sizes).to(device), draw.prompt
     if prompt is not None:
-        most = sizes.num_tokens - 1
+        prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
         require(
             prompt.ndim == 2 and 1 <= prompt.shape[1] <= most,
             f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
             "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
         )
-        prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size)[0]
+        prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size, device)[0]
     return replace(draw, labels=labels, prompt=prompt)
 
 
@@ -202,7 +229,9 @@ def choose_tokens(
     temperature = config.temperature_of(part)
     if temperature == 0:
         return logits.argmax(-1)
-    return draw_tokens(filter_logits(logits / temperature, config.top_k, config.top_p, config.min_p), numbers)
+    return draw_tokens(
+        filter_logits(at_least_float32(logits) / temperature, config.top_k, config.top_p, config.min_p), numbers
+    )
 
 
 def guide(
@@ -276,9 +305,11 @@ def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B
     Raises:
         ValueError: a wrong number of seeds.
     """
-    seeds = range(seed, seed + images) if isinstance(seed, int) else seed
+    given = to_indices(seed, "seed")
     require(
-        len(seeds) == images, f"seed must be one number, or one per image, here {images}; got {len(seeds)}. Use seed=0."
+        given.ndim == 0 or len(given) == images,
+        f"seed must be one number, or one per image, here {images}; got {given.numel()}. Use seed=0.",
     )
+    seeds = range(int(given), int(given) + images) if given.ndim == 0 else given.tolist()
     rows = (torch.rand(positions, generator=torch.Generator().manual_seed(own), dtype=torch.float64) for own in seeds)
     return torch.stack(list(rows))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ibqlab.generator.layers import Attention, FeedForward, rotary_table
 from ibqlab.quantizers.base import require, require_choice
+from ibqlab.quantizers.indices import to_indices
 
 Config = TypeVar("Config", bound="SequenceConfig")
 
@@ -147,9 +148,13 @@ def position_table(
 
 
 def check_inputs(
-    indices: Tensor, labels: Tensor, config: SequenceConfig, vocabulary_size: int
+    indices: Any, labels: Any, config: SequenceConfig, vocabulary_size: int, device: torch.device
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-    """Tokens and classes as int64; ValueError unless a generator can take them. Waits once for the device."""
+    """Tokens and classes as int64; ValueError unless a generator can take them. Waits once for the device.
+
+    Both may be arrays or lists, too, which go to the device.
+    """
+    indices, labels = to_indices(indices, device=device), to_indices(labels, "labels", device)
     most = config.num_tokens
     if indices.ndim != 2 or not 1 <= indices.shape[1] <= most or not len(indices):
         remedy = "Use indices.flatten(1) for a grid (B, h, w)." if indices.ndim == 3 else ""
@@ -165,29 +170,27 @@ def check_inputs(
     if labels.device != indices.device:
         raise ValueError(f"indices are on {indices.device}, labels on {labels.device}; move them with .to(device)")
     _check_values({"indices": (indices, vocabulary_size), "labels": (labels, config.num_classes + 1)})
-    return indices.long(), labels.long()
+    return indices, labels
 
 
-def check_labels(labels: Tensor, config: SequenceConfig) -> Int[Tensor, " B"]:
-    """Classes as int64; ValueError unless a generator can take them."""
+def check_labels(labels: Any, config: SequenceConfig) -> Int[Tensor, " B"]:
+    """Classes as int64, of a tensor, an array or a list; ValueError unless a generator can take them."""
+    labels = to_indices(labels, "labels")
     if labels.ndim != 1 or not len(labels):
         raise ValueError(
             f"labels must be (B,), one class per image and at least one; got {tuple(labels.shape)}. "
             "Use labels.flatten() for a column, torch.full((B,), label) for one class."
         )
     _check_values({"labels": (labels, config.num_classes + 1)})
-    return labels.long()
+    return labels
 
 
 def _check_values(sizes: Mapping[str, tuple[Tensor, int]]) -> None:
-    """Raise unless each tensor by that name holds whole numbers, 0 to below its size."""
-    for name, (values, _) in sizes.items():
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise ValueError(f"{name} must be whole numbers; got {values.dtype}. Use {name}.long().")
+    """Raise unless each tensor by that name holds numbers from 0 to below its size."""
     # A plan's tensors have no values to check.
     if any(type(values) is not Tensor or values.is_meta for values, _ in sizes.values()):
         return
-    bounds = torch.stack([bound.long() for values, _ in sizes.values() for bound in values.aminmax()]).tolist()
+    bounds = torch.stack([bound for values, _ in sizes.values() for bound in values.aminmax()]).tolist()
     for (name, (_, size)), low, high in zip(sizes.items(), bounds[::2], bounds[1::2], strict=True):
         remedy = (
             "were they made by another tokenizer? Its codebook_size is the generator's vocabulary"

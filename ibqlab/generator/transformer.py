@@ -30,6 +30,7 @@ from ibqlab.generator.sequence import (
     position_table,
 )
 from ibqlab.quantizers.base import require
+from ibqlab.quantizers.indices import to_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +90,8 @@ class Generator(nn.Module):
         The last token of `indices` is therefore predicted and never looked at.
 
         Args:
-            indices: tokens in rows from the top left, 0 to V − 1; T may be any beginning of the image, 1 to
-                grid_size². For a grid (B, h, w) use `.flatten(1)`.
+            indices: tokens in rows from the top left, 0 to V − 1, in a tensor, an array or lists; T may be any
+                beginning of the image, 1 to grid_size². For a grid (B, h, w) use `.flatten(1)`.
             labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
         Returns:
             Logits; their softmax over V is the distribution of the token at that position.
@@ -110,7 +111,7 @@ class Generator(nn.Module):
             ValueError: as in `forward`.
         """
         config = self.config
-        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size)
+        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.tok_emb.weight.device)
         condition = self.class_emb(labels)
         x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))
         table = position_table(config, x, x.shape[1])
@@ -133,6 +134,7 @@ class Generator(nn.Module):
             ValueError: as in `forward`.
         Cost: that of `hidden_states`, and of `linear_cross_entropy`.
         """
+        indices = to_indices(indices, device=self.tok_emb.weight.device)
         hidden = self.hidden_states(indices, labels)
         return linear_cross_entropy(hidden, self.head.weight, indices, reduction=reduction)
 

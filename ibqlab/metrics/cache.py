@@ -7,13 +7,16 @@ is ever stale. Entries are `.npz` files without pickles and can be deleted at an
 import hashlib
 import json
 import os
-import tempfile
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ibqlab.files import RunError, UnreadableFile, read_npz, replacing, sweep
+
+ENTRY_BYTES = 2**34
+"""Largest entry that is read: the features of 50,000 images take 400 MB."""
 
 
 def cache_folder() -> Path:
@@ -29,25 +32,20 @@ def content_key(**parts: Any) -> str:
 def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:
     """A stored entry; None when there is none, or it cannot be read and has to be computed again."""
     try:
-        with np.load(_file(kind, key), allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return read_npz(_file(kind, key), ENTRY_BYTES)
+    except (FileNotFoundError, UnreadableFile):
         return None
 
 
 def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
     """Store an entry, whole or not at all. Where it cannot be written a warning says so, and the work goes on."""
     file = _file(kind, key)
-    part = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
-            part = stream.name
+        sweep(file.parent)
+        with replacing(file) as stream:
             np.savez(stream, **arrays)
-        os.replace(part, file)
-    except OSError as error:
-        if part:
-            Path(part).unlink(missing_ok=True)
+    except (OSError, RunError) as error:
         warnings.warn(
             f"{file} cannot be written ({error}); the result is right but will be computed again. "
             "Set IBQLAB_CACHE to a folder that you may write to.",

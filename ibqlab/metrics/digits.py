@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ibqlab.data.digits import DigitsSource
 from ibqlab.metrics.cache import content_key, load_arrays, save_arrays
 from ibqlab.metrics.extractors import Features
+from ibqlab.quantizers.base import require
 
 SIDE = 8
 EPOCHS = 12
@@ -103,7 +104,15 @@ class DigitsExtractor(nn.Module):
         return Features(features, self.classify(features))
 
     def accuracy(self, images: UInt8[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]) -> float:
-        """Share of pictures that it takes for the digit of their label, 0 to 1."""
+        """Share of pictures that it takes for the digit of their label, 0 to 1.
+
+        Raises:
+            ValueError: no pictures, or not as many labels.
+        """
+        require(
+            len(images) == len(labels) > 0,
+            f"digits are recognised one label per picture, at least one; got {len(images)} and {len(labels)}",
+        )
         found = self(images.float() / 255).logits.argmax(1)
         return float((found == labels).double().mean())
 
@@ -112,11 +121,15 @@ class DigitsExtractor(nn.Module):
         settings = [str(self), EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED]
         key = content_key(data=source.fingerprint, settings=settings)
         stored = load_arrays("digits-cnn", key)
-        if stored is None:
+        state = self.state_dict()
+        # A kept network of other shapes is damaged: it is trained again.
+        if stored is not None and {name: value.shape for name, value in stored.items()} == {
+            name: tuple(value.shape) for name, value in state.items()
+        }:
+            self.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()}, strict=True)
+        else:
             self._train(torch.from_numpy(source.images)[:, None], torch.tensor(source.labels))
             save_arrays("digits-cnn", key, {name: value.numpy() for name, value in self.state_dict().items()})
-        else:
-            self.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()}, strict=True)
 
     def _train(self, scans: UInt8[Tensor, "N 1 8 8"], labels: Int[Tensor, " N"]) -> None:
         """Adam on the cross-entropy, a fixed order per epoch; one thread, so that sums have one order, too."""

@@ -1,5 +1,6 @@
 """What both kinds of evaluation share: the result, and the checks that come before any work."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ibqlab.bounds import BATCH, require_at_most
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table
 from ibqlab.metrics.extractors import FeatureExtractor, build_extractor
 from ibqlab.metrics.images import this_process
@@ -55,9 +57,20 @@ class Evaluation:
         return cards_markdown(self.cards)
 
 
+def unreadable_remarks(names: Iterable[str]) -> tuple[str, ...]:
+    """What must be said of a set some of whose files could not be read.
+
+    Args:
+        names: of the unreadable files, over all processes; repetitions allowed.
+    """
+    count = len(set(names))
+    return (f"{count:,} unreadable {'file' if count == 1 else 'files'} replaced by others",) if count else ()
+
+
 def check_batch_size(batch_size: int) -> None:
     """Refuse a batch that the processes cannot share evenly."""
     processes = this_process().processes
+    require_at_most("batch_size", batch_size, BATCH, "images of a step over all processes")
     require(
         batch_size >= 1 and batch_size % processes == 0,
         f"batch_size counts the images over all processes and must be a multiple of their number {processes}, at least "

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ibqlab.metrics.weights import INCEPTION, PUBLISHED, find_weights, import_metric_package
+from ibqlab.metrics.weights import INCEPTION, PUBLISHED, find_weights, import_metric_package, read_state
 from ibqlab.quantizers.base import require, require_choice
 
 INCEPTION_SIDE = 299
+_REMEDY = "Pass torch-fidelity's port of Inception-v3 of 2015"
 
 
 class Features(NamedTuple):
@@ -115,10 +116,13 @@ class InceptionExtractor(nn.Module):
         fidelity = import_metric_package("torch_fidelity.feature_extractor_inceptionv3")
         if not file.published:
             # torch-fidelity unpickles whatever it is given; this refuses a file that would run code.
-            torch.load(file.path, map_location="cpu", weights_only=True)
-        network = fidelity.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file.path)
-        )
+            read_state(file.path, _REMEDY)
+        try:
+            network = fidelity.FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file.path)
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{file.path} is not the state dict of this network ({error}). {_REMEDY}") from error
         self.resize, self.weights, self.published = resize, str(file), file.published
         self.name = f"inception-v3-compat, input as {resize}"
         self.trunk = nn.Sequential(*(layer for name, layer in network.named_children() if name != "fc"))

@@ -107,7 +107,8 @@ def load_reference(key: str | None) -> FeatureSet | None:
     """A kept reference; None when there is none. The first process decides for all."""
     stored = load_arrays("references", key) if key and this_process().rank == 0 else None
     stored = decided_by_first(stored)
-    if stored is None:
+    # An entry that lacks something is damaged, and computed again.
+    if stored is None or not {"mean", "covariance", "count"} <= set(stored):
         return None
     features = torch.from_numpy(stored["features"]) if "features" in stored else None
     statistics = FeatureStatistics(mean=stored["mean"], covariance=stored["covariance"], count=int(stored["count"]))

@@ -1,24 +1,34 @@
 """How close generated samples come to real images, and how much of them they cover."""
 
+import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ibqlab.data.source import Unreadable
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
-from ibqlab.metrics.evaluation import Evaluation, check_batch_size, check_count, open_extractor
+from ibqlab.metrics.evaluation import (
+    Evaluation,
+    check_batch_size,
+    check_count,
+    open_extractor,
+    unreadable_remarks,
+)
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
 from ibqlab.metrics.features import (
     FeatureCollector,
     FeatureSet,
     decided_by_first,
+    gather,
     load_reference,
     progress_bar,
     reference_key,
     save_reference,
 )
-from ibqlab.metrics.images import ImageSet, check_archive, check_pixels, open_images, this_process
+from ibqlab.metrics.images import ImageSet, check_pixels, open_array, open_images, stored_names, this_process
 from ibqlab.metrics.pixels import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.statistics import (
@@ -32,6 +42,8 @@ from ibqlab.metrics.statistics import (
 from ibqlab.metrics.weights import hash_file
 from ibqlab.quantizers.base import require
 
+FEATURES = 2**14
+"""Largest dimension of stored statistics; Inception has 2,048."""
 KEEPS_FEATURES = ("kid", "precision", "recall")
 """Metrics that need the features themselves, n × D float32 of samples and reference."""
 
@@ -75,6 +87,7 @@ def evaluate_generation(
     progress: bool = True,
     limit: int | None = None,
     cache: bool = True,
+    unreadable: Unreadable = "skip",
 ) -> Evaluation:
     """Compare generated samples with real images in feature space, under a named protocol.
 
@@ -83,8 +96,9 @@ def evaluate_generation(
     process calls this with the same arguments, takes its slice of every batch, and gets the same result.
 
     Args:
-        samples: 8-bit pictures of one size: a folder, an `.npz` with arr_0 (N, H, W, 3), an ImageSource, or uint8
-            batches (B, 3, H, W). Never resized. `truncate_to_uint8` makes them from a decoder's output as published.
+        samples: 8-bit pictures of one size: a folder, also one that `ibqlab sample` wrote, tar shards, an `.npz` with
+            arr_0 (N, H, W, 3), an ImageSource, or uint8 batches (B, 3, H, W). Never resized. `truncate_to_uint8` makes
+            them from a decoder's output as published.
         reference: likewise, a folder resized by the protocol to the samples' size; or an `.npz` with mu and sigma (and
             arr_0 for the other metrics), such as ADM's. None only when "is" is all that is asked for.
         protocol: a name of `PROTOCOLS`, or one of your own.
@@ -97,6 +111,7 @@ def evaluate_generation(
         progress: show a bar.
         limit: samples at most.
         cache: keep the reference's features under their content, in $IBQLAB_CACHE or ~/.cache/ibqlab.
+        unreadable: what becomes of a file that cannot be read, as in `evaluate_reconstruction`.
     Returns:
         Cards; no counts and no pairs.
     Raises:
@@ -108,8 +123,8 @@ def evaluate_generation(
     protocol = find_protocol(protocol)
     chosen = choose_metrics(metrics, GENERATION_METRICS)
     check_batch_size(batch_size)
-    drawn = open_images(samples, limit=limit)
-    real = _open_reference(reference, chosen, protocol, drawn)
+    drawn = open_images(samples, limit=limit, unreadable=unreadable)
+    real = _open_reference(reference, chosen, protocol, drawn, unreadable)
     _check_counts(drawn.count, chosen, protocol, "samples")
     _check_counts(real.images and real.images.count, chosen, protocol, "reference images")
     device = torch.device(device)
@@ -124,6 +139,9 @@ def evaluate_generation(
         _check_counts(len(found.features), chosen, protocol, "reference images")
     scores = decided_by_first(_scores(setup, of_samples, found) if this_process().rank == 0 else None)
     shared = _shared(setup, drawn, real, count)
+    opened = [drawn] if real.images is None else [drawn, real.images]
+    lists = gather([name for images in opened for name in images.broken])
+    unreadable_files = unreadable_remarks(name for names in lists for name in names)
     cards = tuple(
         MetricCard(
             key=name,
@@ -132,7 +150,7 @@ def evaluate_generation(
             unit="share" if name in ("precision", "recall") else "",
             better="lower" if name in ("fid", "kid") else "higher",
             reference=_reference_of(name, real),
-            remarks=_remarks(name, scores[name], setup, found, count),
+            remarks=(*_remarks(name, scores[name], setup, found, count), *unreadable_files),
             **shared,
         )
         for name in chosen
@@ -140,7 +158,9 @@ def evaluate_generation(
     return Evaluation(cards=cards, images=count, protocol=protocol)
 
 
-def _open_reference(reference: Any, metrics: tuple[str, ...], protocol: Protocol, drawn: ImageSet) -> _Reference:
+def _open_reference(
+    reference: Any, metrics: tuple[str, ...], protocol: Protocol, drawn: ImageSet, unreadable: Unreadable
+) -> _Reference:
     """The reference, refused when it lacks what the metrics need."""
     if metrics == ("is",):
         return _Reference(None, None, "none")
@@ -150,7 +170,7 @@ def _open_reference(reference: Any, metrics: tuple[str, ...], protocol: Protocol
         "Pass reference=…, or metrics='is'",
     )
     statistics = None
-    reference = Path(reference).expanduser() if isinstance(reference, str) else reference
+    reference = Path(os.path.expanduser(reference)) if isinstance(reference, (str, Path)) else reference
     if isinstance(reference, Path) and reference.suffix == ".npz" and reference.is_file():
         statistics, has_images = _stored_statistics(reference)
         if statistics is not None and not has_images:
@@ -162,7 +182,7 @@ def _open_reference(reference: Any, metrics: tuple[str, ...], protocol: Protocol
             )
             return _Reference(None, statistics, _stored_description(reference))
     size = min(drawn.side) if drawn.side else protocol.image_size
-    images = open_images(reference, resize=protocol.resize, image_size=size, crop=protocol.crop)
+    images = open_images(reference, resize=protocol.resize, image_size=size, crop=protocol.crop, unreadable=unreadable)
     require(
         None in (images.side, drawn.side) or tuple(images.side) == tuple(drawn.side),
         f"samples and reference must have one size; got {drawn.side} and {images.side} (height, width). Use a protocol "
@@ -174,15 +194,26 @@ def _open_reference(reference: Any, metrics: tuple[str, ...], protocol: Protocol
 
 def _stored_statistics(path: Path) -> tuple[FeatureStatistics | None, bool]:
     """Mean and covariance of a published file, None when it holds none; and whether it holds images, too."""
-    check_archive(path)
-    with np.load(path, allow_pickle=False) as stored:
-        has_images = "arr_0" in stored.files
-        if not {"mu", "sigma"} <= set(stored.files):
-            return None, has_images
-        mean, covariance = stored["mu"].astype(np.float64), stored["sigma"].astype(np.float64)
+    names = stored_names(path)
+    has_images = "arr_0" in names
+    if not {"mu", "sigma"} <= set(names):
+        return None, has_images
+    with open_array(path, "mu") as mu, open_array(path, "sigma") as sigma:
+        size = math.prod(mu.shape)
+        require(
+            mu.shape == (size,) and sigma.shape == (size, size) and size <= FEATURES,
+            f"mu and sigma of {path} must be (D,) and (D, D), D at most {FEATURES:,}; got {mu.shape} and {sigma.shape}",
+        )
+        require(
+            mu.dtype.kind == sigma.dtype.kind == "f",
+            f"mu and sigma of {path} must be float; got {mu.dtype} and {sigma.dtype}",
+        )
+        mean = mu.read(size).astype(np.float64)
+        covariance = sigma.read(size * size).astype(np.float64).reshape(size, size)
+    covariance = covariance if sigma.c_order else covariance.T
     require(
-        mean.ndim == 1 and covariance.shape == (mean.size, mean.size),
-        f"mu and sigma of {path} must be (D,) and (D, D); got {mean.shape} and {covariance.shape}",
+        bool(np.isfinite(mean).all() and np.isfinite(covariance).all()),
+        f"mu and sigma of {path} must be finite; got NaN or infinity. Make them again",
     )
     return FeatureStatistics(mean=mean, covariance=covariance, count=None), has_images
 

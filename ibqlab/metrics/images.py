@@ -1,31 +1,46 @@
-"""Image sets for evaluation: folders, archives, image sources and batches of pixels behind one small interface.
+"""Image sets for evaluation: folders, shards, archives, image sources and batches of pixels behind one small interface.
 
 Each process gets its slice of every batch together with the images' numbers, so that results which depend on the order
 (splits, subsets) are the same for any number of processes.
 """
 
 import hashlib
+import math
+import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Int, UInt8
-from PIL import Image
 from torch import Tensor
 
-from ibqlab.data.folder import list_folder
-from ibqlab.data.listed import read_rgb
-from ibqlab.data.resizing import resize_and_crop
+from ibqlab.bounds import IMAGE_SIDE, IMAGES, require_at_most
+from ibqlab.data.broken import BrokenImages
+from ibqlab.data.folder import list_file
+from ibqlab.data.listed import AS_STORED, ListedSource
+from ibqlab.data.listing import Listing, order_by_hash, printable
+from ibqlab.data.opening import list_images, open_listing
+from ibqlab.data.pictures import picture_size
 from ibqlab.data.sampling import validation_batches
-from ibqlab.data.source import ImageSource, Sample
+from ibqlab.data.shard_index import ShardListing
+from ibqlab.data.shards import names_shards
+from ibqlab.data.source import ImageSource, Unreadable
+from ibqlab.escaping import for_terminal
+from ibqlab.files import open_ordinary
 from ibqlab.metrics.cache import content_key
 from ibqlab.metrics.weights import hash_file
-from ibqlab.quantizers.base import require
+from ibqlab.quantizers.base import require, require_choice
+
+SAMPLES = "samples.npz"
+"""The archive in a folder that `ibqlab sample` wrote, in the order that the published evaluator reads."""
 
 
 class Numbered(NamedTuple):
@@ -83,14 +98,16 @@ class SourceImages(ImageSet):
         self.side = self.side or tuple(source.get(0, 0).image.shape[1:])
 
     def batches(self, batch_size: int) -> Iterator[Numbered]:
-        """As in `ImageSet`."""
+        """As in `ImageSet`; unreadable images are named in a warning, with the reason."""
         rank, processes = this_process()
         loader = validation_batches(
             self.source, images=self.count, batch_size=batch_size, rank=rank, world_size=processes
         )
+        collector = BrokenImages()
         first = rank * (batch_size // processes)
         for batch in loader:
-            self.broken += batch.broken
+            collector.add(batch.broken)
+            self.broken = collector.names
             yield Numbered(torch.arange(first, first + len(batch.images)), batch.images)
             first += batch_size
 
@@ -102,57 +119,53 @@ class SourceImages(ImageSet):
         return content_key(pixels=digest.hexdigest(), side=self.side, count=self.count)
 
 
-class _FolderSource:
-    """Files of a folder behind the interface of an image source; an unreadable one is an error, not replaced."""
+class FileImages(SourceImages):
+    """Image files of a folder or of shards; a folder's sorted by name, shards' in an order that mixes the classes.
 
-    endless = False
-    classes: Sequence[str] = ()
-    fingerprint = ""
+    With a limit, so many evenly spaced over a folder's list, or the first of the shards' order.
 
-    def __init__(self, files: list[Path], resize: str, side: tuple[int, int], description: str) -> None:
-        self.files, self.resize, self.side, self.description = files, resize, side, description
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def get(self, index: int, seed: int) -> Sample:
-        """The image of that number; nothing about it is random."""
-        file = self.files[index]
-        try:
-            picture = read_rgb(file)
-        except Exception as error:  # decoders raise almost anything on damaged data
-            raise ValueError(
-                f"every image of an evaluation must be readable; {file} is not ({error}). Repair or remove it"
-            ) from error
-        pixels = np.asarray(picture) if self.resize == "none" else resize_and_crop(picture, self.side[0], self.resize)
-        require(
-            pixels.shape[:2] == self.side,
-            f"images must be {self.side[0]} × {self.side[1]} pixels; {file} is {pixels.shape[0]} × {pixels.shape[1]}",
-        )
-        return Sample(torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")), 0)
-
-
-class FolderImages(SourceImages):
-    """Image files below a folder, sorted by name; with a limit, so many evenly spaced over the list.
-
+    Args:
+        listing: what the folder or the shards hold.
+        description: of the set, for cards.
+        resize, image_size, crop: as in a protocol.
+        limit: images at most.
+        unreadable: "skip" or "stop".
     Raises:
-        ValueError: no images, or stored sizes that differ where nothing resizes them.
+        ValueError: stored sizes that differ where nothing resizes them, or an unreadable image with "stop".
     """
 
-    def __init__(self, root: Path, resize: str, image_size: int, crop: str, limit: int | None) -> None:
-        files = [root / name for name in list_folder(root).names.all()]
-        if limit is not None and limit < len(files):
-            files = [files[index * len(files) // limit] for index in range(limit)]
-        self.side = _stored_size(files) if resize == "none" else (image_size, image_size)
-        words = "as stored" if resize == "none" else f"{resize} to {image_size}"
-        description = f"{len(files):,} images of {root.name}"
-        super().__init__(_FolderSource(files, resize, self.side, description), len(files), words, crop)
-        self.root, self.files = root, files
+    def __init__(
+        self,
+        listing: Listing,
+        name: str,
+        *,
+        resize: str,
+        image_size: int,
+        crop: str,
+        limit: int | None,
+        unreadable: Unreadable,
+    ) -> None:
+        source = open_listing(
+            listing,
+            _chosen(listing, limit),
+            labels=listing.labels,
+            classes=listing.classes,
+            image_size=image_size,
+            resize=resize,
+            split="validation",
+            unreadable=unreadable,
+        )
+        source.description = f"{len(source):,} images of {printable(name)}"
+        self.side = _stored_size(source) if resize == AS_STORED else (image_size, image_size)
+        words = "as stored" if resize == AS_STORED else f"{resize} to {image_size}"
+        super().__init__(source, len(source), words, crop)
 
     def content(self) -> str:
         """As in `ImageSet`."""
-        names = [str(file.relative_to(self.root)) for file in self.files]
-        return content_key(names=names, files=list(map(hash_file, self.files)), resize=self.resize, crop=self.crop)
+        positions = self.source.positions.tolist()
+        names = [self.source.listing.names.name(position) for position in positions]
+        hashes = [_hash_picture(self.source, position) for position in positions]
+        return content_key(names=names, files=hashes, resize=self.resize, crop=self.crop)
 
 
 class BatchImages(ImageSet):
@@ -191,16 +204,24 @@ class NpzImages(BatchImages):
     """The array `arr_0` (N, H, W, 3) uint8 of an archive, read piece by piece: it may be larger than the memory.
 
     Raises:
-        ValueError: no such array, or another type or shape.
+        ValueError: no such array, another type or shape, no image, or less in the file than it says.
     """
 
     def __init__(self, path: Path, limit: int | None) -> None:
-        with _OpenArray(path, "arr_0") as (_, shape, dtype):
+        with open_array(path, "arr_0") as array:
+            shape = array.shape
             require(
-                dtype == np.uint8 and len(shape) == 4 and shape[3] == 3,
-                f"arr_0 of {path} must be uint8 (N, H, W, 3); got {dtype} {shape}",
+                array.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3,
+                f"arr_0 of {path} must be uint8 (N, H, W, 3); got {array.dtype} {shape}",
             )
-        super().__init__(_NpzBatches(path), shape[0], limit, f"{shape[0]:,} images of {path.name}")
+            require(
+                min(shape) > 0 and max(shape[1:3]) <= IMAGE_SIDE and shape[0] <= IMAGES,
+                f"arr_0 of {path} must hold at least 1 image, of 1 to {IMAGE_SIDE:,} pixels a side; got {shape}",
+            )
+            require(
+                array.c_order, f"arr_0 of {path} must be stored in C order; save np.ascontiguousarray(images) again"
+            )
+        super().__init__(_NpzBatches(path), shape[0], limit, f"{shape[0]:,} images of {printable(path.name)}")
         self.side, self.path = shape[1:3], path
 
     def content(self) -> str:
@@ -217,55 +238,143 @@ class _NpzBatches:
         self.path = path
 
     def __iter__(self) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
-        with _OpenArray(self.path, "arr_0") as (stream, shape, _):
-            size = int(np.prod(shape[1:]))
+        with open_array(self.path, "arr_0") as array:
+            shape = array.shape
             for start in range(0, shape[0], self.ROWS):
                 rows = min(self.ROWS, shape[0] - start)
-                pixels = np.frombuffer(bytearray(stream.read(rows * size)), np.uint8).reshape(rows, *shape[1:])
+                pixels = array.read(rows * math.prod(shape[1:])).reshape(rows, *shape[1:])
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-class _OpenArray:
-    """An array inside an .npz as (stream at its first byte, shape, dtype), without reading it."""
+@dataclass(frozen=True)
+class StoredArray:
+    """An array inside an .npz, open at its first value."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    c_order: bool
+    """Rows one after another; False: columns (Fortran's order)."""
+    stream: IO[bytes]
 
-    def __enter__(self) -> tuple[Any, tuple[int, ...], np.dtype]:
-        check_archive(self.path)
-        self.archive = zipfile.ZipFile(self.path)
-        if f"{self.name}.npy" not in self.archive.namelist():
-            names = ", ".join(name.removesuffix(".npy") for name in self.archive.namelist())
-            self.archive.close()
-            raise ValueError(f"{self.path} must hold an array {self.name}, uint8 (N, H, W, 3); it holds {names}")
-        stream = self.archive.open(f"{self.name}.npy")
+    def read(self, count: int) -> np.ndarray:
+        """The next `count` values, (count,).
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        data = bytearray(self.stream.read(count * self.dtype.itemsize))
+        require(len(data) == count * self.dtype.itemsize, "it ends before its last value")
+        return np.frombuffer(data, self.dtype)
+
+
+@contextmanager
+def open_array(path: Path, name: str) -> Iterator[StoredArray]:
+    """An array of an .npz to be read piece by piece.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no archive, no such array, Python objects, or more values than the file says it has bytes for; or
+            the archive turns out to be damaged while it is read.
+    """
+    with _open_archive(path) as archive:
+        names = _names(archive)
+        require(
+            name in names,
+            f"{path} must hold an array {name}, uint8 (N, H, W, 3); it holds "
+            f"{', '.join(map(for_terminal, names[:10]))}",
+        )
+        with archive.open(f"{name}.npy") as stream:
+            array = _array_at(stream, f"{name} of {path}")
+            claimed = math.prod(array.shape) * array.dtype.itemsize
+            stored = archive.getinfo(f"{name}.npy").file_size - stream.tell()
+            require(
+                claimed == stored,
+                f"{name} of {path} says shape {array.shape}, {claimed:,} bytes, and holds {stored:,}. Write it again "
+                "with np.savez",
+            )
+            yield array
+
+
+def stored_names(path: Path) -> list[str]:
+    """Names of the arrays of an .npz.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no archive.
+    """
+    with _open_archive(path) as archive:
+        return _names(archive)
+
+
+@contextmanager
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An .npz; what its damage makes zipfile and zlib raise becomes a ValueError."""
+    with open_ordinary(path) as file:
+        require(zipfile.is_zipfile(file), f"{path} must be an .npz archive; its content is not. Write it with np.savez")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged ({for_terminal(error)}); write it again with np.savez") from error
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
+
+
+def _array_at(stream: IO[bytes], place: str) -> StoredArray:
+    """The array whose header the stream is at."""
+    try:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(stream)
-        require(not fortran, f"{self.name} of {self.path} must be stored in C order; save np.ascontiguousarray(images)")
-        return stream, shape, dtype
-
-    def __exit__(self, *_: Any) -> None:
-        self.archive.close()
+    # NumPy parses the header as a Python literal, whose errors are of many kinds.
+    except Exception as error:
+        raise ValueError(f"{place} is no array ({for_terminal(error)}). Write it again with np.savez") from error
+    require(not dtype.hasobject, f"{place} must hold numbers; it holds Python objects, which could run a program")
+    return StoredArray(shape, dtype, not fortran, stream)
 
 
 def open_images(
-    images: Any, *, resize: str = "none", image_size: int = 256, crop: str = "none", limit: int | None = None
+    images: Any,
+    *,
+    resize: str = AS_STORED,
+    image_size: int = 256,
+    crop: str = "none",
+    limit: int | None = None,
+    unreadable: Unreadable = "skip",
 ) -> ImageSet:
     """A set of images from whatever holds them, checked as far as it can be before reading.
 
     Args:
-        images: a folder; an `.npz` with arr_0 (N, H, W, 3) uint8; an ImageSource; a uint8 tensor or list of tensors
-            (B, 3, H, W); or any iterable of such batches.
-        resize, image_size, crop: what is done to the files of a folder.
+        images: a folder of images; one picture; tar shards (a file, a folder of them, or a pattern); a folder that
+            `ibqlab sample` wrote; an `.npz` with arr_0 (N, H, W, 3) uint8; an ImageSource; a uint8 tensor or list of
+            tensors (B, 3, H, W); or any iterable of such batches.
+        resize, image_size, crop: what is done to files of a folder or of shards.
         limit: how many images at most. A folder gives evenly spaced ones, everything else the first.
+        unreadable: what becomes of a file that cannot be read, as `DataConfig.unreadable` has it; an ImageSource has
+            its own.
     Raises:
-        FileNotFoundError: no such folder or archive.
-        ValueError: no images, other types, mixed sizes, or an endless source without a limit.
+        FileNotFoundError: no such folder, file or archive.
+        ValueError: no images, other types, mixed sizes, an endless source without a limit, or an unreadable file with
+            unreadable="stop".
     """
     require(limit is None or limit >= 1, f"limit must be at least 1 image, or None for all; got {limit}")
+    require_at_most("limit", limit or 1, IMAGES, "images")
+    require_choice("unreadable", unreadable, get_args(Unreadable))
     if isinstance(images, (str, Path)):
-        return _open_path(Path(images).expanduser(), resize, image_size, crop, limit)
+        listing = _open_path(os.path.expanduser(images), limit)
+        if isinstance(listing, ImageSet):
+            return listing
+        return FileImages(
+            listing,
+            Path(images).name or str(images),
+            resize=resize,
+            image_size=image_size,
+            crop=crop,
+            limit=limit,
+            unreadable=unreadable,
+        )
     if isinstance(images, ImageSource):
         require(
             limit is not None or not images.endless,
@@ -288,6 +397,10 @@ def check_pixels(batch: Any, side: tuple[int, int] | None) -> UInt8[Tensor, "B 3
         images.dtype == torch.uint8,
         f"images must be uint8, 0 to 255; got {images.dtype}. Use ibqlab.metrics.truncate_to_uint8(images) for [−1, 1]",
     )
+    require(
+        min(images.shape[1:], default=1) > 0,
+        f"images must have pixels; got {tuple(images.shape)}. Look at how they were cut",
+    )
     channels_last = images.ndim == 4 and images.shape[-1] == 3
     require(
         images.ndim == 4 and images.shape[1] == 3,
@@ -302,17 +415,41 @@ def check_pixels(batch: Any, side: tuple[int, int] | None) -> UInt8[Tensor, "B 3
     return images
 
 
-def check_archive(path: Path) -> None:
-    """Refuse a file that only its name makes an archive."""
-    require(zipfile.is_zipfile(path), f"{path} must be an .npz archive; its content is not. Write it with np.savez")
+def _open_path(path: str, limit: int | None) -> Listing | NpzImages:
+    """What lies at a path, as a listing of files or as an archive."""
+    if os.path.isfile(os.path.join(path, SAMPLES)):
+        return NpzImages(Path(path, SAMPLES), limit)
+    if os.path.isfile(path) and path.endswith(".npz"):
+        return NpzImages(Path(path), limit)
+    if os.path.isdir(path) or names_shards(path):
+        return list_images(path, "images")
+    if os.path.isfile(path):
+        return list_file(Path(path))
+    if "{" in path:
+        return list_images(path, "images")
+    state = "that is no ordinary file" if os.path.exists(path) else "there is no such one"
+    raise FileNotFoundError(
+        f"images must be a folder, tar shards, a picture or an .npz file; {state} at "
+        f"{for_terminal(os.path.abspath(path))}"
+    )
 
 
-def _open_path(path: Path, resize: str, image_size: int, crop: str, limit: int | None) -> ImageSet:
-    if path.is_file() and path.suffix == ".npz":
-        return NpzImages(path, limit)
-    if not path.is_dir():
-        raise FileNotFoundError(f"images must be a folder or an .npz file; there is no such one at {path.absolute()}")
-    return FolderImages(path, resize, image_size, crop, limit)
+def _chosen(listing: Listing, limit: int | None) -> Int[np.ndarray, " N"]:
+    """Positions of the images that are evaluated."""
+    positions = np.arange(len(listing))
+    if isinstance(listing, ShardListing):
+        return order_by_hash(listing, positions)[:limit]
+    if limit is None or limit >= len(listing):
+        return positions
+    return positions[[number * len(listing) // limit for number in range(limit)]]
+
+
+def _hash_picture(source: ListedSource, position: int) -> str:
+    try:
+        file = source.file(position)
+        return hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else hash_file(file)
+    except (OSError, ValueError) as error:
+        return f"unreadable: {type(error).__name__}"
 
 
 def _open_batches(images: Any, limit: int | None) -> BatchImages:
@@ -334,16 +471,23 @@ def _open_batches(images: Any, limit: int | None) -> BatchImages:
     return opened
 
 
-def _stored_size(files: list[Path]) -> tuple[int, int]:
+def _stored_size(source: ListedSource) -> tuple[int, int]:
     """Height and width that all files share, from their headers."""
-    sizes: dict[tuple[int, int], Path] = {}
-    for file in files:
+    sizes: dict[tuple[int, int], str] = {}
+    for index, position in enumerate(source.positions.tolist()):
         try:
-            with Image.open(file) as picture:
-                sizes.setdefault((picture.height, picture.width), file)
-        except Exception as error:  # decoders raise almost anything on damaged data
-            raise ValueError(f"every image must be readable; {file} is not ({error}). Repair or remove it") from error
-    listing = ", ".join(f"{height} × {width} ({file.name})" for (height, width), file in list(sizes.items())[:3])
+            sizes.setdefault(tuple(picture_size(source.file(position), source.name(index))), source.name(index))
+        except (OSError, ValueError) as error:
+            if source.unreadable == "stop":
+                raise ValueError(
+                    f"every image must be readable with unreadable='stop'; {error}. Repair or remove it, or use "
+                    "unreadable='skip'"
+                ) from error
+    require(bool(sizes), f"at least one image must be readable; none of {source.description} is. Replace the files")
+    listing = ", ".join(
+        f"{height} × {width} ({for_terminal(name.rpartition('/')[2])})"
+        for (height, width), name in list(sizes.items())[:3]
+    )
     require(
         len(sizes) == 1,
         f"images that are not resized must have one size; got {listing}. Use a protocol that resizes, for example "

@@ -7,12 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ibqlab.metrics.weights import ALEXNET, PUBLISHED, VGG16, WeightFile, find_weights, import_metric_package
+from ibqlab.metrics.weights import (
+    ALEXNET,
+    PUBLISHED,
+    VGG16,
+    WeightFile,
+    find_weights,
+    import_metric_package,
+    read_state,
+)
 from ibqlab.quantizers.base import require, require_choice
 
 TRUNKS = {"vgg": VGG16, "alex": ALEXNET}
 SMALLEST_SIDE = {"vgg": 16, "alex": 32}
 """Pixels; below, the pooling layers leave nothing."""
+_REMEDY = "Pass the file of the same net (vgg16 for 'vgg', alexnet for 'alex')"
 
 
 class PerceptualDistance(nn.Module):
@@ -92,7 +101,7 @@ def load_lpips(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips uses torchvision's former names of arguments
         distance = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    _load_trunk(distance.net, torch.load(file.path, map_location="cpu", weights_only=True), file.path)
+    _load_trunk(distance.net, read_state(file.path, _REMEDY), file.path)
     return PerceptualDistance(net, distance, file)
 
 
@@ -103,7 +112,6 @@ def _load_trunk(trunk: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     wrong = [there for name, there in source.items() if there not in state or state[there].shape != wanted[name].shape]
     require(
         not wrong,
-        f"{path} is not the state dict of this network: {', '.join(wrong[:3])} missing or of another shape. "
-        "Pass the file of the same net (vgg16 for 'vgg', alexnet for 'alex')",
+        f"{path} is not the state dict of this network: {', '.join(wrong[:3])} missing or of another shape. {_REMEDY}",
     )
     trunk.load_state_dict({name: state[there] for name, there in source.items()}, strict=True)

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ibqlab.data.pixels import to_uint8
+from ibqlab.data.source import Unreadable
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, measure_usage_of_counts, perplexity
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
-from ibqlab.metrics.evaluation import Evaluation, check_batch_size, check_count, check_side, open_extractor
+from ibqlab.metrics.evaluation import (
+    Evaluation,
+    check_batch_size,
+    check_count,
+    check_side,
+    open_extractor,
+    unreadable_remarks,
+)
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
 from ibqlab.metrics.features import (
     FeatureCollector,
@@ -61,6 +69,7 @@ def evaluate_reconstruction(
     progress: bool = True,
     limit: int | None = None,
     cache: bool = True,
+    unreadable: Unreadable = "skip",
 ) -> Evaluation:
     """Reconstruct images and measure what was lost, under a named protocol.
 
@@ -72,8 +81,8 @@ def evaluate_reconstruction(
     Args:
         tokenizer: eval mode is set and restored; run in the type of its weights (published: float32). Its output is
             clamped to [−1, 1].
-        images: a folder, an `.npz`, an ImageSource or uint8 batches (B, 3, H, W); see `open_images`. Only a folder's
-            files are resized by the protocol.
+        images: a folder, a picture, tar shards, an `.npz`, an ImageSource or uint8 batches (B, 3, H, W); see
+            `open_images`. Only files of folders and of shards are resized by the protocol.
         protocol: a name of `PROTOCOLS`, or one of your own.
         metrics: which; None: all, which needs the weights of LPIPS and Inception.
         batch_size: images per step over all processes.
@@ -85,6 +94,8 @@ def evaluate_reconstruction(
         progress: show a bar.
         limit: images at most.
         cache: keep the features' statistics of the images under their content, in $IBQLAB_CACHE or ~/.cache/ibqlab.
+        unreadable: what becomes of a file that cannot be read, as `DataConfig.unreadable`: "skip" puts the next one in
+            its place, and the cards count them; "stop" is an error, as in the published evaluation.
     Returns:
         Cards, hits per code, and the first 8 images with their reconstructions.
     Raises:
@@ -98,7 +109,12 @@ def evaluate_reconstruction(
     chosen = choose_metrics(metrics, RECONSTRUCTION_METRICS)
     check_batch_size(batch_size)
     opened = open_images(
-        images, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
+        images,
+        resize=protocol.resize,
+        image_size=protocol.image_size,
+        crop=protocol.crop,
+        limit=limit,
+        unreadable=unreadable,
     )
     device = torch.device(device or next(tokenizer.parameters()).device)
     _check_images(opened, chosen, tokenizer)
@@ -203,9 +219,7 @@ class _Sums:
     def _shared(self, opened: ImageSet, images: int) -> dict[str, Any]:
         """What all cards of this evaluation have in common."""
         remarks = () if self.dtype == torch.float32 else (f"tokenizer run in {self.dtype}, published in float32",)
-        broken = sum(gather(len(opened.broken)))
-        if broken:
-            remarks += (f"{broken} unreadable files replaced by others",)
+        remarks += unreadable_remarks(name for names in gather(list(opened.broken)) for name in names)
         return {
             "images": images,
             "protocol": self.protocol.name,

@@ -6,12 +6,18 @@ of another content is an error too, because a metric from other weights is anoth
 
 import hashlib
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ibqlab.escaping import for_terminal
+from ibqlab.files import open_ordinary
 from ibqlab.quantizers.base import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = "published"
 """As `expected_sha256`: the hash of the published file."""
@@ -90,8 +96,8 @@ def find_weights(
     import torch  # noqa: PLC0415 - only the default folder needs it
 
     usual = Path(torch.hub.get_dir(), "checkpoints", weights.file)
-    path = Path(given).expanduser() if str(given) else usual
-    if not path.is_file():
+    path = Path(os.path.expanduser(given)) if str(given) else usual
+    if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{weights.purpose} needs the weights {weights.file} ({weights.size}); there is no file {path.absolute()}. "
             f"Fetch {weights.url} and put it at {usual}, or pass the path of your copy."
@@ -107,9 +113,39 @@ def find_weights(
     return WeightFile(path, content, content.startswith(weights.sha256))
 
 
+def read_state(path: Path, remedy: str) -> "dict[str, Tensor]":
+    """The tensors of a weight file, read without running anything that it holds.
+
+    Args:
+        path: the file.
+        remedy: what to give instead, for the message.
+    Raises:
+        ValueError: it is no state dict.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    try:
+        with open_ordinary(path) as stream:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
+    # What damaged files make torch raise is not written down: pickle's, zip's, Python's and its own errors.
+    except Exception as error:
+        reason = for_terminal(str(error).strip().partition("\n")[0] or type(error).__name__)
+        raise ValueError(
+            f"{path} must be a state dict that torch wrote; it cannot be read ({reason}). {remedy}"
+        ) from error
+    good = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
+    require(good, f"{path} must be a state dict of tensors; got {type(state).__name__} of other things. {remedy}")
+    return state
+
+
 def hash_file(path: Path) -> str:
-    """sha256 of a file's content, hexadecimal."""
-    with open(path, "rb") as stream:
+    """sha256 of an ordinary file's content, hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableFile: it is no ordinary file, or may not be read.
+    """
+    with open_ordinary(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Codes among the features they should serve: the map of a projection."""
 
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,24 +9,31 @@ from jaxtyping import Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from ibqlab.diagnostics.projection import Projection
+from ibqlab.escaping import for_matplotlib
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, as_array, fix_tick_size, styled_figure, styles_for
 
 Counts = Int[np.ndarray, "K"] | Int[Tensor, "K"]
 Panel = tuple[Projection, int, Counts | None]
 """What one panel shows: a projection, the number of the frame (−1: the last), and hits per code or None."""
 
-_FEATURE_GREY = "#B5B5B5"
-_DEAD_COLOR = "#D55E00"
+_FEATURE_GREY = "#BDBDBD"
+_DEAD_COLOR = "#3C3C3C"
 _CODE_COLOR = "#0072B2"
-_HITS_COLORS = "viridis"
+_HITS_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0.22, 1.0, 256)), name="hits")
+"""Blue to yellow, which no kind of colour blindness mixes up; its dark end is left to the dead codes."""
 _COLUMNS = 3
+_FACTS = (
+    *("method", "frames", "codebook_size", "in_use", "tokens", "features"),
+    *("left", "right", "bottom", "top", "share_1", "share_2"),
+)
+"""What a panel's table says once, in its first row."""
 
 
 def code_map_table(panels: dict[str, Panel]) -> pd.DataFrame:
@@ -35,7 +43,9 @@ def code_map_table(panels: dict[str, Panel]) -> pd.DataFrame:
         panels: title → (projection, frame, hits per code or None).
     Returns:
         One row per point: panel, kind ("code" or "feature"), id (row in the codebook or the features), x, y, hits (of
-        codes whose counts are given; empty otherwise).
+        codes whose counts are given; empty otherwise). The first row of each panel says besides: method, frames,
+        codebook_size, in_use (codes with a hit), tokens (counted), features (before thinning), left, right, bottom and
+        top (of all frames), share_1 and share_2 (of the variance, for PCA).
     Raises:
         ValueError: no panel, a frame that the projection does not have, or counts of another codebook size.
     """
@@ -44,59 +54,77 @@ def code_map_table(panels: dict[str, Panel]) -> pd.DataFrame:
     return pd.concat([_panel_table(title, *panel) for title, panel in panels.items()], ignore_index=True)
 
 
-def plot_code_map(projection: Projection, frame: int = -1, counts: Counts | None = None, title: str = "") -> Figure:
+def plot_code_map(
+    projection: Projection,
+    frame: int = -1,
+    counts: Counts | None = None,
+    title: str = "",
+    *,
+    most_hits: int | None = None,
+) -> Figure:
     """Codes and encoder features of one snapshot in their common plane.
 
     Grey dots: features. Filled circles: codes in use, larger and lighter the more tokens chose them. Crosses: dead
-    codes. Crosses away from the grey cloud are codes that the features have left behind.
+    codes. Crosses away from the grey cloud are codes that the features have left behind. Give `project_codes` the
+    counts of all snapshots, so that every code in use is on its map.
 
     Args:
         projection: from `project_codes`.
         frame: snapshot to show, −1 the last.
         counts: hits per code of the whole codebook (K,) at that snapshot; without them no code is called dead.
         title: heading of the panel.
+        most_hits: upper end of the colour scale, so that maps of several snapshots can be compared; None: the most hits
+            there are.
     Returns:
         The figure; its numbers are `code_map_table({title: (projection, frame, counts)})`.
     Raises:
         ValueError: as for `code_map_table`.
     """
-    return plot_code_maps({title: (projection, frame, counts)})
+    return plot_code_maps({title: (projection, frame, counts)}, most_hits=most_hits)
 
 
-def plot_code_maps(panels: dict[str, Panel]) -> Figure:
+def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | None = None) -> Figure:
     """Several maps side by side, with one scale of hits for all.
 
     Panels that show frames of the same projection have the same axes and can be compared point by point; panels of
-    different projections share nothing but the way they are drawn.
+    different projections share nothing but the way they are drawn. Every code in use is drawn, above dead ones.
 
     Args:
-        panels: title → (projection, frame, hits per code or None), at most three in a row.
+        panels: title → (projection, frame, hits per code or None), at most three in a row; or what `code_map_table`
+            returned.
+        most_hits: as for `plot_code_map`.
     Returns:
         The figure; its numbers are `code_map_table(panels)`.
     Raises:
-        ValueError: as for `code_map_table`.
+        ValueError: as for `code_map_table`, or a table without a column that it has.
     """
-    table = code_map_table(panels)
-    columns = min(len(panels), _COLUMNS)
-    rows = -(-len(panels) // _COLUMNS)
+    table = panels if isinstance(panels, pd.DataFrame) else code_map_table(panels)
+    missing = [name for name in ("panel", "kind", "x", "y", "hits", *_FACTS) if name not in table]
+    if missing:
+        raise ValueError(f"a table of maps needs the columns of code_map_table; missing: {', '.join(missing)}")
+    facts = table.drop_duplicates("panel").set_index("panel")
+    columns = min(len(facts), _COLUMNS)
+    rows = -(-len(facts) // _COLUMNS)
     width = PAGE_WIDTH if columns > 1 else 5.2
-    most = table["hits"].max()
-    norm = None if pd.isna(most) or most < 1 else LogNorm(1, max(2, most))
-    headings = {title: _heading(look.label, panels[title][2], columns) for title, look in styles_for(panels).items()}
+    # A scale as soon as hits were counted, even where no code has any.
+    norm = LogNorm(1, max(2, most_hits or np.nanmax([table["hits"].max(), 2]))) if table["hits"].notna().any() else None
+    points = {title: table[table["panel"] == title] for title in facts.index}
+    looks = styles_for(list(facts.index))
+    headings = {title: _heading(looks[title].label, points[title], facts.loc[title], columns) for title in facts.index}
     heading_height = 0.17 * max(text.count("\n") for text in headings.values())
-    height = ((width - 0.9) / columns + heading_height) * rows + 1.2
+    height = ((width - 0.9) / columns + heading_height) * rows + 1.3
     with styled_figure(width, height) as figure:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, (title, (projection, *_)) in zip(grid, panels.items(), strict=False):
-            _draw_map(axes, table[table["panel"] == title], norm, columns)
-            _finish_axes(axes, projection, columns)
+        for axes, title in zip(grid, facts.index, strict=False):
+            _draw_map(axes, points[title], norm, columns)
+            _finish_axes(axes, facts.loc[title], columns)
             axes.set_title(headings[title], fontsize=9)
-        for axes in grid[len(panels) :]:
+        for axes in grid[len(facts) :]:
             axes.set_visible(False)
         if norm is not None:
-            _add_scale(figure, grid[: len(panels)], norm, panels)
+            _add_scale(figure, grid[: len(facts)], norm, facts["tokens"].dropna())
         _add_legend(figure, table)
-        add_caption(figure, "\n".join(dict.fromkeys(_sentence(*panel[:2]) for panel in panels.values())))
+        add_caption(figure, _caption(points, facts))
     return figure
 
 
@@ -106,18 +134,19 @@ def _panel_table(title: str, projection: Projection, frame: int, counts: Counts 
     if not -frames <= frame < frames:
         raise ValueError(f"frame must lie in {-frames} to {frames - 1}, the projection has {frames}; got {frame}")
     ids = projection.code_ids[frame]
-    hits = np.full(len(ids), np.nan)
+    size = projection.codebook_sizes[frame]
+    hits, in_use, tokens = np.full(len(ids), np.nan), np.nan, np.nan
     if counts is not None:
-        size = projection.codebook_sizes[frame]
-        if len(counts) != size:
+        whole = as_array(counts)
+        if whole.shape != (size,):
             raise ValueError(
-                f"counts must hold one entry per code of the whole codebook, {size:,}; got {len(counts):,}: pass the "
-                "counts of the same snapshot, unthinned"
+                f"counts must hold one entry per code of the whole codebook, {size:,}; got {len(whole):,}: pass the "
+                "counts of the same snapshot, unthinned: count_indices(indices, codebook_size)"
             )
-        hits = as_array(counts)[ids].astype(float)
+        hits, in_use, tokens = whole[ids].astype(float), int((whole > 0).sum()), int(whole.sum())
     features, codes = projection.features[frame], projection.codes[frame]
     positions = np.concatenate([features, codes])
-    return pd.DataFrame(
+    points = pd.DataFrame(
         {
             "panel": title,
             "kind": ["feature"] * len(features) + ["code"] * len(codes),
@@ -127,18 +156,31 @@ def _panel_table(title: str, projection: Projection, frame: int, counts: Counts 
             "hits": np.concatenate([np.full(len(features), np.nan), hits]),
         }
     )
+    shares = projection.explained_variance or (np.nan, np.nan)
+    facts = (projection.method, frames, size, in_use, tokens, projection.feature_totals[frame])
+    first = pd.DataFrame([(*facts, *projection.bounds, *shares)], columns=list(_FACTS), index=[0])
+    return points.join(first)
 
 
 def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: int) -> None:
-    """Features below, dead codes above them, codes in use on top; smaller marks in smaller panels."""
+    """Features below, dead codes above them, codes in use on top, rarely used ones last; smaller in smaller panels."""
     area = 1 / np.sqrt(columns)
     features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
-    dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0]
+    dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False, kind="stable")
     unknown = codes[codes["hits"].isna()]
     axes.scatter(
         features["x"], features["y"], s=5 * area, color=_FEATURE_GREY, linewidths=0, alpha=0.6, label="features"
     )
-    axes.scatter(dead["x"], dead["y"], s=14 * area, color=_DEAD_COLOR, marker="x", linewidths=0.8, label="dead codes")
+    # Hundreds of crosses in one place stay a grey haze that codes in use stand out from.
+    axes.scatter(
+        *(dead["x"], dead["y"]),
+        s=11 * area,
+        color=_DEAD_COLOR,
+        marker="x",
+        linewidths=0.5,
+        alpha=0.45,
+        label="dead codes",
+    )
     axes.scatter(
         unknown["x"], unknown["y"], s=14 * area, color=_CODE_COLOR, edgecolors="white", linewidths=0.3, label="codes"
     )
@@ -146,53 +188,53 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: i
         axes.scatter(
             live["x"],
             live["y"],
-            s=area * (6 + 32 * norm(live["hits"].to_numpy())),
+            s=area
+            * max(0.4, min(1, np.sqrt(200 / max(1, len(live)))))
+            * (14 + 36 * norm(live["hits"].to_numpy()).clip(0, 1)),
             c=live["hits"],
             cmap=_HITS_COLORS,
             norm=norm,
             edgecolors="black",
-            linewidths=0.25,
-            alpha=0.9,
+            linewidths=0.35,
+            zorder=3,
             label="codes in use",
         )
 
 
-def _finish_axes(axes: Axes, projection: Projection, columns: int) -> None:
+def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
     """Square axes that hold every frame, named after the method; ticks only where numbers mean something."""
-    left, right, bottom, top = projection.bounds
+    left, right, bottom, top = (facts[side] for side in ("left", "right", "bottom", "top"))
     half = 0.54 * max(right - left, top - bottom, 1e-6)
     middle_x, middle_y = (left + right) / 2, (bottom + top) / 2
     axes.set(xlim=(middle_x - half, middle_x + half), ylim=(middle_y - half, middle_y + half), aspect="equal")
     axes.grid(False)
-    if projection.explained_variance is None:
+    if pd.isna(facts["share_1"]):
         axes.set(xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)", xticks=[], yticks=[])
         return
-    shares = [f"{100 * share:.0f} %" for share in projection.explained_variance]
-    names = [f"PC {axis} ({share} of variance)" for axis, share in enumerate(shares, start=1)]
+    of = " of variance" if columns == 1 else ""
+    names = [f"PC {axis} ({100 * facts[f'share_{axis}']:.0f} %{of})" for axis in (1, 2)]
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.locator_params(nbins=4 if columns > 1 else 6)
     fix_tick_size(axes)
 
 
-def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, panels: dict[str, Panel]) -> None:
+def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series) -> None:
     """One colour bar of hits for all panels."""
-    totals = sorted({int(as_array(counts).sum()) for _, _, counts in panels.values() if counts is not None})
-    tokens = f"{totals[0]:,}" if len(totals) == 1 else f"{totals[0]:,} to {totals[-1]:,}"
     scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25)
-    scale.set_label(f"hits per code in {tokens} tokens")
-    scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    scale.set_label(f"hits per code in {_range(tokens)} tokens")
+    scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda hits, _: f"{hits:,.0f}"))
     scale.ax.yaxis.set_minor_formatter(NullFormatter())
     fix_tick_size(scale.ax)
 
 
 def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
-    """The kinds of points that occur, above the panels, outside the data."""
+    """What each mark means, only for marks that appear."""
     codes = table[table["kind"] == "code"]
     handles = [_dot("encoder features", color=_FEATURE_GREY, marker="o", markersize=4)]
     if codes["hits"].isna().any():
         handles.append(_dot("codes", color=_CODE_COLOR, marker="o", markersize=5))
     if (codes["hits"] > 0).any():
-        color = colormaps[_HITS_COLORS](0.5)
+        color = _HITS_COLORS(0.5)
         handles.append(
             _dot("codes in use", color=color, marker="o", markersize=6, markeredgecolor="black", markeredgewidth=0.5)
         )
@@ -206,24 +248,46 @@ def _dot(label: str, **look: object) -> Line2D:
     return Line2D([], [], linestyle="", label=label, **look)
 
 
-def _heading(label: str, counts: Counts | None, columns: int) -> str:
-    """A panel's label, in lines that fit its width, and how many of its codes are dead."""
-    return "\n".join([*textwrap.wrap(label, 80 // columns), *filter(None, [_dead_sentence(counts)])])
+def _heading(label: str, points: pd.DataFrame, facts: pd.Series, columns: int) -> str:
+    """A panel's label, in lines that fit its width; how many codes are in use and dead, and how many of them drawn."""
+    lines = textwrap.wrap(label, 80 // columns)
+    if pd.notna(facts["in_use"]):
+        in_use, dead = int(facts["in_use"]), int(facts["codebook_size"] - facts["in_use"])
+        lines.append(f"{in_use:,} in use, {dead:,} dead")
+        drawn = int((points["hits"] == 0).sum())
+        if drawn < dead:
+            lines.append(f"({drawn:,} of the dead drawn)")
+    return "\n".join(lines)
 
 
-def _dead_sentence(counts: Counts | None) -> str:
-    """How many codes of the whole codebook no token chose."""
-    if counts is None:
-        return ""
-    hits = as_array(counts)
-    return f"{int((hits == 0).sum()):,} of {len(hits):,} dead"
+def _caption(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
+    """What was fitted and what is drawn of it."""
+    frames = int(facts["frames"].max())
+    method = " and ".join(for_matplotlib(name).upper() for name in facts["method"].unique())
+    over = "" if frames == 1 else f" over {frames} snapshots"
+    kinds = {title: part["kind"].value_counts() for title, part in points.items()}
+    drawn = _range([kinds[title].get("feature", 0) for title in points])
+    of = "" if drawn == _range(facts["features"]) else f" of {_range(facts['features'])}"
+    lines = [f"{method} of codes and features, jointly fitted{over}; drawn: {_codes_drawn(points, facts)}"]
+    return f"{lines[0]}, {drawn}{of} encoder features"
 
 
-def _sentence(projection: Projection, frame: int) -> str:
-    """What was fitted: method, how many codes of how many, how many features."""
-    shown, size = len(projection.codes[frame]), projection.codebook_sizes[frame]
-    codes = f"{shown:,} codes" if shown == size else f"{shown:,} of {size:,} codes"
-    features = f"{len(projection.features[frame]):,} encoder features"
-    text = f"{projection.method.upper()} of {codes} and {features}, jointly fitted"
-    frames = len(projection.codes)
-    return text if frames == 1 else f"{text} over {frames} snapshots"
+def _codes_drawn(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
+    """Which codes are drawn: those in use all, unless the map was fitted without their counts."""
+    codes = {title: part[part["kind"] == "code"] for title, part in points.items()}
+    if facts["in_use"].isna().any():
+        shown, size = _range(map(len, codes.values())), _range(facts["codebook_size"])
+        return f"{shown} codes" if shown == size else f"{shown} of {size} codes"
+    lost = {title: int(facts.loc[title, "in_use"] - (part["hits"] > 0).sum()) for title, part in codes.items()}
+    if any(lost.values()):
+        shown = _range([(part["hits"] > 0).sum() for part in codes.values()])
+        return f"{shown} of {_range(facts['in_use'])} codes in use (thinned: give project_codes the counts)"
+    dead = [(int((part["hits"] == 0).sum()), int(facts.loc[title, "codebook_size"])) for title, part in codes.items()]
+    whole = all(len(part) == size for part, (_, size) in zip(codes.values(), dead, strict=True))
+    return "all codes" if whole else "every code in use, part of the dead codes"
+
+
+def _range(values: Sequence[float] | pd.Series) -> str:
+    """One number, or the lowest to the highest."""
+    numbers = sorted({int(value) for value in values})
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"

@@ -11,14 +11,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from pandas.core.groupby import DataFrameGroupBy
 
 from ibqlab.plots.style import (
-    LINE_STYLES,
     PAGE_WIDTH,
     REFERENCE_GREY,
     LineStyle,
     add_caption,
     fix_tick_size,
+    start_line,
     styled_figure,
     styles_for,
+    table_of,
+    text_label,
 )
 
 _MEASURES = ("usage", "perplexity", "gradient_reach")
@@ -34,9 +36,9 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
             perplexity (codes), gradient_reach (share) and codebook_size; empty cells where a step did not measure.
             Runs may have one codebook size only; an optional column code_dim is named in the caption.
     Returns:
-        One row per (method, init, step), in the order of first appearance, with codebook_size, seeds, usage_tokens
-        (the fewest of the seeds), and *_mean, *_min, *_max for usage and gradient_reach (shares, 0 to 1) and perplexity
-        (codes).
+        One row per (method, init, step), in the order of first appearance, with codebook_size, code_dim where it was
+        given (the largest), seeds, usage_tokens (the fewest of the seeds), and *_mean, *_min, *_max for usage and
+        gradient_reach (shares, 0 to 1) and perplexity (codes).
     Raises:
         ValueError: a missing column, no rows, or more than one codebook size.
     """
@@ -44,6 +46,8 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     groups = metrics.groupby(["method", "init", "step"], sort=False)
     table = spread_over_seeds(groups, _MEASURES)
     table["codebook_size"], table["usage_tokens"] = groups["codebook_size"].first(), groups["usage_tokens"].min()
+    if "code_dim" in metrics:
+        table["code_dim"] = groups["code_dim"].max()
     table = table.reset_index()
     for column in ("init", "method"):
         order = {name: place for place, name in enumerate(metrics[column].unique())}
@@ -68,19 +72,20 @@ def spread_over_seeds(groups: DataFrameGroupBy, measures: Sequence[str]) -> pd.D
 def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     """Three panels against the training step: usage, perplexity (log scale) and gradient reach.
 
-    Colour and marker: method. Line style: initialisation. Line: mean over seeds; band: lowest to highest seed. A
-    codebook collapses where usage falls and stays down; gradient reach tells whether lost codes can still come back.
+    Colour and marker: method. Line style: initialisation, as in every figure. Line: mean over seeds; band: lowest to
+    highest seed. Later lines are thinner, so that coinciding ones both show. A codebook collapses where usage falls
+    and stays down; gradient reach tells whether lost codes can still come back.
 
     Args:
-        metrics: as for `collapse_curve_table`.
+        metrics: as for `collapse_curve_table`, or what it returned.
     Returns:
         The figure; its numbers are `collapse_curve_table(metrics)`.
     Raises:
         ValueError: as for `collapse_curve_table`.
     """
-    table = collapse_curve_table(metrics)
+    table = table_of(metrics, "usage_mean", collapse_curve_table)
     styles = styles_for(list(table["method"].unique()))
-    lines = dict(zip(table["init"].unique(), LINE_STYLES * len(table), strict=False))
+    lines = {init: start_line(init) for init in table["init"].unique()}
     size = int(table["codebook_size"].iloc[0])
     with styled_figure(PAGE_WIDTH, 3.3) as figure:
         usage, perplexity, reach = figure.subplots(1, 3)
@@ -89,9 +94,9 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
             (perplexity, "perplexity", 1),
             (reach, "gradient_reach", 100),
         ):
-            for (method, init), group in table.groupby(["method", "init"], sort=False):
-                style = replace(styles[method], line=lines[init], label=f"{method}, {init}")
-                draw_band(axes, group, measure, scale, style)
+            for place, ((method, init), group) in enumerate(table.groupby(["method", "init"], sort=False)):
+                style = replace(styles[method], line=lines[init], label=text_label(f"{method}, {init}"))
+                draw_band(axes, group, measure, scale, style, place=place)
             axes.set_xlabel("training step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
             fix_tick_size(axes)
@@ -99,11 +104,11 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
         _finish_perplexity(perplexity, size)
         _finish_share(reach, "Gradient reach", f"codes reached (% of {size:,})")
         _add_legend(figure, styles, lines)
-        add_caption(figure, _caption(metrics, table))
+        add_caption(figure, _caption(table))
     return figure
 
 
-def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle) -> None:
+def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle, *, place: int = 0) -> None:
     """One line: the mean over seeds within their range.
 
     Args:
@@ -112,21 +117,23 @@ def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: 
         measure: whose *_mean, *_min and *_max are drawn.
         scale: factor on its values, 100 for shares in percent.
         style: of the line, and its name for legends.
+        place: number of the line in its panel. Later ones are thinner and set their markers elsewhere, so that lines
+            which coincide show as stripes.
     """
     group = group.dropna(subset=[f"{measure}_mean"])
     if group.empty:
         return
     low, mean, high = (group[f"{measure}_{part}"] * scale for part in ("min", "mean", "max"))
     axes.fill_between(group["step"], low, high, color=style.color, alpha=0.18, linewidth=0)
+    every = max(1, len(group) // 5)
     axes.plot(
         group["step"],
         mean,
-        color=style.color,
-        linestyle=style.line,
-        marker=style.marker,
+        linewidth=max(1.0, 2.4 - 0.3 * place),
         markersize=4,
-        markevery=max(1, len(group) // 5),
+        markevery=(place * every // 6 % every, every),
         label=style.label,
+        **style.look,
     )
 
 
@@ -157,23 +164,22 @@ def _finish_perplexity(axes: Axes, size: int) -> None:
 def _add_legend(figure: Figure, styles: dict[str, LineStyle], lines: dict[str, str | tuple]) -> None:
     """Methods by colour and marker, then initialisations by line style: the sum of both instead of every pair."""
     handles = [
-        Line2D([], [], color=style.color, marker=style.marker, markersize=5, label=style.label)
-        for style in styles.values()
+        Line2D([], [], markersize=5, label=style.label, **style.look | {"linestyle": "-"}) for style in styles.values()
     ]
     handles += [
-        Line2D([], [], color=REFERENCE_GREY, linestyle=line, linewidth=1.6, label=f"start {init}")
+        Line2D([], [], color=REFERENCE_GREY, linestyle=line, linewidth=1.6, label=text_label(f"start {init}"))
         for init, line in lines.items()
     ]
     columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8, columnspacing=1.4)
 
 
-def _caption(metrics: pd.DataFrame, table: pd.DataFrame) -> str:
+def _caption(table: pd.DataFrame) -> str:
     """Sizes, tokens and seeds: what a lone picture must say."""
     size = int(table["codebook_size"].iloc[0])
     sizes = f"K = {size:,}"
-    if "code_dim" in metrics:
-        sizes += ", D = " + " and ".join(f"{int(dim):,}" for dim in sorted(metrics["code_dim"].unique()))
+    if "code_dim" in table:
+        sizes += ", D = " + " and ".join(f"{int(dim):,}" for dim in sorted(table["code_dim"].unique()))
     tokens = table["usage_tokens"].dropna()
     window = "no tokens counted"
     if len(tokens):

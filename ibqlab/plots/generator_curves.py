@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ibqlab.plots.run_curves import metrics_by_step
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure
+from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, table_of
 
 _LOSSES = {
     "loss": ("training", "#0072B2", "-", None),
@@ -25,12 +25,13 @@ def generator_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
         metrics: rows of one generator's run as `Run.metrics` holds them.
     Returns:
         One row per logged step: step; loss, validation_loss and validation_loss_unconditional (bits per token);
-        gradient_norm (before it is clipped); learning_rate; validation_tokens. Empty where a step did not measure.
+        gradient_norm (before it is clipped); learning_rate; validation_tokens; unit ("bits", of the losses). Empty
+        where a step did not measure.
     Raises:
         ValueError: no column "step", or no rows.
     """
     table = metrics_by_step(metrics, _COLUMNS)
-    return table.assign(**{name: table[name] / math.log(2) for name in _LOSSES})
+    return table.assign(**{name: table[name] / math.log(2) for name in _LOSSES}, unit="bits")
 
 
 def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
@@ -40,13 +41,13 @@ def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
     on falling, the generator has begun to learn its training images by heart.
 
     Args:
-        metrics: as for `generator_curve_table`, of a run that may still be training.
+        metrics: as for `generator_curve_table`, of a run that may still be training, or what it returned.
     Returns:
         The figure; its numbers are `generator_curve_table(metrics)`.
     Raises:
         ValueError: as for `generator_curve_table`.
     """
-    table = generator_curve_table(metrics)
+    table = table_of(metrics, "unit", generator_curve_table)
     with styled_figure(PAGE_WIDTH, 3.6) as figure:
         grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
         loss = figure.add_subplot(grid[:, 0])

@@ -1,83 +1,186 @@
 """How evenly codes are used: hits by rank."""
 
+import math
+import re
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Int
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
+from ibqlab.diagnostics.usage import count_indices
 from ibqlab.plots.style import (
     PAGE_WIDTH,
     REFERENCE_GREY,
+    LineStyle,
     add_caption,
     as_array,
     fix_tick_size,
     styled_figure,
     styles_for,
+    vary,
 )
 
+Counts = Int[np.ndarray, "..."] | Int[Tensor, "..."]
+_STEP = re.compile(r"^(.*), step ([\d,]+)$", re.DOTALL)
+_MANY = 4
+"""With more lines than this, labels that end with a step share a panel per run."""
+_THROUGH_TRAINING = (2, 0, 1, 3)
+"""Variants of a method's look from the first step on: light, its own, dark."""
 
-def usage_histogram_table(counts_by_label: dict[str, Int[np.ndarray, "_"] | Int[Tensor, "_"]]) -> pd.DataFrame:
+
+def usage_histogram_table(
+    counts_by_label: Mapping[str, Counts] | None = None,
+    *,
+    indices: Mapping[str, Counts] | None = None,
+    codebook_size: int | None = None,
+) -> pd.DataFrame:
     """The numbers behind `plot_usage_histogram`: codes of each codebook from the most to the least hit.
 
     Args:
-        counts_by_label: label → hits per code, as many entries as codes, at least one hit in total.
+        counts_by_label: label → hits per code (K,), at least one hit in total.
+        indices: label → code numbers of any shape, in place of counts; they need codebook_size.
+        codebook_size: K of all codebooks, where it is known; counts of another length are refused then.
     Returns:
         One row per code: label, rank (1 to K), hits, share (of that label's tokens, 0 to 1), tokens, codebook_size.
     Raises:
-        ValueError: no label, or counts without a single hit.
+        ValueError: no label, counts and indices at once, what cannot be hits per code, or counts without a single hit.
     """
+    if indices is not None:
+        if counts_by_label is not None or codebook_size is None:
+            raise ValueError(
+                "indices need codebook_size=K and no counts beside them: pass indices={…}, codebook_size=K"
+            )
+        counts_by_label = {
+            label: count_indices(torch.as_tensor(numbers), codebook_size) for label, numbers in indices.items()
+        }
     if not counts_by_label:
         raise ValueError("counts_by_label must hold at least one codebook; got none")
-    return pd.concat([_ranked(label, as_array(counts)) for label, counts in counts_by_label.items()], ignore_index=True)
+    tables = [_ranked(label, as_array(counts), codebook_size) for label, counts in counts_by_label.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
-def plot_usage_histogram(counts_by_label: dict[str, Int[np.ndarray, "_"] | Int[Tensor, "_"]]) -> Figure:
+def plot_usage_histogram(
+    counts_by_label: Mapping[str, Counts] | pd.DataFrame | None = None,
+    *,
+    indices: Mapping[str, Counts] | None = None,
+    codebook_size: int | None = None,
+) -> Figure:
     """Share of tokens against the rank of the code, both logarithmic, one line per codebook.
 
     A flat line at 1/K (grey) is perfectly even use. A line that breaks off before K ends where the dead codes begin,
-    which have no place on a logarithmic axis; the legend counts them.
+    which have no place on a logarithmic axis; the legend counts them. A codebook with one live code is a ring. Many
+    labels that end with ", step N" get a panel per run, from light to dark through training.
 
     Args:
-        counts_by_label: label → hits per code. Labels of built-in methods keep their look.
+        counts_by_label: label → hits per code, or what `usage_histogram_table` returned. Labels of built-in methods
+            keep their look. Code numbers are not counts: pass them as `indices`.
+        indices: as for `usage_histogram_table`.
+        codebook_size: likewise.
     Returns:
         The figure; its numbers are `usage_histogram_table(counts_by_label)`.
     Raises:
         ValueError: as for `usage_histogram_table`.
     """
-    table = usage_histogram_table(counts_by_label)
-    styles = styles_for(list(counts_by_label))
-    with styled_figure(PAGE_WIDTH, 3.4) as figure:
-        axes = figure.subplots()
-        for label, codes in table.groupby("label", sort=False):
-            style, live = styles[label], codes[codes["hits"] > 0]
-            axes.plot(
-                live["rank"],
-                live["share"],
-                color=style.color,
-                linestyle=style.line,
-                marker=style.marker,
-                markersize=5,
-                markevery=_log_spaced(len(live)),
-                label=f"{style.label}: {len(codes) - len(live):,} of {len(codes):,} dead",
-            )
-        for size in sorted(table["codebook_size"].unique()):
-            axes.plot([1, size], [1 / size] * 2, color=REFERENCE_GREY, linestyle=":", label=f"even use, 1/{size:,}")
-        axes.set(xscale="log", yscale="log", xlabel="rank of the code, most used first", ylabel="share of tokens (%)")
-        # Written out, since the exponents of 10⁻³ would be too small in print.
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.0f}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_formatter(NullFormatter())
-        fix_tick_size(axes)
-        figure.legend(loc="outside right center", handlelength=2.8)
+    if isinstance(counts_by_label, pd.DataFrame):
+        table = counts_by_label
+    else:
+        table = usage_histogram_table(counts_by_label, indices=indices, codebook_size=codebook_size)
+    panels = _panels(list(dict.fromkeys(table["label"])))
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    longest = max(len(looks) for looks in panels.values())
+    # Legends stand above their panels.
+    height = 3.2 + 0.19 * math.ceil(longest / 2) if len(panels) == 1 else (2.9 + 0.19 * longest) * rows + 0.4
+    with styled_figure(PAGE_WIDTH, height) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes, (title, looks) in zip(grid.flat, panels.items(), strict=False):
+            part = table[table["label"].isin(looks)]
+            for place, (label, look) in enumerate(looks.items()):
+                _draw(axes, part[part["label"] == label], look, place)
+            for size in sorted(part["codebook_size"].unique()):
+                axes.plot([1, size], [1 / size] * 2, color=REFERENCE_GREY, linestyle=":", label=f"even use, 1/{size:,}")
+            if len(panels) > 1:
+                axes.legend(
+                    title=title,
+                    loc="lower left",
+                    bbox_to_anchor=(-0.05, 1),
+                    fontsize=8,
+                    title_fontsize=9,
+                    handlelength=2,
+                )
+            _finish(axes)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            axes.set_xlabel("rank of the code, most used first")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("share of tokens (%)")
+        if len(panels) == 1:
+            figure.legend(loc="outside upper center", ncols=2, handlelength=2.8)
         add_caption(figure, _caption(table))
     return figure
 
 
-def _ranked(label: str, counts: Int[np.ndarray, "K"]) -> pd.DataFrame:
+def _panels(labels: list[str]) -> dict[str, dict[str, LineStyle]]:
+    """Which lines share a panel, and their looks: all in one, or one panel per run with its steps."""
+    steps = {label: match for label in labels if (match := _STEP.match(label))}
+    if len(labels) <= _MANY or len(steps) < len(labels):
+        return {"": styles_for(labels)}
+    runs = styles_for(list(dict.fromkeys(match[1] for match in steps.values())))
+    panels: dict[str, dict[str, LineStyle]] = {}
+    for label, match in steps.items():
+        look = runs[match[1]]
+        looks = panels.setdefault(look.label, {})
+        variant = _THROUGH_TRAINING[len(looks) % len(_THROUGH_TRAINING)]
+        looks[label] = vary(LineStyle(label=f"step {match[2]}", color=look.color, marker=look.marker), variant)
+    return panels
+
+
+def _draw(axes: Axes, codes: pd.DataFrame, look: LineStyle, place: int) -> None:
+    """One codebook's live codes; later lines are thinner, so that coinciding ones both show."""
+    live = codes[codes["hits"] > 0]
+    alone = len(live) == 1
+    marks = {"markersize": max(7, 13 - 3 * place), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
+    axes.plot(
+        live["rank"],
+        live["share"],
+        linewidth=max(1.0, 2.6 - 0.5 * place),
+        markevery=_log_spaced(len(live), place),
+        clip_on=not alone,
+        label=f"{look.label}: {len(codes) - len(live):,} of {len(codes):,} dead",
+        **look.look | ({"markerfacecolor": "none"} if alone else {}),
+        **marks,
+    )
+
+
+def _finish(axes: Axes) -> None:
+    axes.set(xscale="log", yscale="log")
+    # Written out, since the exponents of 10⁻³ would be too small in print.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    fix_tick_size(axes)
+
+
+def _ranked(label: str, counts: np.ndarray, codebook_size: int | None) -> pd.DataFrame:
     """One codebook's codes in falling order of hits."""
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or not counts.size or counts.min() < 0:
+        raise ValueError(
+            f"counts of {label!r} must be hits per code, whole numbers ≥ 0 of shape (K,); got {counts.dtype} of shape "
+            f"{counts.shape}: code numbers are passed as plot_usage_histogram(indices={{…}}, codebook_size=K)"
+        )
+    if codebook_size is not None and len(counts) != codebook_size:
+        raise ValueError(
+            f"counts of {label!r} must hold one entry per code, codebook_size = {codebook_size:,}; got "
+            f"{len(counts):,}: code numbers are passed as indices={{…}}"
+        )
     tokens = int(counts.sum())
     if tokens == 0:
         raise ValueError(f"counts of {label!r} hold no hit, so no share can be drawn: count some tokens first")
@@ -95,9 +198,10 @@ def _ranked(label: str, counts: Int[np.ndarray, "K"]) -> pd.DataFrame:
     )
 
 
-def _log_spaced(points: int) -> list[int]:
-    """Places of markers that look evenly spaced on a logarithmic axis, the last point among them."""
-    return sorted({round(place) - 1 for place in np.geomspace(1, points, 8)})
+def _log_spaced(points: int, place: int) -> list[int]:
+    """Places of markers that look evenly spaced on a logarithmic axis, others for every line; the last among them."""
+    spaced = np.geomspace(1, points, 8) * points ** (place % 4 / 4 / 7)
+    return sorted({min(points, round(number)) - 1 for number in spaced})
 
 
 def _caption(table: pd.DataFrame) -> str:

@@ -40,15 +40,19 @@ def plot_reconstructions(
     reconstructions: dict[str, UInt8[np.ndarray, "B H W 3"]],
     *,
     max_images: int = 8,
+    which: str = "",
 ) -> Figure:
     """A grid of images: the originals, then one row per method with its mean PSNR.
 
     Compare columns downwards. A collapsed codebook shows as patches that repeat; PSNR does not see texture, so look.
+    Where there are more images than columns, those with most contrast are shown, in their order: flat crops look alike
+    under every method. The PSNR is of all images given, whichever are drawn.
 
     Args:
         images: originals, values 0 to 255, channels last.
         reconstructions: label → the same images reconstructed; at least one.
         max_images: columns; further images count for the PSNR but are not drawn.
+        which: which images these are, for the caption: "the first 16 of 360 validation images".
     Returns:
         The figure; its numbers are `reconstruction_table(images, reconstructions)`.
     Raises:
@@ -60,22 +64,31 @@ def plot_reconstructions(
     styles = styles_for(list(reconstructions))
     rows = {"original": images}
     rows |= {f"{styles[label].label}\n{means[label]:.1f} dB": pictures for label, pictures in reconstructions.items()}
-    columns = min(len(images), max_images)
+    chosen = _most_contrast(images, max_images)
+    columns = len(chosen)
     # Few images stay of readable size instead of filling the page.
     side = min((PAGE_WIDTH - _LABEL_WIDTH) / columns, 1.5)
     height = side * images.shape[1] / images.shape[2]
-    with styled_figure(max(_LABEL_WIDTH + side * columns, 3.4), height * len(rows) + 0.3, "compressed") as figure:
+    with styled_figure(max(_LABEL_WIDTH + side * columns, 3.4), height * len(rows) + 0.5, "compressed") as figure:
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, pictures) in zip(grid, rows.items(), strict=True):
-            for axes, picture in zip(row, pictures, strict=False):
+            for axes, picture in zip(row, pictures[chosen], strict=True):
                 axes.imshow(picture, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 axes.grid(False)
             row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
-        add_caption(figure, _caption(images))
+        add_caption(figure, _caption(images, columns, which))
     return figure
+
+
+def _most_contrast(images: UInt8[np.ndarray, "B H W 3"], count: int) -> list[int]:
+    """The images whose grey levels are spread most, in their order."""
+    if len(images) <= count:
+        return list(range(len(images)))
+    spread = images.mean(-1).std((1, 2))
+    return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
 
 
 def _psnr(images: UInt8[np.ndarray, "B H W 3"], pictures: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B"]:
@@ -85,10 +98,13 @@ def _psnr(images: UInt8[np.ndarray, "B H W 3"], pictures: UInt8[np.ndarray, "B H
         return 20 * math.log10(255) - 10 * np.log10(errors)
 
 
-def _caption(images: UInt8[np.ndarray, "B H W 3"]) -> str:
-    """What the decibels are a mean of."""
+def _caption(images: UInt8[np.ndarray, "B H W 3"], shown: int, which: str) -> str:
+    """What the decibels are a mean of, and which images are seen."""
     count = f"{len(images):,} images" if len(images) > 1 else "1 image"
-    return f"PSNR: mean over {count} of {images.shape[1]} × {images.shape[2]} pixels"
+    text = f"PSNR: mean over {count} of {images.shape[1]} × {images.shape[2]} pixels"
+    if which:
+        text += f", {which}"
+    return text if shown == len(images) else f"{text}; drawn: the {shown} with most contrast"
 
 
 def _check_images(images: np.ndarray, reconstructions: dict[str, np.ndarray]) -> None:

@@ -54,7 +54,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     them. A codebook collapses where usage falls and stays down while the loss may still go on falling.
 
     Args:
-        metrics: as for `run_curve_table`, of a run that may still be training.
+        metrics: as for `run_curve_table`, of a run that may still be training, or what it returned.
     Returns:
         The figure; its numbers are `run_curve_table(metrics)`.
     Raises:
@@ -68,12 +68,12 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
             _draw(axes, table, measure, _TRAINING, scale)
             _draw(axes, table, f"validation_{measure}", _VALIDATION, scale)
         _draw(psnr, table, "validation_psnr", _VALIDATION)
-        loss.set(title="Loss", ylabel="all terms, weighted (no unit)")
+        loss.set(title="Loss, all terms weighted", ylabel="loss (no unit)")
         usage.set(title="Usage", ylabel="codes hit (%)", ylim=(-3, 103))
         perplexity.set(title="Perplexity", ylabel="perplexity (codes)", yscale="log", ylim=(0.8, _above(table)))
         perplexity.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
         perplexity.yaxis.set_minor_formatter(NullFormatter())
-        psnr.set(title="Reconstruction", ylabel="validation PSNR (dB)")
+        psnr.set(title="Reconstruction", ylabel="PSNR (dB)")
         for axes in (loss, usage, perplexity, psnr):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
             fix_tick_size(axes)

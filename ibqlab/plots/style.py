@@ -1,14 +1,18 @@
 """How every figure looks, and how it is saved together with the numbers behind it.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; line styles and markers tell the methods apart
-once more, for print in grey. No figure changes matplotlib's global settings or opens a window.
+One meaning everywhere: colour and marker are the method, the line style is the codebook's start, shades and open
+markers are variants of one method. Colours are Okabe and Ito's, which stay apart for colour-blind readers; markers,
+dashes and shades do so in grey. No figure changes matplotlib's global settings or opens a window.
 """
 
 import io
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,9 +20,11 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ibqlab.escaping import for_matplotlib
 from ibqlab.files import explained, replacing_path
 
 PAGE_WIDTH = 7.2
@@ -42,9 +48,20 @@ _PRINT = {
 }
 CAPTION_SIZE = 8.0
 """Points: the smallest text in any figure."""
+LONGEST_LABEL = 60
+"""Letters of a name in a legend or beside an axis; the middle of a longer one becomes an ellipsis."""
+_LETTERS_PER_INCH = 16
 REFERENCE_GREY = "#555555"
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-"""Solid, dashed, dotted, dash-dotted: one per initialisation, or per variant of a method."""
+"""Solid, dashed, dotted, dash-dotted: for what is neither a method nor a start, such as a reference line."""
+START_LINES: dict[str, str | tuple] = {
+    "N(0, 1)": LINE_STYLES[0],
+    "U(±1/K)": LINE_STYLES[1],
+    "N(0, 1/D)": LINE_STYLES[2],
+    "k-means": LINE_STYLES[3],
+    "sign grid": (0, (9, 1.5)),
+}
+"""Where a codebook started → its line, the same in every figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +69,21 @@ class LineStyle:
     """What makes one line recognisable: by colour, by marker, and by its name in the legend."""
 
     label: str
-    """Name shown to readers."""
+    """Name shown to readers, safe for matplotlib."""
     color: str
     """Hex colour."""
     marker: str
     """matplotlib marker."""
     line: str | tuple = "-"
-    """matplotlib line style."""
+    """matplotlib line style; of methods, their start's."""
+    open_marker: bool = False
+    """The marker is white inside: every second variant of one method."""
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Colour, line and marker as `Axes.plot` takes them."""
+        fill = "white" if self.open_marker else self.color
+        return {"color": self.color, "linestyle": self.line, "marker": self.marker, "markerfacecolor": fill}
 
 
 METHOD_STYLES: dict[str, LineStyle] = {
@@ -81,6 +106,8 @@ def method_label(name: str) -> str:
 _OTHERS = (("#7F3C8D", "<"), ("#8C6D31", ">"), ("#666666", "*"), ("#117733", "h"), ("#882255", "p"))
 PALETTE = (*(style.color for style in METHOD_STYLES.values()), *(color for color, _ in _OTHERS))
 """All colours, those of the methods first."""
+_SHADES = (0.0, -0.55, 0.55, 0.3, -0.7)
+"""Variants of one colour: towards black below zero, towards white above. They stay apart in grey."""
 
 
 class PrintFigure(Figure):
@@ -113,29 +140,62 @@ def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
     """A distinct look for every name.
 
     A built-in method ("ibq" or "IBQ") looks the same in every figure. A name that starts with one ("ibq, N(0, 1)")
-    takes its colour and marker, and the next line style
-    where that method is already there. Any other name takes the next free colour.
+    takes its colour and marker. A start of the codebook within the name gives the line style. Further names of one
+    method and start are variants: other shades of the colour, every second with an open marker. Any other name takes
+    the next free colour.
 
     Args:
         names: distinct labels of lines or panels.
     Returns:
-        Name → look, in the order given; the look's label is the method's proper name, or the name itself.
+        Name → look, in the order given; the look's label is the method's proper name, or the name itself, safe for
+        matplotlib.
     """
     styles: dict[str, LineStyle] = {}
+    variants: Counter = Counter()
     others = 0
     for name in names:
-        method = _method_of(name)
+        method, line = _method_of(name), start_line(name)
         if method is None:
             color, marker = _OTHERS[others % len(_OTHERS)]
-            style = LineStyle(label=name, color=color, marker=marker, line=LINE_STYLES[others // len(_OTHERS) % 4])
+            base, label, variant = LineStyle(label="", color=color, marker=marker), name, others // len(_OTHERS)
             others += 1
         else:
-            base = METHOD_STYLES[method]
-            variant = sum(base.color == style.color for style in styles.values())
-            label = base.label + name.strip()[len(method) :]
-            style = replace(base, label=label, line=LINE_STYLES[variant % len(LINE_STYLES)])
-        styles[name] = style
+            base, label = METHOD_STYLES[method], METHOD_STYLES[method].label + name.strip()[len(method) :]
+            variant = variants[method, line]
+            variants[method, line] += 1
+        styles[name] = vary(replace(base, label=text_label(label), line=line), variant)
     return styles
+
+
+def start_line(name: str) -> str | tuple:
+    """The line style of the start that a label names; solid where it names none."""
+    named = [start for start in START_LINES if start in name]
+    return START_LINES[max(named, key=len)] if named else LINE_STYLES[0]
+
+
+def vary(style: LineStyle, variant: int) -> LineStyle:
+    """The look of a method's n-th variant: another shade, every second marker open; 0 leaves it as it is."""
+    shade = _SHADES[variant % len(_SHADES)]
+    end = 0.0 if shade < 0 else 1.0
+    color = to_hex([(1 - abs(shade)) * part + abs(shade) * end for part in to_rgb(style.color)])
+    return replace(style, color=color if variant else style.color, open_marker=variant % 2 == 1)
+
+
+def text_label(name: str) -> str:
+    """A name from outside as a figure shows it. matplotlib leaves labels out that begin with an underscore."""
+    label = for_matplotlib(name, LONGEST_LABEL)
+    return f" {label}" if label.startswith("_") else label
+
+
+def table_of(data: pd.DataFrame, column: str, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """The table behind a figure: what `make` returned stays as it is, raw data go through it.
+
+    Args:
+        data: raw data, or a table such as a figure's CSV holds.
+        column: that only the table has.
+        make: the figure's table function.
+    """
+    return data if column in data else make(data)
 
 
 def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Path]:
@@ -170,8 +230,29 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
 
 
 def add_caption(figure: Figure, text: str) -> None:
-    """A line of facts at the bottom: sizes, token counts, seeds. Readers of a lone picture need them."""
-    figure.supxlabel(text, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+    """Lines of facts at the bottom: sizes, token counts, seeds. Readers of a lone picture need them.
+
+    Args:
+        figure: in the house style.
+        text: names from outside as they are; longer lines than the page is wide are wrapped.
+    """
+    width = int(_LETTERS_PER_INCH * figure.get_figwidth())
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    shown = "\n".join(for_matplotlib(line, None) for line in lines)
+    figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+
+
+def mark_too_short(figure: Figure, reason: str) -> None:
+    """Write across a figure that its runs are too short to mean anything.
+
+    Args:
+        figure: any.
+        reason: what makes them so: "preset smoke", "12 steps".
+    """
+    text = for_matplotlib(f"{reason}: too short to mean anything")
+    figure.text(0.5, 0.5, text, rotation=20, fontsize=min(17, 2.3 * figure.get_figwidth()), color="#B00000", alpha=0.45)
+    mark = figure.texts[-1]
+    mark.set(ha="center", va="center", zorder=10, in_layout=False)
 
 
 def as_array(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[np.ndarray, "K"]:

@@ -22,6 +22,7 @@ from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, Stored, load_
 from ibqlab.quantizers import available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.finding import hint, locate
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"
@@ -149,7 +150,7 @@ def open_contents(path: str | Path, quantizer: str | None = None) -> Contents:
     """Open a checkpoint and find every key's place; arguments and errors are those of `read_checkpoint`."""
     if quantizer is not None:
         require_choice("quantizer", quantizer, available_quantizers())
-    name, path = str(path), Path(path)
+    name, path = str(path), locate(path)
     if name in PUBLISHED and not path.exists():
         raise FileNotFoundError(
             f"{name} is a published tokenizer and no file here; fetch it first, and give the path that comes back: "
@@ -157,7 +158,7 @@ def open_contents(path: str | Path, quantizer: str | None = None) -> Contents:
         )
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: there is no such file or run folder; list the runs there are with: ibqlab runs. Published "
+            f"{path}: there is no such file or run folder, and {hint(name)}. Published "
             f"tokenizers that download_published fetches: {', '.join(PUBLISHED)}"
         )
     if path.is_dir():

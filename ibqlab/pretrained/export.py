@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ibqlab.config import to_dict
-from ibqlab.files import RunError, explained, force_to_disk
+from ibqlab.files import RunError, create_new, explained, force_to_disk, sweep, temporary_beside
 from ibqlab.pretrained.architecture import CODEBOOK
 from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
 from ibqlab.pretrained.names import DECAY, DISCRIMINATOR, OUR_CODEBOOK, UPDATES, average_name, published_name
@@ -90,9 +90,20 @@ def export_published(source: str | Path, target: str | Path) -> Path:
         "pytorch-lightning_version": LIGHTNING_VERSION,
         "state_dict": _published_state(checkpoint),
     }
-    with whole_file(target) as unfinished:
-        torch.save(content, unfinished)
+    save_checkpoint_file(content, target)
     return target
+
+
+def save_checkpoint_file(content: Mapping[str, object], target: Path) -> None:
+    """Write a file that `torch.load` reads, whole or not at all and in place of none.
+
+    Raises:
+        FileExistsError: the target is there already.
+        RunError: the disk is full or the folder may not be written to.
+    """
+    # Through a stream: torch's own writer would tell of a full disk without its cause.
+    with whole_file(target) as unfinished, open(unfinished, "wb") as stream:
+        torch.save(content, stream)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, str]) -> None:
@@ -150,25 +161,46 @@ def _check_publishable(quantizer: str, tensors: Mapping[str, Tensor]) -> None:
     )
 
 
+class TargetExists(RunError, FileExistsError):
+    """A file that is there already and was not changed."""
+
+    def __init__(self, target: Path) -> None:
+        super().__init__(f"{target} is there already and was not changed; choose another name, or delete it first")
+
+
 def check_free(target: Path) -> None:
     """Raise FileExistsError or FileNotFoundError unless a file can be made there in place of none."""
-    if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{target} is there already and was not changed; choose another name, or delete it first")
+    with explained(target):
+        if target.exists() or target.is_symlink():
+            raise TargetExists(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: there is no such folder to write {target.name} into; make it first")
 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A file to write that becomes the target when the block ends well, and is gone otherwise."""
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    """An empty file to write that becomes the target when the block ends well, and is gone otherwise."""
+    sweep(target.parent)
+    unfinished = temporary_beside(target)
     with explained(target):
         try:
+            create_new(unfinished).close()
             yield unfinished
             with open(unfinished, "rb") as stream:
                 os.fsync(stream.fileno())
-            check_free(target)
-            os.replace(unfinished, target)
+            _publish(unfinished, target)
         finally:
             unfinished.unlink(missing_ok=True)
         force_to_disk(target.parent)
+
+
+def _publish(unfinished: Path, target: Path) -> None:
+    """Give a file its name unless another has it: of two exports at once, the first one stands."""
+    try:
+        os.link(unfinished, target)
+    except FileExistsError:
+        raise TargetExists(target) from None
+    except OSError:
+        # Some disks have no hard links.
+        check_free(target)
+        os.replace(unfinished, target)

@@ -18,7 +18,14 @@ from ibqlab.config import parse, to_dict
 from ibqlab.generator import AnyGenerator, SequenceConfig, generator_config, make_generator
 from ibqlab.pretrained.architecture import NothingDrawn, empty_tokenizer, infer_config
 from ibqlab.pretrained.checkpoint import EXPORT, Contents, newest_state
-from ibqlab.pretrained.export import LIGHTNING_VERSION, check_free, published_state_of, save_tensors, whole_file
+from ibqlab.pretrained.export import (
+    LIGHTNING_VERSION,
+    check_free,
+    published_state_of,
+    save_checkpoint_file,
+    save_tensors,
+    whole_file,
+)
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, infer_generator_config
 from ibqlab.pretrained.loading import copy_tensors, load_tokenizer
 from ibqlab.pretrained.names import Place, check_filled, place_published
@@ -26,6 +33,7 @@ from ibqlab.pretrained.report import LoadReport
 from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, load_pickle, open_stored
 from ibqlab.quantizers.base import require
 from ibqlab.runs import Run
+from ibqlab.runs.finding import hint, locate
 from ibqlab.tokenizer import Tokenizer
 
 TRANSFORMER, FIRST_STAGE, CACHE = "transformer.", "first_stage_model.", ".kv_cache."
@@ -103,7 +111,7 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
         FileNotFoundError: nothing there.
         CheckpointError: the file holds no tokenizer; the message says what to do.
     """
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
         kept = path / FIRST_STAGE_FILE
         if not kept.is_file():
@@ -201,8 +209,7 @@ def export_published_generator(
         "pytorch-lightning_version": LIGHTNING_VERSION,
         "state_dict": {key: value.detach().cpu() for key, value in published_generator_state(generator, first).items()},
     }
-    with whole_file(target) as unfinished:
-        torch.save(content, unfinished)
+    save_checkpoint_file(content, target)
     return target
 
 
@@ -218,7 +225,7 @@ def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> 
 
 def is_generator(path: str | Path) -> bool:
     """Whether a checkpoint, a run or an export is a generator's; False where nothing is there."""
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
         return (path / "config.yaml").is_file() and "generator" in Run(path).config
     if not path.is_file():
@@ -237,7 +244,7 @@ def empty_generator(config: SequenceConfig) -> AnyGenerator:
 
 def open_generator(path: str | Path, num_heads: int | None, grid_size: int | None) -> GeneratorContents:
     """Open a checkpoint and find every key's place; arguments and errors are those of `load_generator`."""
-    path = Path(path)
+    path = locate(path)
     _check_there(path)
     if path.is_dir():
         contents = _open_run(path)
@@ -258,9 +265,7 @@ def open_generator(path: str | Path, num_heads: int | None, grid_size: int | Non
 
 def _check_there(path: Path) -> None:
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: there is no such file or run folder; list the runs there are with: ibqlab runs"
-        )
+        raise FileNotFoundError(f"{path}: there is no such file or run folder, and {hint(path)}")
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from ibqlab.quantizers.codebooks import INITIALISATIONS
 from ibqlab.quantizers.estimators import nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
 from ibqlab.quantizers.index_backprop import IndexBackprop, index_backprop
+from ibqlab.quantizers.indices import to_indices
 from ibqlab.quantizers.lfq import (
     LookupFreeQuantizer,
     LookupFreeQuantizerConfig,
@@ -54,4 +55,5 @@ __all__ = [
     "register_quantizer",
     "rotate_to_codes",
     "straight_through",
+    "to_indices",
 ]

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.quantizers.codebooks import INITIALISATIONS
+from ibqlab.quantizers.codebooks import INITIALISATIONS, at_least_float32
+from ibqlab.quantizers.indices import check_range, to_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +156,13 @@ class Quantizer(nn.Module):
                     f"NaN or infinity, first token {int((~finite).nonzero()[0, 0])}. Look at the images and the "
                     "encoder's weights with torch.isfinite"
                 )
-            return self.choose(tokens, self._codebook_for(tokens)).view(batch, height, width)
+            return self.choose(*self._alike(tokens)).view(batch, height, width)
 
     def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
         """Replace every feature vector by a code.
 
-        Computed in float32 whatever the input type and outside autocast, because the entropy temperature 0.01
-        multiplies rounding by 100 and float16 logits overflow; float64 stays float64.
+        Computed in float32 whatever the types of features and codebook, and outside autocast, because the entropy
+        temperature 0.01 multiplies rounding by 100 and float16 logits overflow; float64 stays float64.
 
         Args:
             features: encoder output, any scale, contiguous or channels-last.
@@ -176,7 +177,7 @@ class Quantizer(nn.Module):
             tokens = _tokens(features)
             for piece in self.upkeep if self.training else ():
                 piece.before(self.codes, tokens)
-            codebook = self._codebook_for(tokens)
+            tokens, codebook = self._alike(tokens)
             if codebook.requires_grad and not codebook.is_leaf:
                 codebook.register_hook(self._keep_gradient)
             chosen = self.assign(tokens, codebook)
@@ -190,16 +191,29 @@ class Quantizer(nn.Module):
     def decode(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
         """Code vectors of stored indices; equals `quantized` of the forward pass in eval mode.
 
+        Args:
+            indices: of any integer type; arrays and lists are taken, too.
         Raises:
-            ValueError: an index outside 0 … K−1.
+            ValueError: no whole numbers on a (B, h, w) grid, or one outside 0 … K−1.
         """
-        size = self.config.codebook_size
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-            raise ValueError(
-                f"indices must lie in 0 … {size - 1} (codebook_size {size}), "
-                f"got {int(indices.min())} … {int(indices.max())}; were they made by another tokenizer?"
-            )
-        return nn.functional.embedding(indices, self.codebook).permute(0, 3, 1, 2).contiguous()
+        vectors = self.look_up(self.checked_indices(indices))
+        return at_least_float32(vectors).permute(0, 3, 1, 2).contiguous()
+
+    def look_up(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Code vectors of int64 indices within 0 … K−1."""
+        codebook = self.codebook
+        return nn.functional.embedding(indices.to(codebook.device), codebook)
+
+    def checked_indices(self, indices: Any) -> Int[Tensor, "B h w"]:
+        """Indices as an int64 tensor; ValueError unless they are a (B, h, w) grid of codes."""
+        indices, size = to_indices(indices), self.config.codebook_size
+        require(
+            indices.ndim == 3,
+            f"indices must be of shape (B, h, w); got {tuple(indices.shape)}. "
+            "Use indices.view(B, h, w) for a sequence of h·w tokens.",
+        )
+        check_range("indices", indices, size, f" (codebook_size {size})")
+        return indices
 
     @contextmanager
     def without_upkeep(self) -> Iterator[None]:
@@ -210,9 +224,13 @@ class Quantizer(nn.Module):
         finally:
             self.upkeep = upkeep
 
-    def _codebook_for(self, tokens: Tensor) -> Tensor:
-        """The codebook, or none of its rows where nothing looks at them."""
-        return self.codebook if self.looks_up else tokens.new_empty(0, tokens.shape[1])
+    def _alike(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and codebook in one type, the wider of theirs; without the codes where nothing looks at them."""
+        if not self.looks_up:
+            return tokens, tokens.new_empty(0, tokens.shape[1])
+        codebook = self.codebook
+        wider = torch.promote_types(tokens.dtype, codebook.dtype)
+        return tokens.to(wider), codebook.to(wider)
 
     def _keep_gradient(self, gradient: Tensor) -> None:
         self._mapped_gradient = gradient.detach()
@@ -234,8 +252,7 @@ class Quantizer(nn.Module):
 
 def _tokens(features: Float[Tensor, "B D h w"]) -> Float[Tensor, "N D"]:
     """Features token by token, float32 unless they are float64."""
-    tokens = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-    return tokens if tokens.dtype == torch.float64 else tokens.float()
+    return at_least_float32(features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]))
 
 
 class Preset(NamedTuple):

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.quantizers.precision import exact_products
+
 BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20}
 """Size of one block of scores by type of device. Larger ones gained nothing on a CPU (experiments/results)."""
 MIN_ROWS = 128
@@ -110,14 +112,12 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside the block products are what their operands' types say: no autocast, and no TF32, for anybody."""
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(chosen)
+    """Inside the block products are what their operands' types say: no autocast, no TF32, no bfloat16 in their place.
+
+    Whatever the process had chosen, through torch's older switches or its newer ones, stands again afterwards.
+    """
+    with exact_products(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibqlab.quantizers.blocks import best_codes
+from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop import Entropies, IndexBackprop, quantize_by_blocks
 
 
-@torch.compiler.disable
+@never_compiled
 def code_parallel_index_backprop(
     features: Float[Tensor, "N D"],
     codes: Float[Tensor, "part D"],

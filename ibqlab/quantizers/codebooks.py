@@ -18,6 +18,11 @@ INITIALISATIONS = {
 is no start but the fixed codebook of LFQ, and of no other quantizer."""
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or as they are where their type is wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def initial_codes(initialisation: str, codebook_size: int, code_dim: int) -> Float[Tensor, "K D"]:
     """Codes at the start of training.
 
@@ -84,13 +89,17 @@ class EmaCodebook(nn.Module):
     def update(self, features: Float[Tensor, "N D"], indices: Int[Tensor, " N"], epsilon: float = 1e-5) -> None:
         """Move hits, sums and codes by one batch of assigned features."""
         size = len(self.hits)
-        hits = torch.bincount(indices, minlength=size).to(self.hits.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, features.to(self.sums.dtype))
-        self.hits.lerp_(sum_over_processes(hits), 1 - self.decay)
-        self.sums.lerp_(sum_over_processes(sums), 1 - self.decay)
-        total = self.hits.sum()
-        smoothed = (self.hits + epsilon) * total / (total + size * epsilon)
-        self.weight.copy_(self.sums / smoothed[:, None])
+        # In float32 also where they are stored in half precision, in which sums of many hits overflow.
+        old_hits, old_sums = at_least_float32(self.hits), at_least_float32(self.sums)
+        hits = torch.bincount(indices, minlength=size).to(old_hits.dtype)
+        sums = torch.zeros_like(old_sums).index_add_(0, indices, features.to(old_sums.dtype))
+        hits = old_hits.lerp(sum_over_processes(hits), 1 - self.decay)
+        sums = old_sums.lerp(sum_over_processes(sums), 1 - self.decay)
+        total = hits.sum()
+        smoothed = (hits + epsilon) * total / (total + size * epsilon)
+        self.hits.copy_(hits)
+        self.sums.copy_(sums)
+        self.weight.copy_(sums / smoothed[:, None])
 
     @torch.no_grad()
     def replace(self, which: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
@@ -113,8 +122,8 @@ class LinearCodebook(nn.Module):
         self.map = nn.Linear(code_dim, code_dim)
 
     def forward(self) -> Float[Tensor, "K D"]:
-        """Anchors under the map."""
-        return self.map(self.anchors)
+        """Anchors under the map, in float32 at least."""
+        return nn.functional.linear(*map(at_least_float32, (self.anchors, self.map.weight, self.map.bias)))
 
 
 class SignGrid(nn.Module):

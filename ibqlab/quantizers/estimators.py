@@ -5,11 +5,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.quantizers.blocks import best_codes, row_blocks, workspace
+from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, workspace
+from ibqlab.quantizers.compilation import never_compiled
 
 METRICS = ("l2", "cosine", "dot")
 
 
+@never_compiled
 @torch.no_grad()
 def nearest_code(
     features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], metric: str = "l2"
@@ -23,7 +25,7 @@ def nearest_code(
         codebook: codes, same type and device.
         metric: "l2", "cosine" or "dot".
     Returns:
-        int64, 0 to K−1.
+        int64, 0 to K−1. Products are exact for their type (no TF32), whatever the process has chosen.
     Cost: 2·N·K·D operations; memory O(N + K·D) plus one block of `blocks.BLOCK_BYTES`.
     Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
     """
@@ -34,13 +36,14 @@ def nearest_code(
     found = torch.empty(len(features), dtype=torch.int64, device=features.device)
     parts = row_blocks(len(features), len(codebook), codebook)
     (buffer,) = workspace(1, parts[0].stop, len(codebook), codebook)
-    for part in parts:
-        scores = buffer[: part.stop - part.start]
-        if offset is None:
-            torch.mm(features[part], codebook.T, out=scores)
-        else:
-            torch.addmm(offset, features[part], codebook.T, alpha=2, out=scores)
-        found[part] = best_codes(scores)[1]
+    with full_precision(features.device):
+        for part in parts:
+            scores = buffer[: part.stop - part.start]
+            if offset is None:
+                torch.mm(features[part], codebook.T, out=scores)
+            else:
+                torch.addmm(offset, features[part], codebook.T, alpha=2, out=scores)
+            found[part] = best_codes(scores)[1]
     return found
 
 

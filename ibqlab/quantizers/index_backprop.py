@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, workspace
 from ibqlab.quantizers.collectives import average_over_processes
+from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import Fused, InPlace, Pull, Rows, Split
 
 
@@ -32,7 +33,7 @@ class IndexBackprop(NamedTuple):
     """Ĥ, entropy of the tokens' mean distribution, nats, 0 to ln K; None without a temperature."""
 
 
-@torch.compiler.disable
+@never_compiled
 def index_backprop(
     features: Float[Tensor, "N D"],
     codebook: Float[Tensor, "K D"],

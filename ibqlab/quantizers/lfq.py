@@ -17,6 +17,7 @@ from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, regis
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
 from ibqlab.quantizers.collectives import average_over_processes
 from ibqlab.quantizers.estimators import straight_through
+from ibqlab.quantizers.indices import check_range, to_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +121,9 @@ class LookupFreeQuantizer(Quantizer):
             terms |= {"sample_entropy": sample, "average_entropy": average}
         return Assignment(straight_through(features, codes), indices, terms)
 
-    def decode(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
-        """Sign vectors of stored indices, from their bits; equals `quantized` of the forward pass in eval mode.
-
-        Raises:
-            ValueError: an index outside 0 … K−1.
-        """
-        size = self.config.codebook_size
-        _check_indices("indices", indices, size, f" (codebook_size {size})")
-        return self.codes.signs(indices).permute(0, 3, 1, 2).contiguous()
+    def look_up(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Sign vectors from the bits of their indices."""
+        return self.codes.signs(indices.to(self.codes.place.device))
 
 
 def sign_entropies(
@@ -194,8 +189,9 @@ def factorize_indices(
         codebook_size in (None, 2**total),
         f"bits must sum to log2(codebook_size); got {tuple(bits)}, which address {2**total} codes, not {codebook_size}",
     )
-    _check_indices("indices", indices, 2**total, f" for bits {tuple(bits)}, which must sum to log2(codebook_size)")
-    parts, indices = [], indices.long()
+    indices = to_indices(indices)
+    check_range("indices", indices, 2**total, f" for bits {tuple(bits)}, which must sum to log2(codebook_size)")
+    parts = []
     for count in bits:
         parts.append(indices % 2**count)
         indices = indices // 2**count
@@ -213,12 +209,13 @@ def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6
     """
     _check_bits(bits)
     require(len(parts) == len(bits), f"bits {tuple(bits)} ask for {len(bits)} parts, got {len(parts)}")
+    parts = [to_indices(part, f"part {number}") for number, part in enumerate(parts)]
     shapes = [tuple(part.shape) for part in parts]
     require(len(set(shapes)) == 1, f"parts must have one shape, got {', '.join(map(str, shapes))}")
     joined, worth = torch.zeros_like(parts[0], dtype=torch.int64), 1
     for number, (part, count) in enumerate(zip(parts, bits, strict=True)):
-        _check_indices(f"part {number}", part, 2**count, f" for bits {tuple(bits)}")
-        joined += part.long() * worth
+        check_range(f"part {number}", part, 2**count, f" for bits {tuple(bits)}")
+        joined += part * worth
         worth *= 2**count
     return joined
 
@@ -228,13 +225,3 @@ def _check_bits(bits: Sequence[int]) -> int:
     good = len(bits) > 0 and all(count >= 1 for count in bits) and sum(bits) < 63
     require(good, f"bits must be numbers of at least 1 that sum to at most 62, such as (6, 12); got {tuple(bits)}")
     return sum(bits)
-
-
-def _check_indices(name: str, indices: Tensor, size: int, remark: str = "") -> None:
-    # A plan's tensors have no values to check.
-    real = type(indices) is Tensor and not indices.is_meta
-    if real and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-        raise ValueError(
-            f"{name} must lie in 0 … {size - 1}{remark}, "
-            f"got {int(indices.min())} … {int(indices.max())}; were they made by another tokenizer?"
-        )

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, rows_per_tile, workspace
+from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import lowest_exponent, softmax_backward
 
 
+@never_compiled
 def mixture_of_codes(
     features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
 ) -> Float[Tensor, "N D"]:

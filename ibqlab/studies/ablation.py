@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ibqlab.config import ConfigError, content_hash, nearest
 from ibqlab.files import write_whole
 from ibqlab.quantizers.base import require
-from ibqlab.runs import runs_root
+from ibqlab.runs.finding import output_folder
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.study import PlaceParameters, as_typed
@@ -40,7 +40,7 @@ class AblationParameters(PlaceParameters):
     steps: int = 0
     """Training steps of every cell; 0: as its recipe says."""
     output: str = ""
-    """Folder; empty: runs/ablations-<preset>. Relative paths start in the folder of all runs."""
+    """Folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: ablations-<preset>."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -147,7 +147,7 @@ def open_ablations(parameters: AblationParameters) -> Ablations:
             raise ConfigError(f"there is no table {name!r} under experiments/tables; {nearest(name, known)}")
     scale = _Scale(parameters, dial)
     tables = {name: scale.table(name, read_table(name)) for name in parameters.tables or known}
-    folder = runs_root() / (parameters.output or f"ablations-{parameters.preset}")
+    folder = output_folder(parameters.output, default=f"ablations-{parameters.preset}")
     return Ablations(parameters, dial, tables, folder)
 
 

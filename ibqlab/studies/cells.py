@@ -3,7 +3,7 @@
     cells/NAME.json     what the cell is: settings, what it needs, what is measured at its end
     NAME/               its run folder
     rows/NAME.json      its row, written when it is finished, whole or not at all
-    failed/NAME.json    why it failed, with the last lines it printed
+    failed/NAME.json    why it failed, with the last lines it printed, and whether the cause lay outside it
     logs/NAME.log       what it printed
     locks/NAME          held by the process that works on it, let go by the system when that process ends, however
 
@@ -11,11 +11,11 @@ Processes share nothing but this folder, so a cell goes on when whoever started 
 it at work.
 """
 
-import fcntl
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,19 +24,44 @@ from typing import Any
 import pandas as pd
 
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
-from ibqlab.files import RunError, explained, write_whole
+from ibqlab.files import RunError, UnreadableFile, explained, is_ordinary, open_ordinary, parse_json, sweep, write_whole
+from ibqlab.locking import holder, holding, is_held
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
+FOLDERS = ("cells", "rows", "failed", "logs", "locks")
+REQUEST_KEYS = {"kind", "config", "labels", "needs", "measure"}
 LAST_LINES = 12
 """Lines of a failed cell's log that are shown."""
 STUDY_FILE = "study.json"
 PARAMETERS_FILE = "parameters.json"
 BUSY = 75
 """Exit code of a process that found another one at its cell."""
+NO_ROOM = 74
+"""Exit code of a process that failed for want of disk or memory and could not write that down."""
+OUTSIDE = ("disk", "memory", "killed")
+"""Causes of failures that lie outside the cell: it is tried again whenever its study is started again. Any other
+failure would come again and is tried again only when asked for."""
+FILE_BYTES = 16 * 2**20
+"""Largest file of a cell or of the grid."""
 
 
 class StudyError(RuntimeError):
     """A study that cannot go on, or cells of it that failed; the message lists them."""
+
+
+def cause_of(error: BaseException) -> str:
+    """Why something failed: "disk", "memory", or "error" where it would fail again."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return "disk"
+        # torch says so in plain RuntimeErrors: one text on GPUs, another on CPUs.
+        text = str(seen) if isinstance(seen, RuntimeError) else ""
+        short_of_memory = isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM)
+        if short_of_memory or "out of memory" in text or "can't allocate memory" in text:
+            return "memory"
+        seen = seen.__cause__ or seen.__context__
+    return "error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +146,11 @@ class CellStore:
         """
         file, wanted = self.folder / STUDY_FILE, json.loads(json.dumps(dict(facts)))
         there = read_json(file)
+        with explained(file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for place in (self.folder, *(self.folder / name for name in FOLDERS)):
+            sweep(place)
         if there is None:
-            with explained(file):
-                self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(file, as_json(wanted))
             return
         differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
@@ -148,9 +175,9 @@ class CellStore:
         file = self.folder / "cells" / f"{cell.name}.json"
         content = as_json(request)
         with explained(file):
-            for name in ("cells", "rows", "failed", "logs", "locks"):
+            for name in FOLDERS:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-        if not file.is_file() or file.read_bytes() != content:
+        if read_json(file) != json.loads(content):
             write_whole(file, content)
 
     def request(self, name: str) -> Cell:
@@ -160,7 +187,7 @@ class CellStore:
             StudyError: there is none, or its file is damaged.
         """
         request = read_json(self.folder / "cells" / f"{name}.json")
-        if request is None:
+        if request is None or not request.keys() >= REQUEST_KEYS:
             raise StudyError(f"{self.folder / 'cells'} holds no cell {name}; start the study again")
         kind = TrainConfig if request["kind"] == "tokenizer" else GeneratorTrainConfig
         return Cell(
@@ -176,7 +203,7 @@ class CellStore:
     def row(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's row; None where it is not there, is damaged, or is of other settings."""
         row = read_json(self.folder / "rows" / f"{cell.name}.json")
-        return row if row and row.get("key") == cell.key else None
+        return row if row and row.get("key") == cell.key and _is_whole(row, cell) else None
 
     def write_row(self, cell: Cell, values: Mapping[str, Any]) -> None:
         """Note that a cell is finished, and with what."""
@@ -192,19 +219,31 @@ class CellStore:
     # --- failures ---
 
     def failure(self, cell: Cell) -> dict[str, Any] | None:
-        """What is known of a cell's failure: "error", "lines", "killed"; None where it has not failed."""
+        """What is known of a cell's failure: "error", "lines", "cause" and "killed"; None where it has not failed."""
         failure = read_json(self.folder / "failed" / f"{cell.name}.json")
-        return failure if failure and failure.get("key") == cell.key else None
+        if not failure or failure.get("key") != cell.key:
+            return None
+        lines = failure.get("lines")
+        # Earlier versions told only the killed from the others.
+        cause = failure.get("cause", "killed" if failure.get("killed") is True else "error")
+        return {
+            "key": cell.key,
+            "error": str(failure.get("error", "not known")),
+            "cause": cause if cause in OUTSIDE else "error",
+            "killed": cause == "killed",
+            "lines": [str(line) for line in lines] if isinstance(lines, list) else [],
+        }
 
-    def write_failure(self, cell: Cell, error: str, killed: bool = False) -> dict[str, Any]:
+    def write_failure(self, cell: Cell, error: str, cause: str = "error") -> dict[str, Any]:
         """Note that a cell failed.
 
         Args:
             cell: which.
             error: in one line.
-            killed: it did not fail by itself; it is gone on with whenever the study is started again.
+            cause: one of `OUTSIDE`, or "error".
         """
-        failure = {"key": cell.key, "error": error, "killed": killed, "lines": self.last_lines(cell)}
+        failure = {"key": cell.key, "error": error, "cause": cause, "killed": cause == "killed"}
+        failure["lines"] = self.last_lines(cell)
         # On a full disk what is known must still reach whoever asked.
         with suppress(RunError):
             write_whole(self.folder / "failed" / f"{cell.name}.json", as_json(failure))
@@ -212,7 +251,9 @@ class CellStore:
 
     def forget_failure(self, cell: Cell) -> None:
         """Let a failed cell be tried again."""
-        (self.folder / "failed" / f"{cell.name}.json").unlink(missing_ok=True)
+        file = self.folder / "failed" / f"{cell.name}.json"
+        with explained(file):
+            file.unlink(missing_ok=True)
 
     def last_lines(self, cell: Cell) -> list[str]:
         """The end of what a cell printed, progress bars left out."""
@@ -232,25 +273,28 @@ class CellStore:
 
     @contextmanager
     def working(self, name: str) -> Iterator[bool]:
-        """Hold a cell's lock inside the block; False if another process holds it."""
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / "locks" / name, os.O_RDWR | os.O_CREAT)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(handle)
+        """Hold a cell's lock inside the block; False if another process holds it.
+
+        Raises:
+            RunError: the lock's file cannot be made.
+        """
+        file = self._lock(name)
+        with ExitStack() as stack:
+            with explained(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                ours = stack.enter_context(holding(file))
+            yield ours
 
     def is_taken(self, name: str) -> bool:
         """Whether some process works on a cell now."""
-        if not (self.folder / "locks" / name).exists():
-            return False
-        with self.working(name) as ours:
-            return not ours
+        return is_held(self._lock(name))
+
+    def worker(self, name: str) -> str:
+        """The process that works on a cell, or did last: "process 4711 on node3"."""
+        return holder(self._lock(name))
+
+    def _lock(self, name: str) -> Path:
+        return self.folder / "locks" / name
 
     def last_step(self, name: str) -> int:
         """The last step that a cell's run has logged, 0 before the first."""
@@ -268,16 +312,39 @@ class CellStore:
 
 def as_json(value: Any) -> bytes:
     """A value as a JSON file's content."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    # Names that are not UTF-8 become JSON's own escapes.
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None where it is missing or damaged: what stands there can be made again."""
+    """A JSON object; None where it is missing or damaged: what stands there can be made again.
+
+    Raises:
+        RunError: there is something that may not be read, or that is no file.
+    """
     try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        with open_ordinary(file) as stream:
+            return parse_json(stream.read(FILE_BYTES), str(file), dict)
+    except FileNotFoundError:
         return None
-    return value if isinstance(value, dict) else None
+    except UnreadableFile as error:
+        if is_ordinary(file) and os.access(file, os.R_OK):
+            return None
+        raise RunError(f"{error}; nothing was changed") from None
+
+
+def _is_whole(row: Mapping[str, Any], cell: Cell) -> bool:
+    """Whether a row holds the cell's labels as they are, and nothing but numbers beside them and its provenance."""
+    labels = json.loads(as_json(cell.labels))
+    if any(row.get(name) != value for name, value in labels.items()) or row.get("cell") != cell.name:
+        return False
+    named = {"cell", "key", "provenance", *labels}
+    measured = {name: value for name, value in row.items() if name not in named}
+    # Runs of earlier versions may not know their parameters.
+    if measured.get("parameters", 0) is None:
+        del measured["parameters"]
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in measured.values())
+    return numbers and isinstance(row.get("provenance", {}), dict)
 
 
 def _short(value: Any) -> str:

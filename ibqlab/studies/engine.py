@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tqdm.auto import tqdm
-
-from ibqlab.studies.cells import BUSY, Cell, CellStore, StudyError, check_distinct
+from ibqlab.studies.cells import BUSY, NO_ROOM, OUTSIDE, Cell, CellStore, StudyError, check_distinct
 from ibqlab.studies.launching import Job, Launcher
+from ibqlab.studies.progress import StudyProgress
 
 POLL_SECONDS = 0.5
 
@@ -29,16 +28,17 @@ class Outcome:
     failed: dict[str, list[str]] = field(default_factory=dict)
     """Cell → its error and the last lines that it printed. They are tried again only when asked for."""
     killed: dict[str, list[str]] = field(default_factory=dict)
-    """Likewise for cells whose process was ended from outside. They go on when the study is started again."""
+    """Likewise for cells whose process was ended from outside, or that lacked disk or memory. They go on when the study
+    is started again."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Cells that could not begin, and the cell that they wait for."""
 
     def __str__(self) -> str:
         total = len(self.finished) + len(self.failed) + len(self.killed) + len(self.waiting)
-        lines = [f"{len(self.finished)} of {total} cells are finished"]
+        lines = [f"{len(self.finished)} of {total} runs are finished"]
         for title, cells in (
             ("failed; try again with retry=true", self.failed),
-            ("ended from outside; start again to go on", self.killed),
+            ("ended from outside, or lacked disk or memory; start again to go on", self.killed),
         ):
             if cells:
                 lines.append(f"{len(cells)} {title}:")
@@ -66,7 +66,7 @@ def run_cells(
         store: of the grid's folder.
         launcher: where they are worked on.
         retry: try again those that failed before.
-        progress: show a bar over the steps of all missing cells.
+        progress: show where the study stands: run, step, usage, time left.
     Returns:
         What became of them. Failures do not end the others.
     Raises:
@@ -90,32 +90,27 @@ class _Engine:
                 continue
             store.prepare(cell)
             failure = store.failure(cell)
-            if failure and not failure["killed"] and not retry:
+            if failure and failure["cause"] not in OUTSIDE and not retry:
                 self.outcome.failed[cell.name] = [failure["error"], *failure["lines"]]
                 continue
             self.pending[cell.name] = cell
 
     def run(self, progress: bool) -> Outcome:
         """Start, watch and note until nothing is left to do."""
-        steps = {name: cell.config.steps for name, cell in self.pending.items()}
-        bar = tqdm(total=sum(steps.values()), desc=f"{len(steps)} cells", unit="step", disable=not progress)
-        reached: dict[str, int] = {}
-        with bar:
+        with StudyProgress(self.cells, list(self.pending), self.store, progress) as shown:
             try:
                 while self.pending or self.running:
                     self._start_what_can()
                     if not self.running:
                         break
                     time.sleep(POLL_SECONDS)
-                    # Only cells at work have moved since the last look.
-                    reached |= {name: self.store.last_step(name) for name in self.running}
                     for name, job in list(self.running.items()):
                         if job.ended():
                             del self.running[name]
                             self._note(self.cells[name], job)
-                    done = sum(reached.values())
-                    bar.set_postfix_str(f"{len(self.running)} running, {len(self.pending)} waiting", refresh=False)
-                    bar.update(min(done, bar.total) - bar.n)
+                            shown.end(name)
+                    shown.look(list(self.running), len(self.outcome.finished))
+                shown.finish(len(self.outcome.finished))
             except BaseException:
                 for job in self.running.values():
                     job.stop()
@@ -154,6 +149,8 @@ class _Engine:
             self.found.discard(cell.name)
             self.pending[cell.name] = cell
             return
-        failure = failure or self.store.write_failure(cell, job.reason(), killed=code is None or code < 0)
-        where = self.outcome.killed if failure["killed"] else self.outcome.failed
+        if failure is None:
+            cause = "killed" if code is None or code < 0 else "disk" if code == NO_ROOM else "error"
+            failure = self.store.write_failure(cell, job.reason(), cause)
+        where = self.outcome.killed if failure["cause"] in OUTSIDE else self.outcome.failed
         where[cell.name] = [failure["error"], *failure["lines"]]

@@ -20,6 +20,7 @@ from ibqlab.plots import (
     scaling_table,
     usage_histogram_table,
 )
+from ibqlab.plots.style import mark_too_short
 from ibqlab.runs import Run
 from ibqlab.studies.cells import Cell, StudyError
 from ibqlab.studies.study import Study, name_start
@@ -29,13 +30,29 @@ MAP_FRAMES = 4
 """Snapshots that a map's space is fitted on, at most: more would leave too few points for each."""
 MAP_POINTS = 5000
 """Points that a map's space is fitted on, at most: more take UMAP longer than anybody waits for a figure."""
+SHORTEST = 50
+"""Training steps; figures of shorter runs say that they mean nothing."""
 STARTS = {"published": "collapse_curves", "same": "collapse_curves_same_start"}
 """What `figure_collapse` may show, and the name of its file."""
 
 
 def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> list[Path]:
-    """Write a figure and its numbers into the study's `figures/`; the paths of picture and CSV."""
+    """Write a figure and its numbers into the study's `figures/`; the paths of picture and CSV.
+
+    A figure of a study whose runs are too short says so on its face.
+    """
+    reason = too_short(study)
+    if reason:
+        mark_too_short(figure, reason)
     return save_figure(figure, study.folder / "figures" / name, data)
+
+
+def too_short(study: Study) -> str:
+    """Why a study's runs are too short to mean anything: its preset, or their steps; empty where they are not."""
+    if getattr(study.place, "preset", "") == "smoke":
+        return "preset smoke"
+    steps = max(cell.config.steps for cell in study.cells)
+    return f"{steps} steps" if steps < SHORTEST else ""
 
 
 def figure_collapse(study: Study, starts: str = "published") -> Figure:
@@ -117,7 +134,9 @@ def figure_reconstructions(study: Study) -> Figure:
     pictures = {label: run.snapshot() for label, run in runs.items()}
     images = next(iter(pictures.values()))["images"]
     rebuilt = {label: snapshot["reconstructions"] for label, snapshot in pictures.items()}
-    figure = plot_reconstructions(images, rebuilt)
+    tokens = int(study.final_rows()["validation_tokens"].min())
+    which = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
+    figure = plot_reconstructions(images, rebuilt, which=which)
     save_study_figure(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
     return figure
 
@@ -147,7 +166,7 @@ def map_run(
         frames: most snapshots to show, evenly chosen, at least 2.
         max_points: most points in the fit, all frames together.
     Returns:
-        The projection, one frame per step, and the steps.
+        The projection, one frame per step, with every code in use at each; and the steps.
     """
     chosen = mapped_steps(run, frames)
     snapshots = [run.snapshot(step) for step in chosen]
@@ -155,6 +174,7 @@ def map_run(
         [snapshot["codebook"] for snapshot in snapshots],
         [snapshot["features"] for snapshot in snapshots],
         method=method,
+        counts=[snapshot["counts"] for snapshot in snapshots],
         max_points=max_points,
     )
     return projection, chosen

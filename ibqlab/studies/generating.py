@@ -14,7 +14,8 @@ from ibqlab.diagnostics import TokenReport
 from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import Run, runs_root
+from ibqlab.runs import Run
+from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.studies.link_stages import describe_tokenizer, save_token_figure
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
@@ -45,8 +46,8 @@ class GeneratorRunParameters:
     store_tokens: bool = True
     """Write the tokens once and train from them; False: tokenize every batch anew, as published."""
     output: str = ""
-    """Folder for tokenizer, tokens and generator; empty: named by preset and settings. Relative paths start in the
-    folder of all runs."""
+    """Folder for tokenizer, tokens and generator: a name below the folder of all runs, or a path that starts with / ./
+    or ~; empty: named by preset and settings."""
 
     def __post_init__(self):
         require_choice("preset", self.preset, GENERATOR_PRESETS)
@@ -118,13 +119,14 @@ def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     plain = recipe_config(second, assignments=parameters.settings)
     given = to_dict(tokenizer) if tokenizer else parameters.tokenizer
     kept = content_hash({"tokenizer": given, "generator": to_dict(plain)})
-    name = parameters.output or f"train_generator-{parameters.preset}-{kept}"
+    folder = output_folder(parameters.output, default=f"train_generator-{parameters.preset}-{kept}")
+    name = run_name(folder)
     # Names below the folder of all runs, so that settings hold no path of this machine.
     places = {"tokenizer": parameters.tokenizer or f"{name}/tokenizer"}
     if parameters.store_tokens:
         places["tokens"] = f"{name}/tokens"
     return Pipeline(
-        folder=runs_root() / name,
+        folder=folder,
         tokenizer=tokenizer,
         generator=recipe_config(second, places, parameters.settings),
     )

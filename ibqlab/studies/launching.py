@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
-from ibqlab.studies.cells import Cell, CellStore, StudyError
+from ibqlab.studies.cells import NO_ROOM, Cell, CellStore, StudyError
 
 
 @runtime_checkable
@@ -243,6 +243,8 @@ def how_it_ended(code: int | None) -> str:
     """An exit code in words."""
     if code is None:
         return "ended, and nobody saw how"
+    if code == NO_ROOM:
+        return "the disk or the memory was full"
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 

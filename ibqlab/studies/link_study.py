@@ -20,6 +20,7 @@ from ibqlab.plots import plot_token_scaling, save_figure, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
+from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.studies.generating import GENERATOR_PRESETS
 from ibqlab.studies.link_stages import describe_tokenizer, save_token_figure
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
@@ -48,8 +49,8 @@ class LinkParameters:
     seed: int = 0
     """Of all runs."""
     output: str = ""
-    """Folder of all runs of this study; empty: named by preset and settings. Relative paths start in the folder of all
-    runs."""
+    """Folder of all runs of this study: a name below the folder of all runs, or a path that starts with / ./ or ~;
+    empty: named by preset and settings."""
 
     def __post_init__(self):
         require_choice("preset", self.preset, LINK_PRESETS)
@@ -104,7 +105,7 @@ class LinkStudy:
 
     def __init__(self, parameters: LinkParameters) -> None:
         name = f"link_stages-{parameters.preset}-{content_hash(to_dict(parameters))}"
-        self.folder = parameters.output or name
+        self.folder = run_name(output_folder(parameters.output, default=name))
         self.parameters = parameters
         self.cells = list(_cells(parameters, self.folder))
 

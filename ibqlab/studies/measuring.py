@@ -6,8 +6,6 @@ the networks behind them), so a changed input is measured anew and an interrupte
 
 import json
 import math
-import os
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +19,14 @@ import torch
 from jaxtyping import Int, UInt8
 
 from ibqlab.diagnostics.usage import measure_usage_of_counts, perplexity
+from ibqlab.files import UnreadableFile, explained, parse_json, read_npz, replacing, sweep, write_whole
 from ibqlab.metrics import PROTOCOLS, MetricCard, cards_markdown, cards_table, evaluate_reconstruction
-from ibqlab.metrics.cache import content_key
+from ibqlab.metrics.cache import ENTRY_BYTES, content_key
 from ibqlab.metrics.weights import hash_file
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers.base import require
-from ibqlab.runs import Run, provenance, runs_root
+from ibqlab.runs import Run, provenance
+from ibqlab.runs.finding import output_folder
 from ibqlab.studies.subjects import (
     PRESETS,
     MeasuringParameters,
@@ -109,7 +109,7 @@ class Measurement:
     def __init__(self, notebook: str, parameters: MeasuringParameters, subjects: Sequence[Subject]) -> None:
         self.notebook, self.parameters, self.subjects = notebook, parameters, tuple(subjects)
         self.rules: Rules = find_rules(parameters, subjects)
-        self.folder = runs_root() / (parameters.output or f"{notebook}-{parameters.preset}")
+        self.folder = output_folder(parameters.output, default=f"{notebook}-{parameters.preset}")
 
     @cached_property
     def images_key(self) -> str:
@@ -122,7 +122,8 @@ class Measurement:
         cards = [replace(card, metric=f"{one.subject.label}: {card.metric}") for one in measured for card in one.cards]
         if len(measured) == 1:
             cards = list(measured[0].cards)
-        cards_table(cards).to_csv(self.folder / "cards.csv", index=False)
+        sweep(self.folder)
+        _write(self.folder / "cards.csv", cards_table(cards).to_csv(index=False))
         facts = provenance() | {
             "command": command_of(self.notebook, self.parameters),
             "protocol": str(self.rules.protocol),
@@ -154,7 +155,7 @@ class Measurement:
         )
         stored = self.folder / "results" / f"{key[:16]}.npz"
         # A file that a full disk or another program damaged is measured anew.
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             return _read(stored, subject, rules.left_out, checkpoint)
         _store(stored, self._compute(subject, progress))
         return _read(stored, subject, rules.left_out, checkpoint)
@@ -172,6 +173,7 @@ class Measurement:
             inception_weights=rules.inception_weights,
             limit=rules.limit,
             progress=progress,
+            unreadable=subject.data.unreadable if subject.data else "skip",
         )
         return {
             "cards": json.dumps([asdict(card) for card in found.cards]),
@@ -337,27 +339,34 @@ def hash_checkpoint(path: Path) -> str:
 
 
 def _store(target: Path, content: dict[str, Any]) -> None:
-    """Written under another name first, so that a kill leaves no half result."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(f".{os.getpid()}.part")
-    with open(unfinished, "wb") as stream:
+    """Write a result, whole or not at all."""
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    with replacing(target) as stream:
         np.savez_compressed(stream, **content)
-    os.replace(unfinished, target)
 
 
 def _read(stored: Path, subject: Subject, left_out: tuple[MetricCard, ...], checkpoint: str) -> Measured:
-    with np.load(stored) as content:
-        cards = [MetricCard(**card | {"remarks": tuple(card["remarks"])}) for card in json.loads(str(content["cards"]))]
-        return Measured(
-            subject=subject,
-            cards=(*cards, *left_out),
-            counts=content["counts"],
-            originals=content["originals"],
-            reconstructions=content["reconstructions"],
-            report=str(content["report"]),
-            checkpoint=checkpoint,
-        )
+    content = read_npz(stored, ENTRY_BYTES)
+    counts, pictures = content["counts"], (content["originals"], content["reconstructions"])
+    if counts.shape != (subject.config.quantizer.codebook_size,) or counts.dtype.kind != "i":
+        raise UnreadableFile(f"{stored}: counts must be whole numbers, one per code")
+    if any(images.ndim != 4 or images.dtype != np.uint8 for images in pictures):
+        raise UnreadableFile(f"{stored}: pictures must be arrays (P, H, W, 3) of uint8")
+    cards = parse_json(str(content["cards"]), str(stored), list)
+    return Measured(
+        subject=subject,
+        cards=(*(MetricCard(**card | {"remarks": tuple(card["remarks"])}) for card in cards), *left_out),
+        counts=counts,
+        originals=pictures[0],
+        reconstructions=pictures[1],
+        report=str(content["report"]),
+        checkpoint=checkpoint,
+    )
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))

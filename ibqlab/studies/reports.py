@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ibqlab.config import parse
 from ibqlab.files import write_whole
-from ibqlab.runs import runs_root
+from ibqlab.runs.finding import find_run
 from ibqlab.studies.ablation import AblationParameters, open_ablations, read_parameters_of
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.cells import as_json
@@ -43,7 +43,7 @@ def write_study_report(study: str | Path | AblationTables | ScalingReport) -> Pa
         return write_pages(study.study.folder, ablation_report(study), "ablations")
     if isinstance(study, ScalingReport):
         return write_pages(study.study.folder, study.markdown(), study.study.name)
-    place = Path(study) if Path(study).is_dir() else runs_root() / study
+    place = find_run(study, "study")
     given = read_parameters_of(place)
     name = given.pop("study")
     given["output"] = str(place.resolve())

@@ -11,8 +11,9 @@ from ibqlab.plots import (
     save_figure,
     usage_histogram_table,
 )
+from ibqlab.plots.style import mark_too_short
 from ibqlab.runs import Run
-from ibqlab.studies.figures import map_run
+from ibqlab.studies.figures import SHORTEST, map_run
 
 
 def figure_run_codes(run: Run, method: str = "umap") -> Figure:
@@ -26,6 +27,7 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
     frames = dict.fromkeys((0, len(steps) // 2, len(steps) - 1))
     panels = {f"step {steps[f]:,}": (projection, f, run.snapshot(steps[f])["counts"]) for f in frames}
     figure = plot_code_maps(panels)
+    _mark(figure, run)
     save_figure(figure, run.figure_path("code_maps"), code_map_table(panels))
     return figure
 
@@ -37,6 +39,7 @@ def figure_run_histogram(run: Run) -> Figure:
         f"step {step:,}": run.snapshot(step)["counts"] for step in (run.snapshot_steps[0], run.snapshot_steps[-1])
     }
     figure = plot_usage_histogram(counts)
+    _mark(figure, run)
     save_figure(figure, run.figure_path("usage_histogram"), usage_histogram_table(counts))
     return figure
 
@@ -45,6 +48,14 @@ def figure_run_reconstructions(run: Run) -> Figure:
     """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
     last = run.snapshot()
     rebuilt = {f"step {run.snapshot_steps[-1]:,}": last["reconstructions"]}
-    figure = plot_reconstructions(last["images"], rebuilt)
+    figure = plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
+    _mark(figure, run)
     save_figure(figure, run.figure_path("reconstructions"), reconstruction_table(last["images"], rebuilt))
     return figure
+
+
+def _mark(figure: Figure, run: Run) -> None:
+    """Say on a figure that its run is too short to mean anything, where it is."""
+    steps = run.config.get("steps")
+    if isinstance(steps, int) and steps < SHORTEST:
+        mark_too_short(figure, f"{steps} steps")

@@ -9,11 +9,11 @@ Image n is of class number n // images_per_class and is drawn by seed + n, whate
 
 import io
 import json
+import os
 import tarfile
-import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,31 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ibqlab.config import to_dict
+from ibqlab.bounds import BATCH, IMAGES, require_at_most, require_memory
+from ibqlab.config import nearest, to_dict
+from ibqlab.data.pictures import open_picture
 from ibqlab.data.sharing import own_device, share_of_work
-from ibqlab.files import RunError, explained, replacing, write_whole
+from ibqlab.files import (
+    RunError,
+    UnreadableFile,
+    explained,
+    is_temporary,
+    open_ordinary,
+    read_json,
+    replacing,
+    sweep,
+    write_whole,
+)
 from ibqlab.generator import AnyGenerator, SamplingConfig
+from ibqlab.locking import holding, wait_for
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.quantizers.base import require
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator_data import check_fit
 
 MANIFEST, ARCHIVE = "manifest.json", "samples.npz"
-POLL_SECONDS = 0.5
+LOCK = ".drawing-{}.lock"
+"""Held by the process of that number while it works, so that the others see it live."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +74,42 @@ class SampleRequest:
     def __post_init__(self):
         for name in ("images_per_class", "batch_size", "shard_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            require_at_most(name, getattr(self, name), BATCH if name == "batch_size" else IMAGES)
+        require_at_most("seed", self.seed, 2**62)
         require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
+
+
+def read_classes(given: str | Sequence[str | int], names: Sequence[str], num_classes: int) -> tuple[int, ...]:
+    """Labels of classes that are given by number, range or name.
+
+    Args:
+        given: "0,7,12", "0-3", "cat,dog" or a list of the same; empty: none, which stands for all.
+        names: of the classes by label; empty where nobody knows them.
+        num_classes: labels lie below it.
+    Returns:
+        Labels in the order given.
+    Raises:
+        ValueError: no such class; the message names the nearest.
+    """
+    words = [word.strip() for word in given.split(",")] if isinstance(given, str) else list(given)
+    return tuple(label for word in words if word != "" for label in _labels(word, names, num_classes))
+
+
+def _labels(word: str | int, names: Sequence[str], num_classes: int) -> range:
+    """One number, one name, or a range like 0-3."""
+    if str(word) in names:
+        first = last = list(names).index(str(word))
+    else:
+        start, dash, end = str(word).partition("-")
+        numbers = [start, end] if dash else [start]
+        if not all(number.isdecimal() and len(number) < 10 for number in numbers):
+            known = nearest(str(word), list(names)) if names else "its classes have no names here"
+            raise ValueError(f"classes are numbers like 0,7,12, ranges like 0-3, or names; got {word!r}; {known}")
+        first, last = int(numbers[0]), int(numbers[-1])
+    if not first <= last < num_classes:
+        raise ValueError(f"classes must lie in 0 to {num_classes - 1}, and ranges rise; got {word}")
+    return range(first, last + 1)
 
 
 def sample_images(
@@ -88,7 +136,8 @@ def sample_images(
         The archive `samples.npz`, in an order that a seed mixes: the evaluator's Inception Score takes consecutive
         parts, which would hold few classes each.
     Raises:
-        RunError: the folder holds something else, or samples of other settings (nothing was changed); the disk is full.
+        RunError: the folder holds something else, or samples of other settings (nothing was changed); the disk is
+            full; the other processes are gone.
         ValueError: a tokenizer that does not fit the generator, or classes that it has not.
     """
     job = _Job(
@@ -101,8 +150,12 @@ def sample_images(
     write_whole(job.folder / MANIFEST, json.dumps(job.manifest, indent=2).encode())
     for model in (generator, tokenizer):
         model.to(job.device).eval()
-    job.draw_shards(progress and job.rank == 0)
-    return job.write_archive()
+    with ExitStack() as stack:
+        # Two commands at once draw the same images, so the second one may go on without the lock.
+        with explained(job.folder):
+            stack.enter_context(holding(job.lock(job.rank), remove=True))
+        job.draw_shards(progress and job.rank == 0)
+        return job.write_archive()
 
 
 class _Job:
@@ -122,6 +175,9 @@ class _Job:
         there = generator.config.num_classes
         classes = request.classes or tuple(range(there))
         require(max(classes) < there, f"classes must lie in 0 to {there - 1}, got {list(classes)}")
+        count = len(classes) * request.images_per_class
+        require_at_most("images_per_class × classes", count, IMAGES)
+        require_memory(16 * count, f"a list of {count:,} images", "lower images_per_class")
         self.labels = np.repeat(np.array(classes), request.images_per_class)
         self.rank, self.world_size = share_of_work()
         self.device = own_device(request.device)
@@ -137,25 +193,58 @@ class _Job:
         }
 
     def is_finished(self) -> bool:
-        """Whether everything is there already; raises where the folder holds anything else."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return False
+        """Whether everything is there already; raises where the folder holds anything else.
+
+        What killed processes left of unfinished files is deleted.
+        """
+        sweep(self.folder)
+        with explained(self.folder):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise RunError(f"{self.folder} is no folder; nothing was changed. Choose another name")
+            if not self.folder.exists() or not self._names():
+                return False
         file = self.folder / MANIFEST
         if not file.is_file():
             raise RunError(
                 f"{self.folder} exists and holds no samples; nothing was changed. Choose another folder, or empty it"
             )
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{file} is damaged ({error}); delete {self.folder} and start again") from None
+            found = read_json(file)
+        except UnreadableFile as error:
+            raise RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
         different = [name for name, value in self.manifest.items() if found.get(name) != value]
         if different:
             raise RunError(
                 f"{self.folder} holds samples of other settings ({', '.join(different)} differ); nothing was changed. "
                 "Choose another folder, or delete this one"
             )
-        return (self.folder / ARCHIVE).is_file()
+        if not self._is_archive():
+            return False
+        for lock in self.folder.glob(LOCK.format("*")):
+            with explained(lock), holding(lock, remove=True):
+                pass
+        return True
+
+    def _names(self) -> list[str]:
+        """What the folder holds, beside locks and what is being written."""
+        ours = {LOCK.format(rank) for rank in range(self.world_size)}
+        return [f.name for f in self.folder.iterdir() if f.name not in ours and not is_temporary(f.name)]
+
+    def _is_archive(self) -> bool:
+        """Whether the archive is there and holds as many images as it should; a damaged one is made again."""
+        try:
+            with open_ordinary(self.folder / ARCHIVE) as stream, zipfile.ZipFile(stream) as archive:
+                with archive.open("arr_0.npy") as member:
+                    np.lib.format.read_magic(member)
+                    shape = np.lib.format.read_array_header_1_0(member)[0]
+                    whole = archive.getinfo("arr_0.npy").file_size == member.tell() + int(np.prod(shape))
+                return whole and shape[:1] == (len(self.labels),) and "arr_1.npy" in archive.namelist()
+        except (OSError, UnreadableFile, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
+            return False
+
+    def lock(self, rank: int) -> Path:
+        """What a process holds while it works."""
+        return self.folder / LOCK.format(rank)
 
     def shards(self) -> list[range]:
         """Numbers of the images of each shard."""
@@ -173,10 +262,37 @@ class _Job:
             total=sum(len(shard) for _, shard in mine), desc="samples", unit="image", disable=not progress
         ) as bar:
             for number, shard in mine:
-                if not self.shard_file(number).is_file():
+                if not self._is_shard(number, shard):
                     self._draw_shard(number, shard, bar)
                 else:
                     bar.update(len(shard))
+
+    def _is_shard(self, number: int, shard: range) -> bool:
+        """Whether a shard is there with its images; one that is empty, cut, or another's is drawn again."""
+        try:
+            return list(self._places(number)) == list(shard)
+        except RunError:
+            return False
+
+    def _places(self, number: int) -> dict[int, tuple[int, int]]:
+        """Image → where its picture begins in the shard's file, and its bytes.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        file = self.shard_file(number)
+        try:
+            with open_ordinary(file) as stream, tarfile.open(fileobj=stream) as tar:
+                members = [member for member in tar if member.name.endswith(".png")]
+                size = os.fstat(stream.fileno()).st_size
+            if any(member.offset_data + member.size > size for member in members):
+                raise ValueError("cut short")
+            return {int(member.name.removesuffix(".png")): (member.offset_data, member.size) for member in members}
+        except (OSError, UnreadableFile, ValueError, tarfile.TarError) as error:
+            raise RunError(
+                f"{file} is missing or damaged ({error}); delete it and start the same command again, which draws its "
+                "images again"
+            ) from None
 
     def _draw_shard(self, number: int, shard: range, bar: Any) -> None:
         with replacing(self.shard_file(number)) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
@@ -184,6 +300,9 @@ class _Job:
                 batch = range(first, min(first + self.request.batch_size, shard.stop))
                 for image, picture in zip(batch, self._draw(batch), strict=True):
                     self._add(tar, image, picture)
+                # A sign of life for those who wait on another machine.
+                with suppress(OSError):
+                    os.utime(self.lock(self.rank))
                 bar.update(len(batch))
 
     @torch.no_grad()
@@ -212,12 +331,13 @@ class _Job:
     def write_archive(self) -> Path:
         """All images in one file once all shards are there; the other processes wait until that is done."""
         target = self.folder / ARCHIVE
+        work = f"{self.folder} is not finished"
         if self.rank:
-            while not target.is_file():
-                time.sleep(POLL_SECONDS)
+            wait_for(self._is_archive, [self.lock(0)], work)
             return target
-        while not all(self.shard_file(number).is_file() for number in range(len(self.shards()))):
-            time.sleep(POLL_SECONDS)
+        others = [self.lock(rank) for rank in range(1, self.world_size)]
+        files = [self.shard_file(number) for number in range(len(self.shards()))]
+        wait_for(lambda: all(file.is_file() for file in files), others, work)
         order = np.random.default_rng(self.request.seed).permutation(len(self.labels))
         with replacing(target) as stream, zipfile.ZipFile(stream, "w", allowZip64=True) as archive:
             pictures = self._read(order)
@@ -232,13 +352,20 @@ class _Job:
         return target
 
     def _read(self, order: Int[np.ndarray, "N"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Images by number, from wherever they lie."""
-        with ExitStack() as stack:
-            files = [self.shard_file(number) for number in range(len(self.shards()))]
-            shards = [stack.enter_context(tarfile.open(file)) for file in files]
-            for image in order.tolist():
-                content = shards[image // self.request.shard_size].extractfile(f"{image:09d}.png")
-                yield np.asarray(Image.open(content))
+        """Images by number, from wherever they lie; one file is open at a time, however many shards there are."""
+        places = [self._places(number) for number in range(len(self.shards()))]
+        for image in order.tolist():
+            number = image // self.request.shard_size
+            try:
+                offset, size = places[number][image]
+                with open_ordinary(self.shard_file(number)) as stream:
+                    stream.seek(offset)
+                    yield np.asarray(open_picture(io.BytesIO(stream.read(size))))
+            except (OSError, UnreadableFile, KeyError, ValueError, SyntaxError) as error:
+                raise RunError(
+                    f"{self.shard_file(number)} is damaged at image {image} ({error}); delete it and start the same "
+                    "command again, which draws its images again"
+                ) from None
 
 
 def _write_header(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -3,7 +3,6 @@
 A job is queued again when its time is over or others go first, and its cell goes on from its last checkpoint.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ibqlab.config import ConfigError, nearest, read_assigned, split_assignment
-from ibqlab.studies.cells import Cell, CellStore, StudyError, read_json
+from ibqlab.files import write_whole
+from ibqlab.studies.cells import Cell, CellStore, StudyError, as_json, read_json
 from ibqlab.studies.launching import FoundJob, Job, how_it_ended
 
 SLURM_SETTINGS = {
@@ -55,9 +55,13 @@ class SlurmLauncher:
                     f"cluster=slurm needs Slurm's {program}, which is not on this machine: start the notebook where "
                     "jobs are submitted from, or give cluster=local"
                 )
-        answer = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=60, check=False)
-        if answer.returncode:
-            raise StudyError(f"Slurm does not answer ({answer.stderr.strip()[:200]}); give cluster=local meanwhile")
+        try:
+            answer = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=60, check=False)
+            complaint = answer.stderr.strip()[:200] or "without a reason" if answer.returncode else ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            complaint = str(error)
+        if complaint:
+            raise StudyError(f"Slurm does not answer ({complaint}); give cluster=local meanwhile")
         try:
             import submitit  # noqa: PLC0415 - only clusters need it
         except ImportError:
@@ -68,8 +72,8 @@ class SlurmLauncher:
             if key not in SLURM_SETTINGS:
                 raise ConfigError(f"cluster_settings: there is no {key!r}; {nearest(key, list(SLURM_SETTINGS))}")
             given[key] = read_assigned(key, value)
-        self.max_jobs = int(given.pop("max_jobs", 64))
-        self.gpus_per_node = int(given.get("gpus_per_node", 8))
+        self.max_jobs = _whole_number("max_jobs", given.pop("max_jobs", 64))
+        self.gpus_per_node = _whole_number("gpus_per_node", given.get("gpus_per_node", 8))
         self.settings = {SLURM_SETTINGS[key]: value for key, value in given.items()}
         if "slurm_setup" in self.settings and isinstance(self.settings["slurm_setup"], str):
             self.settings["slurm_setup"] = [self.settings["slurm_setup"]]
@@ -94,7 +98,7 @@ class SlurmLauncher:
         except self.submitit.core.utils.FailedJobError as error:
             raise StudyError(f"Slurm refused {cell.name}: {_last_line(error)}; mend cluster_settings") from None
         number = self.folder / f"{cell.name}.json"
-        number.write_text(json.dumps({"job": submitted.job_id}), encoding="utf-8")
+        write_whole(number, as_json({"job": submitted.job_id}))
         self.jobs.append(_SlurmJob(submitted))
         return self.jobs[-1]
 
@@ -174,6 +178,12 @@ class _SlurmJob:
 
     def stop(self) -> None:
         """Left in the queue: it was given away so that it goes on alone."""
+
+
+def _whole_number(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"cluster_settings: {name} must be a whole number of at least 1; got {value!r}")
+    return value
 
 
 def _last_line(error: Exception) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from ibqlab.config import ConfigError, content_hash, load_yaml, parse, split_assignment
+from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.files import write_whole
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import Run, runs_root
+from ibqlab.runs import Run
+from ibqlab.runs.finding import output_folder
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher
@@ -140,7 +141,8 @@ class StudyParameters(PlaceParameters):
     projection: str = ""
     """How maps are drawn."""
     output: str = ""
-    """Folder of the study; empty: runs/<study>-<preset>. Relative paths start in the folder of all runs."""
+    """Folder of the study: a name below the folder of all runs, or a path that starts with / ./ or ~; empty:
+    <study>-<preset>."""
 
 
 class Study:
@@ -209,7 +211,9 @@ class Study:
         """All logged rows of all finished cells, with the cells' labels as columns."""
         frames = [run.metrics.assign(run=cell.name, **cell.labels) for cell, run in self.finished()]
         if not frames:
-            raise StudyError(f"no run of {self.name} is finished in {self.folder.name}; call train() first")
+            failures = [(cell.name, one["error"]) for cell in self.cells if (one := self.store.failure(cell))]
+            why = "".join(f"; {name} failed: {error}" for name, error in failures[:1])
+            raise StudyError(f"no run of {self.name} is finished in {self.folder.name}; call train() first{why}")
         return pd.concat(frames, ignore_index=True)
 
     def final_rows(self) -> pd.DataFrame:
@@ -225,8 +229,8 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     """
     presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
-        known = ", ".join(presets)
-        raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; there are {known}")
+        near = nearest(parameters.preset, list(presets))
+        raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; {near}")
     given = {
         f.name: getattr(parameters, f.name)
         for f in fields(parameters)
@@ -237,7 +241,7 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     settings["settings"] = [*preset.get("settings", []), *parameters.settings]
     grid = parse(Grid, settings, source=f"study {name}, preset {parameters.preset}")
     words = [f"preset={parameters.preset}", *(f"{key}={as_typed(value)}" for key, value in given.items())]
-    folder = runs_root() / (parameters.output or f"{name}-{parameters.preset}")
+    folder = output_folder(parameters.output, default=f"{name}-{parameters.preset}")
     return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from ibqlab.bounds import IMAGES, require_at_most
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, open_data
+from ibqlab.devices import require_device
 from ibqlab.metrics import PROTOCOLS, MetricCard, Protocol, open_images
-from ibqlab.metrics.images import SourceImages
+from ibqlab.metrics.images import ImageSet
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import ALEXNET, INCEPTION, VGG16, PublishedWeights, find_weights, import_metric_package
 from ibqlab.pretrained import read_checkpoint
@@ -22,7 +24,8 @@ from ibqlab.pretrained.architecture import empty_tokenizer
 from ibqlab.pretrained.report import WEIGHTS
 from ibqlab.quantizers import available_quantizers
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import Run, runs_root
+from ibqlab.runs import Run
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import TokenizerConfig
 from ibqlab.training import RunParameters, TrainConfig, plan_run
 
@@ -78,7 +81,7 @@ class MeasuringParameters:
     weights: str = ""
     """"ema", averaged (published results), or "raw", as trained."""
     images: str = ""
-    """Folder of images; empty: the run's own validation images, or the built-in photographs."""
+    """Folder of images, tar shards, or an .npz; empty: the run's own validation images, or the built-in photographs."""
     protocol: str = "seed-voken-ibq"
     """A key of `ibqlab.metrics.PROTOCOLS`. Under smoke and laptop a variant of it, for small images and without
     Inception, whose name says so."""
@@ -93,7 +96,8 @@ class MeasuringParameters:
     device: str = ""
     """Where to compute; empty: "cuda" where there is one, else "cpu"."""
     output: str = ""
-    """Folder of results; empty: runs/<notebook>-<preset>. Relative paths start in the folder of all runs."""
+    """Folder of results: a name below the folder of all runs, or a path that starts with / ./ or ~; empty:
+    <notebook>-<preset>."""
 
     def __post_init__(self) -> None:
         require_choice("preset", self.preset, PRESETS)
@@ -104,7 +108,9 @@ class MeasuringParameters:
             require_choice("metrics", metric, RECONSTRUCTION_METRICS)
         for net in split_labels("lpips_weights", self.lpips_weights):
             require_choice("lpips_weights", net, _NETS)
-        require_choice("device", self.device.partition(":")[0], ("", "cpu", "cuda", "mps"))
+        if self.device:
+            require_device(self.device)
+        require_at_most("limit", self.limit, IMAGES)
         require(self.limit >= 0, f"limit must be ≥ 0 images (0: all), got {self.limit}")
 
 
@@ -137,7 +143,7 @@ class Rules:
     """What is computed."""
     left_out: tuple[MetricCard, ...]
     """Cards without a value for what the preset would measure if its weight files were there."""
-    images: SourceImages
+    images: ImageSet
     """The same for all."""
     source: Any
     """The same images, as `evaluate_reconstruction` takes them."""
@@ -172,8 +178,7 @@ def find_subject(label: str, checkpoint: str, quantizer: str = "") -> Subject:
     """
     if quantizer:
         require_choice("quantizer", quantizer, available_quantizers())
-    below, path = runs_root() / checkpoint, Path(checkpoint).expanduser()
-    path = below if below.is_dir() and not path.exists() else path
+    path = locate(checkpoint)
     config = read_checkpoint(path, quantizer=quantizer or None).config
     data = parse(TrainConfig, Run(path).config, source=f"run {path.name}").data if path.is_dir() else None
     return Subject(label=label, path=path, config=config, quantizer=quantizer or None, data=data)
@@ -198,8 +203,6 @@ def find_rules(parameters: MeasuringParameters, subjects: Sequence[Subject]) -> 
     images = open_images(
         source, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
     )
-    if not isinstance(images, SourceImages):
-        raise ConfigError(f"images must be a folder of image files; got {parameters.images!r}. Unpack it into one")
     for subject in subjects:
         _check_size(subject, images.side)
     given = split_labels("lpips_weights", parameters.lpips_weights)

@@ -7,7 +7,11 @@ Started by Slurm, by hand, or under torchrun for a cell of several processes. On
     python -m ibqlab.studies.worker --serve
 
 once, which imports what all cells need and then forks a process per cell, so that a cell does not wait ten seconds for
-imports. A fork is a process of its own like any other: it outlives the server and whoever started that.
+imports.
+
+Who outlives whom: the server ends within seconds when its engine is gone, and begins nothing for the dead. A cell that
+is being worked on is a process of its own and goes on to its row, which the next engine finds; `ps` shows its process
+as ibqlab-cell, and the file of its lock holds its number.
 """
 
 import json
@@ -15,18 +19,30 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
 def main(folder: str, name: str) -> int:
-    """Work on a cell to its row. Returns the exit code: 0 done, 1 failed, 75 taken by another process."""
+    """Work on a cell to its row. Returns the exit code: 0 done, 1 failed, 74 no room, 75 taken by another process."""
     # The tokenizer that a generator needs is named as a run of this folder.
     os.environ["IBQLAB_RUNS"] = str(Path(folder).resolve())
-    from ibqlab.studies.cells import BUSY, CellStore  # noqa: PLC0415 - after the environment is set
+    from ibqlab.studies.cells import CellStore  # noqa: PLC0415 - after the environment is set
 
-    store = CellStore(folder)
+    try:
+        return _take(CellStore(folder), name)
+    except Exception as error:
+        return _fail(error)
+
+
+def _take(store: Any, name: str) -> int:
+    """Work on a cell if nobody else does."""
+    from ibqlab.studies.cells import BUSY  # noqa: PLC0415 - after the environment is set
+
     if os.environ.get("RANK", "0") != "0":
         return _work(store, name, first=False)
     with store.working(name) as ours:
@@ -36,8 +52,20 @@ def main(folder: str, name: str) -> int:
     return BUSY
 
 
+def _fail(error: BaseException) -> int:
+    """Print what went wrong where it can be printed; the exit code that tells its kind."""
+    from ibqlab.studies.cells import NO_ROOM, OUTSIDE, cause_of  # noqa: PLC0415 - after the environment is set
+
+    # The log may lie on the full disk.
+    with suppress(OSError):
+        traceback.print_exception(error)
+        sys.stderr.flush()
+    return NO_ROOM if cause_of(error) in OUTSIDE else 1
+
+
 def _work(store: Any, name: str, first: bool) -> int:
     from ibqlab.studies.cell_rows import measure_cell  # noqa: PLC0415 - heavy
+    from ibqlab.studies.cells import cause_of  # noqa: PLC0415 - after the environment is set
     from ibqlab.training import TrainConfig, train, train_generator  # noqa: PLC0415 - heavy
 
     cell = store.request(name)
@@ -47,11 +75,10 @@ def _work(store: Any, name: str, first: bool) -> int:
         if first:
             store.write_row(cell, measure_cell(cell, run))
     except Exception as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        code = _fail(error)
         if first:
-            store.write_failure(cell, f"{type(error).__name__}: {error}")
-        return 1
+            store.write_failure(cell, f"{type(error).__name__}: {error}", cause_of(error))
+        return code
     return 0
 
 
@@ -62,8 +89,11 @@ def serve() -> None:
     """Fork a process per line of standard input, and answer when each has ended.
 
     A line asks {"folder", "name", "log", "cores", "environment"}; answers are {"name", "pid"} and {"name", "code"}, the
-    code negative for a signal. Ends with its input; its forks go on.
+    code negative for a signal. Ends with its input or with the process that started it, whichever it notices first; its
+    forks go on.
     """
+    engine = os.getppid()
+    threading.Thread(target=_end_with, args=(engine,), daemon=True).start()
     _import_what_cells_need()
     children: dict[int, str] = {}
     asked = b""
@@ -71,7 +101,8 @@ def serve() -> None:
         ready = select.select([sys.stdin], [], [], 0.1)[0]
         if ready:
             chunk = os.read(sys.stdin.fileno(), 65536)
-            if not chunk:
+            # What a dead engine has asked for is not begun.
+            if not chunk or os.getppid() != engine:
                 return
             *lines, asked = (asked + chunk).split(b"\n")
             for line in lines:
@@ -84,6 +115,16 @@ def serve() -> None:
             if not pid:
                 break
             _answer(name=children.pop(pid), code=os.waitstatus_to_exitcode(status))
+
+
+def _end_with(engine: int) -> None:
+    """End this process when the one that started it is gone, also in the middle of imports.
+
+    The end of standard input does not tell: a child of the engine's, such as a loader process, may hold it open.
+    """
+    while os.getppid() == engine:
+        time.sleep(1.0)
+    os._exit(0)
 
 
 def _import_what_cells_need() -> None:
@@ -104,6 +145,7 @@ def _fork(request: dict[str, Any]) -> int:
     code = 1
     try:
         os.setsid()
+        _show_name("ibqlab-cell")
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         nothing = os.open(os.devnull, os.O_RDONLY)
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -116,12 +158,17 @@ def _fork(request: dict[str, Any]) -> int:
         code = main(request["folder"], request["name"])
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
+    except BaseException as error:
+        code = _fail(error)
     finally:
         # Not sys.exit: what the server would do at its end is not this process's business.
         os._exit(code)
+
+
+def _show_name(name: str) -> None:
+    """Name this process in `ps`, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
 if __name__ == "__main__":

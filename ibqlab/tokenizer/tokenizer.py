@@ -25,6 +25,8 @@ from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 Images = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 """What `Tokenizer.encode` takes; see `prepare_images`."""
 
+Indices = Tensor | np.ndarray | Sequence
+"""What `Tokenizer.decode_indices` takes: whole numbers on a (B, h, w) grid."""
 RANGE_TOLERANCE = 1e-3
 
 
@@ -164,19 +166,18 @@ class Tokenizer(nn.Module):
                 f"quantized must be (B, D, h, w) with D = {code_dim}; got {tuple(quantized.shape)}. "
                 "For indices (B, h, w) use decode_indices."
             )
-        return self.decoder(self.post_quant_conv(quantized))
+        # Quantizers give float32 whatever the weights are.
+        return self.decoder(self.post_quant_conv(quantized.to(self._weight.dtype)))
 
-    def decode_indices(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
+    def decode_indices(self, indices: Indices) -> Float[Tensor, "B C H W"]:
         """Images from token indices, 0 to K − 1; not clamped.
 
+        Args:
+            indices: (B, h, w) whole numbers: a tensor of any integer type on any device, a NumPy array as token stores
+                hold them, or lists.
         Raises:
             ValueError: not whole numbers on a (B, h, w) grid, or an index that is no code.
         """
-        if indices.ndim != 3 or indices.is_floating_point():
-            raise ValueError(
-                f"indices must be whole numbers of shape (B, h, w); got {indices.dtype} {tuple(indices.shape)}. "
-                "Use indices.long(), and indices.view(B, h, w) for a sequence of h·w tokens."
-            )
         return self.decode(self.quantizer.decode(indices))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
@@ -185,9 +186,9 @@ class Tokenizer(nn.Module):
         In eval mode the reconstruction equals decode(encode(images).quantized).
 
         Args:
-            images: in [−1, 1], on the tokenizer's device; H and W multiples of `downsampling`.
+            images: in [−1, 1], on the tokenizer's device, of any floating type; H and W multiples of `downsampling`.
         Returns:
-            Reconstruction, quantizer output and features.
+            Reconstruction, quantizer output and features; reconstruction and features in the type of the weights.
         Raises:
             ValueError: the downsampling does not divide H or W.
         """
@@ -197,12 +198,16 @@ class Tokenizer(nn.Module):
 
     def _prepared(self, images: Images) -> Float[Tensor, "B C H W"]:
         """Images as the encoder's weights want them."""
-        weight = self.encoder.conv_in.weight
-        return prepare_images(images, self.config.autoencoder.in_channels).to(weight.device, weight.dtype)
+        return prepare_images(images, self.config.autoencoder.in_channels).to(self._weight.device)
 
     def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         self.latent_grid(*images.shape[-2:])
-        return self.quant_conv(self.encoder(images))
+        return self.quant_conv(self.encoder(images.to(self._weight.dtype)))
+
+    @property
+    def _weight(self) -> Tensor:
+        """The first weight, which tells device and type of all."""
+        return self.encoder.conv_in.weight
 
 
 def fingerprint_weights(module: nn.Module, kind: str) -> str:

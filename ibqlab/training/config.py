@@ -1,7 +1,11 @@
 """Settings of a training run: what a recipe under experiments/ holds."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from ibqlab import bounds
+from ibqlab.bounds import require_at_most
 from ibqlab.data import DataConfig
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.tokenizer import TokenizerConfig
@@ -11,6 +15,12 @@ from ibqlab.training.speed import SpeedConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 ACCELERATORS = ("auto", "cpu", "cuda")
+OTHER_PRECISIONS = {"32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "float64": "64-true"} | {
+    name: "bf16-mixed" for name in ("16", "16-mixed", "bf16", "bfloat16", "fp16", "float16")
+}
+"""What other libraries call them, or what comes nearest."""
+LEVELS = 16
+"""Levels of an autoencoder or discriminator, each of which halves the image."""
 PERCEPTUAL_NETS = ("vgg", "alex")
 CODEBOOK_AVERAGE_STARTS = ("placeholder", "codes")
 
@@ -100,11 +110,12 @@ class RecordConfig:
     """What a run writes down about its codebook, and how often (in training steps)."""
 
     log_every: int = 10
-    """Steps between rows of metrics.jsonl, ≥ 1."""
+    """Steps between rows of metrics.jsonl, ≥ 1. A tokenizer's run has one for each of its first 50 steps."""
     validate_every: int = 100
     """Steps between validations, each with a snapshot, ≥ 1. Step 0 and the last step are always validated."""
     early_snapshots: tuple[int, ...] = ()
-    """Further steps to validate at: collapse is decided in the first ones."""
+    """Further steps to validate at, each with a snapshot. Usage alone is measured on validation images after steps 1,
+    2, 3, 5, 10, 15, 20, 30 and 50 of every run: collapse is decided in the first ones."""
     checkpoint_every: int = 100
     """Steps between checkpoints, ≥ 1; the last step is always kept."""
     tokens_per_code: int = 10
@@ -121,6 +132,7 @@ class RecordConfig:
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         for name, value in counts.items():
             require(value >= 1, f"{name} must be at least 1, got {value}")
+            require_at_most(name, value, bounds.STEPS if name.endswith("_every") else bounds.BATCH)
         require(all(step >= 0 for step in self.early_snapshots), f"early_snapshots must be ≥ 0: {self.early_snapshots}")
 
 
@@ -167,15 +179,68 @@ class TrainConfig:
     """Seed of weights, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's number."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "processes"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        parts = self.processes * self.accumulate
-        require(
-            self.batch_size % parts == 0,
-            f"batch_size {self.batch_size} must be a multiple of processes × accumulate = {parts}",
-        )
-        require_choice("accelerator", self.accelerator, ACCELERATORS)
-        require_choice("precision", self.precision, PRECISIONS)
+        check_sizes(self)
+        check_tokenizer_sizes(self)
         require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")
+
+
+def check_sizes(config: Any) -> None:
+    """What every run's settings must hold: numbers within their bounds that divide, a device and precision there are.
+
+    Args:
+        config: of a tokenizer's or a generator's run.
+    Raises:
+        ValueError: one of them cannot be; the message names it and what to write.
+    """
+    limits = {
+        "steps": bounds.STEPS,
+        "batch_size": bounds.BATCH,
+        "accumulate": bounds.BATCH,
+        "processes": bounds.PROCESSES,
+    }
+    for name, limit in limits.items():
+        require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
+        require_at_most(name, getattr(config, name), limit)
+    require_at_most("data.workers", config.data.workers, bounds.WORKERS)
+    require_at_most("data.image_size", config.data.image_size, bounds.IMAGE_SIDE)
+    parts = config.processes * config.accumulate
+    require(
+        config.batch_size % parts == 0,
+        f"batch_size {config.batch_size} must be a multiple of processes × accumulate = {parts}",
+    )
+    _require_meant("accelerator", config.accelerator, ACCELERATORS, {"gpu": "cuda"})
+    _require_meant("precision", config.precision, PRECISIONS, OTHER_PRECISIONS)
+
+
+def _require_meant(setting: str, value: str, choices: Sequence[str], others: Mapping[str, str]) -> None:
+    """Like `require_choice`, with what other libraries call the same."""
+    if value in others:
+        shown = ", ".join(map(repr, choices))
+        raise ValueError(f"{setting} must be one of {shown}, got {value!r}; write {setting}={others[value]}")
+    require_choice(setting, value, choices)
+
+
+def check_tokenizer_sizes(config: TrainConfig) -> None:
+    """A tokenizer's sizes within bounds that no honest use reaches, and images that its discriminator can judge.
+
+    Raises:
+        ValueError: one is larger, or the images are too small.
+    """
+    autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
+    require_at_most("tokenizer.quantizer.codebook_size", quantizer.codebook_size, bounds.CODES)
+    require_at_most("tokenizer.quantizer.code_dim", quantizer.code_dim, bounds.CODE_DIM)
+    name = "tokenizer.autoencoder"
+    require_at_most(f"{name}.num_res_blocks", autoencoder.num_res_blocks, bounds.BLOCKS)
+    require_at_most(f"{name}.channel_multipliers", len(autoencoder.channel_multipliers), LEVELS, "so many levels")
+    require_at_most(f"{name}.base_channels × multipliers", max(autoencoder.level_channels), bounds.CHANNELS)
+    require_at_most(f"{name}.latent_channels", autoencoder.latent_channels, bounds.CHANNELS)
+    require_at_most("loss.discriminator.base_channels", config.loss.discriminator.base_channels, bounds.CHANNELS)
+    require_at_most("loss.discriminator.num_layers", config.loss.discriminator.num_layers, LEVELS)
+    smallest = config.loss.discriminator.smallest_image if config.loss.adversarial_weight else 1
+    require(
+        config.data.image_size >= smallest,
+        f"the discriminator's {config.loss.discriminator.num_layers} layers need images of at least {smallest} × "
+        f"{smallest} pixels, got data.image_size={config.data.image_size}; lower loss.discriminator.num_layers",
+    )

@@ -1,4 +1,4 @@
-"""Validation: reconstruction and usage on held-out images, and the snapshot that figures are drawn from."""
+"""Validation: reconstruction and usage on held-out images, usage alone, and the snapshot behind figures."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,15 +32,17 @@ class Validation:
 
     def row(self) -> dict[str, Any]:
         """The numbers as a row of metrics."""
-        tokens = int(self.counts.sum())
-        return {
-            "validation_l1": self.l1,
-            "validation_psnr": self.psnr,
-            "validation_usage": int((self.counts > 0).sum()) / len(self.counts),
-            "validation_perplexity": perplexity(self.counts),
-            "validation_tokens": tokens,
-            "validation_images": self.images,
-        }
+        return {"validation_l1": self.l1, "validation_psnr": self.psnr, **usage_row(self.counts, self.images)}
+
+
+def usage_row(counts: Int[Tensor, " K"], images: int) -> dict[str, Any]:
+    """Hits per code on validation images as the columns of a row of metrics."""
+    return {
+        "validation_usage": int((counts > 0).sum()) / len(counts),
+        "validation_perplexity": perplexity(counts),
+        "validation_tokens": int(counts.sum()),
+        "validation_images": images,
+    }
 
 
 @torch.no_grad()
@@ -76,6 +78,38 @@ def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.devic
     l1, psnr, seen = sum_over_processes(sums).tolist()
     counts = sum_over_processes(counts)
     return Validation(l1=l1 / seen, psnr=psnr / seen, counts=counts, images=int(seen), broken=broken)
+
+
+@torch.no_grad()
+def probe_usage(
+    tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """Usage on validation images and nothing else: the counts of `validate` without a decoder's pass.
+
+    Args:
+        tokenizer: as it is, in eval mode.
+        batches: as for `validate`.
+        device: where the tokenizer is.
+    Returns:
+        The columns of a row of metrics, and unreadable files that this process met.
+    Cost: one pass of the encoder over the images, about a third of `validate`.
+    """
+    size = tokenizer.quantizer.config.codebook_size
+    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    seen = torch.zeros((), dtype=torch.int64, device=device)
+    was_training = tokenizer.training
+    broken: list[str] = []
+    tokenizer.eval()
+    for batch in batches:
+        broken += batch.broken
+        pictures = to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
+        features = tokenizer.quant_conv(tokenizer.encoder(pictures))
+        # Features that overflow have no code; the next step stops the run and names what went wrong.
+        if torch.isfinite(features).all():
+            counts += count_indices(tokenizer.quantizer.encode(features), size)
+        seen += len(pictures)
+    tokenizer.train(was_training)
+    return usage_row(sum_over_processes(counts), int(sum_over_processes(seen))), broken
 
 
 @torch.no_grad()

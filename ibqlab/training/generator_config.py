@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from ibqlab import bounds
+from ibqlab.bounds import require_at_most
 from ibqlab.data import DataConfig
 from ibqlab.generator import GeneratorConfig, SequenceConfig
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.training.config import ACCELERATORS, PRECISIONS
+from ibqlab.training.config import check_sizes
 
 SCHEDULES = ("plateau", "constant", "cosine")
 
@@ -66,6 +68,7 @@ class GeneratorRecordConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             require(value >= 1, f"{name} must be at least 1, got {value}")
+            require_at_most(name, value, bounds.IMAGES if name == "validation_images" else bounds.STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +129,32 @@ class GeneratorTrainConfig:
     number."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "processes"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        parts = self.processes * self.accumulate
-        require(
-            self.batch_size % parts == 0,
-            f"batch_size {self.batch_size} must be a multiple of processes × accumulate = {parts}",
-        )
+        check_sizes(self)
+        check_generator_sizes(self.generator)
         require(
             self.processes > 1 or not self.speed.sharded,
             "speed.sharded cuts weights into one piece per process and needs at least 2; got processes=1. "
             "Use speed.sharded=false.",
         )
-        require_choice("accelerator", self.accelerator, ACCELERATORS)
-        require_choice("precision", self.precision, PRECISIONS)
         require_choice("tokenizer_weights", self.tokenizer_weights, ("ema", "raw"))
         require(-1 <= self.index_permutation < 2**31, f"index_permutation must be ≥ −1, got {self.index_permutation}")
         require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")
+
+
+def check_generator_sizes(config: SequenceConfig) -> None:
+    """A generator's sizes within bounds that no honest use reaches.
+
+    Raises:
+        ValueError: one is larger.
+    """
+    limits = {
+        "width": bounds.CHANNELS,
+        "num_heads": bounds.CHANNELS,
+        "hidden_multiple": bounds.CHANNELS,
+        "grid_size": bounds.BLOCKS,
+        "num_classes": bounds.CLASSES,
+        "vocabulary_size": bounds.CODES,
+        **dict.fromkeys(("depth", "spatial_depth", "factorized_depth"), bounds.BLOCKS),
+    }
+    for name, limit in limits.items():
+        require_at_most(f"generator.{name}", getattr(config, name, 0), limit)

@@ -10,12 +10,19 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
-from ibqlab.data.tokens import StoredTokens, TokenBatch, TokenStore, stored_validation_batches, token_batches
+from ibqlab.data.tokens import (
+    TOKENIZER,
+    StoredTokens,
+    TokenBatch,
+    TokenStore,
+    stored_validation_batches,
+    token_batches,
+)
 from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.generators import FIRST_STAGE_FILE
 from ibqlab.quantizers.base import require
-from ibqlab.runs import runs_root
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.trainer import facts_of
@@ -98,16 +105,17 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
     Raises:
         ValueError: no tokenizer, one whose codes, grid or classes do not fit the generator, tokens that another
             tokenizer made.
+        TokenStoreError: no store of tokens, or a damaged one.
     """
-    tokenizer = _load_tokenizer(config, run_folder)
+    store = TokenStore(find_folder(config.tokens)) if config.tokens else None
+    tokenizer = _load_tokenizer(config, run_folder, store)
     check_fit(tokenizer, config.generator, config.data.image_size)
     about_tokenizer = {
-        "path": config.tokenizer,
+        "path": config.tokenizer or f"{config.tokens}/{TOKENIZER}",
         "fingerprint": tokenizer.fingerprint(),
         "codebook_size": tokenizer.quantizer.config.codebook_size,
     }
-    if config.tokens:
-        store = TokenStore(find_folder(config.tokens))
+    if store:
         store.check_tokenizer(tokenizer)
         store.check_data(config.data)
         training, validation = store.split("train"), store.split("validation")
@@ -171,20 +179,22 @@ def check_fit(tokenizer: Tokenizer, generator: SequenceConfig, image_size: int |
 
 def find_folder(name: str) -> str:
     """Where something lies that is given as a path or as a name in the folder of all runs."""
-    below = runs_root() / name
-    return str(below) if name and not Path(name).exists() and below.is_dir() else name
+    return str(locate(name)) if name else ""
 
 
-def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path) -> Tokenizer:
+def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path, store: TokenStore | None) -> Tokenizer:
+    """The tokenizer that the recipe names; where that is not there, the one of the stored tokens, or the run's."""
+    named, kept = find_folder(config.tokenizer), run_folder / FIRST_STAGE_FILE
+    places = [Path(named)] if named and Path(named).exists() else []
+    places += [file for file in (store and store.tokenizer_file, kept) if file and file.is_file()]
     require(
-        bool(config.tokenizer),
-        "tokenizer must name a trained tokenizer (a run, an export or a published file); got none. Train one and give "
-        "its folder: ibqlab train builtin/digits --output runs/digits, then tokenizer=runs/digits.",
+        bool(named or places),
+        (f"{config.tokens} is of an earlier version and holds no tokenizer: tokenizer" if store else "tokenizer")
+        + " must name a trained one (a run, an export or a published file); got none. Train one and give its folder: "
+        "ibqlab train builtin/digits --output runs/digits, then tokenizer=runs/digits; or give tokens=…, which bring "
+        "theirs.",
     )
-    place, kept = find_folder(config.tokenizer), run_folder / FIRST_STAGE_FILE
-    if not Path(place).exists() and kept.is_file():
-        place = str(kept)
-    tokenizer = load_tokenizer(place, config.tokenizer_weights)
+    tokenizer = load_tokenizer(places[0] if places else named, config.tokenizer_weights)
     return tokenizer.float().eval().requires_grad_(False)
 
 

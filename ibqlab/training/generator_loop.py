@@ -21,6 +21,7 @@ from ibqlab.data.tokens import TokenBatch
 from ibqlab.generator import AnyGenerator, make_generator
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.pretrained.generators import FIRST_STAGE_FILE
+from ibqlab.progress import tell
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.runs import Run
@@ -48,7 +49,7 @@ def train_generator(
     Args:
         config: the run's settings.
         path: the run folder; created, or continued if it holds the same settings.
-        progress: show a progress bar (on the first process).
+        progress: show where the run stands, on the first process.
         watch: called on the first process with each row of metrics as it is logged, for live views.
         accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
     Returns:
@@ -61,6 +62,7 @@ def train_generator(
         ValueError: no tokenizer, or one that does not fit the generator, the stored tokens or the data; nothing has
             been written then.
     """
+    tell(folder=str(Path(path).resolve()))
     finished = finished_run(path, config)
     if finished:
         return finished

@@ -2,6 +2,8 @@
 
 Sharded (torch's fully sharded data parallel), every process holds one piece of each weight, gradient and average, and
 gathers a block's weights when it is the block's turn. The numbers are those of plain data parallel training.
+
+What sharding needs of torch costs a second to import, hence inside the functions that shard.
 """
 
 from contextlib import nullcontext
@@ -10,15 +12,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.layers import Block
@@ -106,16 +99,18 @@ class GeneratorStep:
         """All learned tensors and Adam's averages with names for error messages; this process's pieces of them."""
         state = {f"the weight {name!r}": value for name, value in self.generator.named_parameters()}
         found = state | named_moments(self.generator, self.optimizer)
-        return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in found.items()}
+        return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; whole weights, also where they are in pieces. Every process calls it."""
         if not self.sharded:
             return {"model": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        import torch.distributed.checkpoint.state_dict as whole_states  # noqa: PLC0415
+
+        whole = whole_states.StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {
-            "model": get_model_state_dict(self.generator, options=whole),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=whole),
+            "model": whole_states.get_model_state_dict(self.generator, options=whole),
+            "optimizer": whole_states.get_optimizer_state_dict(self.model, self.optimizer, options=whole),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -124,9 +119,11 @@ class GeneratorStep:
             self.generator.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             return
-        whole = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.generator, state["model"], options=whole)
-        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=whole)
+        import torch.distributed.checkpoint.state_dict as whole_states  # noqa: PLC0415
+
+        whole = whole_states.StateDictOptions(full_state_dict=True)
+        whole_states.set_model_state_dict(self.generator, state["model"], options=whole)
+        whole_states.set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=whole)
 
     def _backward(self, indices: Tensor, labels: Tensor, last: bool) -> Tensor:
         """Gradients of one part of the batch; processes exchange them after the last. Its share of the loss."""
@@ -143,7 +140,7 @@ class GeneratorStep:
         """Scale the gradient down to the longest that is allowed; its length before."""
         longest = self.config.optimizer.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.generator.parameters(), longest)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if self.sharded else norm
 
     def _set_rates(self, step: int) -> None:
         config = self.config.optimizer
@@ -187,6 +184,8 @@ def prepare_generator(config: GeneratorSpeedConfig, generator: AnyGenerator) -> 
 
 def shard(module: NextTokenLoss) -> nn.Module:
     """Cut the weights into one piece per process, in place: each block on its own, then what is left."""
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
     for block in module.modules():
         if isinstance(block, Block):
             fully_shard(block)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
-from ibqlab.diagnostics.recorder import Recorder
+from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
+from ibqlab.progress import tell
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.runs import Run
 from ibqlab.training.config import TrainConfig
-from ibqlab.training.evaluation import take_snapshot, validate
+from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
 from ibqlab.training.speed import uncompiled
@@ -39,7 +40,7 @@ def train(
     Args:
         config: the run's settings.
         path: the run folder; created, or continued if it holds the same settings.
-        progress: show a progress bar (on the first process).
+        progress: show where the run stands, on the first process.
         watch: called on the first process with each row of metrics as it is logged, for live views.
         accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
     Returns:
@@ -51,6 +52,7 @@ def train(
         TrainingError: a loss or weight is not finite, or other than the config's number of processes run.
         ValueError: no images, or images that the tokenizer cannot take; nothing has been written then.
     """
+    tell(folder=str(Path(path).resolve()))
     finished = finished_run(path, config)
     if finished:
         return finished
@@ -130,10 +132,15 @@ class _TokenizerTrainer(Trainer):
         )
 
     def validating(self, step: int) -> bool:
+        return self._validating_whole(step) or step in EARLY_STEPS
+
+    def _validating_whole(self, step: int) -> bool:
+        """Whether a step is followed by a validation with reconstructions and a snapshot, not by usage alone."""
         return super().validating(step) or step in self.config.record.early_snapshots
 
     def learn(self, step: int, batch: Batch, logging: bool) -> dict[str, Any] | None:
         self.broken.add(batch.broken)
+        logging = logging or step <= FIRST_STEPS
         if logging:
             self._timed(self.recorder.before_step)
         self.tokenizer.quantizer.progress = (step - 1) / self.config.steps
@@ -153,6 +160,10 @@ class _TokenizerTrainer(Trainer):
 
     def _measure(self, step: int) -> dict[str, Any]:
         record = self.config.record
+        if not self._validating_whole(step):
+            usage, broken = probe_usage(self.tokenizer, self._validation_batches, self.fabric.device)
+            self.broken.add(broken)
+            return usage
         result = validate(self.tokenizer, self._validation_batches, self.fabric.device)
         self.broken.add(result.broken)
         last_hit = self.recorder.last_hits()

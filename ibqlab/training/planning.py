@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ibqlab.bounds import PROCESSES, require_at_most
 from ibqlab.data.source import BUILT_IN
 from ibqlab.quantizers.base import require
 from ibqlab.runs.run import CHECKPOINTS_KEPT
@@ -21,6 +22,8 @@ from ibqlab.training.recipes import EXPERIMENTS, PublishedRow
 if TYPE_CHECKING:
     import pandas as pd
 
+SLOWEST, FASTEST = 1e-6, 1e9
+"""Images per second that one GPU may be said to train on."""
 IMAGENET_IMAGES = 1_281_166
 """ImageNet's training images as published training uses them: all but one, which is damaged."""
 
@@ -184,9 +187,12 @@ def cost_of_run(
         ValueError: a speed, number or price that cannot be.
     """
     gpus = plan.processes if gpus is None else gpus
-    require(images_per_second > 0, f"images per second must be > 0, got {images_per_second}; measure them")
+    fast = f"images per second must lie in {SLOWEST:g} to {FASTEST:g}, got {images_per_second}; measure them"
+    require(SLOWEST <= images_per_second <= FASTEST, fast)
     require(gpus >= 1, f"gpus must be at least 1, got {gpus}")
-    require(gpu_hour_price is None or gpu_hour_price >= 0, f"a GPU-hour's price must be ≥ 0, got {gpu_hour_price}")
+    require_at_most("gpus", gpus, PROCESSES)
+    has_price = gpu_hour_price is None or 0 <= gpu_hour_price < math.inf
+    require(has_price, f"a GPU-hour's price must be ≥ 0 and finite, got {gpu_hour_price}")
     hours = plan.images / images_per_second / 3600
     return RunCost(gpu_hours=hours, gpus=gpus, price=None if gpu_hour_price is None else hours * gpu_hour_price)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ibqlab.config import ConfigError, apply_overrides, content_hash, load_yaml, parse
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers.base import require_choice
-from ibqlab.runs import runs_root
+from ibqlab.runs.finding import output_folder
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.generator_config import GeneratorTrainConfig
 
@@ -141,7 +141,8 @@ def load_recipe(
     Raises:
         ConfigError: no such recipe or base, or text that is not key=value.
     """
-    recipe = apply_overrides(read_recipe(find_recipe(name)), assignments)
+    recipe = read_recipe(find_recipe(name))
+    recipe = apply_overrides(recipe, assignments, _kind(recipe, assignments))
     for key, value in (settings or {}).items():
         *parents, last = key.split(".")
         place = recipe
@@ -159,7 +160,13 @@ def recipe_config(
     Arguments and errors as in `load_recipe`.
     """
     recipe = load_recipe(name, settings, assignments)
-    return parse(GeneratorTrainConfig if GENERATOR in recipe else TrainConfig, recipe, source=f"recipe {name}")
+    return parse(_kind(recipe), recipe, source=f"recipe {name}")
+
+
+def _kind(recipe: Mapping[str, Any], assignments: Sequence[str] = ()) -> type[TrainConfig | GeneratorTrainConfig]:
+    """Whose settings a recipe holds, once the assignments are made."""
+    is_generators = GENERATOR in recipe or any(one.partition("=")[0].split(".")[0] == GENERATOR for one in assignments)
+    return GeneratorTrainConfig if is_generators else TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +235,8 @@ class RunParameters:
     settings: tuple[str, ...] = ()
     """Keys of the recipe to replace, as typed on a command line: ["steps=500", "tokenizer.quantizer.name=vq"]."""
     output: str = ""
-    """Run folder; empty: named by recipe and settings. Relative paths start in the folder of all runs."""
+    """Run folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: named by recipe and
+    settings."""
     projection: str = "umap"
     """How maps are drawn: "umap" or "pca"."""
 
@@ -252,4 +260,4 @@ def plan_run(parameters: RunParameters) -> PlannedRun:
     """
     name = parameters.recipe or PRESETS[parameters.preset]
     config = recipe_config(name, assignments=parameters.settings)
-    return PlannedRun(config, runs_root() / (parameters.output or f"{Path(name).stem}-{content_hash(config)}"))
+    return PlannedRun(config, output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}"))

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ibqlab.data import BrokenImages, ImageSource
 from ibqlab.files import is_ordinary
+from ibqlab.progress import ProgressLine, time_left
 from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.run import Checkpoint
@@ -27,7 +27,8 @@ from ibqlab.training.processes import StopSignals, launch
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the
-training after this step, as Ctrl-C does."""
+training after this step, as Ctrl-C does. A method `finish` that it may have is called when training ends, however it
+ends."""
 CONFUSED = (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError)
 """What torch and dictionaries raise where a state is not the one that is asked for."""
 
@@ -172,7 +173,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def shown(self, row: dict[str, Any]) -> dict[str, str]:
-        """What the progress bar shows of a row."""
+        """What the progress line shows of a row."""
 
     @abstractmethod
     def start(self) -> None:
@@ -200,13 +201,17 @@ class Trainer(ABC):
         """Train to the last step and note how it ended; the run.
 
         Args:
-            progress: show a bar on the first process.
+            progress: show where the run stands, on the first process.
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM came; the step in progress was finished and saved.
         """
         done = self._resume()
-        with self.ending():
-            self.fit(done, progress and self.fabric.is_global_zero)
+        try:
+            with self.ending():
+                self.fit(done, progress and self.fabric.is_global_zero)
+        finally:
+            if hasattr(self.watch, "finish"):
+                self.watch.finish()
         self.fabric.barrier()
         if self.session.signals.received:
             raise TrainingInterrupted(
@@ -219,7 +224,7 @@ class Trainer(ABC):
 
         Args:
             done: the step that it stands at; None: at its very beginning.
-            progress: show a bar.
+            progress: show where the run stands.
         """
         config = self.config
         if done is None:
@@ -228,17 +233,19 @@ class Trainer(ABC):
             self._record_validation(0, {"step": 0, "seconds": 0.0})
             self._save(0)
             done = 0
-        bar = tqdm(total=config.steps, initial=done, desc=self.run.name, unit="step", disable=not progress)
         batches = self.batches(done)
         self.mark, self.logged = time.perf_counter(), (done, self.seconds)
-        with bar:
+        began, numbers = time.monotonic(), ""
+        with ProgressLine(progress) as line:
             self._stop_if_asked(done, True)
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
-                    speed = {"images/s": f"{row['images_per_second']:.0f}"}
-                    bar.set_postfix(self.shown(row) | speed, refresh=False)
-                bar.update()
+                    shown = self.shown(row) | {"images/s": f"{row['images_per_second']:.0f}"}
+                    numbers = "".join(f" · {name} {value}" for name, value in shown.items())
+                left = (time.monotonic() - began) / (step - done) * (config.steps - step)
+                stands = f"{self.run.name}: step {step:,} of {config.steps:,}{numbers}"
+                line.show(f"{stands} · {time_left(left)} left" if step < config.steps else stands)
                 self._stop_if_asked(step, row is not None)
         self.broken.names = names_of_all_processes(self.broken.names)
         report = self.broken.report()

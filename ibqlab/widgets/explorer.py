@@ -1,6 +1,5 @@
 """A study's runs, explored by hand: which method, from which start, at which size, and how it came about."""
 
-import html
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from jaxtyping import Int
 
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.diagnostics.usage import perplexity
+from ibqlab.escaping import for_html
 from ibqlab.plots import METHOD_STYLES, plot_code_map, plot_usage_histogram
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
@@ -64,7 +64,7 @@ class StudyExplorer(ipywidgets.VBox):
                 "study.train()"
             )
         self._projection = study.grid.projection
-        self._maps: dict[Path, tuple[Projection, list[int]]] = {}
+        self._maps: dict[Path, tuple[Projection, list[int], int]] = {}
         self._frames: dict[tuple[Path, int], Frame] = {}
         self._busy = False
         self.choices = {axis: ipywidgets.Dropdown(description=title, **_CONTROL) for axis, title in AXES.items()}
@@ -82,9 +82,27 @@ class StudyExplorer(ipywidgets.VBox):
         for control in (*self.choices.values(), self.step):
             control.observe(self._follow, names="value")
         with self._silent():
-            self._offer()
+            self._offer(own_start=True)
             self.step.index = len(self.step.options) - 1
         self._redraw()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The live view, and beside it what it shows now as a page that needs no kernel.
+
+        A notebook that is opened again has no kernel to ask; its page then shows the pictures instead of an error.
+        """
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["text/html"] = self.static_html()
+        return bundle
+
+    def static_html(self) -> str:
+        """Numbers, map and histogram as they are shown now, without controls."""
+        style = "display: flex; flex-wrap: wrap"
+        return (
+            f"<p>{self.numbers.value}</p>"
+            f'<div style="{style}"><div>{self.code_map.value}</div><div>{self.histogram.value}</div></div>'
+        )
 
     @property
     def run(self) -> Run:
@@ -106,11 +124,18 @@ class StudyExplorer(ipywidgets.VBox):
         wanted = {axis: self.choices[axis].value for axis in axes}
         return [(cell, run) for cell, run in self._cells if wanted.items() <= cell.labels.items()]
 
-    def _offer(self) -> None:
-        """Offer on each axis what exists together with the choices before it; a choice that still exists stays."""
+    def _offer(self, own_start: bool = False) -> None:
+        """Offer on each axis what exists together with the choices before it; a choice that still exists stays.
+
+        Args:
+            own_start: choose the start that the method has of its own, where there is one.
+        """
         for place, (axis, dropdown) in enumerate(self.choices.items()):
-            possible = {_option(axis, cell): cell.labels[axis] for cell, _ in self._matching(list(AXES)[:place])}
+            matching = self._matching(list(AXES)[:place])
+            possible = {_option(axis, cell): cell.labels[axis] for cell, _ in matching}
             kept = dropdown.value
+            if axis == "init" and own_start:
+                kept = next((cell.labels[axis] for cell, _ in matching if cell.labels["published_init"]), kept)
             dropdown.options = list(possible.items())
             dropdown.value = kept if kept in possible.values() else next(iter(possible.values()))
             dropdown.disabled = len(possible) == 1
@@ -125,7 +150,7 @@ class StudyExplorer(ipywidgets.VBox):
             return
         if change["owner"] is not self.step:
             with self._silent():
-                self._offer()
+                self._offer(own_start=change["owner"] is self.choices["method"])
         self._redraw()
 
     @contextmanager
@@ -139,11 +164,21 @@ class StudyExplorer(ipywidgets.VBox):
 
     def _redraw(self) -> None:
         """Show the chosen snapshot, or why it cannot be shown: an error in a callback would be seen by nobody."""
+        cell, run = self._chosen()
+        if (run.path, self.step.value) not in self._frames:
+            self._mark_stale(f"{_title(cell, self.step.value)}: drawing …")
         try:
             frame = self._frame()
         except (RunError, ValueError, ImportError) as error:
-            frame = Frame(code_map="", histogram="", numbers=f"<b>{html.escape(str(error))}</b>")
+            frame = Frame(code_map="", histogram="", numbers=f"<b>{for_html(error, None)}</b>")
         self.code_map.value, self.histogram.value, self.numbers.value = frame.code_map, frame.histogram, frame.numbers
+
+    def _mark_stale(self, told: str) -> None:
+        """Dim the pictures of what was chosen before, and say what is being drawn."""
+        self.numbers.value = for_html(told)
+        for picture in (self.code_map, self.histogram):
+            if picture.value:
+                picture.value = f'<div style="opacity: 0.25">{picture.value}</div>'
 
     def _frame(self) -> Frame:
         """The chosen snapshot, drawn when it is first asked for."""
@@ -151,21 +186,23 @@ class StudyExplorer(ipywidgets.VBox):
         step = self.step.value
         if (run.path, step) not in self._frames:
             counts = run.snapshot(step)["counts"]
-            projection, steps = self._map(run)
-            title = f"{_option('method', cell)} from {cell.labels['init']}, step {step:,}"
+            projection, steps, most_hits = self._map(run)
+            title = _title(cell, step)
             self._frames[run.path, step] = Frame(
-                code_map=_map_html(projection, steps.index(step), counts, title),
+                code_map=_map_html(projection, (steps.index(step), most_hits), counts, title),
                 histogram=_histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
-                numbers=f"{title}: {_numbers(counts)}",
+                numbers=for_html(f"{title}: {_numbers(counts)}", None),
             )
         return self._frames[run.path, step]
 
-    def _map(self, run: Run) -> tuple[Projection, list[int]]:
-        """The one space of all of a run's snapshots, fitted once."""
+    def _map(self, run: Run) -> tuple[Projection, list[int], int]:
+        """The one space of all of a run's snapshots, fitted once; their steps; the most hits that any code ever has."""
         if run.path not in self._maps:
-            self.numbers.value = "fitting one map for all snapshots of this run, once: seconds …"
+            self.numbers.value += " fitting one map for all snapshots of this run, once: seconds …"
             frames = len(run.snapshot_steps)
-            self._maps[run.path] = map_run(run, self._projection, frames=frames, max_points=EXPLORER_POINTS)
+            projection, steps = map_run(run, self._projection, frames=frames, max_points=EXPLORER_POINTS)
+            most_hits = max(int(run.snapshot(step)["counts"].max()) for step in steps)
+            self._maps[run.path] = (projection, steps, most_hits)
         return self._maps[run.path]
 
 
@@ -173,9 +210,10 @@ def explore_study(study: Study) -> ipywidgets.VBox:
     """Controls for method, start of the codebook, codebook size, code dimension and seed, and a slider over the steps
     that have a snapshot; below them the map of codes and features and the usage histogram of that snapshot.
 
-    Only combinations that were trained are offered. All steps of a run share one jointly fitted map and its axes, so
-    that what moves is a code or a feature, not the map. Choosing a run for the first time fits its map: seconds with
-    "umap". The static figures of the same data are `figure_code_maps` and `figure_histogram`.
+    Only combinations that were trained are offered; a method comes with the start that it has of its own. All steps of
+    a run share one jointly fitted map, its axes and its scale of hits, so that what moves is a code or a feature, not
+    the map. Choosing a run for the first time fits its map: seconds with "umap". The static figures of the same data
+    are `figure_code_maps` and `figure_histogram`.
 
     Args:
         study: with at least one finished cell.
@@ -197,8 +235,15 @@ def _option(axis: str, cell: Cell) -> str:
     return f"{value:,}"
 
 
-def _map_html(projection: Projection, frame: int, counts: Int[np.ndarray, "K"], title: str) -> str:
-    picture = plot_code_map(projection, frame, counts, title)
+def _title(cell: Cell, step: int) -> str:
+    """What is shown: method, start, step."""
+    return f"{_option('method', cell)} from {cell.labels['init']}, step {step:,}"
+
+
+def _map_html(projection: Projection, place: tuple[int, int], counts: Int[np.ndarray, "K"], title: str) -> str:
+    """The map of one frame, whose colours mean the same at all steps: place is the frame and the most hits of any."""
+    frame, most_hits = place
+    picture = plot_code_map(projection, frame, counts, title, most_hits=most_hits)
     return picture_html(picture, f"map of codes and encoder features: {title}; {_numbers(counts)}")
 
 

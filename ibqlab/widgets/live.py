@@ -5,7 +5,6 @@ import html
 import time
 from typing import Any
 
-import ipywidgets
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -13,7 +12,40 @@ from ibqlab.plots import plot_generator_curves, plot_run_curves
 from ibqlab.plots.style import PrintFigure
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
-_SHARE_OF_TIME = 0.1
+_SHARE_OF_TIME = 0.125
+"""Of the time that training takes, spent on drawing at most: a picture of 0.2 s every 2 s or so."""
+
+
+class LivePicture:
+    """An output of a notebook whose content changes in place; no widget, so that a saved notebook keeps the last one.
+
+    Args:
+        text: what stands there until there is a picture.
+    """
+
+    def __init__(self, text: str):
+        self.value = html.escape(text)
+        """What is shown, as HTML."""
+        self._data = {"text/plain": text}
+        self._outputs: list[Any] = []
+
+    def show(self, figure: PrintFigure, description: str) -> None:
+        """Show a figure instead, wherever this is displayed.
+
+        Args:
+            figure: from a plot function; shown as PNG.
+            description: for readers who do not see the picture.
+        """
+        self.value = picture_html(figure, description)
+        png = self.value.rpartition("base64,")[2].removesuffix('">')
+        self._data = {"text/html": self.value, "image/png": png, "text/plain": description}
+        for output in self._outputs:
+            output.update(self._data, raw=True)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # noqa: PLC0415 - whoever displays this has it
+
+        self._outputs.append(display(self._data, raw=True, display_id=True))
 
 
 class LiveCurves:
@@ -21,9 +53,10 @@ class LiveCurves:
 
     Of a tokenizer's run loss, usage, perplexity and PSNR; of a generator's, loss, gradient and learning rate.
 
-    The picture is drawn at most every `every` seconds, and less often where drawing would take more than a tenth of the
-    time. It shows what was logged since this object was made: a run that is continued begins in the middle, a finished
-    one shows nothing. `plot_run_curves(run.metrics)` draws any run from its folder.
+    The picture is drawn at most every `every` seconds, and less often where drawing would take more than an eighth of
+    the time; and once more when training ends, however it ends. It shows what was logged since this object was made: a
+    run that is continued begins in the middle, a finished one shows nothing. `plot_run_curves(run.metrics)` draws any
+    run from its folder.
 
     Args:
         config: of the run; the step axis then reaches to its last step from the beginning. None: a tokenizer's.
@@ -38,8 +71,10 @@ class LiveCurves:
         self.config, self.every = config, every
         self.of_generator = isinstance(config, GeneratorTrainConfig)
         self.rows: list[dict[str, Any]] = []
-        self.widget = ipywidgets.HTML("no step logged yet; a run that is finished logs none")
+        self.widget = LivePicture("curves appear with the first step; a run that was finished before logs none")
+        """The picture, to be displayed in a notebook before training begins."""
         self._due = 0.0
+        self._drawn = 0
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Take in a row of metrics, and redraw if it is time or the last step.
@@ -55,6 +90,11 @@ class LiveCurves:
         self._show(self._draw())
         ended = time.monotonic()
         self._due = ended + max(self.every, (ended - began) / _SHARE_OF_TIME)
+
+    def finish(self) -> None:
+        """Draw what was logged since the last drawing; training calls this when it ends, also when it is stopped."""
+        if len(self.rows) > self._drawn:
+            self._show(self._draw())
 
     def figure(self) -> Figure:
         """The curves so far as a static figure; the widget is brought up to date with it.
@@ -82,7 +122,8 @@ class LiveCurves:
     def _show(self, figure: PrintFigure) -> None:
         step = self.rows[-1]["step"]
         shown = "loss, gradient and learning rate" if self.of_generator else "loss, usage, perplexity and PSNR"
-        self.widget.value = picture_html(figure, f"{shown} against the step, up to step {step}")
+        self.widget.show(figure, f"{shown} against the step, up to step {step}")
+        self._drawn = len(self.rows)
 
 
 def picture_html(figure: PrintFigure, description: str) -> str:

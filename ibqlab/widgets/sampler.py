@@ -1,11 +1,11 @@
 """One generated image at a time: class, seed, guidance, temperature and filters by hand."""
 
-import html
 from collections.abc import Sequence
 
 import ipywidgets
 import torch
 
+from ibqlab.escaping import for_html, for_terminal
 from ibqlab.generator import AnyGenerator
 from ibqlab.plots import plot_gallery
 from ibqlab.studies.gallery import draw_images
@@ -27,7 +27,9 @@ class SampleExplorer(ipywidgets.VBox):
     def __init__(self, generator: AnyGenerator, tokenizer: Tokenizer, names: Sequence[str] = ()):
         self._generator, self._tokenizer = generator, tokenizer
         count = generator.config.num_classes
-        labels = [(names[label] if label < len(names) else f"class {label}", label) for label in range(count)]
+        labels = [
+            (for_terminal(names[label]) if label < len(names) else f"class {label}", label) for label in range(count)
+        ]
         slider = {"style": _STYLE, "continuous_update": False, "readout_format": ".2f"}
         self.label = ipywidgets.Dropdown(options=[*labels, ("no class", count)], description="class", style=_STYLE)
         self.seed = ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", style=_STYLE)
@@ -50,7 +52,7 @@ class SampleExplorer(ipywidgets.VBox):
             label = torch.tensor([self.label.value], device=device)
             image = draw_images(self._generator, self._tokenizer, label, seed=self.seed.value, **settings)
         except ValueError as error:
-            self.picture.value = f"<b>{html.escape(str(error))}</b>"
+            self.picture.value = f"<b>{for_html(error, None)}</b>"
             return
         name = self.label.label
         described = ", ".join(f"{key} {value:g}" for key, value in settings.items())

@@ -1,0 +1,113 @@
+"""One way to name what is there – a run, a study, a token store, samples, a file – and one to say where new ones go.
+
+There: a path, if something lies at it; else a name below the folder of all runs (`locate`, `find_run`).
+New: a name below the folder of all runs, unless it is plainly a path (`output_folder`):
+
+    mine, study/a, runs/mine               below the folder of all runs
+    ./mine, ../mine, ~/mine, /data/mine    as typed
+"""
+
+import os
+from pathlib import Path
+
+from ibqlab.bounds import NAME
+from ibqlab.config import nearest
+from ibqlab.escaping import for_terminal
+from ibqlab.runs.table import _run_folders, runs_root
+
+ROOT_NAME = "runs"
+"""What the folder of all runs is called in front of a name, wherever it lies."""
+
+
+def locate(name: str | Path) -> Path:
+    """Where something lies that is given as a path or by its name; where it would lie if there is nothing.
+
+    Args:
+        name: a path, in which ~ is the home folder, or a name below the folder of all runs, with or without `runs/`.
+    Returns:
+        The path, if something is there; else the place below the folder of all runs, if something is there; else the
+        path again.
+    """
+    path = Path(name)
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        path = _without_tilde(path)
+    if not path.parts or path.is_absolute() or str(name).startswith(".") or os.path.exists(path):
+        return path
+    below = _below_root(path)
+    return below if os.path.exists(below) else path
+
+
+def find_run(name: str | Path, what: str = "run") -> Path:
+    """As `locate`, for something that must be there.
+
+    Args:
+        name: path or name.
+        what: what is looked for, for the message.
+    Raises:
+        FileNotFoundError: nothing is there; the message gives the nearest name.
+    """
+    path = locate(name)
+    if not os.path.exists(path) or not Path(name).parts:
+        raise FileNotFoundError(f"there is no such {what} {for_terminal(name)!r}: no path and {hint(name)}")
+    return path
+
+
+def hint(name: str | Path) -> str:
+    """The end of a message about a name that nothing has: which come near it, or how to list them."""
+    root = runs_root()
+    known = {path.relative_to(root).as_posix() for path in _run_folders(root)} - {"."} if root.is_dir() else set()
+    known |= {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
+    near = nearest(str(name)[:NAME].removeprefix(f"{ROOT_NAME}/"), sorted(known))
+    near = near if near.startswith("did you mean") else "list them with: ibqlab runs"
+    return f"no name in the folder of all runs, {for_terminal(root)}; {near}"
+
+
+def output_folder(text: str | Path, default: str = "") -> Path:
+    """Where something new goes; the same text finds it again.
+
+    Args:
+        text: a name, which lies below the folder of all runs with or without `runs/` in front; or a path that starts
+            with /, ./, ../ or ~.
+        default: the name to take where the text is empty.
+    Returns:
+        The folder; it need not exist.
+    Raises:
+        ValueError: a name that no folder can have, the current folder or one around it, or a plain name that is a
+            folder here and none among the runs, so that either could be meant.
+    """
+    typed = str(text) or default
+    if "\0" in typed or any(len(part.encode("utf-8", "replace")) > NAME for part in Path(typed).parts):
+        raise ValueError(
+            f"output: a folder's name has at most {NAME} bytes and no zero byte; got {for_terminal(typed, 60)!r}"
+        )
+    path = Path(typed)
+    is_path = path.is_absolute() or typed.startswith((".", "~")) or ".." in path.parts
+    folder = _without_tilde(path) if is_path else _below_root(path)
+    absolute = Path(os.path.abspath(folder))
+    if absolute in (Path.cwd(), *Path.cwd().parents, Path(os.path.abspath(runs_root()))):
+        raise ValueError(f"output must name a folder of its own, such as ./name; got {for_terminal(typed)!r}")
+    if not is_path and path.is_dir() and not folder.exists() and absolute != Path(os.path.abspath(path)):
+        raise ValueError(
+            f"output={typed} is a folder here, and a name goes below {runs_root()}: write ./{typed} for the one here, "
+            f"{ROOT_NAME}/{typed} for a new one there"
+        )
+    return folder
+
+
+def run_name(folder: Path) -> str:
+    """The text that names a folder in settings and commands: below the folder of all runs its name, else its path."""
+    absolute, root = Path(os.path.abspath(folder)), Path(os.path.abspath(runs_root()))
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
+
+
+def _below_root(path: Path) -> Path:
+    """A relative path below the folder of all runs, without that folder's name in front of it."""
+    parts = path.parts[1:] if path.parts[:1] == (ROOT_NAME,) else path.parts
+    return runs_root().joinpath(*parts)
+
+
+def _without_tilde(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~somebody who has no home
+        raise ValueError(f"{for_terminal(path)}: {error}; write the whole path") from None
