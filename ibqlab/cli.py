@@ -126,7 +126,8 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
-def train(recipe: str, settings: Sequence[str], output: str) -> None:
+@click.option("--accept-changed-data", is_flag=True, help="Continue a run whose images have changed since it began.")
+def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data: bool) -> None:
     """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
@@ -143,7 +144,8 @@ def train(recipe: str, settings: Sequence[str], output: str) -> None:
     config = recipe_config(recipe, assignments=settings)
     require_fits(config)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
-    done = kind(config, output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}"))
+    folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
+    done = kind(config, folder, accept_changed_data=accept_changed_data)
     _say(f"{done.status}: {done.path}; look at it with: ibqlab show {done.path}")
 
 
@@ -503,7 +505,7 @@ def show(run: str) -> None:
     steps = found.snapshot_steps
     figures = sorted(path.name for path in (found.path / "figures").glob("*"))
     checkpoint = found.last_checkpoint
-    _say(f"{found.name}: {found.status}\n{found.path}")
+    _say(f"{found.name}: {found.describe_status()}\n{found.path}")
     _section(f"settings (content hash {found.config_hash})", dump_yaml(found.config))
     _section("last metrics", "\n".join(describe_metrics(_last_values(found))) or "none yet")
     _section("snapshots at steps", ", ".join(map(str, steps)) or "none")

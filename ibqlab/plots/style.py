@@ -8,7 +8,7 @@ dashes and shades do so in grey. No figure changes matplotlib's global settings 
 import io
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
