@@ -154,8 +154,9 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
 @click.argument("recipe")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
+@click.option("--accept-changed-data", is_flag=True, help="Continue a run whose images have changed since it began.")
 @click.option("--report/--no-report", "reporting", default=True, help="Draw the run's figures and report at the end.")
-def train(recipe: str, settings: Sequence[str], output: str, reporting: bool) -> None:
+def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data: bool, reporting: bool) -> None:
     """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
@@ -179,7 +180,7 @@ def train(recipe: str, settings: Sequence[str], output: str, reporting: bool) ->
         _say(f"{config.steps:,} steps → {folder}", err=True)
     try:
         with _sigterm_as_ctrl_c():
-            done = kind(config, folder)
+            done = kind(config, folder, accept_changed_data=accept_changed_data)
     except KeyboardInterrupt:
         if first and reporting:
             _report_on(folder)
@@ -607,7 +608,7 @@ def show(run: str) -> None:
     steps = found.snapshot_steps
     figures = sorted(path.name for path in (found.path / "figures").glob("*"))
     checkpoint = found.last_checkpoint
-    _say(f"{found.name}: {found.status}\n{found.path}")
+    _say(f"{found.name}: {found.describe_status()}\n{found.path}")
     _section(f"settings (content hash {found.config_hash})", dump_yaml(found.config))
     _section("last metrics", "\n".join(describe_metrics(_last_values(found))) or "none yet")
     _section("snapshots at steps", ", ".join(map(str, steps)) or "none")

@@ -12,7 +12,8 @@ SHOWN = 200
 
 # Control characters, lone surrogates, and marks that turn the direction of writing around.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&-])")
+# Brackets are enough against links and pictures; round ones, dots and dashes mean nothing inside a line.
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>#!|~$&])")
 
 
 def _visible(match: re.Match) -> str:

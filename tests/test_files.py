@@ -193,7 +193,7 @@ def test_html_and_markdown():
     assert "<script>" not in for_html(HOSTILE)
     assert for_html("\"'<&>") == "&quot;&#x27;&lt;&amp;&gt;"
     escaped = for_markdown("![x](figures/../../etc/passwd)\n# heading | <b>")
-    assert escaped == r"\!\[x\]\(figures/../../etc/passwd\)\\x0a\# heading \| \<b\>"
+    assert escaped == r"\!\[x\](figures/../../etc/passwd)\\x0a\# heading \| \<b\>"
 
 
 # --- bounds ---

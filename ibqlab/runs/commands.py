@@ -21,7 +21,8 @@ def train_command(recipe: Path, output: Path, settings: Mapping[str, Any], proce
     many = type(processes) is int and processes > 1
     start = ["torchrun", "--nproc-per-node", str(processes), "-m", "ibqlab"] if many else ["ibqlab"]
     changes = [f"{key}={_typed(value)}" for key, value in settings.items()]
-    return shlex.join([*start, "train", str(recipe), *changes, "--output", str(output)])
+    # Absolute: a plain name would lie below the folder of all runs.
+    return shlex.join([*start, "train", str(recipe.absolute()), *changes, "--output", str(output.absolute())])
 
 
 def differences(there: Mapping[str, Any], yours: Mapping[str, Any], shown: int = 8) -> str:

@@ -231,7 +231,7 @@ class Run:
         command = train_command(
             self.path / "config.yaml",
             self.path.with_name(f"{self.name}-2"),
-            changed | {"start_from": str(self.path)},
+            changed | {"start_from": str(self.path.absolute())},
             wanted.get("processes"),
         )
         return f". To train on from its weights with your settings: {command}"

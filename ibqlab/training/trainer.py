@@ -277,7 +277,9 @@ class Trainer(ABC):
         try:
             yield
         except BaseException as error:
-            is_stop = isinstance(error, KeyboardInterrupt)
+            # A signal to all processes ends those that load images, too, and their end may come before the step's.
+            loaders_ended = bool(self.session.signals.received) and "DataLoader worker" in str(error)
+            is_stop = isinstance(error, KeyboardInterrupt) or loaders_ended
             # The disk may be full: what went wrong first is what must be told.
             with suppress(RunError):
                 self._finish("stopped" if is_stop else "failed")
