@@ -38,20 +38,15 @@ def plot_against_codebook_size(table: pd.DataFrame) -> Figure:
     }
     with styled_figure(PAGE_WIDTH, 3.9) as figure:
         time, memory = figure.subplots(1, 2)
+        lone: list[str] = []
         for (tokens, form), line in table.groupby(["tokens", "form"]):
             look = looks[name_of(tokens)]
             style = {"color": look.color, "marker": look.marker, "linestyle": LINES[form], "markersize": 4}
-            for axes, column, unit in ((time, "seconds", "s"), (memory, "peak_mb", "MB")):
-                # A lone point has no line to tell what it is.
-                if len(line) == 1:
-                    value = line[column].iloc[0]
-                    axes.annotate(
-                        f"{NAMES[form].split(',')[0]}, {name_of(tokens)}: {value:,.3g} {unit}",
-                        (line["codes"].iloc[0], value),
-                        xytext=(6, 5),
-                        textcoords="offset points",
-                        fontsize=8,
-                    )
+            if len(line) == 1:
+                # A lone point has no line that tells what it is.
+                one = line.iloc[0]
+                form_name = NAMES[form].split(",")[0]
+                lone.append(f"{form_name}, {name_of(tokens)}: {one['seconds']:.3g} s, {one['peak_mb']:.0f} MB")
             time.plot(line["codes"], line["seconds"], **style)
             memory.plot(line["codes"], line["peak_mb"], **style)
             if form == "ibqlab":
@@ -75,6 +70,7 @@ def plot_against_codebook_size(table: pd.DataFrame) -> Figure:
         device = facts["device"].replace("(R)", "")
         add_caption(
             figure,
-            f"D = {facts['dim']}, float32, with both entropies; logarithmic axes\n{device}, torch {facts['torch']}",
+            "".join(f"point without a line: {text}\n" for text in lone)
+            + f"D = {facts['dim']}, float32, with both entropies; logarithmic axes\n{device}, torch {facts['torch']}",
         )
     return figure
