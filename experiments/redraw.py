@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ibqlab.files import write_whole
 from ibqlab.plots import (
@@ -99,9 +100,12 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
 
 
 def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
+    """A figure as PNG of 256 colours, which a drawing does not exceed visibly and a repository carries more easily."""
+    drawn, picture = io.BytesIO(), io.BytesIO()
     with print_style():
-        figure.savefig(picture, format="png", dpi=180)
+        figure.savefig(drawn, format="png", dpi=180)
+    with Image.open(drawn) as whole:
+        whole.convert("RGB").quantize(256).save(picture, format="png", optimize=True)
     return picture.getvalue()
 
 
