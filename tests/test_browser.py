@@ -144,12 +144,12 @@ def test_the_slider_moves_through_training(page, lab):
     page.wait_for_function(SHOWN_OR_FAILED, timeout=180_000)
     assert page.evaluate(ERRORS) == []
     code_map, histogram = page.locator(".ibqlab-code-map img"), page.locator(".ibqlab-histogram img")
-    last = numbers_change_to(page, "VQ from U(±1/K), step 12:")
+    last = numbers_change_to(page, "VQ from U(±1/K), step 12: usage")
     shown = {"map": code_map.get_attribute("src"), "histogram": histogram.get_attribute("src")}
 
     page.locator(".widget-slider .noUi-handle").first.focus()
     page.keyboard.press("ArrowLeft")
-    earlier = numbers_change_to(page, "VQ from U(±1/K), step 6:")
+    earlier = numbers_change_to(page, "VQ from U(±1/K), step 6: usage")
     assert code_map.get_attribute("src") != shown["map"]
     assert histogram.get_attribute("src") != shown["histogram"]
     assert "step 6" in code_map.get_attribute("alt")
@@ -157,9 +157,9 @@ def test_the_slider_moves_through_training(page, lab):
     assert earlier.split(":")[1] != last.split(":")[1]
 
     page.keyboard.press("ArrowRight")
-    numbers_change_to(page, "step 12:")
+    numbers_change_to(page, "step 12: usage")
     assert code_map.get_attribute("src") == shown["map"]
 
     page.locator(".widget-dropdown select").first.select_option(label="IBQ")
-    numbers_change_to(page, "IBQ from U(±1/K), step 12:")
+    numbers_change_to(page, "IBQ from N(0, 1), step 12: usage")
     assert code_map.get_attribute("src") != shown["map"]

@@ -1,5 +1,7 @@
 """Figures say what they show: labels, lines, numbers behind them, nothing cut off."""
 
+from pathlib import Path
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -21,15 +23,19 @@ from ibqlab.plots import (
     plot_collapse_curves,
     plot_norm_curves,
     plot_reconstructions,
+    plot_scaling,
     plot_token_link,
     plot_token_scaling,
     plot_usage_histogram,
     reconstruction_table,
     save_figure,
+    scaling_table,
     token_link_table,
     token_scaling_table,
     usage_histogram_table,
 )
+from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
+from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.style import START_LINES, styles_for
 from ibqlab.quantizers import INITIALISATIONS
 
@@ -675,3 +681,54 @@ def test_token_scaling_refuses_nothing_to_draw():
         token_scaling_table({})
     with pytest.raises(ValueError, match="missing: \\['tokenizer'\\]"):
         plot_token_scaling(token_scaling_table({"IBQ": _token_report()}).drop(columns="tokenizer"))
+
+
+def _scaling(dims=(16, 64), seeds=2, sizes=(256, 1024, 4096)):
+    runs = pd.DataFrame(
+        [
+            {"method": method, "init": init, "codebook_size": size, "code_dim": dim, "seed": seed}
+            for method, init in (("vq", "U(±1/K)"), ("ibq", "N(0, 1)"))
+            for dim in dims
+            for size in sizes
+            for seed in range(seeds)
+        ]
+    )
+    return runs.assign(used=runs["codebook_size"] * 0.5)
+
+
+def test_dimensions_have_looks_and_places_of_their_own():
+    runs = _scaling(seeds=1)
+    numbers = {f"validation_{name}_{part}": 0.5 for name in ("usage", "psnr") for part in ("mean", "min", "max")}
+    table = scaling_table(runs.assign(**numbers, validation_tokens=10_240, seeds=1, steps=300))
+    lines = [container[0] for container in plot_scaling(table).axes[0].containers]
+    assert len({(line.get_color(), line.get_markerfacecolor()) for line in lines}) == 4
+    assert len({line.get_xdata()[0] for line in lines}) == 2, "dimensions stand beside each other"
+    assert sorted(bool(line._unscaled_dash_pattern[1]) for line in lines) == [False, False, True, True], "U is dashed"
+
+
+@pytest.mark.parametrize(("seeds", "sizes"), [(1, (256, 1024, 4096)), (3, (256, 1024)), (2, (256, 1024, 4096))])
+def test_an_interval_needs_seeds_and_sizes(seeds, sizes):
+    runs = _scaling(seeds=seeds, sizes=sizes)
+    fit = {"factor": 0.5, "exponent": 1.0, "low": 0.9, "high": 1.1, "points": 6, "quantity": "used"}
+    laws = pd.DataFrame([{"method": m, "code_dim": d, **fit} for m in ("vq", "ibq") for d in (16, 64)])
+    told = " ".join(_texts(plot_power_laws(runs, laws, {"used": "codes in use"})))
+    has_interval = seeds > 1 and len(sizes) > 2
+    assert ("95 % interval" in told) == ("+0.90 to +1.10" in told) == has_interval
+
+
+def test_ablation_rows_say_what_was_run():
+    shared = {"row": "K = 262,144", "method": "ibq", "measure": "psnr", "here": "ibq, K 4,096, D 64"}
+    points = [{"kind": "mean", "value": 17.0, "low": 16, "high": 18}, {"kind": "seed", "value": 17.0, "seed": 0}]
+    table = pd.DataFrame([{**shared, **point} for point in points])
+    figure = plot_ablation(table, [DotPanel(key="psnr", label="rFID", higher=False)], "Codebook size", "3 seeds")
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["IBQ, K 4,096, D 64\n(paper: K = 262,144)"]
+    assert axes.get_xlabel() == "rFID\n(reversed: lower is better)"
+    ring = axes.get_lines()[-1]
+    assert ring.get_ydata()[0] == 0.25 and ring.get_markerfacecolor() == "none", "beside the interval, not on it"
+
+
+def test_committed_curves_draw_from_their_csv():
+    figures = Path(__file__).resolve().parents[1] / "experiments" / "results" / "ablations_laptop" / "figures"
+    assert len(plot_norm_curves(pd.read_csv(figures / "key_designs_norms.csv")).axes) == 4
+    assert len(plot_collapse_curves(pd.read_csv(figures / "collapse.csv")).axes) == 3

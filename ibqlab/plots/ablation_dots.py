@@ -7,7 +7,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ibqlab.plots.style import METHOD_STYLES, PAGE_WIDTH, REFERENCE_GREY, add_caption, fix_tick_size, styled_figure
+from ibqlab.escaping import for_matplotlib
+from ibqlab.plots.style import (
+    LONGEST_LABEL,
+    METHOD_STYLES,
+    PAGE_WIDTH,
+    REFERENCE_GREY,
+    add_caption,
+    fix_tick_size,
+    method_label,
+    styled_figure,
+    text_label,
+)
 
 _COLUMNS = ["row", "method", "measure", "kind", "value", "low", "high", "seed"]
 
@@ -31,11 +42,12 @@ class DotPanel:
 def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, caption: str) -> Figure:
     """Rows of a table against their measures. Better is to the right in every panel.
 
-    Filled markers: means over seeds with their 95 % intervals; small dots: single seeds; grey diamonds: the paper's
-    numbers, on ImageNet.
+    Filled markers: means over seeds with their 95 % intervals; small rings below them: single seeds; grey diamonds: the
+    paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
 
     Args:
-        table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed.
+        table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed; and here, where
+            it is known what was run: "ibq, K 256, D 64".
         panels: one per measure to show.
         title: of the figure.
         caption: what runs these are.
@@ -46,15 +58,25 @@ def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, capti
     if missing or table.empty or not panels:
         raise ValueError(f"an ablation figure needs rows, panels and the columns {_COLUMNS}; missing: {missing}")
     rows = list(dict.fromkeys(table["row"]))
-    with styled_figure(PAGE_WIDTH, 1.4 + 0.27 * len(rows)) as figure:
+    with styled_figure(PAGE_WIDTH, 1.5 + (0.42 if "here" in table else 0.3) * len(rows)) as figure:
         all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
         for axes, panel in zip(all_axes, panels, strict=True):
             _draw(axes, table[table["measure"] == panel.key], panel, rows)
-        all_axes[0].set_yticks(range(len(rows)), rows)
+        all_axes[0].set_yticks(range(len(rows)), [_row_label(table, row) for row in rows])
         all_axes[0].set_ylim(len(rows) - 0.4, -0.6)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(for_matplotlib(title), fontsize=10)
         add_caption(figure, caption)
     return figure
+
+
+def _row_label(table: pd.DataFrame, row: str) -> str:
+    """What was run, and what the paper calls it in brackets; the paper's name alone where nothing else is known."""
+    facts = table[table["row"] == row].iloc[0]
+    here = facts.get("here")
+    if not isinstance(here, str):
+        return text_label(row)
+    method, comma, rest = here.partition(",")
+    return f"{text_label(method_label(method) + comma + rest)}\n(paper: {for_matplotlib(row, LONGEST_LABEL)})"
 
 
 def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> None:
@@ -66,12 +88,12 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> 
         if point["kind"] == "paper":
             axes.plot(x, y, marker="D", markersize=6, markerfacecolor="none", color=REFERENCE_GREY, linestyle="none")
         elif point["kind"] == "seed":
-            axes.plot(x, y, marker=".", markersize=4, color=color, alpha=0.6, linestyle="none")
+            axes.plot(x, y + 0.25, marker="o", markersize=3.5, markerfacecolor="none", color=color, linestyle="none")
         else:
             low, high = point["low"] * panel.scale, point["high"] * panel.scale
             error = [[x - low], [high - x]] if np.isfinite(low) else None
             axes.errorbar(x, y, xerr=error, marker=style.marker if style else "s", color=color, capsize=2)
-    axes.set_xlabel(panel.label)
+    axes.set_xlabel(panel.label if panel.higher else f"{panel.label}\n(reversed: lower is better)")
     if panel.share:
         axes.set_xlim(-6, 106)
     if not panel.higher:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, styled_figure
+from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, styled_figure, text_label
 
 _LABEL_WIDTH = 1.0
 _LARGEST_SIDE = 1.2
@@ -53,9 +53,9 @@ def plot_gallery(
             axes.spines[:].set_visible(False)
             axes.grid(False)
         for axes, label in zip(grid[:, 0], row_labels, strict=True):
-            axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4)
+            axes.set_ylabel(text_label(label), rotation=0, ha="right", va="center", labelpad=4)
         for axes, label in zip(grid[0], column_labels, strict=True):
-            axes.set_title(label, fontsize=CAPTION_SIZE)
+            axes.set_title(text_label(label), fontsize=CAPTION_SIZE)
         if caption:
             add_caption(figure, caption)
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ibqlab.plots.curves import draw_band, scale_steps, spread_over_seeds
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for
+from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for, table_of
 
 MEASURES = ("usage", "step_usage", "gradient_reach", "feature_norm_mean", "code_norm_mean", "softmax_perplexity")
 _COLUMNS = ("step", "row", "method", "seed", "codebook_size", "code_dim", *(m for m in MEASURES if m != "step_usage"))
@@ -27,8 +27,8 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
             softmax_perplexity (codes); empty cells where a step did not measure. Optional, because older runs lack
             them: step_usage and step_tokens.
     Returns:
-        One line per (row, step), rows in the order of first appearance, with method, seeds and *_mean, *_min, *_max of
-        each measure.
+        One line per (row, step), rows in the order of first appearance, with method, seeds, codebook_size, code_dim and
+        *_mean, *_min, *_max of each measure.
     Raises:
         ValueError: a missing column, or no lines.
     """
@@ -38,8 +38,13 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
             f"metrics need lines with the columns {', '.join(_COLUMNS)}; "
             + (f"missing {', '.join(missing)}" if missing else "there are none: train at least one run")
         )
-    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, "step_usage"])))
-    table = spread_over_seeds(metrics.groupby(["row", "method", "step"], sort=False), MEASURES).reset_index()
+    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, "step_usage", "step_tokens"])))
+    groups = metrics.groupby(["row", "method", "step"], sort=False)
+    table = spread_over_seeds(groups, MEASURES)
+    for column in ("codebook_size", "code_dim", "usage_tokens", "step_tokens"):
+        if column in metrics:
+            table[column] = groups[column].max()
+    table = table.reset_index()
     order = {name: place for place, name in enumerate(metrics["row"].unique())}
     return table.sort_values(
         ["row", "step"], kind="stable", key=lambda column: column.map(order) if column.name == "row" else column
@@ -53,28 +58,29 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
     Line: mean over seeds; band: lowest to highest seed. Thin lines in the first panel: norms of the codes.
 
     Args:
-        metrics: as for `norm_curve_table`.
+        metrics: as for `norm_curve_table`, or what it returned.
     Returns:
         The figure; its numbers are `norm_curve_table(metrics)`.
     Raises:
         ValueError: as for `norm_curve_table`.
     """
-    table = norm_curve_table(metrics)
+    table = table_of(metrics, "usage_mean", norm_curve_table)
     styles = styles_for(list(table["row"].unique()))
-    measure = "step_usage" if table["step_usage_mean"].notna().any() else "usage"
+    own = "step_usage_mean" in table and table["step_usage_mean"].notna().any()
+    measure = "step_usage" if own else "usage"
     with styled_figure(PAGE_WIDTH, 5.2) as figure:
         (norms, spread), (reach, usage) = figure.subplots(2, 2)
-        for name, group in table.groupby("row", sort=False):
+        for place, (name, group) in enumerate(table.groupby("row", sort=False)):
             style = styles[name]
-            draw_band(norms, group, "feature_norm_mean", 1, style)
+            draw_band(norms, group, "feature_norm_mean", 1, style, place=place)
             codes = group.dropna(subset=["code_norm_mean_mean"])
             norms.plot(
                 codes["step"], codes["code_norm_mean_mean"], color=style.color, linestyle=style.line, linewidth=0.7
             )
             if group["method"].iloc[0] in SOFTMAX_METHODS:
-                draw_band(spread, group, "softmax_perplexity", 1, style)
-            draw_band(reach, group, "gradient_reach", 100, style)
-            draw_band(usage, group, measure, 100, style)
+                draw_band(spread, group, "softmax_perplexity", 1, style, place=place)
+            draw_band(reach, group, "gradient_reach", 100, style, place=place)
+            draw_band(usage, group, measure, 100, style, place=place)
         norms.set(title="Norm of features (thin: of codes)", ylabel="mean norm", yscale="log")
         spread.set(title="Codes in softmax(z·C)", ylabel="perplexity (codes)", yscale="log", ylim=(0.8, None))
         reach.set(title="Gradient reach", ylabel="codes reached (%)", ylim=(-3, 103))
@@ -94,12 +100,14 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
             handles=usage.get_lines(), loc="outside upper center", ncols=min(len(styles), 3), handlelength=2.8
         )
         sizes = [
-            f"{letter} = {_listed(metrics[column])}" for letter, column in (("K", "codebook_size"), ("D", "code_dim"))
+            f"{letter} = {_listed(table[column])}"
+            for letter, column in (("K", "codebook_size"), ("D", "code_dim"))
+            if column in table
         ]
         seeds = int(table["seeds"].max())
-        counted = f"; usage over {_tokens(metrics, measure)}" if _tokens(metrics, measure) else ""
-        spread = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-        add_caption(figure, f"{', '.join(sizes)}{counted}; {spread}")
+        counted = _tokens(table, measure)
+        over = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+        add_caption(figure, "; ".join(filter(None, [", ".join(sizes), counted and f"usage over {counted}", over])))
     return figure
 
 

@@ -1,11 +1,24 @@
 """Scaling: what codebook size and code dimension do to usage and reconstruction."""
 
+from dataclasses import replace
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ibqlab.plots.style import LINE_STYLES, PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for
+from ibqlab.plots.style import (
+    PAGE_WIDTH,
+    LineStyle,
+    add_caption,
+    fix_tick_size,
+    method_label,
+    start_line,
+    styled_figure,
+    styles_for,
+    text_label,
+    vary,
+)
 
 _KEYS = ["method", "init", "codebook_size", "code_dim"]
 _NUMBERS = [
@@ -31,7 +44,8 @@ def scaling_table(summary: pd.DataFrame) -> pd.DataFrame:
 def plot_scaling(table: pd.DataFrame) -> Figure:
     """Two panels against codebook size: validation usage and PSNR.
 
-    Colour and marker: method. Line style: code dimension. Bars: lowest to highest seed. Usage that falls as the
+    Colour and marker: method. Line style: start. Shade and filling, and a place of its own beside K: code dimension.
+    Bars: lowest to highest seed. Usage that falls as the
     codebook grows means that added codes are dead weight; PSNR that stays flat says the same from the picture's side.
 
     Args:
@@ -43,24 +57,23 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
     """
     if (table.groupby("method")["init"].nunique() > 1).any():
         raise ValueError("a scaling plot shows one start per method; give initialisations=[published] or one other")
-    styles = styles_for(list(table["method"].unique()))
-    lines = dict(zip(sorted(table["code_dim"].unique()), LINE_STYLES * len(table), strict=False))
+    dims = sorted(table["code_dim"].unique(), reverse=True)
+    starts = table.groupby("method")["init"].first()
+    looks = dimension_looks(list(table["method"].unique()), dims, starts.to_dict())
     with styled_figure(PAGE_WIDTH, 3.4) as figure:
         usage, psnr = figure.subplots(1, 2)
         for (method, dim), group in table.groupby(["method", "code_dim"], sort=False):
-            look = styles[method]
-            label = f"{look.label}, D = {dim}"
+            look = looks[method, dim]
+            beside = 2 ** (0.12 * (dims.index(dim) - (len(dims) - 1) / 2))
             for axes, measure, scale in ((usage, "validation_usage", 100), (psnr, "validation_psnr", 1)):
                 mean, low, high = (group[f"{measure}_{part}"] * scale for part in ("mean", "min", "max"))
                 axes.errorbar(
-                    group["codebook_size"],
+                    group["codebook_size"] * beside,
                     mean,
                     yerr=[mean - low, high - mean],
-                    color=look.color,
-                    marker=look.marker,
-                    linestyle=lines[dim],
                     capsize=2,
-                    label=label,
+                    label=look.label,
+                    **look.look,
                 )
         usage.set_ylabel("validation codes hit (% of K)")
         usage.set_ylim(-3, 103)
@@ -71,6 +84,24 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=4)
         add_caption(figure, _caption(table))
     return figure
+
+
+def dimension_looks(methods: list[str], dims: list[int], starts: dict[str, str]) -> dict[tuple[str, int], LineStyle]:
+    """The look of each method at each code dimension: the method's own at the largest, its variants below.
+
+    Args:
+        methods: in the order of the legend.
+        dims: largest first.
+        starts: method → where its codebook starts.
+    """
+    styles = styles_for(methods)
+    looks = {}
+    for method in methods:
+        for place, dim in enumerate(dims):
+            label = text_label(f"{method_label(method)}, D = {dim:,}")
+            look = replace(styles[method], label=label, line=start_line(starts.get(method, "")))
+            looks[method, dim] = vary(look, place)
+    return looks
 
 
 def _finish_sizes(axes: Axes, sizes: list[int]) -> None:
@@ -84,8 +115,7 @@ def _finish_sizes(axes: Axes, sizes: list[int]) -> None:
 
 def _caption(table: pd.DataFrame) -> str:
     pairs = table[["method", "init"]].drop_duplicates()
-    looks = styles_for(list(pairs["method"]))
-    starts = "; ".join(f"{looks[method].label} from {init}" for method, init in pairs.to_numpy())
+    starts = "; ".join(f"{method_label(method)} from {init}" for method, init in pairs.to_numpy())
     fewest = (table["validation_tokens"] / table["codebook_size"]).min()
     seeds, steps = table["seeds"].max(), table["steps"].max()
     runs = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"

@@ -24,6 +24,7 @@ from ibqlab.plots.style import (
     fix_tick_size,
     styled_figure,
     styles_for,
+    text_label,
 )
 
 BASELINE_NAMES: dict[str, str] = {
@@ -105,7 +106,7 @@ def plot_token_link(report: TokenReport, title: str = "") -> Figure:
         height, width = report.grid
         curves.xaxis.set_major_locator(MultipleLocator(width * -(-height // 8)))
         if title:
-            figure.suptitle(title)
+            figure.suptitle(text_label(title))
         add_caption(figure, textwrap.fill(_caption(report), 115))
     return figure
 
@@ -176,7 +177,7 @@ def _generator_looks(rows: pd.DataFrame) -> dict[str, LineStyle]:
     looks = {}
     for number, name in enumerate(names):
         color, marker = _GENERATORS[number % len(_GENERATORS)]
-        looks[name] = LineStyle(label=name, color=color, marker=marker)
+        looks[name] = LineStyle(label=name, color=color, marker=marker, open_marker=number % 2 == 0)
     return looks
 
 
@@ -228,7 +229,7 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle])
             va="center",
             fontsize=8,
         )
-    axes.set_yticks(range(len(names)), [_short(BASELINE_NAMES.get(name, name), 36) for name in names])
+    axes.set_yticks(range(len(names)), [text_label(_short(BASELINE_NAMES.get(name, name), 36)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.margins(x=0.05)
@@ -238,11 +239,18 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle])
 
 
 def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> None:
-    for name, group in table[table["position"].notna()].groupby("name", sort=False):
+    for number, (name, group) in enumerate(table[table["position"].notna()].groupby("name", sort=False)):
         look = looks[name]
         places = group["position"].to_numpy(dtype=int)
+        # Generators often coincide: later lines are thinner, and their markers stand elsewhere.
         axes.plot(
-            places, group["bits"], color=look.color, linestyle=look.line, label=_short(look.label, 30), linewidth=1.2
+            places,
+            group["bits"],
+            label=text_label(_short(look.label, 30)),
+            linewidth=max(0.8, 2.4 - 0.3 * number),
+            markersize=4,
+            markevery=(number * len(places) // 37 % max(1, len(places) // 6), max(1, len(places) // 6)),
+            **look.look,
         )
     axes.set_xlabel("position of the token, row by row")
     axes.set_ylabel("bits")
@@ -284,7 +292,7 @@ def _dodged_sizes(table: pd.DataFrame) -> list[float]:
 
 
 def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mapping[str, LineStyle]) -> None:
-    """The points of one panel, and each tokenizer's letter above its highest."""
+    """The points of one panel, and each tokenizer's letter below its lowest, away from the line of log2 K."""
     right = ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
     for letter, (name, group) in zip(ascii_uppercase, table.groupby("tokenizer", sort=False), strict=False):
         color = looks[name].color
@@ -302,8 +310,8 @@ def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks
             )
         axes.annotate(
             letter,
-            (group[across].iloc[0] * scale, group[unit].max()),
-            xytext=(0, 5),
+            (group[across].iloc[0] * scale, group[unit].min()),
+            xytext=(0, -12),
             textcoords="offset points",
             ha="center",
             color=color,

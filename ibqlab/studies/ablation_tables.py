@@ -282,6 +282,8 @@ class AblationTables:
         drawn = drawn[drawn["row"].isin(kept)]
         order = {label: place for place, label in enumerate(self._table(name).rows)}
         drawn = drawn.sort_values("row", key=lambda rows: rows.map(order), kind="stable")
+        here = {label: _here(cells) for label, cells in self._table(name).rows.items()}
+        drawn = drawn.assign(here=drawn["row"].map(here))
         file = self._table(name).file
         figure = plot_ablation(drawn, panels[:4], f"{file.title} ({file.table})", self.caption)
         save_figure(figure, self.study.folder / "figures" / name, drawn)

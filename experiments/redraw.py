@@ -1,0 +1,117 @@
+"""Draw a result folder's figures again from the CSV beside each.
+
+    python experiments/redraw.py experiments/results/ablations_laptop
+
+What a CSV does not hold (reconstructed images, maps of before their axes were written down) is named and left alone.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ibqlab.files import write_whole
+from ibqlab.plots import (
+    plot_code_maps,
+    plot_collapse_curves,
+    plot_generator_curves,
+    plot_norm_curves,
+    plot_scaling,
+    plot_token_scaling,
+    plot_usage_histogram,
+)
+from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
+from ibqlab.plots.power_laws import plot_power_laws
+from ibqlab.plots.style import print_style
+from ibqlab.studies.ablation_tables import MEASURES, PRINTED
+from ibqlab.studies.scaling import FITTED
+from ibqlab.studies.table_files import read_table, table_names
+
+BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    "collapse": plot_collapse_curves,
+    "usage_histogram": plot_usage_histogram,
+    "code_maps": plot_code_maps,
+    "curves": lambda table: plot_generator_curves(table.assign(unit="bits")),
+    "scaling": plot_scaling,
+    "token_scaling": plot_token_scaling,
+}
+"""How a figure's name begins → what draws it from its CSV."""
+
+
+PAIRED = {"paper_rfid": "psnr", "paper_gfid": "bits_per_token", "paper_inception_score": "recognised"}
+"""The paper's panel → ours that it stands behind."""
+
+
+def redraw(folder: Path) -> tuple[list[str], list[str]]:
+    """Draw every figure below a folder again whose CSV suffices.
+
+    Returns:
+        Names of the figures drawn, and of the others with the reason.
+    """
+    drawn, left = [], []
+    for picture in sorted(folder.rglob("*.png")):
+        csv = picture.with_suffix(".csv")
+        try:
+            table = pd.read_csv(csv)
+            write_whole(picture, _png(_draw(picture, table)))
+            drawn.append(picture.stem)
+        except (OSError, ValueError) as error:
+            left.append(f"{picture.stem}: {error}")
+    return drawn, left
+
+
+def _draw(picture: Path, table: pd.DataFrame) -> Figure:
+    name = picture.stem
+    if name.endswith("_norms"):
+        return plot_norm_curves(table)
+    if name in table_names():
+        return _ablation(picture, table)
+    if name == "power_laws":
+        return plot_power_laws(table, pd.read_csv(picture.with_name("power_laws_fits.csv")), FITTED)
+    fits = [begins for begins in BY_NAME if name.startswith(begins)]
+    if not fits:
+        raise ValueError("its CSV does not suffice; open the study or the run that it is of")
+    return BY_NAME[max(fits, key=len)](table)
+
+
+def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
+    """A table of the paper; what was run stands in the table beside it."""
+    shown = pd.read_csv(picture.with_name(f"{picture.stem}_table.csv"))
+    distance = next((column for column in shown if column.startswith("Fréchet")), "gFID")
+    measures, panels = {measure.key: measure for measure in MEASURES}, []
+    for key in sorted(set(table["measure"]), key=lambda key: list(measures).index(PAIRED.get(key, key))):
+        if key in measures:
+            measure = measures[key]
+            title, share = (distance if key == "gfid" else measure.title), measure.unit == "share"
+            label, scale = (f"{title}, %", 100) if share else (title, 1)
+            panels.append(DotPanel(key=key, label=label, scale=scale, higher=measure.higher, share=share))
+        else:
+            title, higher, _ = PRINTED[key.removeprefix("paper_")]
+            panels.append(DotPanel(key=key, label=f"paper's {title}", higher=higher))
+    file = read_table(picture.stem)
+    seeds = int(table["seeds"].max())
+    caption = f"mean, 95 % interval and dots of {seeds} seeds; grey diamonds: the paper, on ImageNet. Right is better."
+    here = table["row"].map(shown.set_index("row")["here"])
+    return plot_ablation(table.assign(here=here), panels[:4], f"{file.title} ({file.table})", caption)
+
+
+def _png(figure: Figure) -> bytes:
+    """A figure as PNG of 256 colours, which a drawing does not exceed visibly and a repository carries more easily."""
+    drawn, picture = io.BytesIO(), io.BytesIO()
+    with print_style():
+        figure.savefig(drawn, format="png", dpi=180)
+    with Image.open(drawn) as whole:
+        whole.convert("RGB").quantize(256).save(picture, format="png", optimize=True)
+    return picture.getvalue()
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        redrawn, others = redraw(Path(given))
+        print(f"{given}: drawn {', '.join(redrawn) or 'nothing'}")
+        for reason in others:
+            print(f"  left alone: {reason}")
