@@ -265,7 +265,14 @@ class TestReports:
         assert page.read_text().count("data:image/png;base64,") == 5
         assert "<table>" in page.read_text() and "figures/key_designs.png" not in page.read_text()
         written = text.read_text()
-        for words in ("## Provenance", "ibqlab run ablations preset=smoke", "## Key designs", "| VQ |", "threads"):
+        for words in (
+            "Too short to mean anything",
+            "## Provenance",
+            "ibqlab run ablations preset=smoke",
+            "## Key designs",
+            "| VQ |",
+            "threads",
+        ):
             assert words in written, words
         origin = json.loads((study.folder / "provenance.json").read_text())
         assert origin["seeds"] == [0, 1] and origin["commits"] and origin["versions"]

@@ -56,6 +56,13 @@ def test_a_known_lag_is_found_with_its_interval():
     assert "vq, N(0, 1): gradient reach changes before usage: gradient reach at step 60, usage at step 72" in told
 
 
+def test_only_methods_with_a_softmax_have_its_spread_dated():
+    curves = runs([12, 12])
+    curves["softmax_perplexity"] = 500 * curves["gradient_reach"]
+    assert "softmax_perplexity" not in set(lead_lag(curves)["measure"])
+    assert "softmax_perplexity" in set(lead_lag(curves.assign(method="ibq"))["measure"])
+
+
 def test_usage_that_falls_first_is_said_to():
     table = lead_lag(runs([-11, -12, -13])).set_index("measure")
     assert table.loc["gradient_reach", "lead"] == pytest.approx(-12, abs=0.3)

@@ -128,6 +128,9 @@ def test_two_tokenizers_side_by_side():
     table = comparison_table(measured, {})
     assert table["label"].tolist() == ["vq", "ibq"] and table["K"].tolist() == [64, 64]
     assert table["published_rfid"].isna().all() and table["psnr"].nunique() == 2
+    distance = [name for name in table if name.startswith("frechet_distance_")]
+    assert len(distance) == 1 and table[distance[0]].gt(0).all()
+    assert "rfid" not in table  # another network's distance is no FID, in no table and no CSV
     assert "Nothing is published" in judge_comparison(measurement.rules, {})
     published = {"ibq": next(iter(measuring.published_rows().values()))}
     assert "is not a published one; 8 images" in judge_comparison(measurement.rules, published)
@@ -138,7 +141,8 @@ def test_two_tokenizers_side_by_side():
     allowed = dataclasses.replace(measurement.rules, protocol=PROTOCOLS["seed-voken-ibq"], weights="ema")
     allowed.images.count = 50_000
     dots = dots_table(measured, published, allowed).set_index(["label", "key"])["published"]
-    assert dots["ibq", "rfid"] == published["ibq"].rfid and np.isnan(dots["vq", "rfid"])
+    assert dots["ibq", "usage"] == published["ibq"].usage and np.isnan(dots["vq", "usage"])
+    assert ("ibq", "rfid") not in dots and np.isnan(dots["ibq", distance[0]])
     assert np.isnan(dots["ibq", "lpips_vgg"])
 
 

@@ -95,6 +95,10 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
         ValueError: as for `collapse_curve_table`.
     """
     table = table_of(metrics, "usage_mean", collapse_curve_table)
+    # The CSV of an older version has no columns without memory.
+    table = table.reindex(
+        columns=list(dict.fromkeys([*table, *(f"{name}_mean" for name in _WITHOUT_MEMORY), *_TOKENS]))
+    )
     styles = styles_for(list(table["method"].unique()))
     lines = {init: start_line(init) for init in table["init"].unique()}
     size = int(table["codebook_size"].iloc[0])

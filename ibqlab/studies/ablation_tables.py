@@ -25,6 +25,7 @@ from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.studies.ablation import Ablations, RowCells, Table
 from ibqlab.studies.cells import Cell
+from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
 from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval
 from ibqlab.studies.table_files import SHOWN_ON_REQUEST
 
@@ -286,11 +287,13 @@ class AblationTables:
         drawn = drawn.assign(here=drawn["row"].map(here))
         file = self._table(name).file
         figure = plot_ablation(drawn, panels[:4], f"{file.title} ({file.table})", self.caption)
-        save_figure(figure, self.study.folder / "figures" / name, drawn)
+        # A Fréchet distance in another network's features is no FID, in the CSV neither.
+        other = {"gfid": f"frechet_distance_{self.study.dial.extractor}"} if self.study.dial.extractor else {}
+        save_figure(figure, self.study.folder / "figures" / name, drawn.replace({"measure": other}))
         return figure
 
     def figure_norms(self, name: str) -> Figure | None:
-        """Why the codes of a table's rows live or die: norms and the softmax's spread against the step.
+        """Norms, the softmax's spread, gradient reach and each step's usage against the step, for a table's rows.
 
         Saved as `<name>_norms`. None for tables that do not ask for these columns, or before anything is finished.
         """
@@ -299,7 +302,14 @@ class AblationTables:
             self._drawn[key] = self._draw_norms(name) if self._table(name).file.also else None
         return self._drawn[key]
 
-    def _draw_norms(self, name: str) -> Figure | None:
+    def order_text(self, name: str) -> str:
+        """What changes first in a table's rows, computed over seeds; "" where the table does not ask, with one seed,
+        and for runs that did not record it."""
+        metrics = self._row_metrics(name) if self._table(name).file.also and len(self.study.seeds) > 1 else None
+        return "" if metrics is None else lead_lag_text(lead_lag(metrics, by=("row",)), by=("row",))
+
+    def _row_metrics(self, name: str) -> pd.DataFrame | None:
+        """All logged rows of the training steps of a table's runs."""
         frames = [
             self._curves(cell).assign(row=label)
             for label, cells in self._table(name).rows.items()
@@ -309,7 +319,12 @@ class AblationTables:
         if not frames:
             return None
         metrics = pd.concat(frames, ignore_index=True)
-        metrics = metrics[metrics["step"] > 0]
+        return metrics[metrics["step"] > 0]
+
+    def _draw_norms(self, name: str) -> Figure | None:
+        metrics = self._row_metrics(name)
+        if metrics is None:
+            return None
         figure = plot_norm_curves(metrics)
         save_figure(figure, self.study.folder / "figures" / f"{name}_norms", norm_curve_table(metrics))
         return figure

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ibqlab.plots.norms import SOFTMAX_METHODS
 from ibqlab.studies.statistics import mean_interval
 
 EFFECT = "step_usage"
 """What the others are dated against: usage without memory, on the clock of the gradient."""
 CAUSES = {
     "gradient_reach": "gradient reach",
-    "softmax_perplexity": "codes in the softmax",
+    "softmax_perplexity": "the softmax's spread",
     "feature_norm_mean": "norm of features",
 }
 """Measures that are said to act on usage, by their columns, with their names in sentences."""
@@ -80,7 +81,8 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
         return pd.DataFrame(columns=columns)
     for names, runs in metrics.groupby(list(by), sort=False):
         for measure in CAUSES:
-            if measure not in runs:
+            of_softmax = "method" not in runs or runs["method"].isin(SOFTMAX_METHODS).all()
+            if measure not in runs or (measure == "softmax_perplexity" and not of_softmax):
                 continue
             dates = []
             for _, run in runs.sort_values("step").groupby("seed", sort=True):

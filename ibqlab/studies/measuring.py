@@ -6,6 +6,7 @@ the networks behind them), so a changed input is measured anew and an interrupte
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -253,7 +254,7 @@ def comparison_table(measured: Sequence[Measured], published: dict[str, Publishe
                 "K": quantizer.codebook_size,
                 "D": quantizer.code_dim,
                 "images": max(card.images for card in one.cards),
-                **one.values,
+                **{_column_of(one, key): value for key, value in one.values.items()},
                 "published_rfid": printed.rfid if printed else math.nan,
                 "published_lpips": printed.lpips if printed and printed.lpips is not None else math.nan,
                 "published_usage": printed.usage if printed and printed.usage is not None else math.nan,
@@ -279,12 +280,21 @@ def dots_table(measured: Sequence[Measured], published: dict[str, PublishedRow],
             {
                 "label": one.subject.label,
                 **{field: getattr(card, field) for field in ("key", "metric", "value", "unit", "better")},
-                "published": printed.get((one.subject.label, card.key), math.nan),
+                "key": _column_of(one, card.key),
+                "published": printed.get((one.subject.label, _column_of(one, card.key)), math.nan),
             }
             for one in measured
             for card in one.cards
         ]
     )
+
+
+def _column_of(measured: Measured, key: str) -> str:
+    """A metric's column: a distance in the features of another network than Inception's bears that network's name."""
+    name = next((card.metric for card in measured.cards if card.key == key), "")
+    if not name.startswith("Fréchet distance"):
+        return key
+    return re.sub(r"\W+", "_", name.replace("é", "e").lower()).strip("_")
 
 
 def reasons_against(rules: Rules, published: dict[str, PublishedRow]) -> list[str]:

@@ -19,7 +19,7 @@ from ibqlab.studies.figures import figure_collapse, figure_histogram, figure_rec
 from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.scaling import ScalingReport
 from ibqlab.studies.study import Study, StudyParameters, open_study
-from ibqlab.studies.tables import to_markdown, write_report
+from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown, write_report
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}"
@@ -88,8 +88,11 @@ def ablation_report(tables: AblationTables) -> str:
         "Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in the tokens named. "
         "quantizer: one pass forward and backward over a step's tokens, float32, while others were trained; MiB: "
         "what autograd keeps for it. The paper's numbers are of ImageNet at 256 pixels, ours of what the column "
-        "`here` says on the images named at the end: orders can be compared, values cannot.",
+        "`here` says on the images named at the end: orders can be compared, values cannot. PSNR and usage "
+        "are of the validation images of each run, as many as 10 tokens per code take.",
     ]
+    if max((row["steps"] for row in rows), default=LEAST_STEPS) < LEAST_STEPS:
+        parts.append(TOO_SHORT)
     if tables.figure_collapse():
         parts.append(
             f"## Collapse through training (figure 2)\n\n{tables.compared_methods()}.\n\n"
@@ -100,6 +103,7 @@ def ablation_report(tables: AblationTables) -> str:
         write_whole(_made(study.folder / "figures") / f"{name}_table.csv", shown.to_csv(index=False).encode())
         picture = f"\n\n![{table.file.title}](figures/{name}.png)" if tables.figure(name) else ""
         if tables.figure_norms(name):
+            picture += f"\n\n{tables.order_text(name)}".rstrip()
             picture += f"\n\n![Norms of features and codes, and the softmax's spread](figures/{name}_norms.png)"
         parts.append(
             f"## {table.file.title} ({table.file.table})\n\n{to_markdown(shown)}\n\n{tables.sentences(name)}\n\n"

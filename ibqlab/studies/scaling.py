@@ -18,7 +18,7 @@ from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval
 from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import read_table
-from ibqlab.studies.tables import to_markdown
+from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown
 
 FITTED = {
     "used_codes": "codes in use",
@@ -193,9 +193,9 @@ class ScalingReport:
             f"# Scaling the codebook, {for_markdown(self.study.folder.name)}",
             f"{len(rows)} of {len(self.study.cells)} runs of {for_markdown(self.study.grid.base)} finished. "
             "In brackets: Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in "
-            "the tokens named. "
-            "quantizer: one pass forward and backward over a step's tokens, float32, while other runs went on beside "
-            "it; MiB: what autograd keeps for it.",
+            "the tokens named. quantizer: one pass forward and backward over a step's tokens, float32, while other "
+            "runs went on beside it; MiB: what autograd keeps for it.",
+            *([TOO_SHORT] if self.runs["steps"].max() < LEAST_STEPS else []),
             to_markdown(self.shown()),
             self.sentences(),
             "![Usage and PSNR against codebook size](figures/scaling.png)",
