@@ -30,7 +30,7 @@ def test_names_of_living_runs_stay_and_those_of_dead_ones_are_swept(source):
 
 def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):
     target = tmp_path / "out.ipynb"
-    assert execute(source, target, {"a": 5}) is None
+    assert execute(source, target, {"a": 5}).failure is None
     content = target.read_bytes()
     assert json.loads(content)["cells"][-1]["outputs"][0]["text"] == ["5\n"]
     assert sorted(path.name for path in tmp_path.glob("*.ipynb")) == ["out.ipynb", "tiny.ipynb"]

@@ -403,7 +403,7 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, tokenizer):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"tokenizer": ""}, "tokenizer must name a trained tokenizer"),
+        ({"tokenizer": ""}, "tokenizer must name a trained one"),
         ({"tokenizer": "nowhere"}, "nowhere: there is no such file or run folder"),
         ({"generator__vocabulary_size": 64}, "vocabulary must be the tokenizer's codebook; got 64 tokens for 32 codes"),
         ({"generator__grid_size": 8}, "got 8 × 8 tokens for 4 × 4 at 8 pixels. Use generator.grid_size=4"),

@@ -1,60 +1,177 @@
-"""What the README says is true: its code runs, its files are there, its commands exist."""
+"""What the README says is true: its commands and code run, its files are there, and it stays short."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from ibqlab.quantizers import available_quantizers, build_quantizer
 from ibqlab.quantizers.base import _PRESETS
-from ibqlab.training import recipe_config, train, train_generator
+from ibqlab.training import recipe_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*.md"))]
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def blocks(language=""):
+    """Contents of the fenced blocks of a language, in their order."""
+    return [
+        text
+        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+        if kind == language
+    ]
 
 
-def test_the_first_python_block_runs_and_registers_a_quantizer():
-    block = BLOCKS[0]
-    names = available_quantizers()
-    assert str(names) in block
+PYTHON_BLOCKS = blocks("python")
+COMMAND_BLOCKS = [block for block in blocks() if re.match(r"(ibqlab|make|papermill|torchrun) ", block)]
+SMALL = {
+    "ibqlab train builtin/photos": "steps=4 batch_size=4 record.log_every=2",
+    "ibqlab train builtin/digits": "steps=2 record.log_every=1",
+    "ibqlab train builtin/digits_generator": "steps=2 generator.depth=1 generator.width=16 record.validation_images=8",
+    "make demo": "PRESET=smoke",
+    "make test": "TESTS=tests/test_environment.py",
+}
+"""What makes a command of the README small enough for a test; all else is run as it stands."""
+
+
+def small(command):
+    """A command of the README as words, at a size for tests."""
+    command = re.sub(r"preset=(laptop|demo)", "preset=smoke", command.partition("  #")[0].strip())
+    command = re.sub(r"--images-per-class \d+", "--images-per-class 1", command)
+    words = shlex.split(command)
+    for start, settings in SMALL.items():
+        if words[: len(start.split())] == start.split():
+            words += settings.split()
+    return words
+
+
+def run(words, folder):
+    """A command of the README, with what it names by capitals replaced; its standard output."""
+    words = [word.replace("IMAGES", "images").replace("CHECKPOINT", "mine.ckpt") for word in words]
+    if words[0] == "make":
+        if not (ROOT / ".venv" / ".ready").exists():
+            pytest.skip("make would build its own environment first; run the tests by `make test`")
+        words = ["make", "-C", str(ROOT), *words[1:]]
+    else:
+        words = [sys.executable, "-m", *words]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what the README's reader has: images, a run, a checkpoint, the notebooks."""
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0)
+    for number in range(24):
+        Image.fromarray(pixels.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"images/{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def trained(workplace):
+    """The workplace of somebody who has trained `mine` and has it as a checkpoint of published names, too."""
+    from ibqlab.pretrained import export_published  # noqa: PLC0415
+
+    train(recipe_config("builtin/smoke", {"steps": 2}), "runs/mine", progress=False)
+    export_published("runs/mine", Path("mine.ckpt"))
+    return workplace
+
+
+@pytest.mark.parametrize("block", COMMAND_BLOCKS, ids=lambda block: block.split("\n")[0][:40].replace(" ", "_"))
+def test_every_command_runs(block, request):
+    commands = [line for line in block.splitlines() if line.strip()]
+    has_run = any("--output mine" in line for line in commands) or not re.search(r"\bmine\b|CHECKPOINT", block)
+    folder = request.getfixturevalue("workplace" if has_run else "trained")
+    for command in commands:
+        run(small(command), folder)
+
+
+def test_the_chain_ends_with_images(workplace):
+    (block,) = (block for block in COMMAND_BLOCKS if "ibqlab sample" in block)
+    for command in block.splitlines():
+        run(small(command), workplace)
+    (archive,) = (workplace / "runs").glob("*samples*/samples.npz")
+    with np.load(archive) as stored:
+        assert stored["arr_0"].shape[0] == 10
+
+
+def test_a_command_that_fails_fails_the_test(workplace):
+    with pytest.raises(AssertionError, match="no notebook"):
+        run(small("ibqlab run no_such_notebook"), workplace)
+
+
+def test_the_quantizer_of_the_readme_trains(workplace):
+    block = PYTHON_BLOCKS[0].replace('"dot_vq"}', '"dot_vq", "steps": 2}').replace("builtin/photos", "builtin/smoke")
+    assert '"steps": 2' in block
+    names = {"__name__": "readme"}
     try:
-        exec(block, {"__name__": "readme"})
-        assert "dot_vq" in available_quantizers()
-        assert build_quantizer("dot_vq", codebook_size=8, code_dim=2).codebook.shape == (8, 2)
+        exec(block, names)
+        assert names["run"].status == "finished"
+        assert {"step", "usage", "perplexity"} <= set(names["run"].metrics)
     finally:
         _PRESETS.pop("dot_vq", None)
 
 
-def test_the_second_python_block_draws_images(tmp_path, monkeypatch):
-    """From the run folders that the commands above it leave behind, after a step each."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
-    train(recipe_config("builtin/digits", {"steps": 1}), "runs/digits", progress=False)
-    small = {"generator.depth": 1, "generator.width": 16, "steps": 1, "record.validation_images": 8}
-    train_generator(recipe_config("builtin/digits_generator", small), "runs/digits_generator", progress=False)
-    names = {"labels": torch.tensor([3, 8])}
-    exec(BLOCKS[1], names)
-    assert names["images"].shape == (2, 3, 16, 16)
-    assert len(BLOCKS) == 2
+def test_ones_own_tensors_become_numbers_and_figures(capsys):
+    names = {}
+    exec(PYTHON_BLOCKS[1], names)
+    assert "% of 1,024 codes in 20,000 tokens" in capsys.readouterr().out
+    assert names["histogram"].axes
+    assert names["code_map"].axes
+
+
+def test_a_finished_study_is_opened(workplace):
+    run(small("ibqlab run explore_collapse preset=laptop output=my_collapse projection=pca"), workplace)
+    names = {}
+    exec(PYTHON_BLOCKS[2].replace('"laptop"', '"smoke", projection="pca"'), names)
+    assert len(names["study"].finished()) == len(names["study"].cells)
+    assert len(PYTHON_BLOCKS) == 3
+
+
+def test_all_its_blocks_are_tried():
+    assert len(COMMAND_BLOCKS) == len(blocks()) - 1  # the other one is the tree
+    assert sum(len(block.splitlines()) for block in COMMAND_BLOCKS) >= 14
+
+
+def test_it_is_short():
+    assert len(README.split()) <= 1500
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_link_and_picture_leads_somewhere(document):
-    targets = re.findall(r"\]\(([^)#]+)\)", document.read_text())
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
     missing = [target for target in targets if "://" not in target and not (document.parent / target).exists()]
     assert not missing
 
 
+def heading_anchor(line):
+    return re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_anchor_leads_to_a_heading(document):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        text = (document.parent / target if target else document).read_text(encoding="utf-8")
+        assert anchor in [heading_anchor(line) for line in text.splitlines() if line.startswith("#")], anchor
+
+
 def test_every_entry_of_the_tree_exists():
-    (tree,) = re.findall(r"```\n(notebooks/ .*?)```", README, re.DOTALL)
-    package = re.findall(r"^  (\w+(?:/|\.py)) ", tree.split("ibqlab/\n")[1], re.MULTILINE)
+    (tree,) = (block for block in blocks() if block.startswith("notebooks/ "))
+    inside = tree.split("ibqlab/\n")[1].split("tests/")[0]
+    package = [name for line in inside.splitlines() for name in re.findall(r"(\w+/|\w+\.py)(?=  )", line)]
     assert len(package) > 10
     assert all((ROOT / "ibqlab" / entry).exists() for entry in package)
     top = {"notebooks", "experiments", "ibqlab", "tests", "Makefile", "requirements.lock", "environment.yml"}
@@ -66,13 +183,11 @@ def test_every_package_of_the_library_is_in_the_tree():
     assert all(f"{name}/" in README for name in packages)
 
 
-def test_every_command_exists():
-    shown = subprocess.run(
-        [sys.executable, "-m", "ibqlab", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    known = {"run", "report", "train", "tokenize", "sample", "plan", "runs", "show", "inspect", "download", "export"}
-    commands = set(re.findall(rf"ibqlab ({'|'.join(known)})\b", README))
-    assert commands == known
-    assert all(command in shown for command in commands)
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make (\w+)", README)) <= targets
+def test_every_notebook_is_in_the_table():
+    assert all(f"| `{path.stem}` |" in README for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_every_command_of_the_program_is_there():
+    from ibqlab.cli import main  # noqa: PLC0415
+
+    assert set(re.findall(r"ibqlab ([a-z]+)\b", README)) == set(main.commands)
