@@ -32,7 +32,7 @@ def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):
     target = tmp_path / "out.ipynb"
     assert execute(source, target, {"a": 5}).failure is None
     content = target.read_bytes()
-    assert json.loads(content)["cells"][-1]["outputs"][0]["text"] == ["5\n"]
+    assert json.loads(content)["cells"][-1]["outputs"][0]["text"] in ("5\n", ["5\n"])
     assert sorted(path.name for path in tmp_path.glob("*.ipynb")) == ["out.ipynb", "tiny.ipynb"]
     for half in (content[:-200], b"", content):
         target.write_bytes(half)
