@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
+from ibqlab.data.pictures import open_picture
 from ibqlab.files import write_whole
 from ibqlab.plots import (
     plot_code_maps,
@@ -104,8 +104,7 @@ def _png(figure: Figure) -> bytes:
     drawn, picture = io.BytesIO(), io.BytesIO()
     with print_style():
         figure.savefig(drawn, format="png", dpi=180)
-    with Image.open(drawn) as whole:
-        whole.convert("RGB").quantize(256).save(picture, format="png", optimize=True)
+    open_picture(drawn).convert("RGB").quantize(256).save(picture, format="png", optimize=True)
     return picture.getvalue()
 
 

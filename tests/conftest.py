@@ -1,6 +1,7 @@
 """The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away."""
 
 import os
+import signal
 
 # Before torch and matplotlib are imported, and inherited by child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell starts what goes on in the background deaf to Ctrl-C; processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -723,7 +723,7 @@ def test_ablation_rows_say_what_was_run():
     figure = plot_ablation(table, [DotPanel(key="psnr", label="rFID", higher=False)], "Codebook size", "3 seeds")
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["IBQ, K 4,096, D 64\n(paper: K = 262,144)"]
-    assert axes.get_xlabel() == "rFID\n(reversed: lower is better)"
+    assert axes.get_xlabel() == "rFID\n(axis reversed)"
     ring = axes.get_lines()[-1]
     assert ring.get_ydata()[0] == 0.25 and ring.get_markerfacecolor() == "none", "beside the interval, not on it"
 

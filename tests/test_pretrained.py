@@ -690,8 +690,8 @@ class TestExport:
         with pytest.raises(FileNotFoundError, match="no such folder"):
             export_published(published, tmp_path / "nowhere" / "tok.ckpt")
 
-        def broken(content, file):
-            Path(file).write_bytes(b"half")
+        def broken(content, stream):
+            stream.write(b"half")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(ibqlab.pretrained.export.torch, "save", broken)

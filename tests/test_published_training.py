@@ -231,7 +231,7 @@ def test_nan_in_the_discriminator_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_images_too_small_for_the_discriminator_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="at least 24 × 24 pixels, got 16 × 16"):
+    with pytest.raises(ValueError, match=r"at least 24 × 24 pixels, got data.image_size=16"):
         trained(tmp_path / "run", smoke(**ADVERSARIAL | {"data__image_size": 16}))
     assert not (tmp_path / "run").exists()
 

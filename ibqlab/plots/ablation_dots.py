@@ -93,7 +93,7 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> 
             low, high = point["low"] * panel.scale, point["high"] * panel.scale
             error = [[x - low], [high - x]] if np.isfinite(low) else None
             axes.errorbar(x, y, xerr=error, marker=style.marker if style else "s", color=color, capsize=2)
-    axes.set_xlabel(panel.label if panel.higher else f"{panel.label}\n(reversed: lower is better)")
+    axes.set_xlabel(panel.label if panel.higher else f"{panel.label}\n(axis reversed)")
     if panel.share:
         axes.set_xlim(-6, 106)
     if not panel.higher:
