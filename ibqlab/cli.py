@@ -461,7 +461,7 @@ GRID = click.option("--grid-size", type=int, help="Of a published generator: tok
 @main.command()
 @click.argument("checkpoint")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
-@click.option("--quantizer", help="Of a published file, whose shapes do not tell IBQ from VQ; by default ibq.")
+@click.option("--quantizer", help="Of a published file that does not tell IBQ from VQ: ibq or vq.")
 @HEADS
 @GRID
 def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None, grid_size: int | None) -> None:
