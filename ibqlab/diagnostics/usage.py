@@ -113,8 +113,8 @@ def measure_usage(
     Compare numbers only within one definition and one token count; `USAGE_DEFINITIONS` says what each means.
 
     Args:
-        indices: code numbers in the order in which they were seen, image after image; any shape, as `count_indices` takes them.
-            For hits per code, which have no order, use `measure_usage_of_counts`.
+        indices: code numbers in the order in which they were seen, image after image; as `count_indices` takes
+            them. For hits per code, which have no order, use `measure_usage_of_counts`.
         codebook_size: K.
         definition: "any_hit", "one_batch", "images_256", "window_65536" or "above_uniform_8pct".
         tokens_per_image: h·w; needed by "one_batch" and "images_256".
@@ -209,9 +209,7 @@ def even_usage(codebook_size: int, tokens: int) -> float:
     return -math.expm1(tokens * math.log1p(-1 / codebook_size))
 
 
-def rarefaction(
-    counts: Counts, tokens: Sequence[int] | Int[np.ndarray, "T"]
-) -> Float[np.ndarray, "T"]:
+def rarefaction(counts: Counts, tokens: Sequence[int] | Int[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
     """Usage that fewer tokens would have shown: the expected "any_hit" usage of a random subset of the tokens counted.
 
     E[usage(n)] = 1/K · Σ_k (1 − C(N − c_k, n) / C(N, n)), drawing n of the N tokens without replacement. Still rising
