@@ -20,7 +20,7 @@ from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
 from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
 from ibqlab.studies.link_study import LinkParameters, LinkStudy
-from ibqlab.training import RunParameters, plan_run, recipe_config
+from ibqlab.training import RunParameters, plan_run, recipe_config, train
 from ibqlab.training.fitting import least_bytes, require_fits
 from ibqlab.training.planning import plan_tokenizer
 
@@ -398,12 +398,36 @@ def test_runs_and_show_tell_what_is_there(somewhere):
     assert all(part in table[2] for part in ("study/a", "running", "ibq", " 262144 ", " 1.235 ", "2621440"))
     assert "–" in table[1] and not any(part in table[1] for part in ("<NA>", "nan", "None"))
     for name in ("study/a", run.path):
-        shown = ibqlab("show", name)
+        shown = ibqlab("show", name, "--all")
         parts = ("a: running", "codebook_size: 262144", "usage: 12.50 % of codes in 2,621,440 tokens", "note: x")
         for part in (*parts, "collapse.png", "step_00000010.pt", "python:", run.config_hash):
             assert part in shown
+    assert "note: x" not in ibqlab("show", run.path)
     assert "there is no such run 'none'" in ibqlab("show", "none", code=2)
     assert "is no run" in ibqlab("show", somewhere, code=2)
+
+
+def test_show_is_short_and_names_the_command_for_all(somewhere):
+    train(recipe_config("builtin/smoke", {"steps": 1}), somewhere / "runs" / "a b", progress=False)
+    run = Run(somewhere / "runs" / "a b")
+    for step in range(20):
+        run.save_snapshot(step, a=np.zeros(1))
+        run.figure_path(f"{step}.png").write_bytes(b"")
+    shown = ibqlab("show", "a b")
+    assert len(shown.splitlines()) <= 40
+    assert "tokenizer.quantizer.codebook_size: 64" in shown and "snapshots: 20 steps from 0 to 19" in shown
+    assert "codes in 640 tokens" in shown and "20 files in figures" in shown and "start_from" not in shown
+    assert "ibqlab show 'a b' --all" in shown
+    everything = ibqlab("show", "a b", "--all")
+    assert all(part in everything for part in ("lecam_decay: 0.999", "feature_norm_std: ", "19.png", "versions:"))
+
+
+def test_show_takes_whatever_metrics_hold(somewhere):
+    run = Run.start(somewhere / "runs" / "a", {"seed": 1})
+    row = '{"step": 1, "usage": [0.1], "usage_tokens": "many", "loss": {"a": 1}, "perplexity": NaN, "dead_codes": %s}'
+    (run.path / "metrics.jsonl").write_text(row % ("9" * 400) + "\n")
+    shown = ibqlab("show", "a", "--all")
+    assert "usage: [0.1]" in shown and "loss: {'a': 1}" in shown and f"dead_codes: {'9' * 100}" in shown
 
 
 # --- one way to name a run ---
