@@ -170,12 +170,9 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
-    from ibqlab.training.fitting import require_fits  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
-    require_processes(talking=True)
     config = recipe_config(recipe, assignments=settings)
-    require_fits(config)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
     if first:

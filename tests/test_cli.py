@@ -20,7 +20,7 @@ from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
 from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
 from ibqlab.studies.link_study import LinkParameters, LinkStudy
-from ibqlab.training import RunParameters, plan_run, recipe_config, train
+from ibqlab.training import RunParameters, plan_run, recipe_config, train, train_generator
 from ibqlab.training.fitting import least_bytes, require_fits
 from ibqlab.training.planning import plan_tokenizer
 
@@ -289,8 +289,8 @@ def test_train_says_what_is_wrong_with_a_recipe(somewhere, arguments, says):
         ("steps=1000000000000", "steps must be at most 1,000,000,000"),
         ("batch_size=1000000000", "batch_size must be at most 1,048,576"),
         ("processes=1000000", "processes must be at most"),
-        ("data.workers=100000", "data.workers must be at most 256"),
-        ("data.image_size=100000", "data.image_size must be at most"),
+        ("data.workers=100000", "data: workers must be at most 256"),
+        ("data.image_size=100000", "data: image_size must be at most"),
         ("tokenizer.quantizer.codebook_size=1000000000000", "codebook_size must be at most 16,777,216"),
         ("tokenizer.quantizer.code_dim=1000000000", "code_dim must be at most"),
         ("tokenizer.autoencoder.num_res_blocks=100000", "num_res_blocks must be at most 1,024"),
@@ -329,6 +329,18 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_anything_is_made(
     (somewhere / "tiny.yaml").write_text(TINY)
     assert "this machine has" in ibqlab("train", "tiny.yaml", *settings, code=2)
     assert not (somewhere / "runs").exists()
+
+
+def test_what_does_not_fit_is_refused_without_the_command_too(somewhere, monkeypatch):
+    tokenizer = recipe_config("builtin/smoke", {"batch_size": 1048576, "data.image_size": 256})
+    generator = recipe_config("builtin/digits_generator", {"batch_size": 2**20, "generator.width": 2**14})
+    for kind, config in ((train, tokenizer), (train_generator, generator)):
+        with pytest.raises(ValueError, match=r"one process of this run needs at least .* GiB of memory, this machine"):
+            kind(config, somewhere / "run")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ValueError, match="RANK=1 is set in the environment and WORLD_SIZE"):
+        train(recipe_config("builtin/smoke"), somewhere / "run")
+    assert not (somewhere / "run").exists()
 
 
 def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):

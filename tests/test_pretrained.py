@@ -719,7 +719,7 @@ class TestExport:
             export_published(published, tmp_path / "nowhere" / "tok.ckpt")
 
         def broken(content, file):
-            Path(file).write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(ibqlab.pretrained.export.torch, "save", broken)
