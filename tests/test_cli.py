@@ -158,7 +158,7 @@ def test_run_writes_only_over_executed_copies(notebook, sent, somewhere):
     assert not sent and notebook.read_bytes() == before
     (somewhere / "old.ipynb").write_text(json.dumps({"metadata": {"papermill": {}}, "cells": []}))
     ibqlab("run", notebook, "--output", "old.ipynb")
-    assert sent["target"] == "old.ipynb"
+    assert Path(sent["target"]) == somewhere / "old.ipynb"
 
 
 READS_PARAMETERS = """\
@@ -358,7 +358,8 @@ def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
 @pytest.mark.parametrize("command", ["tokenize", "sample"])
 def test_a_device_that_is_not_there_is_named_before_anything_is_opened(somewhere, command, device):
     errors = ibqlab(command, "nothing", "--device", device, code=2)
-    assert "--device" in errors and len(errors.splitlines()) == 1
+    loading, message = errors.splitlines()
+    assert "loading" in loading and "--device" in message
 
 
 @pytest.mark.parametrize("command", [["train", "builtin/smoke"], ["tokenize", "nothing"], ["sample", "nothing"]])
