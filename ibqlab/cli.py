@@ -4,7 +4,9 @@ Everything heavy is imported by the command that needs it, so that `ibqlab --hel
 """
 
 import errno
+import numbers
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -168,12 +170,9 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
-    from ibqlab.training.fitting import require_fits  # noqa: PLC0415
     from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
-    require_processes(talking=True)
     config = recipe_config(recipe, assignments=settings)
-    require_fits(config)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
     if first:
@@ -461,7 +460,7 @@ GRID = click.option("--grid-size", type=int, help="Of a published generator: tok
 @main.command()
 @click.argument("checkpoint")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
-@click.option("--quantizer", help="Of a published file, whose shapes do not tell IBQ from VQ; by default ibq.")
+@click.option("--quantizer", help="Of a published file that does not tell IBQ from VQ: ibq or vq.")
 @HEADS
 @GRID
 def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None, grid_size: int | None) -> None:
@@ -598,23 +597,55 @@ def _fit_columns(table: Any, width: int) -> list[str]:
     return left_out
 
 
+MAIN_SETTINGS = (
+    *("data.source", "data.image_size", "tokens", "tokenizer", "tokenizer.quantizer.name"),
+    *("tokenizer.quantizer.codebook_size", "tokenizer.quantizer.code_dim", "generator.name", "generator.width"),
+    *("generator.depth", "start_from", "optimizer.learning_rate", "batch_size", "steps", "precision", "seed"),
+)
+MAIN_METRICS = (
+    *("step", "loss", "validation_loss", "validation_bits_per_token", "validation_psnr", "validation_usage"),
+    *("validation_perplexity", "usage", "perplexity", "dead_codes", "images_per_second", "seconds"),
+)
+
+
 @main.command()
 @click.argument("run")
-def show(run: str) -> None:
-    """Show RUN, a path or a name that `ibqlab runs` lists: status, settings, last metrics, what the folder holds."""
+@click.option("--all", "everything", is_flag=True, help="All settings, all metrics and the provenance.")
+def show(run: str, everything: bool) -> None:
+    """Show RUN, a path or a name that `ibqlab runs` lists: status, main settings and last metrics, what is there."""
     from ibqlab.config import dump_yaml  # noqa: PLC0415
+    from ibqlab.runs.commands import leaves  # noqa: PLC0415
 
     found = _find_run(run)
-    steps = found.snapshot_steps
-    figures = sorted(path.name for path in (found.path / "figures").glob("*"))
-    checkpoint = found.last_checkpoint
+    last = _last_values(found)
+    lines = dict(zip(last, describe_metrics(last), strict=True))
     _say(f"{found.name}: {found.describe_status()}\n{found.path}")
-    _section(f"settings (content hash {found.config_hash})", dump_yaml(found.config))
-    _section("last metrics", "\n".join(describe_metrics(_last_values(found))) or "none yet")
-    _section("snapshots at steps", ", ".join(map(str, steps)) or "none")
-    _section("last checkpoint", checkpoint.name if checkpoint else "none")
-    _section("figures", "\n".join(figures) or "none")
-    _section("provenance", dump_yaml(found.provenance))
+    if everything:
+        settings, shown = dump_yaml(found.config), list(lines.values())
+    else:
+        given = dict(leaves(found.config))
+        settings = "\n".join(f"{key}: {for_terminal(given[key])}" for key in MAIN_SETTINGS if given.get(key, "") != "")
+        shown = [lines[name] for name in MAIN_METRICS if name in lines] or list(lines.values())[:12]
+    _section(f"settings (content hash {found.config_hash})", settings)
+    _section("last metrics", "\n".join(shown) or "none yet")
+    _section("in the folder", "\n".join(_contents(found, everything)))
+    if everything:
+        _section("provenance", dump_yaml(found.provenance))
+    else:
+        _say(f"\nall settings, all metrics, provenance: ibqlab show {shlex.quote(run)} --all")
+
+
+def _contents(run: "Run", everything: bool) -> Iterator[str]:
+    """Snapshots, checkpoint, figures and report of a run, each in a line, figures by name where all is asked for."""
+    steps, checkpoint = run.snapshot_steps, run.last_checkpoint
+    few = everything or len(steps) < 9
+    at = ", ".join(map(str, steps)) if few else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
+    yield f"snapshots: {at or 'none'}"
+    yield f"last checkpoint: {checkpoint.name if checkpoint else 'none'}"
+    figures = sorted(path.name for path in (run.path / "figures").glob("*"))
+    drawn = ", ".join(figures) if everything or len(figures) < 5 else f"{len(figures)} files in figures"
+    yield f"figures: {drawn or 'none'}"
+    yield f"report: {'report.html' if (run.path / 'report.html').exists() else 'none; make it with ibqlab report'}"
 
 
 def _find_run(name: str) -> "Run":
@@ -644,11 +675,11 @@ def describe_metrics(last: dict[str, Any]) -> list[str]:
 
 
 def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
-    if isinstance(value, (str, bool)):
-        return str(value)
+    if not _is_number(value):
+        return for_terminal(value)
     shown = f"{value:,.5g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
     tokens = last.get("validation_tokens" if name.startswith("validation_") else "usage_tokens")
-    counted = f" in {tokens:,.0f} tokens" if tokens else " in an unknown number of tokens"
+    counted = f" in {tokens:,.0f} tokens" if tokens and _is_number(tokens) else " in an unknown number of tokens"
     kind = name.removeprefix("validation_")
     if kind == "usage":
         return f"{100 * value:.2f} % of codes{counted}"
@@ -668,3 +699,8 @@ def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
         "bits_per_pixel": "bits",
     }
     return f"{shown} {units[kind]}" if kind in units else shown
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a metric's value is a finite number; files that others wrote may hold anything."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max

@@ -20,7 +20,7 @@ from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
 from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
 from ibqlab.studies.link_study import LinkParameters, LinkStudy
-from ibqlab.training import RunParameters, plan_run, recipe_config
+from ibqlab.training import RunParameters, plan_run, recipe_config, train, train_generator
 from ibqlab.training.fitting import least_bytes, require_fits
 from ibqlab.training.planning import plan_tokenizer
 
@@ -289,8 +289,8 @@ def test_train_says_what_is_wrong_with_a_recipe(somewhere, arguments, says):
         ("steps=1000000000000", "steps must be at most 1,000,000,000"),
         ("batch_size=1000000000", "batch_size must be at most 1,048,576"),
         ("processes=1000000", "processes must be at most"),
-        ("data.workers=100000", "workers must be at most 256"),
-        ("data.image_size=100000", "image_size must be at most"),
+        ("data.workers=100000", "data: workers must be at most 256"),
+        ("data.image_size=100000", "data: image_size must be at most"),
         ("tokenizer.quantizer.codebook_size=1000000000000", "codebook_size must be at most 16,777,216"),
         ("tokenizer.quantizer.code_dim=1000000000", "code_dim must be at most"),
         ("tokenizer.autoencoder.num_res_blocks=100000", "num_res_blocks must be at most 1,024"),
@@ -331,6 +331,18 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_anything_is_made(
     assert not (somewhere / "runs").exists()
 
 
+def test_what_does_not_fit_is_refused_without_the_command_too(somewhere, monkeypatch):
+    tokenizer = recipe_config("builtin/smoke", {"batch_size": 1048576, "data.image_size": 256})
+    generator = recipe_config("builtin/digits_generator", {"batch_size": 2**20, "generator.width": 2**14})
+    for kind, config in ((train, tokenizer), (train_generator, generator)):
+        with pytest.raises(ValueError, match=r"one process of this run needs at least .* GiB of memory, this machine"):
+            kind(config, somewhere / "run")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ValueError, match="RANK=1 is set in the environment and WORLD_SIZE"):
+        train(recipe_config("builtin/smoke"), somewhere / "run")
+    assert not (somewhere / "run").exists()
+
+
 def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
     config = recipe_config("builtin/smoke", {"accelerator": "cpu"})
     planned = plan_tokenizer(config).memory_bytes
@@ -346,8 +358,8 @@ def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
 @pytest.mark.parametrize("command", ["tokenize", "sample"])
 def test_a_device_that_is_not_there_is_named_before_anything_is_opened(somewhere, command, device):
     errors = ibqlab(command, "nothing", "--device", device, code=2)
-    (message,) = [line for line in errors.splitlines() if not line.endswith("loading …")]
-    assert "--device" in message
+    loading, message = errors.splitlines()
+    assert "loading" in loading and "--device" in message
 
 
 @pytest.mark.parametrize("command", [["train", "builtin/smoke"], ["tokenize", "nothing"], ["sample", "nothing"]])
@@ -399,12 +411,36 @@ def test_runs_and_show_tell_what_is_there(somewhere):
     assert all(part in table[2] for part in ("study/a", "running", "ibq", " 262144 ", " 1.235 ", "2621440"))
     assert "–" in table[1] and not any(part in table[1] for part in ("<NA>", "nan", "None"))
     for name in ("study/a", run.path):
-        shown = ibqlab("show", name)
+        shown = ibqlab("show", name, "--all")
         parts = ("a: running", "codebook_size: 262144", "usage: 12.50 % of codes in 2,621,440 tokens", "note: x")
         for part in (*parts, "collapse.png", "step_00000010.pt", "python:", run.config_hash):
             assert part in shown
+    assert "note: x" not in ibqlab("show", run.path)
     assert "there is no such run 'none'" in ibqlab("show", "none", code=2)
     assert "is no run" in ibqlab("show", somewhere, code=2)
+
+
+def test_show_is_short_and_names_the_command_for_all(somewhere):
+    train(recipe_config("builtin/smoke", {"steps": 1}), somewhere / "runs" / "a b", progress=False)
+    run = Run(somewhere / "runs" / "a b")
+    for step in range(20):
+        run.save_snapshot(step, a=np.zeros(1))
+        run.figure_path(f"{step}.png").write_bytes(b"")
+    shown = ibqlab("show", "a b")
+    assert len(shown.splitlines()) <= 40
+    assert "tokenizer.quantizer.codebook_size: 64" in shown and "snapshots: 20 steps from 0 to 19" in shown
+    assert "codes in 640 tokens" in shown and "20 files in figures" in shown and "start_from" not in shown
+    assert "ibqlab show 'a b' --all" in shown
+    everything = ibqlab("show", "a b", "--all")
+    assert all(part in everything for part in ("lecam_decay: 0.999", "feature_norm_std: ", "19.png", "versions:"))
+
+
+def test_show_takes_whatever_metrics_hold(somewhere):
+    run = Run.start(somewhere / "runs" / "a", {"seed": 1})
+    row = '{"step": 1, "usage": [0.1], "usage_tokens": "many", "loss": {"a": 1}, "perplexity": NaN, "dead_codes": %s}'
+    (run.path / "metrics.jsonl").write_text(row % ("9" * 400) + "\n")
+    shown = ibqlab("show", "a", "--all")
+    assert "usage: [0.1]" in shown and "loss: {'a': 1}" in shown and f"dead_codes: {'9' * 100}" in shown
 
 
 # --- one way to name a run ---

@@ -636,6 +636,34 @@ class TestRuns:
             again = load_tokenizer(run.path)
         assert torch.equal(again.quantizer.codebook, older.quantizer.codebook)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"model": {}}, r"must hold tensors by name under 'model'; its entries are: model, ema"),
+            ({"model": None}, "must hold tensors by name under 'model'"),
+            ({"model": {"layer": 1}}, "must hold tensors by name under 'model'"),
+            ({"model": {"layer": torch.zeros(1).expand(2**40)}}, r"claims 4,398,046,511,104 bytes"),
+            ({"model": {"\x1b[31m": torch.zeros(1)}}, r"missing .*1 unknown \(\\x1b\[31m\)"),
+            ({"ema": {"\x1b[31m": torch.zeros(1)}}, r"1 unknown \(\\x1b\[31m\)"),
+            ({"ema": {"quantizer.codes.weight": torch.zeros(1)}}, "1 of another shape"),
+            ({"discriminator": [1]}, "by name under 'discriminator'"),
+        ],
+    )
+    def test_a_checkpoint_of_other_networks_is_a_message(self, run, change, message):
+        _, state = run.load_checkpoint()
+        run.save_checkpoint(40, state | change)
+        for load in (read_checkpoint, load_tokenizer, lambda path: export_tokenizer(path, path / "x.safetensors")):
+            with pytest.raises(CheckpointError, match=message):
+                load(run.path)
+
+    def test_checkpoints_that_are_gone_or_not_yet_there(self, run):
+        (run.path / "checkpoints/step_00000040.pt").unlink()
+        with pytest.raises(RunError, match="has no checkpoint yet"):
+            load_tokenizer(run.path)
+        run.finish("finished")
+        with pytest.raises(RunError, match=r"is finished and its checkpoints are gone .*checkpoints\); put them back"):
+            load_tokenizer(run.path)
+
     def test_one_step_of_a_run_names_the_folder(self, run):
         with pytest.raises(CheckpointError, match=r"run's folder, .*trained$"):
             load_tokenizer(run.last_checkpoint)
@@ -690,8 +718,8 @@ class TestExport:
         with pytest.raises(FileNotFoundError, match="no such folder"):
             export_published(published, tmp_path / "nowhere" / "tok.ckpt")
 
-        def broken(content, stream):
-            stream.write(b"half")
+        def broken(content, file):
+            file.write(b"half")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(ibqlab.pretrained.export.torch, "save", broken)

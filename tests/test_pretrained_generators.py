@@ -169,6 +169,13 @@ def test_runs_are_read_with_their_tokenizer(tmp_path):
         load_generator(run.path)
     with pytest.raises(CheckpointError, match=r"holds no tokenizer\.safetensors"):
         load_first_stage(run.path)
+    for state in ({}, {"model": {}}, {"optimizer": {}}, {"model": [1]}):
+        run.save_checkpoint(3, state)
+        with pytest.raises(CheckpointError, match="must hold tensors by name under 'model'"):
+            load_generator(run.path)
+    run.save_checkpoint(3, {"model": tokenizer.state_dict()})
+    with pytest.raises(CheckpointError, match="must be those of one generator"):
+        load_generator(run.path)
     run.save_checkpoint(3, {"model": model.state_dict(), "optimizer": {}})
     export_tokenizer(tokenizer, run.path / "tokenizer.safetensors")
     again = load_generator(run.path)

@@ -39,6 +39,12 @@ def study(tmp_path_factory):
     return trained
 
 
+@pytest.mark.parametrize("name", ["workers", "threads"])
+def test_more_workers_and_threads_than_any_machine_has_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at most 16,384; got 1,000,000"):
+        StudyParameters(preset="smoke", **{name: 10**6})
+
+
 class TestRecipes:
     @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("[bhi]*/*.yaml")), ids=lambda p: p.stem)
     def test_every_recipe_passes_the_door(self, path):

@@ -191,13 +191,14 @@ class TestBaselines:
         tokens = uniform(50, 16)
         expected = bits(tokens, tokens[:9], 16)
         assert bits(torch.from_numpy(tokens), torch.from_numpy(tokens[:9]).int(), 16) == expected
-        assert bits(tokens.astype(np.uint16), tokens[:9].astype(np.uint8), 16) == expected
+        assert bits(tokens.astype(np.uint16), tokens[:9].astype(">u2"), 16) == expected
+        assert bits(tokens.tolist(), tokens[:9].tolist(), 16) == expected
 
     @pytest.mark.parametrize(
         ("training", "validation", "codes", "grid", "message"),
         [
             (np.zeros((3, 4, 6), int), np.zeros((3, T), int), 4, GRID, r"reshape\(n, -1\)"),
-            (np.zeros((3, T)), np.zeros((3, T), int), 4, GRID, "whole numbers; got float64"),
+            (np.zeros((3, T)), np.zeros((3, T), int), 4, GRID, r"whole numbers; got torch.float64"),
             (np.zeros((0, T), int), np.zeros((3, T), int), 4, GRID, "at least one image"),
             (np.zeros((3, T), int), np.zeros((0, T), int), 4, GRID, "at least one image"),
             (np.zeros((1, T), int), np.zeros((3, T), int), 4, GRID, "at least two training images"),
@@ -242,6 +243,7 @@ class TestUnits:
         assert sorted(index_permutation(16, 3)) == list(range(16))
         tensor = permute_indices(torch.from_numpy(tokens).int().view(10, *GRID), 16, 3)
         assert np.array_equal(tensor.numpy().reshape(10, T), permuted)
+        assert np.array_equal(permute_indices(tokens.tolist(), 16, 3), permuted)
         assert not np.array_equal(permute_indices(tokens, 16, 4), permuted)
 
     def test_permuting_refuses_what_is_no_code(self):

@@ -8,20 +8,22 @@ Shape letters: n images · T tokens of an image · K codes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-Tokens = Integer[np.ndarray, "n T"] | Integer[Tensor, "n T"]
-"""Code numbers 0 to K − 1 of n images, row by row; any integer type."""
-HeldOutTokens = Integer[np.ndarray, "m T"] | Integer[Tensor, "m T"]
+from ibqlab.quantizers.indices import to_indices
+
+Tokens = Integer[np.ndarray, "n T"] | Integer[Tensor, "n T"] | Sequence[Any]
+"""Code numbers 0 to K − 1 of n images, row by row; any integer type, or lists of one length."""
+HeldOutTokens = Integer[np.ndarray, "m T"] | Integer[Tensor, "m T"] | Sequence[Any]
 """Likewise, of m other images."""
 Nats = TypeVar("Nats", float, np.ndarray)
-AnyIndices = TypeVar("AnyIndices", np.ndarray, Tensor)
 
 UNSEEN_LIMIT = 0.1
 """Share of tokens with a code not met before at their position; above it an entropy is no more than a lower bound."""
@@ -133,7 +135,9 @@ def index_permutation(codebook_size: int, seed: int) -> Int64[np.ndarray, "K"]:
     return np.random.default_rng(seed).permutation(codebook_size)
 
 
-def permute_indices(indices: AnyIndices, codebook_size: int, seed: int) -> AnyIndices:
+def permute_indices(
+    indices: Integer[np.ndarray, "..."] | Integer[Tensor, "..."] | Sequence[Any], codebook_size: int, seed: int
+) -> Int64[np.ndarray, "..."] | Int64[Tensor, "..."]:
     """The same tokens with the codes numbered anew, to measure what the numbering is worth.
 
     Entropies and n-gram baselines do not change. A generator with one embedding per code learns them equally well
@@ -144,42 +148,34 @@ def permute_indices(indices: AnyIndices, codebook_size: int, seed: int) -> AnyIn
         codebook_size: K.
         seed: of the permutation, ≥ 0.
     Returns:
-        `index_permutation(K, seed)[indices]`, int64, of the same kind and on the same device.
+        `index_permutation(K, seed)[indices]`, int64, a tensor on the same device for a tensor, else an array.
     Raises:
         ValueError: an index outside 0 to K − 1, or no whole numbers.
     """
     mapping = index_permutation(codebook_size, seed)
-    _check_codes(indices, codebook_size)
-    if isinstance(indices, Tensor):
-        return torch.from_numpy(mapping).to(indices.device)[indices.long()]
-    return mapping[indices]
+    whole = to_indices(indices)
+    _check_codes(whole, codebook_size)
+    anew = torch.from_numpy(mapping).to(whole.device)[whole]
+    return anew if isinstance(indices, Tensor) else anew.numpy()
 
 
 def check_tokens(indices: Tokens, codebook_size: int, name: str = "indices") -> Int64[np.ndarray, "n T"]:
     """Tokens as int64 in NumPy; ValueError unless they are code numbers (n, T) of at least one image."""
-    if indices.ndim != 2 or 0 in indices.shape:
-        remedy = f"Use {name}.reshape(n, -1) for grids (n, h, w)." if indices.ndim == 3 else "Give images in rows."
-        raise ValueError(
-            f"{name} must be (n, T), at least one image of one token; got {tuple(indices.shape)}. {remedy}"
-        )
-    _check_codes(indices, codebook_size, name)
-    return np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices).astype(np.int64)
+    whole = to_indices(indices, name)
+    if whole.ndim != 2 or 0 in whole.shape:
+        remedy = f"Use {name}.reshape(n, -1) for grids (n, h, w)." if whole.ndim == 3 else "Give images in rows."
+        raise ValueError(f"{name} must be (n, T), at least one image of one token; got {tuple(whole.shape)}. {remedy}")
+    _check_codes(whole, codebook_size, name)
+    return whole.cpu().numpy()
 
 
-def _check_codes(indices: np.ndarray | Tensor, codebook_size: int, name: str = "indices") -> None:
+def _check_codes(indices: Int64[Tensor, "..."], codebook_size: int, name: str = "indices") -> None:
     """Refuse what is no code number."""
     if codebook_size < 1:
         raise ValueError(f"codebook_size must be at least 1; got {codebook_size}")
-    whole = (
-        not (indices.is_floating_point() or indices.dtype == torch.bool)
-        if isinstance(indices, Tensor)
-        else (np.issubdtype(indices.dtype, np.integer))
-    )
-    if not whole:
-        raise ValueError(f"{name} must be whole numbers; got {indices.dtype}: pass the tokens, not code vectors")
-    if 0 in indices.shape:
+    if not indices.numel():
         return
-    low, high = int(indices.min()), int(indices.max())
+    low, high = (int(bound) for bound in torch.aminmax(indices))
     if low < 0 or high >= codebook_size:
         raise ValueError(
             f"{name} must lie in 0 to {codebook_size - 1} (codebook_size = {codebook_size}); got {low} to {high}: pass "

@@ -9,11 +9,19 @@ the number would still rise).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
+
+from ibqlab.quantizers.indices import to_indices
+
+AnyIndices = Integer[Tensor, "..."] | Integer[np.ndarray, "..."] | Sequence[Any]
+"""Code numbers as people have them; nested lists of equal length, too."""
+Counts = Integer[Tensor, "K"] | Integer[np.ndarray, "K"] | Sequence[int]
+"""Hits per code."""
 
 USAGE_DEFINITIONS: dict[str, str] = {
     "any_hit": "Share of codes hit at least once in all tokens given (IBQ: on 50,000 validation images).",
@@ -66,25 +74,23 @@ class Usage:
         return text
 
 
-def count_indices(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor, "K"]:
+def count_indices(indices: AnyIndices, codebook_size: int) -> Int[Tensor, "K"]:
     """How often each code was chosen.
 
     counts[k] = number of tokens with index k. All further statistics of usage need only this.
 
     Args:
-        indices: code numbers 0 to K − 1, any shape, any integer type, any device.
+        indices: code numbers 0 to K − 1 in a tensor, an array or lists; any shape, any integer type, any device.
         codebook_size: K, at least 1.
     Returns:
         Hits per code, int64, on the device of the indices; they sum to the number of tokens.
     Raises:
-        ValueError: an index outside 0 to K − 1, or a floating-point tensor.
+        ValueError: an index outside 0 to K − 1, or no whole numbers.
     Cost: O(N + K); one pass for the range check, and a wait for the device.
     """
     if codebook_size < 1:
         raise ValueError(f"codebook_size must be at least 1; got {codebook_size}")
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise ValueError(f"indices must be integers; got {indices.dtype}: pass output.indices, not output.quantized")
-    flat = indices.reshape(-1).long()
+    flat = to_indices(indices).reshape(-1)
     if flat.numel():
         low, high = (int(bound) for bound in torch.aminmax(flat))
         if low < 0 or high >= codebook_size:
@@ -96,7 +102,7 @@ def count_indices(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor
 
 
 def measure_usage(
-    indices: Int[Tensor, "..."],
+    indices: AnyIndices,
     codebook_size: int,
     definition: str = "any_hit",
     tokens_per_image: int | None = None,
@@ -107,8 +113,8 @@ def measure_usage(
     Compare numbers only within one definition and one token count; `USAGE_DEFINITIONS` says what each means.
 
     Args:
-        indices: code numbers in the order in which they were seen, image after image; any shape. For hits per code,
-            which have no order, use `measure_usage_of_counts`.
+        indices: code numbers in the order in which they were seen, image after image; as `count_indices` takes
+            them. For hits per code, which have no order, use `measure_usage_of_counts`.
         codebook_size: K.
         definition: "any_hit", "one_batch", "images_256", "window_65536" or "above_uniform_8pct".
         tokens_per_image: h·w; needed by "one_batch" and "images_256".
@@ -122,7 +128,7 @@ def measure_usage(
     Source: IBQ §4.1; the others as named in `USAGE_DEFINITIONS`.
     """
     _check_definition(definition)
-    flat = indices.reshape(-1)
+    flat = to_indices(indices).reshape(-1)
     if definition in _COUNT_DEFINITIONS:
         return measure_usage_of_counts(count_indices(flat, codebook_size), definition)
     if definition == "images_256":
@@ -136,7 +142,7 @@ def measure_usage(
     return _usage(count_indices(part, codebook_size) > 0, part.numel(), definition)
 
 
-def measure_usage_of_counts(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], definition: str = "any_hit") -> Usage:
+def measure_usage_of_counts(counts: Counts, definition: str = "any_hit") -> Usage:
     """Usage from hits per code, for the two definitions that do not depend on the order of the tokens.
 
     "any_hit": counts[k] ≥ 1. "above_uniform_8pct": counts[k] ≥ 0.08 · N / K and counts[k] ≥ 1. VAR averages the hits of
@@ -162,7 +168,7 @@ def measure_usage_of_counts(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], def
     return _usage(hits >= threshold, tokens, definition)
 
 
-def perplexity(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> float:
+def perplexity(counts: Counts) -> float:
     """How many equally used codes would carry the same information: how even the use is.
 
     exp(−Σ_k p_k ln p_k) with p_k = counts[k] / N. 1: one code takes all; K: perfectly even. Usage 100 % with a
@@ -203,9 +209,7 @@ def even_usage(codebook_size: int, tokens: int) -> float:
     return -math.expm1(tokens * math.log1p(-1 / codebook_size))
 
 
-def rarefaction(
-    counts: Int[Tensor, "K"] | Int[np.ndarray, "K"], tokens: Sequence[int] | Int[np.ndarray, "T"]
-) -> Float[np.ndarray, "T"]:
+def rarefaction(counts: Counts, tokens: Sequence[int] | Int[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
     """Usage that fewer tokens would have shown: the expected "any_hit" usage of a random subset of the tokens counted.
 
     E[usage(n)] = 1/K · Σ_k (1 − C(N − c_k, n) / C(N, n)), drawing n of the N tokens without replacement. Still rising
@@ -291,19 +295,19 @@ def _usage_in_image_groups(flat: Int[Tensor, "N"], codebook_size: int, tokens_pe
     return Usage(value=value, tokens=size, codebook_size=codebook_size, definition="images_256")
 
 
-def _as_counts(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[Tensor, "K"]:
+def _as_counts(counts: Counts) -> Int[Tensor, "K"]:
     """Counts as a tensor on the CPU, refused when they cannot be hits per code."""
-    hits = torch.as_tensor(counts).cpu()
-    if hits.dtype == torch.bool:
+    try:
+        hits = to_indices(counts, "counts").cpu()
+    except ValueError:
+        hits = None
+    if hits is None or hits.ndim != 1 or hits.numel() == 0 or int(hits.min()) < 0:
+        got = f"{getattr(counts, 'dtype', type(counts).__name__)} of shape {tuple(np.shape(counts))}"
         raise ValueError(
-            "counts must be hits per code; got a mask of codes: pass count_indices(indices, codebook_size)"
+            f"counts must be hits per code, one whole number ≥ 0 each, shape (K,), and no mask of codes; got {got}: "
+            "pass count_indices(indices, codebook_size)"
         )
-    if hits.ndim != 1 or hits.numel() == 0 or hits.is_floating_point() or int(hits.min()) < 0:
-        raise ValueError(
-            f"counts must be one whole number ≥ 0 per code, shape (K,); got {hits.dtype} of shape {tuple(hits.shape)}"
-            ": pass count_indices(indices, codebook_size)"
-        )
-    return hits.long()
+    return hits
 
 
 def _check_definition(definition: str) -> None:

@@ -13,13 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from ibqlab.config import parse
+from ibqlab.escaping import for_terminal
 from ibqlab.files import UnreadableFile, parse_json
 from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.hub import PUBLISHED
 from ibqlab.pretrained.names import DECAY, Place, check_filled, place_published
 from ibqlab.pretrained.report import NAMES, LoadReport
-from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, Stored, existing_path, load_pickle, open_stored
+from ibqlab.pretrained.stored import (
+    SAFETENSORS,
+    CheckpointError,
+    Stored,
+    check_tensors,
+    existing_path,
+    load_pickle,
+    open_stored,
+)
 from ibqlab.quantizers import available_quantizers
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, RunError
@@ -204,9 +213,9 @@ def _open_export(stored: Stored) -> Contents:
         if "generator" in settings:
             raise CheckpointError(f"{stored.path} is a generator's export, not a tokenizer's; use load_generator")
         only, mapping = settings["weights"], settings["tokenizer"]
+        require(only in ("ema", "raw", AS_GIVEN), f"weights {only!r:.60}")
     except CheckpointError:
         raise
-        require(only in ("ema", "raw", AS_GIVEN), f"weights {only!r}")
     except (UnreadableFile, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{stored.path}: its header is damaged ({error}); export it again") from None
     config = parse(TokenizerConfig, mapping, source=f"{stored.path}, header")
@@ -251,16 +260,42 @@ def newest_state(run: Run) -> tuple[Path | None, int, dict[str, Any]]:
 
     Raises:
         RunError: there is none, or none that can be read.
+        CheckpointError: it holds no networks.
     """
     file = run.last_checkpoint
+    if file is None and run.status == "finished":
+        raise RunError(
+            f"the run {run.name} is finished and its checkpoints are gone ({run.path / 'checkpoints'}); put them back "
+            "from a copy, or train the run anew in another folder"
+        )
     if file is None:
         raise RunError(f"the run {run.name} has no checkpoint yet; let it train to its first one")
     try:
         content = load_pickle(file)
-        return file, int(content["step"]), content["state"]
+        step, state = int(content["step"]), content["state"]
+        if not isinstance(state, dict):
+            raise ValueError("no state")
     except (CheckpointError, OSError, LookupError, TypeError, ValueError):
+        file = None
         step, state = run.load_checkpoint()  # goes back to the one before with a warning, or says that none is good
-        return None, step, state
+    _check_networks(file or run.path, state)
+    return file, step, state
+
+
+def _check_networks(path: Path, state: Mapping[str, Any]) -> None:
+    """A run's checkpoint holds its networks, each as plain tensors by name."""
+    for entry in RUN_PARTS:
+        held = state.get(entry) or {}
+        named = isinstance(held, dict) and all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items()
+        )
+        if not named or (entry == "model" and not held):
+            there = ", ".join(for_terminal(key, 40) for key in [*state][:6]) or "nothing"
+            raise CheckpointError(
+                f"{path}: a run's checkpoint must hold tensors by name under {entry!r}; its entries are: {there}. Put "
+                "it back from a copy, or delete it to use the one before"
+            )
+        check_tensors(path, held)
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Place]]:
@@ -275,8 +310,13 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Pla
 def _check_own(path: Path, config: TokenizerConfig, tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> None:
     """A file of ours must have the tensors that its own settings ask for."""
     like = empty_tokenizer(config).state_dict()
-    found = {place.name: tensors[key] for key, place in places.items() if place.part == "tokenizer"}
+    parts = ("tokenizer", "tokenizer_ema")
+    found, averages = (
+        {place.name: tensors[key] for key, place in places.items() if place.part == part} for part in parts
+    )
+    averaged = {name: value for name, value in like.items() if name in averages}
     try:
         check_filled(found, {name: Place("tokenizer", name) for name in like}, like)
+        check_filled(averages, {name: Place("tokenizer_ema", name) for name in averaged}, averaged)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

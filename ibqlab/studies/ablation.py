@@ -167,6 +167,8 @@ def read_parameters_of(folder: Path) -> dict[str, Any]:
     found = read_json(folder / PARAMETERS_FILE)
     if found is None:
         raise StudyError(f"{folder} is no study's folder: it holds no {PARAMETERS_FILE}; run a study's notebook first")
+    if not isinstance(found.get("study"), str):
+        raise StudyError(f"{folder / PARAMETERS_FILE} is damaged: it names no study; run the study's notebook again")
     return found
 
 

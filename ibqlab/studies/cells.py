@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.escaping import for_terminal
 from ibqlab.files import RunError, UnreadableFile, explained, is_ordinary, open_ordinary, parse_json, sweep, write_whole
 from ibqlab.locking import holder, holding, is_held
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
@@ -155,7 +156,9 @@ class CellStore:
             return
         differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
         if differing:
-            changes = "; ".join(f"{key}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing)
+            changes = "; ".join(
+                f"{for_terminal(key)}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing
+            )
             raise StudyError(
                 f"{self.folder} holds another grid; nothing was changed. There → yours: {changes}. Give output "
                 "another folder, or the parameters that the folder was made with"
@@ -349,4 +352,4 @@ def _is_whole(row: Mapping[str, Any], cell: Cell) -> bool:
 
 def _short(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return for_terminal(text, 80)

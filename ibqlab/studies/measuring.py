@@ -57,7 +57,7 @@ class EvaluationParameters(MeasuringParameters):
     checkpoint: str = ""
     """Published file, export or run folder; empty: the preset's own run, trained first."""
     quantizer: str = ""
-    """Of a published file, whose shapes do not tell IBQ from VQ; empty: ibq."""
+    """Of a published file that does not tell IBQ from VQ: "ibq" or "vq"; empty: as the file tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class ComparisonParameters(MeasuringParameters):
     checkpoints: tuple[str, ...] = ()
     """"label=path" or a path each; empty: two runs of the preset, VQ and IBQ, trained first."""
     quantizers: tuple[str, ...] = ()
-    """"label=vq" for published files whose shapes do not tell VQ from IBQ; the others are taken as IBQ."""
+    """"label=vq" or "label=ibq" for published files that do not tell VQ from IBQ."""
     published: tuple[str, ...] = ()
     """"label=recipe" each, a key of experiments/published/tokenizers.yaml; empty: where a tokenizer is that of one."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from ibqlab.bounds import PROCESSES, require_at_most
 from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.files import write_whole
@@ -99,6 +100,7 @@ class PlaceParameters:
         require_choice("cluster", self.cluster, CLUSTERS)
         for name in ("workers", "threads"):
             require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
+            require_at_most(name, getattr(self, name), PROCESSES)
         require(
             not self.cluster_settings or self.cluster != "local",
             f"cluster_settings are for jobs of a cluster; got {list(self.cluster_settings)} with cluster=local. Give "

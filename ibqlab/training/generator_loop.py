@@ -29,7 +29,7 @@ from ibqlab.training.generator_config import GeneratorOptimizerConfig, Generator
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, training_session
+from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, require_room, training_session
 
 
 def train_generator(
@@ -59,13 +59,14 @@ def train_generator(
             have changed since; the disk is full.
         TrainingInterrupted: Ctrl-C or SIGTERM came.
         TrainingError: the loss or a weight is not finite, or other than the config's number of processes run.
-        ValueError: no tokenizer, or one that does not fit the generator, the stored tokens or the data; nothing has
-            been written then.
+        ValueError: no tokenizer, or one that does not fit the generator, the stored tokens or the data, or more
+            memory needed than there is; nothing has been written then.
     """
     tell(folder=str(Path(path).resolve()))
     finished = finished_run(path, config)
     if finished:
         return finished
+    require_room(config)
     source = open_tokens(config, Path(path))
     torch.manual_seed(config.seed)
     generator = make_generator(config.generator)

@@ -19,7 +19,7 @@ from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
-from ibqlab.training.trainer import Session, Trainer, Watch, facts_of, finished_run, training_session
+from ibqlab.training.trainer import Session, Trainer, Watch, facts_of, finished_run, require_room, training_session
 
 __all__ = ["TrainingError", "train"]
 
@@ -50,12 +50,14 @@ def train(
             have changed since; the disk is full.
         TrainingInterrupted: Ctrl-C or SIGTERM came.
         TrainingError: a loss or weight is not finite, or other than the config's number of processes run.
-        ValueError: no images, or images that the tokenizer cannot take; nothing has been written then.
+        ValueError: no images, images that the tokenizer cannot take, or more memory needed than there is; nothing has
+            been written then.
     """
     tell(folder=str(Path(path).resolve()))
     finished = finished_run(path, config)
     if finished:
         return finished
+    require_room(config)
     material = _prepare(config)
     with training_session(
         path,

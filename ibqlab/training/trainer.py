@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from ibqlab.data import BrokenImages, ImageSource
+from ibqlab.devices import require_processes
 from ibqlab.files import is_ordinary
 from ibqlab.progress import ProgressLine, time_left
 from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.run import Checkpoint
 from ibqlab.training.data_check import compare_data
+from ibqlab.training.fitting import require_fits
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError, TrainingInterrupted
 from ibqlab.training.processes import StopSignals, launch
 
@@ -62,6 +64,20 @@ def finished_run(path: str | Path, config: Any) -> Run | None:
     if run.status != "finished" or run.has_fewer_steps(config):
         return None
     return Run.start(path, config)
+
+
+def require_room(config: Any) -> None:
+    """Refuse what cannot be trained here, before anything is opened, built or written.
+
+    Args:
+        config: the run's settings.
+    Raises:
+        ValueError: it needs more memory than the device has, or the environment announces half of a launcher's
+            processes.
+    Cost: nothing for small runs; seconds where memory may be short.
+    """
+    require_processes(talking=True)
+    require_fits(config)
 
 
 class Session(NamedTuple):
