@@ -413,7 +413,7 @@ def _image_settings(data: DataConfig) -> dict[str, Any]:
     settings = to_dict(data)
     unused = {"workers"}
     if data.source in BUILT_IN:
-        unused |= {"resize", "validation_source", "validation_share", "exclude"}
+        unused |= {"resize", "validation_source", "validation_share", "exclude", "unreadable"}
     if data.source == "digits":
         unused |= {"flip"}
     return {name: value for name, value in settings.items() if name not in unused}

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ibqlab.bounds import BATCH, IMAGES, require_at_most, require_memory
-from ibqlab.config import nearest, to_dict
+from ibqlab.config import completed, nearest, to_dict
 from ibqlab.data.pictures import open_picture
 from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.files import (
@@ -212,6 +212,7 @@ class _Job:
             found = read_json(file)
         except UnreadableFile as error:
             raise RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
+        found["sampling"] = completed(SamplingConfig, found.get("sampling"))
         different = [name for name, value in self.manifest.items() if found.get(name) != value]
         if different:
             raise RunError(
