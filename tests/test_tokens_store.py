@@ -403,7 +403,7 @@ def test_moved_images_are_recognised(tmp_path, tokenizer, pictures):
     found = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     found.check_data(DataConfig(**{**vars(pictures), "source": str(tmp_path / "elsewhere")}))
-    with pytest.raises(ValueError, match=r"data\.flip True there, False here"):
+    with pytest.raises(ValueError, match=r"data\.flip True there, False here.* tokenize TOKENIZER flip=false"):
         found.check_data(DataConfig(**{**vars(pictures), "flip": False}))
 
 

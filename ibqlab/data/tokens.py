@@ -317,7 +317,7 @@ class TokenStore:
         raise ValueError(
             f"stored tokens stand for the images they were made from; {self.path} differs from the settings in "
             f"{listed}. Type the store's settings, or write tokens of these images: ibqlab tokenize TOKENIZER"
-            + (" (with --flips for mirror images)" if theirs.get("flip") else "")
+            + (f" flip={str(theirs['flip']).lower()}" if "flip" in different and "flip" in theirs else "")
         )
 
     def _holds_images_of(self, config: DataConfig) -> bool:
