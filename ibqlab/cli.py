@@ -256,7 +256,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
 @click.option("--card", help="A published sampling card, such as ibq_b, which KEY=VALUE changes.")
 @click.option("--tokenizer", default="", help="That decodes; by default the one that CHECKPOINT holds.")
 @click.option("--images-per-class", type=int, default=50, show_default=True)
-@click.option("--classes", default="", help="Labels, such as 0,7,12 or 0-3; by default all.")
+@click.option("--classes", default="", help="Names, or labels such as 0,7,12 or 0-3; by default all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next ones follow.")
 @click.option("--batch-size", type=int, default=50, show_default=True, help="Images drawn at once.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
@@ -270,14 +270,16 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     -m ibqlab sample …
     """
     _say_loading(f"sample {checkpoint}")
+    from dataclasses import replace  # noqa: PLC0415
+
     from ibqlab.config import ConfigError, apply_overrides, parse, to_dict  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
     from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
     from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
-    from ibqlab.studies.generating import open_pair  # noqa: PLC0415
-    from ibqlab.studies.sampling_runs import SampleRequest, sample_images  # noqa: PLC0415
+    from ibqlab.studies.generating import class_names, open_pair  # noqa: PLC0415
+    from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
 
     require_device(given["device"], "--device")
     require_processes()
@@ -286,8 +288,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     base = to_dict(SAMPLING_CARDS[card]) if card else {}
     sampling = parse(SamplingConfig, apply_overrides(base, settings, SamplingConfig), source="sampling")
     tokenizer, classes = given.pop("tokenizer"), given.pop("classes")
-    labels = _read_labels(classes)
-    request = parse(SampleRequest, {**given, "classes": labels}, source="samples")
+    request = parse(SampleRequest, given, source="samples")
     place = locate(checkpoint)
     folder = output_folder(output, default=f"{place.stem}-samples")
     if os.path.exists(place) and not is_generator(place):
@@ -295,28 +296,10 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
             f"{checkpoint} is no generator; images are drawn from one that was trained over a tokenizer's tokens: "
             "ibqlab train builtin/digits_generator tokens=… (ibqlab tokenize writes them)"
         )
-    archive = sample_images(*open_pair(checkpoint, tokenizer), folder, sampling, request)
+    pair = open_pair(checkpoint, tokenizer)
+    labels = read_classes(classes, class_names(checkpoint), pair.generator.config.num_classes)
+    archive = sample_images(*pair, folder, sampling, replace(request, classes=labels))
     _say(f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)")
-
-
-def _read_labels(text: str) -> list[int]:
-    """ "0,7,12" and "0-3" as numbers.
-
-    Raises:
-        ConfigError: a part that is neither a number nor a range of them.
-    """
-    from ibqlab.bounds import CLASSES  # noqa: PLC0415
-    from ibqlab.config import ConfigError  # noqa: PLC0415
-
-    labels: list[int] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        first, dash, last = part.partition("-")
-        numbers = (first, last if dash else first)
-        if not all(number.isdecimal() and len(number) < 8 and int(number) < CLASSES for number in numbers):
-            shown = for_terminal(part, 60)
-            raise ConfigError(f"--classes takes numbers and ranges, such as 0,7,12 or 0-3; got {shown!r}")
-        labels += range(int(numbers[0]), int(numbers[1]) + 1)
-    return labels
 
 
 def _data_of(place: Path) -> dict[str, Any]:

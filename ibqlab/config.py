@@ -37,6 +37,9 @@ YAML_VALUES = 100_000
 """Values that a YAML text may stand for once its aliases are written out; recipes have a hundred."""
 KEY_LETTERS = 500
 """Letters of a dotted key."""
+NEWER_SETTINGS = {"unreadable": "skip"}
+"""Settings that came after the first runs, with their defaults. A content hash leaves them out at these values, so that
+it is that of settings from before: folders made then are found again. Add to it whatever setting is added."""
 LARGEST_INTEGER = 2**63 - 1
 """Settings are numbers of at most 64 bits."""
 
@@ -285,7 +288,7 @@ def dump_yaml(config: Any) -> str:
 def content_hash(config: Any) -> str:
     """Twelve hexadecimal digits that two configs share if and only if they hold the same values.
 
-    Neither the order of keys nor 1 against 1.0 changes it.
+    Neither the order of keys nor 1 against 1.0 changes it. A missing one of `NEWER_SETTINGS` counts as its default.
 
     Args:
         config: a dataclass instance, or a mapping as `to_dict` returns it.
@@ -318,7 +321,7 @@ def _plain(value: Any, path: tuple) -> Any:
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items()}
+        return {key: _canonical(item) for key, item in value.items() if (key, item) not in NEWER_SETTINGS.items()}
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -354,6 +357,21 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, source: str = "settings")
     except ValidationError as error:
         found = [problem for detail in error.errors() for problem in _problems(cls, detail)]
         raise ConfigError.of(source, found) from None
+
+
+def completed(cls: type, mapping: Any) -> Any:
+    """Recorded settings as `to_dict` would write them today: settings that came later have their defaults.
+
+    Args:
+        cls: their dataclass.
+        mapping: what was recorded.
+    Returns:
+        The dictionary; what arrived, where it no longer parses.
+    """
+    try:
+        return to_dict(parse(cls, mapping))
+    except ConfigError:
+        return mapping
 
 
 @functools.cache

@@ -379,11 +379,6 @@ def test_half_of_a_launchers_variables_is_refused_and_not_waited_for(somewhere, 
     assert says in errors and "torchrun" in errors
 
 
-@pytest.mark.parametrize("text", ["0,a", "3-", "-1", "0-99999999", "1.5", "0--3"])
-def test_classes_are_numbers_and_ranges(somewhere, text):
-    assert "--classes takes numbers and ranges" in ibqlab("sample", "nothing", "--classes", text, code=2)
-
-
 @pytest.mark.parametrize("speed", ["1e-320", "nan", "inf", "-1", "0", "1e300"])
 def test_plan_refuses_a_speed_that_no_gpu_has(somewhere, speed):
     (somewhere / "tiny.yaml").write_text(TINY)

@@ -541,6 +541,20 @@ def test_a_fingerprint_follows_the_content(folder):
     assert open_data(config, "train").fingerprint != before
 
 
+def test_a_folder_has_the_fingerprint_that_the_first_versions_gave_it(tmp_path):
+    for number in range(12):
+        suffix = (".png", ".jpg", ".JPEG", ".webp")[number % 4]
+        file = tmp_path / ("10", "2", "b")[number % 3] / f"{number}{suffix}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(number))
+    config = DataConfig(source=str(tmp_path), image_size=8, validation_share=0.3)
+    train, validation = open_data(config, "train"), open_data(config, "validation")
+    assert (train.fingerprint, len(train)) == ("ca8ae2e2a1855031", 11)
+    assert (validation.fingerprint, len(validation)) == ("4ebba33de006b747", 1)
+    assert list(train.classes) == ["10", "2", "b"]
+    assert open_data(DataConfig(source="digits", image_size=8), "train").fingerprint == "5398712e92bf742a"
+
+
 def test_linked_folders_are_followed_and_circles_end(folder, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     Image.new("RGB", (16, 16)).save(outside / "linked.png")

@@ -230,8 +230,7 @@ class TestBadInput:
         assert store.failure(new)["cause"] == "disk"
         # There is room again: the same command tries it again, unasked.
         assert run([new], store.folder).finished == [new.name]
-        after = {file.name: file.read_bytes() for file in (store.folder / "rows").iterdir()}
-        assert rows.items() <= after.items()
+        assert rows.items() <= {file.name: file.read_bytes() for file in (store.folder / "rows").iterdir()}.items()
 
     def test_a_folder_that_cannot_be_written_is_said(self, tmp_path):
         (tmp_path / "file").write_text("in the way")

@@ -1,13 +1,21 @@
 """From recipe to gallery: tokenizer, tokens, generator and images, each made once; and who judges them."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from test_pretrained_generators import tiny_tokenizer
+from test_tokens_store import make_tokenizer
 from test_transformer import SMALL, make
 
-from ibqlab.data import open_data
+from ibqlab.cli import main
+from ibqlab.data import DataConfig, open_data
+from ibqlab.data.token_writing import write_tokens
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.metrics.digits import recognise_digits
 from ibqlab.plots import generator_curve_table, plot_gallery, plot_generator_curves
@@ -29,7 +37,7 @@ from ibqlab.studies.generating import (
     open_pair,
     plan_pipeline,
 )
-from ibqlab.training import recipe_config
+from ibqlab.training import recipe_config, train_generator
 from ibqlab.widgets import LiveCurves, SampleExplorer
 
 DIGITS = (
@@ -116,6 +124,44 @@ def test_images_depend_on_their_seed_and_class_alone():
         draw_images(pair.generator, tiny_tokenizer("magvit2"), torch.tensor([2]))
 
 
+def test_classes_have_names_without_images_or_tokens(tmp_path):
+    """The run notes them; an earlier run, which does not, has those of its stored tokens."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "pets" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    data = DataConfig(source=str(tmp_path / "pets"), image_size=8, validation_share=0.3)
+    tokenizer = make_tokenizer()
+    write_tokens(tokenizer, data, tmp_path / "tokens", progress=False)
+    settings = {"tokens": str(tmp_path / "tokens"), "data.source": data.source, "data.validation_share": 0.3}
+    config = recipe_config("builtin/digits_generator", settings, (*DIGITS, "generator.num_classes=2"))
+    run = train_generator(config, tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "pets")
+    assert class_names(run.path) == ["cat", "dog"]
+    command = [
+        "sample",
+        str(run.path),
+        "--classes",
+        "dog",
+        "--images-per-class",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] == [1]
+    misspelt = CliRunner().invoke(main, [*command[:3], "dgo", "--output", str(tmp_path / "other")])
+    assert misspelt.exit_code == 2 and "did you mean 'dog'" in misspelt.output
+    facts = json.loads((run.path / "provenance.json").read_text())
+    for split in ("train", "validation"):
+        del facts["data"][split]["classes"]
+    (run.path / "provenance.json").write_text(json.dumps(facts))
+    assert class_names(run.path) == ["cat", "dog"]
+    shutil.rmtree(tmp_path / "tokens")
+    assert class_names(run.path) == []
+
+
 def test_galleries_are_saved_into_the_run(here):
     parameters = GalleryParameters(
         generator="all/generator", classes=(1, 7), images_per_class=2, cfg_scales=(1.0, 3.0), top_ps=(0.9,), seed=4
@@ -157,8 +203,6 @@ def test_a_file_with_its_tokenizer_makes_a_gallery(here, tmp_path):
 
 
 def test_a_permuted_generator_draws_nothing(here, tmp_path):
-    from ibqlab.training import train_generator  # noqa: PLC0415
-
     config = recipe_config(
         "builtin/digits_generator",
         {"tokenizer": "all/tokenizer", "tokens": "all/tokens", "index_permutation": 1},

@@ -4,6 +4,7 @@ import math
 from functools import cache
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,10 +16,11 @@ from ibqlab.cli import main
 from ibqlab.config import ConfigError
 from ibqlab.generator import generator_config, make_generator
 from ibqlab.quantizers import available_quantizers
+from ibqlab.studies.run_figures import figure_run_codes
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.training import GeneratorTrainConfig, recipe_config, train
+from ibqlab.training import GeneratorTrainConfig, recipe_config, snapshots, train
 from ibqlab.training.accounting import count_step
 from ibqlab.training.generator_planning import plan_generator, published_generation
 from ibqlab.training.planning import PEAK_OPERATIONS, cost_of_run, measured_speeds, plan_table, plan_tokenizer, speed_of
@@ -31,6 +33,7 @@ from ibqlab.training.recipes import (
     published_rows,
     read_recipe,
 )
+from ibqlab.training.snapshots import SNAPSHOTS_BYTES, snapshot_schedule
 from ibqlab.training.speed import find_blocks
 
 IMAGENET = [f"imagenet/{file.stem}" for file in find_recipes("imagenet")]
@@ -385,6 +388,55 @@ class TestPlan:
         train(config, tmp_path / "run", progress=False)
         size = next((tmp_path / "run" / "checkpoints").glob("*.pt")).stat().st_size
         assert plan_tokenizer(config).checkpoint_bytes == pytest.approx(size, rel=0.05)
+
+    def test_snapshots_are_as_many_and_as_large_as_the_real_ones(self, tmp_path):
+        config = smoke(steps=7, record__validate_every=3, record__tokens_per_code=1)
+        run = train(config, tmp_path / "run", progress=False)
+        schedule = plan_tokenizer(config).snapshots
+        assert run.snapshot_steps == [0, 2, 3, 6, 7]
+        assert schedule.count == 5 and schedule.every == 3
+        size = (run.path / "snapshots" / "step_00000003.npz").stat().st_size
+        # Names and headers of an .npz file of seven arrays.
+        assert schedule.bytes_each <= size <= schedule.bytes_each + 3000
+
+    @pytest.mark.parametrize("steps", [1, 4999, 5000, 1_651_650, 10**8])
+    @pytest.mark.parametrize("size", [1024, 262_144])
+    def test_snapshots_stay_below_their_bound_and_few_are_not_thinned(self, steps, size):
+        settings = {"steps": steps, "tokenizer.quantizer.codebook_size": size, "record.early_snapshots": [50, 200]}
+        schedule = snapshot_schedule(recipe_config("imagenet/ibq_262144", settings))
+        assert schedule.total_bytes <= SNAPSHOTS_BYTES
+        assert schedule.every % 5000 == 0
+        everywhere = schedule.bytes_each * (steps // 5000 + 4)
+        assert (schedule.every == 5000) == (everywhere <= SNAPSHOTS_BYTES)
+        if steps < 10_000:
+            assert schedule.count == sum(map(schedule.includes, range(steps + 1)))
+
+    def test_the_largest_codebook_keeps_a_snapshot_of_every_thirteenth_validation(self):
+        told = plan_tokenizer(recipe_config("imagenet/ibq_262144")).describe()
+        assert "30 snapshots, thinned to one every 65,000 steps (one at each validation would be 335)" in told
+
+    def test_a_thinned_run_validates_as_ever_and_resumes_to_the_same_snapshots(self, tmp_path, monkeypatch):
+        config = smoke(steps=24, record__validate_every=3, record__tokens_per_code=1, record__checkpoint_every=4)
+        whole = train(config, tmp_path / "whole", progress=False)
+        monkeypatch.setattr(snapshots, "SNAPSHOTS_BYTES", 6 * plan_tokenizer(config).snapshots.bytes_each)
+        thinned = train(config, tmp_path / "thinned", progress=False)
+        assert thinned.snapshot_steps == [0, 2, 9, 18, 24]
+        assert (
+            whole.metrics["validation_usage"].dropna().tolist() == thinned.metrics["validation_usage"].dropna().tolist()
+        )
+
+        def stop(row):
+            if row["step"] == 14:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            train(config, tmp_path / "stopped", progress=False, watch=stop)
+        resumed = train(config, tmp_path / "stopped", progress=False)
+        assert resumed.snapshot_steps == thinned.snapshot_steps
+        for step in resumed.snapshot_steps:
+            ours, theirs = resumed.snapshot(step), thinned.snapshot(step)
+            assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+        assert figure_run_codes(thinned, method="pca").axes
 
     def test_time_and_price_are_arithmetic(self):
         plan = planned(steps=900, batch_size=8)

@@ -204,7 +204,7 @@ def test_classes_by_number_range_and_name():
     assert read_classes("3,0-1,dog", names, 4) == (3, 2, 1)
     assert read_classes("0-2", [], 3) == (0, 1, 2) and read_classes("", names, 4) == ()
     assert read_classes(["fish", 0], names, 4) == (3, 0)
-    for wrong in ("dgo", "4", "2-1", "1-", "-1", "9" * 5000):
+    for wrong in ("dgo", "4", "2-1", "1-", "-1", "1.5", "0--3", "0-99999999", "9" * 5000):
         with pytest.raises(ValueError, match=r"classes (are numbers|must lie)"):
             read_classes(wrong, names, 4)
 
@@ -223,3 +223,6 @@ def test_the_command_draws_by_card_and_settings(tmp_path):
     for wrong, says in (("temprature=1", "did you mean 'temperature'"), ("top_p=2", "top_p must lie above 0 to 1")):
         refused = CliRunner().invoke(main, [*command, wrong])
         assert refused.exit_code == 2 and says in refused.output
+    refused = CliRunner().invoke(main, [*command[:-4], "--classes", "0,a", "--output", str(tmp_path / "other")])
+    assert refused.exit_code == 2 and "classes are numbers like 0,7,12, ranges like 0-3, or names" in refused.output
+    assert not (tmp_path / "other").exists()

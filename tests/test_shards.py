@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_files import dead_process
 
 from ibqlab.data import DataConfig, ShardSource, open_data, training_batches, validation_batches, write_shards
 from ibqlab.data import shard_index as shard_index_module
 from ibqlab.data.classes import NO_CLASS
 from ibqlab.data.shard_index import index_shards, split_key
 from ibqlab.data.shards import OpenFiles, find_shards, names_shards
+from ibqlab.files import RunError, temporary_beside
 
 IMAGES = 23
 
@@ -675,6 +677,27 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"'cat/a' stands for two images\. Rename"):
         write_shards(tmp_path / "in", tmp_path / "out", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_a_killed_writer_left_is_deleted_and_a_full_disk_is_said(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", dead_process)
+        left = temporary_beside(tmp_path / "set{0}")
+    left.mkdir()
+    (left / "set-000000.tar").write_bytes(b"half")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match="disk or a quota is full"):
+            write_shards(folder, tmp_path / "set{0}", progress=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "set{0}").mkdir()
+    paths = write_shards(folder, tmp_path / "set{0}", progress=False)
+    assert paths[0].name == "set{0}-000000.tar" and paths[0].is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["set{0}"]
 
 
 def test_what_cannot_be_written_is_refused(folder, tmp_path, monkeypatch):

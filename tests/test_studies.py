@@ -8,11 +8,20 @@ import pandas as pd
 import pytest
 import yaml
 
-from ibqlab.config import ConfigError, load_yaml, parse
+from ibqlab.config import ConfigError, content_hash, load_yaml, parse
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import StudyError, StudyParameters, open_study, show_table, summary_table, write_report
+from ibqlab.studies import (
+    AblationParameters,
+    StudyError,
+    StudyParameters,
+    open_ablations,
+    open_study,
+    show_table,
+    summary_table,
+    write_report,
+)
 from ibqlab.studies.study import Grid, Study
 from ibqlab.studies.tables import to_markdown
 from ibqlab.training import find_recipe, load_recipe, recipe_config
@@ -144,6 +153,36 @@ class TestGrid:
     def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="no preset 'huge'; there are: smoke"):
             open_study("scale_codebook", StudyParameters(preset="huge"))
+
+
+class TestEarlierFolders:
+    """Hashes as the first versions computed them: cells that were finished then are finished now."""
+
+    def test_cells_have_the_keys_they_had(self, tmp_path):
+        cells = Study("earlier", grid(seeds=[0]), tmp_path / "study").cells
+        assert {cell.name: cell.key for cell in cells} == {
+            "vq-uniform-K16-D4-seed0": "295682214a0c",
+            "ibq-normal-K16-D4-seed0": "d438de111b69",
+        }
+        keys = {"vq-K64-D8-blocks2-seed0-ade71b": "ade71b8e6e4f", "ibq-K64-D8-blocks2-seed0-366b85": "366b8512fa73"}
+        ablations = open_ablations(AblationParameters(preset="smoke"))
+        assert keys.items() <= {cell.name: cell.key for cell in ablations.cells}.items()
+
+    @pytest.mark.parametrize(
+        ("recipe", "expected"),
+        [
+            ("builtin/smoke", "3ee0bf45720f"),
+            ("builtin/smoke_generator", "f890eb0abe51"),
+            ("imagenet/ibq_262144", "d0cf3f39d62e"),
+            ("generators/ibq_b", "babb91693be6"),
+        ],
+    )
+    def test_runs_have_the_hashes_they_had(self, recipe, expected):
+        assert content_hash(recipe_config(recipe)) == expected
+
+    def test_another_value_of_a_newer_setting_is_another_run(self):
+        strict = recipe_config("builtin/smoke", {"data.unreadable": "stop"})
+        assert content_hash(strict) != content_hash(recipe_config("builtin/smoke"))
 
 
 class TestTraining:

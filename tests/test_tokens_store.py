@@ -196,6 +196,17 @@ def test_a_finished_store_is_returned_and_another_is_refused(tmp_path, monkeypat
         write_tokens(tokenizer, DIGITS, tmp_path, progress=False)
 
 
+def test_a_store_from_before_a_setting_was_added_is_the_same_store(tmp_path, tokenizer, store):
+    folder = shutil.copytree(store.path, tmp_path / "store")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["data"]["unreadable"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = contents(folder)
+    assert write_tokens(tokenizer, DIGITS, folder, progress=False).manifest == store.manifest
+    assert contents(folder) == before
+    TokenStore(folder).check_data(DIGITS)
+
+
 def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch, tokenizer, store):
     monkeypatch.setattr(token_writing, "PIECE", 500)
     savez, written = np.savez, []
@@ -392,7 +403,7 @@ def test_moved_images_are_recognised(tmp_path, tokenizer, pictures):
     found = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     found.check_data(DataConfig(**{**vars(pictures), "source": str(tmp_path / "elsewhere")}))
-    with pytest.raises(ValueError, match=r"data\.flip True there, False here"):
+    with pytest.raises(ValueError, match=r"data\.flip True there, False here.* tokenize TOKENIZER flip=false"):
         found.check_data(DataConfig(**{**vars(pictures), "flip": False}))
 
 

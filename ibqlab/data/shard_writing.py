@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ibqlab.data.folder import list_folder
 from ibqlab.data.shard_index import CLASSES_FILE
 from ibqlab.data.source import ImageSource
+from ibqlab.files import explained, force_to_disk, sweep, temporary_beside
 from ibqlab.quantizers.base import require
 
 
@@ -47,6 +48,7 @@ def write_shards(
         ValueError: target holds something, images_per_shard below 1, two images with one key, or an unreadable image of
             a source.
         FileNotFoundError: there is no such folder.
+        RunError: the disk is full, or the folder may not be written to.
         ImportError: webdataset is not installed.
     """
     writer_class = _load_writer()
@@ -58,22 +60,35 @@ def write_shards(
         "delete that one.",
     )
     classes, count, entries = _read_folder(Path(source)) if isinstance(source, str | Path) else _read_source(source)
-    unfinished = target.with_name(f"{target.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True)
+    sweep(target.parent)
+    unfinished = temporary_beside(target)
     try:
-        (unfinished / CLASSES_FILE).write_text(json.dumps(classes, indent=0), encoding="utf-8")
+        with explained(target):
+            unfinished.mkdir(parents=True)
+            (unfinished / CLASSES_FILE).write_text(json.dumps(classes, indent=0), encoding="utf-8")
         bar = tqdm(entries, total=count, desc=f"writing {target.name}", unit="image", disable=not progress)
-        names = _write(bar, unfinished, f"{target.name}-{{:06}}.tar", images_per_shard, writer_class)
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
+        names = _write(bar, unfinished, target, images_per_shard, writer_class)
+        with explained(target):
+            for name in (*names, CLASSES_FILE):
+                _force_file_to_disk(unfinished / name)
+            force_to_disk(unfinished)
+            # A rename takes the place of an empty folder.
+            unfinished.rename(target)
+            force_to_disk(target.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return [target / name for name in names]
 
 
-def _write(entries: Iterable[Entry], folder: Path, name: str, images_per_shard: int, writer_class: type) -> list[str]:
+def _force_file_to_disk(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _write(
+    entries: Iterable[Entry], folder: Path, target: Path, images_per_shard: int, writer_class: type
+) -> list[str]:
+    """Write the shards into a folder that will become `target`; their names."""
     names: list[str] = []
     written: set[str] = set()
     file = tar = None
@@ -85,15 +100,17 @@ def _write(entries: Iterable[Entry], folder: Path, name: str, images_per_shard: 
                 f"{entry.key!r} stands for two images. Rename one of them.",
             )
             written.add(entry.key)
-            if number % images_per_shard == 0:
-                _close(tar, file)
-                names.append(name.format(len(names)))
-                file = (folder / names[-1]).open("wb")
-                # A fixed time and PAX headers: the same images give the same bytes, and names may be long.
-                tar = writer_class(file, encoder=False, mtime=0, format="PAX_FORMAT")
-            tar.write({"__key__": entry.key, entry.extension: entry.content, "cls": str(entry.label).encode()})
+            with explained(target):
+                if number % images_per_shard == 0:
+                    _close(tar, file)
+                    names.append(f"{target.name}-{len(names):06}.tar")
+                    file = (folder / names[-1]).open("wb")
+                    # A fixed time and PAX headers: the same images give the same bytes, and names may be long.
+                    tar = writer_class(file, encoder=False, mtime=0, format="PAX_FORMAT")
+                tar.write({"__key__": entry.key, entry.extension: entry.content, "cls": str(entry.label).encode()})
     finally:
-        _close(tar, file)
+        with explained(target):
+            _close(tar, file)
     return names
 
 

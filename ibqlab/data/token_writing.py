@@ -23,7 +23,7 @@ from jaxtyping import UInt
 from tqdm.auto import tqdm
 
 from ibqlab.bounds import BATCH, require_at_most, require_memory
-from ibqlab.config import to_dict
+from ibqlab.config import completed, to_dict
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import Requests, load_requests, seed_of_choices
 from ibqlab.data.sharing import own_device, share_of_work
@@ -195,6 +195,7 @@ class _Job:
             found = read_json(there)
         except UnreadableFile as error:
             raise TokenStoreError(f"{error}; restore it, or delete {self.folder} and start again") from None
+        found["data"] = completed(DataConfig, found.get("data"))
         different = [key for key, value in self._identity(to_dict(self.manifest)).items() if found.get(key) != value]
         for split in get_args(Split):
             facts = found.get(split)

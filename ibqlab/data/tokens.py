@@ -317,7 +317,7 @@ class TokenStore:
         raise ValueError(
             f"stored tokens stand for the images they were made from; {self.path} differs from the settings in "
             f"{listed}. Type the store's settings, or write tokens of these images: ibqlab tokenize TOKENIZER"
-            + (" (with --flips for mirror images)" if theirs.get("flip") else "")
+            + (f" flip={str(theirs['flip']).lower()}" if "flip" in different and "flip" in theirs else "")
         )
 
     def _holds_images_of(self, config: DataConfig) -> bool:
@@ -413,7 +413,7 @@ def _image_settings(data: DataConfig) -> dict[str, Any]:
     settings = to_dict(data)
     unused = {"workers"}
     if data.source in BUILT_IN:
-        unused |= {"resize", "validation_source", "validation_share", "exclude"}
+        unused |= {"resize", "validation_source", "validation_share", "exclude", "unreadable"}
     if data.source == "digits":
         unused |= {"flip"}
     return {name: value for name, value in settings.items() if name not in unused}

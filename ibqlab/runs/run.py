@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ibqlab.config import ConfigError, content_hash, dump_yaml, load_yaml, parse, to_dict
+from ibqlab.config import ConfigError, completed, content_hash, dump_yaml, load_yaml, to_dict
 from ibqlab.files import (
     RunError,
     UnreadableFile,
@@ -238,10 +238,7 @@ class Run:
 
     def _completed_config(self, config: Any) -> dict[str, Any]:
         """The folder's settings with today's defaults filled in; as they are where they no longer parse."""
-        try:
-            return to_dict(parse(type(config), self.config)) if is_dataclass(config) else self.config
-        except ConfigError:
-            return self.config
+        return completed(type(config), self.config) if is_dataclass(config) else self.config
 
     @property
     def name(self) -> str:

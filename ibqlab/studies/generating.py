@@ -1,5 +1,6 @@
 """From a recipe to pictures: tokenizer → stored tokens → generator → gallery, each step done once and kept."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from ibqlab.config import content_hash, parse, to_dict
 from ibqlab.data import DataConfig, open_data
 from ibqlab.data.token_writing import write_tokens
-from ibqlab.data.tokens import TokenStore
+from ibqlab.data.tokens import TokenStore, TokenStoreError
 from ibqlab.diagnostics import TokenReport
 from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
@@ -150,13 +151,28 @@ def data_of(generator: str | Path) -> DataConfig | None:
 
 
 def class_names(generator: str | Path) -> list[str]:
-    """Names of a generator's classes by label; none where its run does not tell, or its images are not here.
+    """Names of a generator's classes by label: as its run has noted them, else those of its stored tokens or images.
 
     Args:
         generator: a run folder, or a file.
+    Returns:
+        The names; none for a file, and for an earlier run whose tokens and images are not here.
     """
+    place = Path(find_folder(str(generator)))
+    if not place.is_dir():
+        return []
+    run = Run(place)
+    noted = run.provenance.get("data")
+    training = noted.get("train") if isinstance(noted, dict) else None
+    names = training.get("classes") if isinstance(training, dict) else None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    tokens = parse(GeneratorTrainConfig, run.config, source=f"run {run.name}").tokens
+    with suppress(FileNotFoundError, TokenStoreError):
+        if tokens:
+            return list(TokenStore(find_folder(tokens)).manifest.classes)
     data = data_of(generator)
-    return [] if data is None else list(open_data(data, "validation").classes)
+    return [] if data is None else list(open_data(data, "train").classes)
 
 
 def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple[TokenReport, Figure]:

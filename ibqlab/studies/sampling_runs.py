@@ -7,6 +7,7 @@
 Image n is of class number n // images_per_class and is drawn by seed + n, whatever the batch, the shard or the process.
 """
 
+import difflib
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ibqlab.bounds import BATCH, IMAGES, require_at_most, require_memory
-from ibqlab.config import nearest, to_dict
+from ibqlab.config import completed, nearest, to_dict
 from ibqlab.data.pictures import open_picture
 from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.files import (
@@ -48,6 +49,8 @@ from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator_data import check_fit
 
 MANIFEST, ARCHIVE = "manifest.json", "samples.npz"
+NAMES_SHOWN = 10
+"""Names of classes that a message lists."""
 LOCK = ".drawing-{}.lock"
 """Held by the process of that number while it works, so that the others see it live."""
 
@@ -104,12 +107,19 @@ def _labels(word: str | int, names: Sequence[str], num_classes: int) -> range:
         start, dash, end = str(word).partition("-")
         numbers = [start, end] if dash else [start]
         if not all(number.isdecimal() and len(number) < 10 for number in numbers):
-            known = nearest(str(word), list(names)) if names else "its classes have no names here"
+            known = _near_name(str(word), names) if names else "its classes have no names here"
             raise ValueError(f"classes are numbers like 0,7,12, ranges like 0-3, or names; got {word!r}; {known}")
         first, last = int(numbers[0]), int(numbers[-1])
     if not first <= last < num_classes:
         raise ValueError(f"classes must lie in 0 to {num_classes - 1}, and ranges rise; got {word}")
     return range(first, last + 1)
+
+
+def _near_name(word: str, names: Sequence[str]) -> str:
+    """A hint for a misspelt class: the nearest name, or the first of them."""
+    if len(names) > NAMES_SHOWN and not difflib.get_close_matches(word, names, n=1):
+        return f"there are {len(names):,} names: {', '.join(names[:NAMES_SHOWN])}, …"
+    return nearest(word, list(names))
 
 
 def sample_images(
@@ -212,6 +222,7 @@ class _Job:
             found = read_json(file)
         except UnreadableFile as error:
             raise RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
+        found["sampling"] = completed(SamplingConfig, found.get("sampling"))
         different = [name for name, value in self.manifest.items() if found.get(name) != value]
         if different:
             raise RunError(

@@ -112,7 +112,8 @@ class RecordConfig:
     log_every: int = 10
     """Steps between rows of metrics.jsonl, ≥ 1. A tokenizer's run has one for each of its first 50 steps."""
     validate_every: int = 100
-    """Steps between validations, each with a snapshot, ≥ 1. Step 0 and the last step are always validated."""
+    """Steps between validations, each with a snapshot, ≥ 1. Step 0 and the last step are always validated. Where all
+    snapshots would take more than 8 GiB, only every n-th of these validations has one."""
     early_snapshots: tuple[int, ...] = ()
     """Further steps to validate at, each with a snapshot. Usage alone is measured on validation images after steps 1,
     2, 3, 5, 10, 15, 20, 30 and 50 of every run: collapse is decided in the first ones."""

@@ -17,6 +17,7 @@ from ibqlab.training.config import TrainConfig
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
+from ibqlab.training.snapshots import snapshot_schedule
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
 from ibqlab.training.trainer import Session, Trainer, Watch, facts_of, finished_run, require_room, training_session
@@ -116,6 +117,7 @@ class _TokenizerTrainer(Trainer):
         window = -(-wanted // (config.batch_size * tokens)) * config.batch_size * tokens
         self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, self.fabric.world_size)
         self.recorder_seconds = 0.0
+        self.snapshots = snapshot_schedule(config)
 
     def start(self) -> None:
         if self.origin:
@@ -137,7 +139,7 @@ class _TokenizerTrainer(Trainer):
         return self._validating_whole(step) or step in EARLY_STEPS
 
     def _validating_whole(self, step: int) -> bool:
-        """Whether a step is followed by a validation with reconstructions and a snapshot, not by usage alone."""
+        """Whether a step is followed by a validation with reconstructions, not by usage alone."""
         return super().validating(step) or step in self.config.record.early_snapshots
 
     def learn(self, step: int, batch: Batch, logging: bool) -> dict[str, Any] | None:
@@ -168,6 +170,8 @@ class _TokenizerTrainer(Trainer):
             return usage
         result = validate(self.tokenizer, self._validation_batches, self.fabric.device)
         self.broken.add(result.broken)
+        if not self.snapshots.includes(step):
+            return result.row()
         last_hit = self.recorder.last_hits()
         if self.fabric.is_global_zero:
             arrays = take_snapshot(

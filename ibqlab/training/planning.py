@@ -18,6 +18,7 @@ from ibqlab.runs.run import CHECKPOINTS_KEPT
 from ibqlab.training.accounting import Cost, Parameters, count_step, weight_dtype
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.recipes import EXPERIMENTS, PublishedRow
+from ibqlab.training.snapshots import SnapshotSchedule, snapshot_schedule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ class RunPlan:
 
     @property
     def storage_bytes(self) -> int:
-        """Of the checkpoints that a run keeps; images, snapshots and metrics come on top."""
+        """Of the checkpoints that a run keeps; images, metrics and a tokenizer's snapshots come on top."""
         return CHECKPOINTS_KEPT * self.checkpoint_bytes
 
     @property
@@ -81,6 +82,13 @@ class Plan(RunPlan):
     """The numbers that a paper printed for it; None for recipes of our own."""
     parameters: Parameters
     """Learned numbers, part by part."""
+    snapshots: SnapshotSchedule
+    """What the run writes down of its codebook, and when."""
+
+    @property
+    def storage_bytes(self) -> int:
+        """Of the checkpoints that a run keeps and of all its snapshots; images and metrics come on top."""
+        return super().storage_bytes + self.snapshots.total_bytes
 
     def describe(self) -> str:
         """The plan as lines for people."""
@@ -104,8 +112,11 @@ class Plan(RunPlan):
             "number\n"
             f"  together{gibi(self.memory_bytes):>38}\n"
             f"training: {self.steps:,} steps, {self.images:,} images{epochs}; processes: {self.processes}\n"
-            f"disk: {gibi(self.checkpoint_bytes)} per checkpoint, of which a run keeps {CHECKPOINTS_KEPT}; snapshots "
-            "and metrics come on top"
+            f"disk: {gibi(self.storage_bytes)}, and metrics on top\n"
+            f"  {CHECKPOINTS_KEPT} checkpoints of {gibi(self.checkpoint_bytes)}: "
+            f"{gibi(CHECKPOINTS_KEPT * self.checkpoint_bytes)}\n"
+            f"  {self.snapshots.describe()}, {gibi(self.snapshots.bytes_each)} each: "
+            f"{gibi(self.snapshots.total_bytes)}"
         )
 
 
@@ -169,6 +180,7 @@ def plan_tokenizer(config: TrainConfig, name: str = "", published: PublishedRow 
         processes=config.processes,
         accelerator=config.accelerator,
         checkpoint_bytes=cost.parameters.trained * item * (3 + averages),
+        snapshots=snapshot_schedule(config),
     )
 
 
@@ -263,7 +275,7 @@ def plan_table(plans: Sequence[Plan]) -> "pd.DataFrame":
     Returns:
         Columns: recipe; rfid, lpips, usage (published; share of codes); parameters_m (tokenizer, millions); codebook_m
         (millions); forward_gflop and training_gflop (10⁹ operations per image); image_gib (activations per image, GiB);
-        memory_gib (one process, GiB); steps; epochs (of ImageNet); storage_gib (kept checkpoints).
+        memory_gib (one process, GiB); steps; epochs (of ImageNet); storage_gib (kept checkpoints and all snapshots).
     """
     import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.training` quick
 
