@@ -425,8 +425,8 @@ DOORS = {
         lambda at: ["export", at / "run.ckpt", at / "x.safetensors"], ("run.ckpt",), "run.ckpt", TENSORS
     ),
     "tokenize: published": Door(
-        lambda at: ["tokenize", at / "run.ckpt", "--output", at / "t", "source=photos", "image_size=16"],
-        ("run.ckpt",),
+        lambda at: ["tokenize", at / "run.ckpt", "--output", at / "t", f"source={at}/images", "image_size=16"],
+        ("run.ckpt", "images"),
         "run.ckpt",
         TENSORS,
     ),
@@ -510,6 +510,13 @@ DOORS = {
     ),
     "evaluate: an archive": Door(
         lambda at: every_image(open_images(at / "samples.npz")), ("samples.npz",), "samples.npz", ARCHIVE
+    ),
+    "evaluate: a shard": Door(
+        lambda at: every_image(open_images(at / "shards", resize="pil", image_size=16)),
+        ("shards",),
+        "shards/shards-000000.tar",
+        SHARD,
+        harmless=("label of 2³² + 1",),
     ),
     "run: notebook": Door(
         lambda at: ["run", at / "notebook.ipynb", "--output", at / "OUT.ipynb"],

@@ -24,7 +24,7 @@ from ibqlab.data.classes import NO_CLASS
 from ibqlab.data.listing import Listing, PackedNames, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES
 from ibqlab.escaping import for_terminal
-from ibqlab.files import RunError, UnreadableFile, open_ordinary, parse_json, read_json, read_npz, replacing
+from ibqlab.files import RunError, UnreadableFile, open_ordinary, parse_json, read_json, read_npz, replacing, why_not
 from ibqlab.quantizers.base import require
 
 CLASSES_FILE = "classes.json"
@@ -326,9 +326,16 @@ def _class_names(file: Path, largest: int) -> list[str]:
 
 
 def _cache_file(paths: Sequence[Path]) -> Path:
-    states = [path.stat() for path in paths]
+    states = [_state(path) for path in paths]
     identity = [FORMAT, *((str(p.absolute()), s.st_size, s.st_mtime_ns) for p, s in zip(paths, states, strict=True))]
     return cache_folder() / f"shards-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]}.npz"
+
+
+def _state(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UnreadableFile(f"{for_terminal(path)}: {why_not(error)}. Restore it, or name the other shards") from None
 
 
 def _load(file: Path, paths: Sequence[Path]) -> dict[str, np.ndarray] | None:
