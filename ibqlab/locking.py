@@ -1,7 +1,8 @@
 """Locks on files: who writes a store or works on a cell is known to every other process that looks.
 
 The system lets go of a lock when its process ends, however it ends, so nothing is ever locked by the dead. The file
-says in words who holds it. Start with `holding`.
+says in words who holds it. Start with `holding`. (`ibqlab.runs.lock` is for one training per run folder, on disks
+without locks, too.)
 """
 
 import fcntl
@@ -17,6 +18,8 @@ from ibqlab.files import RunError
 PATIENCE_SECONDS = 600.0
 """How long `wait_for` waits without a sign of life from those that it waits for."""
 POLL_SECONDS = 0.5
+_HELD: set[int] = set()
+"""Open lock files of this process."""
 
 
 @contextmanager
@@ -53,11 +56,30 @@ def holding(file: Path, remove: bool = False) -> Iterator[bool]:
             if remove:
                 file.unlink(missing_ok=True)
     finally:
-        os.close(handle)
+        _close(handle)
 
 
 def _open_current(file: Path) -> int:
-    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    _HELD.add(handle)
+    return handle
+
+
+def _close(handle: int) -> None:
+    # In a fork it has been closed already.
+    if handle in _HELD:
+        _HELD.remove(handle)
+        os.close(handle)
+
+
+def _close_in_child() -> None:
+    """A fork, such as a process that loads images, does not hold its parent's locks: it may outlive the parent."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _is_current(handle: int, file: Path) -> bool:

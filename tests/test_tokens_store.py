@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -205,6 +206,31 @@ def test_a_store_from_before_a_setting_was_added_is_the_same_store(tmp_path, tok
     assert write_tokens(tokenizer, DIGITS, folder, progress=False).manifest == store.manifest
     assert contents(folder) == before
     TokenStore(folder).check_data(DIGITS)
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from ibqlab.locking import holding
+with holding(Path(sys.argv[1])) as ours:
+    if not os.fork():
+        time.sleep(60)  # a process that loads images and outlives its parent for a while
+    print(ours, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as child:
+        try:
+            assert child.stdout.readline() == b"True\n"
+            assert locking.is_held(tmp_path / "lock")
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            assert not locking.is_held(tmp_path / "lock")
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch, tokenizer, store):
