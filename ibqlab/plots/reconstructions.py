@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, styled_figure, styles_for
 
-_LABEL_WIDTH = 1.1
+_LETTER_WIDTH = 0.062
+"""Inches that a letter of a row's label takes, on average."""
 
 
 def reconstruction_table(
@@ -67,9 +68,11 @@ def plot_reconstructions(
     chosen = _most_contrast(images, max_images)
     columns = len(chosen)
     # Few images stay of readable size instead of filling the page.
-    side = min((PAGE_WIDTH - _LABEL_WIDTH) / columns, 1.5)
+    letters = max(len(line) for label in rows for line in label.split("\n"))
+    labels = min(0.2 + _LETTER_WIDTH * letters, PAGE_WIDTH / 2)
+    side = min((PAGE_WIDTH - labels) / columns, 1.5)
     height = side * images.shape[1] / images.shape[2]
-    with styled_figure(max(_LABEL_WIDTH + side * columns, 3.4), height * len(rows) + 0.5, "compressed") as figure:
+    with styled_figure(max(labels + side * columns, 3.4), height * len(rows) + 0.5, "compressed") as figure:
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, pictures) in zip(grid, rows.items(), strict=True):
