@@ -122,7 +122,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         f"- recording took {max(shares):.1%} of a step at most",
         f"- hardware: {for_markdown(hardware.get('cpu', 'unknown'))}, {for_markdown(hardware.get('cores', '?'))} cores",
         f"- versions: torch {for_markdown(versions.get('torch'))}, Python {for_markdown(versions.get('python'))}",
-        f"- commit: {for_markdown(', '.join(commits))}",
+        f"- commit: {for_markdown(', '.join(commits), 2000)}",
     ]
     if seconds is not None:
         lines.append(f"- wall-clock time of all runs and figures: {seconds:.0f} s")
