@@ -193,6 +193,8 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
 
 def _report_on(folder: Path, redraw: bool = True) -> None:
     """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
+    if not folder.is_dir():  # stopped before anything was written
+        return
     _say(f"drawing the figures of {folder.name} …", err=True)
     from ibqlab.executed import results_of  # noqa: PLC0415
     from ibqlab.runs import Run  # noqa: PLC0415

@@ -63,7 +63,8 @@ def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: t
                 sizes,
                 factor * np.asarray(sizes, dtype=float) ** slope,
                 label=f"{look.label}: {slope:+.2f}{sure}",
-                markevery=[0, -1],
+                # A marker in the legend, none on the line: points are runs.
+                markevery=[],
                 markersize=4,
                 **look.look,
             )

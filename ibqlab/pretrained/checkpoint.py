@@ -166,10 +166,11 @@ def open_contents(path: str | Path, quantizer: str | None = None) -> Contents:
     name, path = str(path), locate(path)
     if name in PUBLISHED and not path.exists():
         raise FileNotFoundError(
-            f"{name} is a published tokenizer and no file here; fetch it first, and give the path that comes back: "
+            f"{name} is a published tokenizer and no file here; fetch it first (ibqlab download {name}), and give the "
+            "path that comes back: "
             f'load_tokenizer(download_published("{name}"))'
         )
-    path = existing_path(path, f". Published tokenizers that download_published fetches: {', '.join(PUBLISHED)}")
+    path = existing_path(path, f". Published tokenizers that `ibqlab download` fetches: {', '.join(PUBLISHED)}")
     if path.is_dir():
         contents = _open_run(path)
     else:

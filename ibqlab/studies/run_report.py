@@ -25,6 +25,7 @@ from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.reports import write_pages
 from ibqlab.studies.run_figures import figure_run_codes, figure_run_histogram, figure_run_reconstructions
+from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
 
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
@@ -61,6 +62,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     parts = [
         f"# {for_markdown(run.name)}",
         _standing(run, int(last["step"])),
+        *([TOO_SHORT] if int(last["step"]) < LEAST_STEPS else []),
         _numbers(last),
         *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
         *([f"Not drawn: {'; '.join(missing)}."] if missing else []),

@@ -167,6 +167,9 @@ class Study:
         self.cells = _cells(grid)
         self.store = CellStore(self.folder)
 
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {len(self.cells)} runs, {str(self.folder)!r})"
+
     def train(self, progress: bool = True) -> None:
         """Train every cell that is not finished, each in a process of its own.
 

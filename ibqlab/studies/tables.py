@@ -116,9 +116,9 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
         "paper does not state Soft VQ's",
         f"- losses beside the quantizer's: {_losses(study)}",
-        f"- usage: share of codes hit at least once in the tokens named; at least {_tokens_per_code(study)} per code",
-        f"- PSNR: mean over the {int(table['images'].max()):,} validation images behind usage; pictures show a few of "
-        "them, whose PSNR is another",
+        f"- usage: share of codes hit at least once in the tokens named; {_tokens_per_code(table)}",
+        f"- PSNR: mean over the {int(table['images'].max()):,} validation images behind usage; that of a picture is "
+        "over the images it names",
         f"- recording took {max(shares):.1%} of a step at most",
         f"- hardware: {for_markdown(hardware.get('cpu', 'unknown'))}, {for_markdown(hardware.get('cores', '?'))} cores",
         f"- versions: torch {for_markdown(versions.get('torch'))}, Python {for_markdown(versions.get('python'))}",
@@ -149,8 +149,10 @@ def _losses(study: Study) -> str:
     return "; ".join(sorted({cell.config.loss.describe() for cell in study.cells}))
 
 
-def _tokens_per_code(study: Study) -> int:
-    return study.cells[0].config.record.tokens_per_code
+def _tokens_per_code(table: pd.DataFrame) -> str:
+    """Whether usage was counted on tokens enough."""
+    least = float((table["validation_tokens"] / table["codebook_size"]).min())
+    return "at least 10 per code" if least >= 10 else f"only {least:.1f} per code at the least: it reads low"
 
 
 def _cell(row: pd.Series, measure: str) -> str:
