@@ -18,7 +18,7 @@ _VALIDATION_COLOR = "#D55E00"
 _TRAINING, _WINDOW, _STEP, _VALIDATION = "training", "training, window", "training, each step", "validation"
 _LOOKS = {
     _TRAINING: {"color": _TRAINING_COLOR, "linestyle": "-"},
-    _WINDOW: {"color": _TRAINING_COLOR, "linestyle": "-"},
+    _WINDOW: {"color": _TRAINING_COLOR, "linestyle": (0, (6, 2))},
     _STEP: {"color": _TRAINING_COLOR, "linestyle": "-", "linewidth": 0.6, "alpha": 0.6},
     _VALIDATION: {"color": _VALIDATION_COLOR, "linestyle": ":"},
 }
@@ -105,6 +105,8 @@ def _draw(axes: Axes, table: pd.DataFrame, measure: str, source: str, scale: int
         **_LOOKS[source],
         marker="o" if validation or len(measured) == 1 else None,
         markersize=4,
+        # Many markers would run into a band that hides the other lines.
+        markevery=max(1, len(measured) // 12),
         label=source,
     )
 
