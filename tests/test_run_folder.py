@@ -663,3 +663,11 @@ def test_other_settings_name_the_command_that_trains_on(copy):
     with pytest.raises(RunError) as caught:
         trained(copy.path, smoke(tokenizer__quantizer__codebook_size=32))
     assert "start_from" not in str(caught.value)  # its weights would not fit
+
+
+def test_a_study_is_told_from_a_run(tmp_path):
+    with pytest.raises(RunError, match=r"holds no config\.yaml; list the runs there are: ibqlab runs"):
+        Run(tmp_path)
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(RunError, match="it is a study: ibqlab report"):
+        Run(tmp_path)

@@ -93,7 +93,9 @@ class Run:
                 f"{self.path}: there is no such run folder; list the runs there are with: ibqlab runs"
             )
         if not is_ordinary(self.path / "config.yaml"):
-            raise RunError(f"{self.path} is no run: it holds no config.yaml; list the runs there are with: ibqlab runs")
+            study = is_ordinary(self.path / "study.json")
+            remedy = f"it is a study: ibqlab report {self.path}" if study else "list the runs there are: ibqlab runs"
+            raise RunError(f"{self.path} is no run: it holds no config.yaml; {remedy}")
         try:
             self._config = load_yaml(self.path / "config.yaml")
         except ConfigError as error:
