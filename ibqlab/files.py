@@ -300,8 +300,13 @@ def replacing(file: str | Path, what_is_left: Callable[[], str] = str) -> Iterat
 
 
 @contextmanager
-def replacing_path(file: str | Path) -> Iterator[Path]:
-    """Like `replacing`, for a library that writes to a path and not to a stream; the path exists and is empty."""
+def replacing_path(file: str | Path, publish: Callable[[Path, Path], object] = os.replace) -> Iterator[Path]:
+    """Like `replacing`, for a library that writes to a path and not to a stream; the path exists and is empty.
+
+    Args:
+        file: as for `replacing`.
+        publish: gives what was written (first) its name (second).
+    """
     file = Path(file)
     part = temporary_beside(file)
     with explained(file):
@@ -310,7 +315,7 @@ def replacing_path(file: str | Path) -> Iterator[Path]:
             yield part
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())
-            os.replace(part, file)
+            publish(part, file)
         finally:
             part.unlink(missing_ok=True)
         force_to_disk(file.parent)

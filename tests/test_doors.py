@@ -566,7 +566,7 @@ WITH_DEVICE = {
 @pytest.mark.parametrize("name", WITH_DEVICE)
 def test_devices(honest, tmp_path, monkeypatch, name, device):
     monkeypatch.chdir(tmp_path)
-    refused([*WITH_DEVICE[name](honest), "--device", device])
+    assert "--device" in refused([*WITH_DEVICE[name](honest), "--device", device]).output
 
 
 WITH_OUTPUT = {
@@ -595,7 +595,10 @@ def too_long(tmp_path):
 @pytest.mark.parametrize("name", WITH_OUTPUT)
 def test_outputs(honest, tmp_path, monkeypatch, name, output):
     monkeypatch.chdir(tmp_path)
-    refused(WITH_OUTPUT[name](honest, output(tmp_path)))
+    target = output(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    refused(WITH_OUTPUT[name](honest, target))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

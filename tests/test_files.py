@@ -182,11 +182,16 @@ def test_terminal():
 
 
 def test_figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - a plain canvas draws nothing
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure()
+    canvas = FigureCanvasAgg(figure)
     figure.suptitle(for_matplotlib(HOSTILE))
-    figure.canvas.draw()
+    canvas.draw()
+    figure.suptitle(HOSTILE)
+    with pytest.raises(ValueError, match="frac"):
+        canvas.draw()
 
 
 def test_html_and_markdown():

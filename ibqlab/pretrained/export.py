@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ibqlab.config import to_dict
-from ibqlab.files import RunError, create_new, explained, force_to_disk, sweep, temporary_beside
+from ibqlab.files import RunError, explained, replacing_path, sweep
 from ibqlab.pretrained.architecture import CODEBOOK
 from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
 from ibqlab.pretrained.names import DECAY, DISCRIMINATOR, OUR_CODEBOOK, UPDATES, average_name, published_name
@@ -182,17 +182,8 @@ def check_free(target: Path) -> None:
 def whole_file(target: Path) -> Iterator[Path]:
     """An empty file to write that becomes the target when the block ends well, and is gone otherwise."""
     sweep(target.parent)
-    unfinished = temporary_beside(target)
-    with explained(target):
-        try:
-            create_new(unfinished).close()
-            yield unfinished
-            with open(unfinished, "rb") as stream:
-                os.fsync(stream.fileno())
-            _publish(unfinished, target)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        force_to_disk(target.parent)
+    with replacing_path(target, publish=_publish) as unfinished:
+        yield unfinished
 
 
 def _publish(unfinished: Path, target: Path) -> None:

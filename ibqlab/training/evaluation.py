@@ -1,6 +1,6 @@
 """Validation: reconstruction and usage on held-out images, usage alone, and the snapshot behind figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,7 @@ def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.devic
     was_training = tokenizer.training
     broken: list[str] = []
     tokenizer.eval()
-    for batch in batches:
-        broken += batch.broken
-        pictures = to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
+    for pictures in _pictures(tokenizer, batches, device, broken):
         out = tokenizer(pictures)
         error = out.reconstruction.float().clamp(-1, 1) - pictures
         squares = error.double().square().flatten(1).mean(1)
@@ -78,6 +76,15 @@ def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.devic
     l1, psnr, seen = sum_over_processes(sums).tolist()
     counts = sum_over_processes(counts)
     return Validation(l1=l1 / seen, psnr=psnr / seen, counts=counts, images=int(seen), broken=broken)
+
+
+def _pictures(
+    tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device, broken: list[str]
+) -> Iterator[Tensor]:
+    """Batches in the model's range and precision; names of unreadable files are added to `broken`."""
+    for batch in batches:
+        broken += batch.broken
+        yield to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
 
 
 @torch.no_grad()
@@ -100,9 +107,7 @@ def probe_usage(
     was_training = tokenizer.training
     broken: list[str] = []
     tokenizer.eval()
-    for batch in batches:
-        broken += batch.broken
-        pictures = to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
+    for pictures in _pictures(tokenizer, batches, device, broken):
         features = tokenizer.quant_conv(tokenizer.encoder(pictures))
         # Features that overflow have no code; the next step stops the run and names what went wrong.
         if torch.isfinite(features).all():
