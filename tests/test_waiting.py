@@ -24,7 +24,7 @@ from ibqlab.executed import results_of, without_widgets
 from ibqlab.notebooks import execute
 from ibqlab.progress import ProgressLine, last_values, time_left
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import Cell, CellStore, run_cells
+from ibqlab.studies import Cell, CellStore, run_cells, run_figures
 from ibqlab.studies.progress import StudyProgress
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator
@@ -357,11 +357,19 @@ class TestRunReport:
         assert "Stopped at step 12 of 12; the command below goes on where it stopped." in text
         assert re.search(r"Not drawn: hits per code .*; codes among features .*; reconstructions ", text)
 
-    def test_a_generator_has_its_curves(self, run, tmp_path):
+    def test_a_generator_has_its_curves_and_samples(self, run, tmp_path, monkeypatch):
         config = recipe_config("builtin/smoke_generator", {"tokenizer": str(run.path), "steps": 4})
         made = train_generator(config, tmp_path / "generator", progress=False)
-        assert pictures_of(write_run_report(made)) == 1
+        assert pictures_of(write_run_report(made)) == 2
         assert "| validation loss, nats per token |" in (made.path / "report.md").read_text(encoding="utf-8")
+        drawn = pd.read_csv(made.path / "figures" / "samples.csv")
+        assert list(drawn[["class", "seed"]].itertuples(index=False, name=None)) == [
+            (label, seed) for label in range(config.generator.num_classes) for seed in range(4)
+        ]
+        monkeypatch.setattr(run_figures, "MOST_WORK", 1)
+        assert pictures_of(write_run_report(made)) == 1
+        text = (made.path / "report.md").read_text(encoding="utf-8")
+        assert re.search(r"Not drawn: samples \(with 0 million weights they take minutes: type ibqlab run ", text)
 
     def test_refuses_a_run_without_rows_and_other_projections(self, run, tmp_path):
         with pytest.raises(RunError, match="has logged nothing yet"):

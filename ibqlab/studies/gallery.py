@@ -22,8 +22,10 @@ from ibqlab.generator.sampling import SamplingConfig, Seed
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
+from ibqlab.plots.style import mark_too_short
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import runs_root
+from ibqlab.runs import Run, runs_root
+from ibqlab.studies.figures import SHORTEST
 from ibqlab.studies.generating import (
     GENERATOR_PRESETS,
     GeneratorRunParameters,
@@ -228,22 +230,22 @@ class Gallery:
         self.name = self.path.resolve().relative_to(root).as_posix() if inside else self.path.name
         self.names = class_names(path)
         """Of the classes, by label; empty where nobody tells them."""
-        run = self.path.is_dir()
-        self.folder = self.path / "figures" if run else runs_root() / "galleries" / self.path.stem
+        self.run = Run(self.path) if self.path.is_dir() else None
+        self.folder = self.path / "figures" if self.run else runs_root() / "galleries" / self.path.stem
         """Where figures go: into the generator's run, or into a folder of their own beside the runs."""
         data = data_of(path)
         self.of_digits = data is not None and data.source == "digits"
 
-    def figure_seeds(self, classes: Sequence[int]) -> Figure:
-        """Each class with the same seeds; saved as `gallery`."""
+    def figure_seeds(self, classes: Sequence[int], name: str = "gallery") -> Figure:
+        """Each class with the same seeds; saved as `name`."""
         sampling, parameters = gallery_settings(self.parameters), self.parameters
         drawn = draw_gallery(
             *self.pair, classes, columns=parameters.images_per_class, seed=parameters.seed, **vars(sampling)
         )
         columns = [f"seed {seed}" for seed in drawn.seeds[0]]
-        caption = f"{self.name}: guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
-        figure = plot_gallery(drawn.images, self._rows(drawn), columns, caption=caption)
-        save_figure(figure, self.folder / "gallery", gallery_table(drawn, **_plain(sampling)))
+        caption = f"guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
+        figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
+        save_figure(figure, self.folder / name, gallery_table(drawn, **_plain(sampling)))
         return figure
 
     @cached_property
@@ -256,8 +258,8 @@ class Gallery:
         scales = self.parameters.cfg_scales
         columns = [f"guidance {scale:g}" for scale in scales]
         for (temperature, top_p), drawn in self.compared.items():
-            caption = f"{self.name}: temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
-            figure = plot_gallery(drawn.images, self._rows(drawn), columns, caption=caption)
+            caption = f"temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
+            figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
             table = gallery_table(drawn, temperature=temperature, top_p=top_p)
             table["cfg_scale"] = [scales[column] for column in table["column"]]
             save_figure(figure, self.folder / f"gallery_t{temperature:g}_p{top_p:g}", table)
@@ -302,9 +304,17 @@ class Gallery:
         columns = [batch.images, *(self._decode(part) for part in (tokens, half, *drawn))]
         pictures = torch.stack(columns, dim=1).permute(0, 1, 3, 4, 2).numpy()
         names = ["image", "its tokens", f"{side // 2} of {side} rows", *(f"seed {seed}" for seed in seeds)]
-        figure = plot_gallery(pictures, [""] * images, names, caption=f"{self.name}: the rest of the image is drawn")
+        figure = self._plot(pictures, [""] * images, names, "the rest of the image is drawn")
         table = pd.DataFrame({"image": range(images), "class": labels.tolist(), "tokens_given": given})
         save_figure(figure, self.folder / "completions", table)
+        return figure
+
+    def _plot(self, pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], caption: str) -> Figure:
+        """`plot_gallery` that says whose images these are, and whether the run is too short."""
+        step = f" at step {self.run.step:,}" if self.run else ""
+        figure = plot_gallery(pictures, rows, columns, caption=f"{self.name}{step}: {caption}")
+        if self.run and self.run.step < SHORTEST:
+            mark_too_short(figure, f"{self.run.step} steps")
         return figure
 
     @torch.no_grad()

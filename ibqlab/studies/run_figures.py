@@ -12,8 +12,12 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import mark_too_short
-from ibqlab.runs import Run
+from ibqlab.runs import Run, RunError
 from ibqlab.studies.figures import SHORTEST, map_run
+from ibqlab.studies.gallery import GalleryParameters, choose_classes, open_gallery
+
+MOST_WORK = 1e12
+"""Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
 
 
 def figure_run_codes(run: Run, method: str = "umap") -> Figure:
@@ -52,6 +56,27 @@ def figure_run_reconstructions(run: Run) -> Figure:
     _mark(figure, run)
     save_figure(figure, run.figure_path("reconstructions"), reconstruction_table(last["images"], rebuilt))
     return figure
+
+
+def figure_run_samples(run: Run, images_per_class: int = 4) -> Figure:
+    """Images that a generator's run draws now, a row per class with the same seeds; saved as `samples`.
+
+    Args:
+        run: of a generator, with a checkpoint.
+        images_per_class: columns.
+    Raises:
+        RunError: that many images would take minutes.
+        CheckpointError: no checkpoint, or none with its tokenizer.
+    """
+    gallery = open_gallery(GalleryParameters(generator=str(run.path), images_per_class=images_per_class))
+    generator, classes = gallery.generator, choose_classes(gallery.parameters, gallery.generator)
+    weights = sum(weight.numel() for weight in generator.parameters())
+    if weights * generator.config.grid_size**2 * len(classes) * images_per_class > MOST_WORK:
+        raise RunError(
+            f"with {weights / 1e6:,.0f} million weights they take minutes: type ibqlab run generation_gallery "
+            f"generator={run.path}"
+        )
+    return gallery.figure_seeds(classes, "samples")
 
 
 def _mark(figure: Figure, run: Run) -> None:
