@@ -12,6 +12,7 @@ from ibqlab.plots.style import (
     LONGEST_LABEL,
     METHOD_STYLES,
     PAGE_WIDTH,
+    PAPER,
     REFERENCE_GREY,
     add_caption,
     fix_tick_size,
@@ -21,6 +22,10 @@ from ibqlab.plots.style import (
 )
 
 _COLUMNS = ["row", "method", "measure", "kind", "value", "low", "high", "seed"]
+
+
+DOTS_KEY = "small open markers: single seeds; grey diamonds: the paper, on ImageNet. Right is better."
+"""What the marks are, for captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,8 @@ class DotPanel:
 def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, caption: str) -> Figure:
     """Rows of a table against their measures. Better is to the right in every panel.
 
-    Filled markers: means over seeds with their 95 % intervals; small rings below them: single seeds; grey diamonds: the
-    paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
+    Filled markers: means over seeds with their 95 % intervals; small open ones below them: single seeds; grey diamonds:
+    the paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
 
     Args:
         table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed; and here, where
@@ -84,15 +89,15 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> 
     for _, point in table.iterrows():
         y, x = places[point["row"]], point["value"] * panel.scale
         style = METHOD_STYLES.get(point["method"])
-        color = style.color if style else REFERENCE_GREY
+        color, marker = (style.color, style.marker) if style else (REFERENCE_GREY, "s")
         if point["kind"] == "paper":
-            axes.plot(x, y, marker="D", markersize=6, markerfacecolor="none", color=REFERENCE_GREY, linestyle="none")
+            axes.plot(x, y, markersize=7, zorder=1.9, **PAPER)
         elif point["kind"] == "seed":
-            axes.plot(x, y + 0.25, marker="o", markersize=3.5, markerfacecolor="none", color=color, linestyle="none")
+            axes.plot(x, y + 0.27, marker=marker, markersize=4, markerfacecolor="none", color=color, linestyle="none")
         else:
             low, high = point["low"] * panel.scale, point["high"] * panel.scale
             error = [[x - low], [high - x]] if np.isfinite(low) else None
-            axes.errorbar(x, y, xerr=error, marker=style.marker if style else "s", color=color, capsize=2)
+            axes.errorbar(x, y, xerr=error, marker=marker, color=color, capsize=2)
     axes.set_xlabel(panel.label if panel.higher else f"{panel.label}\n(axis reversed)")
     if panel.share:
         axes.set_xlim(-6, 106)

@@ -1,5 +1,6 @@
 """Scaling: what codebook size and code dimension do to usage and reconstruction."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pandas as pd
@@ -8,9 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ibqlab.plots.style import (
+    METHOD_STYLES,
     PAGE_WIDTH,
     LineStyle,
     add_caption,
+    even_columns,
     fix_tick_size,
     method_label,
     start_line,
@@ -59,11 +62,15 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         raise ValueError("a scaling plot shows one start per method; give initialisations=[published] or one other")
     dims = sorted(table["code_dim"].unique(), reverse=True)
     starts = table.groupby("method")["init"].first()
-    looks = dimension_looks(list(table["method"].unique()), dims, starts.to_dict())
+    methods = in_order(table["method"])
+    looks = dimension_looks(methods, dims, starts.to_dict())
+    lines = dict(iter(table.groupby(["method", "code_dim"])))
     with styled_figure(PAGE_WIDTH, 3.4) as figure:
         usage, psnr = figure.subplots(1, 2)
-        for (method, dim), group in table.groupby(["method", "code_dim"], sort=False):
-            look = looks[method, dim]
+        for (method, dim), look in looks.items():
+            if (method, dim) not in lines:
+                continue
+            group = lines[method, dim]
             beside = 2 ** (0.12 * (dims.index(dim) - (len(dims) - 1) / 2))
             for axes, measure, scale in ((usage, "validation_usage", 100), (psnr, "validation_psnr", 1)):
                 mean, low, high = (group[f"{measure}_{part}"] * scale for part in ("mean", "min", "max"))
@@ -81,9 +88,16 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         for axes in (usage, psnr):
             _finish_sizes(axes, sorted(table["codebook_size"].unique()))
         handles, labels = usage.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=4)
+        columns = even_columns(len(handles), 3)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=4)
         add_caption(figure, _caption(table))
     return figure
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods as every legend lists them: those built in first, in the order of `METHOD_STYLES`."""
+    order = list(METHOD_STYLES)
+    return sorted(dict.fromkeys(methods), key=lambda name: order.index(name) if name in order else len(order))
 
 
 def dimension_looks(methods: list[str], dims: list[int], starts: dict[str, str]) -> dict[tuple[str, int], LineStyle]:

@@ -15,10 +15,11 @@ from matplotlib.transforms import ScaledTranslation
 
 from ibqlab.diagnostics.token_report import TokenReport
 from ibqlab.plots.style import (
-    LINE_STYLES,
+    OTHER_LOOKS,
     PAGE_WIDTH,
     PALETTE,
     REFERENCE_GREY,
+    REFERENCE_LINE,
     LineStyle,
     add_caption,
     fix_tick_size,
@@ -41,12 +42,13 @@ BASELINE_NAMES: dict[str, str] = {
 SCALED = ("unigram", "mix")
 """Baselines that stand for a tokenizer beside others."""
 _MODELS: dict[str, str] = {
-    "unigram": "o",
-    BASELINE_NAMES["mix"]: "s",
-    "generator": "D",
-    "generator, class known": "^",
+    "unigram": "_",
+    BASELINE_NAMES["mix"]: "x",
+    "generator": "p",
+    "generator, class known": "*",
 }
-_GENERATORS = (("#0072B2", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"), ("#7F3C8D", "P"))
+"""Markers that are no method's; those of generators have an inside, which tells how the codes are numbered."""
+_BASELINE_MARKER = "8"
 _ENTROPY = "entropy"
 _SCALING_COLUMNS = [
     *("tokenizer", "name", "kind", "given_class", "permuted", "bits_per_token", "bits_per_pixel"),
@@ -133,7 +135,7 @@ def plot_token_scaling(table: pd.DataFrame) -> Figure:
     """Several tokenizers: bits per token and per pixel against codebook size and against usage.
 
     Colour and letter: tokenizer. Marker: model. Filled: codes numbered as the tokenizer numbers them; open, to the
-    right of it: numbered anew, which only a generator can notice. The dashed line is log2 K. Fewer bits are a gain only
+    right of it: numbered anew, which only a generator can notice. The dotted line is log2 K. Fewer bits are a gain only
     at the same reconstruction.
 
     Args:
@@ -176,7 +178,7 @@ def _generator_looks(rows: pd.DataFrame) -> dict[str, LineStyle]:
     names = rows.query("kind == 'generator'")["name"]
     looks = {}
     for number, name in enumerate(names):
-        color, marker = _GENERATORS[number % len(_GENERATORS)]
+        color, marker = OTHER_LOOKS[number % len(OTHER_LOOKS)]
         looks[name] = LineStyle(label=name, color=color, marker=marker, open_marker=number % 2 == 0)
     return looks
 
@@ -185,8 +187,8 @@ def _curve_looks(report: TokenReport) -> dict[str, LineStyle]:
     """How the two curves look that generators are held against."""
     bound = " (lower bound)" if report.entropy.lower_bound else ""
     return {
-        _ENTROPY: LineStyle(label=f"entropy{bound}", color=REFERENCE_GREY, marker="", line=LINE_STYLES[1]),
-        "mix": LineStyle(label=BASELINE_NAMES["mix"], color=REFERENCE_GREY, marker="", line=LINE_STYLES[2]),
+        _ENTROPY: LineStyle(label=f"entropy{bound}", color=REFERENCE_GREY, marker="", line=REFERENCE_LINE),
+        "mix": LineStyle(label=BASELINE_NAMES["mix"], color=REFERENCE_GREY, marker=""),
     }
 
 
@@ -209,7 +211,7 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle])
     """One line per model, dearest baseline on top, with its number at the right."""
     names = list(table["name"])
     for place, (_, row) in enumerate(table.iterrows()):
-        look = looks.get(row["name"], LineStyle(label="", color=REFERENCE_GREY, marker="o"))
+        look = looks.get(row["name"], LineStyle(label="", color=REFERENCE_GREY, marker=_BASELINE_MARKER))
         axes.plot(
             row["bits_per_token"],
             place,
@@ -323,7 +325,7 @@ def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks
 def _draw_limit(axes: Axes, table: pd.DataFrame) -> None:
     """log2 K as a line over the sizes there are."""
     sizes = np.array([table["codebook_size"].min() / 1.3, table["codebook_size"].max() * 1.3])
-    axes.plot(sizes, np.log2(sizes), color=REFERENCE_GREY, linestyle=LINE_STYLES[1], linewidth=1)
+    axes.plot(sizes, np.log2(sizes), color=REFERENCE_GREY, linestyle=REFERENCE_LINE, linewidth=1)
 
 
 def _finish_scaling(row: Sequence[Axes], table: pd.DataFrame) -> None:
@@ -346,13 +348,13 @@ def _scaling_legend(table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> list
         for letter, look in zip(ascii_uppercase, looks.values(), strict=False)
     ]
     entries.append(
-        Line2D([], [], color=REFERENCE_GREY, linestyle=LINE_STYLES[1], linewidth=1, label=BASELINE_NAMES["uniform"])
+        Line2D([], [], color=REFERENCE_GREY, linestyle=REFERENCE_LINE, linewidth=1, label=BASELINE_NAMES["uniform"])
     )
     plain = {"color": REFERENCE_GREY, "linestyle": "", "markersize": 5}
     there = [name for name in _MODELS if name in set(table["model"])]
     entries += [Line2D([], [], marker=_MODELS[name], label=name, **plain) for name in there]
     if table["permuted"].any():
-        entries.append(Line2D([], [], marker="D", markerfacecolor="white", label="open: codes numbered anew", **plain))
+        entries.append(Line2D([], [], marker="p", markerfacecolor="white", label="open: codes numbered anew", **plain))
     return entries
 
 
