@@ -114,20 +114,20 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
     points = {title: table[table["panel"] == title] for title in facts.index}
     looks = styles_for(list(facts.index))
     headings = {title: _heading(looks[title].label, points[title], facts.loc[title], columns) for title in facts.index}
-    size = (width, _height(facts, headings, width - (0.8 if norm else 0)))
-    with styled_figure(*size, "compressed" if rows == 1 else "constrained") as figure:
+    size = (width, _height(facts, headings, width - (1.1 if norm else 0)))
+    with styled_figure(*size) as figure:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, title in zip(grid, facts.index, strict=False):
-            draw = partial(_draw_map, points=points[title], norm=norm, columns=columns)
-            draw(axes)
+            draw = partial(_draw_map, points=points[title], norm=norm)
+            draw(axes, area=columns**-0.5)
             _finish_axes(axes, facts.loc[title], columns)
-            magnified |= magnify_crowd(axes, points[title], draw)
+            magnified |= magnify_crowd(axes, points[title], partial(draw, area=0.3 * columns**-0.5))
             point_at_features(axes, points[title])
             axes.set_title(headings[title], fontsize=9)
         for axes in grid[len(facts) :]:
             axes.set_visible(False)
         if norm is not None:
-            _add_scale(figure, grid[: len(facts)], norm, facts["tokens"].dropna())
+            _add_scale(figure, grid[: len(facts)], norm, facts["tokens"].dropna(), rows)
         _add_legend(figure, table)
         add_caption(figure, _caption(points, facts) + ("; squares magnify where codes crowd" if magnified else ""))
     return figure
@@ -135,10 +135,11 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
 
 def _height(facts: pd.DataFrame, headings: dict[str, str], width: float) -> float:
     """Inches that square panels in so much width take, with headings, axis labels, legend and caption."""
-    columns, rows = min(len(facts), _COLUMNS), -(-len(facts) // _COLUMNS)
-    lines = 1 + max(text.count("\n") for text in headings.values())
-    beside, below = (0.25, 0.25) if facts["share_1"].isna().all() else (0.62, 0.45)  # ticks of PCA need room
-    return rows * (width / columns - beside + 0.17 * lines + below) + 0.95
+    columns = min(len(facts), _COLUMNS)
+    lines = [1 + text.count("\n") for text in headings.values()]
+    rows = [max(lines[start : start + columns]) for start in range(0, len(lines), columns)]
+    beside, below = (0.28, 0.35) if facts["share_1"].isna().all() else (0.6, 0.55)  # ticks of PCA need room
+    return sum(width / columns - beside + 0.16 * row + below for row in rows) + 0.85
 
 
 def _panel_table(title: str, projection: Projection, frame: int, counts: Counts | None) -> pd.DataFrame:
@@ -175,9 +176,8 @@ def _panel_table(title: str, projection: Projection, frame: int, counts: Counts 
     return points.join(first)
 
 
-def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: int) -> None:
-    """Features below, dead codes above them, codes in use on top, rarely used ones last; smaller in smaller panels."""
-    area = 1 / np.sqrt(columns)
+def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: float) -> None:
+    """Features below, dead codes above them, codes in use on top, rarely used ones last; `area` scales all marks."""
     features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
     dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False, kind="stable")
     unknown = codes[codes["hits"].isna()]
@@ -231,9 +231,9 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
     fix_tick_size(axes)
 
 
-def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series) -> None:
+def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series, rows: int) -> None:
     """One colour bar of hits for all panels."""
-    scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25)
+    scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
     scale.set_label(f"hits per code in {_range(tokens)} tokens")
     scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda hits, _: f"{hits:,.0f}"))
     scale.ax.yaxis.set_minor_formatter(NullFormatter())

@@ -21,6 +21,7 @@ from ibqlab.plots.style import (
     add_caption,
     even_columns,
     fix_tick_size,
+    in_order,
     stacked_width,
     start_line,
     styled_figure,
@@ -106,7 +107,7 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     table = table.reindex(
         columns=list(dict.fromkeys([*table, *(f"{name}_mean" for name in _WITHOUT_MEMORY), *_TOKENS]))
     )
-    styles = styles_for(list(table["method"].unique()))
+    styles = styles_for(in_order(table["method"]))
     starts = list(dict.fromkeys(table["init"]))
     apart = table.groupby("method")["init"].nunique().max() > 1
     rows = [table[table["init"] == start] for start in starts] if apart else [table]

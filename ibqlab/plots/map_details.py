@@ -15,6 +15,8 @@ _TINY = 0.04
 """Of a panel's side: features in a smaller square lie under a single code's mark."""
 _FEWEST = 5
 """Codes in use and dead codes that a square must hold to be magnified."""
+_HIDING = 0.03
+"""Codes in use among the dead ones, as a share of those: fewer hide little."""
 _SQUARE = 0.42
 """Side of the magnified square, of the panel's."""
 
@@ -38,7 +40,7 @@ def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]
     x, y = (left + right) / 2, (bottom + top) / 2
     live = codes[codes["hits"] > 0]
     inside = live["x"].between(x - half, x + half) & live["y"].between(y - half, y + half)
-    if 2 * half > _SMALL * _side(axes) or inside.sum() < _FEWEST:
+    if 2 * half > _SMALL * _side(axes) or inside.sum() < max(_FEWEST, _HIDING * len(dead)):
         return False
     square = axes.inset_axes((*_emptiest_corner(axes, points), _SQUARE, _SQUARE), zorder=5)
     draw(square)

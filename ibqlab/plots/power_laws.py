@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from ibqlab.plots.scaling import dimension_looks, in_order
-from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, fix_tick_size, styled_figure
+from ibqlab.plots.scaling import dimension_looks
+from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, fix_tick_size, in_order, styled_figure
 
 
 def plot_power_laws(runs: pd.DataFrame, laws: pd.DataFrame, quantities: Mapping[str, str]) -> Figure:

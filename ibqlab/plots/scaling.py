@@ -1,6 +1,5 @@
 """Scaling: what codebook size and code dimension do to usage and reconstruction."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import pandas as pd
@@ -9,12 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ibqlab.plots.style import (
-    METHOD_STYLES,
     PAGE_WIDTH,
     LineStyle,
     add_caption,
     even_columns,
     fix_tick_size,
+    in_order,
     method_label,
     start_line,
     styled_figure,
@@ -92,12 +91,6 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=4)
         add_caption(figure, _caption(table))
     return figure
-
-
-def in_order(methods: Iterable[str]) -> list[str]:
-    """Methods as every legend lists them: those built in first, in the order of `METHOD_STYLES`."""
-    order = list(METHOD_STYLES)
-    return sorted(dict.fromkeys(methods), key=lambda name: order.index(name) if name in order else len(order))
 
 
 def dimension_looks(methods: list[str], dims: list[int], starts: dict[str, str]) -> dict[tuple[str, int], LineStyle]:

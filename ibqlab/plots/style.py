@@ -9,7 +9,7 @@ readers; markers, dashes and shades do so in grey. No figure changes matplotlib'
 import io
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +114,12 @@ METHOD_STYLES: dict[str, LineStyle] = {
 def method_label(name: str) -> str:
     """A method's proper name for tables: "soft_vq" → "Soft VQ"; a name that is not built in stays as it is."""
     return METHOD_STYLES[name].label if name in METHOD_STYLES else name
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods as every legend lists them: those built in first, in the order of `METHOD_STYLES`."""
+    order = list(METHOD_STYLES)
+    return sorted(dict.fromkeys(methods), key=lambda name: order.index(name) if name in order else len(order))
 
 
 OTHER_LOOKS = (("#7F3C8D", "<"), ("#8C6D31", ">"), ("#666666", "*"), ("#117733", "h"), ("#882255", "p"))

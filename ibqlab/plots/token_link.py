@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -41,14 +42,19 @@ BASELINE_NAMES: dict[str, str] = {
 """Names of `ibqlab.diagnostics.BASELINES` on an axis."""
 SCALED = ("unigram", "mix")
 """Baselines that stand for a tokenizer beside others."""
-_MODELS: dict[str, str] = {
+_MODELS: dict[str, str | int] = {
     "unigram": "_",
     BASELINE_NAMES["mix"]: "x",
-    "generator": "p",
-    "generator, class known": "*",
+    "generator": CARETLEFTBASE,
+    "generator, class known": CARETRIGHTBASE,
 }
-"""Markers that are no method's; those of generators have an inside, which tells how the codes are numbered."""
+"""Markers that are no method's. The generators' two stand back to back, so that neither hides the other, and have an
+inside, which tells how the codes are numbered."""
 _BASELINE_MARKER = "8"
+_DODGE = 0.75
+"""Octaves of codebook size over which tokenizers of one size are spread."""
+_PERMUTED = 13
+"""Points that codes numbered anew stand to the right."""
 _ENTROPY = "entropy"
 _SCALING_COLUMNS = [
     *("tokenizer", "name", "kind", "given_class", "permuted", "bits_per_token", "bits_per_pixel"),
@@ -249,7 +255,7 @@ def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineSty
             places,
             group["bits"],
             label=text_label(_short(look.label, 30)),
-            linewidth=max(0.8, 2.4 - 0.3 * number),
+            linewidth=max(0.8, 2.4 - 0.3 * number) if look.marker else 1.2,
             markersize=4,
             markevery=(number * len(places) // 37 % max(1, len(places) // 6), max(1, len(places) // 6)),
             **look.look,
@@ -289,13 +295,13 @@ def _dodged_sizes(table: pd.DataFrame) -> list[float]:
     place = {}
     for size, group in sizes.groupby(sizes):
         for number, name in enumerate(group.index):
-            place[name] = size * 2 ** (0.3 * (number - (len(group) - 1) / 2))
+            place[name] = size * 2 ** (_DODGE * (number / max(1, len(group) - 1) - 0.5 * (len(group) > 1)))
     return [place[name] for name in table["tokenizer"]]
 
 
 def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mapping[str, LineStyle]) -> None:
     """The points of one panel, and each tokenizer's letter below its lowest, away from the line of log2 K."""
-    right = ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
+    right = ScaledTranslation(_PERMUTED / 72, 0, axes.figure.dpi_scale_trans)
     for letter, (name, group) in zip(ascii_uppercase, table.groupby("tokenizer", sort=False), strict=False):
         color = looks[name].color
         scale = 100 if across == "usage" else 1
@@ -354,7 +360,9 @@ def _scaling_legend(table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> list
     there = [name for name in _MODELS if name in set(table["model"])]
     entries += [Line2D([], [], marker=_MODELS[name], label=name, **plain) for name in there]
     if table["permuted"].any():
-        entries.append(Line2D([], [], marker="p", markerfacecolor="white", label="open: codes numbered anew", **plain))
+        entries.append(
+            Line2D([], [], marker=CARETLEFTBASE, markerfacecolor="white", label="open: codes numbered anew", **plain)
+        )
     return entries
 
 
@@ -362,7 +370,9 @@ def _scaling_caption(table: pd.DataFrame) -> str:
     fewest = (table["usage_tokens"] / table["codebook_size"]).min()
     images = sorted(table["validation_images"].unique())
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    return f"usage in at least {fewest:.1f} training tokens per code; bits on {counted} validation images"
+    text = f"usage in at least {fewest:.1f} training tokens per code; bits on {counted} validation images"
+    several = table.drop_duplicates("tokenizer")["codebook_size"].duplicated().any()
+    return f"{text}; tokenizers of one K stand beside each other" if several else text
 
 
 def _short(name: str, length: int) -> str:

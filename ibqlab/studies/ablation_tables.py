@@ -386,7 +386,7 @@ def _here(cells: RowCells) -> str:
     text = f"{labels['method']}, K {labels['codebook_size']:,}, D {labels['code_dim']}"
     if cells.generators:
         made = cells.generators[0].labels
-        return f"{text}; generator of {made['depth']} blocks, width {made['width']}"
+        return f"{text}; generator of {made['depth']} block{'' if made['depth'] == 1 else 's'}, width {made['width']}"
     inference = ", averages" if cells.row.inference == "soft" else ""
     return f"{text}, {labels['num_res_blocks']} blocks{inference}"
 
