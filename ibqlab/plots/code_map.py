@@ -190,7 +190,7 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: floa
         s=11 * area,
         color=_DEAD_COLOR,
         marker="x",
-        linewidths=0.5,
+        linewidths=min(0.5, 0.9 * area**0.5),
         alpha=0.45,
         label="dead codes",
     )
@@ -208,7 +208,7 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: floa
             cmap=_HITS_COLORS,
             norm=norm,
             edgecolors="black",
-            linewidths=0.35,
+            linewidths=0.45 * area**0.5,
             zorder=3,
             label="codes in use",
         )

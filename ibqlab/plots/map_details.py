@@ -14,7 +14,7 @@ _SMALL = 0.22
 _TINY = 0.04
 """Of a panel's side: features in a smaller square lie under a single code's mark."""
 _FEWEST = 5
-"""Codes in use and dead codes that a square must hold to be magnified."""
+"""Dead codes that a square must hold to be magnified."""
 _HIDING = 0.03
 """Codes in use among the dead ones, as a share of those: fewer hide little."""
 _SQUARE = 0.42
@@ -39,8 +39,7 @@ def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]
     half = 0.62 * max(right - left, top - bottom, 1e-9)
     x, y = (left + right) / 2, (bottom + top) / 2
     live = codes[codes["hits"] > 0]
-    inside = live["x"].between(x - half, x + half) & live["y"].between(y - half, y + half)
-    if 2 * half > _SMALL * _side(axes) or inside.sum() < max(_FEWEST, _HIDING * len(dead)):
+    if 2 * half > _SMALL * _side(axes) or _hiding(live, (x, y), half, _side(axes)) < _HIDING * len(dead):
         return False
     square = axes.inset_axes((*_emptiest_corner(axes, points), _SQUARE, _SQUARE), zorder=5)
     draw(square)
@@ -48,7 +47,8 @@ def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]
     square.grid(visible=False)
     square.spines[:].set(visible=True, color=REFERENCE_GREY, linewidth=0.8)
     factor = _SQUARE * _side(axes) / (2 * half)
-    square.set_title(f"× {factor:.0f}", fontsize=CAPTION_SIZE, color=REFERENCE_GREY, pad=1)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    square.text(0.03, 0.97, f"×{factor:,.0f}", transform=square.transAxes, va="top", fontsize=CAPTION_SIZE, bbox=box)
     axes.indicate_inset_zoom(square, edgecolor=REFERENCE_GREY, linewidth=0.6, alpha=1)
     return True
 
@@ -82,6 +82,14 @@ def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
     )
 
 
+def _hiding(live: pd.DataFrame, place: tuple[float, float], half: float, side: float) -> float:
+    """Codes in use that lie over a square, at least; without end where one mark of them covers all of it."""
+    x, y = place
+    reach = half if half > _TINY * side else half + _TINY * side / 2
+    inside = (live["x"].between(x - reach, x + reach) & live["y"].between(y - reach, y + reach)).sum()
+    return np.inf if reach > half and inside else float(inside)
+
+
 def _side(axes: Axes) -> float:
     left, right = axes.get_xlim()
     return right - left
@@ -97,7 +105,7 @@ def _emptiest_corner(axes: Axes, points: pd.DataFrame) -> tuple[float, float]:
     """Lower left corner, as a share of the panel, of the square that covers the fewest marks."""
     places = _shares(axes, points)
     margin = 0.03
-    ends = (margin, 1 - _SQUARE - margin - 0.05)  # room for the factor above
+    ends = (margin, 1 - _SQUARE - margin)
     corners = [(x, y) for y in ends for x in ends]
     covered = [((places >= corner) & (places <= np.add(corner, _SQUARE))).all(1).sum() for corner in corners]
     return corners[int(np.argmin(covered))]

@@ -52,6 +52,7 @@ CAPTION_SIZE = 8.0
 LONGEST_LABEL = 60
 """Letters of a name in a legend or beside an axis; the middle of a longer one becomes an ellipsis."""
 _LETTERS_PER_INCH = 16
+_WARNING = "#B00000"
 _BAND = 0.3
 """Inches of what `mark_too_short` adds at the top."""
 REFERENCE_GREY = "#555555"
@@ -290,15 +291,15 @@ def mark_too_short(figure: Figure, reason: str) -> None:
         figure: in the house style; it grows by the band.
         reason: what makes them so: "preset smoke", "12 steps".
     """
-    height = figure.get_figheight()
-    figure.set_figheight(height + _BAND)
-    below = (0, 0, 1, height / (height + _BAND))
-    figure.get_layout_engine().set(rect=below)
-    for legend in figure.legends:
-        legend.set_bbox_to_anchor(below, transform=figure.transFigure)
+    figure.set_figheight(figure.get_figheight() + _BAND)
     text = for_matplotlib(f"{reason}: too short to mean anything")
-    look = {"color": "#B00000", "fontsize": 11, "fontweight": "bold", "ha": "center", "va": "center"}
-    figure.text(0.5, 1 - 0.55 * _BAND / (height + _BAND), text, **look).set_in_layout(False)
+    look = {"size": 11, "weight": "bold"}
+    if figure.legends:
+        # The layout leaves room for a legend above the panels or for a title, not for both.
+        figure.legends[0].set_title(text, prop=look)
+        figure.legends[0].get_title().set_color(_WARNING)
+    else:
+        figure.suptitle(text, color=_WARNING, **look)
 
 
 def as_array(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[np.ndarray, "K"]:
