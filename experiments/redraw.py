@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from benchmarks.figure import plot_against_codebook_size
 from matplotlib.figure import Figure
 
 from ibqlab.data.pictures import open_picture
@@ -77,6 +78,8 @@ def _draw(picture: Path, table: pd.DataFrame) -> Figure:
         return _ablation(picture, table)
     if name == "power_laws":
         return plot_power_laws(table, pd.read_csv(picture.with_name("power_laws_fits.csv")), FITTED)
+    if "floor_s" in table:
+        return plot_against_codebook_size(table)
     if name.startswith("token_link"):
         return plot_token_link(_token_report(picture, table), _tokenizer(name))
     fits = [begins for begins in BY_NAME if name.startswith(begins)]
