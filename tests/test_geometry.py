@@ -116,7 +116,7 @@ def test_what_is_not_finite_is_refused(value, place):
     vectors = {"features": torch.randn(6, 3), "codebook": torch.randn(4, 3)}
     vectors[place][1, 2] = value
     features, codebook = vectors["features"], vectors["codebook"]
-    with pytest.raises(ValueError, match="must be finite.*take a snapshot before it"):
+    with pytest.raises(ValueError, match=r"must be finite.*take a snapshot before it"):
         norm_statistics(vectors[place])
     with pytest.raises(ValueError, match="queries and points must be finite"):
         code_feature_distances(codebook, features)

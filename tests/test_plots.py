@@ -1,5 +1,6 @@
 """Figures say what they show: labels, lines, numbers behind them, nothing cut off."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.text import Text
 from PIL import Image
 
@@ -36,8 +38,18 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
-from ibqlab.plots.power_laws import plot_power_laws
-from ibqlab.plots.style import START_LINES, styles_for
+from ibqlab.plots.power_laws import exponent_text, exponent_title, plot_power_laws, supported_intervals
+from ibqlab.plots.style import (
+    OTHER_LOOKS,
+    REFERENCE_LINE,
+    START_LINES,
+    VALIDATION_LOOK,
+    add_caption,
+    even_columns,
+    mark_too_short,
+    styled_figure,
+    styles_for,
+)
 from ibqlab.quantizers import INITIALISATIONS
 
 
@@ -268,6 +280,16 @@ def test_norm_curves_draw_their_table(norms):
     _assert_readable(figure)
 
 
+def test_norm_curves_take_the_line_of_their_start(norms, tmp_path):
+    starts = norms.assign(init=norms["method"].map({"vq": "U(±1/K)", "ibq": "N(0, 1)"}))
+    norm_curve_table(starts).to_csv(tmp_path / "a.csv", index=False)
+    for figure in (plot_norm_curves(starts), plot_norm_curves(pd.read_csv(tmp_path / "a.csv"))):
+        vq, ibq = figure.axes[3].get_lines()
+        assert vq._unscaled_dash_pattern == Line2D([], [], linestyle=START_LINES["U(±1/K)"])._unscaled_dash_pattern
+        assert not ibq._unscaled_dash_pattern[1]
+        assert [text.get_text() for text, _ in _legend(figure)][-2:] == ["start U(±1/K)", "start N(0, 1)"]
+
+
 def test_norm_curves_refuse_missing_columns_and_no_lines(norms):
     with pytest.raises(ValueError, match="missing row"):
         plot_norm_curves(norms.drop(columns="row"))
@@ -291,6 +313,21 @@ def test_histogram_draws_live_codes_and_counts_the_dead():
     table = usage_histogram_table(counts)
     assert table.groupby("label")["hits"].sum().to_dict() == {"vq": 100, "ibq": 100}
     _assert_readable(figure)
+
+
+def test_a_lone_code_is_named_beside_its_ring():
+    figure = plot_usage_histogram({"soft_vq": np.array([0, 100, 0, 0]), "vq": np.array([97, 1, 1, 1])})
+    assert "one code takes all tokens:\nSoft VQ" in _texts(figure)
+    told = _texts(plot_usage_histogram({"vq": np.array([97, 1, 1, 1])}))
+    assert not any("one code takes" in text for text in told)
+
+
+def test_counts_say_for_how_many_codes_they_were_taken():
+    """Code numbers given for counts are whole numbers like them: the caption shows what became of them."""
+    numbers = np.random.default_rng(0).integers(0, 16, 500)
+    assert plot_usage_histogram({"vq": numbers}).get_supxlabel().startswith("hits of 500 codes; ")
+    told = plot_usage_histogram(indices={"vq": numbers}, codebook_size=16).get_supxlabel()
+    assert told == "hits of 16 codes; 500 tokens per codebook"
 
 
 def test_histogram_takes_code_numbers_by_name():
@@ -365,10 +402,59 @@ def test_code_map_marks_dead_codes_where_they_are(projection):
     assert axes.get_xlabel().endswith(" % of variance)")
     caption = figure.get_supxlabel().replace("\n", " ")
     assert caption == (
-        "PCA of codes and features, jointly fitted over 2 snapshots, 1 of them here; drawn: all codes, 50 encoder features"
+        "PCA of codes and features, jointly fitted over 2 snapshots, 1 of them here; "
+        "drawn: all codes, 50 encoder features"
     )
     assert f"hits per code in {counts.sum()} tokens" in _texts(figure)
     _assert_readable(figure)
+
+
+def test_dead_codes_under_codes_in_use_are_magnified():
+    rng = np.random.default_rng(0)
+    codes = np.concatenate([rng.normal(size=(60, 2)) * 0.01, [[9.0, 9.0]]]).astype("f4")
+    features = rng.normal(size=(80, 2)).astype("f4") * 4
+    counts = np.arange(61) % 2 + (np.arange(61) == 60)
+    panel = project_codes([codes], features, "pca", counts=[counts])
+    figure = plot_code_map(panel, counts=counts)
+    (square,) = figure.axes[0].child_axes
+    dead = next(drawn for drawn in square.collections if drawn.get_label() == "dead codes").get_offsets().data
+    (left, right), (bottom, top) = square.get_xlim(), square.get_ylim()
+    inside = (dead >= (left, bottom)).all(1) & (dead <= (right, top)).all(1)
+    assert inside.sum() > 20, "nearly all of the 30 dead codes"
+    factor = next(text.get_text() for text in square.texts)
+    panel_side, square_side = (np.ptp(axes.get_xlim()) for axes in (figure.axes[0], square))
+    assert factor == f"×{0.42 * panel_side / square_side:,.0f}" and panel_side > 40 * square_side
+    assert "squares magnify where codes crowd" in figure.get_supxlabel().replace("\n", " ")
+    _assert_readable(figure)
+    # Where nothing lies over them, or they lie apart, there is nothing to magnify.
+    apart = plot_code_map(panel, counts=(np.arange(61) == 60).astype(int))
+    spread = project_codes([rng.normal(size=(60, 2)).astype("f4")], features / 4, "pca")
+    for other in (apart, plot_code_map(spread, counts=np.arange(60) % 2)):
+        assert not other.axes[0].child_axes and "magnify" not in other.get_supxlabel()
+
+
+def test_features_under_a_code_are_pointed_at():
+    codes = np.random.default_rng(0).normal(size=(30, 2)).astype("f4")
+    counts = np.eye(30, dtype=int)[4] * 90
+    hidden = np.repeat(codes[4:5], 50, 0)
+    figure = plot_code_map(project_codes([codes], hidden, "pca", counts=[counts]), counts=counts)
+    pointer = next(text for text in figure.axes[0].texts if text.get_text() == "all features")
+    used = next(drawn for drawn in figure.axes[0].collections if drawn.get_label() == "codes in use")
+    assert pointer.xy == pytest.approx(tuple(used.get_offsets().data[0]), abs=1e-5)
+    _assert_readable(figure)
+    wide = plot_code_map(project_codes([codes], codes * 2, "pca", counts=[counts]), counts=counts)
+    assert "all features" not in _texts(wide)
+
+
+def test_headings_break_between_facts(projection):
+    label = "Soft VQ from N(0, 1), default, step 1,500"
+    figure = plot_code_maps({f"{label}{n}": (projection, 0, np.full(30, 1)) for n in range(3)})
+    assert figure.axes[0].get_title().replace("\u00a0", " ").split("\n") == [
+        "Soft VQ from",
+        "N(0, 1), default",
+        "step 1,5000",
+        "30 in use, 0 dead",
+    ]
 
 
 def test_code_map_without_counts_calls_no_code_dead(projection):
@@ -541,7 +627,9 @@ def test_styles_keep_methods_recognisable():
     assert styles["mine"].color != styles["yours"].color
     assert styles["IBQ"].marker == styles["ibq, U(±1/K)"].marker
     assert set(START_LINES) == set(INITIALISATIONS.values())
-    assert len({str(line) for line in START_LINES.values()}) == len(START_LINES)
+    assert len({str(line) for line in (*START_LINES.values(), REFERENCE_LINE)}) == len(START_LINES) + 1
+    markers = [style.marker for style in METHOD_STYLES.values()] + [marker for _, marker in OTHER_LOOKS]
+    assert len(set(markers)) == len(markers) and VALIDATION_LOOK["marker"] not in markers
     colors = [to_hex(style.color) for style in METHOD_STYLES.values()]
     assert len(set(colors)) == len(colors) == len({style.marker for style in METHOD_STYLES.values()})
 
@@ -572,6 +660,28 @@ def test_names_from_outside_harm_no_figure(metrics, name):
         figure._repr_png_()
         assert "\x1b" not in "".join(_texts(figure)) and "\u202e" not in "".join(_texts(figure))
     assert len(figures[1].axes[0].get_legend_handles_labels()[1]) >= 2
+
+
+def test_a_short_run_says_so_without_covering_anything(metrics):
+    plain, marked = plot_collapse_curves(metrics), plot_collapse_curves(metrics)
+    mark_too_short(marked, "12 steps")
+    told = next(text for text in marked.findobj(Text) if text.get_text() == "12 steps: too short to mean anything")
+    _assert_readable(marked)
+    below = [axes.get_tightbbox().y1 for axes in marked.axes]
+    assert told.get_window_extent().y0 > max(below)
+    assert marked.get_figheight() > plain.get_figheight()
+
+
+def test_captions_have_lines_of_like_length():
+    with styled_figure(7.2, 2) as figure:
+        add_caption(figure, "word " * 24 + "end")
+    first, second = figure.get_supxlabel().split("\n")
+    assert abs(len(first) - len(second)) < 12
+
+
+@pytest.mark.parametrize(("entries", "most", "columns"), [(4, 3, 2), (5, 3, 3), (6, 6, 6), (7, 6, 4), (1, 3, 1)])
+def test_legends_have_even_rows(entries, most, columns):
+    assert even_columns(entries, most) == columns
 
 
 def _token_report(codes=16, images=400, models=None, grid=(4, 6), labelled=True):
@@ -684,6 +794,8 @@ def test_token_scaling_shows_numberings_side_by_side():
     plain, permuted = points[2:4]
     moved = permuted.get_transform().transform((50, 2)) - plain.get_transform().transform((50, 2))
     assert moved == pytest.approx([13 / 72 * figure.dpi, 0])
+    # A generator and the same with the class known are often equal: their marks stand back to back.
+    assert {CARETLEFTBASE, CARETRIGHTBASE} >= {line.get_marker() for line in points[2:4]}
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[:3] == ["A  IBQ, K = 16", "B  IBQ, K = 64", "C  VQ"]
     assert "open: codes numbered anew" in legend
@@ -735,6 +847,14 @@ def test_an_interval_needs_seeds_and_sizes(seeds, sizes):
     told = " ".join(_texts(plot_power_laws(runs, laws, {"used": "codes in use"})))
     has_interval = seeds > 1 and len(sizes) > 2
     assert ("95 % interval" in told) == ("+0.90 to +1.10" in told) == has_interval
+    assert ("of the slope through the 6 runs" in told.replace("\n", " ")) == has_interval
+    shown = supported_intervals(runs, laws)
+    assert exponent_title(shown) == ("exponent of K (95 % interval)" if has_interval else "exponent of K (no interval)")
+    assert exponent_text(shown.iloc[0]) == ("+1.00 (+0.90 to +1.10)" if has_interval else "+1.00")
+
+
+def test_an_exponent_of_nothing_has_no_sign():
+    assert exponent_text(pd.Series({"exponent": -0.001, "low": -0.1, "high": 0.004})) == "0.00 (-0.10 to 0.00)"
 
 
 def test_ablation_rows_say_what_was_run():
@@ -754,3 +874,20 @@ def test_committed_curves_draw_from_their_csv():
     figures = Path(__file__).resolve().parents[1] / "experiments" / "results" / "ablations_laptop" / "figures"
     assert len(plot_norm_curves(pd.read_csv(figures / "key_designs_norms.csv")).axes) == 4
     assert len(plot_collapse_curves(pd.read_csv(figures / "collapse.csv")).axes) == 3
+
+
+def test_long_labels_of_dots_stay_apart():
+    shared = {"method": "ibq", "kind": "mean", "here": "ibq, K 256, D 32; generator of 4 blocks, width 128", "seed": 0}
+    rows = [
+        shared | {"row": f"IBQ-{n}, 342M", "measure": key, "value": n, "low": n - 1, "high": n + 1}
+        for n in range(1, 4)
+        for key in "abcd"
+    ]
+    labels = ("Fréchet distance (digits)", "paper's gFID", "digits recognised, %", "paper's Inception Score")
+    panels = [DotPanel(key=key, label=label) for key, label in zip("abcd", labels, strict=True)]
+    figure = plot_ablation(pd.DataFrame(rows), panels, "Generators", "3 seeds")
+    _assert_readable(figure)
+    boxes = [axes.xaxis.label.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    left, right = figure.axes[0].get_xlim()
+    assert left < 0 and right > 4, "no mark is cut off at the edge"
