@@ -153,7 +153,7 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: LineStyle, place: int) -> None:
     """One codebook's live codes; later lines are thinner, so that coinciding ones both show."""
     live = codes[codes["hits"] > 0]
     alone = len(live) == 1
-    marks = {"markersize": max(8, 17 - 3 * place), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
+    marks = {"markersize": max(7, 13 - 3 * place), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
     axes.plot(
         live["rank"],
         live["share"],
