@@ -1,6 +1,7 @@
 """Figures say what they show: labels, lines, numbers behind them, nothing cut off."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -891,3 +892,24 @@ def test_long_labels_of_dots_stay_apart():
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     left, right = figure.axes[0].get_xlim()
     assert left < 0 and right > 4, "no mark is cut off at the edge"
+
+
+def test_committed_costs_of_tokens_draw_from_their_csv(monkeypatch, tmp_path):
+    experiments = Path(__file__).resolve().parents[1] / "experiments"
+    monkeypatch.syspath_prepend(str(experiments))
+    import redraw  # noqa: PLC0415 - a script, found beside its results
+
+    for name in ("token_link_ibq-64", "token_link_ibq-64_table"):
+        shutil.copy(experiments / "results" / "link_stages_laptop" / f"{name}.csv", tmp_path)
+    table = pd.read_csv(tmp_path / "token_link_ibq-64.csv")
+    report = redraw._token_report(tmp_path / "token_link_ibq-64.png", table)
+    pd.testing.assert_frame_equal(token_link_table(report), table, check_dtype=False)
+    told = plot_token_link(report, redraw._tokenizer("token_link_ibq-64"))
+    assert told.get_suptitle() == "IBQ, K = 64"
+    caption = told.get_supxlabel().replace("\u00a0", " ").replace("\n", " ")
+    assert "360 validation images of 8 × 8 tokens for 16 × 16 pixels" in caption
+    # Whether entropies are lower bounds stands in no CSV, so more codes than images are left alone.
+    costs = pd.read_csv(tmp_path / "token_link_ibq-64_table.csv").assign(codebook_size=4096)
+    costs.to_csv(tmp_path / "token_link_ibq-64_table.csv", index=False)
+    with pytest.raises(ValueError, match="lower bounds"):
+        redraw._token_report(tmp_path / "token_link_ibq-64.png", table)

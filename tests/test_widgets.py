@@ -19,6 +19,7 @@ from ibqlab.runs import Run
 from ibqlab.studies import Study, StudyError, StudyParameters, figure_collapse, figure_reconstructions
 from ibqlab.studies.figures import too_short
 from ibqlab.studies.run_figures import figure_run_histogram
+from ibqlab.studies.run_report import _figure_curves
 from ibqlab.studies.study import Grid, name_start
 from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
@@ -208,6 +209,7 @@ class TestTooShort:
             figure_collapse(study),
             figure_reconstructions(study),
             figure_run_histogram(study.finished()[0][1]),
+            _figure_curves(study.finished()[0][1]),
         ):
             assert told in [text.get_text() for text in figure.findobj(Text)]
             assert all(text.get_rotation() == 0 for text in figure.texts), "nothing is written across the panels"

@@ -27,7 +27,7 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
     frames = dict.fromkeys((0, len(steps) // 2, len(steps) - 1))
     panels = {_step_label(run, steps[f]): (projection, f, run.snapshot(steps[f])["counts"]) for f in frames}
     figure = plot_code_maps(panels)
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("code_maps"), code_map_table(panels))
     return figure
 
@@ -38,7 +38,7 @@ def figure_run_histogram(run: Run) -> Figure:
     ends = (run.snapshot_steps[0], run.snapshot_steps[-1])
     counts = {_step_label(run, step): run.snapshot(step)["counts"] for step in ends}
     figure = plot_usage_histogram(counts)
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("usage_histogram"), usage_histogram_table(counts))
     return figure
 
@@ -48,7 +48,7 @@ def figure_run_reconstructions(run: Run) -> Figure:
     last = run.snapshot()
     rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
     figure = plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("reconstructions"), reconstruction_table(last["images"], rebuilt))
     return figure
 
@@ -61,7 +61,7 @@ def _step_label(run: Run, step: int) -> str:
     return f"step {step:,}, the last snapshot (the run is at step {now:,})"
 
 
-def _mark(figure: Figure, run: Run) -> None:
+def mark_short_run(figure: Figure, run: Run) -> None:
     """Say on a figure that its run is too short to mean anything, where it is."""
     steps = run.config.get("steps")
     if isinstance(steps, int) and steps < SHORTEST:

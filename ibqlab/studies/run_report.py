@@ -24,7 +24,12 @@ from ibqlab.plots import (
 from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.reports import write_pages
-from ibqlab.studies.run_figures import figure_run_codes, figure_run_histogram, figure_run_reconstructions
+from ibqlab.studies.run_figures import (
+    figure_run_codes,
+    figure_run_histogram,
+    figure_run_reconstructions,
+    mark_short_run,
+)
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
 
 MEASURES = {
@@ -110,6 +115,7 @@ def _figure_curves(run: Run) -> Figure:
     if is_generator_run(run):
         plot, table = plot_generator_curves, generator_curve_table
     figure = plot(run.metrics)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("curves"), table(run.metrics))
     return figure
 
