@@ -265,7 +265,8 @@ class TestTables:
         table = scaling_table(summary_table(study))
         usage, psnr = plot_scaling(table).axes
         means = [line for line in usage.lines if line.get_marker() in "so"]
-        assert [line.get_ydata()[0] for line in means] == pytest.approx(list(100 * table["validation_usage_mean"]))
+        drawn = sorted(value for line in means for value in line.get_ydata())
+        assert drawn == pytest.approx(sorted(100 * table["validation_usage_mean"]))
         assert "dB" in psnr.get_ylabel()
         assert "K" in usage.get_xlabel()
 

@@ -51,7 +51,7 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
     Returns:
         L2 distance per query, ≥ 0, float32.
     Raises:
-        ValueError: no points, or the dimensions differ.
+        ValueError: no points, dimensions that differ, or NaN or infinity among the vectors.
     Cost: O(N·M·D) operations, O(2²⁴) entries of memory.
     """
     _check_same_dimension(queries, points, "queries", "points")
@@ -65,7 +65,7 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
         torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
         for block in queries.split(_rows(len(points)))
     ]
-    return torch.cat(blocks)
+    return _finite(torch.cat(blocks), "queries and points")
 
 
 def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tensor, "N D"]) -> CodeFeatureDistances:
@@ -80,7 +80,7 @@ def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tenso
     Returns:
         Both means, in the units of the features.
     Raises:
-        ValueError: no features, or the dimensions differ.
+        ValueError: no features, dimensions that differ, or NaN or infinity among the vectors.
     Cost: O(N·K·D) operations, twice.
     """
     return CodeFeatureDistances(
@@ -101,11 +101,11 @@ def norm_statistics(x: Float[Tensor, "N D"]) -> NormStatistics:
     Returns:
         Mean and population standard deviation, in the units of x.
     Raises:
-        ValueError: no vectors.
+        ValueError: no vectors, or NaN or infinity among them.
     """
     if len(x) == 0:
         raise ValueError("norm_statistics needs at least one vector; got none")
-    norms = torch.linalg.vector_norm(x.float(), dim=1)
+    norms = _finite(torch.linalg.vector_norm(x.float(), dim=1), "vectors")
     return NormStatistics(mean=float(norms.mean()), std=float(norms.std(correction=0)))
 
 
@@ -122,14 +122,16 @@ def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "
     Returns:
         Perplexity per token, in codes, 1 to K, float32.
     Raises:
-        ValueError: the dimensions differ.
+        ValueError: the dimensions differ, or NaN or infinity is among the vectors.
     Cost: O(N·K·D) operations, O(2²⁴) entries of memory.
     Source: IBQ §3.2.
     """
     _check_same_dimension(features, codebook, "features", "codebook")
     codes = codebook.float()
+    # An infinite code may have probability 0 and leave no trace in the result.
+    _finite(torch.linalg.vector_norm(codes, dim=1), "features and codebook")
     blocks = [_softmax_entropy(block.float() @ codes.T).exp() for block in features.split(_rows(len(codes)))]
-    return torch.cat(blocks)
+    return _finite(torch.cat(blocks), "features and codebook")
 
 
 @torch.no_grad()
@@ -176,6 +178,17 @@ def _softmax_entropy(logits: Float[Tensor, "rows K"]) -> Float[Tensor, "rows"]:
 def _rows(columns: int) -> int:
     """Rows of a block with so many columns, at least one."""
     return max(1, _BLOCK_ELEMENTS // max(1, columns))
+
+
+def _finite(result: Float[Tensor, "N"], inputs: str) -> Float[Tensor, "N"]:
+    """A result per vector, refused where NaN or infinity went in: it is in the result then, which is smaller."""
+    broken = int((~torch.isfinite(result)).sum())
+    if broken:
+        raise ValueError(
+            f"{inputs} must be finite; NaN or infinity among them reaches {broken:,} of {len(result):,} results: the "
+            "run has diverged there, take a snapshot before it"
+        )
+    return result
 
 
 def _check_same_dimension(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

@@ -19,14 +19,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.plots import collapse_curve_table, norm_curve_table, plot_collapse_curves, plot_norm_curves, save_figure
-from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
+from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
 from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.studies.ablation import Ablations, RowCells, Table
 from ibqlab.studies.cells import Cell
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
-from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval
+from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval, name_interval
 from ibqlab.studies.table_files import SHOWN_ON_REQUEST
 
 
@@ -333,8 +333,7 @@ class AblationTables:
     def caption(self) -> str:
         """What runs the figures show."""
         seeds = len(self.study.seeds)
-        over = f"mean, 95 % interval and dots of {seeds} seeds" if seeds > 1 else "1 seed"
-        return f"preset {self.study.parameters.preset}: {over}; grey diamonds: the paper, on ImageNet. Right is better."
+        return f"preset {self.study.parameters.preset}: {name_interval(seeds)}; {DOTS_KEY}"
 
     def figure_collapse(self) -> Figure | None:
         """Usage, perplexity and gradient reach against the step, for all methods at one codebook size (figure 2).
@@ -387,7 +386,7 @@ def _here(cells: RowCells) -> str:
     text = f"{labels['method']}, K {labels['codebook_size']:,}, D {labels['code_dim']}"
     if cells.generators:
         made = cells.generators[0].labels
-        return f"{text}; generator of {made['depth']} blocks, width {made['width']}"
+        return f"{text}; generator of {made['depth']} block{'' if made['depth'] == 1 else 's'}, width {made['width']}"
     inference = ", averages" if cells.row.inference == "soft" else ""
     return f"{text}, {labels['num_res_blocks']} blocks{inference}"
 

@@ -18,6 +18,7 @@ from ibqlab.studies.cells import as_json
 from ibqlab.studies.figures import figure_collapse, figure_histogram, figure_reconstructions
 from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.scaling import ScalingReport
+from ibqlab.studies.statistics import name_interval
 from ibqlab.studies.study import Study, StudyParameters, open_study
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown, write_report
 
@@ -85,7 +86,7 @@ def ablation_report(tables: AblationTables) -> str:
         f"# The paper's tables at preset {study.parameters.preset}",
         "Ours beside the paper's: "
         f"{len(rows)} of {len(study.cells)} runs finished, seeds {', '.join(map(str, study.seeds))}. In brackets: "
-        "Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in the tokens named. "
+        f"{name_interval(len(study.seeds))}. Usage: share of codes hit at least once in the tokens named. "
         "quantizer: one pass forward and backward over a step's tokens, float32, while others were trained; MiB: "
         "what autograd keeps for it. The paper's numbers are of ImageNet at 256 pixels, ours of what the column "
         "`here` says on the images named at the end: orders can be compared, values cannot. PSNR and usage "

@@ -29,9 +29,9 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
     """
     projection, steps = map_run(run, method)
     frames = dict.fromkeys((0, len(steps) // 2, len(steps) - 1))
-    panels = {f"step {steps[f]:,}": (projection, f, run.snapshot(steps[f])["counts"]) for f in frames}
+    panels = {_step_label(run, steps[f]): (projection, f, run.snapshot(steps[f])["counts"]) for f in frames}
     figure = plot_code_maps(panels)
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("code_maps"), code_map_table(panels))
     return figure
 
@@ -39,11 +39,10 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
 def figure_run_histogram(run: Run) -> Figure:
     """Hits per code by rank on the validation images, at the first and the last snapshot; saved as
     `usage_histogram`."""
-    counts = {
-        f"step {step:,}": run.snapshot(step)["counts"] for step in (run.snapshot_steps[0], run.snapshot_steps[-1])
-    }
+    ends = (run.snapshot_steps[0], run.snapshot_steps[-1])
+    counts = {_step_label(run, step): run.snapshot(step)["counts"] for step in ends}
     figure = plot_usage_histogram(counts)
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("usage_histogram"), usage_histogram_table(counts))
     return figure
 
@@ -51,9 +50,9 @@ def figure_run_histogram(run: Run) -> Figure:
 def figure_run_reconstructions(run: Run) -> Figure:
     """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
     last = run.snapshot()
-    rebuilt = {f"step {run.snapshot_steps[-1]:,}": last["reconstructions"]}
+    rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
     figure = plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("reconstructions"), reconstruction_table(last["images"], rebuilt))
     return figure
 
@@ -79,7 +78,15 @@ def figure_run_samples(run: Run, images_per_class: int = 4) -> Figure:
     return gallery.figure_seeds(classes, "samples")
 
 
-def _mark(figure: Figure, run: Run) -> None:
+def _step_label(run: Run, step: int) -> str:
+    """The step of a snapshot; of the last one besides where the run itself stands, if that is elsewhere."""
+    now = int(run.metrics["step"].max())
+    if step < run.snapshot_steps[-1] or step == now:
+        return f"step {step:,}"
+    return f"step {step:,}, the last snapshot (the run is at step {now:,})"
+
+
+def mark_short_run(figure: Figure, run: Run) -> None:
     """Say on a figure that its run is too short to mean anything, where it is."""
     steps = run.config.get("steps")
     if isinstance(steps, int) and steps < SHORTEST:

@@ -29,6 +29,7 @@ from ibqlab.studies.run_figures import (
     figure_run_histogram,
     figure_run_reconstructions,
     figure_run_samples,
+    mark_short_run,
 )
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
 
@@ -117,6 +118,7 @@ def _figure_curves(run: Run) -> Figure:
     if is_generator_run(run):
         plot, table = plot_generator_curves, generator_curve_table
     figure = plot(run.metrics)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("curves"), table(run.metrics))
     return figure
 
