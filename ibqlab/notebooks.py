@@ -135,7 +135,7 @@ def read_settings(notebook: Path, settings: Sequence[str]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"{notebook.name} has no parameter {name!r}; {nearest(name, list(known))}")
         texts[name] = text
-    door = _find_door(notebook) if texts else None
+    door = _find_door(notebook)
     if door is None:
         return {name: _typed(name, text, known[name]) for name, text in texts.items()}
     return _checked(notebook.name, door, texts, known)

@@ -137,9 +137,8 @@ class TestBadInput:
             open_ablations(AblationParameters(preset="smoke", tables=("mine",)))
 
     def test_the_folder_of_other_settings_is_refused_and_more_seeds_are_not(self, study):
-        other = open_ablations(AblationParameters(**SMALL | {"steps": 5}, output=str(study.folder)))
         with pytest.raises(StudyError, match=r"holds another grid.*steps: 4 → 5"):
-            other.run(progress=False)
+            open_ablations(AblationParameters(**SMALL | {"steps": 5}, output=str(study.folder)))
         fewer = open_ablations(AblationParameters(**SMALL | {"seeds": (1,)}, output=str(study.folder)))
         assert len(fewer.run(progress=False).finished) == len(study.cells) // 2
 

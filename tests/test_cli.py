@@ -207,6 +207,42 @@ def test_every_mistake_in_a_notebooks_parameters_is_found_before_a_kernel_starts
     assert not sent and not (somewhere / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("explore_collapse", ["preset=smoke"], "steps: 9 → 0"),
+        ("scale_codebook", ["preset=smoke", "steps=3"], "steps: 9 → 3"),
+        ("ablations", ["preset=smoke", "tables=[lfq]"], "steps: 9 → 0"),
+        ("train_tokenizer", ["preset=smoke"], "batch_size: 2 → "),
+        ("train_generator", ["preset=smoke"], "batch_size: 2 → "),
+        ("link_stages", ["preset=smoke", "codebook_sizes=[64]"], "batch_size: 2 → "),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_before_a_kernel_starts(sent, somewhere, name, settings, says):
+    """Typed for a folder, and without any parameter where the folder is the notebook's own."""
+    made = somewhere / "runs" / "made"
+    facts = {"study": name, "recipe": "builtin/smoke", "preset": "smoke", "steps": 9}
+    made.mkdir(parents=True)
+    if name in ("explore_collapse", "scale_codebook", "ablations"):
+        (made / "study.json").write_text(json.dumps(facts))
+    else:
+        inner = {"train_tokenizer": ".", "train_generator": "generator", "link_stages": "ibq-64/tokenizer"}[name]
+        recipe = "builtin/smoke_generator" if inner == "generator" else "builtin/smoke"
+        Run.start(made / inner, recipe_config(recipe, {"batch_size": 2}))
+    before = sorted(made.rglob("*"))
+    output = ibqlab("run", name, *settings, "output=made", code=2)
+    assert says in output and "nothing was changed" in output
+    assert not sent and sorted(made.rglob("*")) == before
+
+
+def test_a_study_of_other_settings_in_a_notebooks_own_folder_is_refused_without_any_parameter(sent, somewhere):
+    folder = somewhere / "runs" / "scale_codebook-laptop"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps({"study": "scale_codebook", "recipe": "mine", "steps": 0}))
+    assert 'recipe: "mine" → "builtin/photos"' in ibqlab("run", "scale_codebook", code=2)
+    assert not sent
+
+
 def test_values_arrive_in_the_types_of_the_notebooks_own_dataclass(sent, somewhere):
     source = write_notebook(
         somewhere / "mine.ipynb", "preset: str = 'smoke'\nseeds = []\nsettings = []", READS_PARAMETERS

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from ibqlab.studies import (
     summary_table,
     write_report,
 )
+from ibqlab.studies.cells import as_json
 from ibqlab.studies.study import Grid, Study
 from ibqlab.studies.tables import to_markdown
 from ibqlab.training import find_recipe, load_recipe, recipe_config
@@ -39,6 +41,14 @@ GRID = {
 
 def grid(**changes):
     return parse(Grid, GRID | changes)
+
+
+def claimed(study):
+    """The folder as a study's start leaves it before the first run."""
+    study.store.claim(study.facts)
+    parameters = study.place if isinstance(study, Study) else study.parameters
+    name = study.facts["study"]
+    (study.folder / "parameters.json").write_bytes(as_json({"study": name, **asdict(parameters)}))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +150,43 @@ class TestGrid:
             plain.run(progress=False)
         laptop = open_study("scale_codebook", StudyParameters(settings=("batch_size=4",)))
         assert laptop.grid.settings == ("optimizer.learning_rate=3e-4", "batch_size=4")
+
+    def test_a_folder_is_opened_as_it_was_made_and_refused_for_anything_else(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+        given = StudyParameters(preset="smoke", settings=("batch_size=4", "data.source=photos"), seeds=(5,), output="a")
+        made = open_study("scale_codebook", given)
+        claimed(made)
+        again = open_study("a")
+        assert (again.grid, again.folder.resolve()) == (made.grid, made.folder.resolve())
+        assert again.cells == made.cells and again.command == made.command
+        with pytest.raises(StudyError) as refused:
+            open_study("scale_codebook", StudyParameters(preset="smoke", steps=7, output="a"))
+        message = str(refused.value)
+        assert 'steps: 0 → 7; settings: ["batch_size=4", "data.source=photos"] → nothing' in message
+        command = "ibqlab run scale_codebook preset=smoke seeds='[5]' settings='[batch_size=4, data.source=photos]' "
+        assert f"open_study('a'), or ibqlab report a; to go on with it: {command}output=a;" in message
+        with pytest.raises(StudyError, match='study: "scale_codebook" → "explore_collapse"'):
+            open_study("explore_collapse", StudyParameters(**vars(given) | {"initialisations": ("normal",)}))
+        added = StudyParameters(**vars(given) | {"seeds": (5, 6), "methods": ("vq",)})
+        assert {cell.labels["seed"] for cell in open_study("scale_codebook", added).cells} == {5, 6}
+
+    def test_folders_that_are_no_study_of_this_kind(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match="there is no such study 'mine'"):
+            open_study("mine")
+        tables = open_ablations(AblationParameters(preset="smoke", tables=("lfq",)))
+        claimed(tables)
+        with pytest.raises(ValueError, match="open it with open_ablations"):
+            open_study("ablations-smoke")
+        assert list(open_ablations("ablations-smoke").tables) == ["lfq"]
+        other = AblationParameters(preset="laptop", tables=("lfq",), output="ablations-smoke")
+        with pytest.raises(StudyError, match=r'preset: "smoke" → "laptop".*open_ablations\(\'ablations-smoke\'\)'):
+            open_ablations(other)
+        (tmp_path / "ablations-smoke" / "parameters.json").write_text("{}")
+        with pytest.raises(StudyError, match="names no study"):
+            open_ablations("ablations-smoke")
+        with pytest.raises(StudyError, match="Give output another folder, or the parameters"):
+            open_ablations(other)
 
     def test_parameters_overrule_the_preset(self):
         study = open_study(

@@ -154,15 +154,23 @@ class CellStore:
         if there is None:
             write_whole(file, as_json(wanted))
             return
-        differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
-        if differing:
-            changes = "; ".join(
-                f"{for_terminal(key)}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing
-            )
+        changes = self.differences(wanted)
+        if changes:
             raise StudyError(
                 f"{self.folder} holds another grid; nothing was changed. There → yours: {changes}. Give output "
                 "another folder, or the parameters that the folder was made with"
             )
+
+    def differences(self, facts: Mapping[str, Any]) -> str:
+        """How facts, as `claim` takes them, differ from those of the folder's grid; "" where they do not, or where it
+        is of none yet."""
+        there, wanted = read_json(self.folder / STUDY_FILE), json.loads(json.dumps(dict(facts)))
+        if there is None:
+            return ""
+        differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
+        return "; ".join(
+            f"{for_terminal(key)}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing
+        )
 
     # --- requests ---
 

@@ -101,6 +101,8 @@ class LinkStudy:
 
     Args:
         parameters: what to compare.
+    Raises:
+        RunError: the folder holds runs with other settings.
     """
 
     def __init__(self, parameters: LinkParameters) -> None:
@@ -108,6 +110,9 @@ class LinkStudy:
         self.folder = run_name(output_folder(parameters.output, default=name))
         self.parameters = parameters
         self.cells = list(_cells(parameters, self.folder))
+        for cell in self.cells:
+            for name, config in {"tokenizer": cell.tokenizer, **cell.generators}.items():
+                Run.check(runs_root() / cell.folder / name, config)
 
     def train(self) -> None:
         """Whatever is not trained yet; a killed study goes on where it stopped."""

@@ -24,6 +24,7 @@ from ibqlab.runs.origin import COMMAND, portable
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher
+from ibqlab.studies.opening import as_typed, read_parameters_of, require_same_study
 from ibqlab.studies.slurm import SlurmLauncher
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
 
@@ -170,6 +171,12 @@ class Study:
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {len(self.cells)} runs, {str(self.folder)!r})"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What all cells have in common; a folder holds cells of one such grid."""
+        facts = {"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps}
+        return facts | ({"settings": list(self.grid.settings)} if self.grid.settings else {})
+
     def train(self, progress: bool = True) -> None:
         """Train every cell that is not finished, each in a process of its own.
 
@@ -184,8 +191,7 @@ class Study:
         """As `train`, but what failed is returned and not raised, so that a notebook goes on to its tables."""
         for cell in self.cells:
             self._is_finished(cell)
-        facts = {"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps}
-        self.store.claim(facts | ({"settings": list(self.grid.settings)} if self.grid.settings else {}))
+        self.store.claim(self.facts)
         if isinstance(self.place, StudyParameters):
             write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
         if self.command:
@@ -232,12 +238,26 @@ class Study:
         return self.metrics().groupby("run", sort=False).tail(1).reset_index(drop=True)
 
 
-def open_study(name: str, parameters: StudyParameters) -> Study:
-    """A study by name, its preset overruled by the parameters that are given.
+def open_study(name: str | Path, parameters: StudyParameters | None = None) -> Study:
+    """A study, nothing trained: by its folder as it was last run, or by name, its preset overruled by parameters.
 
+        open_study("my_collapse")                                        # the folder
+        open_study("explore_collapse", StudyParameters(preset="demo"))   # new, or the same again
+
+    Args:
+        name: of a file under experiments/studies; without parameters a study's folder, a path or a name below the
+            folder of all runs.
+        parameters: of the notebook; None: those that the folder was last run with.
     Raises:
         ConfigError: unknown study, preset or recipe, or an impossible grid.
+        FileNotFoundError: there is no such folder.
+        StudyError: no study's folder, or one whose runs have another recipe, other settings or another number of steps
+            than the parameters say. Other methods, sizes and seeds may be added to a folder.
     """
+    if parameters is None:
+        place, name, given = read_parameters_of(name)
+        require(name != "ablations", f"{place} holds the tables of ablations; open it with open_ablations")
+        return open_study(name, parse(StudyParameters, given, source=f"{place.name}, parameters"))
     presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
         near = nearest(parameters.preset, list(presets))
@@ -255,15 +275,9 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     folder = output_folder(parameters.output, default=f"{name}-{parameters.preset}")
     if run_name(folder) != f"{name}-{parameters.preset}":
         words.append(shlex.quote(f"output={portable(run_name(folder))}"))
-    return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
-
-
-def as_typed(value: Any) -> str:
-    """A parameter's value as a shell takes it."""
-    if not isinstance(value, tuple):
-        return shlex.quote(str(value))
-    items = [f'"{item}"' if "," in str(item) else str(item) for item in value]
-    return shlex.quote(f"[{', '.join(items)}]")
+    study = Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
+    require_same_study(study.store, study.facts)
+    return study
 
 
 def name_start(start: str, is_default: bool) -> str:
