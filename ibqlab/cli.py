@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_as_lines():
+                return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
             _say(str(error) or "Interrupted; the same command goes on where it stopped", err=True)
             return ctx.exit(130)
@@ -68,6 +70,22 @@ class _Commands(click.Group):
             message = str(error)
         _say(f"Error: {message}", err=True)
         return ctx.exit(2)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Inside the block a warning is a line on the terminal, without the place in the code that it comes from."""
+    with warnings.catch_warnings():
+        shown_otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category is UserWarning:
+                _say(f"Warning: {message}", err=True)
+            else:
+                shown_otherwise(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager
@@ -461,7 +479,9 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     if is_generator(checkpoint):
         model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
     else:
-        model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the report says the same
+            model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
     _say(model.load_report)
     _section("settings", dump_yaml(model.config))
 
@@ -499,6 +519,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError  # noqa: PLC0415
     from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
+    from ibqlab.pretrained.checkpoint import held_weights  # noqa: PLC0415
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
 
     generator = is_generator(checkpoint)
@@ -508,7 +529,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         _say(_export_generator(checkpoint, target, num_heads=num_heads, grid_size=grid_size))
         return
     if target.suffix == ".safetensors":
-        _say(export_tokenizer(checkpoint, target, weights))
+        _say(f"{export_tokenizer(checkpoint, target, weights)}\nholds {held_weights(target)}")
         return
     if target.suffix != ".ckpt":
         raise ConfigError(
@@ -516,7 +537,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         )
     if weights:
         raise ConfigError("--weights is for .safetensors; a .ckpt holds the weights as trained and the averaged ones")
-    _say(export_published(checkpoint, target))
+    _say(f"{export_published(checkpoint, target)}\nholds {held_weights(target)}")
 
 
 def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Path:
