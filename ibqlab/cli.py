@@ -158,9 +158,9 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     with _sigterm_as_ctrl_c():
         execution = execute(source, target, values)
     if execution.folder and (execution.folder / "config.yaml").is_file():
-        _report_on(execution.folder, redraw=False)
+        _report_on(execution.folder, redraw=False, result=execution.result)
     elif execution.folder:
-        _say("\n".join(results_of(execution.folder)))
+        _say("\n".join(results_of(execution.folder, execution.result)))
     _say(f"executed copy: {target}")
     if execution.failure:
         _say(f"Error: {execution.failure}", err=True)
@@ -209,7 +209,7 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
         _report_on(done.path)
 
 
-def _report_on(folder: Path, redraw: bool = True) -> None:
+def _report_on(folder: Path, redraw: bool = True, result: str = "") -> None:
     """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
     if not folder.is_dir():  # stopped before anything was written
         return
@@ -223,7 +223,7 @@ def _report_on(folder: Path, redraw: bool = True) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         _say(f"no report was written: {error}", err=True)
         return
-    for line in results_of(folder):
+    for line in results_of(folder, result):
         _say(line)
 
 
@@ -299,6 +299,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
     from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
     from ibqlab.studies.generating import class_names, open_pair  # noqa: PLC0415
+    from ibqlab.studies.sample_picture import save_sample_picture  # noqa: PLC0415
     from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
 
     require_device(given["device"], "--device")
@@ -317,9 +318,18 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
             "ibqlab train builtin/digits_generator tokens=… (ibqlab tokenize writes them)"
         )
     pair = open_pair(checkpoint, tokenizer)
-    labels = read_classes(classes, class_names(checkpoint), pair.generator.config.num_classes)
+    names = class_names(checkpoint)
+    labels = read_classes(classes, names, pair.generator.config.num_classes)
     archive = sample_images(*pair, folder, sampling, replace(request, classes=labels))
+    if not _is_first_process():
+        return
+    _say(f"picture: {save_sample_picture(folder, names)}")
     _say(f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)")
+    given_tokenizer = f" {shlex.quote(f'tokenizer={tokenizer}')}" if tokenizer else ""
+    _say(
+        "other guidance, temperatures and top-p beside each other: ibqlab run generation_gallery "
+        f"{shlex.quote(f'generator={checkpoint}')}{given_tokenizer}"
+    )
 
 
 def _data_of(place: Path) -> dict[str, Any]:

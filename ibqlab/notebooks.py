@@ -378,7 +378,9 @@ class Execution(NamedTuple):
     failure: str | None
     """What went wrong in it, in one line, or None."""
     folder: Path | None
-    """The study or run that it worked on; None where it was none."""
+    """The study, run or measurement that it worked on; None where it was none."""
+    result: str = ""
+    """What came of it in a sentence, where the notebook said so; otherwise the folder does."""
 
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
@@ -423,4 +425,4 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
         finally:
             without_widgets(target)
     folder = watch.facts.get("folder")
-    return Execution(failure, Path(folder) if folder else None)
+    return Execution(failure, Path(folder) if folder else None, watch.facts.get("result", ""))

@@ -22,6 +22,7 @@ from ibqlab.generator.sampling import SamplingConfig, Seed
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
+from ibqlab.progress import tell
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import runs_root
 from ibqlab.studies.generating import (
@@ -244,6 +245,11 @@ class Gallery:
         caption = f"{self.name}: guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
         figure = plot_gallery(drawn.images, self._rows(drawn), columns, caption=caption)
         save_figure(figure, self.folder / "gallery", gallery_table(drawn, **_plain(sampling)))
+        where = self.path if self.path.is_dir() else self.folder
+        tell(
+            folder=str(where.resolve()),
+            result=f"{drawn.labels.size:,} images of {len(classes):,} classes drawn by {self.name}",
+        )
         return figure
 
     @cached_property
@@ -275,6 +281,13 @@ class Gallery:
                 part = Drawn(*(values[:, column : column + 1] for values in drawn))
                 row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": part.labels.size}
                 rows.append(row | ({"recognised": _recognise(part).share} if self.of_digits else {}))
+        if self.of_digits:
+            best = max(rows, key=lambda row: row["recognised"])
+            tell(
+                result=f"{best['recognised']:.1%} of {best['images']} digits recognised at the best of {len(rows)} "
+                f"settings (temperature {best['temperature']:g}, top-p {best['top_p']:g}, guidance "
+                f"{best['cfg_scale']:g})"
+            )
         return pd.DataFrame(rows)
 
     def figure_completions(self, images: int = 4) -> Figure | None:
@@ -323,7 +336,9 @@ class Gallery:
         """How many generated digits a classifier of real scans takes for the class asked for, in a sentence."""
         if not self.of_digits:
             return "only digits have a classifier here that can tell whether an image is what was asked for"
-        return self.recognise(images_per_class).describe()
+        sentence = self.recognise(images_per_class).describe()
+        tell(result=sentence)
+        return sentence
 
     def recognise(self, images_per_class: int) -> Recognition:
         """The same as numbers.

@@ -18,6 +18,7 @@ from ibqlab.config import content_hash, to_dict
 from ibqlab.diagnostics import TokenReport
 from ibqlab.plots import plot_token_scaling, save_figure, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.progress import tell, why_too_short
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
 from ibqlab.runs.finding import output_folder, run_name
@@ -116,9 +117,14 @@ class LinkStudy:
 
     def train(self) -> None:
         """Whatever is not trained yet; a killed study goes on where it stopped."""
+        self._tell()
         for number, cell in enumerate(self.cells, start=1):
             print(f"{number} of {len(self.cells)}: {cell.name}")
             cell.train()
+        self._tell()
+
+    def _tell(self, result: str = "") -> None:
+        tell(folder=str((runs_root() / self.folder).resolve()), result=result)
 
     @cached_property
     def reports(self) -> dict[str, TokenReport]:
@@ -133,6 +139,7 @@ class LinkStudy:
     def figure_scaling(self) -> Figure:
         """Bits against codebook size and usage, saved as `token_scaling`."""
         table = self.table()
+        self._tell(describe_costs(table, self.parameters.preset))
         figure = plot_token_scaling(table)
         save_figure(figure, runs_root() / self.folder / "figures" / "token_scaling", table)
         return figure
@@ -158,6 +165,20 @@ class LinkStudy:
 
     def _figure(self, name: str) -> Path:
         return runs_root() / self.folder / "figures" / f"token_link_{name}"
+
+
+def describe_costs(table: pd.DataFrame, preset: str) -> str:
+    """What a token costs each generator that knows the class, in a sentence.
+
+    Args:
+        table: of `LinkStudy.table`.
+        preset: of the notebook.
+    """
+    learned = table.query("kind == 'generator' and given_class and not permuted")
+    costs = zip(learned["tokenizer"], learned["bits_per_token"], strict=True)
+    reason = why_too_short(None, preset)
+    shown = "; ".join(f"{name}: {bits:.2f}" for name, bits in costs)
+    return f"bits per token, class given: {shown}" + (f" ({reason}: too short to mean anything)" if reason else "")
 
 
 def _cells(parameters: LinkParameters, folder: str) -> Iterator[LinkCell]:

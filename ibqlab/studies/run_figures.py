@@ -12,8 +12,9 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import mark_too_short
+from ibqlab.progress import why_too_short
 from ibqlab.runs import Run
-from ibqlab.studies.figures import SHORTEST, map_run
+from ibqlab.studies.figures import map_run
 
 
 def figure_run_codes(run: Run, method: str = "umap") -> Figure:
@@ -56,6 +57,6 @@ def figure_run_reconstructions(run: Run) -> Figure:
 
 def _mark(figure: Figure, run: Run) -> None:
     """Say on a figure that its run is too short to mean anything, where it is."""
-    steps = run.config.get("steps")
-    if isinstance(steps, int) and steps < SHORTEST:
-        mark_too_short(figure, f"{steps} steps")
+    reason = why_too_short(run.config.get("steps"))
+    if reason:
+        mark_too_short(figure, reason)

@@ -2,6 +2,7 @@
 
     manifest.json                      what is drawn: generator, tokenizer, settings, seeds
     samples-000000.tar, …              webdataset's layout: PNG, class, and seed of each image
+    samples.png                        the first images of each class to look at, and samples.csv, their seeds
     samples.npz                        arr_0 (N, H, W, 3) uint8, arr_1 (N,) classes: what the published evaluator reads
 
 Image n is of class number n // images_per_class and is drawn by seed + n, whatever the batch, the shard or the process.
@@ -48,7 +49,7 @@ from ibqlab.quantizers.base import require
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator_data import check_fit
 
-MANIFEST, ARCHIVE = "manifest.json", "samples.npz"
+MANIFEST, ARCHIVE, SHARD = "manifest.json", "samples.npz", "samples-{:06d}.tar"
 NAMES_SHOWN = 10
 """Names of classes that a message lists."""
 LOCK = ".drawing-{}.lock"
@@ -264,7 +265,7 @@ class _Job:
 
     def shard_file(self, number: int) -> Path:
         """Where a shard lies."""
-        return self.folder / f"samples-{number:06d}.tar"
+        return self.folder / SHARD.format(number)
 
     def draw_shards(self, progress: bool) -> None:
         """This process's share of what is not there yet."""
