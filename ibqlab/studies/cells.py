@@ -89,6 +89,23 @@ class MeasureConfig:
     """Samples are digits, judged by a classifier of real ones."""
 
 
+OTHER_FEATURES = {"rfid": "reconstruction_frechet_distance", "fid": "frechet_distance"}
+OTHER_FEATURES |= {"is": "class_score", "kid": "kernel_distance"}
+"""What metrics of the features of another network than Inception are called."""
+
+
+def column_of(metric: str, extractor: str) -> str:
+    """The column of a row for a metric of features: FID and its kin are called so only with Inception's.
+
+    Args:
+        metric: "rfid", or one of `evaluate_generation`.
+        extractor: another network than Inception, whose name the column then bears; empty: Inception.
+    """
+    if extractor:
+        return f"{OTHER_FEATURES.get(metric, metric)}_{extractor}"
+    return "gfid" if metric == "fid" else metric
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a grid and the values that tell it from the others."""
@@ -214,6 +231,9 @@ class CellStore:
     def row(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's row; None where it is not there, is damaged, or is of other settings."""
         row = read_json(self.folder / "rows" / f"{cell.name}.json")
+        extractor = cell.measure.extractor
+        if row and extractor and "gfid" in row:  # rows of earlier versions
+            row = {column_of("fid", extractor) if key == "gfid" else key: value for key, value in row.items()}
         return row if row and row.get("key") == cell.key and _is_whole(row, cell) else None
 
     def write_row(self, cell: Cell, values: Mapping[str, Any]) -> None:

@@ -245,11 +245,11 @@ class Gallery:
         caption = f"{self.name}: guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
         figure = plot_gallery(drawn.images, self._rows(drawn), columns, caption=caption)
         save_figure(figure, self.folder / "gallery", gallery_table(drawn, **_plain(sampling)))
-        where = self.path if self.path.is_dir() else self.folder
-        tell(
-            folder=str(where.resolve()),
-            result=f"{drawn.labels.size:,} images of {len(classes):,} classes drawn by {self.name}",
-        )
+        if self.path.is_dir():  # a run's result is its last validation
+            tell(folder=str(self.path.resolve()))
+        else:
+            count, columns = drawn.labels.size, drawn.labels.shape[1]
+            tell(folder=str(self.folder.resolve()), result=f"{count:,} images drawn, {columns} of each class")
         return figure
 
     @cached_property
