@@ -331,6 +331,7 @@ class TestNamesOfDistances:
         study = open_ablations(parameters)
         for place, cell in enumerate(study.cells):
             values = {recorded: 10.0 + place} if "depth" in cell.labels else {"psnr": 12.0}
+            study.store.prepare(cell)
             study.store.write_row(cell, {"steps": 300, "seconds": 1.0, **values})
         table = study.store.table(study.cells)
         assert "frechet_distance_digits" in table and "gfid" not in table
