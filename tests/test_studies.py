@@ -23,8 +23,9 @@ from ibqlab.studies import (
     summary_table,
     write_report,
 )
-from ibqlab.studies.cells import as_json
+from ibqlab.studies.cells import MeasureConfig, as_json
 from ibqlab.studies.study import Grid, Study
+from ibqlab.studies.table_files import Dial, GeneratorScale, Published, TokenizerScale
 from ibqlab.studies.tables import to_markdown
 from ibqlab.training import find_recipe, load_recipe, recipe_config
 from ibqlab.training.recipes import EXPERIMENTS, PRESETS
@@ -62,6 +63,35 @@ def study(tmp_path_factory):
 def test_more_workers_and_threads_than_any_machine_has_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at most 16,384; got 1,000,000"):
         StudyParameters(preset="smoke", **{name: 10**6})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (Dial, {"workers": 10**6}, "workers must be at most 16,384"),
+        (Dial, {"samples_per_class": -1}, "samples_per_class must be at least 0"),
+        (Dial, {"samples_per_class": 10**12}, "samples_per_class must be at most 1,000,000,000"),
+        (Dial, {"seeds": [-1]}, "seeds must be at least 0"),
+        (Dial, {"seeds": []}, "must be at least 1; got 0"),
+        (Dial, {"weights": "emma"}, "did you mean|'ema', 'raw'"),
+        (Dial, {"metrics": ["rfit"]}, "rfid"),
+        (Dial, {"generation_metrics": ["fit"]}, "fid"),
+        (TokenizerScale, {"codebook_sizes": {1024: 10**9}}, "codebook_sizes must be at most 16,777,216"),
+        (TokenizerScale, {"code_dims": {8: 0}}, "code_dims must be at least 1"),
+        (TokenizerScale, {"num_res_blocks": {1: 10**5}}, "num_res_blocks must be at most 1,024"),
+        (GeneratorScale, {"depths": {16: 10**6}}, "depths must be at most 1,024"),
+        (GeneratorScale, {"width_per_depth": 0}, "width_per_depth must be at least 1"),
+        (Published, {"usage": 98.0}, "usage must lie in 0 to 1; got 98"),
+        (Published, {"rfid": -1.0}, "rfid must lie in 0 to 1,000"),
+        (MeasureConfig, {"samples_per_class": 10**12}, "samples_per_class must be at most"),
+    ],
+)
+def test_numbers_of_table_files_have_bounds(kind, changes, message):
+    translations = {"recipe": "builtin/smoke", "codebook_sizes": {}, "code_dims": {}, "num_res_blocks": {}}
+    given = {TokenizerScale: translations, GeneratorScale: {"recipe": "builtin/smoke_generator", "depths": {}}}
+    assert parse(kind, given.get(kind, {}))
+    with pytest.raises(ConfigError, match=message):
+        parse(kind, given.get(kind, {}) | changes)
 
 
 class TestRecipes:

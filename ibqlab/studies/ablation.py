@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ibqlab.bounds import SEED, STEPS, STUDY_RUNS, require_at_most, require_between
 from ibqlab.config import ConfigError, content_hash, nearest, parse
 from ibqlab.files import write_whole
 from ibqlab.quantizers.base import require
@@ -48,7 +49,10 @@ class AblationParameters(PlaceParameters):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipes say), got {self.steps}")
+        require_between("steps", self.steps, 0, STEPS)
+        require_at_most("seeds (how many)", len(self.seeds), STUDY_RUNS)
+        for seed in self.seeds:
+            require_between("seeds", seed, 0, SEED)
         for axis in ("tables", "seeds"):
             values = getattr(self, axis)
             require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")

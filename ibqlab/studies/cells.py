@@ -23,10 +23,12 @@ from typing import Any
 
 import pandas as pd
 
+from ibqlab.bounds import IMAGES, require_between
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
 from ibqlab.escaping import for_terminal
 from ibqlab.files import RunError, UnreadableFile, explained, is_ordinary, open_ordinary, parse_json, sweep, write_whole
 from ibqlab.locking import holder, holding, is_held
+from ibqlab.quantizers.base import require_choice
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 FOLDERS = ("cells", "rows", "failed", "logs", "locks")
@@ -88,6 +90,10 @@ class MeasureConfig:
     recognised: bool = False
     """Samples are digits, judged by a classifier of real ones."""
 
+    def __post_init__(self):
+        require_choice("weights", self.weights, ("ema", "raw"))
+        require_between("samples_per_class", self.samples_per_class, 0, IMAGES)
+
 
 OTHER_FEATURES = {"rfid": "reconstruction_frechet_distance", "fid": "frechet_distance"}
 OTHER_FEATURES |= {"is": "class_score", "kid": "kernel_distance"}
@@ -101,7 +107,7 @@ def column_of(metric: str, extractor: str) -> str:
         metric: "rfid", or one of `evaluate_generation`.
         extractor: another network than Inception, whose name the column then bears; empty: Inception.
     """
-    if extractor:
+    if extractor and not extractor.startswith("inception-"):
         return f"{OTHER_FEATURES.get(metric, metric)}_{extractor}"
     return "gfid" if metric == "fid" else metric
 

@@ -1,5 +1,6 @@
 """Galleries: the same seeds over classes, guidance, temperatures and top-p, from any generator and its tokenizer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ibqlab.bounds import CLASSES, GALLERY_IMAGES, SAMPLE_SEED, require_at_most, require_between
 from ibqlab.data import Batch, open_data, validation_batches
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -72,10 +74,19 @@ class GalleryParameters:
         require_choice("preset", self.preset, GENERATOR_PRESETS)
         if self.card:
             require_choice("card", self.card, SAMPLING_CARDS)
-        require(self.images_per_class >= 1, f"images_per_class must be at least 1; got {self.images_per_class}")
+        require_between("images_per_class", self.images_per_class, 1, GALLERY_IMAGES)
+        rows = max(len(self.classes), 1)
+        require_at_most("images_per_class × classes", rows * self.images_per_class, GALLERY_IMAGES)
+        settings = math.prod(len(getattr(self, name)) for name in ("cfg_scales", "temperatures", "top_ps"))
+        require_at_most("classes × cfg_scales × temperatures × top_ps", rows * settings, GALLERY_IMAGES)
+        require_between("seed", self.seed, 0, SAMPLE_SEED)
+        for label in self.classes:
+            require_between("classes", label, 0, CLASSES)
+        for name in ("cfg_scales", "temperatures", "top_ps"):
+            for value in getattr(self, name):
+                SamplingConfig(**{name.removesuffix("s"): value})  # says what is wrong with it
         for name in ("cfg_scales", "temperatures", "top_ps"):
             require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
-        require(all(label >= 0 for label in self.classes), f"classes must be ≥ 0; got {list(self.classes)}")
 
 
 def gallery_settings(parameters: GalleryParameters) -> SamplingConfig:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab.bounds import CODES, SEED, STEPS, STUDY_RUNS, require_at_most, require_between
 from ibqlab.config import content_hash, to_dict
 from ibqlab.diagnostics import TokenReport
 from ibqlab.plots import plot_token_scaling, save_figure, token_scaling_table
@@ -55,14 +56,18 @@ class LinkParameters:
 
     def __post_init__(self):
         require_choice("preset", self.preset, LINK_PRESETS)
+        require_at_most("codebook_sizes (how many)", len(self.codebook_sizes), STUDY_RUNS)
+        for size in self.codebook_sizes:
+            require_between("codebook_sizes", size, 2, CODES)
+        require_between("steps", self.steps, 0, STEPS)
+        require_between("seed", self.seed, 0, SEED)
         require(
-            len(set(self.codebook_sizes)) == len(self.codebook_sizes) and min(self.codebook_sizes, default=2) >= 2,
-            f"codebook_sizes must be different numbers of at least 2; got {list(self.codebook_sizes)}",
+            len(set(self.codebook_sizes)) == len(self.codebook_sizes),
+            f"codebook_sizes must be different numbers; got {list(self.codebook_sizes)}",
         )
         bits = self.lookup_free_bits
         require(bits == 0 or 2 <= bits <= 18, f"lookup_free_bits must be 0, or 2 to 18; got {bits}")
         require(len(self.codebook_sizes) > 0 or bits > 0, "a study needs at least one tokenizer; got none")
-        require(self.steps >= 0, f"steps must be ≥ 0; got {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,16 +188,11 @@ class Measurement:
 
 
 def describe_measured(measured: Sequence[Measured], preset: str) -> str:
-    """All tokenizers' values in a sentence.
-
-    Args:
-        measured: at least one.
-        preset: of the notebook.
-    """
-    texts = []
-    for one in measured:
-        values = [_value_of(card) for card in one.cards if not math.isnan(card.value)]
-        texts.append(f"{one.subject.label}: {', '.join(values)}")
+    """All tokenizers' values in a sentence."""
+    values = {
+        one.subject.label: [_value_of(card) for card in one.cards if card.value == card.value] for one in measured
+    }
+    texts = [f"{label}: {', '.join(shown)}" for label, shown in values.items()]
     images = max(card.images for one in measured for card in one.cards)
     reason = why_too_short(None, preset)
     return f"on {images:,} images, {'; '.join(texts)}" + (f" ({reason}: too short to mean anything)" if reason else "")

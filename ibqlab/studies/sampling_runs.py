@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ibqlab.bounds import BATCH, IMAGES, require_at_most, require_memory
+from ibqlab.bounds import BATCH, IMAGES, SAMPLE_SEED, require_at_most, require_memory
 from ibqlab.config import completed, nearest, to_dict
 from ibqlab.data.pictures import open_picture
 from ibqlab.data.sharing import own_device, share_of_work
@@ -79,7 +79,7 @@ class SampleRequest:
         for name in ("images_per_class", "batch_size", "shard_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
             require_at_most(name, getattr(self, name), BATCH if name == "batch_size" else IMAGES)
-        require_at_most("seed", self.seed, 2**62)
+        require_at_most("seed", self.seed, SAMPLE_SEED)
         require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
 

@@ -4,6 +4,7 @@ Started again it trains only what is missing. Its cells are independent runs; ta
 """
 
 import itertools
+import math
 import os
 import shlex
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from ibqlab.bounds import PROCESSES, require_at_most
+from ibqlab.bounds import (
+    CODE_DIM,
+    CODES,
+    PROCESSES,
+    SEED,
+    STEPS,
+    STUDY_RUNS,
+    require_at_most,
+    require_between,
+)
 from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.files import write_whole
@@ -72,14 +82,31 @@ class Grid:
                 f"settings: {key} is the grid's own; give methods, initialisations, codebook_sizes, code_dims, seeds "
                 "or steps",
             )
-        require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipe says), got {self.steps}")
-        require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
+        require_between("steps", self.steps, 0, STEPS)
+        require_between("workers", self.workers, 1, PROCESSES)
+        require_grid_fits(self)
         require_choice("projection", self.projection, PROJECTION_METHODS)
 
     @property
     def base(self) -> str:
         """The recipe and what is changed in it, for reading."""
         return f"{self.recipe} with {', '.join(self.settings)}" if self.settings else self.recipe
+
+
+def require_grid_fits(grid: Any) -> None:
+    """Refuse numbers on the axes of a grid that no run can have, and more runs than any study has.
+
+    Args:
+        grid: a `Grid`, or parameters with the same axes.
+    Raises:
+        ValueError: the message names the axis.
+    """
+    bounds = {"codebook_sizes": (1, CODES), "code_dims": (1, CODE_DIM), "seeds": (0, SEED)}
+    for axis, (least, most) in bounds.items():
+        for value in getattr(grid, axis):
+            require_between(axis, value, least, most)
+    lengths = [len(getattr(grid, axis)) or 1 for axis in ("methods", "initialisations", *bounds)]
+    require_at_most("runs of the grid", math.prod(lengths), STUDY_RUNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +127,7 @@ class PlaceParameters:
     def __post_init__(self):
         require_choice("cluster", self.cluster, CLUSTERS)
         for name in ("workers", "threads"):
-            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
-            require_at_most(name, getattr(self, name), PROCESSES)
+            require_between(name, getattr(self, name), 0, PROCESSES)
         require(
             not self.cluster_settings or self.cluster != "local",
             f"cluster_settings are for jobs of a cluster; got {list(self.cluster_settings)} with cluster=local. Give "
@@ -149,6 +175,11 @@ class StudyParameters(PlaceParameters):
     output: str = ""
     """Folder of the study: a name below the folder of all runs, or a path that starts with / ./ or ~; empty:
     <study>-<preset>."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_between("steps", self.steps, 0, STEPS)
+        require_grid_fits(self)
 
 
 class Study:
