@@ -124,6 +124,8 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
     """A table of the paper; what was run stands in the table beside it."""
     shown = pd.read_csv(picture.with_name(f"{picture.stem}_table.csv"))
     distance = next((column for column in shown if column.startswith("Fréchet")), "gFID")
+    other = table["measure"].str.startswith("frechet_distance")  # earlier tables call it gfid whatever the network
+    table = table.assign(measure=table["measure"].where(~other, "gfid"))
     measures, panels = {measure.key: measure for measure in MEASURES}, []
     for key in sorted(set(table["measure"]), key=lambda key: list(measures).index(PAIRED.get(key, key))):
         if key in measures:

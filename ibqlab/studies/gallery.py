@@ -1,5 +1,6 @@
 """Galleries: the same seeds over classes, guidance, temperatures and top-p, from any generator and its tokenizer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ibqlab.bounds import CLASSES, GALLERY_IMAGES, SAMPLE_SEED, require_at_most, require_between
 from ibqlab.data import Batch, open_data, validation_batches
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -23,9 +25,9 @@ from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
+from ibqlab.progress import tell, why_too_short
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
-from ibqlab.studies.figures import SHORTEST
 from ibqlab.studies.generating import (
     GENERATOR_PRESETS,
     GeneratorRunParameters,
@@ -73,10 +75,19 @@ class GalleryParameters:
         require_choice("preset", self.preset, GENERATOR_PRESETS)
         if self.card:
             require_choice("card", self.card, SAMPLING_CARDS)
-        require(self.images_per_class >= 1, f"images_per_class must be at least 1; got {self.images_per_class}")
+        require_between("images_per_class", self.images_per_class, 1, GALLERY_IMAGES)
+        rows = max(len(self.classes), 1)
+        require_at_most("images_per_class × classes", rows * self.images_per_class, GALLERY_IMAGES)
+        settings = math.prod(len(getattr(self, name)) for name in ("cfg_scales", "temperatures", "top_ps"))
+        require_at_most("classes × cfg_scales × temperatures × top_ps", rows * settings, GALLERY_IMAGES)
+        require_between("seed", self.seed, 0, SAMPLE_SEED)
+        for label in self.classes:
+            require_between("classes", label, 0, CLASSES)
+        for name in ("cfg_scales", "temperatures", "top_ps"):
+            for value in getattr(self, name):
+                SamplingConfig(**{name.removesuffix("s"): value})  # says what is wrong with it
         for name in ("cfg_scales", "temperatures", "top_ps"):
             require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
-        require(all(label >= 0 for label in self.classes), f"classes must be ≥ 0; got {list(self.classes)}")
 
 
 def gallery_settings(parameters: GalleryParameters) -> SamplingConfig:
@@ -246,6 +257,11 @@ class Gallery:
         caption = f"guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
         figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
         save_figure(figure, self.folder / name, gallery_table(drawn, **_plain(sampling)))
+        if self.run:  # a run's result is its last validation
+            tell(folder=str(self.path.resolve()))
+        else:
+            count, columns = drawn.labels.size, drawn.labels.shape[1]
+            tell(folder=str(self.folder.resolve()), result=f"{count:,} images drawn, {columns} of each class")
         return figure
 
     @cached_property
@@ -277,6 +293,13 @@ class Gallery:
                 part = Drawn(*(values[:, column : column + 1] for values in drawn))
                 row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": part.labels.size}
                 rows.append(row | ({"recognised": _recognise(part).share} if self.of_digits else {}))
+        if self.of_digits:
+            best = max(rows, key=lambda row: row["recognised"])
+            tell(
+                result=f"{best['recognised']:.1%} of {best['images']} digits recognised at the best of {len(rows)} "
+                f"settings (temperature {best['temperature']:g}, top-p {best['top_p']:g}, guidance "
+                f"{best['cfg_scale']:g})"
+            )
         return pd.DataFrame(rows)
 
     def figure_completions(self, images: int = 4) -> Figure | None:
@@ -313,8 +336,9 @@ class Gallery:
         """`plot_gallery` that says whose images these are, and whether the run is too short."""
         step = f" at step {self.run.step:,}" if self.run else ""
         figure = plot_gallery(pictures, rows, columns, caption=f"{self.name}{step}: {caption}")
-        if self.run and self.run.step < SHORTEST:
-            mark_too_short(figure, f"{self.run.step} steps")
+        reason = why_too_short(self.run.step) if self.run else ""
+        if reason:
+            mark_too_short(figure, reason)
         return figure
 
     @torch.no_grad()
@@ -333,7 +357,9 @@ class Gallery:
         """How many generated digits a classifier of real scans takes for the class asked for, in a sentence."""
         if not self.of_digits:
             return "only digits have a classifier here that can tell whether an image is what was asked for"
-        return self.recognise(images_per_class).describe()
+        sentence = self.recognise(images_per_class).describe()
+        tell(result=sentence)
+        return sentence
 
     def recognise(self, images_per_class: int) -> Recognition:
         """The same as numbers.

@@ -8,18 +8,17 @@ import html
 import re
 from pathlib import Path
 
-from ibqlab.config import parse
 from ibqlab.escaping import for_html, for_markdown
 from ibqlab.files import explained, read_bytes, write_whole
-from ibqlab.runs.finding import find_run
-from ibqlab.studies.ablation import AblationParameters, open_ablations, read_parameters_of
+from ibqlab.studies.ablation import open_ablations
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.cells import as_json
 from ibqlab.studies.figures import figure_collapse, figure_histogram, figure_reconstructions
+from ibqlab.studies.opening import read_parameters_of
 from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.scaling import ScalingReport
 from ibqlab.studies.statistics import name_interval
-from ibqlab.studies.study import Study, StudyParameters, open_study
+from ibqlab.studies.study import Study, open_study
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown, write_report
 
 STYLE = (
@@ -49,14 +48,10 @@ def write_study_report(study: str | Path | AblationTables | ScalingReport) -> Pa
         return write_pages(study.study.folder, ablation_report(study), "ablations")
     if isinstance(study, ScalingReport):
         return write_pages(study.study.folder, study.markdown(), study.study.name)
-    place = find_run(study, "study")
-    given = read_parameters_of(place)
-    name = given.pop("study")
-    given["output"] = str(place.resolve())
+    place, name, _ = read_parameters_of(study)
     if name == "ablations":
-        found = open_ablations(parse(AblationParameters, given, source=f"{place.name}, parameters"))
-        return write_study_report(AblationTables(found))
-    opened = open_study(name, parse(StudyParameters, given, source=f"{place.name}, parameters"))
+        return write_study_report(AblationTables(open_ablations(place)))
+    opened = open_study(place)
     if name == "scale_codebook":
         return write_study_report(ScalingReport(opened))
     return write_pages(place, collapse_report(opened), name)

@@ -12,8 +12,9 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import mark_too_short
+from ibqlab.progress import why_too_short
 from ibqlab.runs import Run, RunError
-from ibqlab.studies.figures import SHORTEST, map_run
+from ibqlab.studies.figures import map_run
 from ibqlab.studies.gallery import GalleryParameters, choose_classes, open_gallery
 
 MOST_WORK = 1e12
@@ -88,6 +89,6 @@ def _step_label(run: Run, step: int) -> str:
 
 def mark_short_run(figure: Figure, run: Run) -> None:
     """Say on a figure that its run is too short to mean anything, where it is."""
-    steps = run.config.get("steps")
-    if isinstance(steps, int) and steps < SHORTEST:
-        mark_too_short(figure, f"{steps} steps")
+    reason = why_too_short(run.config.get("steps"))
+    if reason:
+        mark_too_short(figure, reason)
