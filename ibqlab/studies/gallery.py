@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ibqlab.data import Batch, open_data, validation_batches
 from ibqlab.generator import AnyGenerator
@@ -22,6 +21,7 @@ from ibqlab.generator.sampling import SamplingConfig, Seed
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
+from ibqlab.progress import counted
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import runs_root
 from ibqlab.studies.generating import (
@@ -177,7 +177,7 @@ def compare_settings(pair: Pair, classes: Sequence[int], parameters: GalleryPara
     found, scales = {}, parameters.cfg_scales
     labels = torch.tensor(classes, device=next(pair.generator.parameters()).device)
     pairs = list(product(parameters.temperatures, parameters.top_ps))
-    for temperature, top_p in tqdm(pairs, desc="settings", unit="pair", leave=False):
+    for temperature, top_p in counted(pairs, "galleries", "settings"):
         shared = {"seed": [parameters.seed] * len(classes), "temperature": temperature, "top_p": top_p}
         columns = [draw_images(*pair, labels, cfg_scale=scale, **shared) for scale in scales]
         images = np.stack(columns, axis=1)
