@@ -315,7 +315,7 @@ def test_curves_grow_while_a_run_trains_and_stop_where_it_is_stopped(browser, la
         page.wait_for_function(f"step => {LAST_CURVES}.endsWith(` up to step ${{step}}`)", arg=step)
         said = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
         assert [line.strip() for line in said] == [
-            f"stopped at step {step} of 100000, everything is saved; run this cell again to go on"
+            f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
         ]
     run = Run(folder / "runs" / "long")
     assert run.status == "stopped"

@@ -328,7 +328,7 @@ def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number)
 
 def test_a_stop_is_shown_as_one_line():
     told = TrainingInterrupted("stopped at step 1; go on with the same command")
-    assert told._render_traceback_() == ["stopped at step 1; run this cell again to go on"]
+    assert told._render_traceback_() == ["stopped at step 1; run this notebook cell again to go on"]
 
 
 def test_a_stop_at_the_last_step_finishes_the_run(tmp_path, whole):

@@ -28,7 +28,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows; there, the command is a cell."""
-        return [str(self).replace("go on with the same command", "run this cell again to go on")]
+        return [str(self).replace("go on with the same command", "run this notebook cell again to go on")]
 
 
 class NonFinite(Exception):
