@@ -293,10 +293,9 @@ def test_one_image_by_hand():
     view.seed.value = 3
     view.button.click()
     assert "seed 3" in view.picture.value and view.picture.value != first
-    assert view._repr_mimebundle_()["text/html"] == view.picture.value
-    assert (
-        view._repr_mimebundle_()["text/plain"] == "generated image of cat: seed 3, guidance 2, temperature 1, top-p 1"
-    )
+    page = view._repr_mimebundle_()
+    assert page["text/html"] == view.picture.value
+    assert page["text/plain"] == "generated image of cat: seed 3, guidance 2, temperature 1, top-p 1"
     view._tokenizer = tiny_tokenizer("magvit2")
     view.draw()
     assert "vocabulary must be the tokenizer" in view.picture.value
