@@ -48,7 +48,7 @@ class SampleExplorer(StaticTwin, ipywidgets.VBox):
         super().__init__([ipywidgets.HBox([ipywidgets.VBox([*self._controls, self.button]), self.picture])])
         self.button.on_click(lambda _: self.draw())
         for control in self._controls:
-            control.observe(lambda _: self._compare(), names="value")
+            control.observe(lambda _: self._fade_if_other(), names="value")
         self.draw()
 
     def static_html(self) -> str:
@@ -58,16 +58,16 @@ class SampleExplorer(StaticTwin, ipywidgets.VBox):
     def draw(self) -> None:
         """Show the image that the controls describe, or why it cannot be: an error in a callback is seen by nobody."""
         self.picture.value = f"{faded(self._drawn)}<p>drawing …</p>"
-        self._drawn_from = self._values()
+        self._drawn_from = self._chosen()
         self._drawn = self._draw()
         self.picture.value = self._drawn
 
-    def _values(self) -> list[Any]:
+    def _chosen(self) -> list[Any]:
         return [control.value for control in self._controls]
 
-    def _compare(self) -> None:
+    def _fade_if_other(self) -> None:
         """Fade the image where the controls describe another."""
-        is_described = self._values() == self._drawn_from
+        is_described = self._chosen() == self._drawn_from
         self.picture.value = self._drawn if is_described else f"{faded(self._drawn)}<p>press draw</p>"
 
     def _draw(self) -> str:
