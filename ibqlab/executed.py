@@ -182,12 +182,14 @@ def _static(output: dict[str, Any], state: dict[str, Any]) -> dict[str, Any] | N
         return output
     view = data.pop(VIEW)
     data.pop("text/plain", None)
+    if "text/html" in data:
+        data["text/plain"] = text_of("".join(data["text/html"]))
     if not data:
         shown = _view(view["model_id"], state)
         if not shown:
             return None
         pictures = _PICTURE.findall(shown)
-        data = {"text/html": shown, "text/plain": _text(shown)} | (
+        data = {"text/html": shown, "text/plain": text_of(shown)} | (
             {"image/png": pictures[0]} if len(pictures) == 1 else {}
         )
     return output | {"data": data}
@@ -214,8 +216,8 @@ def _view(model: str, state: dict[str, Any]) -> str:
     return f"<span>{html.escape(' '.join(word for word in words if word))}</span>"
 
 
-def _text(shown: str) -> str:
-    """HTML as plain text; of pictures their descriptions."""
+def text_of(shown: str) -> str:
+    """A view's HTML as plain text; of pictures their descriptions."""
     described = re.sub(r'<img\b[^>]*?alt="([^"]*)"[^>]*>', r"\1", shown)
-    lines = [html.unescape(re.sub(r"<[^>]+>", " ", line)).split() for line in described.split("<br>")]
+    lines = [html.unescape(re.sub(r"<[^>]+>", " ", line)).split() for line in re.split("<br>|</p>|</div>", described)]
     return "\n".join(" ".join(words) for words in lines if words)

@@ -6,7 +6,7 @@
     ibqlab run       the command reads the line from the file that $IBQLAB_PROGRESS names, which the notebook's kernel
                      writes, and shows it in its own terminal
 
-Start with `ProgressLine`.
+Start with `ProgressLine`; `CountingLine` and `counted` say how many of how many things are done.
 """
 
 import json
@@ -14,10 +14,11 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from ibqlab.escaping import for_terminal
 from ibqlab.files import UnreadableFile, parse_json
@@ -32,6 +33,7 @@ SHORTEST = 50
 """Training steps; figures and results of shorter runs say that they mean nothing."""
 TAIL_BYTES = 32 * 1024
 """Of a run's metrics that are read: some twenty rows."""
+T = TypeVar("T")
 
 
 class ProgressLine:
@@ -99,6 +101,49 @@ class ProgressLine:
             self._output = display({"text/plain": text}, raw=True, display_id=True)
         else:
             self._output.update({"text/plain": text}, raw=True)
+
+
+class CountingLine(ProgressLine):
+    """A line that counts what is done: "tokens: 640 of 1,797 images · 12 s left".
+
+        with CountingLine("tokens", total=1797, unit="images") as line:
+            line.advance(64)
+
+    Args:
+        label: what is done.
+        total: how many there are.
+        unit: what they are, in the plural.
+        shown: False: nothing is shown anywhere.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, shown: bool = True):
+        super().__init__(shown)
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.began = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """Count so many more as done."""
+        self.done += count
+        stands = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
+        left = (time.monotonic() - self.began) / max(1, self.done) * (self.total - self.done)
+        self.show(f"{stands} · {time_left(left)} left" if self.done < self.total else stands)
+
+
+def counted(items: Iterable[T], label: str, unit: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
+    """The items, with a line that says how many of them are done.
+
+    Args:
+        items: what to go through.
+        label: what is done with them.
+        unit: what they are, in the plural.
+        total: how many there are; None: `len(items)`.
+        shown: False: nothing is shown anywhere.
+    """
+    with CountingLine(label, len(items) if total is None else total, unit, shown) as line:
+        for item in items:
+            yield item
+            line.advance()
 
 
 def _in_notebook() -> bool:

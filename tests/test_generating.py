@@ -285,10 +285,17 @@ def test_one_image_by_hand():
     view = SampleExplorer(make(SMALL), tiny_tokenizer(), ["cat", "dog"])
     assert [label for label, _ in view.label.options] == ["cat", "dog", "class 2", "no class"]
     first = view.picture.value
-    assert "generated image of cat: seed 0, cfg_scale 2" in first
+    assert first.startswith('<img alt="generated image of cat: seed 0, guidance 2, temperature 1, top-p 1"')
+    view.seed.value = 3
+    assert view.picture.value == f'<div style="opacity: 0.25">{first}</div><p>press draw</p>'
+    view.seed.value = 0
+    assert view.picture.value == first, "the controls describe it again"
     view.seed.value = 3
     view.button.click()
     assert "seed 3" in view.picture.value and view.picture.value != first
+    page = view._repr_mimebundle_()
+    assert page["text/html"] == view.picture.value
+    assert page["text/plain"] == "generated image of cat: seed 3, guidance 2, temperature 1, top-p 1"
     view._tokenizer = tiny_tokenizer("magvit2")
     view.draw()
     assert "vocabulary must be the tokenizer" in view.picture.value

@@ -17,6 +17,7 @@ from ibqlab.runs import Run, RunError
 from ibqlab.training import (
     GeneratorOptimizerConfig,
     TrainingError,
+    TrainingInterrupted,
     recipe_config,
     train,
     train_generator,
@@ -234,6 +235,16 @@ def test_a_run_leaves_losses_with_and_without_the_class(whole, tokenizer):
     kept = load_tokenizer(whole.path / "tokenizer.safetensors", "raw")
     assert kept.fingerprint() == load_tokenizer(tokenizer, "raw").fingerprint()
     assert whole.provenance["tokenizer"]["fingerprint"] == kept.fingerprint()
+
+
+def test_ctrl_c_while_a_run_is_made_ready_says_how_to_go_on(tmp_path, tokenizer, monkeypatch):
+    def opening(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ibqlab.training.generator_loop.open_tokens", opening)
+    with pytest.raises(TrainingInterrupted, match="before the training began, nothing is lost; go on with the same"):
+        trained(tmp_path / "run", tiny(tokenizer))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])

@@ -347,7 +347,18 @@ def test_a_stop_of_torchrun_saves_one_step_of_all_processes(tmp_path):
 
 
 def test_a_stop_is_shown_as_one_line():
-    assert TrainingInterrupted("stopped at step 1")._render_traceback_() == ["stopped at step 1"]
+    told = TrainingInterrupted("stopped at step 1; go on with the same command")
+    assert told._render_traceback_() == ["stopped at step 1; run this notebook cell again to go on"]
+
+
+def test_ctrl_c_while_a_run_is_made_ready_says_how_to_go_on(tmp_path, monkeypatch):
+    def opening(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ibqlab.training.loop.open_data", opening)
+    with pytest.raises(TrainingInterrupted, match="before the training began, nothing is lost; go on with the same"):
+        trained(tmp_path / "run", smoke())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stop_at_the_last_step_finishes_the_run(tmp_path, whole):

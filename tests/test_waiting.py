@@ -22,7 +22,7 @@ import ibqlab
 from ibqlab.cli import main
 from ibqlab.executed import results_of, without_widgets
 from ibqlab.notebooks import execute
-from ibqlab.progress import ProgressLine, last_values, time_left
+from ibqlab.progress import CountingLine, ProgressLine, counted, last_values, time_left
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Cell, CellStore, run_cells, run_figures
 from ibqlab.studies.progress import StudyProgress
@@ -129,6 +129,30 @@ class TestProgressLine:
     )
     def test_times_are_said_as_people_say_them(self, seconds, text):
         assert time_left(seconds) == text
+
+
+class TestCounting:
+    def test_says_how_many_of_how_many_and_the_time_left(self, clock, terminal):
+        with CountingLine("tokens", 1200, "images") as line:
+            clock[0] += 10
+            line.advance(300)
+            clock[0] += 20
+            line.advance(900)
+        assert terminal.getvalue() == (
+            "\rtokens: 300 of 1,200 images · 30 s left\x1b[K\rtokens: 1,200 of 1,200 images\x1b[K\n"
+        )
+
+    def test_items_pass_through_and_the_last_state_stays_where_it_stopped(self, clock, terminal):
+        assert list(counted("abc", "reading", "shards")) == ["a", "b", "c"]
+        assert terminal.getvalue().endswith("\rreading: 3 of 3 shards\x1b[K\n")
+        items = counted(iter("abc"), "reading", "shards", total=3)
+        assert [next(items), next(items)] == ["a", "b"]
+        items.close()
+        assert terminal.getvalue().endswith("\rreading: 1 of 3 shards · 0 s left\x1b[K\n")
+
+    def test_nothing_is_shown_where_nothing_is_wanted(self, clock, capsys):
+        assert list(counted([1, 2], "reading", "shards", shown=False)) == [1, 2]
+        assert capsys.readouterr() == ("", "")
 
 
 class TestStudyProgress:
@@ -291,6 +315,17 @@ class TestExecutedCopies:
         assert outputs[0]["text"] == " 3/3\nwhole\nlast"
         # A view that brings its own picture keeps it; one of which nothing is known is no output.
         assert [output["data"] for output in outputs[1:]] == [{"image/png": "QUJD"}]
+
+    def test_a_view_that_brings_its_own_page_keeps_it(self, tmp_path):
+        file = tmp_path / "copy.ipynb"
+        page = "<p>usage 5 %</p><div><img alt='' src='x'><b>map</b></div>"
+        twin = nbformat.v4.new_output(
+            "display_data", {VIEW: {"model_id": "x"}, "text/html": page, "text/plain": "Box(children=…"}
+        )
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[twin])]), file)
+        without_widgets(file)
+        (output,) = nbformat.read(file, 4).cells[0].outputs
+        assert output["data"] == {"text/html": page, "text/plain": "usage 5 %\nmap"}
 
     @pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"cells": '])
     def test_what_is_no_notebook_is_left_alone(self, tmp_path, content):

@@ -134,6 +134,9 @@ class TestExplorer:
         assert "application/vnd.jupyter.widget-view+json" in data
         page = data["text/html"]
         assert page.count("<img") == 2 and explorer.numbers.value in page
+        numbers, code_map, histogram = data["text/plain"].split("\n")
+        assert numbers == explorer.numbers.value
+        assert (code_map, histogram) == (alt(explorer.code_map), alt(explorer.histogram))
 
     def test_another_run_keeps_the_step(self, explorer):
         explorer.step.value = 2

@@ -17,7 +17,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
-from tqdm.auto import tqdm
 
 from ibqlab.bounds import CLASSES
 from ibqlab.data.classes import NO_CLASS
@@ -25,6 +24,7 @@ from ibqlab.data.listing import Listing, PackedNames, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES
 from ibqlab.escaping import for_terminal
 from ibqlab.files import RunError, UnreadableFile, open_ordinary, parse_json, read_json, read_npz, replacing, why_not
+from ibqlab.progress import counted
 from ibqlab.quantizers.base import require
 
 CLASSES_FILE = "classes.json"
@@ -250,7 +250,7 @@ def _build(paths: Sequence[Path], where: str, progress: bool) -> dict[str, np.nd
     rows: list[np.ndarray] = []
     dotted: list[str] = []
     seen: dict[str, int] = {}
-    for number, path in enumerate(tqdm(paths, desc="reading the headers of shards", disable=not progress)):
+    for number, path in enumerate(counted(paths, "reading the headers", "shards", shown=progress)):
         members = read_members(path)
         keys = [split_key(image.name)[0] for image in members.images]
         double = next((key for key in keys if key in seen), None)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ibqlab.data.folder import list_folder
 from ibqlab.data.shard_index import CLASSES_FILE
 from ibqlab.data.source import ImageSource
 from ibqlab.files import explained, force_to_disk, sweep, temporary_beside
+from ibqlab.progress import counted
 from ibqlab.quantizers.base import require
 
 
@@ -66,8 +66,8 @@ def write_shards(
         with explained(target):
             unfinished.mkdir(parents=True)
             (unfinished / CLASSES_FILE).write_text(json.dumps(classes, indent=0), encoding="utf-8")
-        bar = tqdm(entries, total=count, desc=f"writing {target.name}", unit="image", disable=not progress)
-        names = _write(bar, unfinished, target, images_per_shard, writer_class)
+        entries = counted(entries, f"writing {target.name}", "images", total=count, shown=progress)
+        names = _write(entries, unfinished, target, images_per_shard, writer_class)
         with explained(target):
             for name in (*names, CLASSES_FILE):
                 _force_file_to_disk(unfinished / name)

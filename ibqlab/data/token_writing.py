@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import UInt
-from tqdm.auto import tqdm
 
 from ibqlab.bounds import BATCH, require_at_most, require_memory
 from ibqlab.config import completed, to_dict
@@ -53,6 +52,7 @@ from ibqlab.files import (
     write_whole,
 )
 from ibqlab.locking import holder, holding, wait_for
+from ibqlab.progress import CountingLine
 from ibqlab.quantizers.base import require
 from ibqlab.tokenizer import Tokenizer
 
@@ -275,14 +275,14 @@ class _Job:
         """This process's share of what is not there yet."""
         mine = self.pieces()[self.rank :: self.world_size]
         total = sum((piece.stop - piece.first) * self.views(piece.split) for piece in mine)
-        with tqdm(total=total, desc="tokens", unit="image", disable=not progress) as bar:
+        with CountingLine("tokens", total, "images", shown=progress) as line:
             for piece in mine:
                 if self._read_piece(piece) is not None:
-                    bar.update((piece.stop - piece.first) * self.views(piece.split))
+                    line.advance((piece.stop - piece.first) * self.views(piece.split))
                 else:
-                    self._write_piece(piece, bar)
+                    self._write_piece(piece, line)
 
-    def _write_piece(self, piece: _Piece, bar: Any) -> None:
+    def _write_piece(self, piece: _Piece, line: CountingLine) -> None:
         source, images = self.sources[piece.split], range(piece.first, piece.stop)
         crops = 1 if piece.split == "validation" else self.settings.crops
         wanted = [(image, self._seed(piece.split, image, crop)) for image in images for crop in range(crops)]
@@ -297,7 +297,7 @@ class _Job:
             # A sign of life for those who wait on another machine.
             with suppress(OSError):
                 os.utime(self._lock(self.rank))
-            bar.update(found.shape[0] * found.shape[1])
+            line.advance(found.shape[0] * found.shape[1])
         rows = np.concatenate(tokens).reshape(len(images), self.views(piece.split), -1)
         named = np.array(sorted(set(broken)), dtype=np.str_)
         labels = np.concatenate(labels)[::crops].astype(LABEL_TYPE)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sequence import check_inputs, check_labels
+from ibqlab.progress import counted
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.codebooks import at_least_float32
 from ibqlab.quantizers.indices import to_indices
@@ -199,7 +199,7 @@ def _sample(model: nn.Module, decoding: type[TokenDecoding], config: SamplingCon
     state = decoding(model, torch.cat([labels, null])[: copies * images], compiled=draw.compiled)
     numbers = uniform_numbers(images, positions * parts, draw.seed).view(images, positions, parts).to(labels.device)
     broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
-    for place in tqdm(range(first, positions), desc="sampling", unit="token", disable=not draw.progress, leave=False):
+    for place in counted(range(first, positions), "sampling", "tokens", shown=draw.progress):
         if copies == 2 and place > last:
             state.keep(images)
             copies = 1

@@ -14,6 +14,7 @@ from ibqlab.metrics.cache import content_key, load_arrays, save_arrays
 from ibqlab.metrics.extractors import FeatureExtractor
 from ibqlab.metrics.images import ImageSet, Numbered, this_process
 from ibqlab.metrics.statistics import FeatureStatistics, RunningStatistics
+from ibqlab.progress import CountingLine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +131,9 @@ def save_reference(key: str | None, reference: FeatureSet) -> None:
 
 
 def progress_bar(batches: Iterable[Numbered], images: ImageSet, label: str, show: bool) -> Iterable[Numbered]:
-    """The batches, with a bar that counts images; only the first process shows one."""
-    from tqdm.auto import tqdm  # noqa: PLC0415 - a bar is only needed here
-
+    """The batches, with a line that counts images; only the first process shows one."""
     rank, processes = this_process()
-    with tqdm(total=images.count, desc=label, unit="image", disable=not show or rank > 0) as bar:
+    with CountingLine(label, images.count, "images", shown=show and rank == 0) as line:
         for batch in batches:
             yield batch
-            bar.update(len(batch.images) * processes)
+            line.advance(min(len(batch.images) * processes, images.count - line.done))

@@ -21,8 +21,10 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ibqlab.escaping import for_matplotlib
@@ -141,7 +143,10 @@ class PrintFigure(Figure):
         """The picture for a notebook's output cell."""
         picture = io.BytesIO()
         with print_style():
-            self.savefig(picture, format="png")
+            canvas = FigureCanvasAgg(self)
+            # `savefig` would draw everything twice, once for the layout alone; the pixels are the same.
+            canvas.draw()
+            Image.fromarray(np.asarray(canvas.buffer_rgba())).save(picture, "png")
         return picture.getvalue()
 
 

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ibqlab.bounds import CLASSES, GALLERY_IMAGES, SAMPLE_SEED, require_at_most, require_between
 from ibqlab.data import Batch, open_data, validation_batches
@@ -25,7 +24,7 @@ from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
-from ibqlab.progress import tell, why_too_short
+from ibqlab.progress import counted, tell, why_too_short
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
 from ibqlab.studies.generating import (
@@ -190,7 +189,7 @@ def compare_settings(pair: Pair, classes: Sequence[int], parameters: GalleryPara
     found, scales = {}, parameters.cfg_scales
     labels = torch.tensor(classes, device=next(pair.generator.parameters()).device)
     pairs = list(product(parameters.temperatures, parameters.top_ps))
-    for temperature, top_p in tqdm(pairs, desc="settings", unit="pair", leave=False):
+    for temperature, top_p in counted(pairs, "galleries", "settings"):
         shared = {"seed": [parameters.seed] * len(classes), "temperature": temperature, "top_p": top_p}
         columns = [draw_images(*pair, labels, cfg_scale=scale, **shared) for scale in scales]
         images = np.stack(columns, axis=1)

@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ibqlab.bounds import BATCH, IMAGES, SAMPLE_SEED, require_at_most, require_memory
 from ibqlab.config import completed, nearest, to_dict
@@ -45,6 +44,7 @@ from ibqlab.files import (
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.locking import holding, wait_for
 from ibqlab.metrics import truncate_to_uint8
+from ibqlab.progress import CountingLine
 from ibqlab.quantizers.base import require
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator_data import check_fit
@@ -270,14 +270,12 @@ class _Job:
     def draw_shards(self, progress: bool) -> None:
         """This process's share of what is not there yet."""
         mine = list(enumerate(self.shards()))[self.rank :: self.world_size]
-        with tqdm(
-            total=sum(len(shard) for _, shard in mine), desc="samples", unit="image", disable=not progress
-        ) as bar:
+        with CountingLine("samples", sum(len(shard) for _, shard in mine), "images", shown=progress) as line:
             for number, shard in mine:
                 if not self._is_shard(number, shard):
-                    self._draw_shard(number, shard, bar)
+                    self._draw_shard(number, shard, line)
                 else:
-                    bar.update(len(shard))
+                    line.advance(len(shard))
 
     def _is_shard(self, number: int, shard: range) -> bool:
         """Whether a shard is there with its images; one that is empty, cut, or another's is drawn again."""
@@ -306,7 +304,7 @@ class _Job:
                 "images again"
             ) from None
 
-    def _draw_shard(self, number: int, shard: range, bar: Any) -> None:
+    def _draw_shard(self, number: int, shard: range, line: CountingLine) -> None:
         with replacing(self.shard_file(number)) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
             for first in range(shard.start, shard.stop, self.request.batch_size):
                 batch = range(first, min(first + self.request.batch_size, shard.stop))
@@ -315,7 +313,7 @@ class _Job:
                 # A sign of life for those who wait on another machine.
                 with suppress(OSError):
                     os.utime(self.lock(self.rank))
-                bar.update(len(batch))
+                line.advance(len(batch))
 
     @torch.no_grad()
     def _draw(self, batch: range) -> UInt8[np.ndarray, "B H W 3"]:

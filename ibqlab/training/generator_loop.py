@@ -28,6 +28,7 @@ from ibqlab.runs import Run
 from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
+from ibqlab.training.processes import preparation
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, require_room, training_session
 
@@ -67,11 +68,12 @@ def train_generator(
     if finished:
         return finished
     require_room(config)
-    source = open_tokens(config, Path(path))
-    torch.manual_seed(config.seed)
-    generator = make_generator(config.generator)
-    if config.precision == "64-true":
-        generator.double()
+    with preparation():
+        source = open_tokens(config, Path(path))
+        torch.manual_seed(config.seed)
+        generator = make_generator(config.generator)
+        if config.precision == "64-true":
+            generator.double()
     with training_session(
         path,
         config,

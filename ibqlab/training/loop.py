@@ -17,6 +17,7 @@ from ibqlab.training.config import TrainConfig
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
+from ibqlab.training.processes import preparation
 from ibqlab.training.snapshots import snapshot_schedule
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
@@ -59,7 +60,8 @@ def train(
     if finished:
         return finished
     require_room(config)
-    material = _prepare(config)
+    with preparation():
+        material = _prepare(config)
     with training_session(
         path,
         config,

@@ -27,8 +27,8 @@ class TrainingInterrupted(KeyboardInterrupt):
     """
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows."""
-        return [str(self)]
+        """What IPython shows; there, the command is a cell."""
+        return [str(self).replace("go on with the same command", "run this notebook cell again to go on")]
 
 
 class NonFinite(Exception):

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -67,6 +69,21 @@ def _accelerator(wanted: str, devices: int) -> str:
             f"{max(there, 1)}, or type accelerator=cpu"
         )
     return "cuda"
+
+
+@contextmanager
+def preparation() -> Iterator[None]:
+    """Ctrl-C inside the block, in which a run is made ready, says how to go on like one that comes later.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            "stopped before the training began, nothing is lost; go on with the same command"
+        ) from None
 
 
 AT_ONCE_SECONDS = 2.0

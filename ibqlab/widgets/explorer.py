@@ -19,7 +19,8 @@ from ibqlab.studies import Study, StudyError
 from ibqlab.studies.cells import Cell
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.study import name_start
-from ibqlab.widgets.live import picture_html
+from ibqlab.widgets.live import faded, picture_html
+from ibqlab.widgets.twin import StaticTwin
 
 AXES = {
     "method": "method",
@@ -47,7 +48,7 @@ class Frame:
     """Usage with its token count, perplexity, dead codes."""
 
 
-class StudyExplorer(ipywidgets.VBox):
+class StudyExplorer(StaticTwin, ipywidgets.VBox):
     """Controls over a study's finished runs and two pictures of one snapshot, drawn from the run folder.
 
     Args:
@@ -72,9 +73,10 @@ class StudyExplorer(ipywidgets.VBox):
             options=[0], description="training step", style=_CONTROL["style"], layout={"width": "min(100%, 640px)"}
         )
         self.numbers = ipywidgets.HTML()
-        # Side by side, their heights alike, where the page is wide enough for both to be read.
-        self.code_map = ipywidgets.HTML(layout={"width": "41%", "min_width": "400px"})
-        self.histogram = ipywidgets.HTML(layout={"width": "57%", "min_width": "400px"})
+        # Side by side where the page is wide enough for both to be read. What is left of the row takes JupyterLab's
+        # signs beside widgets without a kernel.
+        self.code_map = ipywidgets.HTML(layout={"width": "40%", "min_width": "400px"})
+        self.histogram = ipywidgets.HTML(layout={"width": "53%", "min_width": "400px"})
         self.numbers.add_class("ibqlab-numbers")
         self.code_map.add_class("ibqlab-code-map")
         self.histogram.add_class("ibqlab-histogram")
@@ -85,16 +87,6 @@ class StudyExplorer(ipywidgets.VBox):
             self._offer(own_start=True)
             self.step.index = len(self.step.options) - 1
         self._redraw()
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """The live view, and beside it what it shows now as a page that needs no kernel.
-
-        A notebook that is opened again has no kernel to ask; its page then shows the pictures instead of an error.
-        """
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["text/html"] = self.static_html()
-        return bundle
 
     def static_html(self) -> str:
         """Numbers, map and histogram as they are shown now, without controls."""
@@ -177,8 +169,7 @@ class StudyExplorer(ipywidgets.VBox):
         """Dim the pictures of what was chosen before, and say what is being drawn."""
         self.numbers.value = for_html(told)
         for picture in (self.code_map, self.histogram):
-            if picture.value:
-                picture.value = f'<div style="opacity: 0.25">{picture.value}</div>'
+            picture.value = faded(picture.value)
 
     def _frame(self) -> Frame:
         """The chosen snapshot, drawn when it is first asked for."""
@@ -251,6 +242,8 @@ def _histogram_html(label: str, counts: Int[np.ndarray, "K"], title: str) -> str
     """The histogram on axes that stay where they are from snapshot to snapshot."""
     picture = plot_usage_histogram({label: counts})
     picture.axes[0].set(xlim=(0.8, 1.25 * len(counts)), ylim=(0.5 / counts.sum(), 1.5))
+    # About as high as the map beside it.
+    picture.set_figheight(0.75 * picture.get_figwidth())
     return picture_html(picture, f"hits per code by rank: {title}; {_numbers(counts)}")
 
 

@@ -136,3 +136,8 @@ def picture_html(figure: PrintFigure, description: str) -> str:
     """
     data = base64.b64encode(figure._repr_png_()).decode()
     return f'<img alt="{html.escape(description)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+def faded(page: str) -> str:
+    """HTML of what the controls do not describe any more, so that nobody takes it for what they do; "" stays ""."""
+    return f'<div style="opacity: 0.25">{page}</div>' if page else ""

@@ -1,6 +1,7 @@
 """One generated image at a time: class, seed, guidance, temperature and filters by hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import ipywidgets
 import torch
@@ -10,13 +11,14 @@ from ibqlab.generator import AnyGenerator
 from ibqlab.plots import plot_gallery
 from ibqlab.studies.gallery import draw_images
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.widgets.live import picture_html
+from ibqlab.widgets.live import faded, picture_html
+from ibqlab.widgets.twin import StaticTwin
 
 _STYLE = {"description_width": "110px"}
 
 
-class SampleExplorer(ipywidgets.VBox):
-    """Controls for one image, and the image; it is drawn when the button is pressed.
+class SampleExplorer(StaticTwin, ipywidgets.VBox):
+    """Controls for one image, and the image; it is drawn when the button is pressed, and fades when a control moves.
 
     Args:
         generator: a transformer over the tokenizer's codes.
@@ -39,23 +41,46 @@ class SampleExplorer(ipywidgets.VBox):
         self.button = ipywidgets.Button(description="draw", button_style="primary")
         self.picture = ipywidgets.HTML()
         self.picture.add_class("ibqlab-sample")
-        controls = [self.label, self.seed, self.cfg_scale, self.temperature, self.top_p, self.button]
-        super().__init__([ipywidgets.HBox([ipywidgets.VBox(controls), self.picture])])
+        self._controls = [self.label, self.seed, self.cfg_scale, self.temperature, self.top_p]
+        self._drawn = ""
+        self._drawn_from: list[Any] = []
+        """Values of the controls behind what was drawn last."""
+        super().__init__([ipywidgets.HBox([ipywidgets.VBox([*self._controls, self.button]), self.picture])])
         self.button.on_click(lambda _: self.draw())
+        for control in self._controls:
+            control.observe(lambda _: self._fade_if_other(), names="value")
         self.draw()
+
+    def static_html(self) -> str:
+        """The image that was drawn last; its caption names its settings."""
+        return self._drawn
 
     def draw(self) -> None:
         """Show the image that the controls describe, or why it cannot be: an error in a callback is seen by nobody."""
+        self.picture.value = f"{faded(self._drawn)}<p>drawing …</p>"
+        self._drawn_from = self._chosen()
+        self._drawn = self._draw()
+        self.picture.value = self._drawn
+
+    def _chosen(self) -> list[Any]:
+        return [control.value for control in self._controls]
+
+    def _fade_if_other(self) -> None:
+        """Fade the image where the controls describe another."""
+        is_described = self._chosen() == self._drawn_from
+        self.picture.value = self._drawn if is_described else f"{faded(self._drawn)}<p>press draw</p>"
+
+    def _draw(self) -> str:
         settings = {"cfg_scale": self.cfg_scale.value, "temperature": self.temperature.value, "top_p": self.top_p.value}
         try:
             device = next(self._generator.parameters()).device
             label = torch.tensor([self.label.value], device=device)
             image = draw_images(self._generator, self._tokenizer, label, seed=self.seed.value, **settings)
-        except ValueError as error:
-            self.picture.value = f"<b>{for_html(error, None)}</b>"
-            return
+        except (ValueError, RuntimeError) as error:
+            return f"<b>{for_html(error, None)}</b>"
         name = self.label.label
-        described = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        sliders = (self.cfg_scale, self.temperature, self.top_p)
+        described = ", ".join(f"{slider.description} {slider.value:g}" for slider in sliders)
         caption = f"seed {self.seed.value}, {described}"
         figure = plot_gallery(image[None], [""], [name], caption=caption)
-        self.picture.value = picture_html(figure, f"generated image of {name}: {caption}")
+        return picture_html(figure, f"generated image of {name}: {caption}")
