@@ -99,6 +99,11 @@ class ProgressLine:
             self._output.update({"text/plain": text}, raw=True)
 
 
+def notice(text: object) -> None:
+    """One line about the work, which stays on the screen."""
+    print(for_terminal(text, None), file=sys.stderr, flush=True)
+
+
 def _in_notebook() -> bool:
     """Whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")

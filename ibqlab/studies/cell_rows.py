@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibqlab.data import open_data, to_model_range, validation_batches
+from ibqlab.data import first_images, open_data, to_model_range
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.digits import recognise_digits
@@ -77,14 +77,15 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
     if not measure.metrics and not isinstance(raw.quantizer, SoftVectorQuantizer):
         return values
     source, images = open_data(config.data, "validation"), int(run.metrics.iloc[-1]["validation_images"])
-    batches = validation_batches(source, images=images, batch_size=32, workers=config.data.workers)
+    # As many as its last validation saw, which left unreadable ones out.
+    pictures = first_images(source, images, workers=config.data.workers).images.split(32)
     if isinstance(raw.quantizer, SoftVectorQuantizer):
         raw.quantizer.progress = 1.0
-        values |= soft_inference(raw, (batch.images.to(device) for batch in batches))
+        values |= soft_inference(raw, (batch.to(device) for batch in pictures))
     if measure.metrics:
         result = evaluate_reconstruction(
             raw if measure.weights == "raw" else load_tokenizer(run.path, measure.weights).float().to(device),
-            [batch.images for batch in batches],
+            pictures,
             measure.protocol,
             metrics=measure.metrics,
             extractor=measure.extractor or None,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
+from ibqlab.data import Batch, ImageSource, first_images, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.progress import tell
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
@@ -199,11 +199,10 @@ class _TokenizerTrainer(Trainer):
 
     @cached_property
     def _snapshot_pictures(self) -> Tensor:
-        """The first validation images, as many as the snapshot's features and pictures need."""
+        """The first readable validation images, as many as the snapshot's features and pictures need."""
         record = self.config.record
         count = max(record.snapshot_images, -(-record.snapshot_features // (self.grid[0] * self.grid[1])))
-        batches = validation_batches(self.validation_data, images=count, batch_size=count)
-        return next(iter(batches)).images
+        return first_images(self.validation_data, count).images
 
     def describe(self) -> dict[str, Any]:
         return {
