@@ -175,8 +175,6 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
     config = recipe_config(recipe, assignments=settings)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
-    if first:
-        _say(f"{config.steps:,} steps → {folder}", err=True)
     try:
         with _sigterm_as_ctrl_c():
             done = kind(config, folder, accept_changed_data=accept_changed_data)

@@ -45,7 +45,7 @@ class ProgressLine:
     def __init__(self, shown: bool = True):
         self.shown = shown
         self.text = ""
-        self.in_notebook = shown and _in_notebook()
+        self.in_notebook = shown and in_notebook()
         self.rewritable = self.in_notebook or sys.stderr.isatty()
         self._due = 0.0
         self._written = ""
@@ -104,7 +104,7 @@ def notice(text: object) -> None:
     print(for_terminal(text, None), file=sys.stderr, flush=True)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
@@ -150,7 +150,7 @@ def tell(**facts: str) -> None:
     """
     file = os.environ.get(FILE_VARIABLE)
     # A process that the kernel has started inherits the variable, but speaks for itself alone.
-    if not file or not _in_notebook():
+    if not file or not in_notebook():
         return
     _told.update(facts)
     part = f"{file}.part"

@@ -6,6 +6,9 @@ from ibqlab.escaping import for_terminal
 
 SHOWN = 3
 """So many names are told."""
+LEFT_OUT = "left out"
+STAND_INS = "left out; in training others stand in for them"
+"""What becomes of the unreadable images of a run."""
 
 
 class BrokenImages:
@@ -28,35 +31,41 @@ class BrokenImages:
         """
         self.names += [name for name in dict.fromkeys(names) if name not in self.names]
 
-    def report(self, images: int) -> str | None:
-        """One line: how many files were left out, and the first three names with the reasons; None if none was.
+    def report(self, images: int, become: str = LEFT_OUT) -> str | None:
+        """One line as `describe_unreadable` has it; None if no file was unreadable.
 
         Args:
             images: how many there are, these included.
+            become: what is done with them.
         """
-        return describe_unreadable(self.names, images) if self.names else None
+        return describe_unreadable(self.names, images, become=become) if self.names else None
 
 
 def describe_unreadable(
-    names: Sequence[str], images: int, count: int | None = None, escape: Callable[[object], str] = for_terminal
+    names: Sequence[str],
+    images: int,
+    count: int | None = None,
+    become: str = LEFT_OUT,
+    escape: Callable[[object], str] = for_terminal,
 ) -> str:
-    """Which images were left out.
+    """How many images are unreadable, the first three names with the reasons, and what becomes of them.
 
     Args:
         names: at least one; `UnreadableName` where the reason is known.
         images: how many there are, these included.
         count: how many are unreadable; None: as many as there are names.
+        become: what is done with them.
         escape: makes a name harmless where the line is shown.
     """
     count = len(names) if count is None else count
-    return f"{count:,} of {images:,} images unreadable: {name_a_few(names, count, escape)}, left out"
+    return f"{count:,} of {images:,} images unreadable: {name_a_few(names, count, escape)}, {become}"
 
 
 def name_a_few(names: Sequence[str], count: int | None = None, escape: Callable[[object], str] = for_terminal) -> str:
-    """The first three names, with the reason where it is known; arguments as in `describe_unreadable`."""
-    shown = []
+    """The first three names, with each reason once where it is known; arguments as in `describe_unreadable`."""
+    by_reason: dict[str, list[str]] = {}
     for name in names[:SHOWN]:
-        reason = getattr(name, "reason", "")
-        shown.append(escape(name) + (f" ({escape(reason)})" if reason else ""))
+        by_reason.setdefault(getattr(name, "reason", ""), []).append(escape(name))
+    shown = [", ".join(group) + (f" ({escape(why)})" if why else "") for why, group in by_reason.items()]
     count = len(names) if count is None else count
-    return ", ".join(shown + ["…"] * (count > len(shown)))
+    return ", ".join(shown + ["…"] * (count > SHOWN))

@@ -5,7 +5,10 @@ list of (index, seed) pairs is therefore known before anything is loaded: resumi
 elsewhere, ranks take slices of it, and loader processes only share out the work.
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -251,6 +254,7 @@ def load_requests(source: ImageSource, requests: Requests, workers: int, *, stan
         num_workers=workers,
         # Validation walks its batches again and again: its processes are started once.
         persistent_workers=workers > 0,
+        worker_init_fn=obey_parent_alone,
         pin_memory=torch.cuda.is_available(),
         # The loader draws a number at each start: not from the run's own random state, which must survive a resume.
         generator=torch.Generator(),
@@ -267,6 +271,23 @@ def _collate(loaded: list[_Loaded | UnreadableImages]) -> Batch | UnreadableImag
     labels = torch.tensor([one.sample.label for one in here], dtype=torch.int64)
     pixels = torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return Batch(pixels, labels, broken, tuple(one.number for one in here))
+
+
+def obey_parent_alone(_: int) -> None:
+    """In a process that loads images: SIGTERM from anybody but its parent is ignored.
+
+    A signal to all processes of a command, as schedulers and terminals send it, must not end this one before the step
+    in progress has its images. The parent decides when it is over; when the parent dies, torch ends this process.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def check_sharing(batch_size: int, rank: int, world_size: int) -> None:

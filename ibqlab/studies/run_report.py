@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ibqlab.config import dump_yaml
+from ibqlab.data.broken import STAND_INS, describe_unreadable
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.escaping import for_markdown, for_terminal
 from ibqlab.files import write_whole
@@ -26,6 +27,7 @@ from ibqlab.runs import Run, RunError
 from ibqlab.studies.reports import write_pages
 from ibqlab.studies.run_figures import figure_run_codes, figure_run_histogram, figure_run_reconstructions
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
+from ibqlab.training.data_check import unreadable_of
 
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
@@ -63,6 +65,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         f"# {for_markdown(run.name)}",
         _standing(run, int(last["step"])),
         *([TOO_SHORT] if int(last["step"]) < LEAST_STEPS else []),
+        *_unreadable(run),
         _numbers(last),
         *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
         *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
@@ -122,6 +125,14 @@ def _standing(run: Run, step: int) -> str:
     if run.status != "finished":
         next_step = "the command below goes on where it stopped"
     return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
+
+
+def _unreadable(run: Run) -> list[str]:
+    """A sentence on the images that could not be read, where there were any."""
+    noted = unreadable_of(run.provenance)
+    if not noted.names:
+        return []
+    return [f"{describe_unreadable(noted.names, noted.images, noted.count, STAND_INS, for_markdown)}."]
 
 
 def _numbers(last: dict[str, Any]) -> str:
