@@ -306,7 +306,7 @@ def _data_of(place: Path) -> dict[str, Any]:
     """The data settings of a run; none for a tokenizer that is no run."""
     from ibqlab.runs import Run  # noqa: PLC0415
 
-    return dict(Run(place).config.get("data", {})) if place.is_dir() else {}
+    return dict(Run(place).located_config.get("data", {})) if place.is_dir() else {}
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

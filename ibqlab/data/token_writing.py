@@ -197,7 +197,8 @@ class _Job:
         except UnreadableFile as error:
             raise TokenStoreError(f"{error}; restore it, or delete {self.folder} and start again") from None
         found["data"] = completed(DataConfig, found.get("data"))
-        different = [key for key, value in self._identity(to_dict(self.manifest)).items() if found.get(key) != value]
+        ours, theirs = self._identity(to_dict(self.manifest)), self._identity(found)
+        different = [key for key, value in ours.items() if theirs.get(key) != value]
         for split in get_args(Split):
             facts = found.get(split)
             if not isinstance(facts, dict) or facts.get("fingerprint") != self.sources[split].fingerprint:
@@ -414,8 +415,11 @@ class _Job:
         )
 
     def _identity(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The part of a manifest that another attempt must share."""
-        return {k: v for k, v in manifest.items() if k not in (*get_args(Split), "versions")}
+        """The part of a manifest that another attempt must share; which images they are, their fingerprints tell."""
+        kept = {key: value for key, value in manifest.items() if key not in (*get_args(Split), "versions")}
+        if isinstance(kept.get("data"), dict):
+            kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("source", "validation_source")}
+        return kept
 
 
 def _plain(text: str) -> str:

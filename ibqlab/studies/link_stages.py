@@ -205,7 +205,7 @@ def _checked(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConf
     if run.status != "finished":
         raise ValueError(f"{run.path} is {run.status}; a generator's loss counts when its run is finished")
     try:
-        config = parse(GeneratorTrainConfig, run.config)
+        config = parse(GeneratorTrainConfig, run.located_config)
     except ConfigError as error:
         raise ValueError(f"{run.path} is no run of a generator: {error}") from None
     if _fingerprint(run) != fingerprint:

@@ -30,7 +30,7 @@ from ibqlab.training.generator_config import GeneratorOptimizerConfig, Generator
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, require_room, training_session
+from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, reachable, require_room, training_session
 
 
 def train_generator(
@@ -64,6 +64,7 @@ def train_generator(
             memory needed than there is; nothing has been written then.
     """
     tell(folder=str(Path(path).resolve()))
+    config = reachable(config, path)
     finished = finished_run(path, config)
     if finished:
         return finished

@@ -20,7 +20,16 @@ from ibqlab.training.models import Start, build_models
 from ibqlab.training.snapshots import snapshot_schedule
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
-from ibqlab.training.trainer import Session, Trainer, Watch, facts_of, finished_run, require_room, training_session
+from ibqlab.training.trainer import (
+    Session,
+    Trainer,
+    Watch,
+    facts_of,
+    finished_run,
+    reachable,
+    require_room,
+    training_session,
+)
 
 __all__ = ["TrainingError", "train"]
 
@@ -55,6 +64,7 @@ def train(
             been written then.
     """
     tell(folder=str(Path(path).resolve()))
+    config = reachable(config, path)
     finished = finished_run(path, config)
     if finished:
         return finished
