@@ -21,6 +21,7 @@ from ibqlab.plots.style import (
     REFERENCE_GREY,
     LineStyle,
     add_caption,
+    at_least,
     fix_tick_size,
     styled_figure,
     styles_for,
@@ -358,9 +359,9 @@ def _scaling_legend(table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> list
 
 def _scaling_caption(table: pd.DataFrame) -> str:
     fewest = (table["usage_tokens"] / table["codebook_size"]).min()
-    images = sorted(table["validation_images"].unique())
+    images = sorted(map(int, table["validation_images"].unique()))
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    return f"usage in at least {fewest:.1f} training tokens per code; bits on {counted} validation images"
+    return f"usage in at least {at_least(fewest)} training tokens per code; bits on {counted} validation images"
 
 
 def _short(name: str, length: int) -> str:

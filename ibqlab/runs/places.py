@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ibqlab.runs.finding import locate
-
 PATHS = ("data.source", "data.validation_source", "tokenizer", "tokens", "start_from")
 """Settings that may hold a path."""
 
@@ -54,6 +52,8 @@ def spelt_as(settings: Mapping[str, Any], held: Mapping[str, Any], start: str) -
 
 def _target(key: str, text: str, start: str) -> str:
     """What a path leads to, links followed; all but images may be a name below the folder of all runs."""
+    from ibqlab.runs.finding import locate  # noqa: PLC0415 - it lists runs, which ask this module
+
     path = os.path.join(start, os.path.expanduser(text))
     is_name = not key.startswith("data.") and not os.path.exists(path)
     return os.path.realpath(locate(text) if is_name else path)
