@@ -158,8 +158,9 @@ def give_each_a_readable(
 ) -> dict[Split, Int64[np.ndarray, "N_split"]]:
     """A split in which training and validation have a readable image each: one is moved where a small part has none.
 
-    A part whose first image can be read stays as it is, so a whole data set costs two images. Of a part with more than
-    a hundred images no more are tried; what is wrong there shows when they are read.
+    A part whose first image can be read stays as it is, so a whole data set costs two images. Parts of more than a
+    hundred images stay as they are, too, and so do those of a set without any readable image: what is wrong there shows
+    when they are read.
 
     Args:
         listing: of the images.
@@ -168,7 +169,7 @@ def give_each_a_readable(
     Returns:
         The parts, or new ones in the same orders.
     Raises:
-        ValueError: there are no two readable images.
+        ValueError: there is only one readable image.
     """
     broken: dict[int, UnreadableName] = {}
 
@@ -185,13 +186,12 @@ def give_each_a_readable(
         # As in `split_by_name`, the image whose hash is nearest to the border between both changes sides.
         candidates = order_by_hash(listing, parts[other])[:: 1 if other == "train" else -1].tolist()
         readable = list(islice(filter(is_readable, candidates[:TRIED]), 2))
-        if len(readable) < 2 and len(candidates) > TRIED:
+        if not readable or (len(readable) < 2 and len(candidates) > TRIED):
             return parts
         if len(readable) < 2:
             raise ValueError(
                 f"training and validation need at least one readable image each; of the "
-                f"{len(part) + len(candidates):,} in {for_terminal(listing.where)} "
-                f"{'only one is' if readable else 'none is'}. Unreadable: "
+                f"{len(part) + len(candidates):,} in {for_terminal(listing.where)} only one is. Unreadable: "
                 f"{name_a_few(list(broken.values()))}. Replace these files or add images, or name a folder or shards "
                 "of their own in data.validation_source"
             )

@@ -157,9 +157,22 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
 def _origin(run: Run) -> dict[str, Any]:
     """What made the run, from its provenance."""
     facts = run.provenance
-    names = ("command", "started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
+    names = (
+        "command_line",
+        "command",
+        "started",
+        "ended",
+        "duration_s",
+        "commit",
+        "dirty",
+        "losses",
+        "versions",
+        "hardware",
+    )
     shown = {name: facts[name] for name in names if facts.get(name) is not None}
-    if isinstance(shown.get("command"), list):
+    if "command_line" in shown:
+        shown.pop("command", None)
+    elif isinstance(shown.get("command"), list):
         shown["command"] = " ".join(map(str, shown["command"]))
     return shown
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ibqlab.data.source import UnreadableName
+from ibqlab.data.source import ImageSource, UnreadableName
 from ibqlab.escaping import for_terminal
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.origin import utc_now
@@ -59,6 +59,16 @@ class UnreadableImagesOfRun(NamedTuple):
     """How many are unreadable."""
     images: int
     """How many there are, these included."""
+
+
+def require_readable(*sources: ImageSource) -> None:
+    """Refuse a source none of whose images can be read, before anything is written.
+
+    Raises:
+        UnreadableImages: its message names some, and says what to do.
+    """
+    for source in sources:
+        source.get(0, 0)
 
 
 def count_images(data: Mapping[str, Any]) -> int:

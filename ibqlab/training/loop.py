@@ -14,6 +14,7 @@ from ibqlab.progress import tell
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.runs import Run
 from ibqlab.training.config import TrainConfig
+from ibqlab.training.data_check import require_readable
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
@@ -107,6 +108,7 @@ class _Material(NamedTuple):
 def _prepare(config: TrainConfig) -> _Material:
     """Open the data and build the networks: all that can be wrong with either shows before anything is written."""
     training_data, validation_data = open_data(config.data, "train"), open_data(config.data, "validation")
+    require_readable(training_data, validation_data)
     models, origin = build_models(config)
     grid = models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)
     return _Material(training_data, validation_data, models, origin, grid)
