@@ -591,6 +591,10 @@ def test_the_command_line_of_provenance_can_be_pasted(somewhere, monkeypatch):
     ]
     assert facts["folder"] == somewhere.name and "secret" not in json.dumps(facts)
     assert facts["hardware"]["cores"] == os.cpu_count()
+    # In the run's own folder nothing is left out.
+    facts = provenance(private=True)
+    assert shlex.split(facts["command_line"])[-1] == "data.validation_source=/elsewhere/secret/val"
+    assert facts["started_in"] == str(Path.cwd())
     monkeypatch.setenv("IBQLAB_COMMAND", "ibqlab run explore_collapse preset=smoke")
     assert provenance()["command_line"] == "ibqlab run explore_collapse preset=smoke"
 

@@ -390,7 +390,7 @@ class TestTrainCommand:
             print(said[0], [text for text, _ in said[1:]])
         """
         folder = tmp_path / "mine"
-        ends = [f"2 steps → {folder}", f"finished: {folder}; look at it with: ibqlab show {folder}"]
+        ends = [f"finished: {folder}; look at it with: ibqlab show {folder}"]
         assert python(code, folder) == f"('ibqlab train builtin/smoke: loading …', False) {ends}\n"
         assert not (folder / "report.md").exists()
 

@@ -157,24 +157,12 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
 def _origin(run: Run) -> dict[str, Any]:
     """What made the run, from its provenance."""
     facts = run.provenance
-    names = (
-        "command_line",
-        "command",
-        "started",
-        "ended",
-        "duration_s",
-        "commit",
-        "dirty",
-        "losses",
-        "versions",
-        "hardware",
-    )
-    shown = {name: facts[name] for name in names if facts.get(name) is not None}
-    if "command_line" in shown:
-        shown.pop("command", None)
-    elif isinstance(shown.get("command"), list):
-        shown["command"] = " ".join(map(str, shown["command"]))
-    return shown
+    command = facts.get("command_line") or facts.get("command")
+    if isinstance(command, list):
+        command = " ".join(map(str, command))
+    names = ("started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
+    shown = {"command": command} | {name: facts.get(name) for name in names}
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _as_code(text: str) -> str:
