@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_in_one_line():
+                return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
             _say(str(error) or "Interrupted; the same command goes on where it stopped", err=True)
             return ctx.exit(130)
@@ -68,6 +70,24 @@ class _Commands(click.Group):
             message = str(error)
         _say(f"Error: {message}", err=True)
         return ctx.exit(2)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Inside the block the package's own warnings are a line each, without the place in the code that warns."""
+    package, before = os.path.dirname(os.path.abspath(__file__)), warnings.formatwarning
+
+    def format_warning(message: Any, category: type, filename: str, *place: Any, **more: Any) -> str:
+        ours = issubclass(category, UserWarning) and os.path.abspath(filename).startswith(package + os.sep)
+        return (
+            f"Warning: {for_terminal(message, None)}\n" if ours else before(message, category, filename, *place, **more)
+        )
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager
