@@ -449,7 +449,7 @@ def test_one_setting_decides_about_unreadable_images(tokenizer, tmp_path, capfd)
     assert (result.images, result["psnr"].images) == (4, 4)
     assert result["psnr"].reference.startswith("4 of 6 images of ")
     readable = reconstruct(tokenizer, images[[0, 1, 4, 5]], **settings)
-    assert result["psnr"].value == pytest.approx(readable["psnr"].value, rel=1e-12)
+    assert result["psnr"].value == pytest.approx(readable["psnr"].value, rel=1e-6)
     with pytest.raises(ValueError, match=r"readable with unreadable='stop'; 2\.png"):
         reconstruct(tokenizer, tmp_path, unreadable="stop", **settings)
     # The same in the images of a run, whose settings have the same name.

@@ -629,7 +629,7 @@ def test_validation_averages_over_the_readable_images_alone(tmp_path):
     (images / "torn.png").unlink()
     whole = validated(6)
     assert (result.images, result.broken) == (6, ["torn.png"])
-    assert result.psnr == pytest.approx(whole.psnr, rel=1e-12) and torch.equal(result.counts, whole.counts)
+    assert result.psnr == pytest.approx(whole.psnr, rel=1e-6) and torch.equal(result.counts, whole.counts)
     assert whole.broken == []
 
 
