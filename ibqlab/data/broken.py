@@ -21,7 +21,12 @@ class BrokenImages:
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self.names: list[str] = list(names)
+        self._names = dict.fromkeys(names)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in the order in which they turned up."""
+        return list(self._names)
 
     def add(self, names: Iterable[str]) -> None:
         """Note every name not seen before.
@@ -29,7 +34,8 @@ class BrokenImages:
         Args:
             names: file names as in `Batch.broken`, repetitions allowed.
         """
-        self.names += [name for name in dict.fromkeys(names) if name not in self.names]
+        for name in names:
+            self._names.setdefault(name)
 
     def report(self, images: int, become: str = LEFT_OUT) -> str | None:
         """One line as `describe_unreadable` has it; None if no file was unreadable.

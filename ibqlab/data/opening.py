@@ -55,7 +55,9 @@ def _open_listed(config: DataConfig, split: Split) -> ListedSource:
     if config.validation_source is None:
         parts = split_by_name(training, kept, config.validation_share)
         if config.unreadable == "skip":
-            parts = give_each_a_readable(training, parts, _open(config, "train", training, kept, training).read)
+            # Of one image, because opening all would take their fingerprint once more; any position can be read.
+            reader = _open(config, "train", training, kept[:1], training)
+            parts = give_each_a_readable(training, parts, reader.read)
         return _source(config, split, training, parts[split], training)
     if split == "train":
         return _source(config, split, training, kept, training)

@@ -138,3 +138,5 @@ def progress_bar(batches: Iterable[Numbered], images: ImageSet, label: str, show
         for batch in batches:
             yield batch
             bar.update(len(batch.images) * processes)
+        if images.broken:
+            bar.total = bar.n

@@ -417,7 +417,7 @@ class Trainer(ABC):
     def _save(self, step: int) -> None:
         """Write a checkpoint."""
         state = self.networks.state_dict() | self.kept() | {"seconds": self.seconds}
-        self.broken.names = names_of_all_processes(self.broken.names)
+        self.broken.add(names_of_all_processes(self.broken.names))
         if self.fabric.is_global_zero:
             self.run.save_checkpoint(step, state, every=self.config.record.checkpoint_every)
             self.run.write_provenance(
