@@ -15,6 +15,7 @@ from ibqlab.metrics.evaluation import (
     check_batch_size,
     check_count,
     open_extractor,
+    tell_unreadable,
     unreadable_remarks,
 )
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
