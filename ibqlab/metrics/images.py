@@ -170,8 +170,9 @@ class FileImages(SourceImages):
         positions = self.source.positions.tolist()
         names = [self.source.listing.names.name(position) for position in positions]
         hashes = [_hash_picture(self.source, position) for position in positions]
-        # Earlier versions put another image in the place of an unreadable one.
-        return content_key(names=names, files=hashes, resize=self.resize, crop=self.crop, unreadable="left out")
+        # What was kept with unreadable files left out must not spare "stop" from reading them.
+        rules = {"resize": self.resize, "crop": self.crop, "unreadable": self.source.unreadable}
+        return content_key(names=names, files=hashes, **rules)
 
 
 class BatchImages(ImageSet):
