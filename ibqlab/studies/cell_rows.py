@@ -22,7 +22,7 @@ from ibqlab.studies.sampling_runs import SampleRequest, sample_images
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import TrainConfig
 from ibqlab.training.counting import Kept, storages_of
-from ibqlab.training.trainer import reachable
+from ibqlab.training.data_check import reachable
 
 RECORDED = {
     "usage": "validation_usage",

@@ -1,12 +1,29 @@
-"""What a run notes of its images: whether they are still those that it began with, and which are unreadable."""
+"""A run's images: where they are found, whether they are still those that it began with, which are unreadable."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from ibqlab.config import parse, to_dict
 from ibqlab.data.source import ImageSource, UnreadableName
 from ibqlab.escaping import for_terminal
+from ibqlab.files import is_ordinary
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.origin import utc_now
+from ibqlab.runs.places import located
+from ibqlab.training.fitting import AnyConfig
+
+
+def reachable(config: AnyConfig, path: str | Path) -> AnyConfig:
+    """Settings whose paths lead where they led when the run in a folder was started; as they are for a new one.
+
+    Args:
+        config: the run's settings, typed in the current folder.
+        path: the run folder, which need not exist.
+    """
+    if not is_ordinary(Path(path) / "config.yaml"):
+        return config
+    return parse(type(config), located(to_dict(config), Run(path).started_in, typed_here=True))
 
 
 def compare_data(run: Run, data: Mapping[str, Any], accept: bool) -> dict[str, Any]:

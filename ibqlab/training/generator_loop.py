@@ -25,12 +25,13 @@ from ibqlab.progress import tell
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.runs import Run
+from ibqlab.training.data_check import reachable
 from ibqlab.training.evaluation import require_images
 from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, reachable, require_room, training_session
+from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, require_room, training_session
 
 
 def train_generator(

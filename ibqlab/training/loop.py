@@ -14,7 +14,7 @@ from ibqlab.progress import tell
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.runs import Run
 from ibqlab.training.config import TrainConfig
-from ibqlab.training.data_check import require_readable
+from ibqlab.training.data_check import reachable, require_readable
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
@@ -27,7 +27,6 @@ from ibqlab.training.trainer import (
     Watch,
     facts_of,
     finished_run,
-    reachable,
     require_room,
     training_session,
 )

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ibqlab.config import parse, to_dict
 from ibqlab.data import BrokenImages, ImageSource
 from ibqlab.data.broken import STAND_INS
 from ibqlab.devices import require_processes
@@ -22,10 +21,9 @@ from ibqlab.files import is_ordinary
 from ibqlab.progress import ProgressLine, in_notebook, notice, time_left
 from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
 from ibqlab.runs import Run, RunError, provenance
-from ibqlab.runs.places import located
 from ibqlab.runs.run import Checkpoint
 from ibqlab.training.data_check import compare_data, count_images, note_unreadable, unreadable_of
-from ibqlab.training.fitting import AnyConfig, require_fits
+from ibqlab.training.fitting import require_fits
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError, TrainingInterrupted
 from ibqlab.training.processes import StopSignals, launch
 
@@ -52,18 +50,6 @@ class Networks(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-
-
-def reachable(config: AnyConfig, path: str | Path) -> AnyConfig:
-    """Settings whose paths lead where they led when the run in a folder was started; as they are for a new one.
-
-    Args:
-        config: the run's settings, typed in the current folder.
-        path: the run folder, which need not exist.
-    """
-    if not is_ordinary(Path(path) / "config.yaml"):
-        return config
-    return parse(type(config), located(to_dict(config), Run(path).started_in, typed_here=True))
 
 
 def finished_run(path: str | Path, config: Any) -> Run | None:
