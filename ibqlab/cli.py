@@ -50,7 +50,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _warnings_as_lines():
+            with _warnings_in_one_line():
                 return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
             _say(str(error) or "Interrupted; the same command goes on where it stopped", err=True)
@@ -73,19 +73,21 @@ class _Commands(click.Group):
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Inside the block a warning is a line on the terminal, without the place in the code that it comes from."""
-    with warnings.catch_warnings():
-        shown_otherwise = warnings.showwarning
+def _warnings_in_one_line() -> Iterator[None]:
+    """Inside the block the package's own warnings are a line each, without the place in the code that warns."""
+    package, before = os.path.dirname(os.path.abspath(__file__)), warnings.formatwarning
 
-        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if category is UserWarning:
-                _say(f"Warning: {message}", err=True)
-            else:
-                shown_otherwise(message, category, *place, **more)
+    def format_warning(message: Any, category: type, filename: str, *place: Any, **more: Any) -> str:
+        ours = issubclass(category, UserWarning) and os.path.abspath(filename).startswith(package + os.sep)
+        return (
+            f"Warning: {for_terminal(message, None)}\n" if ours else before(message, category, filename, *place, **more)
+        )
 
-        warnings.showwarning = show
+    warnings.formatwarning = format_warning
+    try:
         yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager
@@ -193,8 +195,6 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
     config = recipe_config(recipe, assignments=settings)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
-    if first:
-        _say(f"{config.steps:,} steps → {folder}", err=True)
     try:
         with _sigterm_as_ctrl_c():
             done = kind(config, folder, accept_changed_data=accept_changed_data)
@@ -336,7 +336,7 @@ def _data_of(place: Path) -> dict[str, Any]:
     """The data settings of a run; none for a tokenizer that is no run."""
     from ibqlab.runs import Run  # noqa: PLC0415
 
-    return dict(Run(place).config.get("data", {})) if place.is_dir() else {}
+    return dict(Run(place).located_config.get("data", {})) if place.is_dir() else {}
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class ProgressLine:
     def __init__(self, shown: bool = True):
         self.shown = shown
         self.text = ""
-        self.in_notebook = shown and _in_notebook()
+        self.in_notebook = shown and in_notebook()
         self.rewritable = self.in_notebook or sys.stderr.isatty()
         self._due = 0.0
         self._written = ""
@@ -146,7 +146,12 @@ def counted(items: Iterable[T], label: str, unit: str, total: int | None = None,
             line.advance()
 
 
-def _in_notebook() -> bool:
+def notice(text: object) -> None:
+    """One line about the work, which stays on the screen."""
+    print(for_terminal(text, None), file=sys.stderr, flush=True)
+
+
+def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
@@ -200,7 +205,7 @@ def tell(**facts: str) -> None:
     """
     file = os.environ.get(FILE_VARIABLE)
     # A process that the kernel has started inherits the variable, but speaks for itself alone.
-    if not file or not _in_notebook():
+    if not file or not in_notebook():
         return
     _told.update(facts)
     part = f"{file}.part"

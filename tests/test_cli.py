@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from golden import golden_file
+from PIL import Image
 
 from ibqlab.cli import describe_metrics, main
 from ibqlab.runs import Run, provenance
@@ -641,6 +642,37 @@ def test_metrics_are_described_with_units_and_token_counts():
     ]
 
 
+# --- warnings ---
+
+
+def test_warnings_of_the_package_are_a_line_each(tmp_path):
+    for name in ("2", "10", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+    for name in ("2", "10"):
+        for number in range(4):
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "images" / name / f"{number}.png")
+    code = """if True:
+        import sys, warnings
+        from ibqlab import cli
+        from ibqlab.data import DataConfig, open_data
+
+        def loading(command):
+            open_data(DataConfig(source=sys.argv[1], image_size=16), "train")
+            warnings.warn("another's")
+
+        cli._say_loading = loading
+        cli.main(["train", "nothing"], standalone_mode=False)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "images")], capture_output=True, text=True, check=False
+    )
+    lines = done.stderr.splitlines()
+    told = [line for line in lines if line.startswith("Warning: ")]
+    assert len(told) == 2 and "hold no image" in told[0] and "numbered by their names as text" in told[1], done.stderr
+    assert not any("site-packages" in line or "classes.py" in line or "folder.py" in line for line in lines)
+    assert any("UserWarning: another's" in line for line in lines), done.stderr
+
+
 # --- provenance ---
 
 
@@ -660,6 +692,10 @@ def test_the_command_line_of_provenance_can_be_pasted(somewhere, monkeypatch):
     ]
     assert facts["folder"] == somewhere.name and "secret" not in json.dumps(facts)
     assert facts["hardware"]["cores"] == os.cpu_count()
+    # In the run's own folder nothing is left out.
+    facts = provenance(private=True)
+    assert shlex.split(facts["command_line"])[-1] == "data.validation_source=/elsewhere/secret/val"
+    assert facts["started_in"] == str(Path.cwd())
     monkeypatch.setenv("IBQLAB_COMMAND", "ibqlab run explore_collapse preset=smoke")
     assert provenance()["command_line"] == "ibqlab run explore_collapse preset=smoke"
 

@@ -18,7 +18,9 @@ from ibqlab.data import (
     PHOTOS,
     BrokenImages,
     DataConfig,
+    FolderSource,
     Sample,
+    first_images,
     open_data,
     resize_short_side,
     to_model_range,
@@ -32,6 +34,7 @@ from ibqlab.data.folder import list_folder
 from ibqlab.data.listing import exclude_names, pack_names
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
 from ibqlab.data.pictures import read_rgb
+from ibqlab.data.source import UnreadableName
 
 
 class Numbers:
@@ -575,49 +578,114 @@ def damage(folder, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_images_are_named_once_and_replaced(folder, workers):
+def test_broken_images_are_collected_once_and_replaced_in_training(folder, workers, recwarn):
     names = damage(folder, 2)
     source = open_data(folder_config(folder), "train")
     batches = train(source, 8, workers=workers)
     assert all(len(batch.images) == 4 for batch in batches)
     collector = BrokenImages()
-    with pytest.warns(UserWarning, match="unreadable image") as warned:
-        for batch in batches:
-            collector.add(batch.broken)
-    told = [str(w.message).partition("its place: ")[2] for w in warned]
-    assert sorted(text.partition(" (")[0] for text in told) == sorted(names)
-    assert all(re.search(r" \((image file is truncated|Truncated File Read|\S.*)\)$", text) for text in told)
-    assert collector.report().startswith("2 unreadable images were skipped: ")
-    assert all(name in collector.report() for name in names)
+    for batch in batches:
+        collector.add(batch.broken)
+    assert sorted(collector.names) == sorted(names)
+    told = collector.report(12)
+    assert told.startswith("2 of 12 images unreadable: ") and told.endswith("), left out")
+    assert all(name in told for name in names) and re.search(r" \((image file is truncated|Truncated|\S)", told)
+    assert not [w for w in recwarn if "unreadable" in str(w.message)]
 
 
-def test_the_next_readable_image_stands_in(folder):
+def test_the_seed_chooses_which_readable_image_stands_in(folder):
     names = damage(folder, 2)
     source = open_data(folder_config(folder), "train")
-    sample, next_one = source.get(0, 5), source.get(2, 5)
-    assert sample.broken == tuple(names)
-    assert torch.equal(sample.image, next_one.image)
-    assert sample.label == next_one.label
+    samples = [source.get(0, seed) for seed in range(40)]
+    assert all(sample.broken[0] == names[0] and set(sample.broken) <= set(names) for sample in samples)
+    assert torch.equal(source.get(0, 5).image, samples[5].image), "the same seed, the same image"
+    whole = [{tuple(source.get(index, seed).image[:, 0, 0].tolist()) for seed in range(40)} for index in range(2, 7)]
+    standing_in = {tuple(sample.image[:, 0, 0].tolist()) for sample in samples}
+    assert sum(bool(standing_in & pixels) for pixels in whole) >= 3, "not always the neighbour"
     assert source.get(len(source) - 1, 5).broken == ()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_unreadable_image_is_left_out_of_validation(folder, workers, batch_size):
+    source = open_data(folder_config(folder, validation_source=str(folder)), "validation")
+    order = names_of(source)
+    whole = next(iter(validation_batches(source, images=10, batch_size=10)))
+    (folder / order[2]).write_bytes(b"nothing")
+    source = open_data(folder_config(folder, validation_source=str(folder)), "validation")
+    batches = list(validation_batches(source, images=10, batch_size=batch_size, workers=workers))
+    kept = [0, 1, *range(3, 10)]
+    assert [number for batch in batches for number in batch.numbers] == kept
+    assert torch.equal(torch.cat([batch.images for batch in batches if len(batch.images)]), whole.images[kept])
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), whole.labels[kept])
+    assert [name for batch in batches for name in batch.broken] == [order[2]]
+    first = first_images(source, 3)
+    assert first.numbers == (0, 1, 3) and torch.equal(first.images, whole.images[[0, 1, 3]])
 
 
 def test_reports_of_broken_images():
     collector = BrokenImages()
-    assert collector.report() is None
-    with pytest.warns(UserWarning, match="unreadable"):
-        collector.add(["a.jpg", "a.jpg"])
-    assert collector.report() == "1 unreadable image was skipped: a.jpg"
-    with pytest.warns(UserWarning, match="unreadable"):
-        collector.add([f"{number}.jpg" for number in range(10)])
-    assert collector.report().startswith("11 unreadable images were skipped: a.jpg, 0.jpg")
-    assert collector.report().endswith("8.jpg, …")
+    assert collector.report(3) is None
+    collector.add(["a.jpg", "a.jpg"])
+    assert collector.report(3) == "1 of 3 images unreadable: a.jpg, left out"
+    collector.add([UnreadableName(f"{number}.jpg", "torn") for number in range(1200)])
+    assert collector.report(5000) == "1,201 of 5,000 images unreadable: a.jpg, 0.jpg, 1.jpg (torn), …, left out"
 
 
 def test_only_broken_images_is_an_error(folder):
     names = damage(folder, len(open_data(folder_config(folder), "train")))
-    source = open_data(folder_config(folder), "train")
-    with pytest.raises(ValueError, match=rf"all {len(names)} train images in .* fail, the last with: .+ Replace"):
+    held_out = names_of(open_data(folder_config(folder, unreadable="stop"), "validation"))
+    settings = {"validation_source": str(folder), "exclude": tuple(held_out)}
+    source = open_data(folder_config(folder, **settings), "train")
+    with pytest.raises(ValueError, match=rf"all {len(names)} train images in .* fail, .*They are \S+.*, …\. Replace"):
         source.get(0, 0)
+
+
+@pytest.mark.parametrize("broken", ["validation", "train"])
+def test_training_and_validation_have_a_readable_image_each_where_there_are_two(folder, broken):
+    config = folder_config(folder)
+    before = {split: open_data(config, split) for split in ("train", "validation")}
+    names = {split: names_of(source) for split, source in before.items()}
+    for name in names[broken]:
+        (folder / name).write_bytes(b"nothing")
+    after = {split: names_of(open_data(config, split)) for split in ("train", "validation")}
+    (moved,) = set(after[broken]) - set(names[broken])
+    other = "train" if broken == "validation" else "validation"
+    assert after[other] == [name for name in names[other] if name != moved]
+    batch = first_images(open_data(config, "validation"), 12)
+    assert len(batch.images) == (1 if broken == "validation" else len(names["validation"]) - 1)
+    assert len(train(open_data(config, "train"), 3)) == 3
+
+
+def test_a_split_whose_parts_can_be_read_stays_as_it_was(folder):
+    config = folder_config(folder)
+    before = {split: open_data(config, split).fingerprint for split in ("train", "validation")}
+    strict = {split: open_data(replace(config, unreadable="stop"), split).fingerprint for split in before}
+    assert before == strict
+    order = names_of(open_data(config, "validation"))
+    content = (folder / order[0]).read_bytes()
+    (folder / order[0]).write_bytes(bytes(len(content)))
+    assert {split: open_data(config, split).fingerprint for split in before} == before
+
+
+def test_a_folder_with_one_readable_image_is_refused_with_the_others_names(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number}.png", (16, 16))
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"nothing")
+    says = r"one readable image each; of the 3 in .* only one is\. Unreadable: \d\.png, \d\.png \(.*validation_source"
+    with pytest.raises(ValueError, match=says):
+        open_data(folder_config(tmp_path), "train")
+
+
+def test_large_parts_are_not_searched_for_readable_images(tmp_path, monkeypatch):
+    for number in range(400):
+        (tmp_path / f"{number:03}.png").touch()
+    tried = []
+    read = FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", lambda self, position: tried.append(position) or read(self, position))
+    assert len(open_data(folder_config(tmp_path), "train")) > 200
+    assert not tried
 
 
 def test_bad_folders_are_refused(tmp_path):
@@ -699,7 +767,7 @@ def test_what_is_no_ordinary_file_turns_out_unreadable_with_the_reason(tmp_path)
     (tmp_path / "c.png").symlink_to("/dev/zero")
     (tmp_path / "d.png").symlink_to(tmp_path / "nowhere")
     source = open_data(folder_config(tmp_path, validation_source=str(tmp_path)), "train")
-    broken = source.get(0, 0).broken
+    broken = [source.get(index, 0).broken[0] for index in range(4)]
     assert [(name, name.reason.partition(";")[0]) for name in broken] == [
         ("a.png", "is a pipe"),
         ("b.png", "a link that leads back to itself"),
@@ -852,8 +920,8 @@ def test_stopping_at_an_unreadable_image_names_it_and_the_setting(folder, worker
 def test_reasons_of_unreadable_images_are_told(folder):
     damage(folder, 1)
     (batch,) = validation_batches(open_data(folder_config(folder), "train"), images=4, batch_size=4, workers=1)
-    with pytest.warns(UserWarning, match=r"another one takes its place: \S+ \(\S.+\)$"):
-        BrokenImages().add(batch.broken)
+    ((name,),) = [batch.broken]
+    assert len(batch.images) == 3 and name.reason
 
 
 def test_a_thousand_unreadable_images_in_a_row_are_enough(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from golden import golden, golden_file
+from PIL import Image
 
-from ibqlab.data import Batch
+from ibqlab.cli import main
+from ibqlab.data import Batch, DataConfig
+from ibqlab.data.token_writing import write_tokens
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run, RunError
 from ibqlab.training import (
@@ -387,6 +392,57 @@ def flat(settings, prefix=""):
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}={value}"
+
+
+def picture_folder(folder, count):
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["images", "tokens"])
+@pytest.mark.parametrize("door", ["Python", "command"])
+def test_changed_images_are_continued_with_on_request(tmp_path, tokenizer, stored, door):
+    images = picture_folder(tmp_path / "images", 12)
+    settings = {"data__source": str(images)}
+
+    def write_store(count):
+        data = DataConfig(source=str(picture_folder(images, count)), image_size=8)
+        shutil.rmtree(tmp_path / "tokens", ignore_errors=True)
+        write_tokens(load_tokenizer(tokenizer, "raw").float(), data, tmp_path / "tokens", progress=False)
+
+    if stored:
+        write_store(12)
+        settings["tokens"] = str(tmp_path / "tokens")
+    config = tiny(tokenizer, **settings)
+
+    def watch(row):
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted):
+        trained(tmp_path / "run", config, watch=watch)
+    before = Run(tmp_path / "run").provenance["data"]
+    if stored:
+        write_store(14)
+    else:
+        picture_folder(images, 14)
+    with pytest.raises(RunError, match=r"images are not those .*--accept-changed-data"):
+        trained(tmp_path / "run", config)
+    assert Run(tmp_path / "run").step == 4
+    if door == "Python":
+        trained(tmp_path / "run", config, accept_changed_data=True)
+    else:
+        words = [str(tmp_path / "run" / "config.yaml"), "--no-report", "--output", str(tmp_path / "run")]
+        done = CliRunner().invoke(main, ["train", *words, "--accept-changed-data"])
+        assert done.exit_code == 0, done.output
+    run = Run(tmp_path / "run")
+    (noted,) = run.provenance["data_changes"]
+    assert run.status == "finished" and noted["after_step"] == 4 and noted["before"] == before
+    now = run.provenance["data"]
+    assert sum(now[split]["images"] for split in ("train", "validation")) == 14
 
 
 def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, tokenizer):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -433,17 +434,22 @@ def test_folders_of_mixed_sizes_or_with_damage_are_refused(tokenizer, folder, tm
         reconstruct(tokenizer, tmp_path, protocol="open-magvit2", metrics="psnr")
 
 
-def test_one_setting_decides_about_unreadable_images(tokenizer, tmp_path):
+def test_one_setting_decides_about_unreadable_images(tokenizer, tmp_path, capfd):
     images = digit_batch(6)
     for number, picture in enumerate(images):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
     os.truncate(tmp_path / "2.png", 60)
     os.truncate(tmp_path / "3.png", 60)
     settings = {"metrics": "psnr", "protocol": dataclasses.replace(SMALL, name="as-stored")}
-    with pytest.warns(UserWarning, match=r"unreadable image skipped, .*: 2\.png \(\S.*\)"):
-        result = reconstruct(tokenizer, tmp_path, **settings)
-    assert "2 unreadable files replaced by others" in result["psnr"].remarks
-    assert torch.equal(result.originals, images[[0, 1, 4, 4, 4, 5]])
+    result = reconstruct(tokenizer, tmp_path, **settings)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"2 of 6 images unreadable: 2\.png, 3\.png \(\S.*\), left out", line)
+    assert "2 unreadable files left out" in result["psnr"].remarks
+    assert torch.equal(result.originals, images[[0, 1, 4, 5]])
+    assert (result.images, result["psnr"].images) == (4, 4)
+    assert result["psnr"].reference.startswith("4 of 6 images of ")
+    readable = reconstruct(tokenizer, images[[0, 1, 4, 5]], **settings)
+    assert result["psnr"].value == pytest.approx(readable["psnr"].value, rel=1e-6)
     with pytest.raises(ValueError, match=r"readable with unreadable='stop'; 2\.png"):
         reconstruct(tokenizer, tmp_path, unreadable="stop", **settings)
     # The same in the images of a run, whose settings have the same name.
@@ -451,24 +457,27 @@ def test_one_setting_decides_about_unreadable_images(tokenizer, tmp_path):
         data = DataConfig(source=str(tmp_path), validation_source=str(tmp_path), image_size=16, unreadable=unreadable)
         source = open_data(data, "validation")
         if unreadable == "skip":
-            with pytest.warns(UserWarning, match="unreadable image skipped"):
-                assert (
-                    "2 unreadable files replaced by others"
-                    in reconstruct(tokenizer, source, **settings)["psnr"].remarks
-                )
+            again = reconstruct(tokenizer, source, **settings)
+            assert "2 unreadable files left out" in again["psnr"].remarks and again.images == 4
+            assert capfd.readouterr().err.count("2 of 6 images unreadable") == 1
         else:
             with pytest.raises(ValueError, match=r"'stop'; [23]\.png .*data\.unreadable=skip"):
                 reconstruct(tokenizer, source, **settings)
 
 
-def test_unreadable_samples_and_references_are_counted(tmp_path):
+def test_unreadable_samples_and_references_are_counted(tmp_path, capfd):
     images = digit_batch(30)
     for number, picture in enumerate(images):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number:02}.png")
     os.truncate(tmp_path / "07.png", 60)
-    with pytest.warns(UserWarning, match="unreadable image skipped"):
-        result = generate(tmp_path, images, metrics="fid")
-    assert "1 unreadable file replaced by others" in result["fid"].remarks
+    result = generate(tmp_path, images, metrics="fid")
+    assert "1 of 30 images unreadable: 07.png (" in capfd.readouterr().err
+    assert "1 unreadable file left out" in result["fid"].remarks and result.images == 29
+    # Of a reference whose features are kept from the first time, too.
+    for _ in range(2):
+        result = generate(images, tmp_path, metrics="fid")
+        assert "1 unreadable file left out" in result["fid"].remarks
+        assert result["fid"].reference.startswith("29 of 30 images of ")
     with pytest.raises(ValueError, match=r"07\.png"):
         generate(images, tmp_path, metrics="fid", unreadable="stop")
 

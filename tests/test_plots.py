@@ -46,6 +46,7 @@ from ibqlab.plots.style import (
     START_LINES,
     VALIDATION_LOOK,
     add_caption,
+    at_least,
     even_columns,
     mark_too_short,
     styled_figure,
@@ -803,6 +804,11 @@ def test_token_scaling_shows_numberings_side_by_side():
     _assert_readable(figure)
 
 
+@pytest.mark.parametrize(("ratio", "text"), [(10.0, "10"), (12.9, "12"), (1234.5, "1,234"), (0.4, "0.4"), (1.0, "1")])
+def test_tokens_per_code_are_told_as_whole_numbers(ratio, text):
+    assert at_least(ratio) == text
+
+
 def test_token_scaling_says_nothing_of_numberings_it_does_not_have():
     figure = plot_token_scaling(token_scaling_table({"IBQ": _token_report()}))
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -834,7 +840,10 @@ def test_dimensions_have_looks_and_places_of_their_own():
     runs = _scaling(seeds=1)
     numbers = {f"validation_{name}_{part}": 0.5 for name in ("usage", "psnr") for part in ("mean", "min", "max")}
     table = scaling_table(runs.assign(**numbers, validation_tokens=10_240, seeds=1, steps=300))
-    lines = [container[0] for container in plot_scaling(table).axes[0].containers]
+    figure = plot_scaling(table)
+    # 10,240 tokens for 4,096 codes are two and a half each.
+    assert figure.get_supxlabel().endswith("300 steps, 1 seed, at least 2 validation tokens per code")
+    lines = [container[0] for container in figure.axes[0].containers]
     assert len({(line.get_color(), line.get_markerfacecolor()) for line in lines}) == 4
     assert len({line.get_xdata()[0] for line in lines}) == 2, "dimensions stand beside each other"
     assert sorted(bool(line._unscaled_dash_pattern[1]) for line in lines) == [False, False, True, True], "U is dashed"

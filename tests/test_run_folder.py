@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ibqlab.cli import main
 from ibqlab.config import to_dict
+from ibqlab.data.tokens import TokenStore
 from ibqlab.files import temporary_beside
 from ibqlab.plots.style import save_figure
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
@@ -302,12 +305,12 @@ LONG = ("steps=400", "record.log_every=1", "record.validate_every=400", "record.
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)],
-    ids=["Ctrl-C", "SIGTERM"],
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to all"],
 )
 def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "ibqlab", "train", "builtin/smoke", *LONG, "data.workers=1"]
+    command = [sys.executable, "-m", "ibqlab", "train", "builtin/smoke", *LONG, "data.workers=2"]
     with subprocess.Popen(
         [*command, "--output", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     ) as child:
@@ -321,6 +324,7 @@ def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number)
     assert run.status == "stopped", output
     assert 5 <= run.step < 400 and run.step == run.metrics["step"].iloc[-1]
     assert child.returncode == 130, output
+    assert "Traceback" not in output and "DataLoader" not in output
     if number == signal.SIGTERM:
         assert f"stopped at step {run.step} of 400, everything is saved; go on with the same command" in output
     Run.start(folder, run.config, claim=True).release()
@@ -628,6 +632,85 @@ def test_images_that_have_moved_are_the_same(tmp_path):
     run = trained(tmp_path / "run", config)
     assert run.status == "finished" and "data_changes" not in run.provenance
     assert run.provenance["data"]["train"]["classes"] == ["a", "b"]
+
+
+def test_the_command_line_accepts_changed_images_on_request(tmp_path):
+    images = picture_folder(tmp_path / "images")
+    stopped(tmp_path / "run", smoke(data__source=str(images)), 8)
+    (images / "a" / "0.png").unlink()
+    command = ["train", str(tmp_path / "run" / "config.yaml"), "--no-report", "--output", str(tmp_path / "run")]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 2 and "--accept-changed-data" in refused.stderr
+    done = CliRunner().invoke(main, [*command, "--accept-changed-data"])
+    assert done.exit_code == 0, done.output
+    run = Run(tmp_path / "run")
+    (noted,) = run.provenance["data_changes"]
+    assert run.status == "finished" and noted["after_step"] == 8
+    assert noted["before"]["train"]["images"] + noted["before"]["validation"]["images"] == 20
+    assert run.provenance["data"]["train"]["images"] + run.provenance["data"]["validation"]["images"] == 19
+
+
+@pytest.mark.parametrize("spelling", ["relative", "absolute", "home", "link"])
+def test_a_folder_of_images_may_be_spelt_in_any_way(tmp_path, monkeypatch, spelling, whole):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    images = picture_folder(home / "images")
+    elsewhere.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    run = stopped(tmp_path / "run", smoke(data__source="images"), 8)
+    config_hash, text = run.config_hash, (run.path / "config.yaml").read_bytes()
+    assert run.provenance["started_in"] == str(home)
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "link").symlink_to(images)
+    spelt = {"relative": "../home/images", "absolute": str(images), "home": "~/images", "link": "link"}[spelling]
+    run = trained(tmp_path / "run", smoke(data__source=spelt))
+    assert run.status == "finished" and run.config_hash == config_hash
+    assert (run.path / "config.yaml").read_bytes() == text
+    assert "data_changes" not in run.provenance
+    longer = trained(tmp_path / "run", smoke(data__source=spelt, steps=16))
+    assert longer.config["data"]["source"] == "images" and longer.config["steps"] == 16
+
+
+def test_a_run_is_used_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    images = picture_folder(tmp_path / "home" / "images")
+    monkeypatch.chdir(tmp_path / "home")
+    stopped(tmp_path / "run", smoke(data__source="images"), 8)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = Run(tmp_path / "run")
+    assert run.located_config["data"]["source"] == str(images)
+    assert run.config["data"]["source"] == "images"
+    words = shlex.split(run.continue_command())[1:]
+    done = CliRunner().invoke(main, [*words, "--no-report"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, ["tokenize", str(run.path), "--output", str(tmp_path / "tokens")])
+    assert done.exit_code == 0, done.output
+    monkeypatch.chdir(tmp_path / "home")
+    again = CliRunner().invoke(main, ["tokenize", str(run.path), "--output", str(tmp_path / "tokens")])
+    assert again.exit_code == 0, again.output
+    assert TokenStore(tmp_path / "tokens").manifest.data.source == str(images)
+    assert run.located_config["data"]["source"] == "images"
+
+
+def test_another_folder_of_the_same_name_is_not_taken_for_the_runs(tmp_path, monkeypatch):
+    for place, classes in (("home", ("a", "b")), ("elsewhere", ("c", "d"))):
+        picture_folder(tmp_path / place / "images", classes)
+    monkeypatch.chdir(tmp_path / "home")
+    stopped(tmp_path / "run", smoke(data__source="images"), 8)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"the images are not those.*gone: a, b; new: c, d"):
+        trained(tmp_path / "run", smoke(data__source="images"))
+    assert Run(tmp_path / "run").located_config["data"]["source"] == str(tmp_path / "home" / "images")
+
+
+def test_built_in_images_are_no_folder_of_that_name(tmp_path, monkeypatch):
+    picture_folder(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    run = stopped(tmp_path / "run", smoke(), 8)
+    assert run.config["data"]["source"] == "photos" and run.located_config == run.config
+    with pytest.raises(RunError, match=r"data\.source: photos → \./photos"):
+        trained(tmp_path / "run", smoke(data__source="./photos"))
 
 
 # --- other settings ---

@@ -119,12 +119,29 @@ def test_crops_and_mirror_images_are_views(tmp_path, tokenizer, pictures):
     assert list(found.manifest.classes) == source.classes
 
 
-def test_unreadable_images_are_named(tmp_path, tokenizer, pictures):
+def test_unreadable_images_are_named_and_left_out(tmp_path, tokenizer, pictures):
     bad = tmp_path / "pictures" / "class0" / "2.png"
     bad.write_bytes(b"no picture")
     found = write_tokens(tokenizer, pictures, tmp_path / "store", progress=False)
     named = (*found.manifest.train.broken, *found.manifest.validation.broken)
     assert len(named) == 1 and named[0].endswith("2.png")
+    sizes = {split: len(open_data(pictures, split)) for split in ("train", "validation")}
+    here = {split: len(found.split(split)) for split in sizes}
+    assert sum(here.values()) == sum(sizes.values()) - 1
+    assert (found.manifest.train.images, found.manifest.validation.images) == (here["train"], here["validation"])
+    assert f"1 of {sum(sizes.values())} images unreadable: class0/2.png, left out" in found.describe()
+
+
+@pytest.mark.parametrize("crops", [1, 2])
+def test_tokens_of_the_readable_images_are_what_they_are_without_the_others(tmp_path, tokenizer, pictures, crops):
+    settings = TokenSettings(crops=crops)
+    whole = write_tokens(tokenizer, pictures, tmp_path / "whole", settings, progress=False).split("train")
+    source = open_data(pictures, "train")
+    place = 2
+    (tmp_path / "pictures" / source.name(place)).write_bytes(b"nothing")
+    found = write_tokens(tokenizer, pictures, tmp_path / "store", settings, progress=False).split("train")
+    assert np.array_equal(found.indices, np.delete(whole.indices, place, axis=0))
+    assert np.array_equal(found.labels, np.delete(whole.labels, place))
 
 
 # --- interrupted, shared out, done before ---

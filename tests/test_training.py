@@ -26,6 +26,7 @@ from ibqlab.data import DataConfig, open_data, to_model_range, to_uint8, validat
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers import Quantizer, nearest_code
 from ibqlab.runs import Run, RunError
+from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
 from ibqlab.training.evaluation import probe_usage, validate
 from ibqlab.training.models import build_models
@@ -593,19 +594,82 @@ def test_an_empty_folder_is_refused_first(tmp_path):
     assert list(tmp_path.iterdir()) == [empty]
 
 
-def test_broken_images_are_named_and_counted_in_both_splits(tmp_path):
+def test_broken_images_are_told_in_one_line_and_left_out_of_validation(tmp_path, capfd, recwarn):
     training = picture_folder(tmp_path / "training", 6)
     held_out = picture_folder(tmp_path / "held_out", 4)
     (training / "torn.png").write_bytes((training / "1.png").read_bytes()[:300])
     (held_out / "empty.png").touch()
     config = smoke(data__source=str(training), data__validation_source=str(held_out), steps=4)
-    with pytest.warns(UserWarning) as caught:
-        run = trained(tmp_path / "run", config)
-    messages = [str(warning.message) for warning in caught]
-    assert "2 unreadable images were skipped: empty.png, torn.png" in messages
-    assert sum("torn.png" in message for message in messages) == 2
+    run = trained(tmp_path / "run", config)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "unreadable" in line]
+    assert line.startswith("2 of 12 images unreadable: empty.png (its content is none of ")
+    assert re.search(r", torn\.png \(\S.*\), left out; in training others stand in for them$", line)
+    assert not [w for w in recwarn if "unreadable" in str(w.message)]
     assert run.status == "finished"
-    assert run.metrics["validation_images"].dropna().eq(5).all()
+    assert run.metrics["validation_images"].dropna().eq(4).all()
+    assert run.metrics["validation_tokens"].dropna().eq(4 * 64).all()
+    assert run.provenance["unreadable"]["count"] == 2 and run.provenance["unreadable"]["images"] == 12
+    write_run_report(run)
+    report = (run.path / "report.md").read_text(encoding="utf-8")
+    assert "2 of 12 images unreadable: empty.png (its content is none of " in report
+
+
+def test_validation_averages_over_the_readable_images_alone(tmp_path):
+    images = picture_folder(tmp_path / "images", 6)
+    names = sorted(file.name for file in images.iterdir())
+    config = smoke(data__source=str(images), data__validation_source=str(images))
+    tokenizer = build_models(config)[0].tokenizer
+
+    def validated(count):
+        batches = validation_batches(open_data(config.data, "validation"), images=count, batch_size=2)
+        return validate(tokenizer, batches, torch.device("cpu"))
+
+    (images / "torn.png").write_bytes((images / names[0]).read_bytes()[:300])
+    result = validated(7)
+    (images / "torn.png").unlink()
+    whole = validated(6)
+    assert (result.images, result.broken) == (6, ["torn.png"])
+    assert result.psnr == pytest.approx(whole.psnr, rel=1e-6) and torch.equal(result.counts, whole.counts)
+    assert whole.broken == []
+
+
+def test_a_resumed_run_still_tells_of_what_was_unreadable_before(tmp_path, capfd):
+    images = picture_folder(tmp_path / "images", 6)
+    (images / "torn.png").write_bytes((images / "1.png").read_bytes()[:300])
+    config = smoke(data__source=str(images), data__validation_source=str(picture_folder(tmp_path / "held_out", 4)))
+
+    def watch(row):
+        if row["step"] == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted):
+        trained(tmp_path / "run", config, watch=watch)
+    assert "1 of 11 images unreadable: torn.png" in capfd.readouterr().err
+    trained(tmp_path / "run", config)
+    assert capfd.readouterr().err.count("1 of 11 images unreadable: torn.png") == 1
+
+
+def test_two_good_images_and_a_broken_one_are_trained_on(tmp_path):
+    for number in range(40):
+        images = picture_folder(tmp_path / f"images{number}", 2)
+        (images / f"broken{number}.png").write_bytes(b"nothing")
+        if open_data(DataConfig(source=str(images), unreadable="stop"), "validation").name(0).startswith("broken"):
+            break
+    else:
+        raise AssertionError("in none of the folders the broken image was chosen for validation")
+    run = trained(tmp_path / "run", smoke(data__source=str(images), steps=4))
+    assert run.status == "finished"
+    assert run.metrics["validation_images"].dropna().eq(1).all()
+
+
+def test_images_none_of_which_can_be_read_are_refused_before_a_folder_is_made(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(5):
+        (images / f"{number}.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"one image must be readable; .*They are \d\.png, .*Replace the files"):
+        trained(tmp_path / "run", smoke(data__source=str(images)))
+    assert list(tmp_path.iterdir()) == [images]
 
 
 def test_impossible_settings_never_reach_the_loop():

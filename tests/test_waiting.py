@@ -471,7 +471,7 @@ class TestTrainCommand:
             print(said[0], [text for text, _ in said[1:]])
         """
         folder = tmp_path / "mine"
-        ends = [f"2 steps → {folder}", f"finished: {folder}; look at it with: ibqlab show {folder}"]
+        ends = [f"finished: {folder}; look at it with: ibqlab show {folder}"]
         assert python(code, folder) == f"('ibqlab train builtin/smoke: loading …', False) {ends}\n"
         assert not (folder / "report.md").exists()
 
@@ -479,6 +479,7 @@ class TestTrainCommand:
         folder = tmp_path / "mine"
         result = CliRunner().invoke(main, ["train", "builtin/smoke", "--output", str(folder)])
         assert result.exit_code == 0, result.output
+        assert result.stderr.splitlines()[1] == f"12 steps → {folder}"
         lines = result.stdout.splitlines()
         assert lines[1:3] == [f"figures: {folder / 'figures'}", f"report: {folder / 'report.html'}"]
         assert re.fullmatch(
@@ -486,6 +487,19 @@ class TestTrainCommand:
             r"\(12 steps: too short to mean anything\)",
             lines[3],
         )
+
+    @pytest.mark.parametrize("source", ["nowhere", "empty", "broken"])
+    def test_images_that_are_not_there_are_told_before_anything_else(self, tmp_path, source):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "broken").mkdir()
+        for number in range(3):
+            (tmp_path / "broken" / f"{number}.png").write_bytes(b"nothing")
+        words = ["train", "builtin/smoke", f"data.source={tmp_path / source}", "--output", str(tmp_path / "run")]
+        result = CliRunner().invoke(main, words)
+        first, second = result.stderr.splitlines()
+        assert (result.exit_code, first) == (2, "ibqlab train builtin/smoke: loading …")
+        assert second.startswith("Error: ") and str(tmp_path / source) in second
+        assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
     def test_stopping_saves_draws_and_says_how_to_go_on(self, name, tmp_path):

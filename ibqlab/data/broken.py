@@ -1,42 +1,77 @@
-"""Unreadable files: each is named once while it happens, with the reason, and all are counted at the end."""
+"""Unreadable files: collected while they turn up, told in one line with the reasons at the end."""
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ibqlab.escaping import for_terminal
 
-SHOWN = 10
+SHOWN = 3
+"""So many names are told."""
+LEFT_OUT = "left out"
+STAND_INS = "left out; in training others stand in for them"
+"""What becomes of the unreadable images of a run."""
 
 
 class BrokenImages:
-    """Collects the names of unreadable files that `Batch.broken` carries from the loader processes.
+    """The names of unreadable files that `Batch.broken` carries from the loader processes, each once.
 
     It lives in the training process, so that a file is named once and not once per loader process and epoch.
+
+    Args:
+        names: of files that are known already.
     """
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = dict.fromkeys(names)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, in the order in which they turned up."""
+        return list(self._names)
 
     def add(self, names: Iterable[str]) -> None:
-        """Warn about every name not seen before, and say why it cannot be read.
+        """Note every name not seen before.
 
         Args:
             names: file names as in `Batch.broken`, repetitions allowed.
         """
         for name in names:
-            if name not in self.names:
-                self.names.append(name)
-                reason = getattr(name, "reason", "")
-                warnings.warn(
-                    f"unreadable image skipped, another one takes its place: {for_terminal(name)}"
-                    + (f" ({for_terminal(reason)})" if reason else ""),
-                    stacklevel=2,
-                )
+            self._names.setdefault(name)
 
-    def report(self) -> str | None:
-        """One line for the end of a run: how many files were skipped and the first ten names; None if none was."""
-        if not self.names:
-            return None
-        count = len(self.names)
-        shown = ", ".join(map(for_terminal, self.names[:SHOWN])) + (", …" if count > SHOWN else "")
-        return f"{count} unreadable {'image was' if count == 1 else 'images were'} skipped: {shown}"
+    def report(self, images: int, become: str = LEFT_OUT) -> str | None:
+        """One line as `describe_unreadable` has it; None if no file was unreadable.
+
+        Args:
+            images: how many there are, these included.
+            become: what is done with them.
+        """
+        return describe_unreadable(self.names, images, become=become) if self.names else None
+
+
+def describe_unreadable(
+    names: Sequence[str],
+    images: int,
+    count: int | None = None,
+    become: str = LEFT_OUT,
+    escape: Callable[[object], str] = for_terminal,
+) -> str:
+    """How many images are unreadable, the first three names with the reasons, and what becomes of them.
+
+    Args:
+        names: at least one; `UnreadableName` where the reason is known.
+        images: how many there are, these included.
+        count: how many are unreadable; None: as many as there are names.
+        become: what is done with them.
+        escape: makes a name harmless where the line is shown.
+    """
+    count = len(names) if count is None else count
+    return f"{count:,} of {images:,} images unreadable: {name_a_few(names, count, escape)}, {become}"
+
+
+def name_a_few(names: Sequence[str], count: int | None = None, escape: Callable[[object], str] = for_terminal) -> str:
+    """The first three names, with each reason once where it is known; arguments as in `describe_unreadable`."""
+    by_reason: dict[str, list[str]] = {}
+    for name in names[:SHOWN]:
+        by_reason.setdefault(getattr(name, "reason", ""), []).append(escape(name))
+    shown = [", ".join(group) + (f" ({escape(why)})" if why else "") for why, group in by_reason.items()]
+    count = len(names) if count is None else count
+    return ", ".join(shown + ["…"] * (count > SHOWN))

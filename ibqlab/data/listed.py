@@ -1,6 +1,8 @@
-"""From a listing to samples: decode, resize, crop, mirror; an unreadable image gives its place to the next one."""
+"""From a listing to samples: decode, resize, crop, mirror; another image stands in for an unreadable one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from jaxtyping import Int32, Int64, UInt8
 from PIL import Image
 
+from ibqlab.data.broken import name_a_few
 from ibqlab.data.listing import Listing, fingerprint, printable
 from ibqlab.data.pictures import UnreadablePicture, read_rgb
 from ibqlab.data.resizing import centre_offset, check_shape, load_opencv, resize_short_side
@@ -29,9 +32,9 @@ class ListedSource(ABC):
 
     Training: random crop, and a flip in half of the cases. Validation: centre crop. Everything becomes RGB:
     transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first picture counts. The EXIF
-    orientation is ignored, as in the published loaders. An unreadable image is replaced by the next readable one in
-    order, and `Sample.broken` names it with the reason; with unreadable="stop" it is an error. A strip more than 100
-    times as long as wide counts as unreadable. A subclass says where an image lies.
+    orientation is ignored, as in the published loaders. For an unreadable image another one of the split stands in,
+    which the seed chooses, and `Sample.broken` names the unreadable one with the reason; with unreadable="stop" it is
+    an error. A strip more than 100 times as long as wide counts as unreadable. A subclass says where an image lies.
 
     Args:
         listing: all images of the place.
@@ -82,37 +85,52 @@ class ListedSource(ABC):
         return printable(self.listing.names.name(self.positions[index]))
 
     def get(self, index: int, seed: int) -> Sample:
-        """The image `index`, 0 to len − 1, or the next readable one; crop and flip come from `seed` (training only).
+        """The image `index`, 0 to len − 1, or one that stands in for it; the seed decides on crop and flip (training).
 
         Raises:
             UnreadableImages: no image of this split can be read, or a thousand in a row cannot; with
                 unreadable="stop", this one cannot.
         """
         broken: list[UnreadableName] = []
-        for attempt in range(min(len(self), UNREADABLE_IN_A_ROW)):
-            place = (index + attempt) % len(self)
-            try:
-                picture = self._read(self.positions[place])
-            except (OSError, ValueError) as error:
-                reason = error.reason if isinstance(error, UnreadablePicture) else str(error)
-                broken.append(UnreadableName(self.name(place), reason))
-                if self.unreadable == "stop":
-                    break
-                continue
-            return Sample(torch.from_numpy(self._crop(picture, seed)), int(self.labels[place]), tuple(broken))
+        for place in self._places(index, seed):
+            picture = self.read(self.positions[place])
+            if not isinstance(picture, UnreadableName):
+                return Sample(torch.from_numpy(self._crop(picture, seed)), int(self.labels[place]), tuple(broken))
+            broken.append(picture)
         raise self._error(broken)
+
+    def read(self, position: int) -> Image.Image | UnreadableName:
+        """The image at a position of the listing, as RGB; its name and the reason where it cannot be read."""
+        try:
+            picture = read_rgb(self.file(position), self.listing.names.name(position))
+            if self.resize != AS_STORED:
+                check_shape(*picture.size, self.image_size)
+        except (OSError, ValueError) as error:
+            reason = error.reason if isinstance(error, UnreadablePicture) else str(error)
+            return UnreadableName(printable(self.listing.names.name(position)), reason)
+        return picture
+
+    def _places(self, index: int, seed: int) -> Iterator[int]:
+        """The image asked for, then those that may stand in for it: in order, from a place that the seed chooses."""
+        yield index
+        if self.unreadable == "stop":
+            return
+        # Not its neighbour, which would be trained on twice in every epoch.
+        first = int(np.random.default_rng((seed, index)).integers(len(self)))
+        others = ((first + step) % len(self) for step in range(len(self)) if (first + step) % len(self) != index)
+        yield from islice(others, UNREADABLE_IN_A_ROW - 1)
 
     def _error(self, broken: list[UnreadableName]) -> UnreadableImages:
         where, last = for_terminal(self.listing.where), broken[-1]
         if self.unreadable == "stop":
             return UnreadableImages(
                 f"every image must be readable with unreadable='stop'; {for_terminal(last)} in {where} is not: "
-                f"{last.reason}. Repair or remove it, or set data.unreadable=skip to have another one take its place"
+                f"{last.reason}. Repair or remove it, or set data.unreadable=skip to leave it out"
             )
         all_of_them = f"all {len(self)}" if len(broken) == len(self) else f"{len(broken):,} in a row of the"
         return UnreadableImages(
             f"at least one image must be readable; {all_of_them} {self.split} images in {where} fail, the last with: "
-            f"{last.reason}. Replace the files or name another source."
+            f"{last.reason}. They are {name_a_few(broken)}. Replace the files or name another source."
         )
 
     @abstractmethod
@@ -122,13 +140,6 @@ class ListedSource(ABC):
         Raises:
             OSError, ValueError: it cannot be read.
         """
-
-    def _read(self, position: int) -> Image.Image:
-        """The image at a position of the listing, as RGB; OSError and ValueError mean that it cannot be read."""
-        picture = read_rgb(self.file(position), self.listing.names.name(position))
-        if self.resize != AS_STORED:
-            check_shape(*picture.size, self.image_size)
-        return picture
 
     def _crop(self, picture: Image.Image, seed: int) -> UInt8[np.ndarray, "3 H W"]:
         if self.resize == AS_STORED:

@@ -6,18 +6,23 @@ where a million Python strings would be copied into each of them as soon as thei
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8, UInt64
 
+from ibqlab.data.broken import name_a_few
 from ibqlab.data.classes import NO_CLASS
-from ibqlab.data.source import Split
+from ibqlab.data.source import Split, UnreadableName
 from ibqlab.escaping import for_terminal
 from ibqlab.quantizers.base import require
+
+TRIED = 100
+"""Images of a part that are tried at most until one can be read."""
 
 
 class PackedNames(NamedTuple):
@@ -146,6 +151,54 @@ def split_by_name(
     count = min(max(count, 1), len(positions) - 1)
     by_hash = np.argsort(hashes, kind="stable")
     return {"train": positions[np.sort(by_hash[count:])], "validation": positions[by_hash[:count]]}
+
+
+def give_each_a_readable(
+    listing: Listing, parts: dict[Split, Int64[np.ndarray, "N_split"]], read: Callable[[int], Any]
+) -> dict[Split, Int64[np.ndarray, "N_split"]]:
+    """A split in which training and validation have a readable image each: one is moved where a small part has none.
+
+    A part whose first image can be read stays as it is, so a whole data set costs two images. Parts of more than a
+    hundred images stay as they are, too, and so do those of a set without any readable image: what is wrong there shows
+    when they are read.
+
+    Args:
+        listing: of the images.
+        parts: from `split_by_name`.
+        read: a position's image, or `UnreadableName`.
+    Returns:
+        The parts, or new ones in the same orders.
+    Raises:
+        ValueError: there is only one readable image.
+    """
+    broken: dict[int, UnreadableName] = {}
+
+    def is_readable(position: int) -> bool:
+        if isinstance(name := read(position), UnreadableName):
+            broken[position] = name
+            return False
+        return True
+
+    for split, other in (("validation", "train"), ("train", "validation")):
+        part = parts[split]
+        if len(part) > TRIED or any(map(is_readable, part.tolist())):
+            continue
+        # As in `split_by_name`, the image whose hash is nearest to the border between both changes sides.
+        candidates = order_by_hash(listing, parts[other])[:: 1 if other == "train" else -1].tolist()
+        readable = list(islice(filter(is_readable, candidates[:TRIED]), 2))
+        if not readable or (len(readable) < 2 and len(candidates) > TRIED):
+            return parts
+        if len(readable) < 2:
+            raise ValueError(
+                f"training and validation need at least one readable image each; of the "
+                f"{len(part) + len(candidates):,} in {for_terminal(listing.where)} only one is. Unreadable: "
+                f"{name_a_few(list(broken.values()))}. Replace these files or add images, or name a folder or shards "
+                "of their own in data.validation_source"
+            )
+        rest = parts[other][parts[other] != readable[0]]
+        longer = np.append(part, readable[0])
+        return {split: np.sort(longer) if split == "train" else longer, other: rest}
+    return parts
 
 
 def order_by_hash(listing: Listing, positions: Int64[np.ndarray, "N"]) -> Int64[np.ndarray, "N"]:

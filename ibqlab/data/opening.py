@@ -12,7 +12,14 @@ from ibqlab.data.classes import warn_of_unseen
 from ibqlab.data.digits import DigitsSource
 from ibqlab.data.folder import COMPRESSED, FolderSource, list_folder
 from ibqlab.data.listed import ListedSource
-from ibqlab.data.listing import Listing, exclude_names, match_labels, order_by_hash, split_by_name
+from ibqlab.data.listing import (
+    Listing,
+    exclude_names,
+    give_each_a_readable,
+    match_labels,
+    order_by_hash,
+    split_by_name,
+)
 from ibqlab.data.photos import PhotosSource
 from ibqlab.data.shard_index import ShardListing, index_shards
 from ibqlab.data.shards import ShardSource, find_shards, names_shards
@@ -46,7 +53,12 @@ def _open_listed(config: DataConfig, split: Split) -> ListedSource:
     training = list_images(config.source, "source")
     kept = exclude_names(training, config.exclude)
     if config.validation_source is None:
-        return _source(config, split, training, split_by_name(training, kept, config.validation_share)[split], training)
+        parts = split_by_name(training, kept, config.validation_share)
+        if config.unreadable == "skip":
+            # Of one image, because opening all would take their fingerprint once more; any position can be read.
+            reader = _open(config, "train", training, kept[:1], training)
+            parts = give_each_a_readable(training, parts, reader.read)
+        return _source(config, split, training, parts[split], training)
     if split == "train":
         return _source(config, split, training, kept, training)
     own = list_images(config.validation_source, "validation_source")
@@ -56,9 +68,16 @@ def _open_listed(config: DataConfig, split: Split) -> ListedSource:
 def _source(
     config: DataConfig, split: Split, listing: Listing, positions: Int64[np.ndarray, "N"], training: Listing
 ) -> ListedSource:
-    labels = listing.labels if listing is training else match_labels(listing, training)
+    source = _open(config, split, listing, positions, training)
     if split == "train":
-        warn_of_unseen(training.classes, labels[positions], listing.where)
+        warn_of_unseen(training.classes, source.labels, listing.where)
+    return source
+
+
+def _open(
+    config: DataConfig, split: Split, listing: Listing, positions: Int64[np.ndarray, "N"], training: Listing
+) -> ListedSource:
+    labels = listing.labels if listing is training else match_labels(listing, training)
     return open_listing(
         listing,
         positions,

@@ -5,7 +5,10 @@ list of (index, seed) pairs is therefore known before anything is loaded: resumi
 elsewhere, ranks take slices of it, and loader processes only share out the work.
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +36,9 @@ class Batch(NamedTuple):
 
     broken: list[str]
     """Names of unreadable files met on the way (`UnreadableName`), for `BrokenImages.add`."""
+
+    numbers: tuple[int, ...] = ()
+    """Which images of the source were asked for, one for each that is here."""
 
 
 def training_batches(
@@ -93,7 +99,7 @@ def validation_batches(
         world_size: processes that share a batch; it must divide batch_size.
         workers: processes that load images, at least 0.
     Returns:
-        An iterable of batches of at most batch_size / world_size images.
+        An iterable of batches of at most batch_size / world_size images, none where all of a batch are unreadable.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
@@ -105,7 +111,33 @@ def validation_batches(
     share = batch_size // world_size
     starts = range(rank * share, count, batch_size)
     requests = Requests(starts, lambda first: [(index, 0) for index in range(first, min(first + share, count))])
-    return load_requests(source, requests, workers)
+    return load_requests(source, requests, workers, stand_ins=False)
+
+
+def first_images(source: ImageSource, images: int, workers: int = 0) -> Batch:
+    """The first readable validation images as one batch; fewer where there are fewer.
+
+    Args:
+        source: the validation split.
+        images: how many, at least 1.
+        workers: processes that load images, at least 0.
+    """
+    count = max(images, len(source))
+    parts: list[Batch] = []
+    for batch in validation_batches(source, images=count, batch_size=images, workers=workers):
+        parts += [batch] if len(batch.images) else []
+        if sum(len(part.images) for part in parts) >= images:
+            break
+    if not parts:
+        raise UnreadableImages(
+            f"at least one validation image must be readable; none of {source.description} is. Replace the files"
+        )
+    return Batch(
+        torch.cat([part.images for part in parts])[:images],
+        torch.cat([part.labels for part in parts])[:images],
+        [name for part in parts for name in part.broken],
+        tuple(number for part in parts for number in part.numbers)[:images],
+    )
 
 
 def training_starts(batch_size: int, seed: int, steps: range, sharing: tuple[int, int]) -> range:
@@ -163,18 +195,33 @@ class Requests:
         return map(self.requests_from, self.starts)
 
 
+class _Loaded(NamedTuple):
+    """What came of one request."""
+
+    number: int
+    """Of the image that was asked for."""
+    sample: Sample | None
+    """None: it is unreadable, and nothing may stand in for it."""
+    broken: tuple[str, ...]
+
+
 class _Samples(Dataset):
     """A source as torch's loader wants it: a request in, a sample out."""
 
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
+    def __init__(self, source: ImageSource, stand_ins: bool) -> None:
+        self.source, self.stand_ins = source, stand_ins
 
-    def __getitem__(self, request: Request) -> Sample | UnreadableImages:
+    def __getitem__(self, request: Request) -> _Loaded | UnreadableImages:
+        number, seed = request
         try:
-            return self.source.get(*request)
+            sample = self.source.get(number, seed)
         except UnreadableImages as error:
             # Raised in the training process: torch would wrap a loader process's whole traceback around it.
             return error
+        if sample.broken and not self.stand_ins:
+            # The first name is that of the image itself; each of the others is asked for where its turn is.
+            return _Loaded(number, None, sample.broken[:1])
+        return _Loaded(number, sample, sample.broken)
 
 
 class _Batches(DataLoader):
@@ -187,37 +234,60 @@ class _Batches(DataLoader):
             yield batch
 
 
-def load_requests(source: ImageSource, requests: Requests, workers: int) -> Iterable[Batch]:
+def load_requests(source: ImageSource, requests: Requests, workers: int, *, stand_ins: bool = True) -> Iterable[Batch]:
     """Batches of what each request asks for.
 
     Args:
         source: of the images.
         requests: batch by batch.
         workers: processes that load images, at least 0.
+        stand_ins: another image stands in for an unreadable one, as training needs it; False: it is left out, so that
+            no image counts twice.
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0; got {workers}. Use 0 to load in the training process.")
     require_at_most("workers", workers, WORKERS)
     return _Batches(
-        _Samples(source),
+        _Samples(source, stand_ins),
         batch_sampler=requests,
         collate_fn=_collate,
         num_workers=workers,
         # Validation walks its batches again and again: its processes are started once.
         persistent_workers=workers > 0,
+        worker_init_fn=obey_parent_alone,
         pin_memory=torch.cuda.is_available(),
         # The loader draws a number at each start: not from the run's own random state, which must survive a resume.
         generator=torch.Generator(),
     )
 
 
-def _collate(samples: list[Sample | UnreadableImages]) -> Batch | UnreadableImages:
-    error = next((sample for sample in samples if isinstance(sample, UnreadableImages)), None)
+def _collate(loaded: list[_Loaded | UnreadableImages]) -> Batch | UnreadableImages:
+    error = next((one for one in loaded if isinstance(one, UnreadableImages)), None)
     if error is not None:
         return error
-    broken = [name for sample in samples for name in sample.broken]
-    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-    return Batch(torch.stack([sample.image for sample in samples]), labels, broken)
+    broken = [name for one in loaded for name in one.broken]
+    here = [one for one in loaded if one.sample is not None]
+    images = [one.sample.image for one in here]
+    labels = torch.tensor([one.sample.label for one in here], dtype=torch.int64)
+    pixels = torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    return Batch(pixels, labels, broken, tuple(one.number for one in here))
+
+
+def obey_parent_alone(_: int) -> None:
+    """In a process that loads images: SIGTERM from anybody but its parent is ignored.
+
+    A signal to all processes of a command, as schedulers and terminals send it, must not end this one before the step
+    in progress has its images. The parent decides when it is over; when the parent dies, torch ends this process.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def check_sharing(batch_size: int, rank: int, world_size: int) -> None:

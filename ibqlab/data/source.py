@@ -12,7 +12,7 @@ from ibqlab.quantizers.base import require_choice
 
 Split = Literal["train", "validation"]
 Unreadable = Literal["skip", "stop"]
-"""What becomes of an image that cannot be read: another one takes its place, or the work stops at it."""
+"""What becomes of an image that cannot be read: it is left out, or the work stops at it."""
 BUILT_IN = ("photos", "digits")
 
 
@@ -48,9 +48,9 @@ class DataConfig:
     `n06596364_9591.JPEG`."""
 
     unreadable: Unreadable = "skip"
-    """What becomes of an image that cannot be read, alike in training, evaluation and tokenizing. `skip`: the next
-    readable one takes its place; it is named with the reason and counted. `stop`: an error names it, as in the
-    published code. To evaluate on exactly the published images: `stop`."""
+    """What becomes of an image that cannot be read, alike in training, evaluation and tokenizing. `skip`: it is left
+    out, named with the reason and counted; in training, where every batch is full, another one stands in for it.
+    `stop`: an error names it, as in the published code. To evaluate on exactly the published images: `stop`."""
 
     workers: int = 0
     """Processes that load images beside the training process, 0 to 256. They never change what is loaded."""

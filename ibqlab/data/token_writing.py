@@ -23,6 +23,7 @@ from jaxtyping import UInt
 
 from ibqlab.bounds import BATCH, require_at_most, require_memory
 from ibqlab.config import completed, to_dict
+from ibqlab.data.broken import name_a_few
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import Requests, load_requests, seed_of_choices
 from ibqlab.data.sharing import own_device, share_of_work
@@ -196,7 +197,8 @@ class _Job:
         except UnreadableFile as error:
             raise TokenStoreError(f"{error}; restore it, or delete {self.folder} and start again") from None
         found["data"] = completed(DataConfig, found.get("data"))
-        different = [key for key, value in self._identity(to_dict(self.manifest)).items() if found.get(key) != value]
+        ours, theirs = self._identity(to_dict(self.manifest)), self._identity(found)
+        different = [key for key, value in ours.items() if theirs.get(key) != value]
         for split in get_args(Split):
             facts = found.get(split)
             if not isinstance(facts, dict) or facts.get("fingerprint") != self.sources[split].fingerprint:
@@ -289,34 +291,42 @@ class _Job:
         size = self.settings.batch_size
         requests = Requests(range(0, len(wanted), size), lambda first: wanted[first : first + size])
         tokens, labels, broken = [], [], []
-        for batch in load_requests(source, requests, self.workers):
+        for batch in load_requests(source, requests, self.workers, stand_ins=False):
+            broken += batch.broken
+            bar.update(len(batch.broken) * (self.views(piece.split) // crops))
+            if not len(batch.images):
+                continue
             found = self._encode(batch.images, mirrored=self.views(piece.split) > crops)
             tokens.append(found)
             labels.append(batch.labels.numpy())
-            broken += batch.broken
             # A sign of life for those who wait on another machine.
             with suppress(OSError):
                 os.utime(self._lock(self.rank))
             line.advance(found.shape[0] * found.shape[1])
-        rows = np.concatenate(tokens).reshape(len(images), self.views(piece.split), -1)
-        named = np.array(sorted(set(broken)), dtype=np.str_)
-        labels = np.concatenate(labels)[::crops].astype(LABEL_TYPE)
+        # One name per crop of an unreadable image.
+        named = np.array(sorted(broken)[::crops], dtype=np.str_)
+        shape = (len(images) - len(named), self.views(piece.split), math.prod(self.grid))
+        rows = np.concatenate([np.empty((0, *shape[2:]), self.dtype), *(t.reshape(-1, shape[2]) for t in tokens)])
+        labels = np.concatenate([np.empty(0, LABEL_TYPE), *labels])[::crops].astype(LABEL_TYPE)
         with replacing(piece.file(self.folder)) as stream:
-            np.savez(stream, tokens=rows, labels=labels, broken=named)
+            np.savez(stream, tokens=rows.reshape(shape), labels=labels, broken=named)
 
     def _read_piece(self, piece: _Piece) -> dict[str, np.ndarray] | None:
         """A piece's arrays; None where it is missing, damaged or another's, and has to be made again."""
         images = piece.stop - piece.first
-        shape = (images, self.views(piece.split), math.prod(self.grid))
-        limit = math.prod(shape) * self.dtype.itemsize + images * LABEL_TYPE.itemsize + NAMES_BYTES
+        views, length = self.views(piece.split), math.prod(self.grid)
+        limit = images * (views * length * self.dtype.itemsize + LABEL_TYPE.itemsize) + NAMES_BYTES
         try:
             stored = read_npz(piece.file(self.folder), limit)
             tokens, labels, broken = stored["tokens"], stored["labels"], stored["broken"]
         except (FileNotFoundError, UnreadableFile, KeyError):
             return None
-        fits = tokens.shape == shape and tokens.dtype == self.dtype and int(tokens.max()) < self.manifest.codebook_size
-        fits = fits and labels.shape == (images,) and labels.dtype == LABEL_TYPE
-        return stored if fits and broken.ndim == 1 and broken.dtype.kind == "U" else None
+        if broken.ndim != 1 or broken.dtype.kind != "U":
+            return None
+        here = images - len(broken)
+        fits = tokens.shape == (here, views, length) and labels.shape == (here,)
+        fits = fits and tokens.dtype == self.dtype and labels.dtype == LABEL_TYPE
+        return stored if fits and int(tokens.max(initial=0)) < self.manifest.codebook_size else None
 
     @torch.no_grad()
     def _encode(self, images: torch.Tensor, mirrored: bool) -> UInt[np.ndarray, "B mirrors T"]:
@@ -354,8 +364,6 @@ class _Job:
 
     def _join_split(self, split: Split, pieces: list[_Piece]) -> SplitManifest:
         facts: SplitManifest = getattr(self.manifest, split)
-        shape = (facts.images, facts.views, math.prod(self.grid))
-        broken: set[str] = set()
 
         def parts(name: str) -> Iterator[np.ndarray]:
             for piece in pieces:
@@ -364,14 +372,20 @@ class _Job:
                     piece.file(self.folder).unlink(missing_ok=True)
                     raise TokenStoreError(
                         f"{piece.file(self.folder)} is damaged and was deleted; start the same command again, which "
-                        "makes it anew"
+                        "makes it again"
                     )
-                broken.update(map(_plain, stored["broken"].tolist()))
                 yield stored[name]
 
+        broken = [_plain(name) for part in parts("broken") for name in part.tolist()]
+        images = facts.images - len(broken)
+        require(
+            images > 0,
+            f"at least one {split} image must be readable; got {name_a_few(broken)}, and no other. Replace the files",
+        )
+        shape = (images, facts.views, math.prod(self.grid))
         tokens = _write_array(split_file(self.folder, split, "tokens"), shape, np.dtype(facts.dtype), parts("tokens"))
         labels = _write_array(split_file(self.folder, split, "labels"), shape[:1], LABEL_TYPE, parts("labels"))
-        return replace(facts, tokens_sha256=tokens, labels_sha256=labels, broken=tuple(sorted(broken)))
+        return replace(facts, images=images, tokens_sha256=tokens, labels_sha256=labels, broken=tuple(sorted(broken)))
 
     def _manifest(self) -> TokenManifest:
         """What will have been written, but for the checksums."""
@@ -402,8 +416,11 @@ class _Job:
         )
 
     def _identity(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The part of a manifest that another attempt must share."""
-        return {k: v for k, v in manifest.items() if k not in (*get_args(Split), "versions")}
+        """The part of a manifest that another attempt must share; which images they are, their fingerprints tell."""
+        kept = {key: value for key, value in manifest.items() if key not in (*get_args(Split), "versions")}
+        if isinstance(kept.get("data"), dict):
+            kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("source", "validation_source")}
+        return kept
 
 
 def _plain(text: str) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ibqlab.bounds import CODES, IMAGES, require_at_most
 from ibqlab.config import parse, to_dict
+from ibqlab.data.broken import describe_unreadable
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
 from ibqlab.data.source import BUILT_IN, DataConfig, Split
@@ -65,7 +66,7 @@ class SplitManifest:
     labels_sha256: str = ""
     """Checksum of the file of labels."""
     broken: tuple[str, ...] = ()
-    """Names of unreadable images, each of which another one stands in for."""
+    """Names of unreadable images, which were left out. In stores of earlier versions others stand in for them."""
 
     def __post_init__(self):
         require_choice("dtype", self.dtype, TOKEN_TYPES)
@@ -249,6 +250,9 @@ class TokenStore:
                 f"{(counts > 0).mean():.1%} of the codes occur, entropy {-(shares * np.log2(shares)).sum():.2f} bits "
                 "per token"
             )
+        broken = [*self.manifest.train.broken, *self.manifest.validation.broken]
+        if broken:
+            lines.append(f"  {describe_unreadable(broken, sum(map(len, self._splits.values())) + len(broken))}")
         return "\n".join(lines)
 
     def verify(self) -> None:

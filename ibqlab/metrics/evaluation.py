@@ -1,6 +1,5 @@
 """What both kinds of evaluation share: the result, and the checks that come before any work."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +9,14 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ibqlab.bounds import BATCH, require_at_most
+from ibqlab.data.broken import describe_unreadable
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table
 from ibqlab.metrics.extractors import FeatureExtractor, build_extractor
-from ibqlab.metrics.images import this_process
+from ibqlab.metrics.features import gather
+from ibqlab.metrics.images import ImageSet, this_process
 from ibqlab.metrics.protocols import Protocol
 from ibqlab.metrics.weights import PUBLISHED
+from ibqlab.progress import notice
 from ibqlab.quantizers.base import require, require_choice
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class Evaluation:
     cards: tuple[MetricCard, ...]
     """One per metric, in the order of the tables."""
     images: int
-    """Images evaluated."""
+    """Images evaluated, unreadable ones left out."""
     protocol: Protocol
     """How."""
     counts: Int[Tensor, " K"] | None = None
@@ -57,14 +59,17 @@ class Evaluation:
         return cards_markdown(self.cards)
 
 
-def unreadable_remarks(names: Iterable[str]) -> tuple[str, ...]:
-    """What must be said of a set some of whose files could not be read.
+def unreadable_remarks(count: int) -> tuple[str, ...]:
+    """What must be said of a set of which so many files could not be read."""
+    return (f"{count:,} unreadable {'file' if count == 1 else 'files'} left out",) if count else ()
 
-    Args:
-        names: of the unreadable files, over all processes; repetitions allowed.
-    """
-    count = len(set(names))
-    return (f"{count:,} unreadable {'file' if count == 1 else 'files'} replaced by others",) if count else ()
+
+def tell_unreadable(images: ImageSet) -> list[str]:
+    """Names of a set's unreadable files over all processes, which all must call it; the first one says them."""
+    names = list(dict.fromkeys(name for part in gather(list(images.broken)) for name in part))
+    if names and this_process().rank == 0:
+        notice(describe_unreadable(names, images.count or len(names)))
+    return names
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -137,3 +137,6 @@ def progress_bar(batches: Iterable[Numbered], images: ImageSet, label: str, show
         for batch in batches:
             yield batch
             line.advance(min(len(batch.images) * processes, images.count - line.done))
+        if images.broken:
+            line.total = line.done
+            line.advance(0)

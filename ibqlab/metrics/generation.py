@@ -15,6 +15,7 @@ from ibqlab.metrics.evaluation import (
     check_batch_size,
     check_count,
     open_extractor,
+    tell_unreadable,
     unreadable_remarks,
 )
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
@@ -22,7 +23,6 @@ from ibqlab.metrics.features import (
     FeatureCollector,
     FeatureSet,
     decided_by_first,
-    gather,
     load_reference,
     progress_bar,
     reference_key,
@@ -139,9 +139,7 @@ def evaluate_generation(
         _check_counts(len(found.features), chosen, protocol, "reference images")
     scores = decided_by_first(_scores(setup, of_samples, found) if this_process().rank == 0 else None)
     shared = _shared(setup, drawn, real, count)
-    opened = [drawn] if real.images is None else [drawn, real.images]
-    lists = gather([name for images in opened for name in images.broken])
-    unreadable_files = unreadable_remarks(name for names in lists for name in names)
+    left_out = len(tell_unreadable(drawn)) + _left_out_of_reference(real, found)
     cards = tuple(
         MetricCard(
             key=name,
@@ -149,8 +147,8 @@ def evaluate_generation(
             value=scores[name].mean,
             unit="share" if name in ("precision", "recall") else "",
             better="lower" if name in ("fid", "kid") else "higher",
-            reference=_reference_of(name, real),
-            remarks=(*_remarks(name, scores[name], setup, found, count), *unreadable_files),
+            reference=_reference_of(name, real, found),
+            remarks=(*_remarks(name, scores[name], setup, found, count), *unreadable_remarks(left_out)),
             **shared,
         )
         for name in chosen
@@ -310,10 +308,21 @@ def _shared(setup: _Setup, drawn: ImageSet, real: _Reference, count: int) -> dic
     }
 
 
-def _reference_of(name: str, real: _Reference) -> str:
+def _left_out_of_reference(real: _Reference, found: FeatureSet | None) -> int:
+    """How many files of the reference are unreadable, which is known of features kept from last time, too."""
+    if real.images is None or real.images.count is None or real.statistics is not None or found is None:
+        return 0
+    tell_unreadable(real.images)
+    return real.images.count - found.statistics.count
+
+
+def _reference_of(name: str, real: _Reference, found: FeatureSet | None) -> str:
     """What a metric was compared with, where statistics and images may lie in one file."""
     if name == "is":
         return "none"
+    if real.statistics is None and real.images and real.images.count and found:
+        count = found.statistics.count
+        return real.images.describe(count, real.images.count - count)
     return real.images.description if name in KEEPS_FEATURES and real.images else real.description
 
 

@@ -80,6 +80,10 @@ class ImageSet(ABC):
         self.description, self.count, self.resize, self.crop = description, count, resize, crop
         self.broken: list[str] = []
 
+    def describe(self, evaluated: int, unreadable: int) -> str:
+        """The set as it was evaluated: "5 of 6 images of pictures" where one is unreadable."""
+        return f"{evaluated:,} of {self.description}" if unreadable else self.description
+
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Numbered]:
         """This process's slices of the batches; `batch_size` counts the images over all processes."""
@@ -98,24 +102,25 @@ class SourceImages(ImageSet):
         self.side = self.side or tuple(source.get(0, 0).image.shape[1:])
 
     def batches(self, batch_size: int) -> Iterator[Numbered]:
-        """As in `ImageSet`; unreadable images are named in a warning, with the reason."""
+        """As in `ImageSet`; unreadable images are left out, and `broken` names them."""
         rank, processes = this_process()
         loader = validation_batches(
             self.source, images=self.count, batch_size=batch_size, rank=rank, world_size=processes
         )
         collector = BrokenImages()
-        first = rank * (batch_size // processes)
         for batch in loader:
             collector.add(batch.broken)
             self.broken = collector.names
-            yield Numbered(torch.arange(first, first + len(batch.images)), batch.images)
-            first += batch_size
+            if len(batch.images):
+                yield Numbered(torch.tensor(batch.numbers), batch.images)
 
     def content(self) -> str:
         """As in `ImageSet`."""
         digest = hashlib.sha256()
         for number in range(self.count):
-            digest.update(np.ascontiguousarray(self.source.get(number, 0).image.numpy()).tobytes())
+            sample = self.source.get(number, 0)
+            if not sample.broken:
+                digest.update(np.ascontiguousarray(sample.image.numpy()).tobytes())
         return content_key(pixels=digest.hexdigest(), side=self.side, count=self.count)
 
 
@@ -165,7 +170,9 @@ class FileImages(SourceImages):
         positions = self.source.positions.tolist()
         names = [self.source.listing.names.name(position) for position in positions]
         hashes = [_hash_picture(self.source, position) for position in positions]
-        return content_key(names=names, files=hashes, resize=self.resize, crop=self.crop)
+        # What was kept with unreadable files left out must not spare "stop" from reading them.
+        rules = {"resize": self.resize, "crop": self.crop, "unreadable": self.source.unreadable}
+        return content_key(names=names, files=hashes, **rules)
 
 
 class BatchImages(ImageSet):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ibqlab.metrics.evaluation import (
     check_count,
     check_side,
     open_extractor,
+    tell_unreadable,
     unreadable_remarks,
 )
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
@@ -43,6 +45,8 @@ from ibqlab.quantizers.collectives import sum_over_processes
 PIXEL_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
 PAIRS = 8
 """Images kept beside their reconstructions."""
+RFID_IMAGES = (2, "rfid", "images", "Leave it out of metrics=…, or give more images")
+"""How many rfid needs, in the words of `check_count`."""
 
 
 class _Networks(NamedTuple):
@@ -94,8 +98,8 @@ def evaluate_reconstruction(
         progress: show a bar.
         limit: images at most.
         cache: keep the features' statistics of the images under their content, in $IBQLAB_CACHE or ~/.cache/ibqlab.
-        unreadable: what becomes of a file that cannot be read, as `DataConfig.unreadable`: "skip" puts the next one in
-            its place, and the cards count them; "stop" is an error, as in the published evaluation.
+        unreadable: what becomes of a file that cannot be read, as `DataConfig.unreadable`: "skip" leaves it out, and
+            the cards count them; "stop" is an error, as in the published evaluation.
     Returns:
         Cards, hits per code, and the first 8 images with their reconstructions.
     Raises:
@@ -172,7 +176,7 @@ class _Sums:
             if self.networks.reference is None:
                 self.original.update(batch.numbers, to_unit_range(x, self.protocol.rounding))
         pairs = zip(batch.numbers.tolist(), batch.images, to_uint8(y).cpu(), strict=True)
-        self.pairs += [pair for pair in pairs if pair[0] < PAIRS]
+        self.pairs += islice(pairs, PAIRS - len(self.pairs))
 
     def _measure(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """One value per image."""
@@ -189,6 +193,7 @@ class _Sums:
         counts = sum_over_processes(self.counts).cpu()
         values = {name: total / images for name, total in zip(self.per_image, sums, strict=True)}
         if "rfid" in self.metrics:
+            check_count(images, *RFID_IMAGES)
             values["rfid"] = self._frechet(key)
         usage = measure_usage_of_counts(counts)
         values |= {"usage": usage.value, "perplexity": perplexity(counts)}
@@ -213,19 +218,20 @@ class _Sums:
         return decided_by_first(frechet_distance(reference.statistics, rebuilt) if this_process().rank == 0 else None)
 
     def _gathered_pairs(self) -> tuple[Tensor, Tensor]:
-        pairs = sorted((pair for part in gather(self.pairs) for pair in part), key=lambda pair: pair[0])
+        pairs = sorted((pair for part in gather(self.pairs) for pair in part), key=lambda pair: pair[0])[:PAIRS]
         return torch.stack([pair[1] for pair in pairs]), torch.stack([pair[2] for pair in pairs])
 
     def _shared(self, opened: ImageSet, images: int) -> dict[str, Any]:
         """What all cards of this evaluation have in common."""
         remarks = () if self.dtype == torch.float32 else (f"tokenizer run in {self.dtype}, published in float32",)
-        remarks += unreadable_remarks(name for names in gather(list(opened.broken)) for name in names)
+        unreadable = tell_unreadable(opened)
+        remarks += unreadable_remarks(len(unreadable))
         return {
             "images": images,
             "protocol": self.protocol.name,
             "resize": opened.resize,
             "crop": opened.crop,
-            "reference": opened.description,
+            "reference": opened.describe(images, len(unreadable)),
             "remarks": remarks,
         }
 
@@ -291,7 +297,7 @@ def _usage_card(name: str, counts: Tensor) -> dict[str, Any]:
 def _check_images(opened: ImageSet, metrics: tuple[str, ...], tokenizer: nn.Module) -> None:
     """Refuse images that a metric or the tokenizer cannot take, before any work."""
     if "rfid" in metrics:
-        check_count(opened.count, 2, "rfid", "images", "Leave it out of metrics=…, or give more images")
+        check_count(opened.count, *RFID_IMAGES)
     if "ssim" in metrics:
         check_side(opened.side, WINDOW, "ssim")
     if opened.side is not None and hasattr(tokenizer, "latent_grid"):

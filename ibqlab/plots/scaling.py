@@ -11,6 +11,7 @@ from ibqlab.plots.style import (
     PAGE_WIDTH,
     LineStyle,
     add_caption,
+    at_least,
     even_columns,
     fix_tick_size,
     in_order,
@@ -124,6 +125,6 @@ def _caption(table: pd.DataFrame) -> str:
     pairs = table[["method", "init"]].drop_duplicates()
     starts = "; ".join(f"{method_label(method)} from {init}" for method, init in pairs.to_numpy())
     fewest = (table["validation_tokens"] / table["codebook_size"]).min()
-    seeds, steps = table["seeds"].max(), table["steps"].max()
+    seeds, steps = int(table["seeds"].max()), int(table["steps"].max())
     runs = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-    return f"{starts}\n{steps:,} steps, {runs}, at least {fewest:.1f} validation tokens per code"
+    return f"{starts}\n{steps:,} steps, {runs}, at least {at_least(fewest)} validation tokens per code"

@@ -312,6 +312,11 @@ def as_array(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[np.ndarray,
     return torch.as_tensor(counts).cpu().numpy()
 
 
+def at_least(ratio: float) -> str:
+    """A number of tokens per code, rounded down to a whole one; below 1 two digits."""
+    return f"{int(ratio):,}" if ratio >= 1 else f"{ratio:.2g}"
+
+
 def fix_tick_size(axes: Axes) -> None:
     """Ticks that appear only when drawn would otherwise take the reader's own settings."""
     axes.tick_params(which="both", labelsize=_PRINT["xtick.labelsize"])

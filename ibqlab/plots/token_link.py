@@ -23,6 +23,7 @@ from ibqlab.plots.style import (
     REFERENCE_LINE,
     LineStyle,
     add_caption,
+    at_least,
     fix_tick_size,
     styled_figure,
     styles_for,
@@ -368,9 +369,9 @@ def _scaling_legend(table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> list
 
 def _scaling_caption(table: pd.DataFrame) -> str:
     fewest = (table["usage_tokens"] / table["codebook_size"]).min()
-    images = sorted(table["validation_images"].unique())
+    images = sorted(map(int, table["validation_images"].unique()))
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    text = f"usage in at least {fewest:.1f} training tokens per code; bits on {counted} validation images"
+    text = f"usage in at least {at_least(fewest)} training tokens per code; bits on {counted} validation images"
     several = table.drop_duplicates("tokenizer")["codebook_size"].duplicated().any()
     return f"{text}; tokenizers of one K stand beside each other" if several else text
 

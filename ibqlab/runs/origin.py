@@ -1,4 +1,4 @@
-"""What made a run: enough to repeat it, nothing that tells whose machine it was."""
+"""What made a run: enough to repeat it. What may be published tells nothing of whose machine it was."""
 
 import importlib.metadata
 import os
@@ -23,20 +23,24 @@ PACKAGES = (
 )
 
 
-def provenance() -> dict[str, Any]:
-    """What made a run: enough to repeat it, nothing that tells whose machine it was.
+def provenance(private: bool = False) -> dict[str, Any]:
+    """What made a run: enough to repeat it, and by default nothing that tells whose machine it was.
 
+    Args:
+        private: for a run's own folder, which stays here: the command with all paths, and started_in, the folder it was
+            typed in, from which its relative paths count.
     Returns:
         started (UTC), command (file names without their folders), command_line (the same for a shell, quoted; paths
-        relative to the folder it was typed in or to ~, and of others only their end behind …/), folder (that folder's
-        name), commit (None outside a checkout), dirty (whether the
-        checkout held changes), versions, platform, hardware (cpu, cores, memory_gib, gpu).
+        relative to the folder it was typed in or to ~; of others only their end behind …/, unless private), folder
+        (that folder's name), commit (None outside a checkout), dirty (whether the checkout held changes), versions,
+        platform, hardware (cpu, cores, memory_gib, gpu).
     """
     return {
         "started": utc_now(),
         "command": [_without_folders(part) for part in sys.argv],
-        "command_line": command_line(),
+        "command_line": command_line(private),
         "folder": Path.cwd().name,
+        **({"started_in": str(Path.cwd())} if private else {}),
         **_commit(Path(__file__).resolve().parents[2]),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -53,18 +57,27 @@ COMMAND = "IBQLAB_COMMAND"
 """Environment variable under which a study tells its workers the command that started it."""
 
 
-def command_line() -> str:
-    """What was typed to start this process, or the study that it works for, to be pasted into a shell."""
+def command_line(private: bool = False) -> str:
+    """What was typed to start this process, or the study that it works for, to be pasted into a shell.
+
+    Args:
+        private: with all paths; else of those outside this folder and the home folder only their end.
+    """
     if os.environ.get(COMMAND):
         return os.environ[COMMAND]
     program, *arguments = sys.argv
     name = Path(program).name
     start = ["python", "-m", "ibqlab"] if name == "__main__.py" else [name]
-    return shlex.join([*start, *map(portable, arguments)])
+    return shlex.join([*start, *(portable(argument, private) for argument in arguments)])
 
 
-def portable(part: str) -> str:
-    """An argument whose absolute path is written from the current folder, or from ~; else only its end, behind …/."""
+def portable(part: str, private: bool = False) -> str:
+    """An argument whose absolute path is written from the current folder, or from ~; else only its end, behind …/.
+
+    Args:
+        part: of a command: a word, a path, or key=path.
+        private: other paths stay as they are.
+    """
     key, equals, value = part.partition("=") if not part.startswith("/") else ("", "", part)
     value = value if equals or not key else key
     key = key if equals else ""
@@ -74,7 +87,7 @@ def portable(part: str) -> str:
         if Path(value).is_relative_to(base):
             inside = Path(value).relative_to(base).as_posix()
             return f"{key}{equals}{sign}/{inside}"
-    return f"{key}{equals}…/{Path(value).name}"
+    return part if private else f"{key}{equals}…/{Path(value).name}"
 
 
 def _without_folders(part: str) -> str:

@@ -45,6 +45,7 @@ from ibqlab.runs.files import (
 )
 from ibqlab.runs.lock import LOCK_FILE, SILENT_SECONDS, FolderLock, find_holder
 from ibqlab.runs.origin import provenance, utc_now
+from ibqlab.runs.places import located, spelt_as
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,7 @@ class Run:
             RunError: as `write_provenance`.
         """
         again, recorded = provenance(), self.provenance
-        wanted, held = to_dict(config), self._completed_config(config)
+        wanted, held = self._as_held(config)
         if content_hash(wanted) != content_hash(held):
             # First the hash, then the settings: a kill between the two leaves a run that both commands continue.
             extension = {"from_steps": held["steps"], "to_steps": wanted["steps"], "config_hash": self.config_hash}
@@ -203,14 +204,14 @@ class Run:
 
     def has_fewer_steps(self, config: Any) -> bool:
         """Whether settings are the folder's but for a larger number of steps."""
-        held, wanted = self._completed_config(config), to_dict(config)
+        wanted, held = self._as_held(config)
         old, new = held.get("steps"), wanted.get("steps")
         if type(old) is not int or type(new) is not int or new <= old:
             return False
         return content_hash(held | {"steps": new}) == content_hash(wanted)
 
     def require_settings(self, config: Any, *, more_steps: bool = False) -> None:
-        """Refuse settings that are not the folder's.
+        """Refuse settings that are not the folder's. A path may be spelt in another way that leads to the same place.
 
         Args:
             config: as in `start`.
@@ -218,7 +219,7 @@ class Run:
         Raises:
             RunError: they differ, or config.yaml was edited; the message names the keys and what to type.
         """
-        wanted = to_dict(config)
+        wanted, held = self._as_held(config)
         ours, theirs = content_hash(wanted), self.config_hash
         facts = self.provenance
         known = [facts.get("config_hash", theirs)]
@@ -228,7 +229,6 @@ class Run:
                 f"{self.path / 'config.yaml'} was edited after the run began (content hash {theirs}, began with "
                 f"{known[0]}); nothing was changed. Undo the edit, or choose another folder"
             )
-        held = self._completed_config(config)
         if ours == content_hash(held) or (more_steps and self.has_fewer_steps(config)):
             return
         raise RunError(
@@ -239,8 +239,8 @@ class Run:
 
     def how_to_start_from(self, config: Any) -> str:
         """The end of a message: how to train on from this run's weights with other settings; "" where none can."""
-        wanted = to_dict(config)
-        old, new = dict(leaves(self._completed_config(config))), dict(leaves(wanted))
+        wanted, held = self._as_held(config)
+        old, new = dict(leaves(held)), dict(leaves(wanted))
         changed = {key: value for key, value in new.items() if old.get(key, "not set") != value}
         fits = "start_from" in new and changed and not any(key.startswith("tokenizer.") for key in changed)
         if not fits or not steps_of_files(self.path / "checkpoints", ".pt"):
@@ -252,6 +252,22 @@ class Run:
             wanted.get("processes"),
         )
         return f". To train on from its weights with your settings: {command}"
+
+    def _as_held(self, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Somebody's settings, with paths to the same places spelt as in the folder's, and the folder's."""
+        held = self._completed_config(config)
+        return spelt_as(to_dict(config), held, self.started_in), held
+
+    @property
+    def started_in(self) -> str:
+        """The folder that the run was started in, from which its relative paths count; "" where nothing was noted."""
+        folder = self.provenance.get("started_in")
+        return folder if isinstance(folder, str) and os.path.isabs(folder) else ""
+
+    @property
+    def located_config(self) -> dict[str, Any]:
+        """The settings, their relative paths made to lead from the current folder to where they led at the start."""
+        return located(self.config, self.started_in)
 
     def _completed_config(self, config: Any) -> dict[str, Any]:
         """The folder's settings with today's defaults filled in; as they are where they no longer parse."""
@@ -658,7 +674,7 @@ class Run:
 
 def _create(path: Path, config: dict[str, Any]) -> None:
     """Make a new run folder in one move."""
-    facts = {"status": "running", "config_hash": content_hash(config), **provenance()}
+    facts = {"status": "running", "config_hash": content_hash(config), **provenance(private=True)}
     building = temporary_beside(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

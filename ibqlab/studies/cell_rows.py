@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibqlab.data import open_data, to_model_range, validation_batches
+from ibqlab.data import ImageSource, first_images, open_data, to_model_range
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.digits import recognise_digits
@@ -22,6 +22,7 @@ from ibqlab.studies.sampling_runs import SampleRequest, sample_images
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import TrainConfig
 from ibqlab.training.counting import Kept, storages_of
+from ibqlab.training.data_check import reachable
 
 RECORDED = {
     "usage": "validation_usage",
@@ -76,15 +77,17 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
     values = quantizer_cost(raw.quantizer, torch.from_numpy(run.snapshot()["features"]).to(device), tokens)
     if not measure.metrics and not isinstance(raw.quantizer, SoftVectorQuantizer):
         return values
-    source, images = open_data(config.data, "validation"), int(run.metrics.iloc[-1]["validation_images"])
-    batches = validation_batches(source, images=images, batch_size=32, workers=config.data.workers)
+    # As many as its last validation saw, which left unreadable ones out.
+    images = int(run.metrics.iloc[-1]["validation_images"])
+    source = _validation_images(cell, run)
+    pictures = first_images(source, images, workers=config.data.workers).images.split(32)
     if isinstance(raw.quantizer, SoftVectorQuantizer):
         raw.quantizer.progress = 1.0
-        values |= soft_inference(raw, (batch.images.to(device) for batch in batches))
+        values |= soft_inference(raw, (batch.to(device) for batch in pictures))
     if measure.metrics:
         result = evaluate_reconstruction(
             raw if measure.weights == "raw" else load_tokenizer(run.path, measure.weights).float().to(device),
-            [batch.images for batch in batches],
+            pictures,
             measure.protocol,
             metrics=measure.metrics,
             extractor=measure.extractor or None,
@@ -160,18 +163,24 @@ def _of_generator(cell: Cell, run: Run) -> dict[str, Any]:
     measure = cell.measure
     if not measure.samples_per_class:
         return {}
+    source = _validation_images(cell, run)
     tokenizer = load_first_stage(run.path)
     generator = load_generator(run.path)
     device = "cuda" if cell.config.accelerator == "cuda" else "cpu"
     request = SampleRequest(
         images_per_class=measure.samples_per_class,
-        classes=tuple(range(len(open_data(cell.config.data, "validation").classes))),
+        classes=tuple(range(len(source.classes))),
         batch_size=50,
         device=device,
     )
     sampling = SAMPLING_CARDS[measure.card] if measure.card else None
     archive = sample_images(generator, tokenizer, run.path / "samples", sampling, request, progress=False)
-    return sample_measures(archive, measure, open_data(cell.config.data, "validation"))
+    return sample_measures(archive, measure, source)
+
+
+def _validation_images(cell: Cell, run: Run) -> ImageSource:
+    """The images that a cell's run is validated on."""
+    return open_data(reachable(cell.config, run.path).data, "validation")
 
 
 def sample_measures(archive: Path, measure: MeasureConfig, source: Any) -> dict[str, Any]:

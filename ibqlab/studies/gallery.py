@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ibqlab.bounds import CLASSES, GALLERY_IMAGES, SAMPLE_SEED, require_at_most, require_between
-from ibqlab.data import Batch, open_data, validation_batches
+from ibqlab.data import Batch, first_images, open_data
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.generator.sampling import SamplingConfig, Seed
@@ -346,11 +346,11 @@ class Gallery:
         return truncate_to_uint8(self.tokenizer.decode_indices(tokens.view(-1, side, side)))
 
     def _validation_batch(self, images: int) -> Batch | None:
-        """The first validation images of the generator's run; None where they are not here."""
+        """The first readable validation images of the generator's run; None where they are not here."""
         data = data_of(self.path)
         if data is None:
             return None
-        return next(iter(validation_batches(open_data(data, "validation"), images=images, batch_size=images)))
+        return first_images(open_data(data, "validation"), images)
 
     def judge(self, images_per_class: int = 20) -> str:
         """How many generated digits a classifier of real scans takes for the class asked for, in a sentence."""

@@ -143,7 +143,7 @@ def data_of(generator: str | Path) -> DataConfig | None:
     place = Path(find_folder(str(generator)))
     if not place.is_dir():
         return None
-    data = parse(GeneratorTrainConfig, Run(place).config, source=f"run {place.name}").data
+    data = parse(GeneratorTrainConfig, Run(place).located_config, source=f"run {place.name}").data
     try:
         open_data(data, "validation")
     except (ValueError, FileNotFoundError):
@@ -168,7 +168,7 @@ def class_names(generator: str | Path) -> list[str]:
     names = training.get("classes") if isinstance(training, dict) else None
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return names
-    tokens = parse(GeneratorTrainConfig, run.config, source=f"run {run.name}").tokens
+    tokens = parse(GeneratorTrainConfig, run.located_config, source=f"run {run.name}").tokens
     with suppress(FileNotFoundError, TokenStoreError):
         if tokens:
             return list(TokenStore(find_folder(tokens)).manifest.classes)
@@ -184,7 +184,7 @@ def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple
         tokenizer: that it was trained over.
         images: training images to count.
     """
-    config = parse(GeneratorTrainConfig, run.config, source=f"run {run.name}")
+    config = parse(GeneratorTrainConfig, run.located_config, source=f"run {run.name}")
     report = describe_tokenizer(
         tokenizer,
         config.data,

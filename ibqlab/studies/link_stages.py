@@ -50,7 +50,7 @@ def encode_images(
         data: the images.
         split: "train" (random crops and mirroring as `data` says, from seed 0, at most one epoch of a source that ends)
             or "validation" (the first ones, in their order).
-        images: how many, at least 1; fewer where there are fewer.
+        images: how many, at least 1; fewer where there are fewer, or where some of these cannot be read.
         batch_size: images at once, at least 1.
     Returns:
         Tokens and classes.
@@ -72,6 +72,8 @@ def encode_images(
     tokenizer.eval()
     try:
         for batch in batches:
+            if not len(batch.images):
+                continue
             parts.append((tokenizer.encode_indices(batch.images).flatten(1).cpu().numpy(), batch.labels.numpy()))
     finally:
         tokenizer.train(training)
@@ -203,7 +205,7 @@ def _checked(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConf
     if run.status != "finished":
         raise ValueError(f"{run.path} is {run.status}; a generator's loss counts when its run is finished")
     try:
-        config = parse(GeneratorTrainConfig, run.config)
+        config = parse(GeneratorTrainConfig, run.located_config)
     except ConfigError as error:
         raise ValueError(f"{run.path} is no run of a generator: {error}") from None
     if _fingerprint(run) != fingerprint:

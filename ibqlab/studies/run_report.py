@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ibqlab.config import dump_yaml
+from ibqlab.data.broken import STAND_INS, describe_unreadable
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.escaping import for_markdown, for_terminal
 from ibqlab.files import write_whole
@@ -32,6 +33,7 @@ from ibqlab.studies.run_figures import (
     mark_short_run,
 )
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
+from ibqlab.training.data_check import unreadable_of
 
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
@@ -69,6 +71,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         f"# {for_markdown(run.name)}",
         _standing(run, int(last["step"])),
         *([TOO_SHORT] if int(last["step"]) < LEAST_STEPS else []),
+        *_unreadable(run),
         _numbers(last),
         *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
         *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
@@ -133,6 +136,14 @@ def _standing(run: Run, step: int) -> str:
     return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
 
 
+def _unreadable(run: Run) -> list[str]:
+    """A sentence on the images that could not be read, where there were any."""
+    noted = unreadable_of(run.provenance)
+    if not noted.names:
+        return []
+    return [f"{describe_unreadable(noted.names, noted.images, noted.count, STAND_INS, for_markdown)}."]
+
+
 def _numbers(last: dict[str, Any]) -> str:
     """The last value of each measure as a table."""
     rows = [
@@ -155,11 +166,12 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
 def _origin(run: Run) -> dict[str, Any]:
     """What made the run, from its provenance."""
     facts = run.provenance
-    names = ("command", "started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
-    shown = {name: facts[name] for name in names if facts.get(name) is not None}
-    if isinstance(shown.get("command"), list):
-        shown["command"] = " ".join(map(str, shown["command"]))
-    return shown
+    command = facts.get("command_line") or facts.get("command")
+    if isinstance(command, list):
+        command = " ".join(map(str, command))
+    names = ("started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
+    shown = {"command": command} | {name: facts.get(name) for name in names}
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _as_code(text: str) -> str:

@@ -180,7 +180,8 @@ def find_subject(label: str, checkpoint: str, quantizer: str = "") -> Subject:
         require_choice("quantizer", quantizer, available_quantizers())
     path = locate(checkpoint)
     config = read_checkpoint(path, quantizer=quantizer or None).config
-    data = parse(TrainConfig, Run(path).config, source=f"run {path.name}").data if path.is_dir() else None
+    run = Run(path) if path.is_dir() else None
+    data = parse(TrainConfig, run.located_config, source=f"run {path.name}").data if run else None
     return Subject(label=label, path=path, config=config, quantizer=quantizer or None, data=data)
 
 

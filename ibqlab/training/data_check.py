@@ -1,11 +1,29 @@
-"""Whether a run that is resumed still has the images that it began with."""
+"""A run's images: where they are found, whether they are still those that it began with, which are unreadable."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from ibqlab.config import parse, to_dict
+from ibqlab.data.source import ImageSource, UnreadableName
 from ibqlab.escaping import for_terminal
+from ibqlab.files import is_ordinary
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.origin import utc_now
+from ibqlab.runs.places import located
+from ibqlab.training.fitting import AnyConfig
+
+
+def reachable(config: AnyConfig, path: str | Path) -> AnyConfig:
+    """Settings whose paths lead where they led when the run in a folder was started; as they are for a new one.
+
+    Args:
+        config: the run's settings, typed in the current folder.
+        path: the run folder, which need not exist.
+    """
+    if not is_ordinary(Path(path) / "config.yaml"):
+        return config
+    return parse(type(config), located(to_dict(config), Run(path).started_in, typed_here=True))
 
 
 def compare_data(run: Run, data: Mapping[str, Any], accept: bool) -> dict[str, Any]:
@@ -40,7 +58,62 @@ def compare_data(run: Run, data: Mapping[str, Any], accept: bool) -> dict[str, A
         )
     earlier = run.provenance.get("data_changes")
     change = {"at": utc_now(), "after_step": run.step, "before": recorded, "changes": changes}
-    return {"data": dict(data), "data_changes": [*(earlier if isinstance(earlier, list) else []), change]}
+    changes = [*(earlier if isinstance(earlier, list) else []), change]
+    # Which images are unreadable was noted of the earlier ones.
+    return {"data": dict(data), "data_changes": changes, "unreadable": None}
+
+
+NAMED = 1000
+"""Names of unreadable images that provenance holds at most."""
+
+
+class UnreadableImagesOfRun(NamedTuple):
+    """What a run's provenance says of images that cannot be read."""
+
+    names: list[UnreadableName]
+    """With reasons; the first thousand."""
+    count: int
+    """How many are unreadable."""
+    images: int
+    """How many there are, these included."""
+
+
+def require_readable(*sources: ImageSource) -> None:
+    """Refuse a source none of whose images can be read, before anything is written.
+
+    Raises:
+        UnreadableImages: its message names some, and says what to do.
+    """
+    for source in sources:
+        source.get(0, 0)
+
+
+def count_images(data: Mapping[str, Any]) -> int:
+    """How many images both splits hold; argument as in `compare_data`."""
+    return sum(facts.get("images", 0) for facts in data.values() if isinstance(facts, dict))
+
+
+def note_unreadable(names: Sequence[str], images: int) -> dict[str, Any]:
+    """What provenance is to say of unreadable images; {} where there are none.
+
+    Args:
+        names: of them, `UnreadableName` where the reason is known.
+        images: how many there are, these included.
+    """
+    if not names:
+        return {}
+    reasons = {str(name): getattr(name, "reason", "") for name in names[:NAMED]}
+    return {"unreadable": {"count": len(names), "images": images, "reasons": reasons}}
+
+
+def unreadable_of(provenance: Mapping[str, Any]) -> UnreadableImagesOfRun:
+    """What `note_unreadable` has noted; no names where there is nothing, or something that others wrote."""
+    noted = provenance.get("unreadable")
+    noted = noted if isinstance(noted, dict) else {}
+    count, images, reasons = (noted.get(key) for key in ("count", "images", "reasons"))
+    if not isinstance(reasons, dict) or type(count) is not int or type(images) is not int:
+        return UnreadableImagesOfRun([], 0, 0)
+    return UnreadableImagesOfRun([UnreadableName(str(n), str(why)) for n, why in reasons.items()], count, images)
 
 
 def _changes(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

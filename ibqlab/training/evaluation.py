@@ -10,7 +10,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ibqlab.data import Batch, to_model_range, to_uint8
+from ibqlab.data.broken import name_a_few
 from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.tokenizer import Tokenizer
 
@@ -26,7 +28,7 @@ class Validation:
     counts: Int[Tensor, " K"]
     """Hits per code."""
     images: int
-    """How many images were seen."""
+    """How many images were seen, unreadable ones left out."""
     broken: list[str]
     """Unreadable files that this process met."""
 
@@ -75,16 +77,18 @@ def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.devic
     tokenizer.train(was_training)
     l1, psnr, seen = sum_over_processes(sums).tolist()
     counts = sum_over_processes(counts)
+    require_images(int(seen), broken)
     return Validation(l1=l1 / seen, psnr=psnr / seen, counts=counts, images=int(seen), broken=broken)
 
 
 def _pictures(
     tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device, broken: list[str]
 ) -> Iterator[Tensor]:
-    """Batches in the model's range and precision; names of unreadable files are added to `broken`."""
+    """Batches in the model's range and precision; unreadable files are left out, their names added to `broken`."""
     for batch in batches:
         broken += batch.broken
-        yield to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
+        if len(batch.images):
+            yield to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
 
 
 @torch.no_grad()
@@ -114,7 +118,23 @@ def probe_usage(
             counts += count_indices(tokenizer.quantizer.encode(features), size)
         seen += len(pictures)
     tokenizer.train(was_training)
-    return usage_row(sum_over_processes(counts), int(sum_over_processes(seen))), broken
+    counts, images = sum_over_processes(counts), int(sum_over_processes(seen))
+    require_images(images, broken)
+    return usage_row(counts, images), broken
+
+
+def require_images(seen: int, broken: list[str]) -> None:
+    """Refuse a validation without a single readable image.
+
+    Args:
+        seen: images over all processes.
+        broken: names of the unreadable ones.
+    """
+    require(
+        seen > 0,
+        f"a validation needs at least one readable image; of those chosen none is: {name_a_few(broken)}. Replace the "
+        "files, leave them out with data.exclude, or name other images in data.validation_source",
+    )
 
 
 @torch.no_grad()

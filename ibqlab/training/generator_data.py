@@ -24,6 +24,7 @@ from ibqlab.pretrained.generators import FIRST_STAGE_FILE
 from ibqlab.quantizers.base import require
 from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import Tokenizer
+from ibqlab.training.data_check import require_readable
 from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.trainer import facts_of
 
@@ -123,6 +124,7 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
         about_data = {"tokens": config.tokens, **_facts_of_store(store)}
     else:
         training, validation = open_data(config.data, "train"), open_data(config.data, "validation")
+        require_readable(training, validation)
         classes, about_data = training.classes, {"train": facts_of(training), "validation": facts_of(validation)}
     wanted, there = len(classes), config.generator.num_classes
     require(

@@ -25,6 +25,8 @@ from ibqlab.progress import tell
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.runs import Run
+from ibqlab.training.data_check import reachable
+from ibqlab.training.evaluation import require_images
 from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
@@ -64,6 +66,7 @@ def train_generator(
             memory needed than there is; nothing has been written then.
     """
     tell(folder=str(Path(path).resolve()))
+    config = reachable(config, path)
     finished = finished_run(path, config)
     if finished:
         return finished
@@ -146,7 +149,8 @@ class _GeneratorTrainer(Trainer):
         found = []
         for batch in self.source.validation_batches(rank, world_size):
             self.broken.add(getattr(batch, "broken", ()))
-            found.append(self.source.tokens(batch, self.fabric.device))
+            if len(batch.labels):
+                found.append(self.source.tokens(batch, self.fabric.device))
         return found
 
     def _validate(self) -> "Losses":
@@ -164,6 +168,7 @@ class _GeneratorTrainer(Trainer):
                 sums[row] += (not spare) * self.networks.evaluate(indices, condition).double().sum(0)
             seen += 0 if spare else len(indices)
         images = int(sum_over_processes(seen))
+        require_images(images, self.broken.names)
         given, unconditional = (sum_over_processes(sums) / images).cpu()
         return Losses(given, unconditional, images)
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
+from ibqlab.data import Batch, ImageSource, first_images, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.progress import tell
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.runs import Run
 from ibqlab.training.config import TrainConfig
+from ibqlab.training.data_check import reachable, require_readable
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
 from ibqlab.training.losses import TrainingError
 from ibqlab.training.models import Start, build_models
@@ -21,7 +22,15 @@ from ibqlab.training.processes import preparation
 from ibqlab.training.snapshots import snapshot_schedule
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
-from ibqlab.training.trainer import Session, Trainer, Watch, facts_of, finished_run, require_room, training_session
+from ibqlab.training.trainer import (
+    Session,
+    Trainer,
+    Watch,
+    facts_of,
+    finished_run,
+    require_room,
+    training_session,
+)
 
 __all__ = ["TrainingError", "train"]
 
@@ -56,6 +65,7 @@ def train(
             been written then.
     """
     tell(folder=str(Path(path).resolve()))
+    config = reachable(config, path)
     finished = finished_run(path, config)
     if finished:
         return finished
@@ -99,6 +109,7 @@ class _Material(NamedTuple):
 def _prepare(config: TrainConfig) -> _Material:
     """Open the data and build the networks: all that can be wrong with either shows before anything is written."""
     training_data, validation_data = open_data(config.data, "train"), open_data(config.data, "validation")
+    require_readable(training_data, validation_data)
     models, origin = build_models(config)
     grid = models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)
     return _Material(training_data, validation_data, models, origin, grid)
@@ -201,11 +212,10 @@ class _TokenizerTrainer(Trainer):
 
     @cached_property
     def _snapshot_pictures(self) -> Tensor:
-        """The first validation images, as many as the snapshot's features and pictures need."""
+        """The first readable validation images, as many as the snapshot's features and pictures need."""
         record = self.config.record
         count = max(record.snapshot_images, -(-record.snapshot_features // (self.grid[0] * self.grid[1])))
-        batches = validation_batches(self.validation_data, images=count, batch_size=count)
-        return next(iter(batches)).images
+        return first_images(self.validation_data, count).images
 
     def describe(self) -> dict[str, Any]:
         return {

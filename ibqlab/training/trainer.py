@@ -5,7 +5,6 @@ rank, never from a generator's history: a run that was killed and started again 
 """
 
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ibqlab.data import BrokenImages, ImageSource
+from ibqlab.data.broken import STAND_INS
 from ibqlab.devices import require_processes
 from ibqlab.files import is_ordinary
-from ibqlab.progress import ProgressLine, time_left
+from ibqlab.progress import ProgressLine, in_notebook, notice, time_left
 from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.run import Checkpoint
-from ibqlab.training.data_check import compare_data
+from ibqlab.training.data_check import compare_data, count_images, note_unreadable, unreadable_of
 from ibqlab.training.fitting import require_fits
 from ibqlab.training.losses import IMAGES, NonFinite, TrainingError, TrainingInterrupted
 from ibqlab.training.processes import StopSignals, launch
@@ -88,6 +88,8 @@ class Session(NamedTuple):
     signals: StopSignals
     facts: dict[str, Any]
     """What provenance is to say of its being resumed, beside the time."""
+    images: int
+    """Of both splits."""
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def training_session(
         run = Run.start(path, config, claim=True, more_steps=True) if fabric.is_global_zero else None
         try:
             fabric.barrier()
-            yield Session(run or Run(path), fabric, signals, facts)
+            yield Session(run or Run(path), fabric, signals, facts, count_images(data))
         finally:
             if run:
                 run.release()
@@ -158,7 +160,7 @@ class Trainer(ABC):
     def __init__(self, config: Any, session: Session, networks: Networks, watch: Watch | None):
         self.config, self.session, self.networks, self.watch = config, session, networks, watch
         self.run, self.fabric = session.run, session.fabric
-        self.broken = BrokenImages()
+        self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance).names)
         self.began = time.perf_counter() - self.run.duration
         self.mark = 0.0
         """When the step in progress began, on the clock of time.perf_counter."""
@@ -222,12 +224,18 @@ class Trainer(ABC):
             TrainingInterrupted: Ctrl-C or SIGTERM came; the step in progress was finished and saved.
         """
         done = self._resume()
+        progress = progress and self.fabric.is_global_zero
+        if progress and not in_notebook():
+            notice(f"{self.config.steps:,} steps → {self.run.path}")
         try:
             with self.ending():
-                self.fit(done, progress and self.fabric.is_global_zero)
+                self.fit(done, progress)
         finally:
             if hasattr(self.watch, "finish"):
                 self.watch.finish()
+            unreadable = self.broken.report(self.session.images, STAND_INS)
+            if unreadable and self.fabric.is_global_zero:
+                notice(unreadable)
         self.fabric.barrier()
         if self.session.signals.received:
             raise TrainingInterrupted(
@@ -259,14 +267,12 @@ class Trainer(ABC):
                 if row is not None:
                     shown = self.shown(row) | {"images/s": f"{row['images_per_second']:.0f}"}
                     numbers = "".join(f" · {name} {value}" for name, value in shown.items())
+                    if self.broken.names:
+                        numbers += f" · {len(self.broken.names):,} unreadable"
                 left = (time.monotonic() - began) / (step - done) * (config.steps - step)
                 stands = f"{self.run.name}: step {step:,} of {config.steps:,}{numbers}"
                 line.show(f"{stands} · {time_left(left)} left" if step < config.steps else stands)
                 self._stop_if_asked(step, row is not None)
-        self.broken.names = names_of_all_processes(self.broken.names)
-        report = self.broken.report()
-        if report and self.fabric.is_global_zero:
-            warnings.warn(report, stacklevel=2)
 
     def _stop_if_asked(self, step: int, agreeing: bool) -> None:
         """End after a step where Ctrl-C, SIGTERM or the watch asked for it, with a checkpoint of this very step.
@@ -392,14 +398,17 @@ class Trainer(ABC):
         own = self.describe()
         if self.fabric.is_global_zero:
             facts = {"seed": self.config.seed, "threads": torch.get_num_threads()}
-            self.run.write_provenance(**provenance(), **facts, **own)
+            self.run.write_provenance(**provenance(private=True), **facts, **own)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint."""
         state = self.networks.state_dict() | self.kept() | {"seconds": self.seconds}
+        self.broken.add(names_of_all_processes(self.broken.names))
         if self.fabric.is_global_zero:
             self.run.save_checkpoint(step, state, every=self.config.record.checkpoint_every)
-            self.run.write_provenance(duration_s=self._duration())
+            self.run.write_provenance(
+                duration_s=self._duration(), **note_unreadable(self.broken.names, self.session.images)
+            )
         self.saved = step
 
     def _resume(self) -> int | None:
