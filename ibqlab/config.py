@@ -226,7 +226,21 @@ def _load(text: str) -> Any:
         raise yaml.YAMLError(f"a value does not fit its tag ({type(error).__name__}: {error})") from None
     if nesting(value) > NESTING:
         raise yaml.YAMLError(f"nested deeper than {NESTING} levels, by its aliases")
+    _refuse_other_values(value)
     return value
+
+
+def _refuse_other_values(value: Any) -> None:
+    """Only what settings may be: tags also make sets, dates and bytes, and escapes halves of letters."""
+    if isinstance(value, (dict, list)):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _refuse_other_values(item)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise yaml.YAMLError(
+            f"values are numbers, text, true, false, null, lists and mappings; got {type(value).__name__} {value!r:.60}"
+        )
+    elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise yaml.YAMLError(f"text must be in UTF-8; got {value!r:.60}")
 
 
 def read_value(text: str) -> Any:

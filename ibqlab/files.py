@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 JSON_BYTES = 256 * 2**20
 """Largest JSON file that is read. The largest honest one, a run's metrics of a million steps, is read line by line."""
-TEXT_BYTES = 4 * 2**20
-"""Largest YAML or Python text that is read; recipes have a few kilobytes."""
+TEXT_BYTES = 256 * 2**10
+"""Largest YAML text that is read, which takes seconds; recipes and runs' settings have a few kilobytes."""
 NESTING = 64
 """Deepest nesting of lists and mappings in JSON and YAML; settings have four levels."""
 INTEGER_DIGITS = 4000
@@ -118,12 +118,16 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
         UnreadableFile: no ordinary file, may not be read, or larger than the limit.
     """
     with open_ordinary(path) as stream:
-        try:
-            content = stream.read(limit + 1)
-        except OSError as error:
-            raise UnreadableFile(f"{path}: {why_not(error)}") from None
-    if len(content) > limit:
-        raise UnreadableFile(f"{path} is larger than {limit / 2**20:,.0f} MiB, which no file of its kind is")
+        # The size first: no memory is taken for what is refused. Then what is read: a file may grow, or tell no size.
+        content = None
+        if os.fstat(stream.fileno()).st_size <= limit:
+            try:
+                content = stream.read(limit + 1)
+            except OSError as error:
+                raise UnreadableFile(f"{path}: {why_not(error)}") from None
+    if content is None or len(content) > limit:
+        shown = f"{limit / 2**20:,.0f} MiB" if limit >= 2**20 else f"{limit / 2**10:,.0f} KiB"
+        raise UnreadableFile(f"{path} is larger than {shown}, which no file of its kind is")
     return content
 
 

@@ -6,6 +6,7 @@ Shape letters: B images · T sequence · V vocabulary.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -311,5 +312,6 @@ def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B
         f"seed must be one number, or one per image, here {images}; got {given.numel()}. Use seed=0.",
     )
     seeds = range(int(given), int(given) + images) if given.ndim == 0 else given.tolist()
-    rows = (torch.rand(positions, generator=torch.Generator().manual_seed(own), dtype=torch.float64) for own in seeds)
-    return torch.stack(list(rows))
+    # Always the CPU's generator, whatever the process's default device is.
+    numbers = partial(torch.rand, positions, dtype=torch.float64, device="cpu")
+    return torch.stack([numbers(generator=torch.Generator("cpu").manual_seed(own)) for own in seeds])

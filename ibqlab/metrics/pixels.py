@@ -43,9 +43,13 @@ def truncate_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"
     Returns:
         uint8, same shape and device.
     Raises:
-        ValueError: NaN.
+        ValueError: NaN, or no floats: pixels of 0 to 255 would all be clamped to white.
     Source: published evaluation and sampling code.
     """
+    require(
+        images.is_floating_point(),
+        f"images must be float in [−1, 1]; got {images.dtype}. uint8 needs no cutting; use images.float() otherwise",
+    )
     require(not torch.isnan(images).any(), "a picture needs numbers; got NaN. Look at the model that made it")
     return ((images.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
 
@@ -78,9 +82,9 @@ def psnr(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Te
     Raises:
         ValueError: different or wrong shapes, or values outside [0, 1].
     """
-    functional = import_metric_package("torchmetrics.functional.image")
     x, y = _pair(x, y, smallest=1)
-    return functional.peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3), reduction="none").reshape(-1)
+    # Not torchmetrics, whose constants are of the process's default type and on its default device.
+    return -10 * (x - y).square().mean((1, 2, 3)).log10()
 
 
 def ssim(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
@@ -117,6 +121,10 @@ def ssim(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Te
 def _pair(x: Tensor, y: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     """Both pictures in float64 by way of float32, as the published evaluation divides by 255."""
     require(
+        isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_meta and not y.is_meta,
+        f"two batches of pixels are compared, tensors with their numbers in memory; got {_kind(x)} and {_kind(y)}",
+    )
+    require(
         x.shape == y.shape and x.ndim == 4 and x.numel() > 0,
         f"two batches (B, C, H, W) of one shape are compared; got {tuple(x.shape)} and {tuple(y.shape)}",
     )
@@ -125,6 +133,10 @@ def _pair(x: Tensor, y: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
         f"SSIM needs images of at least {WINDOW} × {WINDOW} pixels; got {x.shape[2]} × {x.shape[3]}. Leave 'ssim' out",
     )
     return _values(x), _values(y)
+
+
+def _kind(value: object) -> str:
+    return f"a tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _values(images: Tensor) -> Tensor:
