@@ -29,6 +29,7 @@ from ibqlab.config import parse, to_dict
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
 from ibqlab.data.source import BUILT_IN, DataConfig, Split
+from ibqlab.escaping import for_terminal
 from ibqlab.files import UnreadableFile, is_ordinary, open_ordinary, read_json, why_not
 from ibqlab.quantizers.base import require, require_choice
 
@@ -447,7 +448,7 @@ def _map_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         open_ordinary(file).close()
         array = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
-        reason = why_not(error) if isinstance(error, OSError) and error.errno else str(error)
+        reason = for_terminal(why_not(error) if isinstance(error, OSError) and error.errno else error)
         raise TokenStoreError(f"{file} is missing or damaged ({reason}); restore it, or tokenize again") from None
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise TokenStoreError(

@@ -47,8 +47,11 @@ def truncate_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"
     Source: published evaluation and sampling code.
     """
     require(
-        images.is_floating_point(),
-        f"images must be float in [−1, 1]; got {images.dtype}. uint8 needs no cutting; use images.float() otherwise",
+        isinstance(images, Tensor)
+        and images.is_floating_point()
+        and images.layout == torch.strided
+        and not images.is_meta,
+        f"images must be a plain tensor of floats in [−1, 1]; got {_kind(images)}. uint8 needs no cutting",
     )
     require(not torch.isnan(images).any(), "a picture needs numbers; got NaN. Look at the model that made it")
     return ((images.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
@@ -136,12 +139,17 @@ def _pair(x: Tensor, y: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
 
 
 def _kind(value: object) -> str:
-    return f"a tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    return (
+        f"a {value.layout} tensor of {value.dtype} on {value.device}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
 
 
 def _values(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return (images.float() / 255).double()
+    require(not images.is_complex(), f"images must be uint8, or float in [0, 1]; got {images.dtype}")
     require(
         images.is_floating_point() and float(images.min()) >= 0 and float(images.max()) <= 1,
         f"images must be uint8, or float in [0, 1]; got {images.dtype}, {float(images.min()):.4g} to "

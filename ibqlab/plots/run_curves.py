@@ -1,5 +1,8 @@
 """One run while it trains: loss, usage, perplexity and PSNR against the step."""
 
+import math
+import numbers
+import sys
 from collections.abc import Sequence
 
 import pandas as pd
@@ -50,7 +53,14 @@ def metrics_by_step(metrics: pd.DataFrame, columns: Sequence[str]) -> pd.DataFra
         raise ValueError(f"metrics need the column step; got {', '.join(map(str, metrics)) or 'no columns'}")
     if metrics.empty:
         raise ValueError("metrics hold no rows: train first; a run logs its first row at step 0")
-    return metrics.reindex(columns=list(columns)).astype(float).astype({"step": int}).sort_values("step")
+    table = metrics.reindex(columns=list(columns)).map(_number)
+    return table.astype(float).astype({"step": int}).sort_values("step")
+
+
+def _number(value: object) -> float:
+    """A logged value, NaN where it is no number: the files of others may hold anything."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max
+    return float(value) if is_number else math.nan
 
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, workspace
 from ibqlab.quantizers.compilation import never_compiled
-from ibqlab.quantizers.vectors import check_alike
+from ibqlab.quantizers.vectors import check_alike, check_same_shape
 
 METRICS = ("l2", "cosine", "dot")
 
@@ -58,7 +58,12 @@ def _check_metric(metric: str) -> None:
 
 
 def straight_through(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """The codes' value with the features' gradient: z + sg(c − z) (IBQ eq. 2)."""
+    """The codes' value with the features' gradient: z + sg(c − z) (IBQ eq. 2).
+
+    Raises:
+        ValueError: no two floating-point tensors of one shape.
+    """
+    check_same_shape(features, codes)
     return features + (codes - features).detach()
 
 
@@ -68,7 +73,10 @@ def rotate_to_codes(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"])
     R z · ‖c‖/‖z‖ with R the rotation that takes z's direction to c's, held constant; the Householder form
     R = I − 2rrᵀ + 2 ĉ ẑᵀ with r = (ẑ + ĉ)/‖ẑ + ĉ‖.
     Source: Fifty et al., "Restructuring Vector Quantization with the Rotation Trick" (2024), §4.
+    Raises:
+        ValueError: no two floating-point tensors of one shape.
     """
+    check_same_shape(features, codes)
     with torch.no_grad():
         length = features.norm(dim=1, keepdim=True).clamp_min(1e-6)
         from_unit, to_unit = features / length, F.normalize(codes, dim=1)

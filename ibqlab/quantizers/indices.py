@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ibqlab.bounds import require_memory
+
 
 def to_indices(values: Any, name: str = "indices", device: torch.device | None = None) -> Int[Tensor, "*grid"]:
     """Whole numbers of any integer type as an int64 tensor.
@@ -34,6 +36,9 @@ def indices_in_memory(values: Any, name: str = "indices") -> Int[Tensor, "*grid"
     indices = to_indices(values, name, torch.device("cpu"))
     if indices.is_meta:
         raise ValueError(f"{name} must have their numbers in memory; got a tensor on meta, which has a shape alone")
+    if indices.untyped_storage().nbytes() < indices.nbytes:
+        # One that repeats its numbers is written out before they are counted.
+        require_memory(indices.nbytes, f"{name} of shape {tuple(indices.shape)}", "give fewer")
     return indices
 
 

@@ -37,6 +37,18 @@ def to_vectors(values: Any, name: str) -> Float[Tensor, "rows D"]:
     return tensor
 
 
+def check_same_shape(features: Tensor, codes: Tensor) -> None:
+    """Features and the code of each: two floating-point tensors (N, D); else ValueError."""
+    both = features, codes
+    good = all(isinstance(v, Tensor) and v.dtype in FLOATS and v.layout == torch.strided for v in both)
+    if not good or features.shape != codes.shape or features.ndim != 2:
+        shown = [tuple(v.shape) if hasattr(v, "shape") else type(v).__name__ for v in both]
+        raise ValueError(
+            f"features and codes must be plain floating-point tensors (N, D), one code per token; got {shown[0]} and "
+            f"{shown[1]}"
+        )
+
+
 def check_alike(features: Tensor, codebook: Tensor) -> None:
     """As `check_pair`, at least one code, and both of one number type."""
     check_pair(features, codebook, least_codes=1)

@@ -141,6 +141,7 @@ class Run:
         if not is_new:
             run.require_settings(config, more_steps=more_steps)
             run._require_own_files(*WRITTEN)
+            run._require_folders()
         if claim:
             run._lock = FolderLock(run.path)
         run._sweep()
@@ -619,6 +620,13 @@ class Run:
                     f"{file} is a link that leads out of the run folder, to {target}; nothing was written. Put the "
                     "files themselves there, or link to the whole run folder instead"
                 )
+
+    def _require_folders(self) -> None:
+        """Refuse to resume where a file, or a link to nothing, has taken a folder's place."""
+        for name in FOLDERS:
+            folder = self.path / name
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise RunError(f"{folder} must be a folder; nothing was changed. Move what is there away")
 
     def _sweep(self) -> None:
         """Delete what killed processes left half written."""
