@@ -5,8 +5,10 @@ process. `require_memory` compares what is about to be allocated with the memory
 """
 
 import math
+import numbers
 import operator
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,11 @@ def finite_number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {_shown(value)}")
     return number
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value out of somebody's file is a number that a float can hold; True and text are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max
 
 
 def _shown(value: Any) -> str:

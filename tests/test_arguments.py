@@ -260,9 +260,7 @@ def test_messages_about_whole_numbers(value, message):
     assert str(caught.value).startswith(message) and len(str(caught.value)) < 120 and str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    "value", [math.nan, -math.inf, 10**400, True, "1", None, 1j, [1.0]], ids=[*"abcdefgh"]
-)
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 10**400, True, "1", None, 1j, [1.0]], ids=[*"abcdefgh"])
 def test_what_is_no_finite_number(value):
     with pytest.raises(ValueError, match=r"^n must be a finite number; got "):
         finite_number("n", value)

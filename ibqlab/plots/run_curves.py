@@ -1,8 +1,6 @@
 """One run while it trains: loss, usage, perplexity and PSNR against the step."""
 
 import math
-import numbers
-import sys
 from collections.abc import Sequence
 
 import pandas as pd
@@ -10,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from ibqlab.bounds import is_finite_number
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure
 
 _COLUMNS = (
@@ -59,8 +58,7 @@ def metrics_by_step(metrics: pd.DataFrame, columns: Sequence[str]) -> pd.DataFra
 
 def _number(value: object) -> float:
     """A logged value, NaN where it is no number: the files of others may hold anything."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max
-    return float(value) if is_number else math.nan
+    return float(value) if is_finite_number(value) else math.nan
 
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
