@@ -341,6 +341,9 @@ def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[Non
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if any(isinstance(one, KeyboardInterrupt) for one in _behind(error)):
+            # Ctrl-C inside torch.save comes out as an error about positions in the file.
+            raise KeyboardInterrupt from None
         cause = _os_error(error)
         if cause is None or isinstance(error, RunError):
             raise
@@ -349,9 +352,14 @@ def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[Non
 
 def _os_error(error: BaseException | None) -> OSError | None:
     """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
+    return next((one for one in _behind(error) if isinstance(one, OSError) and one.errno), None)
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the latest first."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error
 
 
 def _reason(cause: OSError, file: Path) -> str:

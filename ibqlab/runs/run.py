@@ -578,7 +578,7 @@ class Run:
         self.write_provenance(status=status, ended=utc_now(), **facts)
 
     def figure_path(self, name: str) -> Path:
-        """Where a figure or its CSV belongs; the folder is made.
+        """Where a figure or its CSV belongs; the folder is made, and what a killed process left in it is deleted.
 
         Args:
             name: a file name, without folders.
@@ -588,6 +588,7 @@ class Run:
         self._require_own_files("figures")
         with explained(self.path / "figures"):
             (self.path / "figures").mkdir(exist_ok=True)
+        self._sweep()
         return self.path / "figures" / name
 
     def _step_file(self, folder: str, step: int, suffix: str) -> Path:
