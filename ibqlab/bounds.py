@@ -4,6 +4,7 @@ Two kinds. Fixed bounds keep a typing mistake (10¹² codes, 100,000 residual bl
 process. `require_memory` compares what is about to be allocated with the memory of this machine.
 """
 
+import dataclasses
 import math
 import numbers
 import operator
@@ -51,6 +52,8 @@ NAME = 200
 """Letters of a name that becomes a file or folder."""
 WHOLE = 2**63 - 1
 """Whole numbers of any kind: what arrays and files can hold."""
+FLOAT32 = 3.4e38
+"""Numbers that models compute with."""
 
 
 def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
@@ -108,6 +111,28 @@ def finite_number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {_shown(value)}")
     return number
+
+
+def check_numbers(settings: Any) -> None:
+    """The numbers of a frozen dataclass are numbers, whoever makes it: whole where it says int, finite where float.
+
+    NumPy's numbers become plain ones, so that equal settings are equal.
+
+    Raises:
+        ValueError: the first that is none; the message names the field.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.type is int:
+            number = whole_number(field.name, value, -WHOLE)
+        elif field.type is float:
+            number = finite_number(field.name, value)
+            if abs(number) > FLOAT32:
+                raise ValueError(f"{field.name} must be a number that float32 holds, to {FLOAT32:.1e}; got {number:g}")
+        else:
+            continue
+        if type(value) not in (int, float):
+            object.__setattr__(settings, field.name, number)
 
 
 def is_finite_number(value: Any) -> bool:

@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ibqlab.escaping import for_terminal
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -73,6 +75,18 @@ def _kind(mode: int) -> str:
         return ""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path in which ~ is the home folder.
+
+    Raises:
+        ValueError: ~ of somebody who has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{for_terminal(path)}: there is no such home folder; write the whole path") from None
 
 
 def is_ordinary(path: str | Path) -> bool:

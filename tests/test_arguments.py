@@ -4,6 +4,7 @@ A function is covered by listing it in CALLS with honest arguments; each argumen
 thing of its kind.
 """
 
+import dataclasses
 import math
 import traceback
 
@@ -265,3 +266,31 @@ def test_what_is_no_finite_number(value):
     with pytest.raises(ValueError, match=r"^n must be a finite number; got "):
         finite_number("n", value)
     assert finite_number("n", np.float32(0.5)) == finite_number("n", torch.tensor(0.5)) == 0.5
+
+
+CONFIGS = {name: quantizers.quantizer_config({"name": name}) for name in quantizers.available_quantizers()}
+CONFIGS |= {"generator": generator.GeneratorConfig(), "factorized": generator.FactorizedGeneratorConfig()}
+CONFIGS |= {"sampling": generator.SamplingConfig()}
+NUMBER_FIELDS = [
+    (name, field.name, kind)
+    for name, config in CONFIGS.items()
+    for field in dataclasses.fields(config)
+    if field.type in (int, float) or field.name in ("cfg_scale", "temperature", "cfg_interval")
+    for kind in (*NUMBERS, "none", "large")
+    if kind != "negative" and not (field.name == "cfg_interval" and kind == "meta")
+]
+
+
+@pytest.mark.parametrize(("name", "field", "kind"), NUMBER_FIELDS)
+def test_settings_made_in_python_are_checked_like_those_of_a_recipe(name, field, kind):
+    wrong = (WHOLE | {"large": 10**40})[kind]
+    with pytest.raises(ValueError, match=rf"{field}(\[0\])? must be "):
+        dataclasses.replace(CONFIGS[name], **{field: wrong})
+
+
+def test_numbers_of_numpy_are_the_same_settings():
+    plain = quantizers.quantizer_config({"name": "ibq", "codebook_size": 64, "beta": 0.5})
+    same = dataclasses.replace(plain, codebook_size=np.int64(64), beta=np.float64(0.5))
+    assert same == plain and type(same.codebook_size) is int and type(same.beta) is float
+    with pytest.raises(ValueError, match=r"beta must be a number that float32 holds, to 3\.4e\+38; got 1e\+300"):
+        dataclasses.replace(plain, beta=1e300)

@@ -29,6 +29,8 @@ from ibqlab.files import (
     temporary_beside,
     write_whole,
 )
+from ibqlab.metrics.cache import cache_folder
+from ibqlab.runs import runs_root
 
 
 def dead_process() -> int:
@@ -247,3 +249,10 @@ def test_what_is_too_large_takes_no_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
     with pytest.raises(UnreadableFile, match="is larger than 256 KiB"):
         read_text(file)
+
+
+@pytest.mark.parametrize("name", ["IBQLAB_RUNS", "IBQLAB_CACHE"])
+def test_a_home_that_nobody_has(name, monkeypatch):
+    monkeypatch.setenv(name, "~nobody-has-this-name/x")
+    with pytest.raises(ValueError, match="~nobody-has-this-name/x: there is no such home folder; write the whole path"):
+        {"IBQLAB_RUNS": runs_root, "IBQLAB_CACHE": cache_folder}[name]()

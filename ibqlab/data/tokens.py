@@ -30,7 +30,7 @@ from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
 from ibqlab.data.source import BUILT_IN, DataConfig, Split
 from ibqlab.escaping import for_terminal
-from ibqlab.files import UnreadableFile, is_ordinary, open_ordinary, read_json, why_not
+from ibqlab.files import UnreadableFile, expanded, is_ordinary, open_ordinary, read_json, why_not
 from ibqlab.quantizers.base import require, require_choice
 
 FORMAT = 1
@@ -218,7 +218,7 @@ class TokenStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.manifest = _read_manifest(self.path)
         self._splits = {split: self._open(split) for split in get_args(Split)}
 

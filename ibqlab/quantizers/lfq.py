@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibqlab.bounds import check_numbers
 from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
 from ibqlab.quantizers.collectives import average_over_processes
@@ -48,6 +49,7 @@ class LookupFreeQuantizerConfig(QuantizerConfig):
     """Take the average entropy over the tokens of all processes instead of each process's own. Published: False."""
 
     def __post_init__(self):
+        check_numbers(self)
         size = self.codebook_size
         bits = max(1, size.bit_length() - 1)
         require(

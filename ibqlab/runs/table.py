@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibqlab.escaping import for_terminal
-from ibqlab.files import UnreadableFile, read_text
+from ibqlab.files import UnreadableFile, expanded, read_text
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def runs_root() -> Path:
     $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
     """
     if os.environ.get("IBQLAB_RUNS"):
-        return Path(os.environ["IBQLAB_RUNS"]).expanduser()
+        return expanded(os.environ["IBQLAB_RUNS"])
     return (checkout_root() or Path.cwd()) / "runs"
 
 
