@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ibqlab.bounds import FLOAT32
 from ibqlab.escaping import for_terminal
 from ibqlab.files import INTEGER_DIGITS, NESTING, UnreadableFile, nesting, read_text
 
@@ -398,6 +399,8 @@ def _impossible_values(value: Any, path: tuple) -> Iterator[Problem]:
     if isinstance(value, float) and not math.isfinite(value):
         shown = "NaN" if math.isnan(value) else f"{value} (1e400 is more than a number can be)"
         yield Problem(path, f"must be a finite number; got {shown}")
+    elif isinstance(value, float) and abs(value) > FLOAT32:
+        yield Problem(path, f"must be a number that float32 holds, to {FLOAT32:.1e}; got {value:g}")
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         yield Problem(path, f"must be a number of at most 64 bits; got one of {value.bit_length():,} bits")
     elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
