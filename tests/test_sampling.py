@@ -327,3 +327,8 @@ def test_progress_is_shown_on_request(capfd):
     assert "sampling" in capfd.readouterr().err
     make(SMALL).sample(LABELS)
     assert capfd.readouterr().err == ""
+
+
+def test_labels_without_numbers_are_refused():
+    with pytest.raises(ValueError, match="labels must have their numbers in memory; got a tensor on meta"):
+        make(SMALL).sample(torch.zeros(2, dtype=torch.int64, device="meta"))

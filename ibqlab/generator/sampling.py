@@ -19,7 +19,7 @@ from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sequence import check_inputs, check_labels
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.codebooks import at_least_float32
-from ibqlab.quantizers.indices import to_indices
+from ibqlab.quantizers.indices import indices_in_memory, to_indices
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda _, __: 1.0,
@@ -176,7 +176,7 @@ def _check_parts(config: SamplingConfig, parts: int) -> None:
 def _checked(draw: Draw, model: nn.Module) -> Draw:
     """On the generator's device, labels and prompt within its vocabulary."""
     sizes, device = model.config, next(model.parameters()).device
-    labels, prompt = check_labels(draw.labels, sizes).to(device), draw.prompt
+    labels, prompt = check_labels(indices_in_memory(draw.labels, "labels"), sizes).to(device), draw.prompt
     if prompt is not None:
         prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
         require(
