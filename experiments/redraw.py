@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from benchmarks.figure import plot_against_codebook_size
 from matplotlib.figure import Figure
 
 from ibqlab.data.pictures import open_picture
+from ibqlab.diagnostics.token_report import TokenReport
+from ibqlab.diagnostics.tokens import TokenEntropy
+from ibqlab.diagnostics.usage import Usage
 from ibqlab.files import write_whole
 from ibqlab.plots import (
     plot_code_maps,
@@ -21,14 +25,16 @@ from ibqlab.plots import (
     plot_generator_curves,
     plot_norm_curves,
     plot_scaling,
+    plot_token_link,
     plot_token_scaling,
     plot_usage_histogram,
 )
-from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
+from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
-from ibqlab.plots.style import print_style
+from ibqlab.plots.style import method_label, print_style
 from ibqlab.studies.ablation_tables import MEASURES, PRINTED
 from ibqlab.studies.scaling import FITTED
+from ibqlab.studies.statistics import name_interval
 from ibqlab.studies.table_files import read_table, table_names
 
 BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
@@ -72,16 +78,54 @@ def _draw(picture: Path, table: pd.DataFrame) -> Figure:
         return _ablation(picture, table)
     if name == "power_laws":
         return plot_power_laws(table, pd.read_csv(picture.with_name("power_laws_fits.csv")), FITTED)
+    if "floor_s" in table:
+        return plot_against_codebook_size(table)
+    if name.startswith("token_link"):
+        return plot_token_link(_token_report(picture, table), _tokenizer(name))
     fits = [begins for begins in BY_NAME if name.startswith(begins)]
     if not fits:
         raise ValueError("its CSV does not suffice; open the study or the run that it is of")
     return BY_NAME[max(fits, key=len)](table)
 
 
+def _tokenizer(name: str) -> str:
+    """The tokenizer that a figure's name ends with: "token_link_ibq-1024" → "IBQ, K = 1,024"; "" where it has none."""
+    method, _, size = name.removeprefix("token_link").removeprefix("_").rpartition("-")
+    return f"{method_label(method)}, K = {int(size):,}" if method else ""
+
+
+def _token_report(picture: Path, table: pd.DataFrame) -> TokenReport:
+    """What a figure's CSV and the table beside it hold of a report. Images are taken to be square."""
+    costs = pd.read_csv(picture.with_name(f"{picture.stem}_table.csv"))
+    facts = costs.iloc[0]
+    size, images = int(facts["codebook_size"]), int(facts["training_images"])
+    if size > images:
+        raise ValueError("its CSV does not say whether the entropies are lower bounds; open the runs that it is of")
+    by_position = table[table["position"].notna()].sort_values("position")
+    positions = {name: part["bits"].to_numpy() for name, part in by_position.groupby("name", sort=False)}
+    grid = tuple(int(by_position[name].max()) + 1 for name in ("row", "column"))
+    side = round((facts["bits_per_image"] / facts["bits_per_pixel"]) ** 0.5)
+    entropy = TokenEntropy(
+        position=positions["entropy"],
+        position_plug_in=positions["entropy"],
+        marginal=float(costs.set_index("name")["bits_per_token"]["unigram"]),
+        images=images,
+        codebook_size=size,
+        unseen=0.0,
+    )
+    tokens = int(facts["usage_tokens"])
+    usage = Usage(value=float(facts["usage"]), tokens=tokens, codebook_size=size, definition="any_hit")
+    return TokenReport(
+        table=costs, positions=positions, entropy=entropy, usage=usage, grid=grid, image_size=(side, side)
+    )
+
+
 def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
     """A table of the paper; what was run stands in the table beside it."""
     shown = pd.read_csv(picture.with_name(f"{picture.stem}_table.csv"))
     distance = next((column for column in shown if column.startswith("Fréchet")), "gFID")
+    other = table["measure"].str.startswith("frechet_distance")  # earlier tables call it gfid whatever the network
+    table = table.assign(measure=table["measure"].where(~other, "gfid"))
     measures, panels = {measure.key: measure for measure in MEASURES}, []
     for key in sorted(set(table["measure"]), key=lambda key: list(measures).index(PAIRED.get(key, key))):
         if key in measures:
@@ -94,7 +138,7 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
             panels.append(DotPanel(key=key, label=f"paper's {title}", higher=higher))
     file = read_table(picture.stem)
     seeds = int(table["seeds"].max())
-    caption = f"mean, 95 % interval and dots of {seeds} seeds; grey diamonds: the paper, on ImageNet. Right is better."
+    caption = f"{name_interval(seeds)}; {DOTS_KEY}"
     here = table["row"].map(shown.set_index("row")["here"])
     return plot_ablation(table.assign(here=here), panels[:4], f"{file.title} ({file.table})", caption)
 

@@ -48,6 +48,14 @@ PICTURE_SIDE = 2**17
 """Pixels along one side of a picture on disk."""
 ASPECT = 100
 """How many times as long as wide a picture may be that is resized by its short side; ImageNet has none above 20."""
+SEED = 2**31 - 1
+"""Seed of a run."""
+SAMPLE_SEED = 2**62
+"""Seed of the first image of samples."""
+STUDY_RUNS = 10_000
+"""Runs of one study; the largest here has 75."""
+GALLERY_IMAGES = 10_000
+"""Images of one figure of a gallery; published: 64."""
 NAME = 200
 """Letters of a name that becomes a file or folder."""
 WHOLE = 2**63 - 1
@@ -70,6 +78,22 @@ def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
     if value > bound:
         shown = f"{value:,}" if value < 10**30 else _shown(value)
         raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {shown}")
+
+
+def require_between(name: str, value: int, least: int, most: int) -> None:
+    """Refuse a number below the least or above the most.
+
+    Args:
+        name: the setting.
+        value: what arrived.
+        least: the smallest value.
+        most: the largest.
+    Raises:
+        ValueError: it is smaller or larger; the message names setting, bound and value.
+    """
+    if value < least:
+        raise ValueError(f"{name} must be at least {least:,}; got {value:,}")
+    require_at_most(name, value, most)
 
 
 def whole_number(name: str, value: Any, least: int, most: int = WHOLE, what: str = "") -> int:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_as_lines():
+                return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
             _say(str(error) or "Interrupted; the same command goes on where it stopped", err=True)
             return ctx.exit(130)
@@ -68,6 +70,22 @@ class _Commands(click.Group):
             message = str(error)
         _say(f"Error: {message}", err=True)
         return ctx.exit(2)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Inside the block a warning is a line on the terminal, without the place in the code that it comes from."""
+    with warnings.catch_warnings():
+        shown_otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category is UserWarning:
+                _say(f"Warning: {message}", err=True)
+            else:
+                shown_otherwise(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager
@@ -140,9 +158,9 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     with _sigterm_as_ctrl_c():
         execution = execute(source, target, values)
     if execution.folder and (execution.folder / "config.yaml").is_file():
-        _report_on(execution.folder, redraw=False)
+        _report_on(execution.folder, redraw=False, result=execution.result)
     elif execution.folder:
-        _say("\n".join(results_of(execution.folder)))
+        _say("\n".join(results_of(execution.folder, execution.result)))
     _say(f"executed copy: {target}")
     if execution.failure:
         _say(f"Error: {execution.failure}", err=True)
@@ -191,7 +209,7 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
         _report_on(done.path)
 
 
-def _report_on(folder: Path, redraw: bool = True) -> None:
+def _report_on(folder: Path, redraw: bool = True, result: str = "") -> None:
     """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
     if not folder.is_dir():  # stopped before anything was written
         return
@@ -205,7 +223,7 @@ def _report_on(folder: Path, redraw: bool = True) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         _say(f"no report was written: {error}", err=True)
         return
-    for line in results_of(folder):
+    for line in results_of(folder, result):
         _say(line)
 
 
@@ -281,6 +299,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
     from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
     from ibqlab.studies.generating import class_names, open_pair  # noqa: PLC0415
+    from ibqlab.studies.sample_picture import save_sample_picture  # noqa: PLC0415
     from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
 
     require_device(given["device"], "--device")
@@ -299,9 +318,18 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
             "ibqlab train builtin/digits_generator tokens=… (ibqlab tokenize writes them)"
         )
     pair = open_pair(checkpoint, tokenizer)
-    labels = read_classes(classes, class_names(checkpoint), pair.generator.config.num_classes)
+    names = class_names(checkpoint)
+    labels = read_classes(classes, names, pair.generator.config.num_classes)
     archive = sample_images(*pair, folder, sampling, replace(request, classes=labels))
+    if not _is_first_process():
+        return
+    _say(f"picture: {save_sample_picture(folder, names)}")
     _say(f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)")
+    given_tokenizer = f" {shlex.quote(f'tokenizer={tokenizer}')}" if tokenizer else ""
+    _say(
+        "other guidance, temperatures and top-p beside each other: ibqlab run generation_gallery "
+        f"{shlex.quote(f'generator={checkpoint}')}{given_tokenizer}"
+    )
 
 
 def _data_of(place: Path) -> dict[str, Any]:
@@ -461,7 +489,9 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     if is_generator(checkpoint):
         model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
     else:
-        model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the report says the same
+            model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
     _say(model.load_report)
     _section("settings", dump_yaml(model.config))
 
@@ -499,6 +529,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError  # noqa: PLC0415
     from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
+    from ibqlab.pretrained.checkpoint import held_weights  # noqa: PLC0415
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
 
     generator = is_generator(checkpoint)
@@ -508,7 +539,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         _say(_export_generator(checkpoint, target, num_heads=num_heads, grid_size=grid_size))
         return
     if target.suffix == ".safetensors":
-        _say(export_tokenizer(checkpoint, target, weights))
+        _say(f"{export_tokenizer(checkpoint, target, weights)}\nholds {held_weights(target)}")
         return
     if target.suffix != ".ckpt":
         raise ConfigError(
@@ -516,7 +547,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         )
     if weights:
         raise ConfigError("--weights is for .safetensors; a .ckpt holds the weights as trained and the averaged ones")
-    _say(export_published(checkpoint, target))
+    _say(f"{export_published(checkpoint, target)}\nholds {held_weights(target)}")
 
 
 def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ibqlab.escaping import for_terminal
 from ibqlab.files import UnreadableFile, read_json, write_whole
-from ibqlab.progress import FILE_VARIABLE, ProgressLine, heard, last_values
+from ibqlab.progress import FILE_VARIABLE, ProgressLine, heard, last_values, why_too_short
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -40,7 +40,7 @@ class NotebookWatch:
     def __init__(self, notebook: Path):
         self.name, self.stands = notebook.stem, f"{notebook.stem}: starting a kernel"
         self.facts: dict[str, str] = {}
-        """What the kernel told last: "line", "folder"."""
+        """What the kernel told last: "line", "folder", "result"."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -82,27 +82,46 @@ class NotebookWatch:
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def results_of(folder: Path) -> list[str]:
-    """Lines on what a study or a run has left: figures, report, and its result in a sentence.
+def results_of(folder: Path, result: str = "") -> list[str]:
+    """Lines on what a study, a run or a measurement has left: figures, report, and its result in a sentence.
 
     Args:
-        folder: of the study or run that the notebook worked on.
+        folder: that the notebook worked on.
+        result: the sentence; empty: what the rows of a study or the last validation of a run say.
     """
-    reports = [folder / "report.html", folder / "figures" / "report.md", folder / "report.md"]
-    lines = [f"figures: {folder / 'figures'}"] if any((folder / "figures").glob("*")) else []
+    reports = [folder / "report.html", folder / "figures" / "report.md", folder / "report.md", folder / "cards.md"]
+    places = [place for place in (folder / "figures", folder) if any(place.glob("*.png"))]
+    lines = [f"figures: {place}" for place in places[:1]]
     lines += [f"report: {file}" for file in reports if file.is_file()][:1]
-    sentence = _result_of_run(folder) if (folder / "config.yaml").is_file() else _result_of_study(folder)
-    return [for_terminal(line, None) for line in (*lines, sentence) if line]
+    is_run = (folder / "config.yaml").is_file()
+    result = result or (_result_of_run(folder) if is_run else _result_of_study(folder))
+    if result:
+        reason = why_too_short(_steps_of(folder), _read(folder / "parameters.json").get("preset", ""))
+        lines.append(f"result: {result}" + (f" ({reason}: too short to mean anything)" if reason else ""))
+    return [for_terminal(line, None) for line in lines]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none."""
+    try:
+        found = read_json(file)
+    except (OSError, UnreadableFile):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _steps_of(folder: Path) -> Any:
+    """Steps of a run by now, or of the longest run of a study; None where nothing tells them."""
+    steps = [_read(file).get("steps") for file in (folder / "rows").glob("*.json")]
+    steps.append(last_values(folder / "metrics.jsonl").get("step"))
+    return max((step for step in steps if isinstance(step, (int, float))), default=None)
 
 
 def _result_of_study(folder: Path) -> str:
     """Usage at the end by method and start, means over the runs that are finished."""
     usages, tokens = defaultdict(list), set()
     for file in sorted((folder / "rows").glob("*.json")):
-        try:
-            row = read_json(file)
-        except (OSError, UnreadableFile):
-            continue
+        row = _read(file)
         if isinstance(row.get("usage"), float) and "depth" not in row:
             start = f" from {row['init']}" if "init" in row else ""
             usages[f"{row.get('method')}{start}"].append(row["usage"])
@@ -113,7 +132,7 @@ def _result_of_study(folder: Path) -> str:
     shares = ", ".join(f"{name} {mean:.1%}" for name, mean in sorted(means.items(), key=lambda pair: pair[1]))
     counted = f" in {min(tokens):,.0f} validation tokens or more" if all(tokens) else ""
     runs = sum(map(len, usages.values()))
-    return f"result: codes hit{counted}, mean over {runs} runs by method: {shares}"
+    return f"codes hit{counted}, mean over {runs} runs by method: {shares}"
 
 
 def _result_of_run(folder: Path) -> str:
@@ -127,7 +146,7 @@ def _result_of_run(folder: Path) -> str:
     words = [text.format(row[name]) for name, text in texts.items() if isinstance(row.get(name), (int, float))]
     tokens = row.get("validation_tokens")
     counted = f" in {tokens:,.0f} validation tokens" if isinstance(tokens, (int, float)) else ""
-    return f"result: {', '.join(words)}{counted}" if words else ""
+    return f"{', '.join(words)}{counted}" if words else ""
 
 
 # --- the copy --------------------------------------------------------------------------------------------------------

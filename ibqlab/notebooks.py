@@ -135,7 +135,7 @@ def read_settings(notebook: Path, settings: Sequence[str]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"{notebook.name} has no parameter {name!r}; {nearest(name, list(known))}")
         texts[name] = text
-    door = _find_door(notebook) if texts else None
+    door = _find_door(notebook)
     if door is None:
         return {name: _typed(name, text, known[name]) for name, text in texts.items()}
     return _checked(notebook.name, door, texts, known)
@@ -378,7 +378,9 @@ class Execution(NamedTuple):
     failure: str | None
     """What went wrong in it, in one line, or None."""
     folder: Path | None
-    """The study or run that it worked on; None where it was none."""
+    """The study, run or measurement that it worked on; None where it was none."""
+    result: str = ""
+    """What came of it in a sentence, where the notebook said so; otherwise the folder does."""
 
 
 def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
@@ -423,4 +425,4 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
         finally:
             without_widgets(target)
     folder = watch.facts.get("folder")
-    return Execution(failure, Path(folder) if folder else None)
+    return Execution(failure, Path(folder) if folder else None, watch.facts.get("result", ""))

@@ -28,6 +28,8 @@ EVERY = 0.5
 """Least seconds between two states of a line that can be written over."""
 LOG_EVERY = 10.0
 """Least seconds between two lines of a log."""
+SHORTEST = 50
+"""Training steps; figures and results of shorter runs say that they mean nothing."""
 TAIL_BYTES = 32 * 1024
 """Of a run's metrics that are read: some twenty rows."""
 
@@ -65,7 +67,7 @@ class ProgressLine:
     def show(self, text: str) -> None:
         """Say where the work stands; the last of several states that follow each other closely is shown by `close`."""
         self.text = text
-        if self.due:
+        if self.due and text != self._written:
             self._write()
 
     def close(self) -> None:
@@ -116,6 +118,13 @@ def time_left(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def why_too_short(steps: Any, preset: str = "") -> str:
+    """Why runs are too short to mean anything: their preset, or their steps; "" where they are not."""
+    if preset == "smoke":
+        return "preset smoke"
+    return f"{steps} steps" if isinstance(steps, (int, float)) and steps < SHORTEST else ""
+
+
 def last_values(file: Path) -> dict[str, Any]:
     """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
     values: dict[str, Any] = {}
@@ -141,7 +150,8 @@ def tell(**facts: str) -> None:
     """Tell the command that executes this notebook; nobody listens elsewhere.
 
     Args:
-        **facts: "line": where the work stands; "folder": of the study or run that is worked on.
+        **facts: "line": where the work stands; "folder": of the study or run that is worked on; "result": what came
+            of it in a sentence, where its folder does not say.
     """
     file = os.environ.get(FILE_VARIABLE)
     # A process that the kernel has started inherits the variable, but speaks for itself alone.

@@ -1,5 +1,6 @@
 """The paper's tables: rows that say what the recipes say, cells shared between tables, numbers that are the runs'."""
 
+import importlib.util
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,13 +26,16 @@ from ibqlab.studies import (
     ScalingReport,
     StudyError,
     StudyParameters,
+    cell_rows,
     open_ablations,
     open_study,
     table_files,
     write_study_report,
 )
+from ibqlab.studies.cells import MeasureConfig, column_of
 from ibqlab.studies.table_files import TABLES, Published, read_dial, read_table, table_names
 from ibqlab.training import recipe_config
+from ibqlab.training.recipes import EXPERIMENTS
 
 SMALL = {"preset": "smoke", "steps": 4, "tables": ("key_designs", "soft_vq", "lfq"), "seeds": (0, 1)}
 
@@ -137,9 +142,8 @@ class TestBadInput:
             open_ablations(AblationParameters(preset="smoke", tables=("mine",)))
 
     def test_the_folder_of_other_settings_is_refused_and_more_seeds_are_not(self, study):
-        other = open_ablations(AblationParameters(**SMALL | {"steps": 5}, output=str(study.folder)))
         with pytest.raises(StudyError, match=r"holds another grid.*steps: 4 → 5"):
-            other.run(progress=False)
+            open_ablations(AblationParameters(**SMALL | {"steps": 5}, output=str(study.folder)))
         fewer = open_ablations(AblationParameters(**SMALL | {"seeds": (1,)}, output=str(study.folder)))
         assert len(fewer.run(progress=False).finished) == len(study.cells) // 2
 
@@ -295,3 +299,58 @@ class TestReports:
         page = write_study_report(tmp_path / "scale")
         assert "IBQ, K = 262,144" in page.read_text() and page.read_text().count("data:image/png") == 2
         assert len(pd.read_csv(tmp_path / "scale" / "figures" / "power_laws.csv")) == 8
+
+
+class TestNamesOfDistances:
+    """FID is called so only with Inception's features."""
+
+    @pytest.mark.parametrize(
+        ("metric", "extractor", "column"),
+        [
+            ("fid", "", "gfid"),
+            ("fid", "digits", "frechet_distance_digits"),
+            ("rfid", "", "rfid"),
+            ("rfid", "digits", "reconstruction_frechet_distance_digits"),
+            ("is", "digits", "class_score_digits"),
+            ("recall", "", "recall"),
+        ],
+    )
+    def test_columns_bear_the_networks_name(self, metric, extractor, column):
+        assert column_of(metric, extractor) == column
+
+    def test_samples_are_measured_under_it(self, tmp_path, monkeypatch):
+        np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.zeros(2, np.int64))
+        monkeypatch.setattr(cell_rows, "evaluate_generation", lambda *_, **__: {"fid": SimpleNamespace(value=3.5)})
+        measure = MeasureConfig(generation_metrics=("fid",), extractor="digits")
+        values = cell_rows.sample_measures(tmp_path / "a.npz", measure, None)
+        assert values == {"samples": 2, "frechet_distance_digits": 3.5}
+
+    @pytest.mark.parametrize("recorded", ["gfid", "frechet_distance_digits"])
+    def test_rows_and_tables_name_the_network_also_of_earlier_rows(self, recorded, tmp_path):
+        parameters = AblationParameters(tables=("generators",), seeds=(0,), output=str(tmp_path / "made"))
+        study = open_ablations(parameters)
+        for place, cell in enumerate(study.cells):
+            values = {recorded: 10.0 + place} if "depth" in cell.labels else {"psnr": 12.0}
+            study.store.prepare(cell)
+            study.store.write_row(cell, {"steps": 300, "seconds": 1.0, **values})
+        table = study.store.table(study.cells)
+        assert "frechet_distance_digits" in table and "gfid" not in table
+        tables = AblationTables(study)
+        shown = tables.shown("generators")
+        assert "Fréchet distance (digits)" in shown and "gFID" not in shown and "paper's gFID" in shown
+        tables.figure("generators")
+        saved = pd.read_csv(study.folder / "figures" / "generators.csv")
+        assert {"frechet_distance_digits", "paper_gfid"} <= set(saved["measure"]) and "gfid" not in set(
+            saved["measure"]
+        )
+
+    def test_csvs_of_before_and_now_are_drawn_alike(self):
+        spec = importlib.util.spec_from_file_location("redraw", EXPERIMENTS / "redraw.py")
+        redraw = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(redraw)
+        picture = EXPERIMENTS / "results" / "ablations_laptop" / "figures" / "generators.png"
+        now = pd.read_csv(picture.with_suffix(".csv"))
+        before = now.replace({"measure": {"frechet_distance_digits": "gfid"}})
+        assert "gfid" in set(before["measure"])
+        labels = [[axes.get_xlabel() for axes in redraw._draw(picture, one).axes] for one in (now, before)]
+        assert labels[0] == labels[1] and any("Fréchet distance (digits)" in label for label in labels[0])

@@ -200,11 +200,80 @@ study = open_study("scale_codebook", read_parameters(StudyParameters, globals())
         ),
         ("explore_collapse", ["codebok_sizes=[64]"], "no parameter 'codebok_sizes'; did you mean 'codebook_sizes'?"),
         ("explore_collapse", ["preset=smoke", "settings=[optimizer.learning_rate=1e400]"], "must be a finite number"),
+        (
+            "explore_collapse",
+            ["codebook_sizes=[100000000]"],
+            "codebook_sizes must be at most 16,777,216; got 100,000,000",
+        ),
+        (
+            "explore_collapse",
+            [f"seeds={list(range(5001))}", "methods=[vq, ibq]"],
+            "runs of the grid must be at most 10,0",
+        ),
+        ("scale_codebook", ["steps=2000000000"], "steps must be at most 1,000,000,000; got 2,000,000,000"),
+        ("scale_codebook", ["steps=-1"], "steps must be at least 0; got -1"),
+        ("scale_codebook", ["seeds=[-1]"], "seeds must be at least 0; got -1"),
+        ("scale_codebook", ["code_dims=[100000]"], "code_dims must be at most 65,536"),
+        ("ablations", ["steps=2000000000"], "steps must be at most 1,000,000,000"),
+        ("ablations", ["seeds=[3000000000]"], "seeds must be at most 2,147,483,647"),
+        ("ablations", ["workers=1000000"], "workers must be at most 16,384"),
+        ("ablations", ["threads=-1"], "threads must be at least 0"),
+        ("link_stages", ["steps=2000000000"], "steps must be at most 1,000,000,000"),
+        ("link_stages", ["seed=-1"], "seed must be at least 0"),
+        ("link_stages", ["codebook_sizes=[100000000]"], "codebook_sizes must be at most 16,777,216"),
+        ("generation_gallery", ["images_per_class=1000000000"], "images_per_class must be at most 10,000"),
+        (
+            "generation_gallery",
+            ["images_per_class=5001", "classes=[0, 1]"],
+            "images_per_class × classes must be at most",
+        ),
+        ("generation_gallery", [f"cfg_scales={[1.0] * 5001}"], "× top_ps must be at most 10,000"),
+        ("generation_gallery", ["classes=[-1]"], "classes must be at least 0"),
+        ("generation_gallery", ["seed=-1"], "seed must be at least 0"),
+        ("generation_gallery", ["temperatures=[1e-300]"], "temperature must be 0 or finite and at least"),
+        ("generation_gallery", ["cfg_scales=[-1]"], "cfg_scale must be 0 to"),
+        ("generation_gallery", ["top_ps=[2]"], "top_p must lie above 0 to 1"),
     ],
 )
 def test_every_mistake_in_a_notebooks_parameters_is_found_before_a_kernel_starts(sent, somewhere, name, settings, says):
     assert says in ibqlab("run", name, *settings, code=2)
     assert not sent and not (somewhere / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("explore_collapse", ["preset=smoke"], "steps: 9 → 0"),
+        ("scale_codebook", ["preset=smoke", "steps=3"], "steps: 9 → 3"),
+        ("ablations", ["preset=smoke", "tables=[lfq]"], "steps: 9 → 0"),
+        ("train_tokenizer", ["preset=smoke"], "batch_size: 2 → "),
+        ("train_generator", ["preset=smoke"], "batch_size: 2 → "),
+        ("link_stages", ["preset=smoke", "codebook_sizes=[64]"], "batch_size: 2 → "),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_before_a_kernel_starts(sent, somewhere, name, settings, says):
+    """Typed for a folder, and without any parameter where the folder is the notebook's own."""
+    made = somewhere / "runs" / "made"
+    facts = {"study": name, "recipe": "builtin/smoke", "preset": "smoke", "steps": 9}
+    made.mkdir(parents=True)
+    if name in ("explore_collapse", "scale_codebook", "ablations"):
+        (made / "study.json").write_text(json.dumps(facts))
+    else:
+        inner = {"train_tokenizer": ".", "train_generator": "generator", "link_stages": "ibq-64/tokenizer"}[name]
+        recipe = "builtin/smoke_generator" if inner == "generator" else "builtin/smoke"
+        Run.start(made / inner, recipe_config(recipe, {"batch_size": 2}))
+    before = sorted(made.rglob("*"))
+    output = ibqlab("run", name, *settings, "output=made", code=2)
+    assert says in output and "nothing was changed" in output
+    assert not sent and sorted(made.rglob("*")) == before
+
+
+def test_a_study_of_other_settings_in_a_notebooks_own_folder_is_refused_without_any_parameter(sent, somewhere):
+    folder = somewhere / "runs" / "scale_codebook-laptop"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps({"study": "scale_codebook", "recipe": "mine", "steps": 0}))
+    assert 'recipe: "mine" → "builtin/photos"' in ibqlab("run", "scale_codebook", code=2)
+    assert not sent
 
 
 def test_values_arrive_in_the_types_of_the_notebooks_own_dataclass(sent, somewhere):

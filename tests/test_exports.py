@@ -1,11 +1,17 @@
 """Exports as files: of two at once the first one stands, and a full disk is told in one message."""
 
+import warnings
+
 import pytest
+from click.testing import CliRunner
 from test_pretrained_generators import tiny_tokenizer
 
-from ibqlab.pretrained import export_tokenizer
+from ibqlab.cli import main
+from ibqlab.pretrained import export_tokenizer, load_tokenizer
 from ibqlab.pretrained.export import TargetExists, save_checkpoint_file, whole_file
+from ibqlab.pretrained.report import warn_of_start
 from ibqlab.runs import RunError
+from ibqlab.training import recipe_config, train
 
 
 def test_of_two_at_once_the_first_one_stands(tmp_path):
@@ -30,3 +36,66 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="disk or a quota is full"):
         save_checkpoint_file({}, tmp_path / "x.ckpt")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- which weights ---
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "says"),
+    [
+        (0.999, 300, "still hold 74 % of the untrained start (decay 0.999, 300 steps)"),
+        (0.999, 2994, "still hold 5 %"),
+        (0.999, 2995, ""),
+        (0.5, 4, "still hold 6 %"),
+        (None, 4, ""),
+        (0.999, 0, ""),
+    ],
+)
+def test_averages_of_few_steps_are_warned_of(decay, step, says):
+    warning = warn_of_start(decay, step)
+    assert says in warning and bool(warning) == bool(says)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("short") / "run"
+    return train(recipe_config("builtin/smoke", {"steps": 2}), folder, progress=False).path
+
+
+def told(*words):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+WARNING = "averaged weights still hold 100 % of the untrained start (decay 0.999, 2 steps); for the weights as trained"
+
+
+@pytest.mark.parametrize("door", ["tokenize", "inspect", "export"])
+def test_every_door_says_which_weights_it_takes_and_warns_of_a_short_run(short_run, tmp_path, door):
+    outputs = {"tokenize": ["--output", tmp_path / "tokens"], "inspect": [], "export": [tmp_path / "x.safetensors"]}
+    taken = told(door, short_run, *outputs[door])
+    assert (taken.stdout + taken.stderr).count(WARNING) == 1
+    assert "--weights raw" in taken.output and "UserWarning" not in taken.output
+    others = {"tokenize": ["--output", tmp_path / "raw"], "inspect": [], "export": [tmp_path / "raw.safetensors"]}
+    plain = told(door, short_run, *others[door], "--weights", "raw")
+    assert WARNING not in plain.output
+    if door == "inspect":
+        assert "run at step 2, averaged weights" in taken.stdout and "run at step 2, weights as trained" in plain.stdout
+    if door == "export":
+        assert taken.stdout.splitlines()[1] == "holds averaged weights; for the weights as trained: --weights raw"
+        assert plain.stdout.splitlines()[1] == "holds weights as trained; for the averaged weights: --weights ema"
+
+
+def test_a_published_export_holds_both(short_run, tmp_path):
+    said = told("export", short_run, tmp_path / "x.ckpt")
+    assert said.stdout.splitlines() == [str(tmp_path / "x.ckpt"), "holds weights as trained and averaged weights"]
+
+
+def test_python_is_warned_too(short_run):
+    with pytest.warns(UserWarning, match='still hold 100 % .* type weights="raw" in Python'):
+        assert "Warning: averaged" in str(load_tokenizer(short_run).load_report)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_tokenizer(short_run, "raw")

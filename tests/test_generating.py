@@ -218,7 +218,7 @@ def test_a_permuted_generator_draws_nothing(here, tmp_path):
     [
         ({"card": "ibq_s"}, "card must be one of"),
         ({"cfg_scales": ()}, "cfg_scales must hold at least one value"),
-        ({"classes": (-1,)}, "classes must be ≥ 0"),
+        ({"classes": (-1,)}, "classes must be at least 0"),
         ({"images_per_class": 0}, "images_per_class must be at least 1"),
     ],
 )

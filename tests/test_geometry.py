@@ -1,6 +1,7 @@
 """Distances, norms and softmax perplexity against their definitions written out whole."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -107,3 +108,17 @@ def test_empty_sets_are_named():
         nearest_distances(torch.ones(2, 3), torch.ones(0, 3))
     with pytest.raises(ValueError, match="at least one vector"):
         norm_statistics(torch.ones(0, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["features", "codebook"])
+def test_what_is_not_finite_is_refused(value, place):
+    vectors = {"features": torch.randn(6, 3), "codebook": torch.randn(4, 3)}
+    vectors[place][1, 2] = value
+    features, codebook = vectors["features"], vectors["codebook"]
+    with pytest.raises(ValueError, match=r"must be finite.*take a snapshot before it"):
+        norm_statistics(vectors[place])
+    with pytest.raises(ValueError, match="queries and points must be finite"):
+        code_feature_distances(codebook, features)
+    with pytest.raises(ValueError, match="features and codebook must be finite"):
+        softmax_perplexity(features, codebook)

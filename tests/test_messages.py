@@ -11,6 +11,8 @@ import ibqlab
 from ibqlab.cli import main
 from ibqlab.config import _dataclasses_in as dataclasses_in
 from ibqlab.config import field_types
+from ibqlab.pretrained import CheckpointError
+from ibqlab.pretrained.architecture import infer_config
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 PACKAGE = Path(ibqlab.__file__).parent
@@ -76,3 +78,9 @@ def test_the_scan_sees_what_does_not_exist():
     ]
     assert "data.sourcee" not in settings(TrainConfig)
     assert {"loss.discriminator.num_layers", "data.source"} <= settings(TrainConfig)
+
+
+def test_a_message_names_tensors_as_a_terminal_may_show_them():
+    with pytest.raises(CheckpointError, match=r"names begin with \\x1b\[31mlayer$") as refused:
+        infer_config({"\x1b[31mlayer.weight": (2, 2)}, None)
+    assert str(refused.value).isprintable()

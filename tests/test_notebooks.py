@@ -136,6 +136,21 @@ def test_bad_parameters_stop_before_anything_is_trained(parameters, message, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_folder_of_other_settings_stops_papermill_in_the_first_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    made = {"study": "scale_codebook", "recipe": "builtin/smoke", "steps": 0, "settings": ["data.source=pictures"]}
+    (folder / "study.json").write_text(json.dumps(made))
+    given = ["-p", "preset", "smoke", "-p", "output", "mine"]
+    done, out = run_papermill(ROOT / "notebooks" / "scale_codebook.ipynb", tmp_path, *given)
+    assert done.returncode != 0
+    assert 'settings: ["data.source=pictures"] → nothing' in done.stderr
+    executed = [cell for cell in cells(out, "code") if cell.execution_count and not cell.metadata.get("tags")]
+    assert len(executed) == 1 and "open_study" in executed[0].source
+    assert [path.name for path in folder.iterdir()] == ["study.json"]
+
+
 def test_lists_passed_as_text_become_lists(tmp_path, monkeypatch):
     monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
     parameters = ["-p", "preset", "smoke", "-p", "codebook_sizes", "[16]", "-p", "methods", "[vq]", "-p", "steps", "2"]

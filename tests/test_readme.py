@@ -134,7 +134,7 @@ def test_ones_own_tensors_become_numbers_and_figures(capsys):
 def test_a_finished_study_is_opened(workplace):
     run(small("ibqlab run explore_collapse preset=laptop output=my_collapse projection=pca"), workplace)
     names = {}
-    exec(PYTHON_BLOCKS[2].replace('"laptop"', '"smoke", projection="pca"'), names)
+    exec(PYTHON_BLOCKS[2], names)
     assert len(names["study"].finished()) == len(names["study"].cells)
     assert len(PYTHON_BLOCKS) == 3
 

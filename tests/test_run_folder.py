@@ -327,6 +327,26 @@ def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number)
     Run.start(folder, run.config, claim=True).release()
 
 
+def test_a_stop_of_torchrun_saves_one_step_of_all_processes(tmp_path):
+    """Processes that saved different steps would wait for each other for ever."""
+    folder = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "ibqlab", "train", "builtin/smoke", *LONG, "processes=2", "--no-report"]
+    with subprocess.Popen(
+        [*command, "--output", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as child:
+        deadline = time.monotonic() + 240
+        while not (folder.is_dir() and b'"step": 5,' in (folder / "metrics.jsonl").read_bytes()):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        child.send_signal(signal.SIGTERM)
+        output = child.communicate(timeout=120)[0].decode()
+    run = Run(folder)
+    assert run.status == "stopped", output
+    assert 5 <= run.step < 400 and run.step == run.metrics["step"].iloc[-1]
+    assert f"stopped at step {run.step} of 400, everything is saved; go on with the same command" in output
+
+
 def test_a_stop_is_shown_as_one_line():
     assert TrainingInterrupted("stopped at step 1")._render_traceback_() == ["stopped at step 1"]
 

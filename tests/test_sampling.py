@@ -332,3 +332,23 @@ def test_progress_is_shown_on_request(capfd):
 def test_labels_without_numbers_are_refused():
     with pytest.raises(ValueError, match="labels must have their numbers in memory; got a tensor on meta"):
         make(SMALL).sample(torch.zeros(2, dtype=torch.int64, device="meta"))
+
+
+# --- scores that are no numbers ---
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_nothing_is_drawn_from_scores_that_are_no_numbers(score):
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = score
+    with pytest.raises(ValueError, match=r"NaN .* for 1 of 3 images"):
+        draw_tokens(logits, torch.full((3,), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_generator_whose_weights_are_broken_says_so(temperature):
+    model = make(SMALL)
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match=r"the generator's scores are NaN \(not a number\) or infinite for \d of"):
+        model.sample(LABELS, temperature=temperature)

@@ -8,9 +8,11 @@ import sys
 import tarfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from test_files import dead_process
 from test_pretrained_generators import tiny_tokenizer
 from test_transformer import SMALL, make
@@ -20,8 +22,10 @@ from ibqlab.data import DataConfig, open_data
 from ibqlab.files import temporary_beside
 from ibqlab.generator import SamplingConfig
 from ibqlab.metrics.images import open_images
+from ibqlab.plots import plot_gallery
 from ibqlab.pretrained import export_generator, export_tokenizer
 from ibqlab.runs import RunError
+from ibqlab.studies import sample_picture
 from ibqlab.studies.gallery import draw_images
 from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images
 
@@ -216,6 +220,16 @@ def test_the_command_draws_by_card_and_settings(tmp_path):
     command += ["--images-per-class", "2", "--classes", "0,2", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
     assert done.exit_code == 0 and "evaluate_generation" in done.output
+    folder = tmp_path / "out"
+    assert f"picture: {folder / 'samples.png'}" in done.output
+    assert f"ibqlab run generation_gallery generator={generator} tokenizer={tokenizer}" in done.output
+    with Image.open(folder / "samples.png") as picture:
+        assert picture.format == "PNG"
+    table = pd.read_csv(folder / "samples.csv")
+    assert table.to_dict("list") == {"image": [0, 1, 2, 3], "class": [0, 0, 2, 2], "seed": [0, 1, 2, 3]}
+    assert (
+        open_data(DataConfig(source=str(folder), image_size=6, validation_share=0.5), "train").get(0, 0).image.numel()
+    )
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["classes"] == [0, 2] and manifest["images"] == 4
     sampling = manifest["sampling"]
@@ -226,3 +240,28 @@ def test_the_command_draws_by_card_and_settings(tmp_path):
     refused = CliRunner().invoke(main, [*command[:-4], "--classes", "0,a", "--output", str(tmp_path / "other")])
     assert refused.exit_code == 2 and "classes are numbers like 0,7,12, ranges like 0-3, or names" in refused.output
     assert not (tmp_path / "other").exists()
+
+
+def test_the_picture_shows_the_first_images_of_the_first_classes(samples, tmp_path, monkeypatch):
+    folder = shutil.copytree(samples.parent, tmp_path / "all")
+    seen = {}
+
+    def drawn(images, rows, columns, caption):
+        seen.update(images=images, rows=rows, columns=columns, caption=caption)
+        return plot_gallery(images, rows, columns, caption=caption)
+
+    monkeypatch.setattr(sample_picture, "plot_gallery", drawn)
+    monkeypatch.setattr(sample_picture, "COLUMNS", 3)
+    assert sample_picture.save_sample_picture(folder, ["cat", "dog"]) == folder / "samples.png"
+    assert (seen["rows"], seen["columns"]) == (["cat", "dog", "class 2"], ["image 1", "image 2", "image 3"])
+    assert seen["caption"] == "all: guidance 2.0, temperature 1.0; the first images of 3 of 3 classes"
+    with np.load(samples) as stored:
+        place = np.argsort(np.random.default_rng(7).permutation(12))
+        wanted = [[stored["arr_0"][place[4 * row + column]] for column in range(3)] for row in range(3)]
+    assert np.array_equal(seen["images"], np.array(wanted))
+    assert pd.read_csv(folder / "samples.csv")["seed"].tolist() == [7, 8, 9, 11, 12, 13, 15, 16, 17]
+    (folder / "samples-000001.tar").write_bytes(b"cut")
+    before = (folder / "samples.png").read_bytes()
+    with pytest.raises(RunError, match=r"samples-000001\.tar is missing or damaged"):
+        sample_picture.save_sample_picture(folder, [])
+    assert (folder / "samples.png").read_bytes() == before

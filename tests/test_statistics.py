@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from ibqlab.studies.statistics import Interval, compare_ordering, difference_is_clear, fit_power_law, mean_interval
+from ibqlab.studies.statistics import (
+    Interval,
+    compare_ordering,
+    difference_is_clear,
+    fit_power_law,
+    mean_interval,
+    name_interval,
+)
 
 
 class TestIntervals:
@@ -19,6 +26,14 @@ class TestIntervals:
         found = mean_interval([0.4])
         assert (found.mean, found.count) == (0.4, 1)
         assert math.isnan(found.low) and math.isnan(found.high)
+
+    @pytest.mark.parametrize(("values", "errors"), [([1.0, 2.0], "12.7"), ([1.0, 2.0, 4.0], "4.3")])
+    def test_captions_say_what_an_interval_is(self, values, errors):
+        found, told = mean_interval(values), name_interval(len(values))
+        assert told == f"Student's 95 % interval of the mean over {len(values)} seeds, ± {errors} standard errors"
+        standard_error = np.std(values, ddof=1) / math.sqrt(len(values))
+        assert f"{(found.high - found.mean) / standard_error:.1f}" == errors
+        assert name_interval(1) == "1 seed, so no interval"
 
     def test_shares_are_cut_at_their_ends_and_missing_values_left_out(self):
         found = mean_interval([0.01, 0.99, math.nan], (0, 1))

@@ -24,7 +24,7 @@ from ibqlab.executed import results_of, without_widgets
 from ibqlab.notebooks import execute
 from ibqlab.progress import ProgressLine, last_values, time_left
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import Cell, CellStore, run_cells
+from ibqlab.studies import Cell, CellStore, run_cells, run_figures
 from ibqlab.studies.progress import StudyProgress
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator
@@ -109,6 +109,14 @@ class TestProgressLine:
                 clock[0] = 100 + second
                 line.show(f"second {second}")
         assert capsys.readouterr().err.splitlines() == ["second 0", "second 10", "second 20", "second 24"]
+
+    def test_a_log_says_nothing_twice(self, clock, capsys):
+        with ProgressLine() as line:
+            for second in range(0, 60, 20):
+                clock[0] = 100 + second
+                line.show("run 1 of 6 · step 0 of 12")
+            line.show("run 1 of 6 · step 1 of 12")
+        assert capsys.readouterr().err.splitlines() == ["run 1 of 6 · step 0 of 12", "run 1 of 6 · step 1 of 12"]
 
     def test_nothing_is_shown_where_nothing_is_wanted(self, clock, capsys):
         with ProgressLine(shown=False) as line:
@@ -219,7 +227,7 @@ for _ in tqdm(range(7), desc="bar"):
     pass
 label = ipywidgets.HTML("no step logged yet")
 display(label)
-tell(folder="/runs/mine")
+tell(folder="/runs/mine", result="codes live")
 """
 CHANGES = """
 label.value = 'now <img alt="a curve" src="data:image/png;base64,QUJD">'
@@ -250,7 +258,7 @@ def executed(tmp_path_factory):
 class TestExecutedCopies:
     def test_the_terminal_hears_what_the_kernel_says(self, executed):
         execution, _, lines = executed
-        assert execution == (None, Path("/runs/mine"))
+        assert execution == (None, Path("/runs/mine"), "codes live")
         assert lines[1] == "tiny: starting a kernel"
         # Each stands for 1.5 s, and is looked at every 0.5 s.
         steps = dict.fromkeys(line.strip() for line in lines if line.startswith("step"))
@@ -298,6 +306,7 @@ class TestResults:
         for name in ("rows", "figures"):
             (tmp_path / name).mkdir()
         (tmp_path / "figures" / "report.md").touch()
+        (tmp_path / "figures" / "a.png").touch()
         rows = [("a", "vq", 0.05), ("b", "vq", 0.07), ("c", "ibq\x1b[31m", 0.998)]
         for name, method, usage in rows:
             row = {"method": method, "init": "N(0, 1)", "usage": usage, "tokens": 10240.0}
@@ -315,7 +324,36 @@ class TestResults:
         assert results_of(run.path) == []
         run.log({"step": 2, "validation_usage": 0.5, "validation_psnr": 12.34, "validation_tokens": 640})
         run.log({"step": 3, "loss": 1.0})
-        assert results_of(run.path) == ["result: 50.0% of codes hit, PSNR 12.3 dB in 640 validation tokens"]
+        said = "result: 50.0% of codes hit, PSNR 12.3 dB in 640 validation tokens"
+        assert results_of(run.path) == [f"{said} (3 steps: too short to mean anything)"]
+        run.log({"step": 50, "loss": 1.0})
+        assert results_of(run.path) == [said]
+        assert results_of(run.path, "\x1b[31mtold") == ["result: \\x1b[31mtold"]
+
+    @pytest.mark.parametrize(
+        ("preset", "steps", "caveat"),
+        [
+            ("smoke", 900, " (preset smoke: too short to mean anything)"),
+            ("laptop", 49, " (49 steps: too short to mean anything)"),
+            ("laptop", 50, ""),
+        ],
+    )
+    def test_what_is_too_short_to_mean_anything_says_so(self, tmp_path, preset, steps, caveat):
+        (tmp_path / "rows").mkdir()
+        (tmp_path / "parameters.json").write_text(json.dumps({"preset": preset}))
+        for number in (0, steps):
+            row = {"method": "vq", "usage": 0.5, "steps": number}
+            (tmp_path / "rows" / f"{number}.json").write_text(json.dumps(row))
+        assert results_of(tmp_path) == [f"result: codes hit, mean over 2 runs by method: vq 50.0%{caveat}"]
+
+    def test_pictures_and_cards_of_a_measurement_are_named(self, tmp_path):
+        (tmp_path / "gallery.png").touch()
+        (tmp_path / "cards.md").touch()
+        lines = [f"figures: {tmp_path}", f"report: {tmp_path / 'cards.md'}", "result: told"]
+        assert results_of(tmp_path, "told") == lines
+        (tmp_path / "figures").mkdir()
+        (tmp_path / "figures" / "a.png").touch()
+        assert results_of(tmp_path, "told")[0] == f"figures: {tmp_path / 'figures'}"
 
 
 # --- a run's report, and the end of a training ---
@@ -357,11 +395,19 @@ class TestRunReport:
         assert "Stopped at step 12 of 12; the command below goes on where it stopped." in text
         assert re.search(r"Not drawn: hits per code .*; codes among features .*; reconstructions ", text)
 
-    def test_a_generator_has_its_curves(self, run, tmp_path):
+    def test_a_generator_has_its_curves_and_samples(self, run, tmp_path, monkeypatch):
         config = recipe_config("builtin/smoke_generator", {"tokenizer": str(run.path), "steps": 4})
         made = train_generator(config, tmp_path / "generator", progress=False)
-        assert pictures_of(write_run_report(made)) == 1
+        assert pictures_of(write_run_report(made)) == 2
         assert "| validation loss, nats per token |" in (made.path / "report.md").read_text(encoding="utf-8")
+        drawn = pd.read_csv(made.path / "figures" / "samples.csv")
+        assert list(drawn[["class", "seed"]].itertuples(index=False, name=None)) == [
+            (label, seed) for label in range(config.generator.num_classes) for seed in range(4)
+        ]
+        monkeypatch.setattr(run_figures, "MOST_WORK", 1)
+        assert pictures_of(write_run_report(made)) == 1
+        text = (made.path / "report.md").read_text(encoding="utf-8")
+        assert re.search(r"Not drawn: samples \(with 0 million weights they take minutes: type ibqlab run ", text)
 
     def test_refuses_a_run_without_rows_and_other_projections(self, run, tmp_path):
         with pytest.raises(RunError, match="has logged nothing yet"):

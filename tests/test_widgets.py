@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -14,9 +15,11 @@ from matplotlib.text import Text
 from ibqlab.config import parse
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.plots import plot_run_curves, run_curve_table
+from ibqlab.runs import Run
 from ibqlab.studies import Study, StudyError, StudyParameters, figure_collapse, figure_reconstructions
 from ibqlab.studies.figures import too_short
 from ibqlab.studies.run_figures import figure_run_histogram
+from ibqlab.studies.run_report import _figure_curves
 from ibqlab.studies.study import Grid, name_start
 from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
@@ -206,11 +209,22 @@ class TestTooShort:
             figure_collapse(study),
             figure_reconstructions(study),
             figure_run_histogram(study.finished()[0][1]),
+            _figure_curves(study.finished()[0][1]),
         ):
-            assert told in [text.get_text() for text in figure.texts]
+            assert told in [text.get_text() for text in figure.findobj(Text)]
+            assert all(text.get_rotation() == 0 for text in figure.texts), "nothing is written across the panels"
         caption = figure_reconstructions(study).get_supxlabel().replace("\n", " ")
         tokens = int(study.final_rows()["validation_tokens"].min())
         assert f"a table's PSNR is over the images of {tokens:,} validation tokens" in caption
+
+    def test_figures_of_a_stopped_run_say_of_which_step_they_are(self, study, tmp_path):
+        run = study.finished()[0][1]
+        stopped = Run(shutil.copytree(run.path, tmp_path / "stopped"))
+        (stopped.path / "snapshots" / "step_00000004.npz").unlink()
+        told = [text.get_text() for text in figure_run_histogram(stopped).findobj(Text)]
+        assert any(text.startswith("step 2, the last snapshot (the run is at step 4): ") for text in told)
+        told = [text.get_text() for text in figure_run_histogram(run).findobj(Text)]
+        assert any(text.startswith("step 4: ") for text in told) and not any("last snapshot" in text for text in told)
 
     def test_the_smoke_preset_and_few_steps_are_too_short(self):
         small = parse(Grid, GRID)

@@ -5,11 +5,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.plots.style import PAGE_WIDTH, LineStyle, add_caption, fix_tick_size, styled_figure
+from ibqlab.plots.style import (
+    METHOD_STYLES,
+    PAGE_WIDTH,
+    REFERENCE_GREY,
+    REFERENCE_LINE,
+    add_caption,
+    even_columns,
+    fix_tick_size,
+    styled_figure,
+)
 
-LINES = {"written out": "--", "ibqlab": "-", "floor": ":"}
-LOOKS = (("#56B4E9", "o"), ("#0072B2", "s"), ("#000000", "D"), ("#D55E00", "^"))
-"""Of numbers of tokens, from light to dark."""
+LOOKS = {
+    "written out": {"marker": METHOD_STYLES["ibq"].marker, "markerfacecolor": "white", "linewidth": 1.0},
+    "ibqlab": {"marker": METHOD_STYLES["ibq"].marker, "linewidth": 1.8},
+    "floor": {"linestyle": REFERENCE_LINE},
+}
+"""How each form is drawn: open, filled, and the dots of a reference."""
+SHADES = ("#8CC5E8", "#0072B2", "#00304C")
+"""Of IBQ's colour, for numbers of tokens from few to many."""
 NAMES = {"written out": "written out, as published", "ibqlab": "ibqlab", "floor": "matrix products alone"}
 
 
@@ -21,7 +35,7 @@ def name_of(tokens: int) -> str:
 def plot_against_codebook_size(table: pd.DataFrame) -> Figure:
     """Two panels with logarithmic axes: seconds forward and backward, and peak memory above the inputs in MB.
 
-    Colour and marker: tokens N. Line: form. The gap between solid and dotted is what is not a matrix product.
+    Shade: tokens N. Marker: form. The gap between the filled line and the dots is what is not a matrix product.
 
     Args:
         table: rows of the benchmark for one method and one device; numbers of tokens with at least two codebook sizes
@@ -32,16 +46,12 @@ def plot_against_codebook_size(table: pd.DataFrame) -> Figure:
     table = table[table["dtype"] == "float32"].sort_values("codes")
     table = table[table.groupby("tokens")["codes"].transform("nunique") > 1]
     names = [name_of(tokens) for tokens in sorted(table["tokens"].unique())]
-    looks = {
-        name: LineStyle(label=name, color=color, marker=marker)
-        for name, (color, marker) in zip(names, LOOKS * len(names), strict=False)
-    }
+    shades = dict(zip(names, SHADES * len(names), strict=False))
     with styled_figure(PAGE_WIDTH, 3.9) as figure:
         time, memory = figure.subplots(1, 2)
         lone: list[str] = []
         for (tokens, form), line in table.groupby(["tokens", "form"]):
-            look = looks[name_of(tokens)]
-            style = {"color": look.color, "marker": look.marker, "linestyle": LINES[form], "markersize": 4}
+            style = {"color": shades[name_of(tokens)], "markersize": 4, **LOOKS[form]}
             if len(line) == 1:
                 # A lone point has no line that tells what it is.
                 one = line.iloc[0]
@@ -50,7 +60,7 @@ def plot_against_codebook_size(table: pd.DataFrame) -> Figure:
             time.plot(line["codes"], line["seconds"], **style)
             memory.plot(line["codes"], line["peak_mb"], **style)
             if form == "ibqlab":
-                time.plot(line["codes"], line["floor_s"], **style | {"linestyle": LINES["floor"], "marker": ""})
+                time.plot(line["codes"], line["floor_s"], color=style["color"], **LOOKS["floor"])
         time.set_ylabel("forward and backward (s)")
         memory.set_ylabel("peak above the inputs (MB)")
         for axes in (time, memory):
@@ -63,9 +73,10 @@ def plot_against_codebook_size(table: pd.DataFrame) -> Figure:
             axes.tick_params(axis="x", rotation=30)
             axes.set_xlabel("codebook size K (codes)")
             fix_tick_size(axes)
-        handles = [Line2D([], [], color=look.color, marker=look.marker, label=name) for name, look in looks.items()]
-        handles += [Line2D([], [], color="black", linestyle=LINES[form], label=NAMES[form]) for form in LINES]
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, handlelength=4)
+        handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in shades.items()]
+        handles += [Line2D([], [], color=REFERENCE_GREY, label=NAMES[form], **look) for form, look in LOOKS.items()]
+        columns = even_columns(len(handles), 3)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=4)
         facts = table.iloc[0]
         device = facts["device"].replace("(R)", "")
         add_caption(

@@ -28,6 +28,8 @@ PICTURE_BYTES = 2**30
 """Largest picture inside a shard, which is read whole."""
 PATTERN = 1000
 """Letters of a pattern."""
+SAMPLES_PICTURE = "samples.png"
+"""What `ibqlab sample` draws of its shards beside them; it makes their folder no folder of images."""
 _NUMBERS = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
 _LETTERS = re.compile(r"\{([a-zA-Z])\.\.([a-zA-Z])")
 
@@ -48,7 +50,8 @@ def names_shards(source: str) -> bool:
     except OSError as error:
         raise ValueError(f"{for_terminal(path)} cannot be listed as a source: {why_not(error)}") from error
     shards = sum(entry.name.endswith(".tar") for entry in shown)
-    others = sum(os.path.isdir(entry.path) or is_picture_name(entry.name) for entry in shown) if shards else 0
+    pictures = [entry.name for entry in shown if is_picture_name(entry.name) and entry.name != SAMPLES_PICTURE]
+    others = len(pictures) + sum(os.path.isdir(entry.path) for entry in shown) if shards else 0
     require(
         not others,
         f"a source is either a folder of images or a folder of shards; got {for_terminal(os.path.abspath(path))} with "

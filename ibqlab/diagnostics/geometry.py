@@ -60,7 +60,7 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
     Returns:
         L2 distance per query, ≥ 0, float32.
     Raises:
-        ValueError: no points, or the dimensions differ.
+        ValueError: no points, dimensions that differ, or NaN or infinity among the vectors.
     Cost: O(N·M·D) operations, O(2²⁴) entries of memory.
     """
     queries, points = _alike(queries, points, "queries", "points")
@@ -75,7 +75,7 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
             torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
             for block in queries.split(_rows(len(points)))
         ]
-    return torch.cat(blocks).float()
+    return _finite(torch.cat(blocks), "queries and points").float()
 
 
 def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tensor, "N D"]) -> CodeFeatureDistances:
@@ -90,7 +90,7 @@ def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tenso
     Returns:
         Both means, in the units of the features.
     Raises:
-        ValueError: no features, or the dimensions differ.
+        ValueError: no features, dimensions that differ, or NaN or infinity among the vectors.
     Cost: O(N·K·D) operations, twice.
     """
     return CodeFeatureDistances(
@@ -111,12 +111,12 @@ def norm_statistics(x: Float[Tensor, "N D"]) -> NormStatistics:
     Returns:
         Mean and population standard deviation, in the units of x.
     Raises:
-        ValueError: no vectors.
+        ValueError: no vectors, or NaN or infinity among them.
     """
     x = _without_overflow(to_vectors(x, "x"))[0]
     if len(x) == 0:
         raise ValueError("norm_statistics needs at least one vector; got none")
-    norms = torch.linalg.vector_norm(x, dim=1)
+    norms = _finite(torch.linalg.vector_norm(x, dim=1), "vectors")
     return NormStatistics(mean=float(norms.mean()), std=float(norms.std(correction=0)))
 
 
@@ -133,16 +133,18 @@ def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "
     Returns:
         Perplexity per token, in codes, 1 to K, float32.
     Raises:
-        ValueError: the dimensions differ.
+        ValueError: the dimensions differ, or NaN or infinity is among the vectors.
     Cost: O(N·K·D) operations, O(2²⁴) entries of memory.
     Source: IBQ §3.2.
     """
     features, codes = _alike(features, codebook, "features", "codebook")
     if len(codes) == 0:
         raise ValueError("codebook must hold at least one code; got none")
+    # An infinite code may have probability 0 and leave no trace in the result.
+    _finite(torch.linalg.vector_norm(codes, dim=1), "features and codebook")
     with full_precision(codes.device):
         blocks = [_softmax_entropy(block @ codes.T).exp() for block in features.split(_rows(len(codes)))]
-    return torch.cat(blocks).float()
+    return _finite(torch.cat(blocks), "features and codebook").float()
 
 
 @torch.no_grad()
@@ -192,6 +194,17 @@ def _softmax_entropy(logits: Float[Tensor, "rows K"]) -> Float[Tensor, "rows"]:
 def _rows(columns: int) -> int:
     """Rows of a block with so many columns, at least one."""
     return max(1, _BLOCK_ELEMENTS // max(1, columns))
+
+
+def _finite(result: Float[Tensor, "N"], inputs: str) -> Float[Tensor, "N"]:
+    """A result per vector, refused where NaN or infinity went in: it is in the result then, which is smaller."""
+    broken = int((~torch.isfinite(result)).sum())
+    if broken:
+        raise ValueError(
+            f"{inputs} must be finite; NaN or infinity among them reaches {broken:,} of {len(result):,} results: the "
+            "run has diverged there, take a snapshot before it"
+        )
+    return result
 
 
 def _alike(first: Any, second: Any, first_name: str, second_name: str) -> list[Tensor]:

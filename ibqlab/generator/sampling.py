@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -203,6 +203,7 @@ def _sample(model: nn.Module, decoding: type[TokenDecoding], config: SamplingCon
     null = torch.full_like(labels, model.config.num_classes)
     state = decoding(model, torch.cat([labels, null])[: copies * images], compiled=draw.compiled)
     numbers = uniform_numbers(images, positions * parts, draw.seed).view(images, positions, parts).to(labels.device)
+    broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
     for place in tqdm(range(first, positions), desc="sampling", unit="token", disable=not draw.progress, leave=False):
         if copies == 2 and place > last:
             state.keep(images)
@@ -216,8 +217,10 @@ def _sample(model: nn.Module, decoding: type[TokenDecoding], config: SamplingCon
             logits = state.logits([chosen.repeat(copies) for chosen in drawn])
             if copies == 2:
                 logits = guide(*logits.chunk(2), config.scale_at(place, positions, part))
+            broken |= ~logits.amax(-1).isfinite()
             drawn.append(choose_tokens(logits, numbers[:, place, part], config, part))
         tokens.append(state.join(drawn))
+    refuse_broken(broken)
     return torch.stack(tokens, dim=1)
 
 
@@ -290,11 +293,32 @@ def draw_tokens(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> I
         numbers: uniform, 0 to below 1, float64; what makes a draw repeatable on every device.
     Returns:
         int64, 0 to V − 1.
+    Raises:
+        ValueError: scores that are NaN or +∞; on a GPU, which would have to be waited for, `sample` says so at its end.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     # Below the last value, so that the first beyond it exists and has a probability.
     goal = numbers.clamp_max(1 - 1e-12) * cumulative[:, -1]
-    return torch.searchsorted(cumulative, goal[:, None], right=True)[:, 0]
+    if not goal.is_cuda:
+        refuse_broken(goal.isnan())
+    return torch.searchsorted(cumulative, goal[:, None], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+def refuse_broken(broken: Bool[Tensor, " B"]) -> None:
+    """Refuse scores of which no token can be chosen.
+
+    Args:
+        broken: images whose scores are NaN or infinite.
+    Raises:
+        ValueError: there are some; the message says of how many images.
+    """
+    count = int(broken.sum())
+    require(
+        count == 0,
+        f"the generator's scores are NaN (not a number) or infinite for {count} of {len(broken)} images: its weights "
+        "are broken or overflow in their number type, or cfg_scale is too large. Use another checkpoint, "
+        "generator.float(), or cfg_scale=1.0.",
+    )
 
 
 def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B T"]:

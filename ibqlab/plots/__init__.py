@@ -3,6 +3,7 @@
 curves.py           usage, perplexity and gradient reach against the training step
 histogram.py        hits per code by rank
 code_map.py         codes and features in one plane, dead codes marked
+map_details.py      what the marks of a map would hide
 reconstructions.py  images before and after the codebook
 run_curves.py       one tokenizer's run while it trains
 generator_curves.py one generator's run while it trains

@@ -1,5 +1,6 @@
 """One table of a paper as a picture: rows downwards, a panel per measure, seeds as dots, the paper's numbers beside."""
 
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from ibqlab.plots.style import (
     LONGEST_LABEL,
     METHOD_STYLES,
     PAGE_WIDTH,
+    PAPER,
     REFERENCE_GREY,
     add_caption,
     fix_tick_size,
@@ -20,7 +22,15 @@ from ibqlab.plots.style import (
     text_label,
 )
 
+_ROW_LETTERS = 42
+"""Letters of a row's label in one line."""
+_AXIS_LETTERS = 60
+"""Letters under all panels together."""
 _COLUMNS = ["row", "method", "measure", "kind", "value", "low", "high", "seed"]
+
+
+DOTS_KEY = "small open markers: single seeds; grey diamonds: the paper, on ImageNet. Right is better."
+"""What the marks are, for captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +52,8 @@ class DotPanel:
 def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, caption: str) -> Figure:
     """Rows of a table against their measures. Better is to the right in every panel.
 
-    Filled markers: means over seeds with their 95 % intervals; small rings below them: single seeds; grey diamonds: the
-    paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
+    Filled markers: means over seeds with their 95 % intervals; small open ones below them: single seeds; grey diamonds:
+    the paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
 
     Args:
         table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed; and here, where
@@ -58,11 +68,16 @@ def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, capti
     if missing or table.empty or not panels:
         raise ValueError(f"an ablation figure needs rows, panels and the columns {_COLUMNS}; missing: {missing}")
     rows = list(dict.fromkeys(table["row"]))
-    with styled_figure(PAGE_WIDTH, 1.5 + (0.42 if "here" in table else 0.3) * len(rows)) as figure:
+    labels = [_row_label(table, row) for row in rows]
+    lines = 1 + max(label.count("\n") for label in labels)
+    with styled_figure(PAGE_WIDTH, 1.6 + (0.14 + 0.14 * lines) * len(rows)) as figure:
         all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
         for axes, panel in zip(all_axes, panels, strict=True):
             _draw(axes, table[table["measure"] == panel.key], panel, rows)
-        all_axes[0].set_yticks(range(len(rows)), [_row_label(table, row) for row in rows])
+            axes.set_xlabel(_axis_label(panel, len(panels)))
+            axes.margins(x=0.12)
+            axes.locator_params(axis="x", nbins=3 if len(panels) > 3 else 4)
+        all_axes[0].set_yticks(range(len(rows)), labels)
         all_axes[0].set_ylim(len(rows) - 0.4, -0.6)
         figure.suptitle(for_matplotlib(title), fontsize=10)
         add_caption(figure, caption)
@@ -76,7 +91,14 @@ def _row_label(table: pd.DataFrame, row: str) -> str:
     if not isinstance(here, str):
         return text_label(row)
     method, comma, rest = here.partition(",")
-    return f"{text_label(method_label(method) + comma + rest)}\n(paper: {for_matplotlib(row, LONGEST_LABEL)})"
+    texts = text_label(method_label(method) + comma + rest), f"(paper: {for_matplotlib(row, LONGEST_LABEL)})"
+    return "\n".join(textwrap.fill(text, _ROW_LETTERS) for text in texts)
+
+
+def _axis_label(panel: DotPanel, panels: int) -> str:
+    """What a panel measures, in lines that fit its width."""
+    lines = [panel.label] if panel.higher else [panel.label, "(axis reversed)"]
+    return "\n".join(textwrap.fill(line, _AXIS_LETTERS // panels) for line in lines)
 
 
 def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> None:
@@ -84,16 +106,15 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> 
     for _, point in table.iterrows():
         y, x = places[point["row"]], point["value"] * panel.scale
         style = METHOD_STYLES.get(point["method"])
-        color = style.color if style else REFERENCE_GREY
+        color, marker = (style.color, style.marker) if style else (REFERENCE_GREY, "s")
         if point["kind"] == "paper":
-            axes.plot(x, y, marker="D", markersize=6, markerfacecolor="none", color=REFERENCE_GREY, linestyle="none")
+            axes.plot(x, y, markersize=7, zorder=1.9, **PAPER)
         elif point["kind"] == "seed":
-            axes.plot(x, y + 0.25, marker="o", markersize=3.5, markerfacecolor="none", color=color, linestyle="none")
+            axes.plot(x, y + 0.27, marker=marker, markersize=4, markerfacecolor="none", color=color, linestyle="none")
         else:
             low, high = point["low"] * panel.scale, point["high"] * panel.scale
             error = [[x - low], [high - x]] if np.isfinite(low) else None
-            axes.errorbar(x, y, xerr=error, marker=style.marker if style else "s", color=color, capsize=2)
-    axes.set_xlabel(panel.label if panel.higher else f"{panel.label}\n(axis reversed)")
+            axes.errorbar(x, y, xerr=error, marker=marker, color=color, capsize=2)
     if panel.share:
         axes.set_xlim(-6, 106)
     if not panel.higher:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.escaping import for_matplotlib
+from ibqlab.plots.histogram import STEP
+from ibqlab.plots.map_details import magnify_crowd, point_at_features
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, as_array, fix_tick_size, styled_figure, styles_for
 
 Counts = Int[np.ndarray, "K"] | Int[Tensor, "K"]
@@ -87,7 +90,8 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
     """Several maps side by side, with one scale of hits for all.
 
     Panels that show frames of the same projection have the same axes and can be compared point by point; panels of
-    different projections share nothing but the way they are drawn. Every code in use is drawn, above dead ones.
+    different projections share nothing but the way they are drawn. Every code in use is drawn, above dead ones; where
+    they would hide them, a square shows the place magnified. Features that all lie under one code are pointed at.
 
     Args:
         panels: title → (projection, frame, hits per code or None), at most three in a row; or what `code_map_table`
@@ -103,29 +107,40 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
     if missing:
         raise ValueError(f"a table of maps needs the columns of code_map_table; missing: {', '.join(missing)}")
     facts = table.drop_duplicates("panel").set_index("panel")
-    columns = min(len(facts), _COLUMNS)
-    rows = -(-len(facts) // _COLUMNS)
+    columns, rows, magnified = min(len(facts), _COLUMNS), -(-len(facts) // _COLUMNS), False
     width = PAGE_WIDTH if columns > 1 else 5.2
     # A scale as soon as hits were counted, even where no code has any.
     norm = LogNorm(1, max(2, most_hits or np.nanmax([table["hits"].max(), 2]))) if table["hits"].notna().any() else None
     points = {title: table[table["panel"] == title] for title in facts.index}
     looks = styles_for(list(facts.index))
     headings = {title: _heading(looks[title].label, points[title], facts.loc[title], columns) for title in facts.index}
-    heading_height = 0.17 * max(text.count("\n") for text in headings.values())
-    height = ((width - 0.9) / columns + heading_height) * rows + 1.3
-    with styled_figure(width, height) as figure:
+    size = (width, _height(facts, headings, width - (1.1 if norm else 0)))
+    with styled_figure(*size) as figure:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, title in zip(grid, facts.index, strict=False):
-            _draw_map(axes, points[title], norm, columns)
+            draw = partial(_draw_map, points=points[title], norm=norm)
+            draw(axes, area=columns**-0.5)
             _finish_axes(axes, facts.loc[title], columns)
+            magnified |= magnify_crowd(axes, points[title], partial(draw, area=0.3 * columns**-0.5))
+            point_at_features(axes, points[title])
             axes.set_title(headings[title], fontsize=9)
         for axes in grid[len(facts) :]:
             axes.set_visible(False)
         if norm is not None:
-            _add_scale(figure, grid[: len(facts)], norm, facts["tokens"].dropna())
+            _add_scale(figure, grid[: len(facts)], norm, facts["tokens"].dropna(), rows)
         _add_legend(figure, table)
-        add_caption(figure, _caption(points, facts))
+        add_caption(figure, _caption(points, facts) + ("; squares magnify where codes crowd" if magnified else ""))
     return figure
+
+
+def _height(facts: pd.DataFrame, headings: dict[str, str], width: float) -> float:
+    """Inches that square panels in so much width take, with headings, axis labels, legend and caption."""
+    columns = min(len(facts), _COLUMNS)
+    lines = [1 + text.count("\n") for text in headings.values()]
+    rows = [max(lines[start : start + columns]) for start in range(0, len(lines), columns)]
+    beside, below = (0.28, 0.35) if facts["share_1"].isna().all() else (0.6, 0.55)  # ticks of PCA need room
+    caption = 0.85 if columns > 1 else 1.25  # a narrower figure breaks it into more lines
+    return sum(width / columns - beside + 0.16 * row + below for row in rows) + caption
 
 
 def _panel_table(title: str, projection: Projection, frame: int, counts: Counts | None) -> pd.DataFrame:
@@ -162,9 +177,8 @@ def _panel_table(title: str, projection: Projection, frame: int, counts: Counts 
     return points.join(first)
 
 
-def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: int) -> None:
-    """Features below, dead codes above them, codes in use on top, rarely used ones last; smaller in smaller panels."""
-    area = 1 / np.sqrt(columns)
+def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: float) -> None:
+    """Features below, dead codes above them, codes in use on top, rarely used ones last; `area` scales all marks."""
     features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
     dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False, kind="stable")
     unknown = codes[codes["hits"].isna()]
@@ -177,7 +191,7 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: i
         s=11 * area,
         color=_DEAD_COLOR,
         marker="x",
-        linewidths=0.5,
+        linewidths=min(0.5, 0.9 * area**0.5),
         alpha=0.45,
         label="dead codes",
     )
@@ -195,7 +209,7 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, columns: i
             cmap=_HITS_COLORS,
             norm=norm,
             edgecolors="black",
-            linewidths=0.35,
+            linewidths=0.45 * area**0.5,
             zorder=3,
             label="codes in use",
         )
@@ -218,9 +232,9 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
     fix_tick_size(axes)
 
 
-def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series) -> None:
+def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series, rows: int) -> None:
     """One colour bar of hits for all panels."""
-    scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25)
+    scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
     scale.set_label(f"hits per code in {_range(tokens)} tokens")
     scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda hits, _: f"{hits:,.0f}"))
     scale.ax.yaxis.set_minor_formatter(NullFormatter())
@@ -250,7 +264,11 @@ def _dot(label: str, **look: object) -> Line2D:
 
 def _heading(label: str, points: pd.DataFrame, facts: pd.Series, columns: int) -> str:
     """A panel's label, in lines that fit its width; how many codes are in use and dead, and how many of them drawn."""
-    lines = textwrap.wrap(label, 80 // columns)
+    step = STEP.match(label)
+    name, when = (step[1], [f"step {step[2]}"]) if step else (label, [])
+    # No line ends within a start's name or before the word that says whose it is.
+    whole = name.replace("(0, 1", "(0,\u00a01").replace(", default", ",\u00a0default")
+    lines = textwrap.wrap(whole, 84 // columns) + when
     if pd.notna(facts["in_use"]):
         in_use, dead = int(facts["in_use"]), int(facts["codebook_size"] - facts["in_use"])
         lines.append(f"{in_use:,} in use, {dead:,} dead")
@@ -264,7 +282,9 @@ def _caption(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     """What was fitted and what is drawn of it."""
     frames = int(facts["frames"].max())
     method = " and ".join(for_matplotlib(name).upper() for name in facts["method"].unique())
-    over = "" if frames == 1 else f" over {frames} snapshots"
+    shown = int(facts.groupby(["left", "right", "bottom", "top"]).size().max())
+    of_them = "" if shown == frames else f", {shown} of them here"
+    over = "" if frames == 1 else f" over {frames} snapshots{of_them}"
     kinds = {title: part["kind"].value_counts() for title, part in points.items()}
     drawn = _range([kinds[title].get("feature", 0) for title in points])
     of = "" if drawn == _range(facts["features"]) else f" of {_range(facts['features'])}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,11 +12,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from pandas.core.groupby import DataFrameGroupBy
 
 from ibqlab.plots.style import (
+    EACH_STEP,
     PAGE_WIDTH,
     REFERENCE_GREY,
+    REFERENCE_LINE,
+    WINDOW,
     LineStyle,
     add_caption,
+    even_columns,
     fix_tick_size,
+    in_order,
+    stacked_width,
     start_line,
     styled_figure,
     styles_for,
@@ -83,9 +90,10 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     perplexity of the window of latest training tokens, and the caption says so: a window falls late. Steps are on a
     logarithmic scale where the first ones were recorded, because collapse is decided there.
 
-    Colour and marker: method. Line style: initialisation, as in every figure. Line: mean over seeds; band: lowest to
-    highest seed. Later lines are thinner, so that coinciding ones both show. A codebook
-    collapses where usage falls and stays down; gradient reach tells whether lost codes can still come back.
+    Colour, marker and width: method. Line style: start, as in every figure; where a method has several starts, each
+    start has a row of panels, so that methods are compared from the same one. Line: mean over seeds; band: lowest to
+    highest seed. A codebook collapses where usage falls and stays down; gradient reach tells whether lost codes can
+    still come back.
 
     Args:
         metrics: as for `collapse_curve_table`, or what it returned.
@@ -99,30 +107,41 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     table = table.reindex(
         columns=list(dict.fromkeys([*table, *(f"{name}_mean" for name in _WITHOUT_MEMORY), *_TOKENS]))
     )
-    styles = styles_for(list(table["method"].unique()))
-    lines = {init: start_line(init) for init in table["init"].unique()}
-    size = int(table["codebook_size"].iloc[0])
-    probed = table["validation_usage_mean"].notna().any()
-    with styled_figure(PAGE_WIDTH, 3.3) as figure:
-        usage, perplexity, reach = figure.subplots(1, 3)
-        for axes, measure, scale in (
-            (usage, "validation_usage" if probed else "usage", 100),
-            (perplexity, "validation_perplexity" if probed else "perplexity", 1),
-            (reach, "gradient_reach", 100),
-        ):
-            for place, ((method, init), group) in enumerate(table.groupby(["method", "init"], sort=False)):
-                style = replace(styles[method], line=lines[init], label=text_label(f"{method}, {init}"))
-                draw_band(axes, group, measure, scale, style, place=place)
-            axes.set_xlabel("training step")
-            scale_steps(axes, table["step"])
-            fix_tick_size(axes)
-        _draw_thin(usage, table, styles)
-        _finish_share(usage, "Usage", f"codes hit (% of {size:,})")
-        _finish_perplexity(perplexity, size)
-        _finish_share(reach, "Gradient reach", f"codes reached (% of {size:,})")
-        _add_legend(figure, styles, lines)
+    styles = styles_for(in_order(table["method"]))
+    starts = list(dict.fromkeys(table["init"]))
+    apart = table.groupby("method")["init"].nunique().max() > 1
+    rows = [table[table["init"] == start] for start in starts] if apart else [table]
+    with styled_figure(PAGE_WIDTH, 1.1 + (2.2 + 0.25 * apart) * len(rows)) as figure:
+        for row, part in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
+            if apart:
+                row.suptitle(text_label(f"all from {part['init'].iloc[0]}"), fontsize=10, fontweight="bold")
+            _draw_row(row.subplots(1, 3), part, table, styles)
+        _add_legend(figure, table, styles, starts)
         add_caption(figure, _caption(table))
     return figure
+
+
+def _draw_row(panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
+    """Usage, perplexity and reach of the methods of one row of panels; `table` holds all rows."""
+    usage, perplexity, reach = panels
+    size = int(table["codebook_size"].iloc[0])
+    probed = table["validation_usage_mean"].notna().any()
+    for axes, measure, scale in (
+        (usage, "validation_usage" if probed else "usage", 100),
+        (perplexity, "validation_perplexity" if probed else "perplexity", 1),
+        (reach, "gradient_reach", 100),
+    ):
+        for (method, init), group in part.groupby(["method", "init"], sort=False):
+            style = replace(styles[method], line=start_line(init), label=text_label(f"{method}, {init}"))
+            draw_band(axes, group, measure, scale, style, place=list(styles).index(method))
+        axes.set_xlabel("training step")
+        scale_steps(axes, table["step"])
+        fix_tick_size(axes)
+    _draw_beside(usage, part, _beside_measure(table), styles)
+    window = "" if probed else " (window)"
+    _finish_share(usage, f"Usage{window}", f"codes hit (% of {size:,})")
+    _finish_perplexity(perplexity, size, f"Perplexity{window}")
+    _finish_share(reach, "Gradient reach", f"codes reached (% of {size:,})")
 
 
 def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle, *, place: int = 0) -> None:
@@ -146,7 +165,7 @@ def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: 
     axes.plot(
         group["step"],
         mean,
-        linewidth=max(1.0, 2.4 - 0.3 * place),
+        linewidth=stacked_width(place),
         markersize=4,
         markevery=(place * every // 6 % every, every),
         label=style.label,
@@ -166,23 +185,21 @@ def scale_steps(axes: Axes, steps: pd.Series) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _thin_measure(table: pd.DataFrame) -> str:
-    """What the thin lines of the first panel show; "" where the thick ones show all there is."""
+def _beside_measure(table: pd.DataFrame) -> str:
+    """What the lines beside the marked ones of the first panel show; "" where those show all there is."""
     if table["step_usage_mean"].notna().any():
         return "step_usage"
     return "usage" if table["validation_usage_mean"].notna().any() else ""
 
 
-def _draw_thin(axes: Axes, table: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
+def _draw_beside(axes: Axes, part: pd.DataFrame, measure: str, styles: dict[str, LineStyle]) -> None:
     """Usage of each step's own tokens, behind the validation's; of the window in runs that have none."""
-    measure = _thin_measure(table)
     if not measure:
         return
-    for (method, _), group in table.dropna(subset=[f"{measure}_mean"]).groupby(["method", "init"], sort=False):
+    for (method, _), group in part.dropna(subset=[f"{measure}_mean"]).groupby(["method", "init"], sort=False):
+        look = EACH_STEP if measure == "step_usage" else WINDOW
         shares = 100 * group[f"{measure}_mean"]
-        axes.plot(
-            group["step"], shares, color=styles[method].color, linewidth=0.6, alpha=0.6, label="_thin", zorder=1.5
-        )
+        axes.plot(group["step"], shares, color=styles[method].color, label="_beside", zorder=1.5, **look)
 
 
 def _finish_share(axes: Axes, title: str, label: str) -> None:
@@ -190,9 +207,9 @@ def _finish_share(axes: Axes, title: str, label: str) -> None:
     axes.set(title=title, ylabel=label, ylim=(-3, 103))
 
 
-def _finish_perplexity(axes: Axes, size: int) -> None:
+def _finish_perplexity(axes: Axes, size: int, title: str) -> None:
     """A logarithmic panel from 1 to K, with K as the line that even use would reach."""
-    axes.axhline(size, color=REFERENCE_GREY, linewidth=1, linestyle=":")
+    axes.axhline(size, color=REFERENCE_GREY, linewidth=1, linestyle=REFERENCE_LINE)
     axes.annotate(
         f"even use of all {size:,}",
         (0.98, size),
@@ -204,22 +221,35 @@ def _finish_perplexity(axes: Axes, size: int) -> None:
         color=REFERENCE_GREY,
     )
     axes.set_yscale("log")
-    axes.set(title="Perplexity", ylabel="perplexity (codes)", ylim=(0.8, size * 2.2))
+    axes.set(title=title, ylabel="perplexity (codes)", ylim=(0.8, size * 2.2))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
 
 
-def _add_legend(figure: Figure, styles: dict[str, LineStyle], lines: dict[str, str | tuple]) -> None:
-    """Methods by colour and marker, then initialisations by line style: the sum of both instead of every pair."""
+def _add_legend(figure: Figure, table: pd.DataFrame, styles: dict[str, LineStyle], starts: Sequence[str]) -> None:
+    """Methods by colour, marker and width, starts by line style, and what the lines beside them are."""
     handles = [
-        Line2D([], [], markersize=5, label=style.label, **style.look | {"linestyle": "-"}) for style in styles.values()
+        Line2D([], [], markersize=5, linewidth=stacked_width(place), label=style.label, **style.look)
+        for place, style in enumerate(styles.values())
     ]
-    handles += [
-        Line2D([], [], color=REFERENCE_GREY, linestyle=line, linewidth=1.6, label=text_label(f"start {init}"))
-        for init, line in lines.items()
+    handles += start_handles(starts)
+    beside = {"step_usage": (EACH_STEP, "each step's tokens"), "usage": (WINDOW, "window")}.get(_beside_measure(table))
+    if beside:
+        handles.append(Line2D([], [], color=REFERENCE_GREY, label=beside[1], **beside[0]))
+    columns = even_columns(len(handles), 6)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
+
+
+def start_handles(starts: Sequence[str]) -> list[Line2D]:
+    """Legend entries that tell starts by their line style.
+
+    Args:
+        starts: as `START_LINES` calls them.
+    """
+    return [
+        Line2D([], [], color=REFERENCE_GREY, linestyle=start_line(start), label=text_label(f"start {start}"))
+        for start in starts
     ]
-    columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8, columnspacing=1.4)
 
 
 def _caption(table: pd.DataFrame) -> str:
@@ -231,15 +261,15 @@ def _caption(table: pd.DataFrame) -> str:
     tokens = table["usage_tokens"].dropna()
     seeds = int(table["seeds"].max())
     spread = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-    thin, window = _thin_measure(table), "the window of the last {} training tokens"
+    beside, window = _beside_measure(table), "the window of the last {} training tokens"
     counted = _few(tokens, size, window)
     if table["validation_usage_mean"].notna().any():
         counted = _few(table["validation_tokens"].dropna(), size, "{} validation tokens")
     behind = ""
-    if thin:
-        few = table[{"step_usage": "step_tokens", "usage": "usage_tokens"}[thin]].max()
-        words = "the step's own {} tokens" if thin == "step_usage" else window
-        behind = f"thin lines: usage over {words.format(f'{int(few):,}')}\n"
+    if beside:
+        few = table[{"step_usage": "step_tokens", "usage": "usage_tokens"}[beside]].max()
+        words, which = ("the step's own {} tokens", "thin") if beside == "step_usage" else (window, "broad pale")
+        behind = f"{which} lines: usage over {words.format(f'{int(few):,}')}\n"
     return (
         f"{sizes}; usage and perplexity over {counted}; {spread}\n{behind}"
         "codes reached: gradient norm above 10⁻³ of the largest code's in that step"

@@ -5,15 +5,26 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ibqlab.plots.run_curves import metrics_by_step
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, table_of
+from ibqlab.plots.style import (
+    PAGE_WIDTH,
+    TRAINING_COLOR,
+    VALIDATION_LOOK,
+    add_caption,
+    fix_tick_size,
+    styled_figure,
+    table_of,
+)
 
 _LOSSES = {
-    "loss": ("training", "#0072B2", "-", None),
-    "validation_loss": ("validation, class given", "#D55E00", ":", "o"),
-    "validation_loss_unconditional": ("validation, class unknown", "#009E73", ":", "s"),
+    "loss": ("training", {"color": TRAINING_COLOR}),
+    "validation_loss": ("validation, class given", VALIDATION_LOOK),
+    "validation_loss_unconditional": (
+        "validation, class unknown",
+        {"color": "#8C6D31", "marker": "H", "markerfacecolor": "white"},
+    ),
 }
 _COLUMNS = ("step", *_LOSSES, "gradient_norm", "learning_rate", "validation_tokens")
 
@@ -52,14 +63,15 @@ def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
         grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
         loss = figure.add_subplot(grid[:, 0])
         norm, rate = (figure.add_subplot(grid[row, 1], sharex=loss) for row in range(2))
-        for name, (label, color, line, marker) in _LOSSES.items():
-            _draw(loss, table, name, color=color, linestyle=line, marker=marker, label=label)
-        _draw(norm, table, "gradient_norm", color="#555555")
-        _draw(rate, table, "learning_rate", color="#555555")
+        for name, (label, look) in _LOSSES.items():
+            _draw(loss, table, name, label=label, **look)
+        _draw(norm, table, "gradient_norm", color=TRAINING_COLOR)
+        _draw(rate, table, "learning_rate", color=TRAINING_COLOR)
         loss.set(title="Loss", ylabel="bits per token", xlabel="training step")
         norm.set(title="Gradient before clipping", ylabel="length")
-        rate.set(title="Learning rate", ylabel="step size", xlabel="training step")
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        rate.set(title="Learning rate", ylabel="rate", xlabel="training step", ylim=(0, None))
+        # Written out: a power of ten above the axis is overlooked.
+        rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         norm.tick_params(labelbottom=False)
         for axes in (loss, norm, rate):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -77,7 +89,7 @@ def _draw(axes: Axes, table: pd.DataFrame, measure: str, **look: object) -> None
         return
     if look.get("marker") is None and len(measured) == 1:
         look["marker"] = "o"
-    axes.plot(measured["step"], measured[measure], markersize=4, **look)
+    axes.plot(measured["step"], measured[measure], markersize=5, **look)
 
 
 def _caption(table: pd.DataFrame) -> str:

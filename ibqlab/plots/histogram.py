@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ibqlab.diagnostics.usage import count_indices
 from ibqlab.plots.style import (
+    CAPTION_SIZE,
     PAGE_WIDTH,
     REFERENCE_GREY,
+    REFERENCE_LINE,
     LineStyle,
     add_caption,
     as_array,
@@ -27,7 +29,8 @@ from ibqlab.plots.style import (
 )
 
 Counts = Int[np.ndarray, "..."] | Int[Tensor, "..."]
-_STEP = re.compile(r"^(.*), step ([\d,]+)$", re.DOTALL)
+STEP = re.compile(r"^(.*), step ([\d,]+)$", re.DOTALL)
+"""A run's label with the step of a snapshot."""
 _MANY = 4
 """With more lines than this, labels that end with a step share a panel per run."""
 _THROUGH_TRAINING = (2, 0, 1, 3)
@@ -74,12 +77,14 @@ def plot_usage_histogram(
     """Share of tokens against the rank of the code, both logarithmic, one line per codebook.
 
     A flat line at 1/K (grey) is perfectly even use. A line that breaks off before K ends where the dead codes begin,
-    which have no place on a logarithmic axis; the legend counts them. A codebook with one live code is a ring. Many
-    labels that end with ", step N" get a panel per run, from light to dark through training.
+    which have no place on a logarithmic axis; the legend counts them. A codebook with one live code is a ring with its
+    name beside it. Many labels that end with ", step N" get a panel per run, from light to dark through training.
 
     Args:
         counts_by_label: label → hits per code, or what `usage_histogram_table` returned. Labels of built-in methods
-            keep their look. Code numbers are not counts: pass them as `indices`.
+            keep their look. Code numbers are not counts: pass them as `indices`. In one dimension both are whole
+            numbers and cannot be told apart, so give `codebook_size` to have the length checked; the caption says in
+            any case how many codes the counts were taken for.
         indices: as for `usage_histogram_table`.
         codebook_size: likewise.
     Returns:
@@ -104,7 +109,9 @@ def plot_usage_histogram(
             for place, (label, look) in enumerate(looks.items()):
                 _draw(axes, part[part["label"] == label], look, place)
             for size in sorted(part["codebook_size"].unique()):
-                axes.plot([1, size], [1 / size] * 2, color=REFERENCE_GREY, linestyle=":", label=f"even use, 1/{size:,}")
+                even = {"color": REFERENCE_GREY, "linestyle": REFERENCE_LINE, "label": f"even use, 1/{size:,}"}
+                axes.plot([1, size], [1 / size] * 2, **even)
+            _name_lone_codes(axes, part, looks)
             if len(panels) > 1:
                 axes.legend(
                     title=title,
@@ -129,7 +136,7 @@ def plot_usage_histogram(
 
 def _panels(labels: list[str]) -> dict[str, dict[str, LineStyle]]:
     """Which lines share a panel, and their looks: all in one, or one panel per run with its steps."""
-    steps = {label: match for label in labels if (match := _STEP.match(label))}
+    steps = {label: match for label in labels if (match := STEP.match(label))}
     if len(labels) <= _MANY or len(steps) < len(labels):
         return {"": styles_for(labels)}
     runs = styles_for(list(dict.fromkeys(match[1] for match in steps.values())))
@@ -157,6 +164,15 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: LineStyle, place: int) -> None:
         **look.look | ({"markerfacecolor": "none"} if alone else {}),
         **marks,
     )
+
+
+def _name_lone_codes(axes: Axes, part: pd.DataFrame, looks: dict[str, LineStyle]) -> None:
+    """Which codebooks are a ring: rings lie over each other, and grey paper does not tell them apart."""
+    live = part[part["hits"] > 0].groupby("label").size()
+    lone = [look.label for label, look in looks.items() if live[label] == 1]
+    if lone:
+        text = "one code takes all tokens:\n" + "\n".join(lone)
+        axes.annotate(text, (1, 1), xytext=(14, 8), textcoords="offset points", va="top", fontsize=CAPTION_SIZE)
 
 
 def _finish(axes: Axes) -> None:
@@ -205,8 +221,7 @@ def _log_spaced(points: int, place: int) -> list[int]:
 
 
 def _caption(table: pd.DataFrame) -> str:
-    """Tokens behind each line."""
-    tokens = sorted(int(count) for count in table["tokens"].unique())
-    if len(tokens) == 1:
-        return f"{tokens[0]:,} tokens per codebook"
-    return f"{tokens[0]:,} to {tokens[-1]:,} tokens per codebook"
+    """Codes and tokens behind each line: whoever gave code numbers for counts sees it here."""
+    sizes, tokens = (sorted(int(count) for count in table[name].unique()) for name in ("codebook_size", "tokens"))
+    codes, hits = (f"{few[0]:,}" if len(few) == 1 else f"{few[0]:,} to {few[-1]:,}" for few in (sizes, tokens))
+    return f"hits of {codes} codes; {hits} tokens per codebook"

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ibqlab.plots.style import (
     PAGE_WIDTH,
-    REFERENCE_GREY,
+    PAPER,
     LineStyle,
     add_caption,
     fix_tick_size,
@@ -57,7 +57,8 @@ def plot_metric_dots(table: pd.DataFrame, caption: str = "") -> Figure:
         for panel in grid[:, 1:].flat:
             panel.set_yticklabels([])
         if table["published"].notna().any():
-            figure.legend(handles=[_open_diamond("printed by the paper")], loc="outside upper right")
+            diamond = Line2D([], [], markersize=8, label="printed by the paper", **PAPER)
+            figure.legend(handles=[diamond], loc="outside upper right")
         if caption:
             add_caption(figure, textwrap.fill(caption, 110))
     return figure
@@ -70,16 +71,7 @@ def _draw_metric(axes: Axes, rows: pd.DataFrame, labels: list[str], styles: dict
         place, look = labels.index(row["label"]), styles[row["label"]]
         axes.plot(row["value"] * scale, place, color=look.color, marker=look.marker, markersize=6, linestyle="")
         if pd.notna(row["published"]):
-            marker = _open_diamond("")
-            axes.plot(
-                row["published"] * scale,
-                place,
-                marker=marker.get_marker(),
-                color=REFERENCE_GREY,
-                markerfacecolor="none",
-                markersize=8,
-                linestyle="",
-            )
+            axes.plot(row["published"] * scale, place, markersize=8, **PAPER)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), [textwrap.fill(styles[label].label, 22) for label in labels])
     axes.margins(x=0.15)
@@ -90,16 +82,3 @@ def _draw_metric(axes: Axes, rows: pd.DataFrame, labels: list[str], styles: dict
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     fix_tick_size(axes)
-
-
-def _open_diamond(label: str) -> Line2D:
-    return Line2D(
-        [],
-        [],
-        marker="D",
-        color=REFERENCE_GREY,
-        markerfacecolor="none",
-        markersize=8,
-        linestyle="",
-        label=label,
-    )

@@ -5,12 +5,24 @@ the chosen ones. The four panels share one clock, the forward pass of each step,
 changes first is not read off by eye: `ibqlab.studies.lead_lag` computes it over seeds.
 """
 
+from dataclasses import replace
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.plots.curves import draw_band, scale_steps, spread_over_seeds
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure, styles_for, table_of
+from ibqlab.plots.curves import draw_band, scale_steps, spread_over_seeds, start_handles
+from ibqlab.plots.style import (
+    PAGE_WIDTH,
+    LineStyle,
+    add_caption,
+    even_columns,
+    fix_tick_size,
+    start_line,
+    styled_figure,
+    styles_for,
+    table_of,
+)
 
 MEASURES = ("usage", "step_usage", "gradient_reach", "feature_norm_mean", "code_norm_mean", "softmax_perplexity")
 _COLUMNS = ("step", "row", "method", "seed", "codebook_size", "code_dim", *(m for m in MEASURES if m != "step_usage"))
@@ -25,10 +37,10 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
         metrics: one line per run and logged step with the columns step, row (its name in the legend), method, seed,
             codebook_size, code_dim, usage and gradient_reach (shares), feature_norm_mean, code_norm_mean and
             softmax_perplexity (codes); empty cells where a step did not measure. Optional, because older runs lack
-            them: step_usage and step_tokens.
+            them: step_usage and step_tokens; and init, where the row's codebook started.
     Returns:
-        One line per (row, step), rows in the order of first appearance, with method, seeds, codebook_size, code_dim and
-        *_mean, *_min, *_max of each measure.
+        One line per (row, step), rows in the order of first appearance, with method, seeds, codebook_size, code_dim,
+        init where it was given, and *_mean, *_min, *_max of each measure.
     Raises:
         ValueError: a missing column, or no lines.
     """
@@ -44,6 +56,8 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     for column in ("codebook_size", "code_dim", "usage_tokens", "step_tokens"):
         if column in metrics:
             table[column] = groups[column].max()
+    if "init" in metrics:
+        table["init"] = groups["init"].first()
     table = table.reset_index()
     order = {name: place for place, name in enumerate(metrics["row"].unique())}
     return table.sort_values(
@@ -55,7 +69,8 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
     """Four panels against the training step: norms, codes in the softmax, gradient reach, usage of each step's tokens.
 
     Runs without `step_usage` have the usage of the window of latest tokens, named as such: it falls late.
-    Line: mean over seeds; band: lowest to highest seed. Thin lines in the first panel: norms of the codes.
+    Line: mean over seeds; band: lowest to highest seed. Thin lines in the first panel: norms of the codes. Colour,
+    marker and width: row. Line style: start, where the table says it, as in every figure.
 
     Args:
         metrics: as for `norm_curve_table`, or what it returned.
@@ -65,7 +80,7 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
         ValueError: as for `norm_curve_table`.
     """
     table = table_of(metrics, "usage_mean", norm_curve_table)
-    styles = styles_for(list(table["row"].unique()))
+    styles = _row_styles(table)
     own = "step_usage_mean" in table and table["step_usage_mean"].notna().any()
     measure = "step_usage" if own else "usage"
     with styled_figure(PAGE_WIDTH, 5.2) as figure:
@@ -96,8 +111,10 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
             axes.set_xlabel("training step")
             scale_steps(axes, table["step"])
             fix_tick_size(axes)
+        starts = list(dict.fromkeys(table["init"])) if "init" in table else []
+        handles = [*usage.get_lines(), *start_handles(starts)]
         figure.legend(
-            handles=usage.get_lines(), loc="outside upper center", ncols=min(len(styles), 3), handlelength=2.8
+            handles=handles, loc="outside upper center", ncols=even_columns(len(handles), 3), handlelength=2.8
         )
         sizes = [
             f"{letter} = {_listed(table[column])}"
@@ -109,6 +126,15 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
         over = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
         add_caption(figure, "; ".join(filter(None, [", ".join(sizes), counted and f"usage over {counted}", over])))
     return figure
+
+
+def _row_styles(table: pd.DataFrame) -> dict[str, LineStyle]:
+    """The look of each row: its method's, or a variant of it, with the line of its start."""
+    styles = styles_for(list(table["row"].unique()))
+    if "init" not in table:
+        return styles
+    starts = table.groupby("row")["init"].first()
+    return {row: replace(style, line=start_line(starts[row])) for row, style in styles.items()}
 
 
 def _tokens(metrics: pd.DataFrame, measure: str) -> str:

@@ -6,23 +6,31 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ibqlab.bounds import is_finite_number
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, fix_tick_size, styled_figure
+from ibqlab.plots.curves import scale_steps
+from ibqlab.plots.style import (
+    EACH_STEP,
+    PAGE_WIDTH,
+    TRAINING_COLOR,
+    VALIDATION_LOOK,
+    WINDOW,
+    add_caption,
+    fix_tick_size,
+    styled_figure,
+)
 
 _COLUMNS = (
     *("step", "loss", "usage", "usage_tokens", "perplexity", "step_usage", "step_tokens"),
     *("validation_usage", "validation_perplexity", "validation_tokens", "validation_psnr"),
 )
-_TRAINING_COLOR = "#0072B2"
-_VALIDATION_COLOR = "#D55E00"
 _TRAINING, _WINDOW, _STEP, _VALIDATION = "training", "training, window", "training, each step", "validation"
 _LOOKS = {
-    _TRAINING: {"color": _TRAINING_COLOR, "linestyle": "-"},
-    _WINDOW: {"color": _TRAINING_COLOR, "linestyle": (0, (6, 2))},
-    _STEP: {"color": _TRAINING_COLOR, "linestyle": "-", "linewidth": 0.6, "alpha": 0.6},
-    _VALIDATION: {"color": _VALIDATION_COLOR, "linestyle": ":"},
+    _TRAINING: {"color": TRAINING_COLOR, "linestyle": "-"},
+    _WINDOW: {"color": TRAINING_COLOR, **WINDOW},
+    _STEP: {"color": TRAINING_COLOR, **EACH_STEP},
+    _VALIDATION: VALIDATION_LOOK,
 }
 
 
@@ -64,9 +72,10 @@ def _number(value: object) -> float:
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     """Four panels against the training step: loss, usage, perplexity (log scale) and validation PSNR.
 
-    Lines: the training batches and the window of latest tokens; thin: each step's own tokens. Points: validation
-    images, at the steps that looked at them. The window falls late, because it remembers; the others do not. A
-    codebook collapses where usage falls and stays down while the loss may still go on falling.
+    Grey: the training batches; thin: each step's own tokens; broad and pale: the window of latest tokens. Marked:
+    validation images, at the steps that looked at them. The window falls late, because it remembers; the others do
+    not. Steps are on a logarithmic scale where the first ones were recorded. A codebook collapses where usage falls
+    and stays down while the loss may still go on falling.
 
     Args:
         metrics: as for `run_curve_table`, of a run that may still be training, or what it returned.
@@ -91,7 +100,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         perplexity.yaxis.set_minor_formatter(NullFormatter())
         psnr.set(title="Reconstruction", ylabel="PSNR (dB)")
         for axes in (loss, usage, perplexity, psnr):
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+            scale_steps(axes, table["step"])
             fix_tick_size(axes)
         for axes in (perplexity, psnr):
             axes.set_xlabel("training step")
@@ -110,11 +119,9 @@ def _draw(axes: Axes, table: pd.DataFrame, measure: str, source: str, scale: int
     axes.plot(
         measured["step"],
         measured[measure] * scale,
+        **({} if validation else {"marker": "o" if len(measured) == 1 else None}),
         **_LOOKS[source],
-        marker="o" if validation or len(measured) == 1 else None,
-        markersize=4,
-        # Many markers would run into a band that hides the other lines.
-        markevery=max(1, len(measured) // 12),
+        markersize=5,
         label=source,
     )
 

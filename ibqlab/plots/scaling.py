@@ -11,7 +11,9 @@ from ibqlab.plots.style import (
     PAGE_WIDTH,
     LineStyle,
     add_caption,
+    even_columns,
     fix_tick_size,
+    in_order,
     method_label,
     start_line,
     styled_figure,
@@ -59,11 +61,15 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         raise ValueError("a scaling plot shows one start per method; give initialisations=[published] or one other")
     dims = sorted(table["code_dim"].unique(), reverse=True)
     starts = table.groupby("method")["init"].first()
-    looks = dimension_looks(list(table["method"].unique()), dims, starts.to_dict())
+    methods = in_order(table["method"])
+    looks = dimension_looks(methods, dims, starts.to_dict())
+    lines = dict(iter(table.groupby(["method", "code_dim"])))
     with styled_figure(PAGE_WIDTH, 3.4) as figure:
         usage, psnr = figure.subplots(1, 2)
-        for (method, dim), group in table.groupby(["method", "code_dim"], sort=False):
-            look = looks[method, dim]
+        for (method, dim), look in looks.items():
+            if (method, dim) not in lines:
+                continue
+            group = lines[method, dim]
             beside = 2 ** (0.12 * (dims.index(dim) - (len(dims) - 1) / 2))
             for axes, measure, scale in ((usage, "validation_usage", 100), (psnr, "validation_psnr", 1)):
                 mean, low, high = (group[f"{measure}_{part}"] * scale for part in ("mean", "min", "max"))
@@ -81,7 +87,8 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         for axes in (usage, psnr):
             _finish_sizes(axes, sorted(table["codebook_size"].unique()))
         handles, labels = usage.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=4)
+        columns = even_columns(len(handles), 3)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=4)
         add_caption(figure, _caption(table))
     return figure
 

@@ -1,14 +1,15 @@
 """How every figure looks, and how it is saved together with the numbers behind it.
 
-One meaning everywhere: colour and marker are the method, the line style is the codebook's start, shades and open
-markers are variants of one method. Colours are Okabe and Ito's, which stay apart for colour-blind readers; markers,
-dashes and shades do so in grey. No figure changes matplotlib's global settings or opens a window.
+One meaning everywhere: colour and marker are the method, dashes are the codebook's start, shades and open markers are
+variants of one method. Grey dots are a reference and no measurement, an open grey diamond is a paper's number. Where no
+methods are compared, other colours and markers are used. Colours are Okabe and Ito's, which stay apart for colour-blind
+readers; markers, dashes and shades do so in grey. No figure changes matplotlib's global settings or opens a window.
 """
 
 import io
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,17 +52,30 @@ CAPTION_SIZE = 8.0
 LONGEST_LABEL = 60
 """Letters of a name in a legend or beside an axis; the middle of a longer one becomes an ellipsis."""
 _LETTERS_PER_INCH = 16
+_WARNING = "#B00000"
+_BAND = 0.3
+"""Inches of what `mark_too_short` adds at the top."""
 REFERENCE_GREY = "#555555"
-LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-"""Solid, dashed, dotted, dash-dotted: for what is neither a method nor a start, such as a reference line."""
+REFERENCE_LINE = (0, (1, 1.2))
+"""Dotted, and grey: what is no measurement of a run, such as even use. No start has it."""
 START_LINES: dict[str, str | tuple] = {
-    "N(0, 1)": LINE_STYLES[0],
-    "U(±1/K)": LINE_STYLES[1],
-    "N(0, 1/D)": LINE_STYLES[2],
-    "k-means": LINE_STYLES[3],
+    "N(0, 1)": "-",
+    "U(±1/K)": (0, (4, 1.5)),
+    "N(0, 1/D)": (0, (6, 1.5, 1, 1.5)),
+    "k-means": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
     "sign grid": (0, (9, 1.5)),
 }
 """Where a codebook started → its line, the same in every figure."""
+EACH_STEP = {"linestyle": "-", "linewidth": 0.7, "alpha": 0.7}
+"""Usage of a single step's tokens: thin, without markers."""
+WINDOW = {"linestyle": "-", "linewidth": 4.0, "alpha": 0.3, "solid_capstyle": "butt"}
+"""Usage of the window of latest tokens, beside one without memory: broad and pale."""
+PAPER = {"marker": "D", "color": REFERENCE_GREY, "markerfacecolor": "none", "linestyle": ""}
+"""A number that a paper printed."""
+TRAINING_COLOR = REFERENCE_GREY
+"""Of a single run's training."""
+VALIDATION_LOOK = {"color": "#7F3C8D", "linestyle": "-", "marker": "d"}
+"""Of a single run's validation; a line of it has a marker wherever it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +117,15 @@ def method_label(name: str) -> str:
     return METHOD_STYLES[name].label if name in METHOD_STYLES else name
 
 
-_OTHERS = (("#7F3C8D", "<"), ("#8C6D31", ">"), ("#666666", "*"), ("#117733", "h"), ("#882255", "p"))
-PALETTE = (*(style.color for style in METHOD_STYLES.values()), *(color for color, _ in _OTHERS))
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods as every legend lists them: those built in first, in the order of `METHOD_STYLES`."""
+    order = list(METHOD_STYLES)
+    return sorted(dict.fromkeys(methods), key=lambda name: order.index(name) if name in order else len(order))
+
+
+OTHER_LOOKS = (("#7F3C8D", "<"), ("#8C6D31", ">"), ("#666666", "*"), ("#117733", "h"), ("#882255", "p"))
+"""Colour and marker of what is no built-in method."""
+PALETTE = (*(style.color for style in METHOD_STYLES.values()), *(color for color, _ in OTHER_LOOKS))
 """All colours, those of the methods first."""
 _SHADES = (0.0, -0.55, 0.55, 0.3, -0.7)
 """Variants of one colour: towards black below zero, towards white above. They stay apart in grey."""
@@ -156,8 +177,8 @@ def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
     for name in names:
         method, line = _method_of(name), start_line(name)
         if method is None:
-            color, marker = _OTHERS[others % len(_OTHERS)]
-            base, label, variant = LineStyle(label="", color=color, marker=marker), name, others // len(_OTHERS)
+            color, marker = OTHER_LOOKS[others % len(OTHER_LOOKS)]
+            base, label, variant = LineStyle(label="", color=color, marker=marker), name, others // len(OTHER_LOOKS)
             others += 1
         else:
             base, label = METHOD_STYLES[method], METHOD_STYLES[method].label + name.strip()[len(method) :]
@@ -170,7 +191,7 @@ def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
 def start_line(name: str) -> str | tuple:
     """The line style of the start that a label names; solid where it names none."""
     named = [start for start in START_LINES if start in name]
-    return START_LINES[max(named, key=len)] if named else LINE_STYLES[0]
+    return START_LINES[max(named, key=len)] if named else "-"
 
 
 def vary(style: LineStyle, variant: int) -> LineStyle:
@@ -237,22 +258,48 @@ def add_caption(figure: Figure, text: str) -> None:
         text: names from outside as they are; longer lines than the page is wide are wrapped.
     """
     width = int(_LETTERS_PER_INCH * figure.get_figwidth())
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    lines = [part for line in text.split("\n") for part in _balanced(line, width)]
     shown = "\n".join(for_matplotlib(line, None) for line in lines)
     figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 
 
+def _balanced(text: str, width: int) -> list[str]:
+    """Text in as few lines as the width allows, all about equally long: no last line of one word."""
+    lines = textwrap.wrap(text, width) or [""]
+    for narrower in range(width - 1, width // 2, -1):
+        others = textwrap.wrap(text, narrower) or [""]
+        if len(others) > len(lines):
+            break
+        lines = others
+    return lines
+
+
+def even_columns(entries: int, most: int) -> int:
+    """Columns of a legend, at most so many, whose rows are as even as they can be."""
+    return -(-entries // -(-entries // most))
+
+
+def stacked_width(place: int) -> float:
+    """Width of the n-th line of a panel: later ones are thinner, so that lines which coincide show as stripes."""
+    return max(1.0, 2.4 - 0.3 * place)
+
+
 def mark_too_short(figure: Figure, reason: str) -> None:
-    """Write across a figure that its runs are too short to mean anything.
+    """Say in a band above a figure that its runs are too short to mean anything. Nothing in the figure is covered.
 
     Args:
-        figure: any.
+        figure: in the house style; it grows by the band.
         reason: what makes them so: "preset smoke", "12 steps".
     """
+    figure.set_figheight(figure.get_figheight() + _BAND)
     text = for_matplotlib(f"{reason}: too short to mean anything")
-    figure.text(0.5, 0.5, text, rotation=20, fontsize=min(17, 2.3 * figure.get_figwidth()), color="#B00000", alpha=0.45)
-    mark = figure.texts[-1]
-    mark.set(ha="center", va="center", zorder=10, in_layout=False)
+    look = {"size": 11, "weight": "bold"}
+    if figure.legends:
+        # The layout leaves room for a legend above the panels or for a title, not for both.
+        figure.legends[0].set_title(text, prop=look)
+        figure.legends[0].get_title().set_color(_WARNING)
+    else:
+        figure.suptitle(text, color=_WARNING, **look)
 
 
 def as_array(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[np.ndarray, "K"]:

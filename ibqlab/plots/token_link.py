@@ -10,15 +10,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from ibqlab.diagnostics.token_report import TokenReport
 from ibqlab.plots.style import (
-    LINE_STYLES,
+    OTHER_LOOKS,
     PAGE_WIDTH,
     PALETTE,
     REFERENCE_GREY,
+    REFERENCE_LINE,
     LineStyle,
     add_caption,
     fix_tick_size,
@@ -40,13 +42,19 @@ BASELINE_NAMES: dict[str, str] = {
 """Names of `ibqlab.diagnostics.BASELINES` on an axis."""
 SCALED = ("unigram", "mix")
 """Baselines that stand for a tokenizer beside others."""
-_MODELS: dict[str, str] = {
-    "unigram": "o",
-    BASELINE_NAMES["mix"]: "s",
-    "generator": "D",
-    "generator, class known": "^",
+_MODELS: dict[str, str | int] = {
+    "unigram": "_",
+    BASELINE_NAMES["mix"]: "x",
+    "generator": CARETLEFTBASE,
+    "generator, class known": CARETRIGHTBASE,
 }
-_GENERATORS = (("#0072B2", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"), ("#7F3C8D", "P"))
+"""Markers that are no method's. The generators' two stand back to back, so that neither hides the other, and have an
+inside, which tells how the codes are numbered."""
+_BASELINE_MARKER = "8"
+_DODGE = 0.75
+"""Octaves of codebook size over which tokenizers of one size are spread."""
+_PERMUTED = 13
+"""Points that codes numbered anew stand to the right."""
 _ENTROPY = "entropy"
 _SCALING_COLUMNS = [
     *("tokenizer", "name", "kind", "given_class", "permuted", "bits_per_token", "bits_per_pixel"),
@@ -133,7 +141,7 @@ def plot_token_scaling(table: pd.DataFrame) -> Figure:
     """Several tokenizers: bits per token and per pixel against codebook size and against usage.
 
     Colour and letter: tokenizer. Marker: model. Filled: codes numbered as the tokenizer numbers them; open, to the
-    right of it: numbered anew, which only a generator can notice. The dashed line is log2 K. Fewer bits are a gain only
+    right of it: numbered anew, which only a generator can notice. The dotted line is log2 K. Fewer bits are a gain only
     at the same reconstruction.
 
     Args:
@@ -176,7 +184,7 @@ def _generator_looks(rows: pd.DataFrame) -> dict[str, LineStyle]:
     names = rows.query("kind == 'generator'")["name"]
     looks = {}
     for number, name in enumerate(names):
-        color, marker = _GENERATORS[number % len(_GENERATORS)]
+        color, marker = OTHER_LOOKS[number % len(OTHER_LOOKS)]
         looks[name] = LineStyle(label=name, color=color, marker=marker, open_marker=number % 2 == 0)
     return looks
 
@@ -185,8 +193,8 @@ def _curve_looks(report: TokenReport) -> dict[str, LineStyle]:
     """How the two curves look that generators are held against."""
     bound = " (lower bound)" if report.entropy.lower_bound else ""
     return {
-        _ENTROPY: LineStyle(label=f"entropy{bound}", color=REFERENCE_GREY, marker="", line=LINE_STYLES[1]),
-        "mix": LineStyle(label=BASELINE_NAMES["mix"], color=REFERENCE_GREY, marker="", line=LINE_STYLES[2]),
+        _ENTROPY: LineStyle(label=f"entropy{bound}", color=REFERENCE_GREY, marker="", line=REFERENCE_LINE),
+        "mix": LineStyle(label=BASELINE_NAMES["mix"], color=REFERENCE_GREY, marker=""),
     }
 
 
@@ -209,7 +217,7 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle])
     """One line per model, dearest baseline on top, with its number at the right."""
     names = list(table["name"])
     for place, (_, row) in enumerate(table.iterrows()):
-        look = looks.get(row["name"], LineStyle(label="", color=REFERENCE_GREY, marker="o"))
+        look = looks.get(row["name"], LineStyle(label="", color=REFERENCE_GREY, marker=_BASELINE_MARKER))
         axes.plot(
             row["bits_per_token"],
             place,
@@ -247,7 +255,7 @@ def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineSty
             places,
             group["bits"],
             label=text_label(_short(look.label, 30)),
-            linewidth=max(0.8, 2.4 - 0.3 * number),
+            linewidth=max(0.8, 2.4 - 0.3 * number) if look.marker else 1.2,
             markersize=4,
             markevery=(number * len(places) // 37 % max(1, len(places) // 6), max(1, len(places) // 6)),
             **look.look,
@@ -287,13 +295,13 @@ def _dodged_sizes(table: pd.DataFrame) -> list[float]:
     place = {}
     for size, group in sizes.groupby(sizes):
         for number, name in enumerate(group.index):
-            place[name] = size * 2 ** (0.3 * (number - (len(group) - 1) / 2))
+            place[name] = size * 2 ** (_DODGE * (number / max(1, len(group) - 1) - 0.5 * (len(group) > 1)))
     return [place[name] for name in table["tokenizer"]]
 
 
 def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mapping[str, LineStyle]) -> None:
     """The points of one panel, and each tokenizer's letter below its lowest, away from the line of log2 K."""
-    right = ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
+    right = ScaledTranslation(_PERMUTED / 72, 0, axes.figure.dpi_scale_trans)
     for letter, (name, group) in zip(ascii_uppercase, table.groupby("tokenizer", sort=False), strict=False):
         color = looks[name].color
         scale = 100 if across == "usage" else 1
@@ -323,7 +331,7 @@ def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks
 def _draw_limit(axes: Axes, table: pd.DataFrame) -> None:
     """log2 K as a line over the sizes there are."""
     sizes = np.array([table["codebook_size"].min() / 1.3, table["codebook_size"].max() * 1.3])
-    axes.plot(sizes, np.log2(sizes), color=REFERENCE_GREY, linestyle=LINE_STYLES[1], linewidth=1)
+    axes.plot(sizes, np.log2(sizes), color=REFERENCE_GREY, linestyle=REFERENCE_LINE, linewidth=1)
 
 
 def _finish_scaling(row: Sequence[Axes], table: pd.DataFrame) -> None:
@@ -346,13 +354,15 @@ def _scaling_legend(table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> list
         for letter, look in zip(ascii_uppercase, looks.values(), strict=False)
     ]
     entries.append(
-        Line2D([], [], color=REFERENCE_GREY, linestyle=LINE_STYLES[1], linewidth=1, label=BASELINE_NAMES["uniform"])
+        Line2D([], [], color=REFERENCE_GREY, linestyle=REFERENCE_LINE, linewidth=1, label=BASELINE_NAMES["uniform"])
     )
     plain = {"color": REFERENCE_GREY, "linestyle": "", "markersize": 5}
     there = [name for name in _MODELS if name in set(table["model"])]
     entries += [Line2D([], [], marker=_MODELS[name], label=name, **plain) for name in there]
     if table["permuted"].any():
-        entries.append(Line2D([], [], marker="D", markerfacecolor="white", label="open: codes numbered anew", **plain))
+        entries.append(
+            Line2D([], [], marker=CARETLEFTBASE, markerfacecolor="white", label="open: codes numbered anew", **plain)
+        )
     return entries
 
 
@@ -360,7 +370,9 @@ def _scaling_caption(table: pd.DataFrame) -> str:
     fewest = (table["usage_tokens"] / table["codebook_size"]).min()
     images = sorted(table["validation_images"].unique())
     counted = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    return f"usage in at least {fewest:.1f} training tokens per code; bits on {counted} validation images"
+    text = f"usage in at least {fewest:.1f} training tokens per code; bits on {counted} validation images"
+    several = table.drop_duplicates("tokenizer")["codebook_size"].duplicated().any()
+    return f"{text}; tokenizers of one K stand beside each other" if several else text
 
 
 def _short(name: str, length: int) -> str:

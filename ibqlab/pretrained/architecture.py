@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ibqlab.escaping import for_terminal
 from ibqlab.pretrained.stored import CheckpointError
 from ibqlab.quantizers import QuantizerConfig, quantizer_config
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -71,7 +72,7 @@ def _check_is_tokenizer(shapes: Shapes) -> None:
     first = ", ".join(dict.fromkeys(key.split(".")[0] for key in shapes))
     raise CheckpointError(
         "this is no image tokenizer of IBQ's or Open-MAGVIT2's design, which has a tensor encoder.conv_in.weight; "
-        f"its tensors' names begin with {first:.120}"
+        f"its tensors' names begin with {for_terminal(first, 120)}"
     )
 
 

@@ -19,7 +19,7 @@ from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.hub import PUBLISHED
 from ibqlab.pretrained.names import DECAY, Place, check_filled, place_published
-from ibqlab.pretrained.report import NAMES, LoadReport
+from ibqlab.pretrained.report import NAMES, WORDS, LoadReport, warn_of_start
 from ibqlab.pretrained.stored import (
     SAFETENSORS,
     CheckpointError,
@@ -39,6 +39,8 @@ EXPORT = "ibqlab"
 """Key of an export's settings in the header of its file."""
 AS_GIVEN = "as given"
 """An export's word for weights of which nobody said whether they are averaged."""
+OTHERS = {"ema": "raw", "raw": "ema"}
+"""The one set of weights of an export, and the set that it does not hold."""
 RUN_PARTS = {"model": "tokenizer", "ema": "tokenizer_ema"} | {p: p for p in ("discriminator", "discriminator_ema")}
 """Entries of a run's checkpoint and the parts that they hold."""
 
@@ -95,6 +97,16 @@ def read_checkpoint(path: str | Path, *, quantizer: str | None = None) -> Checkp
         step=contents.step,
         report=contents.report("both", used),
     )
+
+
+def held_weights(path: str | Path) -> str:
+    """Which weights a tokenizer's file holds, in words that say how the others are had; errors of `read_checkpoint`."""
+    contents = open_contents(path)
+    if contents.only in OTHERS:
+        return f"{WORDS[contents.only]}; for the {WORDS[OTHERS[contents.only]]}: --weights {OTHERS[contents.only]}"
+    if contents.only:
+        return "weights as they were given"
+    return "weights as trained" + (" and averaged weights" if contents.part("tokenizer_ema") else " alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +168,7 @@ class Contents:
             left=left,
             entries=self.entries,
             wrappers=self.wrappers,
+            warning=warn_of_start(self.ema_decay, self.step) if weights == "ema" else "",
         )
 
 

@@ -5,6 +5,7 @@ Files appear under their name when they are complete, and never in place of one 
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ibqlab.config import to_dict
+from ibqlab.escaping import for_terminal
 from ibqlab.files import RunError, explained, replacing_path, sweep
 from ibqlab.pretrained.architecture import CODEBOOK
 from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
@@ -56,6 +58,9 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
         contents = open_contents(tokenizer)
         chosen = contents.choose(weights or "ema")
         config, label = contents.config, contents.only or weights or "ema"
+        warning = contents.report(label, {}).warning if label in WEIGHTS else ""
+        if warning:
+            warnings.warn(f"{for_terminal(tokenizer)}: {warning}", stacklevel=2)
         tensors = {name: contents.tensors[key] for name, key in chosen.items()}
     header = json.dumps({"weights": label, "tokenizer": to_dict(config)})
     with whole_file(target) as unfinished:

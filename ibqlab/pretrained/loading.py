@@ -5,12 +5,14 @@ the file is mapped anew for each portion, so that what was copied is let go. At 
 one portion (or the largest tensor twice), whatever else is in the file.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ibqlab.escaping import for_terminal
 from ibqlab.pretrained.architecture import empty_tokenizer
 from ibqlab.pretrained.checkpoint import open_contents
 from ibqlab.pretrained.report import WEIGHTS
@@ -42,8 +44,9 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
     Args:
         path: a published file of IBQ or Open-MAGVIT2, whose architecture is inferred, a run folder (its last
             checkpoint), or a file from `export_tokenizer`.
-        weights: "ema", the averaged weights (published results use them; they need a few thousand steps to mean
-            something), or "raw", the weights as trained. An export of a tokenizer holds one set, given for either.
+        weights: "ema", the averaged weights (published results use them; a warning says so where the run is too short
+            for them to mean anything), or "raw", the weights as trained. An export of a tokenizer holds one set, given
+            for either.
         quantizer: of a published file, which stores the same tensors for IBQ and VQ: "ibq" or "vq" (also for a VQGAN
             of taming-transformers or latent-diffusion). None: as the file tells – "ibq" with averaged weights, "lfq"
             where no codebook is stored; a file that does not tell is refused.
@@ -61,6 +64,8 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
     contents = open_contents(path, quantizer)
     chosen = contents.choose(weights)
     report = contents.report(weights, {key: name for name, key in chosen.items()})
+    if report.warning:
+        warnings.warn(f"{for_terminal(report.path)}: {report.warning}", stacklevel=2)
     tokenizer = empty_tokenizer(contents.config)
     copies = dict(copy_tensors(contents, chosen))
     tokenizer.load_state_dict(copies, strict=True, assign=True)

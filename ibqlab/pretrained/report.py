@@ -15,6 +15,8 @@ NAMES = {
 }
 """Parts of a file as the report names them; the others are named as they are."""
 SHOWN = 2
+MOST_OF_START = 0.05
+"""Share of the start in averaged weights above which loading them warns; at decay 0.999 that is below 2,995 steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class LoadReport:
     """Names of what the file holds beside the weights."""
     wrappers: tuple[str, ...] = ()
     """What was taken off the file's keys, in words: prefixes of DataParallel and torch.compile, an outer entry."""
+    warning: str = ""
+    """Why the weights that were taken may be of little use, and what to type for the others; empty: nothing known."""
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -65,4 +69,23 @@ class LoadReport:
         if self.wrappers:
             lines.append(f"  taken off: {', '.join(map(for_terminal, self.wrappers))}")
         lines.append(f"{self.accounted:,} of {self.keys:,} keys accounted for")
+        if self.warning:
+            lines.append(f"Warning: {self.warning}")
         return "\n".join(lines)
+
+
+def warn_of_start(decay: float | None, step: int) -> str:
+    """A warning where averaged weights are mostly what training began with; "" where they are not, or nobody knows.
+
+    Args:
+        decay: d of the averages, which after n steps hold dⁿ of their start.
+        step: n; 0 where it is not known.
+    """
+    share = decay**step if decay and step else 0.0
+    if share <= MOST_OF_START:
+        return ""
+    return (
+        f"averaged weights still hold {100 * share:.0f} % of the untrained start (decay {decay:g}, {step:,} steps); "
+        'for the weights as trained type weights="raw" in Python, --weights raw in a command, weights=raw in a '
+        "notebook, tokenizer_weights=raw in a generator's recipe"
+    )

@@ -121,21 +121,13 @@ class Run:
                 of it leads elsewhere; or it cannot be written.
         """
         path = Path(path)
-        with explained(path):
-            if os.path.isdir(path) and os.path.samefile(path, os.curdir):
-                raise RunError(f"a run needs a folder of its own, got {path}, the current one: --output NAME")
-            occupied = os.path.lexists(path) and (not os.path.isdir(path) or any(os.scandir(path)))
-        is_new = not occupied
+        is_new = cls._is_free(path)
         if is_new:
             sweep(path.parent)
             try:
                 _create(path, to_dict(config))
             except _Taken:
                 is_new = False  # another process was faster: its run is judged like any other that was there before
-        elif not is_ordinary(path / "config.yaml"):
-            raise RunError(
-                f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one"
-            )
         run = cls(path)
         run.is_new = is_new
         if not is_new:
@@ -148,6 +140,29 @@ class Run:
         if not is_new and not claim and run.status != "finished":
             run.note_resumed(config)
         return run
+
+    @classmethod
+    def check(cls, path: str | Path, config: Any) -> None:
+        """Refuse now, for whoever plans a training, the folder that `start` would refuse for its settings.
+
+        Raises:
+            RunError: the folder holds a run with other settings than these, or with more steps, or something else.
+        """
+        if not cls._is_free(Path(path)):
+            cls(path).require_settings(config, more_steps=True)
+
+    @staticmethod
+    def _is_free(path: Path) -> bool:
+        """Whether a folder is missing or empty; raises where it is neither that nor a run."""
+        with explained(path):
+            if os.path.isdir(path) and os.path.samefile(path, os.curdir):
+                raise RunError(f"a run needs a folder of its own, got {path}, the current one: --output NAME")
+            is_free = not os.path.lexists(path) or (os.path.isdir(path) and not any(os.scandir(path)))
+        if not is_free and not is_ordinary(path / "config.yaml"):
+            raise RunError(
+                f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one"
+            )
+        return is_free
 
     def release(self) -> None:
         """Let go of a folder that `start` has claimed."""

@@ -17,14 +17,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ibqlab.config import ConfigError, content_hash, nearest
+from ibqlab.bounds import SEED, STEPS, STUDY_RUNS, require_at_most, require_between
+from ibqlab.config import ConfigError, content_hash, nearest, parse
 from ibqlab.files import write_whole
 from ibqlab.quantizers.base import require
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.runs.origin import COMMAND, portable
-from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, StudyError, as_json, read_json
+from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, as_json
 from ibqlab.studies.engine import Outcome, run_cells
-from ibqlab.studies.study import PlaceParameters, as_typed
+from ibqlab.studies.opening import as_typed, read_parameters_of, require_same_study
+from ibqlab.studies.study import PlaceParameters
 from ibqlab.studies.table_files import Dial, Published, TableFile, TableRow, read_dial, read_table, table_names
 from ibqlab.training import TrainConfig
 from ibqlab.training.recipes import load_recipe, recipe_config
@@ -47,7 +49,10 @@ class AblationParameters(PlaceParameters):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipes say), got {self.steps}")
+        require_between("steps", self.steps, 0, STEPS)
+        require_at_most("seeds (how many)", len(self.seeds), STUDY_RUNS)
+        for seed in self.seeds:
+            require_between("seeds", seed, 0, SEED)
         for axis in ("tables", "seeds"):
             values = getattr(self, axis)
             require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")
@@ -102,6 +107,16 @@ class Ablations:
         self.seeds = parameters.seeds or dial.seeds
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What all cells have in common; a folder holds cells of one such study."""
+        return {
+            "study": "ablations",
+            "preset": self.parameters.preset,
+            "steps": self.parameters.steps,
+            "dial": content_hash({**asdict(self.dial), "seeds": (), "workers": 0}),
+        }
+
+    @property
     def command(self) -> str:
         """What makes it again."""
         plain = AblationParameters()
@@ -122,14 +137,7 @@ class Ablations:
             StudyError: the folder is another study's, or there is no cluster.
             RunError: it cannot be written.
         """
-        self.store.claim(
-            {
-                "study": "ablations",
-                "preset": self.parameters.preset,
-                "steps": self.parameters.steps,
-                "dial": content_hash({**asdict(self.dial), "seeds": (), "workers": 0}),
-            }
-        )
+        self.store.claim(self.facts)
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": "ablations", **asdict(self.parameters)}))
         os.environ[COMMAND] = self.command
         launcher = self.parameters.launcher(self.folder, self.dial.workers)
@@ -140,13 +148,29 @@ class Ablations:
             os.environ.pop(COMMAND, None)
 
 
-def open_ablations(parameters: AblationParameters) -> Ablations:
+def open_ablations(parameters: AblationParameters | str | Path) -> Ablations:
     """Tables by name at a preset, nothing trained.
 
+    Args:
+        parameters: of the notebook; or a study's folder, a path or a name below the folder of all runs, which is opened
+            as it was last run.
     Raises:
         ConfigError: unknown preset, table or recipe, a number of the paper that the preset does not translate, two rows
             that are the same run.
+        FileNotFoundError: there is no such folder.
+        StudyError: the folder is another study's.
     """
+    if not isinstance(parameters, AblationParameters):
+        place, name, given = read_parameters_of(parameters)
+        require(name == "ablations", f"{place} holds the study {name}; open it with open_study")
+        # Without a look at the presets' content, which may have changed since: what is finished stays readable.
+        return _open(parse(AblationParameters, given, source=f"{place.name}, parameters"))
+    study = _open(parameters)
+    require_same_study(study.store, study.facts)
+    return study
+
+
+def _open(parameters: AblationParameters) -> Ablations:
     dial = read_dial(parameters.preset)
     known = table_names()
     for name in parameters.tables:
@@ -156,20 +180,6 @@ def open_ablations(parameters: AblationParameters) -> Ablations:
     tables = {name: scale.table(name, read_table(name)) for name in parameters.tables or known}
     folder = output_folder(parameters.output, default=f"ablations-{parameters.preset}")
     return Ablations(parameters, dial, tables, folder)
-
-
-def read_parameters_of(folder: Path) -> dict[str, Any]:
-    """The parameters that a study's folder was last run with, and the study's name under "study".
-
-    Raises:
-        StudyError: it is no study's folder.
-    """
-    found = read_json(folder / PARAMETERS_FILE)
-    if found is None:
-        raise StudyError(f"{folder} is no study's folder: it holds no {PARAMETERS_FILE}; run a study's notebook first")
-    if not isinstance(found.get("study"), str):
-        raise StudyError(f"{folder / PARAMETERS_FILE} is damaged: it names no study; run the study's notebook again")
-    return found
 
 
 class _Scale:

@@ -10,7 +10,7 @@ called by its own name: PSNR for rFID, the distance in another network's feature
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,14 +19,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.plots import collapse_curve_table, norm_curve_table, plot_collapse_curves, plot_norm_curves, save_figure
-from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
+from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
 from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.studies.ablation import Ablations, RowCells, Table
-from ibqlab.studies.cells import Cell
+from ibqlab.studies.cells import Cell, column_of
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
-from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval
+from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval, name_interval
 from ibqlab.studies.table_files import SHOWN_ON_REQUEST
 
 
@@ -84,6 +84,8 @@ PRINTED = {
     "recall": ("recall", True, ""),
 }
 """The paper's measures: title, more is better, unit."""
+APART = ("gfid", "inception_score")
+"""The paper's measures that have a panel of their own, since ours are of other images or another network."""
 OF_GENERATORS = ("gfid", "bits_per_token", "is", "recognised", "precision", "recall")
 
 
@@ -96,6 +98,7 @@ class AblationTables:
 
     def __init__(self, study: Ablations):
         self.study = study
+        self.measures = tuple(_by_network(measure, study.dial.extractor) for measure in MEASURES)
         self._drawn: dict[str, Figure | None] = {}
 
     @cached_property
@@ -110,7 +113,7 @@ class AblationTables:
         found: dict[str, dict[str, list[float]]] = {}
         table = self._table(name)
         left_out = set(SHOWN_ON_REQUEST) - set(table.file.also)
-        wanted = [measure for measure in MEASURES if measure.key not in left_out]
+        wanted = [measure for measure in self.measures if measure.key not in left_out]
         for label, cells in table.rows.items():
             for measure in wanted:
                 values = self._values_of(cells, measure.key)
@@ -129,7 +132,7 @@ class AblationTables:
         for label, cells in table.rows.items():
             method = cells.tokenizers[0].labels["method"] if cells.tokenizers else ""
             shared = {"row": label, "method": method}
-            for measure in MEASURES:
+            for measure in self.measures:
                 seeds = values.get(measure.key, {}).get(label, [])
                 found = mean_interval(seeds, measure.bounds)
                 if found.count:
@@ -162,9 +165,7 @@ class AblationTables:
 
     def sentences(self, name: str) -> str:
         """Whether the paper's ordering holds here and how sure that is, one line per measure. Computed."""
-        lines = [
-            f"- {result.describe(self._title(measure), printed)}" for measure, printed, result in self.orderings(name)
-        ]
+        lines = [f"- {result.describe(measure.title, printed)}" for measure, printed, result in self.orderings(name)]
         absent = self._not_measured(name)
         if absent:
             lines.append(f"- Of the paper's measures not taken at preset {self.study.parameters.preset}: {absent}.")
@@ -176,14 +177,14 @@ class AblationTables:
     def shown(self, name: str) -> pd.DataFrame:
         """A table for reading: ours with intervals, the paper's column after each, tokens, costs, seeds."""
         table, values = self._table(name), self.values(name)
-        measures = [measure for measure in MEASURES if measure.key in values]
+        measures = [measure for measure in self.measures if measure.key in values]
         lines = []
         for label, cells in table.rows.items():
             line: dict[str, str] = {"row": label, "here": _here(cells)}
             printed = cells.printed
             for measure in measures:
                 seeds = values[measure.key].get(label, [])
-                line[self._title(measure)] = _written(seeds, measure)
+                line[measure.title] = _written(seeds, measure)
                 if measure.printed and not measure.stands_in:
                     line[f"paper's {PRINTED[measure.printed][0]}"] = _printed(printed, measure.printed)
             for key in self._only_printed(table, measures):
@@ -214,12 +215,13 @@ class AblationTables:
 
     def _compared(self, values: dict[str, Any]) -> list[Measure]:
         """Measures with a counterpart in the paper; a stand-in only where the real one was not measured."""
-        real = {m.printed for m in MEASURES if m.printed and not m.stands_in and m.key in values}
-        return [m for m in MEASURES if m.printed and m.key in values and not (m.stands_in and m.printed in real)]
+        real = {m.printed for m in self.measures if m.printed and not m.stands_in and m.key in values}
+        return [m for m in self.measures if m.printed and m.key in values and not (m.stands_in and m.printed in real)]
 
     def _not_measured(self, name: str) -> str:
         """The paper's measures that this preset does not take."""
-        taken = {measure.printed for measure in MEASURES if not measure.stands_in and measure.key in self.values(name)}
+        values = self.values(name)
+        taken = {measure.printed for measure in self.measures if not measure.stands_in and measure.key in values}
         if self.study.dial.extractor:
             taken -= {"gfid"}
         rows = [asdict(cells.printed) for cells in self._table(name).rows.values() if cells.tokenizers]
@@ -227,16 +229,12 @@ class AblationTables:
         return ", ".join(PRINTED[key][0] for key in absent)
 
     def _values_of(self, cells: RowCells, key: str) -> list[float]:
-        group = cells.generators if key in OF_GENERATORS else cells.tokenizers
+        of_generators = key in (*OF_GENERATORS, column_of("fid", self.study.dial.extractor))
+        group = cells.generators if of_generators else cells.tokenizers
         if key == "psnr" and cells.row.inference == "soft":
             key = "soft_psnr"
         found = (self.rows[cell.name].get(key) for cell in group if cell.name in self.rows)
         return [float(value) for value in found if value is not None and np.isfinite(value)]
-
-    def _title(self, measure: Measure) -> str:
-        """A Fréchet distance in another network's features is no FID."""
-        other = self.study.dial.extractor
-        return f"Fréchet distance ({other})" if measure.key == "gfid" and other else measure.title
 
     def _missing(self, name: str) -> list[str]:
         table, missing = self._table(name), []
@@ -266,17 +264,21 @@ class AblationTables:
         panels = []
         for measure, _, _ in self.orderings(name):
             share = measure.unit == "share"
-            label = f"{self._title(measure)}, %" if share else self._title(measure)
+            label = f"{measure.title}, %" if share else measure.title
             panels.append(
                 DotPanel(key=measure.key, label=label, scale=100 if share else 1, higher=measure.higher, share=share)
             )
-            if measure.stands_in or measure.key in ("gfid", "is"):
+            if measure.stands_in or measure.printed in APART:
                 title, higher, _ = PRINTED[measure.printed]
                 panels.append(DotPanel(key=f"paper_{measure.printed}", label=f"paper's {title}", higher=higher))
         if not values or not panels:
             return None
         # The paper's number of the same measure belongs into the same panel.
-        same = {f"paper_{m.printed}": m.key for m, _, _ in self.orderings(name) if not m.stands_in and m.key != "gfid"}
+        same = {
+            f"paper_{measure.printed}": measure.key
+            for measure, _, _ in self.orderings(name)
+            if not measure.stands_in and measure.printed not in APART
+        }
         drawn = data.assign(measure=data["measure"].replace(same))
         drawn = drawn[drawn["measure"].isin([panel.key for panel in panels])]
         kept = [label for label, cells in self._table(name).rows.items() if cells.tokenizers]
@@ -287,9 +289,7 @@ class AblationTables:
         drawn = drawn.assign(here=drawn["row"].map(here))
         file = self._table(name).file
         figure = plot_ablation(drawn, panels[:4], f"{file.title} ({file.table})", self.caption)
-        # A Fréchet distance in another network's features is no FID, in the CSV neither.
-        other = {"gfid": f"frechet_distance_{self.study.dial.extractor}"} if self.study.dial.extractor else {}
-        save_figure(figure, self.study.folder / "figures" / name, drawn.replace({"measure": other}))
+        save_figure(figure, self.study.folder / "figures" / name, drawn)
         return figure
 
     def figure_norms(self, name: str) -> Figure | None:
@@ -333,8 +333,7 @@ class AblationTables:
     def caption(self) -> str:
         """What runs the figures show."""
         seeds = len(self.study.seeds)
-        over = f"mean, 95 % interval and dots of {seeds} seeds" if seeds > 1 else "1 seed"
-        return f"preset {self.study.parameters.preset}: {over}; grey diamonds: the paper, on ImageNet. Right is better."
+        return f"preset {self.study.parameters.preset}: {name_interval(seeds)}; {DOTS_KEY}"
 
     def figure_collapse(self) -> Figure | None:
         """Usage, perplexity and gradient reach against the step, for all methods at one codebook size (figure 2).
@@ -379,6 +378,13 @@ class AblationTables:
         return Run(self.study.folder / cell.name).metrics.assign(**cell.labels, init=init)
 
 
+def _by_network(measure: Measure, extractor: str) -> Measure:
+    """A Fréchet distance in another network's features is no FID, and bears that network's name."""
+    if measure.key != "gfid" or not extractor:
+        return measure
+    return replace(measure, key=column_of("fid", extractor), title=f"Fréchet distance ({extractor})")
+
+
 def _here(cells: RowCells) -> str:
     """What a row of the paper became at this preset."""
     if not cells.tokenizers:
@@ -387,7 +393,7 @@ def _here(cells: RowCells) -> str:
     text = f"{labels['method']}, K {labels['codebook_size']:,}, D {labels['code_dim']}"
     if cells.generators:
         made = cells.generators[0].labels
-        return f"{text}; generator of {made['depth']} blocks, width {made['width']}"
+        return f"{text}; generator of {made['depth']} block{'' if made['depth'] == 1 else 's'}, width {made['width']}"
     inference = ", averages" if cells.row.inference == "soft" else ""
     return f"{text}, {labels['num_res_blocks']} blocks{inference}"
 

@@ -17,7 +17,7 @@ from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
 from ibqlab.quantizers.base import Quantizer
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizer
 from ibqlab.runs import Run
-from ibqlab.studies.cells import Cell, MeasureConfig
+from ibqlab.studies.cells import Cell, MeasureConfig, column_of
 from ibqlab.studies.sampling_runs import SampleRequest, sample_images
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import TrainConfig
@@ -90,7 +90,7 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
             extractor=measure.extractor or None,
             progress=False,
         )
-        values |= {name: result[name].value for name in measure.metrics}
+        values |= {_column(name, measure): result[name].value for name in measure.metrics}
     return values
 
 
@@ -191,5 +191,10 @@ def sample_measures(archive: Path, measure: MeasureConfig, source: Any) -> dict[
             extractor=measure.extractor or None,
             progress=False,
         )
-        values |= {f"g{name}" if name == "fid" else name: result[name].value for name in measure.generation_metrics}
+        values |= {column_of(name, measure.extractor): result[name].value for name in measure.generation_metrics}
     return values
+
+
+def _column(metric: str, measure: MeasureConfig) -> str:
+    """Of a reconstruction's metric; rFID alone is of the extractor's features."""
+    return column_of(metric, measure.extractor) if metric == "rfid" else metric

@@ -23,10 +23,12 @@ from typing import Any
 
 import pandas as pd
 
+from ibqlab.bounds import IMAGES, require_between
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
 from ibqlab.escaping import for_terminal
 from ibqlab.files import RunError, UnreadableFile, explained, is_ordinary, open_ordinary, parse_json, sweep, write_whole
 from ibqlab.locking import holder, holding, is_held
+from ibqlab.quantizers.base import require_choice
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 FOLDERS = ("cells", "rows", "failed", "logs", "locks")
@@ -87,6 +89,27 @@ class MeasureConfig:
     """Of `evaluate_generation`, on the samples: "fid", "is", "precision", "recall"."""
     recognised: bool = False
     """Samples are digits, judged by a classifier of real ones."""
+
+    def __post_init__(self):
+        require_choice("weights", self.weights, ("ema", "raw"))
+        require_between("samples_per_class", self.samples_per_class, 0, IMAGES)
+
+
+OTHER_FEATURES = {"rfid": "reconstruction_frechet_distance", "fid": "frechet_distance"}
+OTHER_FEATURES |= {"is": "class_score", "kid": "kernel_distance"}
+"""What metrics of the features of another network than Inception are called."""
+
+
+def column_of(metric: str, extractor: str) -> str:
+    """The column of a row for a metric of features: FID and its kin are called so only with Inception's.
+
+    Args:
+        metric: "rfid", or one of `evaluate_generation`.
+        extractor: another network than Inception, whose name the column then bears; empty: Inception.
+    """
+    if extractor and not extractor.startswith("inception-"):
+        return f"{OTHER_FEATURES.get(metric, metric)}_{extractor}"
+    return "gfid" if metric == "fid" else metric
 
 
 @dataclass(frozen=True)
@@ -154,15 +177,23 @@ class CellStore:
         if there is None:
             write_whole(file, as_json(wanted))
             return
-        differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
-        if differing:
-            changes = "; ".join(
-                f"{for_terminal(key)}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing
-            )
+        changes = self.differences(wanted)
+        if changes:
             raise StudyError(
                 f"{self.folder} holds another grid; nothing was changed. There → yours: {changes}. Give output "
                 "another folder, or the parameters that the folder was made with"
             )
+
+    def differences(self, facts: Mapping[str, Any]) -> str:
+        """How facts, as `claim` takes them, differ from those of the folder's grid; "" where they do not, or where it
+        is of none yet."""
+        there, wanted = read_json(self.folder / STUDY_FILE), json.loads(json.dumps(dict(facts)))
+        if there is None:
+            return ""
+        differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
+        return "; ".join(
+            f"{for_terminal(key)}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing
+        )
 
     # --- requests ---
 
@@ -206,6 +237,9 @@ class CellStore:
     def row(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell's row; None where it is not there, is damaged, or is of other settings."""
         row = read_json(self.folder / "rows" / f"{cell.name}.json")
+        extractor = cell.measure.extractor
+        if row and extractor and "gfid" in row:  # rows of earlier versions
+            row = {column_of("fid", extractor) if key == "gfid" else key: value for key, value in row.items()}
         return row if row and row.get("key") == cell.key and _is_whole(row, cell) else None
 
     def write_row(self, cell: Cell, values: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import mark_too_short
+from ibqlab.progress import why_too_short
 from ibqlab.runs import Run
 from ibqlab.studies.cells import Cell, StudyError
 from ibqlab.studies.study import Study, name_start
@@ -30,8 +31,6 @@ MAP_FRAMES = 4
 """Snapshots that a map's space is fitted on, at most: more would leave too few points for each."""
 MAP_POINTS = 5000
 """Points that a map's space is fitted on, at most: more take UMAP longer than anybody waits for a figure."""
-SHORTEST = 50
-"""Training steps; figures of shorter runs say that they mean nothing."""
 STARTS = {"published": "collapse_curves", "same": "collapse_curves_same_start"}
 """What `figure_collapse` may show, and the name of its file."""
 
@@ -49,10 +48,7 @@ def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFram
 
 def too_short(study: Study) -> str:
     """Why a study's runs are too short to mean anything: its preset, or their steps; empty where they are not."""
-    if getattr(study.place, "preset", "") == "smoke":
-        return "preset smoke"
-    steps = max(cell.config.steps for cell in study.cells)
-    return f"{steps} steps" if steps < SHORTEST else ""
+    return why_too_short(max(cell.config.steps for cell in study.cells), getattr(study.place, "preset", ""))
 
 
 def figure_collapse(study: Study, starts: str = "published") -> Figure:

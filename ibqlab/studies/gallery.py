@@ -1,5 +1,6 @@
 """Galleries: the same seeds over classes, guidance, temperatures and top-p, from any generator and its tokenizer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ibqlab.bounds import CLASSES, GALLERY_IMAGES, SAMPLE_SEED, require_at_most, require_between
 from ibqlab.data import Batch, open_data, validation_batches
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -22,8 +24,10 @@ from ibqlab.generator.sampling import SamplingConfig, Seed
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
+from ibqlab.plots.style import mark_too_short
+from ibqlab.progress import tell, why_too_short
 from ibqlab.quantizers.base import require, require_choice
-from ibqlab.runs import runs_root
+from ibqlab.runs import Run, runs_root
 from ibqlab.studies.generating import (
     GENERATOR_PRESETS,
     GeneratorRunParameters,
@@ -71,10 +75,19 @@ class GalleryParameters:
         require_choice("preset", self.preset, GENERATOR_PRESETS)
         if self.card:
             require_choice("card", self.card, SAMPLING_CARDS)
-        require(self.images_per_class >= 1, f"images_per_class must be at least 1; got {self.images_per_class}")
+        require_between("images_per_class", self.images_per_class, 1, GALLERY_IMAGES)
+        rows = max(len(self.classes), 1)
+        require_at_most("images_per_class × classes", rows * self.images_per_class, GALLERY_IMAGES)
+        settings = math.prod(len(getattr(self, name)) for name in ("cfg_scales", "temperatures", "top_ps"))
+        require_at_most("classes × cfg_scales × temperatures × top_ps", rows * settings, GALLERY_IMAGES)
+        require_between("seed", self.seed, 0, SAMPLE_SEED)
+        for label in self.classes:
+            require_between("classes", label, 0, CLASSES)
+        for name in ("cfg_scales", "temperatures", "top_ps"):
+            for value in getattr(self, name):
+                SamplingConfig(**{name.removesuffix("s"): value})  # says what is wrong with it
         for name in ("cfg_scales", "temperatures", "top_ps"):
             require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
-        require(all(label >= 0 for label in self.classes), f"classes must be ≥ 0; got {list(self.classes)}")
 
 
 def gallery_settings(parameters: GalleryParameters) -> SamplingConfig:
@@ -228,22 +241,27 @@ class Gallery:
         self.name = self.path.resolve().relative_to(root).as_posix() if inside else self.path.name
         self.names = class_names(path)
         """Of the classes, by label; empty where nobody tells them."""
-        run = self.path.is_dir()
-        self.folder = self.path / "figures" if run else runs_root() / "galleries" / self.path.stem
+        self.run = Run(self.path) if self.path.is_dir() else None
+        self.folder = self.path / "figures" if self.run else runs_root() / "galleries" / self.path.stem
         """Where figures go: into the generator's run, or into a folder of their own beside the runs."""
         data = data_of(path)
         self.of_digits = data is not None and data.source == "digits"
 
-    def figure_seeds(self, classes: Sequence[int]) -> Figure:
-        """Each class with the same seeds; saved as `gallery`."""
+    def figure_seeds(self, classes: Sequence[int], name: str = "gallery") -> Figure:
+        """Each class with the same seeds; saved as `name`."""
         sampling, parameters = gallery_settings(self.parameters), self.parameters
         drawn = draw_gallery(
             *self.pair, classes, columns=parameters.images_per_class, seed=parameters.seed, **vars(sampling)
         )
         columns = [f"seed {seed}" for seed in drawn.seeds[0]]
-        caption = f"{self.name}: guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
-        figure = plot_gallery(drawn.images, self._rows(drawn), columns, caption=caption)
-        save_figure(figure, self.folder / "gallery", gallery_table(drawn, **_plain(sampling)))
+        caption = f"guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
+        figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
+        save_figure(figure, self.folder / name, gallery_table(drawn, **_plain(sampling)))
+        if self.run:  # a run's result is its last validation
+            tell(folder=str(self.path.resolve()))
+        else:
+            count, columns = drawn.labels.size, drawn.labels.shape[1]
+            tell(folder=str(self.folder.resolve()), result=f"{count:,} images drawn, {columns} of each class")
         return figure
 
     @cached_property
@@ -256,8 +274,8 @@ class Gallery:
         scales = self.parameters.cfg_scales
         columns = [f"guidance {scale:g}" for scale in scales]
         for (temperature, top_p), drawn in self.compared.items():
-            caption = f"{self.name}: temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
-            figure = plot_gallery(drawn.images, self._rows(drawn), columns, caption=caption)
+            caption = f"temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
+            figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
             table = gallery_table(drawn, temperature=temperature, top_p=top_p)
             table["cfg_scale"] = [scales[column] for column in table["column"]]
             save_figure(figure, self.folder / f"gallery_t{temperature:g}_p{top_p:g}", table)
@@ -275,6 +293,13 @@ class Gallery:
                 part = Drawn(*(values[:, column : column + 1] for values in drawn))
                 row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": part.labels.size}
                 rows.append(row | ({"recognised": _recognise(part).share} if self.of_digits else {}))
+        if self.of_digits:
+            best = max(rows, key=lambda row: row["recognised"])
+            tell(
+                result=f"{best['recognised']:.1%} of {best['images']} digits recognised at the best of {len(rows)} "
+                f"settings (temperature {best['temperature']:g}, top-p {best['top_p']:g}, guidance "
+                f"{best['cfg_scale']:g})"
+            )
         return pd.DataFrame(rows)
 
     def figure_completions(self, images: int = 4) -> Figure | None:
@@ -302,9 +327,18 @@ class Gallery:
         columns = [batch.images, *(self._decode(part) for part in (tokens, half, *drawn))]
         pictures = torch.stack(columns, dim=1).permute(0, 1, 3, 4, 2).numpy()
         names = ["image", "its tokens", f"{side // 2} of {side} rows", *(f"seed {seed}" for seed in seeds)]
-        figure = plot_gallery(pictures, [""] * images, names, caption=f"{self.name}: the rest of the image is drawn")
+        figure = self._plot(pictures, [""] * images, names, "the rest of the image is drawn")
         table = pd.DataFrame({"image": range(images), "class": labels.tolist(), "tokens_given": given})
         save_figure(figure, self.folder / "completions", table)
+        return figure
+
+    def _plot(self, pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], caption: str) -> Figure:
+        """`plot_gallery` that says whose images these are, and whether the run is too short."""
+        step = f" at step {self.run.step:,}" if self.run else ""
+        figure = plot_gallery(pictures, rows, columns, caption=f"{self.name}{step}: {caption}")
+        reason = why_too_short(self.run.step) if self.run else ""
+        if reason:
+            mark_too_short(figure, reason)
         return figure
 
     @torch.no_grad()
@@ -323,7 +357,9 @@ class Gallery:
         """How many generated digits a classifier of real scans takes for the class asked for, in a sentence."""
         if not self.of_digits:
             return "only digits have a classifier here that can tell whether an image is what was asked for"
-        return self.recognise(images_per_class).describe()
+        sentence = self.recognise(images_per_class).describe()
+        tell(result=sentence)
+        return sentence
 
     def recognise(self, images_per_class: int) -> Recognition:
         """The same as numbers.

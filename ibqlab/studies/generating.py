@@ -114,6 +114,7 @@ def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
 
     Raises:
         ConfigError: no such recipe, or settings that do not fit it.
+        RunError: the folder holds runs with other settings.
     """
     first, second = GENERATOR_PRESETS[parameters.preset]
     tokenizer = None if parameters.tokenizer else recipe_config(first, assignments=parameters.tokenizer_settings)
@@ -126,11 +127,11 @@ def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     places = {"tokenizer": parameters.tokenizer or f"{name}/tokenizer"}
     if parameters.store_tokens:
         places["tokens"] = f"{name}/tokens"
-    return Pipeline(
-        folder=folder,
-        tokenizer=tokenizer,
-        generator=recipe_config(second, places, parameters.settings),
-    )
+    generator = recipe_config(second, places, parameters.settings)
+    Run.check(folder / "generator", generator)
+    if tokenizer:
+        Run.check(folder / "tokenizer", tokenizer)
+    return Pipeline(folder=folder, tokenizer=tokenizer, generator=generator)
 
 
 def data_of(generator: str | Path) -> DataConfig | None:

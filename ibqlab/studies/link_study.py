@@ -14,10 +14,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab.bounds import CODES, SEED, STEPS, STUDY_RUNS, require_at_most, require_between
 from ibqlab.config import content_hash, to_dict
 from ibqlab.diagnostics import TokenReport
 from ibqlab.plots import plot_token_scaling, save_figure, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.progress import tell, why_too_short
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, runs_root
 from ibqlab.runs.finding import output_folder, run_name
@@ -54,14 +56,18 @@ class LinkParameters:
 
     def __post_init__(self):
         require_choice("preset", self.preset, LINK_PRESETS)
+        require_at_most("codebook_sizes (how many)", len(self.codebook_sizes), STUDY_RUNS)
+        for size in self.codebook_sizes:
+            require_between("codebook_sizes", size, 2, CODES)
+        require_between("steps", self.steps, 0, STEPS)
+        require_between("seed", self.seed, 0, SEED)
         require(
-            len(set(self.codebook_sizes)) == len(self.codebook_sizes) and min(self.codebook_sizes, default=2) >= 2,
-            f"codebook_sizes must be different numbers of at least 2; got {list(self.codebook_sizes)}",
+            len(set(self.codebook_sizes)) == len(self.codebook_sizes),
+            f"codebook_sizes must be different numbers; got {list(self.codebook_sizes)}",
         )
         bits = self.lookup_free_bits
         require(bits == 0 or 2 <= bits <= 18, f"lookup_free_bits must be 0, or 2 to 18; got {bits}")
         require(len(self.codebook_sizes) > 0 or bits > 0, "a study needs at least one tokenizer; got none")
-        require(self.steps >= 0, f"steps must be ≥ 0; got {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,8 @@ class LinkStudy:
 
     Args:
         parameters: what to compare.
+    Raises:
+        RunError: the folder holds runs with other settings.
     """
 
     def __init__(self, parameters: LinkParameters) -> None:
@@ -108,12 +116,20 @@ class LinkStudy:
         self.folder = run_name(output_folder(parameters.output, default=name))
         self.parameters = parameters
         self.cells = list(_cells(parameters, self.folder))
+        for cell in self.cells:
+            for name, config in {"tokenizer": cell.tokenizer, **cell.generators}.items():
+                Run.check(runs_root() / cell.folder / name, config)
 
     def train(self) -> None:
         """Whatever is not trained yet; a killed study goes on where it stopped."""
+        self._tell()
         for number, cell in enumerate(self.cells, start=1):
             print(f"{number} of {len(self.cells)}: {cell.name}")
             cell.train()
+        self._tell()
+
+    def _tell(self, result: str = "") -> None:
+        tell(folder=str((runs_root() / self.folder).resolve()), result=result)
 
     @cached_property
     def reports(self) -> dict[str, TokenReport]:
@@ -128,6 +144,7 @@ class LinkStudy:
     def figure_scaling(self) -> Figure:
         """Bits against codebook size and usage, saved as `token_scaling`."""
         table = self.table()
+        self._tell(describe_costs(table, self.parameters.preset))
         figure = plot_token_scaling(table)
         save_figure(figure, runs_root() / self.folder / "figures" / "token_scaling", table)
         return figure
@@ -153,6 +170,20 @@ class LinkStudy:
 
     def _figure(self, name: str) -> Path:
         return runs_root() / self.folder / "figures" / f"token_link_{name}"
+
+
+def describe_costs(table: pd.DataFrame, preset: str) -> str:
+    """What a token costs each generator that knows the class, in a sentence.
+
+    Args:
+        table: of `LinkStudy.table`.
+        preset: of the notebook.
+    """
+    learned = table.query("kind == 'generator' and given_class and not permuted")
+    costs = zip(learned["tokenizer"], learned["bits_per_token"], strict=True)
+    reason = why_too_short(None, preset)
+    shown = "; ".join(f"{name}: {bits:.2f}" for name, bits in costs)
+    return f"bits per token, class given: {shown}" + (f" ({reason}: too short to mean anything)" if reason else "")
 
 
 def _cells(parameters: LinkParameters, folder: str) -> Iterator[LinkCell]:

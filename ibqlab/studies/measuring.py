@@ -25,6 +25,7 @@ from ibqlab.metrics import PROTOCOLS, MetricCard, cards_markdown, cards_table, e
 from ibqlab.metrics.cache import ENTRY_BYTES, content_key
 from ibqlab.metrics.weights import hash_file
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.progress import tell, why_too_short
 from ibqlab.quantizers.base import require
 from ibqlab.runs import Run, provenance
 from ibqlab.runs.finding import output_folder
@@ -135,6 +136,7 @@ class Measurement:
         _write(self.folder / "cards.md", cards_markdown(cards) + "\n")
         _write(self.folder / "keys.txt", "\n\n".join(f"{one.subject.label}\n{one.report}" for one in measured) + "\n")
         _write(self.folder / "provenance.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        tell(folder=str(self.folder.resolve()), result=describe_measured(measured, self.parameters.preset))
         return measured
 
     def figure_path(self, name: str) -> Path:
@@ -183,6 +185,23 @@ class Measurement:
             "originals": found.originals.permute(0, 2, 3, 1).numpy(),
             "reconstructions": found.reconstructions.permute(0, 2, 3, 1).numpy(),
         }
+
+
+def describe_measured(measured: Sequence[Measured], preset: str) -> str:
+    """All tokenizers' values in a sentence."""
+    values = {
+        one.subject.label: [_value_of(card) for card in one.cards if card.value == card.value] for one in measured
+    }
+    texts = [f"{label}: {', '.join(shown)}" for label, shown in values.items()]
+    images = max(card.images for one in measured for card in one.cards)
+    reason = why_too_short(None, preset)
+    return f"on {images:,} images, {'; '.join(texts)}" + (f" ({reason}: too short to mean anything)" if reason else "")
+
+
+def _value_of(card: MetricCard) -> str:
+    if card.unit == "share":
+        return f"{card.metric} {card.value:.1%}"
+    return f"{card.metric} {card.value:.4g} {card.unit}".rstrip()
 
 
 def open_evaluation(parameters: EvaluationParameters) -> Measurement:

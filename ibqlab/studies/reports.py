@@ -8,17 +8,17 @@ import html
 import re
 from pathlib import Path
 
-from ibqlab.config import parse
 from ibqlab.escaping import for_html, for_markdown
 from ibqlab.files import explained, read_bytes, write_whole
-from ibqlab.runs.finding import find_run
-from ibqlab.studies.ablation import AblationParameters, open_ablations, read_parameters_of
+from ibqlab.studies.ablation import open_ablations
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.cells import as_json
 from ibqlab.studies.figures import figure_collapse, figure_histogram, figure_reconstructions
+from ibqlab.studies.opening import read_parameters_of
 from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.scaling import ScalingReport
-from ibqlab.studies.study import Study, StudyParameters, open_study
+from ibqlab.studies.statistics import name_interval
+from ibqlab.studies.study import Study, open_study
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown, write_report
 
 STYLE = (
@@ -48,14 +48,10 @@ def write_study_report(study: str | Path | AblationTables | ScalingReport) -> Pa
         return write_pages(study.study.folder, ablation_report(study), "ablations")
     if isinstance(study, ScalingReport):
         return write_pages(study.study.folder, study.markdown(), study.study.name)
-    place = find_run(study, "study")
-    given = read_parameters_of(place)
-    name = given.pop("study")
-    given["output"] = str(place.resolve())
+    place, name, _ = read_parameters_of(study)
     if name == "ablations":
-        found = open_ablations(parse(AblationParameters, given, source=f"{place.name}, parameters"))
-        return write_study_report(AblationTables(found))
-    opened = open_study(name, parse(StudyParameters, given, source=f"{place.name}, parameters"))
+        return write_study_report(AblationTables(open_ablations(place)))
+    opened = open_study(place)
     if name == "scale_codebook":
         return write_study_report(ScalingReport(opened))
     return write_pages(place, collapse_report(opened), name)
@@ -85,7 +81,7 @@ def ablation_report(tables: AblationTables) -> str:
         f"# The paper's tables at preset {study.parameters.preset}",
         "Ours beside the paper's: "
         f"{len(rows)} of {len(study.cells)} runs finished, seeds {', '.join(map(str, study.seeds))}. In brackets: "
-        "Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in the tokens named. "
+        f"{name_interval(len(study.seeds))}. Usage: share of codes hit at least once in the tokens named. "
         "quantizer: one pass forward and backward over a step's tokens, float32, while others were trained; MiB: "
         "what autograd keeps for it. The paper's numbers are of ImageNet at 256 pixels, ours of what the column "
         "`here` says on the images named at the end: orders can be compared, values cannot. PSNR and usage "

@@ -12,8 +12,13 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import mark_too_short
-from ibqlab.runs import Run
-from ibqlab.studies.figures import SHORTEST, map_run
+from ibqlab.progress import why_too_short
+from ibqlab.runs import Run, RunError
+from ibqlab.studies.figures import map_run
+from ibqlab.studies.gallery import GalleryParameters, choose_classes, open_gallery
+
+MOST_WORK = 1e12
+"""Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
 
 
 def figure_run_codes(run: Run, method: str = "umap") -> Figure:
@@ -25,9 +30,9 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
     """
     projection, steps = map_run(run, method)
     frames = dict.fromkeys((0, len(steps) // 2, len(steps) - 1))
-    panels = {f"step {steps[f]:,}": (projection, f, run.snapshot(steps[f])["counts"]) for f in frames}
+    panels = {_step_label(run, steps[f]): (projection, f, run.snapshot(steps[f])["counts"]) for f in frames}
     figure = plot_code_maps(panels)
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("code_maps"), code_map_table(panels))
     return figure
 
@@ -35,11 +40,10 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
 def figure_run_histogram(run: Run) -> Figure:
     """Hits per code by rank on the validation images, at the first and the last snapshot; saved as
     `usage_histogram`."""
-    counts = {
-        f"step {step:,}": run.snapshot(step)["counts"] for step in (run.snapshot_steps[0], run.snapshot_steps[-1])
-    }
+    ends = (run.snapshot_steps[0], run.snapshot_steps[-1])
+    counts = {_step_label(run, step): run.snapshot(step)["counts"] for step in ends}
     figure = plot_usage_histogram(counts)
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("usage_histogram"), usage_histogram_table(counts))
     return figure
 
@@ -47,15 +51,44 @@ def figure_run_histogram(run: Run) -> Figure:
 def figure_run_reconstructions(run: Run) -> Figure:
     """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
     last = run.snapshot()
-    rebuilt = {f"step {run.snapshot_steps[-1]:,}": last["reconstructions"]}
+    rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
     figure = plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
-    _mark(figure, run)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("reconstructions"), reconstruction_table(last["images"], rebuilt))
     return figure
 
 
-def _mark(figure: Figure, run: Run) -> None:
+def figure_run_samples(run: Run, images_per_class: int = 4) -> Figure:
+    """Images that a generator's run draws now, a row per class with the same seeds; saved as `samples`.
+
+    Args:
+        run: of a generator, with a checkpoint.
+        images_per_class: columns.
+    Raises:
+        RunError: that many images would take minutes.
+        CheckpointError: no checkpoint, or none with its tokenizer.
+    """
+    gallery = open_gallery(GalleryParameters(generator=str(run.path), images_per_class=images_per_class))
+    generator, classes = gallery.generator, choose_classes(gallery.parameters, gallery.generator)
+    weights = sum(weight.numel() for weight in generator.parameters())
+    if weights * generator.config.grid_size**2 * len(classes) * images_per_class > MOST_WORK:
+        raise RunError(
+            f"with {weights / 1e6:,.0f} million weights they take minutes: type ibqlab run generation_gallery "
+            f"generator={run.path}"
+        )
+    return gallery.figure_seeds(classes, "samples")
+
+
+def _step_label(run: Run, step: int) -> str:
+    """The step of a snapshot; of the last one besides where the run itself stands, if that is elsewhere."""
+    now = int(run.metrics["step"].max())
+    if step < run.snapshot_steps[-1] or step == now:
+        return f"step {step:,}"
+    return f"step {step:,}, the last snapshot (the run is at step {now:,})"
+
+
+def mark_short_run(figure: Figure, run: Run) -> None:
     """Say on a figure that its run is too short to mean anything, where it is."""
-    steps = run.config.get("steps")
-    if isinstance(steps, int) and steps < SHORTEST:
-        mark_too_short(figure, f"{steps} steps")
+    reason = why_too_short(run.config.get("steps"))
+    if reason:
+        mark_too_short(figure, reason)

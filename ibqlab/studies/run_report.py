@@ -1,4 +1,4 @@
-"""One run as a page: curves, hits per code, the codes among the features, reconstructions, settings, how to continue.
+"""One run as a page: curves, hits per code, codes among features, reconstructions or samples, settings, what to type.
 
 report.md and report.html lie in the run folder, the pictures and the numbers behind each in its `figures/`. What a run
 did not record is left out and named, so a run that was stopped early has a report too.
@@ -25,7 +25,13 @@ from ibqlab.plots import (
 from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.reports import write_pages
-from ibqlab.studies.run_figures import figure_run_codes, figure_run_histogram, figure_run_reconstructions
+from ibqlab.studies.run_figures import (
+    figure_run_codes,
+    figure_run_histogram,
+    figure_run_reconstructions,
+    figure_run_samples,
+    mark_short_run,
+)
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
 
 MEASURES = {
@@ -82,7 +88,9 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
 def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
     """Names and titles of the figures that were drawn, and what could not be drawn and why."""
     figures: dict[str, tuple[str, Callable[[], Any]]] = {"curves": ("Curves", lambda: _figure_curves(run))}
-    if not is_generator_run(run):
+    if is_generator_run(run):
+        figures["samples"] = ("Samples", lambda: figure_run_samples(run))
+    else:
         figures |= {
             "usage_histogram": ("Hits per code", lambda: figure_run_histogram(run)),
             "code_maps": ("Codes among features", lambda: figure_run_codes(run, projection)),
@@ -111,6 +119,7 @@ def _figure_curves(run: Run) -> Figure:
     if is_generator_run(run):
         plot, table = plot_generator_curves, generator_curve_table
     figure = plot(run.metrics)
+    mark_short_run(figure, run)
     save_figure(figure, run.figure_path("curves"), table(run.metrics))
     return figure
 

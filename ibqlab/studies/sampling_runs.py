@@ -2,6 +2,7 @@
 
     manifest.json                      what is drawn: generator, tokenizer, settings, seeds
     samples-000000.tar, …              webdataset's layout: PNG, class, and seed of each image
+    samples.png                        the first images of each class to look at, and samples.csv, their seeds
     samples.npz                        arr_0 (N, H, W, 3) uint8, arr_1 (N,) classes: what the published evaluator reads
 
 Image n is of class number n // images_per_class and is drawn by seed + n, whatever the batch, the shard or the process.
@@ -26,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ibqlab.bounds import BATCH, IMAGES, require_at_most, require_memory
+from ibqlab.bounds import BATCH, IMAGES, SAMPLE_SEED, require_at_most, require_memory
 from ibqlab.config import completed, nearest, to_dict
 from ibqlab.data.pictures import open_picture
 from ibqlab.data.sharing import own_device, share_of_work
@@ -48,7 +49,7 @@ from ibqlab.quantizers.base import require
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator_data import check_fit
 
-MANIFEST, ARCHIVE = "manifest.json", "samples.npz"
+MANIFEST, ARCHIVE, SHARD = "manifest.json", "samples.npz", "samples-{:06d}.tar"
 NAMES_SHOWN = 10
 """Names of classes that a message lists."""
 LOCK = ".drawing-{}.lock"
@@ -78,7 +79,7 @@ class SampleRequest:
         for name in ("images_per_class", "batch_size", "shard_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
             require_at_most(name, getattr(self, name), BATCH if name == "batch_size" else IMAGES)
-        require_at_most("seed", self.seed, 2**62)
+        require_at_most("seed", self.seed, SAMPLE_SEED)
         require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
 
@@ -264,7 +265,7 @@ class _Job:
 
     def shard_file(self, number: int) -> Path:
         """Where a shard lies."""
-        return self.folder / f"samples-{number:06d}.tar"
+        return self.folder / SHARD.format(number)
 
     def draw_shards(self, progress: bool) -> None:
         """This process's share of what is not there yet."""

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from ibqlab.escaping import for_markdown
 from ibqlab.files import write_whole
 from ibqlab.plots import save_figure
-from ibqlab.plots.power_laws import plot_power_laws
+from ibqlab.plots.power_laws import exponent_text, exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import method_label
 from ibqlab.studies.cells import StudyError, as_json
 from ibqlab.studies.figures import figure_scaling
 from ibqlab.studies.origin import provenance_of, provenance_text
-from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval
+from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval, name_interval
 from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import read_table
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown
@@ -106,18 +106,15 @@ class ScalingReport:
         return pd.DataFrame(out, columns=["quantity", "method", "code_dim", *PowerLaw._fields])
 
     def shown_laws(self) -> pd.DataFrame:
-        """The same for reading."""
+        """The same for reading; intervals only where there are seeds and sizes enough for them."""
+        laws = supported_intervals(self.runs, self.laws)
         return pd.DataFrame(
             {
-                "quantity": [FITTED[quantity] for quantity in self.laws["quantity"]],
-                "method": [method_label(name) for name in self.laws["method"]],
-                "D": self.laws["code_dim"],
-                "exponent of K (95 % interval)": [
-                    f"{law['exponent']:+.2f}"
-                    + ("" if np.isnan(law["low"]) else f" ({law['low']:+.2f} to {law['high']:+.2f})")
-                    for _, law in self.laws.iterrows()
-                ],
-                "runs": self.laws["points"],
+                "quantity": [FITTED[quantity] for quantity in laws["quantity"]],
+                "method": [method_label(name) for name in laws["method"]],
+                "D": laws["code_dim"],
+                exponent_title(laws): [exponent_text(law) for _, law in laws.iterrows()],
+                "runs": laws["points"],
             }
         )
 
@@ -192,7 +189,7 @@ class ScalingReport:
         parts = [
             f"# Scaling the codebook, {for_markdown(self.study.folder.name)}",
             f"{len(rows)} of {len(self.study.cells)} runs of {for_markdown(self.study.grid.base)} finished. "
-            "In brackets: Student's 95 % interval of the mean over seeds. Usage: share of codes hit at least once in "
+            f"In brackets: {name_interval(self.runs['seed'].nunique())}. Usage: share of codes hit at least once in "
             "the tokens named. quantizer: one pass forward and backward over a step's tokens, float32, while other "
             "runs went on beside it; MiB: what autograd keeps for it.",
             *([TOO_SHORT] if self.runs["steps"].max() < LEAST_STEPS else []),

@@ -4,6 +4,7 @@ Started again it trains only what is missing. Its cells are independent runs; ta
 """
 
 import itertools
+import math
 import os
 import shlex
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from ibqlab.bounds import PROCESSES, require_at_most
+from ibqlab.bounds import (
+    CODE_DIM,
+    CODES,
+    PROCESSES,
+    SEED,
+    STEPS,
+    STUDY_RUNS,
+    require_at_most,
+    require_between,
+)
 from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.files import write_whole
@@ -24,6 +34,7 @@ from ibqlab.runs.origin import COMMAND, portable
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher
+from ibqlab.studies.opening import as_typed, read_parameters_of, require_same_study
 from ibqlab.studies.slurm import SlurmLauncher
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
 
@@ -71,14 +82,31 @@ class Grid:
                 f"settings: {key} is the grid's own; give methods, initialisations, codebook_sizes, code_dims, seeds "
                 "or steps",
             )
-        require(self.steps >= 0, f"steps must be ≥ 0 (0: as the recipe says), got {self.steps}")
-        require(self.workers >= 1, f"workers must be at least 1, got {self.workers}")
+        require_between("steps", self.steps, 0, STEPS)
+        require_between("workers", self.workers, 1, PROCESSES)
+        require_grid_fits(self)
         require_choice("projection", self.projection, PROJECTION_METHODS)
 
     @property
     def base(self) -> str:
         """The recipe and what is changed in it, for reading."""
         return f"{self.recipe} with {', '.join(self.settings)}" if self.settings else self.recipe
+
+
+def require_grid_fits(grid: Any) -> None:
+    """Refuse numbers on the axes of a grid that no run can have, and more runs than any study has.
+
+    Args:
+        grid: a `Grid`, or parameters with the same axes.
+    Raises:
+        ValueError: the message names the axis.
+    """
+    bounds = {"codebook_sizes": (1, CODES), "code_dims": (1, CODE_DIM), "seeds": (0, SEED)}
+    for axis, (least, most) in bounds.items():
+        for value in getattr(grid, axis):
+            require_between(axis, value, least, most)
+    lengths = [len(getattr(grid, axis)) or 1 for axis in ("methods", "initialisations", *bounds)]
+    require_at_most("runs of the grid", math.prod(lengths), STUDY_RUNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +127,7 @@ class PlaceParameters:
     def __post_init__(self):
         require_choice("cluster", self.cluster, CLUSTERS)
         for name in ("workers", "threads"):
-            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
-            require_at_most(name, getattr(self, name), PROCESSES)
+            require_between(name, getattr(self, name), 0, PROCESSES)
         require(
             not self.cluster_settings or self.cluster != "local",
             f"cluster_settings are for jobs of a cluster; got {list(self.cluster_settings)} with cluster=local. Give "
@@ -149,6 +176,11 @@ class StudyParameters(PlaceParameters):
     """Folder of the study: a name below the folder of all runs, or a path that starts with / ./ or ~; empty:
     <study>-<preset>."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_between("steps", self.steps, 0, STEPS)
+        require_grid_fits(self)
+
 
 class Study:
     """A grid and its folder.
@@ -170,6 +202,12 @@ class Study:
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {len(self.cells)} runs, {str(self.folder)!r})"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What all cells have in common; a folder holds cells of one such grid."""
+        facts = {"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps}
+        return facts | ({"settings": list(self.grid.settings)} if self.grid.settings else {})
+
     def train(self, progress: bool = True) -> None:
         """Train every cell that is not finished, each in a process of its own.
 
@@ -184,8 +222,7 @@ class Study:
         """As `train`, but what failed is returned and not raised, so that a notebook goes on to its tables."""
         for cell in self.cells:
             self._is_finished(cell)
-        facts = {"study": self.name, "recipe": self.grid.recipe, "steps": self.grid.steps}
-        self.store.claim(facts | ({"settings": list(self.grid.settings)} if self.grid.settings else {}))
+        self.store.claim(self.facts)
         if isinstance(self.place, StudyParameters):
             write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
         if self.command:
@@ -232,12 +269,26 @@ class Study:
         return self.metrics().groupby("run", sort=False).tail(1).reset_index(drop=True)
 
 
-def open_study(name: str, parameters: StudyParameters) -> Study:
-    """A study by name, its preset overruled by the parameters that are given.
+def open_study(name: str | Path, parameters: StudyParameters | None = None) -> Study:
+    """A study, nothing trained: by its folder as it was last run, or by name, its preset overruled by parameters.
 
+        open_study("my_collapse")                                        # the folder
+        open_study("explore_collapse", StudyParameters(preset="demo"))   # new, or the same again
+
+    Args:
+        name: of a file under experiments/studies; without parameters a study's folder, a path or a name below the
+            folder of all runs.
+        parameters: of the notebook; None: those that the folder was last run with.
     Raises:
         ConfigError: unknown study, preset or recipe, or an impossible grid.
+        FileNotFoundError: there is no such folder.
+        StudyError: no study's folder, or one whose runs have another recipe, other settings or another number of steps
+            than the parameters say. Other methods, sizes and seeds may be added to a folder.
     """
+    if parameters is None:
+        place, name, given = read_parameters_of(name)
+        require(name != "ablations", f"{place} holds the tables of ablations; open it with open_ablations")
+        return open_study(name, parse(StudyParameters, given, source=f"{place.name}, parameters"))
     presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
         near = nearest(parameters.preset, list(presets))
@@ -255,15 +306,9 @@ def open_study(name: str, parameters: StudyParameters) -> Study:
     folder = output_folder(parameters.output, default=f"{name}-{parameters.preset}")
     if run_name(folder) != f"{name}-{parameters.preset}":
         words.append(shlex.quote(f"output={portable(run_name(folder))}"))
-    return Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
-
-
-def as_typed(value: Any) -> str:
-    """A parameter's value as a shell takes it."""
-    if not isinstance(value, tuple):
-        return shlex.quote(str(value))
-    items = [f'"{item}"' if "," in str(item) else str(item) for item in value]
-    return shlex.quote(f"[{', '.join(items)}]")
+    study = Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
+    require_same_study(study.store, study.facts)
+    return study
 
 
 def name_start(start: str, is_default: bool) -> str:

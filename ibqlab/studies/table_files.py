@@ -3,7 +3,20 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ibqlab.bounds import (
+    BLOCKS,
+    CHANNELS,
+    CODE_DIM,
+    CODES,
+    IMAGES,
+    PROCESSES,
+    SEED,
+    STUDY_RUNS,
+    require_at_most,
+    require_between,
+)
 from ibqlab.config import ConfigError, load_yaml, nearest, parse
+from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.training.generator_planning import published_generations
 from ibqlab.training.recipes import EXPERIMENTS, published_rows
@@ -12,6 +25,8 @@ TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
 ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
 """Tables as they are shown; others follow by name."""
+LARGEST_PRINTED = 1000
+"""Of distances and scores; the Inception Score cannot exceed its 1,000 classes."""
 SHOWN_ON_REQUEST = ("feature_norm", "code_norm", "softmax_perplexity")
 """Measures of a tokenizer's features that say why its codes live or die: mean norms, and the number of codes that a
 token's softmax over z·C is spread over."""
@@ -35,6 +50,13 @@ class Published:
     """Of the same, 0 to 1."""
     recall: float | None = None
     """Of the same, 0 to 1."""
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if value is not None:
+                share = name in ("usage", "precision", "recall")
+                most = 1 if share else LARGEST_PRINTED
+                require(0 <= value <= most, f"{name} must lie in 0 to {most:,}; got {value:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +112,7 @@ class TableFile:
 
     def __post_init__(self):
         require(len(self.rows) > 0, "rows is empty: give at least one row")
+        require_at_most("rows (how many)", len(self.rows), STUDY_RUNS)
         for name in self.also:
             require_choice("also", name, SHOWN_ON_REQUEST)
 
@@ -109,6 +132,9 @@ class TokenizerScale:
     num_res_blocks: dict[int, int]
     """The paper's residual blocks per level → here."""
 
+    def __post_init__(self):
+        require_translations(self, codebook_sizes=CODES, code_dims=CODE_DIM, num_res_blocks=BLOCKS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorScale:
@@ -120,6 +146,10 @@ class GeneratorScale:
     """The paper's blocks → here; heads are as many."""
     width_per_depth: int = 64
     """Width = this × depth (eq. 12). Paper: 64."""
+
+    def __post_init__(self):
+        require_translations(self, depths=BLOCKS)
+        require_between("width_per_depth", self.width_per_depth, 1, CHANNELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +182,32 @@ class Dial:
     """Of every cell."""
     workers: int = 1
     """Cells at a time."""
+
+    def __post_init__(self):
+        require_choice("weights", self.weights, ("ema", "raw"))
+        for metric in self.metrics:
+            require_choice("metrics", metric, RECONSTRUCTION_METRICS)
+        for metric in self.generation_metrics:
+            require_choice("generation_metrics", metric, GENERATION_METRICS)
+        require_between("samples_per_class", self.samples_per_class, 0, IMAGES)
+        require_between("workers", self.workers, 1, PROCESSES)
+        require_between("seeds (how many)", len(self.seeds), 1, STUDY_RUNS)
+        for seed in self.seeds:
+            require_between("seeds", seed, 0, SEED)
+
+
+def require_translations(scale: Any, **bounds: int) -> None:
+    """Refuse numbers that no run can have, in what the paper's numbers become.
+
+    Args:
+        scale: whose fields are mappings.
+        **bounds: field → its largest number.
+    Raises:
+        ValueError: the message names the field.
+    """
+    for name, most in bounds.items():
+        for value in getattr(scale, name).values():
+            require_between(name, value, 1, most)
 
 
 def table_names() -> list[str]:

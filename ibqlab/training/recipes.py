@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ibqlab.config import ConfigError, apply_overrides, content_hash, load_yaml, parse
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.quantizers.base import require_choice
+from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder
 from ibqlab.training.config import TrainConfig
 from ibqlab.training.generator_config import GeneratorTrainConfig
@@ -257,7 +258,10 @@ def plan_run(parameters: RunParameters) -> PlannedRun:
 
     Raises:
         ConfigError: no such recipe, or settings that do not fit it.
+        RunError: the folder holds a run with other settings.
     """
     name = parameters.recipe or PRESETS[parameters.preset]
     config = recipe_config(name, assignments=parameters.settings)
-    return PlannedRun(config, output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}"))
+    folder = output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}")
+    Run.check(folder, config)
+    return PlannedRun(config, folder)

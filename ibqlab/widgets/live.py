@@ -116,7 +116,8 @@ class LiveCurves:
         figure = plot(pd.DataFrame(self.rows))
         if self.config is not None:
             for axes in figure.axes:
-                axes.set_xlim(-0.02 * self.config.steps, 1.02 * self.config.steps)
+                logarithmic = axes.get_xscale() != "linear"
+                axes.set_xlim(-0.15 if logarithmic else -0.02 * self.config.steps, 1.02 * self.config.steps)
         return figure
 
     def _show(self, figure: PrintFigure) -> None:

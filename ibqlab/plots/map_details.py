@@ -1,0 +1,117 @@
+"""What marks of a map hide from each other: a magnified square where codes crowd, a pointer where features do."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from ibqlab.plots.style import CAPTION_SIZE, REFERENCE_GREY
+
+_SMALL = 0.22
+"""Of a panel's side: dead codes in a smaller square are magnified where codes in use lie among them."""
+_TINY = 0.04
+"""Of a panel's side: features in a smaller square lie under a single code's mark."""
+_FEWEST = 5
+"""Dead codes that a square must hold to be magnified."""
+_HIDING = 0.03
+"""Codes in use among the dead ones, as a share of those: fewer hide little."""
+_SQUARE = 0.42
+"""Side of the magnified square, of the panel's."""
+
+
+def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]) -> bool:
+    """Draw the place of the dead codes again, larger, in the emptiest corner, where codes in use would hide them.
+
+    Args:
+        axes: a panel with its limits set.
+        points: kind, x, y and hits of all that it shows.
+        draw: draws the panel's marks on given axes.
+    Returns:
+        Whether there was such a place.
+    """
+    codes = points[points["kind"] == "code"]
+    dead = codes[codes["hits"] == 0]
+    if len(dead) < _FEWEST:
+        return False
+    (left, right), (bottom, top) = _middle(dead["x"]), _middle(dead["y"])
+    half = 0.62 * max(right - left, top - bottom, 1e-9)
+    x, y = (left + right) / 2, (bottom + top) / 2
+    live = codes[codes["hits"] > 0]
+    if 2 * half > _SMALL * _side(axes) or _hiding(live, (x, y), half, _side(axes)) < _HIDING * len(dead):
+        return False
+    square = axes.inset_axes((*_emptiest_corner(axes, points), _SQUARE, _SQUARE), zorder=5)
+    draw(square)
+    square.set(xlim=(x - half, x + half), ylim=(y - half, y + half), xticks=[], yticks=[])
+    square.grid(visible=False)
+    square.spines[:].set(visible=True, color=REFERENCE_GREY, linewidth=0.8)
+    factor = _SQUARE * _side(axes) / (2 * half)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    square.text(0.03, 0.97, f"×{factor:,.0f}", transform=square.transAxes, va="top", fontsize=CAPTION_SIZE, bbox=box)
+    axes.indicate_inset_zoom(square, edgecolor=REFERENCE_GREY, linewidth=0.6, alpha=1)
+    return True
+
+
+def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
+    """Name the place of the features where all of them lie under the mark of a code.
+
+    Args:
+        axes, points: as for `magnify_crowd`.
+    """
+    features = points[points["kind"] == "feature"]
+    if features.empty:
+        return
+    ends = [_middle(features[name]) for name in ("x", "y")]
+    if max(high - low for low, high in ends) > _TINY * _side(axes):
+        return
+    x, y = ((low + high) / 2 for low, high in ends)
+    left, right = axes.get_xlim()
+    place = (x - left) / (right - left)
+    above = y < np.mean(axes.get_ylim())
+    axes.annotate(
+        "all features",
+        (x, y),
+        xytext=(0, 20 if above else -20),
+        textcoords="offset points",
+        ha="left" if place < 0.25 else "right" if place > 0.75 else "center",
+        va="bottom" if above else "top",
+        fontsize=CAPTION_SIZE,
+        arrowprops={"arrowstyle": "-", "color": REFERENCE_GREY, "linewidth": 0.8, "shrinkB": 5},
+        zorder=6,
+    )
+
+
+def _hiding(live: pd.DataFrame, place: tuple[float, float], half: float, side: float) -> float:
+    """Codes in use that lie over a square, at least; without end where one mark of them covers all of it."""
+    x, y = place
+    reach = half if half > _TINY * side else half + _TINY * side / 2
+    inside = (live["x"].between(x - reach, x + reach) & live["y"].between(y - reach, y + reach)).sum()
+    return np.inf if reach > half and inside else float(inside)
+
+
+def _side(axes: Axes) -> float:
+    left, right = axes.get_xlim()
+    return right - left
+
+
+def _middle(values: pd.Series) -> tuple[float, float]:
+    """Where the middle 90 % of the values lie."""
+    low, high = np.quantile(values, (0.05, 0.95))
+    return float(low), float(high)
+
+
+def _emptiest_corner(axes: Axes, points: pd.DataFrame) -> tuple[float, float]:
+    """Lower left corner, as a share of the panel, of the square that covers the fewest marks."""
+    places = _shares(axes, points)
+    margin = 0.03
+    ends = (margin, 1 - _SQUARE - margin)
+    corners = [(x, y) for y in ends for x in ends]
+    covered = [((places >= corner) & (places <= np.add(corner, _SQUARE))).all(1).sum() for corner in corners]
+    return corners[int(np.argmin(covered))]
+
+
+def _shares(axes: Axes, points: pd.DataFrame) -> Float[np.ndarray, "N 2"]:
+    """Positions as shares of the panel's sides."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return (points[["x", "y"]].to_numpy() - (left, bottom)) / (right - left, top - bottom)
