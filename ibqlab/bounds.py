@@ -4,10 +4,17 @@ Two kinds. Fixed bounds keep a typing mistake (10¹² codes, 100,000 residual bl
 process. `require_memory` compares what is about to be allocated with the memory of this machine.
 """
 
+import dataclasses
+import math
+import numbers
+import operator
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ibqlab.escaping import for_terminal
 
 CODES = 2**24
 """Codes of a codebook. The largest published one has 2^18."""
@@ -51,6 +58,10 @@ GALLERY_IMAGES = 10_000
 """Images of one figure of a gallery; published: 64."""
 NAME = 200
 """Letters of a name that becomes a file or folder."""
+WHOLE = 2**63 - 1
+"""Whole numbers of any kind: what arrays and files can hold."""
+FLOAT32 = 3.4e38
+"""Numbers that models compute with."""
 
 
 def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
@@ -65,7 +76,7 @@ def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
         ValueError: it is larger; the message names setting, bound and value.
     """
     if value > bound:
-        shown = f"{value:,}" if value < 10**30 else f"a number of {len(hex(value)) * 4 - 8:,} bits"
+        shown = f"{value:,}" if value < 10**30 else _shown(value)
         raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {shown}")
 
 
@@ -83,6 +94,81 @@ def require_between(name: str, value: int, least: int, most: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least:,}; got {value:,}")
     require_at_most(name, value, most)
+
+
+def whole_number(name: str, value: Any, least: int, most: int = WHOLE, what: str = "") -> int:
+    """A whole number within its bounds, of whatever type has one: int, NumPy, a tensor of one element.
+
+    Args:
+        name: the setting.
+        value: what arrived; True and 3.0 are no whole numbers here.
+        least, most: smallest and largest value.
+        what: the end of the message: what to type instead.
+    Raises:
+        ValueError: no whole number, or out of bounds.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError):  # torch's, of tensors without numbers
+        number = None
+    if number is None:
+        raise ValueError(f"{name} must be a whole number; got {_shown(value)}{what}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {_shown(number)}{what}")
+    require_at_most(name, number, most)
+    return number
+
+
+def finite_number(name: str, value: Any) -> float:
+    """A finite number, of whatever type has one.
+
+    Args:
+        name: the setting.
+        value: what arrived; neither True nor text.
+    Raises:
+        ValueError: no number, or NaN or infinity.
+    """
+    try:
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number; got {_shown(value)}")
+    return number
+
+
+def check_numbers(settings: Any) -> None:
+    """The numbers of a frozen dataclass are numbers, whoever makes it: whole where it says int, finite where float.
+
+    NumPy's numbers become plain ones, so that equal settings are equal.
+
+    Raises:
+        ValueError: the first that is none; the message names the field.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.type is int:
+            number = whole_number(field.name, value, -WHOLE)
+        elif field.type is float:
+            number = finite_number(field.name, value)
+            if abs(number) > FLOAT32:
+                raise ValueError(f"{field.name} must be a number that float32 holds, to {FLOAT32:.1e}; got {number:g}")
+        else:
+            continue
+        if type(value) not in (int, float):
+            object.__setattr__(settings, field.name, number)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value out of somebody's file is a number that a float can hold; True and text are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, short whatever it is."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"a number of {value.bit_length():,} bits"
+    return for_terminal(repr(value), 60)
 
 
 def memory_bytes() -> int | None:

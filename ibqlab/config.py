@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ibqlab.bounds import FLOAT32
 from ibqlab.escaping import for_terminal
 from ibqlab.files import INTEGER_DIGITS, NESTING, UnreadableFile, nesting, read_text
 
@@ -226,7 +227,21 @@ def _load(text: str) -> Any:
         raise yaml.YAMLError(f"a value does not fit its tag ({type(error).__name__}: {error})") from None
     if nesting(value) > NESTING:
         raise yaml.YAMLError(f"nested deeper than {NESTING} levels, by its aliases")
+    _refuse_other_values(value)
     return value
+
+
+def _refuse_other_values(value: Any) -> None:
+    """Only what settings may be: tags also make sets, dates and bytes, and escapes halves of letters."""
+    if isinstance(value, (dict, list)):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _refuse_other_values(item)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise yaml.YAMLError(
+            f"values are numbers, text, true, false, null, lists and mappings; got {type(value).__name__} {value!r:.60}"
+        )
+    elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise yaml.YAMLError(f"text must be in UTF-8; got {value!r:.60}")
 
 
 def read_value(text: str) -> Any:
@@ -384,6 +399,8 @@ def _impossible_values(value: Any, path: tuple) -> Iterator[Problem]:
     if isinstance(value, float) and not math.isfinite(value):
         shown = "NaN" if math.isnan(value) else f"{value} (1e400 is more than a number can be)"
         yield Problem(path, f"must be a finite number; got {shown}")
+    elif isinstance(value, float) and abs(value) > FLOAT32:
+        yield Problem(path, f"must be a number that float32 holds, to {FLOAT32:.1e}; got {value:g}")
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         yield Problem(path, f"must be a number of at most 64 bits; got one of {value.bit_length():,} bits")
     elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):

@@ -21,13 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ibqlab.escaping import for_terminal
+
 if TYPE_CHECKING:
     import numpy as np
 
 JSON_BYTES = 256 * 2**20
 """Largest JSON file that is read. The largest honest one, a run's metrics of a million steps, is read line by line."""
-TEXT_BYTES = 4 * 2**20
-"""Largest YAML or Python text that is read; recipes have a few kilobytes."""
+TEXT_BYTES = 256 * 2**10
+"""Largest YAML text that is read, which takes seconds; recipes and runs' settings have a few kilobytes."""
 NESTING = 64
 """Deepest nesting of lists and mappings in JSON and YAML; settings have four levels."""
 INTEGER_DIGITS = 4000
@@ -75,6 +77,18 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path in which ~ is the home folder.
+
+    Raises:
+        ValueError: ~ of somebody who has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{for_terminal(path)}: there is no such home folder; write the whole path") from None
+
+
 def is_ordinary(path: str | Path) -> bool:
     """Whether a path leads to an ordinary file; False where nothing can be told about it."""
     try:
@@ -118,12 +132,16 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
         UnreadableFile: no ordinary file, may not be read, or larger than the limit.
     """
     with open_ordinary(path) as stream:
-        try:
-            content = stream.read(limit + 1)
-        except OSError as error:
-            raise UnreadableFile(f"{path}: {why_not(error)}") from None
-    if len(content) > limit:
-        raise UnreadableFile(f"{path} is larger than {limit / 2**20:,.0f} MiB, which no file of its kind is")
+        # The size first: no memory is taken for what is refused. Then what is read: a file may grow, or tell no size.
+        content = None
+        if os.fstat(stream.fileno()).st_size <= limit:
+            try:
+                content = stream.read(limit + 1)
+            except OSError as error:
+                raise UnreadableFile(f"{path}: {why_not(error)}") from None
+    if content is None or len(content) > limit:
+        shown = f"{limit / 2**20:,.0f} MiB" if limit >= 2**20 else f"{limit / 2**10:,.0f} KiB"
+        raise UnreadableFile(f"{path} is larger than {shown}, which no file of its kind is")
     return content
 
 
@@ -337,6 +355,9 @@ def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[Non
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if any(isinstance(one, KeyboardInterrupt) for one in _behind(error)):
+            # Ctrl-C inside torch.save comes out as an error about positions in the file.
+            raise KeyboardInterrupt from None
         cause = _os_error(error)
         if cause is None or isinstance(error, RunError):
             raise
@@ -345,9 +366,14 @@ def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[Non
 
 def _os_error(error: BaseException | None) -> OSError | None:
     """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
+    return next((one for one in _behind(error) if isinstance(one, OSError) and one.errno), None)
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the latest first."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error
 
 
 def _reason(cause: OSError, file: Path) -> str:

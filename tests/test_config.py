@@ -290,6 +290,10 @@ def test_dumped_yaml_reads_back_equal_with_any_reader(tmp_path, loader: Callable
         ({"training": {"betas": [0.5, -math.inf]}}, "training.betas[1]: must be a finite number; got -inf"),
         ({"steps": 10**400}, "steps: must be a number of at most 64 bits; got one of 1,329 bits"),
         ({"steps": 2**63}, "steps: must be a number of at most 64 bits"),
+        (
+            {"training": {"learning_rate": 1e300}},
+            "training.learning_rate: must be a number that float32 holds, to 3.4e+38; got 1e+300",
+        ),
         ({"label": "caf\udce9"}, r"label: must be text in UTF-8; got 'caf\\udce9'"),
         ({"steps": "0x10"}, "steps: must be an integer; got the text '0x10'; write 16"),
         ({"steps": "0o17"}, "steps: must be an integer; got the text '0o17'; write 15"),

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,14 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 from test_sampling_runs import draw
+from test_transformer import SMALL, make
 
 from ibqlab.cli import main
 from ibqlab.config import parse
 from ibqlab.data import write_shards
 from ibqlab.data.tokens import TokenStore
 from ibqlab.metrics.images import open_images
-from ibqlab.pretrained import export_published, export_tokenizer
+from ibqlab.pretrained import export_generator, export_published, export_tokenizer
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyParameters, open_study
 from ibqlab.training import recipe_config, train
@@ -78,6 +80,12 @@ def device(path):
     path.symlink_to("/dev/zero")
 
 
+def hole(path):
+    """A file of 1 TiB that holds nothing and takes no room."""
+    path.write_bytes(b"")
+    os.truncate(path, 2**40)
+
+
 def empty(path):
     path.write_bytes(b"")
 
@@ -101,6 +109,7 @@ def binary(content):
 
 
 ANY_FILE = {"pipe": pipe, "folder": folder, "loop": loop, "device": device, "empty": empty, "noise": noise}
+ANY_FILE |= {"hole": hole}
 
 JSON = ANY_FILE | {
     "deep": text("[" * 5000 + "]" * 5000),
@@ -127,6 +136,10 @@ YAML = ANY_FILE | {
     "hexadecimal": text("steps: 0x10\n"),
     "long key": text(f"{'k' * 5000}: 1\n"),
     "escape": text('"\\x1b[31mred": 1\n'),
+    "large list": text(f"steps: [{'1,' * 900_000}1]\n"),
+    "set": text("steps: !!set {a, b}\n"),
+    "bytes": text("steps: !!binary aGVsbG8=\n"),
+    "half a letter": text('steps: "\\ud800"\n'),
 }
 
 ROWS = ANY_FILE | {
@@ -182,6 +195,7 @@ SAFETENSORS = ANY_FILE | {
     "long header": safetensors_header(b"{}", 2**62),
     "deep header": safetensors_header(b"[" * 9000 + b"]" * 9000),
     "no header": safetensors_header(b""),
+    "no tensors": lambda path: save_file({}, path, {"ibqlab": "{}"}),
     "claims": safetensors_header(
         b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,73786976294838206464]}}'
     ),
@@ -250,6 +264,14 @@ def npz(**arrays):
     return write
 
 
+def archive_of(name):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, b"x")
+
+    return write
+
+
 def npy(shape, dtype="<i4", body=b""):
     header = str({"descr": dtype, "fortran_order": False, "shape": shape}).ljust(117).encode() + b"\n"
     return binary(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + body)
@@ -263,6 +285,7 @@ ARRAY = ANY_FILE | {
 }
 ARCHIVE = ANY_FILE | {
     "objects": npz(arr_0=np.array([{}], dtype=object)),
+    "no array": archive_of("arr_0"),
     "no images": npz(arr_0=np.zeros((0, 8, 8, 3), np.uint8)),
     "no side": npz(arr_0=np.zeros((4, 0, 8, 3), np.uint8)),
     "other type": npz(arr_0=np.full((4, 8, 8, 3), np.nan)),
@@ -286,6 +309,7 @@ def honest(tmp_path_factory):
         train(recipe_config("builtin/smoke", {"steps": 4, "record.checkpoint_every": 2}), root / "run", progress=False)
         export_published(root / "run", root / "run.ckpt")
         export_tokenizer(root / "run", root / "run.safetensors")
+        export_generator(make(SMALL), root / "generator.safetensors")
         images = root / "images"
         for number in range(12):
             (images / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -388,6 +412,14 @@ class Door:
     """Kinds that may be taken as well as refused: a metrics file without rows, say."""
 
 
+def in_the_folder(at):
+    """Commands look for the checkout around them, and so at everybody's pyproject.toml."""
+    os.chdir(at)
+    os.environ.pop("IBQLAB_RUNS", None)
+    return ["runs"]
+
+
+PROJECT = {"text": text('project = "x"\n'), "deep": text(f"a = {'[' * 3000}{']' * 3000}\n")}
 RESUME = ["train", "builtin/smoke", "steps=6", "record.checkpoint_every=2", "--no-report", "--output"]
 GENERATOR = ["train", "builtin/smoke_generator", "steps=1", "generator.depth=1", "--no-report"]
 TRAIN = ["accelerator=cpu", "record.validate_every=100", "record.early_snapshots=[]"]
@@ -476,6 +508,41 @@ DOORS = {
     "resume: networks": Door(lambda at: [*RESUME, at / "run"], ("run",), NEWEST, NETWORKS),
     "inspect: checkpoint of a run": Door(lambda at: ["inspect", at / "run"], ("run",), NEWEST, TENSORS, survives=True),
     "inspect: networks of a run": Door(lambda at: ["inspect", at / "run"], ("run",), NEWEST, NETWORKS),
+    "resume: lock": Door(
+        lambda at: [*RESUME, at / "run"], ("run",), "run/lock", ANY_FILE, harmless=("empty", "noise", "hole")
+    ),
+    "resume: folder of snapshots": Door(
+        lambda at: [*RESUME, at / "run"], ("run",), "run/snapshots", ANY_FILE, harmless=("folder",)
+    ),
+    "resume: folder of checkpoints": Door(
+        lambda at: [*RESUME, at / "run"], ("run",), "run/checkpoints", ANY_FILE, harmless=()
+    ),
+    "inspect: export of a generator": Door(
+        lambda at: ["inspect", at / "generator.safetensors"],
+        ("generator.safetensors",),
+        "generator.safetensors",
+        SAFETENSORS,
+    ),
+    "export: export": Door(
+        lambda at: ["export", at / "run.safetensors", at / "x.ckpt"],
+        ("run.safetensors",),
+        "run.safetensors",
+        SAFETENSORS,
+    ),
+    "report: metrics of a run": Door(
+        lambda at: ["report", at / "run"],
+        ("run",),
+        "run/metrics.jsonl",
+        ROWS,
+        harmless=("list value", "large value", "escape"),
+    ),
+    "report: snapshot of a run": Door(
+        lambda at: ["report", at / "run"], ("run",), "run/snapshots/step_00000004.npz", ARCHIVE, survives=True
+    ),
+    "report: page": Door(
+        lambda at: ["report", at / "run"], ("run",), "run/report.html", ANY_FILE, survives=True, harmless=("folder",)
+    ),
+    "runs: project file": Door(in_the_folder, ("run",), "pyproject.toml", ANY_FILE | PROJECT, survives=True),
     "report: parameters of a study": Door(
         lambda at: ["report", at / "study"], ("study",), "study/parameters.json", JSON
     ),
@@ -535,7 +602,8 @@ def test_every_door_withstands_every_kind(honest, tmp_path, monkeypatch, name, k
     monkeypatch.chdir(tmp_path)
     for thing in door.needs:
         (shutil.copytree if (honest / thing).is_dir() else shutil.copy)(honest / thing, at / thing)
-    (at / door.file).unlink(missing_ok=True)
+    remove = shutil.rmtree if (at / door.file).is_dir() else partial(Path.unlink, missing_ok=True)
+    remove(at / door.file)
     door.kinds[kind](at / door.file)
     did = attempt(door, at)
     assert kind in door.harmless or did == door.survives

@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from ibqlab.bounds import memory_bytes, require_at_most, require_memory
 from ibqlab.escaping import for_html, for_markdown, for_matplotlib, for_terminal, lines_for_terminal
@@ -27,6 +29,8 @@ from ibqlab.files import (
     temporary_beside,
     write_whole,
 )
+from ibqlab.metrics.cache import cache_folder
+from ibqlab.runs import runs_root
 
 
 def dead_process() -> int:
@@ -212,3 +216,43 @@ def test_bounds():
     require_memory(1, "x", "y")
     with pytest.raises(ValueError, match=r"a batch needs .* this machine has .*; lower batch_size"):
         require_memory(10**20, "a batch", "lower batch_size")
+
+
+def test_ctrl_c_while_torch_writes_is_ctrl_c(tmp_path):
+    """torch's writer turns whatever happens inside it into an error about positions."""
+
+    class Stopped:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def write(self, content):
+            if self.stream.tell():
+                raise KeyboardInterrupt
+            return self.stream.write(content)
+
+        def flush(self):
+            self.stream.flush()
+
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.pt") as stream:
+        torch.save({"a": torch.zeros(10_000)}, Stopped(stream))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_too_large_takes_no_memory(tmp_path):
+    """A file of 1 TiB, with a limit of 8 GiB: the size is looked at, the file is not read."""
+    file = tmp_path / "metrics.jsonl"
+    file.touch()
+    os.truncate(file, 2**40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableFile, match="is larger than 8,192 MiB, which no file of its kind is"):
+        read_bytes(file, 2**33)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    with pytest.raises(UnreadableFile, match="is larger than 256 KiB"):
+        read_text(file)
+
+
+@pytest.mark.parametrize("name", ["IBQLAB_RUNS", "IBQLAB_CACHE"])
+def test_a_home_that_nobody_has(name, monkeypatch):
+    monkeypatch.setenv(name, "~nobody-has-this-name/x")
+    with pytest.raises(ValueError, match="~nobody-has-this-name/x: there is no such home folder; write the whole path"):
+        {"IBQLAB_RUNS": runs_root, "IBQLAB_CACHE": cache_folder}[name]()

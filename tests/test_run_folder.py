@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -785,3 +786,31 @@ def test_a_study_is_told_from_a_run(tmp_path):
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(RunError, match="it is a study: ibqlab report"):
         Run(tmp_path)
+
+
+def test_figures_of_a_killed_report_are_swept_by_the_next(run):
+    """Temporaries beside figures and beside the page itself."""
+    left = [temporary_beside(run.path / "report.html"), temporary_beside(run.figure_path("curves.png"))]
+    mine = os.getpid()
+    left = [file.with_name(file.name.replace(f".{mine}-", f".{dead_process()}-")) for file in left]
+    for file in left:
+        file.write_text("half a pic")
+    run.figure_path("curves.png")
+    assert not any(file.exists() for file in left)
+
+
+@pytest.mark.parametrize("name", ["snapshots", "checkpoints", "figures"])
+def test_a_file_in_a_folders_place_is_named_before_any_step(run, name):
+    shutil.rmtree(run.path / name)
+    (run.path / name).write_text("somebody's")
+    with pytest.raises(RunError, match=f"{name} must be a folder; nothing was changed"):
+        Run.start(run.path, CONFIG)
+    assert (run.path / name).read_text() == "somebody's"
+
+
+def test_a_link_in_the_locks_place_is_named(run, tmp_path):
+    (run.path / "lock").unlink(missing_ok=True)
+    (run.path / "lock").symlink_to(tmp_path / "other")
+    with pytest.raises(RunError, match=r"lock must be an ordinary file and no link; nothing was changed\. Delete it"):
+        FolderLock(run.path)
+    assert not (tmp_path / "other").exists()

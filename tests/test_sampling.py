@@ -148,10 +148,12 @@ def test_temperature_0_takes_the_most_probable_token():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"cfg_scale": math.inf}, r"cfg_scale must be 0 to 10,000; got inf\. Use 1\.0"),
+        ({"cfg_scale": math.inf}, "cfg_scale must be a finite number; got inf"),
+        ({"cfg_scale": 1e5}, r"cfg_scale must be 0 to 10,000; got 100000\.0\. Use 1\.0"),
         ({"cfg_scale": -1.0}, "cfg_scale must be 0 to 10,000; got -1"),
         ({"temperature": -0.5}, r"temperature must be 0 or finite and at least 0\.0001; got -0\.5\. Use 0"),
-        ({"temperature": math.nan}, "temperature must be 0 or"),
+        ({"temperature": math.nan}, "temperature must be a finite number; got nan"),
+        ({"temperature": 1e300}, "temperature must be 0 or"),
         ({"temperature": 1e-300}, r"temperature must be 0 or finite and at least 0\.0001; got 1e-300\. Use 0"),
         ({"temperature": (0, 1, 5)}, r"temperature must be one number, or two .* got 3: \(0, 1, 5\)"),
         ({"temperature": (1.1, 1.0)}, "temperature must be one number for this generator, whose tokens have one part"),
@@ -325,6 +327,11 @@ def test_progress_is_shown_on_request(capfd):
     assert "sampling" in capfd.readouterr().err
     make(SMALL).sample(LABELS)
     assert capfd.readouterr().err == ""
+
+
+def test_labels_without_numbers_are_refused():
+    with pytest.raises(ValueError, match="labels must have their numbers in memory; got a tensor on meta"):
+        make(SMALL).sample(torch.zeros(2, dtype=torch.int64, device="meta"))
 
 
 # --- scores that are no numbers ---

@@ -251,7 +251,7 @@ class TestUnits:
             permute_indices(np.array([16]), 16, 0)
         with pytest.raises(ValueError, match=r"whole numbers; got torch\.float32"):
             permute_indices(torch.zeros(3), 16, 0)
-        with pytest.raises(ValueError, match="seed at least 0"):
+        with pytest.raises(ValueError, match="seed must be at least 0; got -1"):
             permute_indices(np.array([1]), 16, -1)
 
 
@@ -299,5 +299,5 @@ class TestReport:
             report_tokens(uniform(9, 4), uniform(9, 4), 4, GRID, (4, 6), models={name: ModelCost(bits=value)})
 
     def test_an_image_without_pixels_is_refused(self):
-        with pytest.raises(ValueError, match="width must be at least 1"):
+        with pytest.raises(ValueError, match=r"image_size\[1\] must be at least 1; got 0"):
             report_tokens(uniform(9, 4), uniform(9, 4), 4, GRID, (4, 0))

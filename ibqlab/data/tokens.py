@@ -30,7 +30,8 @@ from ibqlab.data.broken import describe_unreadable
 from ibqlab.data.opening import open_data
 from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
 from ibqlab.data.source import BUILT_IN, DataConfig, Split
-from ibqlab.files import UnreadableFile, is_ordinary, open_ordinary, read_json, why_not
+from ibqlab.escaping import for_terminal
+from ibqlab.files import UnreadableFile, expanded, is_ordinary, open_ordinary, read_json, why_not
 from ibqlab.quantizers.base import require, require_choice
 
 FORMAT = 1
@@ -218,7 +219,7 @@ class TokenStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.manifest = _read_manifest(self.path)
         self._splits = {split: self._open(split) for split in get_args(Split)}
 
@@ -451,7 +452,7 @@ def _map_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         open_ordinary(file).close()
         array = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
-        reason = why_not(error) if isinstance(error, OSError) and error.errno else str(error)
+        reason = for_terminal(why_not(error) if isinstance(error, OSError) and error.errno else error)
         raise TokenStoreError(f"{file} is missing or damaged ({reason}); restore it, or tokenize again") from None
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise TokenStoreError(

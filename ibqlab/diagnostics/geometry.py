@@ -1,17 +1,26 @@
 """Where codes and encoder features lie: distances, norms, and how far index backpropagation reaches.
 
-Every function computes in float32 whatever the input type and in blocks, so that N × K is never held whole.
+Every function computes in float32 whatever the input type – in float64 where numbers are so large that their squares
+overflow – and in blocks, so that N × K is never held whole. Neither autocast nor TF32 changes a result.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.bounds import whole_number
+from ibqlab.quantizers.blocks import full_precision
+from ibqlab.quantizers.vectors import to_vectors
+
 _BLOCK_ELEMENTS = 1 << 24
 """Entries of one block of rows × points, 64 MiB in float32."""
+_LARGE = 1e15
+"""Numbers up to which sums of products stay within float32, whatever the dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +63,19 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
         ValueError: no points, dimensions that differ, or NaN or infinity among the vectors.
     Cost: O(N·M·D) operations, O(2²⁴) entries of memory.
     """
-    _check_same_dimension(queries, points, "queries", "points")
+    queries, points = _alike(queries, points, "queries", "points")
     if len(points) == 0:
         raise ValueError("points must hold at least one vector; got none")
     # The origin changes no distance; near it the expanded form rounds least.
-    origin = points.float().mean(0)
-    queries, points = queries.float() - origin, points.float() - origin
+    origin = points.mean(0)
+    queries, points = queries - origin, points - origin
     squares = points.square().sum(1)
-    blocks = [
-        torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
-        for block in queries.split(_rows(len(points)))
-    ]
-    return _finite(torch.cat(blocks), "queries and points")
+    with full_precision(points.device):
+        blocks = [
+            torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
+            for block in queries.split(_rows(len(points)))
+        ]
+    return _finite(torch.cat(blocks), "queries and points").float()
 
 
 def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tensor, "N D"]) -> CodeFeatureDistances:
@@ -103,9 +113,10 @@ def norm_statistics(x: Float[Tensor, "N D"]) -> NormStatistics:
     Raises:
         ValueError: no vectors, or NaN or infinity among them.
     """
+    x = _without_overflow(to_vectors(x, "x"))[0]
     if len(x) == 0:
         raise ValueError("norm_statistics needs at least one vector; got none")
-    norms = _finite(torch.linalg.vector_norm(x.float(), dim=1), "vectors")
+    norms = _finite(torch.linalg.vector_norm(x, dim=1), "vectors")
     return NormStatistics(mean=float(norms.mean()), std=float(norms.std(correction=0)))
 
 
@@ -126,12 +137,14 @@ def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "
     Cost: O(N·K·D) operations, O(2²⁴) entries of memory.
     Source: IBQ §3.2.
     """
-    _check_same_dimension(features, codebook, "features", "codebook")
-    codes = codebook.float()
+    features, codes = _alike(features, codebook, "features", "codebook")
+    if len(codes) == 0:
+        raise ValueError("codebook must hold at least one code; got none")
     # An infinite code may have probability 0 and leave no trace in the result.
     _finite(torch.linalg.vector_norm(codes, dim=1), "features and codebook")
-    blocks = [_softmax_entropy(block.float() @ codes.T).exp() for block in features.split(_rows(len(codes)))]
-    return _finite(torch.cat(blocks), "features and codebook")
+    with full_precision(codes.device):
+        blocks = [_softmax_entropy(block @ codes.T).exp() for block in features.split(_rows(len(codes)))]
+    return _finite(torch.cat(blocks), "features and codebook").float()
 
 
 @torch.no_grad()
@@ -150,13 +163,16 @@ def exact_neighbours(points: Float[Tensor, "N D"], k: int) -> tuple[Int[np.ndarr
         ValueError: k outside 1 to N.
     Cost: O(N²·D) operations, O(2²⁴) entries of memory.
     """
-    if not 1 <= k <= len(points):
+    (points,) = _without_overflow(to_vectors(points, "points"))
+    k = whole_number("k", k, least=1)
+    if k > len(points):
         raise ValueError(f"k must lie in 1 to {len(points)}, the number of points; got {k}")
-    points = points.float() - points.float().mean(0)
+    points = points - points.mean(0)
     squares = points.square().sum(1)
     indices, distances = [], []
     for rows in torch.arange(len(points), device=points.device).split(_rows(len(points))):
-        scores = squares - 2 * points[rows] @ points.T
+        with full_precision(points.device):
+            scores = squares - 2 * points[rows] @ points.T
         # A duplicate, or rounding, must not push a point out of its own first place.
         scores[torch.arange(len(rows)), rows] = -torch.inf
         nearest = scores.topk(k, largest=False).indices
@@ -165,7 +181,7 @@ def exact_neighbours(points: Float[Tensor, "N D"], k: int) -> tuple[Int[np.ndarr
         gaps, order = gaps.sort(dim=1, stable=True)
         indices.append(nearest.gather(1, order))
         distances.append(gaps)
-    return torch.cat(indices).cpu().numpy().astype(np.int32), torch.cat(distances).cpu().numpy()
+    return torch.cat(indices).cpu().numpy().astype(np.int32), torch.cat(distances).float().cpu().numpy()
 
 
 def _softmax_entropy(logits: Float[Tensor, "rows K"]) -> Float[Tensor, "rows"]:
@@ -191,10 +207,25 @@ def _finite(result: Float[Tensor, "N"], inputs: str) -> Float[Tensor, "N"]:
     return result
 
 
-def _check_same_dimension(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
-    """Both must be lists of vectors of one length."""
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+def _alike(first: Any, second: Any, first_name: str, second_name: str) -> list[Tensor]:
+    """Two lists of vectors of one length on one device, in a type in which their squares do not overflow."""
+    first, second = to_vectors(first, first_name), to_vectors(second, second_name)
+    if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"{first_name} and {second_name} must be (rows, D) with the same dimension D; got {tuple(first.shape)} and "
             f"{tuple(second.shape)}: set code_dim to the encoder's output channels"
         )
+    if first.device != second.device:
+        raise ValueError(
+            f"{first_name} and {second_name} must be on one device; got {first.device} and {second.device}. Move one "
+            "with .to(device)"
+        )
+    return _without_overflow(first, second)
+
+
+def _without_overflow(*vectors: Tensor) -> list[Tensor]:
+    """In float32; in float64 where numbers are so large that their products overflow float32."""
+    largest = max((float(v.abs().max()) for v in vectors if v.numel()), default=0.0)
+    # Not for NaN and infinity, which no type mends.
+    wide = _LARGE < largest < math.inf
+    return [vector.double() if wide else vector.float() for vector in vectors]

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ibqlab.bounds import finite_number
+from ibqlab.quantizers.vectors import to_vectors
+
 
 @torch.no_grad()
 def gradient_reach(gradient: Float[Tensor, "K D"] | None, threshold: float = 1e-3) -> float:
@@ -23,13 +26,16 @@ def gradient_reach(gradient: Float[Tensor, "K D"] | None, threshold: float = 1e-
         Share of codes, 0 to 1; 0.0 without gradient; nan for a gradient with NaN or infinity, which is no error
         here because mixed precision skips such steps by itself.
     Raises:
-        ValueError: threshold outside [0, 1).
+        ValueError: threshold outside [0, 1), or no gradient of a codebook.
     Cost: O(K·D) operations and memory, one wait for the device.
     """
-    if not 0 <= threshold < 1:
+    if not 0 <= (threshold := finite_number("threshold", threshold)) < 1:
         raise ValueError(f"threshold must lie in [0, 1): a share of the largest gradient norm; got {threshold}")
     if gradient is None:
         return 0.0
+    gradient = to_vectors(gradient, "gradient")
+    if not len(gradient):
+        raise ValueError("gradient must have one row per code; got none")
     # Squares of float32 gradients below 1e-23 vanish; dividing by the largest entry first keeps them.
     widest = torch.promote_types(gradient.dtype, torch.float32)
     largest = float(torch.linalg.vector_norm(gradient, ord=math.inf, dtype=widest))

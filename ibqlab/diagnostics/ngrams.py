@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from ibqlab.diagnostics.tokens import HeldOutTokens, Tokens, check_tokens
+from ibqlab.bounds import whole_number
+from ibqlab.diagnostics.tokens import HeldOutTokens, Tokens, check_tokens, check_two
+from ibqlab.quantizers.indices import indices_in_memory
 
 BASELINES: dict[str, str] = {
     "uniform": "Every code alike: log2 K.",
@@ -124,18 +126,22 @@ def _splits(
     labels: BothLabels | None,
 ) -> tuple[_Split, _Split]:
     """Both splits with their contexts, refused where they do not fit."""
-    if codebook_size > LARGEST_CODEBOOK:
-        raise ValueError(f"codebook_size must be at most {LARGEST_CODEBOOK:,} for n-grams; got {codebook_size:,}")
+    codebook_size = whole_number("codebook_size", codebook_size, 1, LARGEST_CODEBOOK)
     train = check_tokens(training, codebook_size, "training")
     held_out = check_tokens(validation, codebook_size, "validation")
     if len(train) < 2:
         raise ValueError(f"baselines need at least two training images, one to fit on; got {len(train)}")
+    grid = check_two("grid", grid, "(h, w)")
     for name, tokens in (("training", train), ("validation", held_out)):
-        if grid[0] < 1 or grid[0] * grid[1] != tokens.shape[1]:
+        if grid[0] * grid[1] != tokens.shape[1]:
             raise ValueError(
                 f"grid (h, w) must have h·w = T tokens; got {grid[0]} × {grid[1]} and {name} of T = "
                 f"{tokens.shape[1]}: pass tokenizer.latent_grid(height, width)"
             )
+    if labels is not None and (
+        not isinstance(labels, tuple | list) or len(labels) != 2 or any(kind is None for kind in labels)
+    ):
+        raise ValueError("labels must be two, (of the training images, of the validation images), or None")
     kinds = (None, None) if labels is None else labels
     both = (("training", train, kinds[0]), ("validation", held_out, kinds[1]))
     found = [_Split(tokens, _contexts(tokens, _classes(kind, tokens, name), grid)) for name, tokens, kind in both]
@@ -146,11 +152,10 @@ def _classes(labels: Labels | None, tokens: Int64[np.ndarray, "n T"], name: str)
     """Labels as a column counted from 0, where 0 is no class."""
     if labels is None:
         return None
-    column = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if column.shape != tokens.shape[:1] or not np.issubdtype(column.dtype, np.integer):
+    column = indices_in_memory(labels, f"{name} labels").cpu().numpy()
+    if column.shape != tokens.shape[:1]:
         raise ValueError(
-            f"{name} labels must be whole numbers, one per image, here ({len(tokens)},); got {column.dtype} "
-            f"{column.shape}"
+            f"{name} labels must be whole numbers, one per image, here ({len(tokens)},); got shape {column.shape}"
         )
     if column.min() < -1 or column.max() >= LARGEST_CODEBOOK:
         raise ValueError(f"{name} labels must lie in −1 to {LARGEST_CODEBOOK:,}; got {column.min()} to {column.max()}")

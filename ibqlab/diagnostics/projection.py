@@ -17,7 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.bounds import whole_number
 from ibqlab.diagnostics.geometry import exact_neighbours
+from ibqlab.quantizers.indices import indices_in_memory
+from ibqlab.quantizers.vectors import to_vectors
 
 PROJECTION_METHODS = ("umap", "pca")
 _UMAP_EPOCHS = 200
@@ -102,7 +105,7 @@ def project_codes(
         the first call's compilation, about 3 s afterwards. Memory O(P·D).
     Source: McInnes et al. 2018, UMAP; the paper's figure 2 shows codes and features separately fitted by t-SNE.
     """
-    _check_settings(method, max_points, neighbours)
+    max_points, neighbours, seed = _checked(method, max_points, neighbours, seed)
     code_frames = _as_frames(codes, "codes")
     feature_frames = _feature_frames(features, len(code_frames))
     _check_one_dimension(code_frames, feature_frames)
@@ -143,23 +146,26 @@ def project_codes(
     )
 
 
-def _check_settings(method: str, max_points: int, neighbours: int) -> None:
-    """Refuse settings that cannot give a map."""
+def _checked(method: str, max_points: int, neighbours: int, seed: int) -> tuple[int, int, int]:
+    """Refuse settings that cannot give a map; the numbers as plain ones."""
     if method not in PROJECTION_METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, PROJECTION_METHODS))}; got {method!r}")
-    if max_points < 10:
-        raise ValueError(f"max_points must be at least 10; got {max_points}")
-    if neighbours < 2:
-        raise ValueError(f"neighbours must be at least 2 (a point and its nearest); got {neighbours}")
+        raise ValueError(f"method must be one of {', '.join(map(repr, PROJECTION_METHODS))}; got {method!r:.60}")
+    return (
+        whole_number("max_points", max_points, 10),
+        whole_number("neighbours", neighbours, 2, what=" (a point and its nearest)"),
+        whole_number("seed", seed, 0),
+    )
 
 
 def _as_frames(arrays: Sequence[np.ndarray | Tensor], name: str) -> list[np.ndarray]:
     """Arrays as float32 on the CPU, each checked to be finite vectors."""
-    if not isinstance(arrays, Sequence) or len(arrays) == 0:
+    if not isinstance(arrays, Sequence) or isinstance(arrays, str | bytes) or len(arrays) == 0:
         raise ValueError(f"{name} must be a list with one array (rows, D) per snapshot; got {_describe(arrays)}")
-    frames = [torch.as_tensor(array).detach().float().cpu().numpy() for array in arrays]
+    frames = [
+        to_vectors(array, f"{name}[{number}]").detach().float().cpu().numpy() for number, array in enumerate(arrays)
+    ]
     for number, frame in enumerate(frames):
-        if frame.ndim != 2 or frame.size == 0:
+        if frame.size == 0:
             raise ValueError(f"{name}[{number}] must be (rows, D) with at least one row; got shape {frame.shape}")
         broken = int((~np.isfinite(frame)).any(1).sum())
         if broken:
@@ -206,7 +212,7 @@ def _live_codes(counts: Sequence[np.ndarray | Tensor], code_frames: list[np.ndar
             f"{_describe(counts) if not isinstance(counts, Sequence) else len(counts)}: pass "
             "[snapshot['counts'] for snapshot in snapshots]"
         )
-    hits = [torch.as_tensor(array).detach().cpu().numpy() for array in counts]
+    hits = [indices_in_memory(array, f"counts[{number}]").cpu().numpy() for number, array in enumerate(counts)]
     for number, (array, frame) in enumerate(zip(hits, code_frames, strict=True)):
         if array.shape != (len(frame),):
             raise ValueError(

@@ -20,6 +20,7 @@ from ibqlab.diagnostics.tokens import (
     bits_per_image,
     bits_per_pixel,
     check_tokens,
+    check_two,
     token_entropy,
 )
 from ibqlab.diagnostics.usage import Usage, count_indices, measure_usage_of_counts, perplexity
@@ -98,7 +99,7 @@ def report_tokens(
     models = models or {}
     tokens = check_tokens(training, codebook_size, "training")
     length = tokens.shape[1]
-    bits_per_pixel(0.0, length, *image_size)
+    image_size = check_two("image_size", image_size, "(H, W) in pixels")
     for name, cost in models.items():
         _check_cost(name, cost, length)
     positions = measure_ngrams(tokens, validation, codebook_size, grid, labels=labels)

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from ibqlab.quantizers.indices import to_indices
+from ibqlab.bounds import CODES, finite_number, whole_number
+from ibqlab.quantizers.indices import indices_in_memory
 
 Tokens = Integer[np.ndarray, "n T"] | Integer[Tensor, "n T"] | Sequence[Any]
 """Code numbers 0 to K − 1 of n images, row by row; any integer type, or lists of one length."""
@@ -105,7 +106,7 @@ def bits_per_token(nats: Nats) -> Nats:
 
 def bits_per_image(bits: float, tokens: int) -> float:
     """Bits of a whole image: `bits` per token times its T tokens; what an entropy coder would need for them."""
-    return bits * _at_least_one("tokens", tokens)
+    return finite_number("bits", bits) * _at_least_one("tokens", tokens)
 
 
 def bits_per_pixel(bits: float, tokens: int, height: int, width: int) -> float:
@@ -130,9 +131,8 @@ def bits_per_pixel(bits: float, tokens: int, height: int, width: int) -> float:
 
 def index_permutation(codebook_size: int, seed: int) -> Int64[np.ndarray, "K"]:
     """New numbers of the codes: code k becomes entry k, each number once; the same for the same K and seed."""
-    if codebook_size < 1 or seed < 0:
-        raise ValueError(f"codebook_size must be at least 1 and seed at least 0; got {codebook_size} and {seed}")
-    return np.random.default_rng(seed).permutation(codebook_size)
+    seed = whole_number("seed", seed, 0)
+    return np.random.default_rng(seed).permutation(whole_number("codebook_size", codebook_size, 1, CODES))
 
 
 def permute_indices(
@@ -153,7 +153,7 @@ def permute_indices(
         ValueError: an index outside 0 to K − 1, or no whole numbers.
     """
     mapping = index_permutation(codebook_size, seed)
-    whole = to_indices(indices)
+    whole = indices_in_memory(indices)
     _check_codes(whole, codebook_size)
     anew = torch.from_numpy(mapping).to(whole.device)[whole]
     return anew if isinstance(indices, Tensor) else anew.numpy()
@@ -161,7 +161,7 @@ def permute_indices(
 
 def check_tokens(indices: Tokens, codebook_size: int, name: str = "indices") -> Int64[np.ndarray, "n T"]:
     """Tokens as int64 in NumPy; ValueError unless they are code numbers (n, T) of at least one image."""
-    whole = to_indices(indices, name)
+    whole = indices_in_memory(indices, name)
     if whole.ndim != 2 or 0 in whole.shape:
         remedy = f"Use {name}.reshape(n, -1) for grids (n, h, w)." if whole.ndim == 3 else "Give images in rows."
         raise ValueError(f"{name} must be (n, T), at least one image of one token; got {tuple(whole.shape)}. {remedy}")
@@ -169,10 +169,16 @@ def check_tokens(indices: Tokens, codebook_size: int, name: str = "indices") -> 
     return whole.cpu().numpy()
 
 
+def check_two(name: str, values: Any, words: str) -> tuple[int, int]:
+    """Rows and columns, or height and width: two whole numbers of at least 1."""
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or len(values) != 2:
+        raise ValueError(f"{name} must be {words}, two whole numbers; got {type(values).__name__} {values!r:.40}")
+    return whole_number(f"{name}[0]", values[0], 1), whole_number(f"{name}[1]", values[1], 1)
+
+
 def _check_codes(indices: Int64[Tensor, "..."], codebook_size: int, name: str = "indices") -> None:
     """Refuse what is no code number."""
-    if codebook_size < 1:
-        raise ValueError(f"codebook_size must be at least 1; got {codebook_size}")
+    whole_number("codebook_size", codebook_size, 1, CODES)
     if not indices.numel():
         return
     low, high = (int(bound) for bound in torch.aminmax(indices))
@@ -196,6 +202,4 @@ def _corrected(counts: Integer[np.ndarray, "codes"]) -> float:
 
 
 def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
-    return value
+    return whole_number(name, value, 1)

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from ibqlab.quantizers.indices import to_indices
+from ibqlab.bounds import CODES, whole_number
+from ibqlab.quantizers.indices import indices_in_memory
 
 AnyIndices = Integer[Tensor, "..."] | Integer[np.ndarray, "..."] | Sequence[Any]
 """Code numbers as people have them; nested lists of equal length, too."""
@@ -88,9 +89,8 @@ def count_indices(indices: AnyIndices, codebook_size: int) -> Int[Tensor, "K"]:
         ValueError: an index outside 0 to K − 1, or no whole numbers.
     Cost: O(N + K); one pass for the range check, and a wait for the device.
     """
-    if codebook_size < 1:
-        raise ValueError(f"codebook_size must be at least 1; got {codebook_size}")
-    flat = to_indices(indices).reshape(-1)
+    codebook_size = whole_number("codebook_size", codebook_size, 1, CODES)
+    flat = indices_in_memory(indices).reshape(-1)
     if flat.numel():
         low, high = (int(bound) for bound in torch.aminmax(flat))
         if low < 0 or high >= codebook_size:
@@ -128,7 +128,8 @@ def measure_usage(
     Source: IBQ §4.1; the others as named in `USAGE_DEFINITIONS`.
     """
     _check_definition(definition)
-    flat = to_indices(indices).reshape(-1)
+    codebook_size = whole_number("codebook_size", codebook_size, 1, CODES)
+    flat = indices_in_memory(indices).reshape(-1)
     if definition in _COUNT_DEFINITIONS:
         return measure_usage_of_counts(count_indices(flat, codebook_size), definition)
     if definition == "images_256":
@@ -202,8 +203,7 @@ def even_usage(codebook_size: int, tokens: int) -> float:
     Raises:
         ValueError: no codes, or fewer than no tokens.
     """
-    if codebook_size < 1 or tokens < 0:
-        raise ValueError(f"codebook_size must be at least 1 and tokens at least 0; got {codebook_size} and {tokens}")
+    codebook_size, tokens = whole_number("codebook_size", codebook_size, 1), whole_number("tokens", tokens, 0)
     if codebook_size == 1:
         return float(tokens > 0)
     return -math.expm1(tokens * math.log1p(-1 / codebook_size))
@@ -227,7 +227,7 @@ def rarefaction(counts: Counts, tokens: Sequence[int] | Int[np.ndarray, "T"]) ->
     """
     hits = _as_counts(counts)
     total = int(hits.sum())
-    sizes = torch.as_tensor(tokens, dtype=torch.float64).reshape(1, -1)
+    sizes = indices_in_memory(tokens, "tokens").cpu().double().reshape(1, -1)
     if sizes.numel() and (sizes.min() < 0 or sizes.max() > total):
         raise ValueError(
             f"subset sizes must lie in 0 to {total:,}, the tokens counted; got {int(sizes.min()):,} to "
@@ -243,7 +243,7 @@ def rarefaction(counts: Counts, tokens: Sequence[int] | Int[np.ndarray, "T"]) ->
         - torch.lgamma(rest.clamp_min(0) + 1)
         - math.lgamma(total + 1)
     )
-    missed = torch.where(rest < 0, 0.0, log_missed.exp())
+    missed = torch.where(rest < 0, 0.0, log_missed.exp()).clamp_max(1)  # rounding may end above
     seen = ((1 - missed) * codes.double().reshape(-1, 1)).sum(0)
     return (seen / len(hits)).numpy()
 
@@ -263,14 +263,17 @@ def dead_codes(last_hit: Int[Tensor, "K"], step: int, patience: int) -> Bool[Ten
     Raises:
         ValueError: patience below 1, or a last hit after the present step or before −1, as hits per code would have.
     """
-    if patience < 1:
-        raise ValueError(f"patience must be at least 1 step; got {patience}")
-    last_hit = torch.as_tensor(last_hit)
-    if last_hit.ndim != 1 or last_hit.numel() == 0 or last_hit.is_floating_point():
+    step, patience = whole_number("step", step, 0), whole_number("patience", patience, 1)
+    try:
+        hits = indices_in_memory(last_hit, "last_hit")
+    except ValueError:
+        hits = None
+    if hits is None or hits.ndim != 1 or hits.numel() == 0:
         raise ValueError(
-            f"last_hit must be one training step per code, shape (K,); got {last_hit.dtype} of shape "
-            f"{tuple(last_hit.shape)}: pass the steps of the last hits, −1 for never"
+            f"last_hit must be one training step per code, shape (K,); got {_kind(last_hit)}: pass the steps of the "
+            "last hits, −1 for never"
         )
+    last_hit = hits
     earliest, latest = (int(bound) for bound in torch.aminmax(last_hit))
     if earliest < -1 or latest > step:
         raise ValueError(
@@ -298,29 +301,34 @@ def _usage_in_image_groups(flat: Int[Tensor, "N"], codebook_size: int, tokens_pe
 def _as_counts(counts: Counts) -> Int[Tensor, "K"]:
     """Counts as a tensor on the CPU, refused when they cannot be hits per code."""
     try:
-        hits = to_indices(counts, "counts").cpu()
+        hits = indices_in_memory(counts, "counts").cpu()
     except ValueError:
         hits = None
     if hits is None or hits.ndim != 1 or hits.numel() == 0 or int(hits.min()) < 0:
-        got = f"{getattr(counts, 'dtype', type(counts).__name__)} of shape {tuple(np.shape(counts))}"
         raise ValueError(
-            f"counts must be hits per code, one whole number ≥ 0 each, shape (K,), and no mask of codes; got {got}: "
-            "pass count_indices(indices, codebook_size)"
+            "counts must be hits per code, one whole number ≥ 0 each, shape (K,), and no mask of codes; got "
+            f"{_kind(counts)}: pass count_indices(indices, codebook_size)"
         )
     return hits
 
 
+def _kind(values: Any) -> str:
+    """What arrived in place of whole numbers, in words."""
+    if hasattr(values, "shape"):
+        return f"{getattr(values, 'dtype', type(values).__name__)} of shape {tuple(values.shape)}"
+    size = f" of length {len(values)}" if isinstance(values, Sequence) else ""
+    return f"{type(values).__name__}{size}"
+
+
 def _check_definition(definition: str) -> None:
     """Refuse a name that `USAGE_DEFINITIONS` does not list."""
-    if definition not in USAGE_DEFINITIONS:
-        raise ValueError(f"definition must be one of {', '.join(map(repr, USAGE_DEFINITIONS))}; got {definition!r}")
+    if not isinstance(definition, str) or definition not in USAGE_DEFINITIONS:
+        raise ValueError(f"definition must be one of {', '.join(map(repr, USAGE_DEFINITIONS))}; got {definition!r:.60}")
 
 
 def _needed(name: str, value: int | None, definition: str) -> int:
     """A setting that this definition cannot do without."""
-    if value is None or value < 1:
-        raise ValueError(f"{definition!r} needs {name}, at least 1; got {value}: pass {name}=…")
-    return value
+    return whole_number(f"{definition!r} needs {name}: it", value, 1, what=f": pass {name}=…")
 
 
 def _enough(flat: Int[Tensor, "N"], tokens: int, definition: str) -> Int[Tensor, "N"]:

@@ -19,8 +19,11 @@ from torch.autograd.function import once_differentiable
 from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, rows_per_tile, workspace
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import lowest_exponent
+from ibqlab.quantizers.vectors import FLOATS
 
 REDUCTIONS = ("mean", "sum", "none")
+WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Types of targets; torch computes little with the others."""
 
 
 @never_compiled
@@ -79,6 +82,10 @@ def _operand_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+    for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            got = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
     if hidden.ndim not in (2, 3) or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden (N, C) or (B, T, C) and weight (V, C) must share C, got {tuple(hidden.shape)} and "
@@ -94,11 +101,11 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> N
             f"at least one token and a vocabulary of one are needed, got {targets.numel()} tokens, V = {len(weight)}; "
             "leave an empty batch out"
         )
-    if not (hidden.is_floating_point() and weight.is_floating_point()):
+    if hidden.dtype not in FLOATS or weight.dtype not in FLOATS:
         raise ValueError(
             f"hidden and weight must be floating-point, got {hidden.dtype} and {weight.dtype}; use .float()"
         )
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+    if targets.dtype not in WHOLE_NUMBERS:
         raise ValueError(f"targets must be integers, indices of tokens, got {targets.dtype}; use targets.long()")
     if not hidden.device == weight.device == targets.device:
         raise ValueError(

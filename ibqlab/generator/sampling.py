@@ -6,18 +6,20 @@ Shape letters: B images · T sequence · V vocabulary.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ibqlab.bounds import FLOAT32, check_numbers, finite_number
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sequence import check_inputs, check_labels
 from ibqlab.progress import counted
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.codebooks import at_least_float32
-from ibqlab.quantizers.indices import to_indices
+from ibqlab.quantizers.indices import indices_in_memory, to_indices
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda _, __: 1.0,
@@ -64,6 +66,7 @@ class SamplingConfig:
     """Draw from tokens with at least this share of the most probable one's probability, 0 to 1. Paper: 0."""
 
     def __post_init__(self):
+        check_numbers(self)
         for scale in _pair("cfg_scale", self.cfg_scale):
             require(
                 0 <= scale <= LARGEST_SCALE,
@@ -71,13 +74,14 @@ class SamplingConfig:
             )
         for temperature in _pair("temperature", self.temperature):
             require(
-                temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf,
+                temperature == 0 or LEAST_TEMPERATURE <= temperature <= FLOAT32,
                 f"temperature must be 0 or finite and at least {LEAST_TEMPERATURE}; got {temperature}. Use 0 for the "
                 "most probable token.",
             )
         require_choice("cfg_schedule", self.cfg_schedule, SCHEDULES)
         require(0 < self.cfg_power < math.inf, f"cfg_power must be > 0 and finite; got {self.cfg_power}. Use 1.0.")
-        interval = tuple(self.cfg_interval)
+        interval = self.cfg_interval if isinstance(self.cfg_interval, tuple | list) else (self.cfg_interval,)
+        interval = tuple(finite_number("cfg_interval", share) for share in interval)
         require(
             len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
             f"cfg_interval must be two shares 0 ≤ first < last ≤ 1; got {interval}. Use (0.0, 1.0) for all.",
@@ -107,12 +111,13 @@ class SamplingConfig:
 
 def _pair(name: str, setting: Setting) -> tuple[float, float]:
     if not isinstance(setting, tuple | list):
+        setting = finite_number(name, setting)
         return setting, setting
     require(
         len(setting) == 2,
         f"{name} must be one number, or two for the two parts of Open-MAGVIT2's tokens; got {len(setting)}: {setting}.",
     )
-    return tuple(setting)
+    return finite_number(f"{name}[0]", setting[0]), finite_number(f"{name}[1]", setting[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +176,7 @@ def _check_parts(config: SamplingConfig, parts: int) -> None:
 def _checked(draw: Draw, model: nn.Module) -> Draw:
     """On the generator's device, labels and prompt within its vocabulary."""
     sizes, device = model.config, next(model.parameters()).device
-    labels, prompt = check_labels(draw.labels, sizes).to(device), draw.prompt
+    labels, prompt = check_labels(indices_in_memory(draw.labels, "labels"), sizes).to(device), draw.prompt
     if prompt is not None:
         prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
         require(
@@ -335,5 +340,6 @@ def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B
         f"seed must be one number, or one per image, here {images}; got {given.numel()}. Use seed=0.",
     )
     seeds = range(int(given), int(given) + images) if given.ndim == 0 else given.tolist()
-    rows = (torch.rand(positions, generator=torch.Generator().manual_seed(own), dtype=torch.float64) for own in seeds)
-    return torch.stack(list(rows))
+    # Always the CPU's generator, whatever the process's default device is.
+    numbers = partial(torch.rand, positions, dtype=torch.float64, device="cpu")
+    return torch.stack([numbers(generator=torch.Generator("cpu").manual_seed(own)) for own in seeds])

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.bounds import CHANNELS, CLASSES, require_at_most
+from ibqlab.bounds import CHANNELS, CLASSES, check_numbers, require_at_most
 from ibqlab.generator.layers import Attention, FeedForward, rotary_table
 from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.indices import to_indices
@@ -58,6 +58,7 @@ class SequenceConfig:
     """Chance that training replaces a label by the null class, 0 to 1; guidance needs some. Published: 0.1."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_positive(self, "num_classes", "grid_size", "width", "num_heads", "hidden_multiple")
         require_at_most("num_classes", self.num_classes, CLASSES)
         require_at_most("grid_size", self.grid_size, MOST_TOKENS_ALONG_A_SIDE)

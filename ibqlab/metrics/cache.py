@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ibqlab.files import RunError, UnreadableFile, read_npz, replacing, sweep
+from ibqlab.files import RunError, UnreadableFile, expanded, read_npz, replacing, sweep
 
 ENTRY_BYTES = 2**34
 """Largest entry that is read: the features of 50,000 images take 400 MB."""
@@ -21,7 +21,7 @@ ENTRY_BYTES = 2**34
 
 def cache_folder() -> Path:
     """$IBQLAB_CACHE, or ~/.cache/ibqlab."""
-    return Path(os.environ.get("IBQLAB_CACHE") or "~/.cache/ibqlab").expanduser()
+    return expanded(os.environ.get("IBQLAB_CACHE") or "~/.cache/ibqlab")
 
 
 def content_key(**parts: Any) -> str:

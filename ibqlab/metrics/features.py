@@ -68,8 +68,8 @@ class FeatureCollector:
 
     def _gathered(self, name: str) -> Tensor:
         width = self.extractor.dimension if not self.rows[name] else self.rows[name][0].shape[1]
-        values = torch.cat([torch.empty(0, width), *self.rows[name]])
-        numbers = torch.cat([torch.empty(0, dtype=torch.int64), *self.rows["numbers"]])
+        values = torch.cat([torch.empty(0, width, dtype=torch.float32, device="cpu"), *self.rows[name]])
+        numbers = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *self.rows["numbers"]])
         parts = gather((numbers, values))
         numbers = torch.cat([part[0] for part in parts])
         return torch.cat([part[1] for part in parts if len(part[0])])[numbers.argsort()]

@@ -288,7 +288,7 @@ def open_array(path: Path, name: str) -> Iterator[StoredArray]:
         require(
             name in names,
             f"{path} must hold an array {name}, uint8 (N, H, W, 3); it holds "
-            f"{', '.join(map(for_terminal, names[:10]))}",
+            f"{', '.join(map(for_terminal, names[:10])) or 'no array'}",
         )
         with archive.open(f"{name}.npy") as stream:
             array = _array_at(stream, f"{name} of {path}")
@@ -326,7 +326,8 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
-    return [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
+    names = [entry.filename for entry in archive.infolist()]
+    return [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
 
 
 def _array_at(stream: IO[bytes], place: str) -> StoredArray:

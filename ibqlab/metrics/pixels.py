@@ -43,9 +43,16 @@ def truncate_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"
     Returns:
         uint8, same shape and device.
     Raises:
-        ValueError: NaN.
+        ValueError: NaN, or no floats: pixels of 0 to 255 would all be clamped to white.
     Source: published evaluation and sampling code.
     """
+    require(
+        isinstance(images, Tensor)
+        and images.is_floating_point()
+        and images.layout == torch.strided
+        and not images.is_meta,
+        f"images must be a plain tensor of floats in [−1, 1]; got {_kind(images)}. uint8 needs no cutting",
+    )
     require(not torch.isnan(images).any(), "a picture needs numbers; got NaN. Look at the model that made it")
     return ((images.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
 
@@ -78,9 +85,9 @@ def psnr(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Te
     Raises:
         ValueError: different or wrong shapes, or values outside [0, 1].
     """
-    functional = import_metric_package("torchmetrics.functional.image")
     x, y = _pair(x, y, smallest=1)
-    return functional.peak_signal_noise_ratio(x, y, data_range=1.0, dim=(1, 2, 3), reduction="none").reshape(-1)
+    # Not torchmetrics, whose constants are of the process's default type and on its default device.
+    return -10 * (x - y).square().mean((1, 2, 3)).log10()
 
 
 def ssim(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
@@ -117,6 +124,10 @@ def ssim(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Te
 def _pair(x: Tensor, y: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     """Both pictures in float64 by way of float32, as the published evaluation divides by 255."""
     require(
+        isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_meta and not y.is_meta,
+        f"two batches of pixels are compared, tensors with their numbers in memory; got {_kind(x)} and {_kind(y)}",
+    )
+    require(
         x.shape == y.shape and x.ndim == 4 and x.numel() > 0,
         f"two batches (B, C, H, W) of one shape are compared; got {tuple(x.shape)} and {tuple(y.shape)}",
     )
@@ -127,9 +138,18 @@ def _pair(x: Tensor, y: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     return _values(x), _values(y)
 
 
+def _kind(value: object) -> str:
+    return (
+        f"a {value.layout} tensor of {value.dtype} on {value.device}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
+
+
 def _values(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return (images.float() / 255).double()
+    require(not images.is_complex(), f"images must be uint8, or float in [0, 1]; got {images.dtype}")
     require(
         images.is_floating_point() and float(images.min()) >= 0 and float(images.max()) <= 1,
         f"images must be uint8, or float in [0, 1]; got {images.dtype}, {float(images.min()):.4g} to "

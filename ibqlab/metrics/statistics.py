@@ -13,12 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ibqlab.bounds import whole_number
 from ibqlab.metrics.weights import import_metric_package
 from ibqlab.quantizers.base import require
 from ibqlab.quantizers.collectives import sum_over_processes
+from ibqlab.quantizers.vectors import to_vectors
 
 PR_ROWS = 2_000
 """Rows of the table of distances that are held at a time."""
+SEEDS = 2**32 - 1
+"""Largest seed that NumPy's older generator takes, which torch-fidelity uses."""
+SUBSETS = 10**6
+"""Most pairs of subsets; published: 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +133,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         "same feature extractor?",
     )
     for statistics in (a, b):
-        _check_finite(torch.as_tensor(statistics.mean))
-        _check_finite(torch.as_tensor(statistics.covariance))
+        for part in (statistics.mean, statistics.covariance):
+            _check_finite(torch.as_tensor(part, device="cpu"))
     fid = import_metric_package("torch_fidelity.metric_fid")
     moments = [
         {"mu": np.asarray(one.mean, np.float64), "sigma": np.asarray(one.covariance, np.float64)} for one in (a, b)
@@ -151,6 +157,8 @@ def inception_score(
         ValueError: fewer images than splits, or not finite.
     Source: Salimans et al. 2016; guided-diffusion's evaluator; torch-fidelity.
     """
+    split_size = whole_number("split_size", split_size, 0)
+    splits, seed = whole_number("splits", splits, 1), whole_number("seed", seed, 0, SEEDS)
     isc = import_metric_package("torch_fidelity.metric_isc")
     rows = _matrix("logits", logits, least=1 if split_size else splits)
     if not split_size:
@@ -184,6 +192,8 @@ def kernel_distance(
         ValueError: fewer images than a subset holds, different dimensions, or not finite.
     Source: Bińkowski et al. 2018; torch-fidelity, here in float64.
     """
+    subsets = whole_number("subsets", subsets, 1, SUBSETS)
+    subset_size, seed = whole_number("subset_size", subset_size, 2), whole_number("seed", seed, 0, SEEDS)
     kid = import_metric_package("torch_fidelity.metric_kid")
     score = kid.kid_features_to_metric(
         *_two_matrices(samples, reference, least=subset_size),
@@ -217,6 +227,7 @@ def precision_recall(
     Cost: O((N + M)²·D) operations, O(2,000 · (N + M)) memory beside the features in float64.
     Source: Kynkäänniemi et al. 2019. The published evaluator takes distances in float16 where they fit, ours float64.
     """
+    neighbours = whole_number("neighbours", neighbours, 1)
     prc = import_metric_package("torch_fidelity.metric_prc")
     score = prc.prc_features_to_metric(
         *_two_matrices(samples, reference, least=neighbours + 1),
@@ -238,9 +249,9 @@ def _two_matrices(samples: Tensor | np.ndarray, reference: Tensor | np.ndarray, 
 
 
 def _matrix(name: str, values: Tensor | np.ndarray, least: int) -> Float[Tensor, "N D"]:
-    rows = torch.as_tensor(values)
+    rows = to_vectors(values, name)
     require(
-        rows.ndim == 2 and len(rows) >= least,
+        len(rows) >= least,
         f"{name} must be (N, D) with at least {least} rows, one per image; got {tuple(rows.shape)}",
     )
     _check_finite(rows)

@@ -1,5 +1,6 @@
 """One run while it trains: loss, usage, perplexity and PSNR against the step."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -7,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from ibqlab.bounds import is_finite_number
 from ibqlab.plots.curves import scale_steps
 from ibqlab.plots.style import (
     EACH_STEP,
@@ -58,7 +60,13 @@ def metrics_by_step(metrics: pd.DataFrame, columns: Sequence[str]) -> pd.DataFra
         raise ValueError(f"metrics need the column step; got {', '.join(map(str, metrics)) or 'no columns'}")
     if metrics.empty:
         raise ValueError("metrics hold no rows: train first; a run logs its first row at step 0")
-    return metrics.reindex(columns=list(columns)).astype(float).astype({"step": int}).sort_values("step")
+    table = metrics.reindex(columns=list(columns)).map(_number)
+    return table.astype(float).astype({"step": int}).sort_values("step")
+
+
+def _number(value: object) -> float:
+    """A logged value, NaN where it is no number: the files of others may hold anything."""
+    return float(value) if is_finite_number(value) else math.nan
 
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:

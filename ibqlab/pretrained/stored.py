@@ -165,6 +165,8 @@ def _unusable(value: Tensor) -> str:
 def _unwrapped(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors by the names that they have without wrappers, and what was taken off."""
     names, taken = list(tensors), []
+    if not names:
+        raise CheckpointError(f"{path} holds no tensor; copy or download it again, or save model.state_dict()")
     while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in names)), None):
         names = [name.removeprefix(prefix) for name in names]
         taken.append(f"prefix {prefix}")

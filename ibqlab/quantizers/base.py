@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.bounds import CODE_DIM, CODES, require_at_most
+from ibqlab.bounds import CODE_DIM, CODES, check_numbers, require_at_most
 from ibqlab.quantizers.codebooks import INITIALISATIONS, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
 
@@ -36,6 +36,7 @@ class QuantizerConfig:
     "kmeans" (cluster centres of the first batch). Comparisons must hold this fixed or vary it on purpose."""
 
     def __post_init__(self):
+        check_numbers(self)
         require(self.codebook_size >= 2, f"codebook_size must be at least 2, got {self.codebook_size}")
         require(self.code_dim >= 1, f"code_dim must be at least 1, got {self.code_dim}")
         require_at_most("codebook_size", self.codebook_size, CODES)

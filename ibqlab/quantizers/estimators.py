@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, workspace
 from ibqlab.quantizers.compilation import never_compiled
+from ibqlab.quantizers.vectors import check_alike, check_same_shape
 
 METRICS = ("l2", "cosine", "dot")
 
@@ -27,8 +28,12 @@ def nearest_code(
     Returns:
         int64, 0 to K−1. Products are exact for their type (no TF32), whatever the process has chosen.
     Cost: 2·N·K·D operations; memory O(N + K·D) plus one block of `blocks.BLOCK_BYTES`.
+    Raises:
+        ValueError: shapes, types or devices that do not fit, or another metric.
     Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
     """
+    _check_metric(metric)
+    check_alike(features, codebook)
     if metric == "cosine":
         features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
     # Norms part by part: the squares of all codes would be as large as the codebook.
@@ -47,8 +52,18 @@ def nearest_code(
     return found
 
 
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {metric!r:.60}")
+
+
 def straight_through(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """The codes' value with the features' gradient: z + sg(c − z) (IBQ eq. 2)."""
+    """The codes' value with the features' gradient: z + sg(c − z) (IBQ eq. 2).
+
+    Raises:
+        ValueError: no two floating-point tensors of one shape.
+    """
+    check_same_shape(features, codes)
     return features + (codes - features).detach()
 
 
@@ -58,7 +73,10 @@ def rotate_to_codes(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"])
     R z · ‖c‖/‖z‖ with R the rotation that takes z's direction to c's, held constant; the Householder form
     R = I − 2rrᵀ + 2 ĉ ẑᵀ with r = (ẑ + ĉ)/‖ẑ + ĉ‖.
     Source: Fifty et al., "Restructuring Vector Quantization with the Rotation Trick" (2024), §4.
+    Raises:
+        ValueError: no two floating-point tensors of one shape.
     """
+    check_same_shape(features, codes)
     with torch.no_grad():
         length = features.norm(dim=1, keepdim=True).clamp_min(1e-6)
         from_unit, to_unit = features / length, F.normalize(codes, dim=1)

@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ibqlab.bounds import finite_number
 from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, workspace
 from ibqlab.quantizers.collectives import average_over_processes
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import Fused, InPlace, Pull, Rows, Split
+from ibqlab.quantizers.vectors import check_pair
 
 
 class IndexBackprop(NamedTuple):
@@ -87,8 +89,8 @@ def quantize_by_blocks(
     features: Float[Tensor, "N D"], codebook: Float[Tensor, "part D"], entropies: Entropies, split: Split | None = None
 ) -> IndexBackprop:
     """`index_backprop` where the codebook may be a part of one whose other codes `split` reaches."""
-    _check_pair(features, codebook, split.size if split else len(codebook))
-    _check_entropies(entropies)
+    check_pair(features, codebook, split.size if split else None)
+    entropies = _checked(entropies)
     dtype = _operand_type(features, codebook)
     with full_precision(features.device):
         quantized, indices, sample, average = _IndexBackprop.apply(
@@ -106,30 +108,14 @@ def _operand_type(features: Tensor, codebook: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
 
 
-def _check_pair(features: Tensor, codebook: Tensor, codebook_size: int) -> None:
-    if features.ndim != 2 or codebook.ndim != 2 or features.shape[1] != codebook.shape[1]:
-        raise ValueError(
-            f"features (N, D) and codebook (K, D) must share D, got {tuple(features.shape)} and "
-            f"{tuple(codebook.shape)}; reshape (B, D, h, w) features with .permute(0, 2, 3, 1).reshape(-1, D)"
-        )
-    if not len(features) or codebook_size < 2:
-        raise ValueError(f"at least one token and two codes are needed, got N = {len(features)}, K = {codebook_size}")
-    if features.device != codebook.device:
-        raise ValueError(
-            f"features are on {features.device}, the codebook on {codebook.device}; move one with .to(device)"
-        )
-    if not (features.is_floating_point() and codebook.is_floating_point()):
-        raise ValueError(
-            f"features and codebook must be floating-point, got {features.dtype} and {codebook.dtype}; use .float()"
-        )
-
-
-def _check_entropies(entropies: Entropies) -> None:
-    temperature, epsilon = entropies.temperature, entropies.epsilon
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature}")
+def _checked(entropies: Entropies) -> Entropies:
+    """The settings as plain numbers."""
+    temperature, epsilon = entropies.temperature, finite_number("entropy_epsilon", entropies.epsilon)
+    if temperature is not None and not (temperature := finite_number("entropy_temperature", temperature)) > 0:
+        raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature:g}")
     if not epsilon >= 0:
-        raise ValueError(f"entropy_epsilon must be ≥ 0, got {epsilon}")
+        raise ValueError(f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
+    return Entropies(temperature, epsilon, entropies.over_processes)
 
 
 def _form(device_type: str, split: Split | None) -> type[InPlace] | Fused:

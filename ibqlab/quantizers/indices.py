@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ibqlab.bounds import require_memory
+
 
 def to_indices(values: Any, name: str = "indices", device: torch.device | None = None) -> Int[Tensor, "*grid"]:
     """Whole numbers of any integer type as an int64 tensor.
@@ -20,11 +22,24 @@ def to_indices(values: Any, name: str = "indices", device: torch.device | None =
     """
     if not isinstance(values, Tensor):
         values = _tensor_of(values, name).to(device)
+    if values.layout != torch.strided:
+        raise ValueError(f"{name} must be a plain tensor; got {values.layout}. Use {name}.to_dense()")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} must be whole numbers; got {values.dtype}. Use {name}.long().")
     if values.dtype == torch.uint64 and values.numel() and bool((values.view(torch.int64) < 0).any()):
         raise ValueError(f"{name} must be below 2^63, the largest that an int64 holds; got a larger one.")
     return values.long()
+
+
+def indices_in_memory(values: Any, name: str = "indices") -> Int[Tensor, "*grid"]:
+    """As `to_indices`, for those who look at the numbers: a tensor on "meta" has none."""
+    indices = to_indices(values, name, torch.device("cpu"))
+    if indices.is_meta:
+        raise ValueError(f"{name} must have their numbers in memory; got a tensor on meta, which has a shape alone")
+    if indices.untyped_storage().nbytes() < indices.nbytes:
+        # One that repeats its numbers is written out before they are counted.
+        require_memory(indices.nbytes, f"{name} of shape {tuple(indices.shape)}", "give fewer")
+    return indices
 
 
 def check_range(name: str, indices: Int[Tensor, "*grid"], size: int, remark: str = "") -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibqlab.bounds import check_numbers
 from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
 from ibqlab.quantizers.collectives import average_over_processes
@@ -48,6 +49,7 @@ class LookupFreeQuantizerConfig(QuantizerConfig):
     """Take the average entropy over the tokens of all processes instead of each process's own. Published: False."""
 
     def __post_init__(self):
+        check_numbers(self)
         size = self.codebook_size
         bits = max(1, size.bit_length() - 1)
         require(
@@ -208,7 +210,8 @@ def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6
         ValueError: another number of parts than of bits, different shapes, or a part out of range.
     """
     _check_bits(bits)
-    require(len(parts) == len(bits), f"bits {tuple(bits)} ask for {len(bits)} parts, got {len(parts)}")
+    count = len(parts) if isinstance(parts, Sequence) else 0
+    require(count == len(bits), f"bits {tuple(bits)} ask for {len(bits)} parts, got {count}")
     parts = [to_indices(part, f"part {number}") for number, part in enumerate(parts)]
     shapes = [tuple(part.shape) for part in parts]
     require(len(set(shapes)) == 1, f"parts must have one shape, got {', '.join(map(str, shapes))}")
@@ -222,6 +225,7 @@ def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6
 
 def _check_bits(bits: Sequence[int]) -> int:
     """Their sum; raises unless each part has a bit and all fit an int64."""
-    good = len(bits) > 0 and all(count >= 1 for count in bits) and sum(bits) < 63
-    require(good, f"bits must be numbers of at least 1 that sum to at most 62, such as (6, 12); got {tuple(bits)}")
+    good = isinstance(bits, list | tuple) and len(bits) > 0 and all(type(count) is int and count >= 1 for count in bits)
+    good = good and sum(bits) < 63
+    require(good, f"bits must be numbers of at least 1 that sum to at most 62, such as (6, 12); got {bits!r:.60}")
     return sum(bits)

@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ibqlab.bounds import finite_number
 from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, rows_per_tile, workspace
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import lowest_exponent, softmax_backward
+from ibqlab.quantizers.vectors import check_alike
 
 
 @never_compiled
@@ -29,13 +31,14 @@ def mixture_of_codes(
     Returns:
         (N, D), of the features' type.
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: shapes, types or devices that do not fit, or a temperature that is not positive.
     Cost: 14·N·K·D operations forward and backward together; memory O(N·D + K·D) plus two blocks of
         `blocks.BLOCK_BYTES`.
     Source: IBQ appendix B.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}; for the best code alone use nearest_code")
+    if not (temperature := finite_number("temperature", temperature)) > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature:g}; for the best code alone use nearest_code")
+    check_alike(features, codebook)
     return _MixtureOfCodes.apply(features, codebook, temperature)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ibqlab.bounds import NAME
 from ibqlab.config import nearest
 from ibqlab.escaping import for_terminal
+from ibqlab.files import expanded
 from ibqlab.runs.table import _run_folders, runs_root
 
 ROOT_NAME = "runs"
@@ -30,7 +31,7 @@ def locate(name: str | Path) -> Path:
     """
     path = Path(name)
     if path.parts[:1] and path.parts[0].startswith("~"):
-        path = _without_tilde(path)
+        path = expanded(path)
     if not path.parts or path.is_absolute() or str(name).startswith(".") or os.path.exists(path):
         return path
     below = _below_root(path)
@@ -82,7 +83,7 @@ def output_folder(text: str | Path, default: str = "") -> Path:
         )
     path = Path(typed)
     is_path = path.is_absolute() or typed.startswith((".", "~")) or ".." in path.parts
-    folder = _without_tilde(path) if is_path else _below_root(path)
+    folder = expanded(path) if is_path else _below_root(path)
     absolute = Path(os.path.abspath(folder))
     if absolute in (Path.cwd(), *Path.cwd().parents, Path(os.path.abspath(runs_root()))):
         raise ValueError(f"output must name a folder of its own, such as ./name; got {for_terminal(typed)!r}")
@@ -104,10 +105,3 @@ def _below_root(path: Path) -> Path:
     """A relative path below the folder of all runs, without that folder's name in front of it."""
     parts = path.parts[1:] if path.parts[:1] == (ROOT_NAME,) else path.parts
     return runs_root().joinpath(*parts)
-
-
-def _without_tilde(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:  # ~somebody who has no home
-        raise ValueError(f"{for_terminal(path)}: {error}; write the whole path") from None

@@ -56,11 +56,14 @@ class FolderLock:
         self.beaten = time.monotonic()
         self.handle = -1
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        stranger = RunError(f"{self.file} must be an ordinary file and no link; nothing was changed. Delete it")
+        if os.path.lexists(self.file) and not stat.S_ISREG(os.lstat(self.file).st_mode):
+            raise stranger
         with explained(self.file):
             handle = os.open(self.file, flags, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise RunError(f"{self.file} must be an ordinary file; nothing was changed. Delete it")
+                raise stranger
             _lock(handle, folder)
         except BaseException:
             os.close(handle)

@@ -134,6 +134,7 @@ class Run:
         if not is_new:
             run.require_settings(config, more_steps=more_steps)
             run._require_own_files(*WRITTEN)
+            run._require_folders()
         if claim:
             run._lock = FolderLock(run.path)
         run._sweep()
@@ -608,7 +609,7 @@ class Run:
         self.write_provenance(status=status, ended=utc_now(), **facts)
 
     def figure_path(self, name: str) -> Path:
-        """Where a figure or its CSV belongs; the folder is made.
+        """Where a figure or its CSV belongs; the folder is made, and what a killed process left in it is deleted.
 
         Args:
             name: a file name, without folders.
@@ -618,6 +619,7 @@ class Run:
         self._require_own_files("figures")
         with explained(self.path / "figures"):
             (self.path / "figures").mkdir(exist_ok=True)
+        self._sweep()
         return self.path / "figures" / name
 
     def _step_file(self, folder: str, step: int, suffix: str) -> Path:
@@ -650,6 +652,13 @@ class Run:
                     f"{file} is a link that leads out of the run folder, to {target}; nothing was written. Put the "
                     "files themselves there, or link to the whole run folder instead"
                 )
+
+    def _require_folders(self) -> None:
+        """Refuse to resume where a file, or a link to nothing, has taken a folder's place."""
+        for name in FOLDERS:
+            folder = self.path / name
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise RunError(f"{folder} must be a folder; nothing was changed. Move what is there away")
 
     def _sweep(self) -> None:
         """Delete what killed processes left half written."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibqlab.escaping import for_terminal
+from ibqlab.files import UnreadableFile, expanded, read_text
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def runs_root() -> Path:
     $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
     """
     if os.environ.get("IBQLAB_RUNS"):
-        return Path(os.environ["IBQLAB_RUNS"]).expanduser()
+        return expanded(os.environ["IBQLAB_RUNS"])
     return (checkout_root() or Path.cwd()) / "runs"
 
 
@@ -38,10 +39,10 @@ def checkout_root() -> Path | None:
     here = Path.cwd()
     for folder in (here, *here.parents):
         try:
-            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            project = tomllib.loads(read_text(folder / "pyproject.toml"))
+        except (FileNotFoundError, UnreadableFile, tomllib.TOMLDecodeError, RecursionError):
             continue
-        if project.get("project", {}).get("name") == "ibqlab":
+        if _inner(project, "project").get("name") == "ibqlab":
             return folder
     return None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ibqlab.bounds import is_finite_number
 from ibqlab.config import dump_yaml
 from ibqlab.data.broken import STAND_INS, describe_unreadable
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
@@ -149,7 +150,7 @@ def _numbers(last: dict[str, Any]) -> str:
     rows = [
         f"| {title} | {form.format(last[name])} |"
         for name, (title, form) in MEASURES.items()
-        if isinstance(last.get(name), (int, float))
+        if is_finite_number(last.get(name))
     ]
     return "\n".join(["| measure | last value |", "| --- | --- |", *rows])
 

@@ -292,7 +292,7 @@ class _Job:
         """
         file = self.shard_file(number)
         try:
-            with open_ordinary(file) as stream, tarfile.open(fileobj=stream) as tar:
+            with open_ordinary(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 members = [member for member in tar if member.name.endswith(".png")]
                 size = os.fstat(stream.fileno()).st_size
             if any(member.offset_data + member.size > size for member in members):

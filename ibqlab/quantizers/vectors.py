@@ -1,0 +1,103 @@
+"""Vectors as people have them – tensors of any float type, NumPy arrays, lists – as float tensors, checked."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def to_vectors(values: Any, name: str) -> Float[Tensor, "rows D"]:
+    """Codes or features as a tensor of floats.
+
+    Args:
+        values: a tensor, a NumPy array of any byte order and strides, such as a snapshot holds, or lists of one length.
+        name: what they are, for the message.
+    Returns:
+        A tensor where it is, in its own type; arrays and lists on the CPU.
+    Raises:
+        ValueError: no floats, not (rows, D) with at least one number per row, or a tensor without numbers in memory.
+    """
+    tensor = values if isinstance(values, Tensor) else _tensor_of(values, name)
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(
+            f"{name} must be a plain tensor with its numbers in memory; got {tensor.layout} on {tensor.device}. "
+            f"Use {name}.to_dense(), or load the weights"
+        )
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} must be floating-point numbers; got {tensor.dtype}. Use {name}.float()")
+    if tensor.ndim != 2 or not tensor.shape[1]:
+        raise ValueError(
+            f"{name} must be (rows, D), one vector per row; got {tuple(tensor.shape)}. Features (B, D, h, w) become "
+            "rows by .permute(0, 2, 3, 1).reshape(-1, D)"
+        )
+    return tensor
+
+
+def check_same_shape(features: Tensor, codes: Tensor) -> None:
+    """Features and the code of each: two floating-point tensors (N, D); else ValueError."""
+    both = features, codes
+    good = all(isinstance(v, Tensor) and v.dtype in FLOATS and v.layout == torch.strided for v in both)
+    if not good or features.shape != codes.shape or features.ndim != 2:
+        shown = [tuple(v.shape) if hasattr(v, "shape") else type(v).__name__ for v in both]
+        raise ValueError(
+            f"features and codes must be plain floating-point tensors (N, D), one code per token; got {shown[0]} and "
+            f"{shown[1]}"
+        )
+
+
+def check_alike(features: Tensor, codebook: Tensor) -> None:
+    """As `check_pair`, at least one code, and both of one number type."""
+    check_pair(features, codebook, least_codes=1)
+    if features.dtype != codebook.dtype:
+        raise ValueError(f"features are {features.dtype}, the codebook {codebook.dtype}; convert one with .to(dtype)")
+
+
+def check_pair(features: Tensor, codebook: Tensor, codebook_size: int | None = None, least_codes: int = 2) -> None:
+    """Features (N, D) and codebook (K, D) that can be multiplied.
+
+    Args:
+        features, codebook: what arrived.
+        codebook_size: K where `codebook` is only a part of it.
+        least_codes: 2 for a choice.
+    Raises:
+        ValueError: no such tensors; the message says what does not fit.
+    """
+    for name, value in (("features", features), ("codebook", codebook)):
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            got = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+    if features.ndim != 2 or codebook.ndim != 2 or features.shape[1] != codebook.shape[1]:
+        raise ValueError(
+            f"features (N, D) and codebook (K, D) must share D, got {tuple(features.shape)} and "
+            f"{tuple(codebook.shape)}; reshape (B, D, h, w) features with .permute(0, 2, 3, 1).reshape(-1, D)"
+        )
+    size = len(codebook) if codebook_size is None else codebook_size
+    if not len(features) or size < least_codes:
+        wanted = {1: "one code", 2: "two codes"}[least_codes]
+        raise ValueError(f"at least one token and {wanted} are needed, got N = {len(features)}, K = {size}")
+    if features.device != codebook.device:
+        raise ValueError(
+            f"features are on {features.device}, the codebook on {codebook.device}; move one with .to(device)"
+        )
+    if features.dtype not in FLOATS or codebook.dtype not in FLOATS:
+        raise ValueError(
+            f"features and codebook must be floating-point, got {features.dtype} and {codebook.dtype}; use .float()"
+        )
+
+
+def _tensor_of(values: Any, name: str) -> Tensor:
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind != "f":
+            raise TypeError(f"an array of {array.dtype}")
+        # torch takes arrays of this machine's byte order, without negative strides, that may be written to.
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} must be floating-point numbers in a tensor, an array, or lists of equal length; got "
+            f"{type(values).__name__} ({str(error).splitlines()[0][:120]}). Use torch.as_tensor({name}).float()"
+        ) from None
