@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,19 @@ WHERE = "A plain name goes below the folder of all runs; a path starts with / ./
 class _Commands(click.Group):
     """Prints what the user can mend as one message instead of a traceback; exit code 2."""
 
+    def main(self, *words: Any, **options: Any) -> Any:
+        _open_closed_streams()
+        try:
+            return super().main(*words, **options)
+        except OSError as error:  # the text of --help, which is written before any command is run
+            if error.errno != errno.ENOSPC:
+                raise
+            _say(f"Error: {_about_file(error)}", err=True)
+            return sys.exit(2)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _require_current_folder()
             with _warnings_in_one_line():
                 return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
@@ -102,7 +113,30 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _about_file(error: OSError) -> str:
     """What the system said about a file, in words that name a remedy."""
-    return f"{for_terminal(error.filename)}: {why_not(error)}" if error.filename else why_not(error)
+    if error.filename:
+        return f"{for_terminal(error.filename)}: {why_not(error)}"
+    if error.errno == errno.ENOSPC:
+        return "the disk that this output is written to is full; make room, or send it elsewhere"
+    return why_not(error)
+
+
+def _open_closed_streams() -> None:
+    """Whatever a shell has closed of input, output and errors leads nowhere: a run's file must not get its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _require_current_folder() -> None:
+    """Refuse to work where relative paths lead nowhere."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current folder has been deleted; go to another one: cd FOLDER") from None
 
 
 @click.group(cls=_Commands)

@@ -33,6 +33,7 @@ from ibqlab.executed import NotebookWatch, without_widgets
 from ibqlab.files import (
     UnreadableFile,
     create_new,
+    expanded,
     explained,
     is_alive,
     is_ordinary,
@@ -75,7 +76,7 @@ def find_notebook(name: str) -> Path:
         ConfigError: there is none; the message names the nearest.
     """
     folder = _folder()
-    for candidate in (Path(name).expanduser(), folder / name, folder / f"{name}.ipynb"):
+    for candidate in (expanded(name), folder / name, folder / f"{name}.ipynb"):
         if is_ordinary(candidate):
             return candidate
     known = sorted(path.stem for path in folder.glob("*.ipynb"))
@@ -291,7 +292,7 @@ def place_for(source: Path, output: Path | None) -> Path:
     """
     if output is None:
         return _dated_copy(source)
-    output = output.expanduser()
+    output = expanded(output)
     _keep_other_files(output, source)
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)

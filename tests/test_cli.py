@@ -757,3 +757,51 @@ def test_download_lists_what_was_published_and_fetches_nothing():
     assert "IBQ-262144" in listed and "gFID 2.05  IS 286.73" in listed
     assert all(name in listed for name in ("IBQ-AR-XXL", "Open-MAGVIT2-AR-B"))
     assert "IBQ-262144" in ibqlab("download", "IBQ-262143", code=2)
+
+
+# --- where the command is typed --------------------------------------------------------------------------------------
+
+
+def in_shell(line, folder, **variables):
+    """What a shell's line prints on both channels, and its exit status."""
+    line = line.replace("ibqlab ", f"{shlex.quote(sys.executable)} -m ibqlab ")
+    done = subprocess.run(
+        ["sh", "-c", line],
+        check=False,
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout + done.stderr, done.returncode
+
+
+def test_closed_input_and_output_lead_nowhere(tmp_path):
+    """Without numbers 0 to 2 in use, the next file that is opened would get what is meant for the terminal."""
+    settings = f"train builtin/smoke steps=2 --no-report --output {tmp_path}/run"
+    assert in_shell(f"ibqlab {settings} <&- >&- 2>&-", tmp_path) == ("", 0)
+    assert Run(tmp_path / "run").status == "finished"
+    for file in (tmp_path / "run").rglob("*"):
+        assert file.is_dir() or b"loading" not in file.read_bytes()
+
+
+def test_a_deleted_folder_is_no_place_to_work_in(tmp_path):
+    (tmp_path / "gone").mkdir()
+    said, status = in_shell("rmdir ../gone; ibqlab runs", tmp_path / "gone")
+    assert (said, status) == ("Error: the current folder has been deleted; go to another one: cd FOLDER\n", 2)
+
+
+def test_a_file_is_no_folder_of_runs(tmp_path):
+    (tmp_path / "file").write_text("")
+    said, status = in_shell("ibqlab runs", tmp_path, IBQLAB_RUNS=str(tmp_path / "file"))
+    assert status == 2
+    assert said == f"Error: IBQLAB_RUNS must name a folder; got {tmp_path}/file, a file. Name another, or unset it\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_output_to_a_full_disk_says_so(tmp_path):
+    said, status = in_shell("ibqlab --help > /dev/full", tmp_path)
+    assert status != 0 and "Traceback" not in said
+    said, status = in_shell("ibqlab runs > /dev/full", tmp_path, IBQLAB_RUNS=str(tmp_path))
+    assert status != 0 and "is full" in said and "Traceback" not in said

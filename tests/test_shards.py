@@ -701,6 +701,21 @@ def test_what_a_killed_writer_left_is_deleted_and_a_full_disk_is_said(folder, tm
     assert [path.name for path in tmp_path.iterdir()] == ["set{0}"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have names on POSIX only")
+def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png())
+    os.mkfifo(tmp_path / "in" / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png.*a pipe"):
+        write_shards(tmp_path / "in", tmp_path / "out", progress=False)
+    (tmp_path / "in" / "b.png").unlink()
+    with (tmp_path / "in" / "b.png").open("wb") as hole:
+        hole.truncate(2**40)
+    with pytest.raises(ValueError, match=r"b\.png.*larger than 1,024 MiB"):
+        write_shards(tmp_path / "in", tmp_path / "out", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_what_cannot_be_written_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="images_per_shard must be at least 1, got 0"):
         write_shards(folder, tmp_path / "set", images_per_shard=0)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ibqlab.data.folder import list_folder
 from ibqlab.data.shard_index import CLASSES_FILE
+from ibqlab.data.shards import PICTURE_BYTES
 from ibqlab.data.source import ImageSource
-from ibqlab.files import explained, force_to_disk, sweep, temporary_beside
+from ibqlab.files import expanded, explained, force_to_disk, read_bytes, sweep, temporary_beside
 from ibqlab.progress import counted
 from ibqlab.quantizers.base import require
 
@@ -45,14 +46,14 @@ def write_shards(
     Returns:
         The shards in order.
     Raises:
-        ValueError: target holds something, images_per_shard below 1, two images with one key, or an unreadable image of
-            a source.
+        ValueError: target holds something, images_per_shard below 1, two images with one key, an unreadable image of a
+            source, or a file that is none or larger than 1 GiB.
         FileNotFoundError: there is no such folder.
         RunError: the disk is full, or the folder may not be written to.
         ImportError: webdataset is not installed.
     """
     writer_class = _load_writer()
-    target = Path(target).expanduser()
+    target = expanded(target)
     require(images_per_shard >= 1, f"images_per_shard must be at least 1, got {images_per_shard}; use 1000")
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
@@ -121,16 +122,17 @@ def _close(tar: object, file: object) -> None:
 
 
 def _read_folder(root: Path) -> tuple[list[str], int, Iterator[Entry]]:
-    if not root.expanduser().is_dir():
+    root = expanded(root)
+    if not root.is_dir():
         raise FileNotFoundError(f"source must be an existing folder or an image source; there is none at {root}")
-    root = root.expanduser()
     listing = list_folder(root)
 
     def entries() -> Iterator[Entry]:
         for name, label in zip(listing.names.all(), listing.labels.tolist(), strict=True):
             stem, _, extension = name.rpartition(".")
             folder, slash, base = stem.rpartition("/")
-            yield Entry(folder + slash + base.replace(".", "_"), extension, (root / name).read_bytes(), label)
+            content = read_bytes(root / name, PICTURE_BYTES)
+            yield Entry(folder + slash + base.replace(".", "_"), extension, content, label)
 
     return listing.classes, len(listing), entries()
 

@@ -43,6 +43,7 @@ from ibqlab.data.tokens import (
 )
 from ibqlab.files import (
     UnreadableFile,
+    expanded,
     explained,
     force_to_disk,
     is_temporary,
@@ -118,7 +119,7 @@ def write_tokens(
         ValueError: no images, a size that the tokenizer cannot take, crops of images that are never cropped.
     Cost: one pass of the encoder per view; twice the store's size on disk while it is joined.
     """
-    settings, folder = settings or TokenSettings(), Path(folder).expanduser()
+    settings, folder = settings or TokenSettings(), expanded(folder)
     job = _Job(tokenizer, data, folder, settings)
     if not job.is_finished():
         with explained(folder):

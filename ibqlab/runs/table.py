@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibqlab.escaping import for_terminal
-from ibqlab.files import UnreadableFile, expanded, read_text
+from ibqlab.files import RunError, UnreadableFile, expanded, read_text
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -28,9 +28,17 @@ def runs_root() -> Path:
     """The folder that holds all runs.
 
     $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
+
+    Raises:
+        RunError: $IBQLAB_RUNS is a file.
     """
     if os.environ.get("IBQLAB_RUNS"):
-        return expanded(os.environ["IBQLAB_RUNS"])
+        root = expanded(os.environ["IBQLAB_RUNS"])
+        if os.path.exists(root) and not os.path.isdir(root):
+            raise RunError(
+                f"IBQLAB_RUNS must name a folder; got {for_terminal(root)}, a file. Name another, or unset it"
+            )
+        return root
     return (checkout_root() or Path.cwd()) / "runs"
 
 

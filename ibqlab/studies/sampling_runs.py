@@ -33,6 +33,7 @@ from ibqlab.data.sharing import own_device, share_of_work
 from ibqlab.files import (
     RunError,
     UnreadableFile,
+    expanded,
     explained,
     is_temporary,
     open_ordinary,
@@ -151,9 +152,7 @@ def sample_images(
             full; the other processes are gone.
         ValueError: a tokenizer that does not fit the generator, or classes that it has not.
     """
-    job = _Job(
-        generator, tokenizer, Path(folder).expanduser(), sampling or SamplingConfig(), request or SampleRequest()
-    )
+    job = _Job(generator, tokenizer, expanded(folder), sampling or SamplingConfig(), request or SampleRequest())
     if job.is_finished():
         return job.folder / ARCHIVE
     with explained(job.folder):
