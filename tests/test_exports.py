@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import safetensors.torch
 from click.testing import CliRunner
 from test_pretrained_generators import tiny_tokenizer
 
@@ -35,6 +36,16 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(RunError, match="disk or a quota is full"):
         save_checkpoint_file({}, tmp_path / "x.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_safetensors_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    def full(tensors, target, header):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(RunError, match=r"x\.safetensors: the disk or a quota is full"):
+        export_tokenizer(tiny_tokenizer(), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 

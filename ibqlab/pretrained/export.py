@@ -5,6 +5,7 @@ Files appear under their name when they are complete, and never in place of one 
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -116,7 +117,8 @@ def save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, 
     """Write tensors as a safetensors file with text in its header.
 
     Raises:
-        RunError: the file cannot be written.
+        OSError: the system did not let the file be written; whoever knows the file's final name explains it.
+        RunError: the library has another complaint.
     """
     from safetensors import SafetensorError  # noqa: PLC0415 - reading runs needs none of it
     from safetensors.torch import save_file  # noqa: PLC0415 - as above
@@ -124,6 +126,9 @@ def save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, 
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, target, header)
     except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise RunError(f"{target}: cannot be written ({error}); make room, or choose another folder") from error
 
 
