@@ -86,19 +86,18 @@ class _Commands(click.Group):
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
     """Inside the block the package's own warnings are a line each, without the place in the code that warns."""
-    package, before = os.path.dirname(os.path.abspath(__file__)), warnings.formatwarning
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    with warnings.catch_warnings():
+        shown_otherwise = warnings.showwarning
 
-    def format_warning(message: Any, category: type, filename: str, *place: Any, **more: Any) -> str:
-        ours = issubclass(category, UserWarning) and os.path.abspath(filename).startswith(package + os.sep)
-        return (
-            f"Warning: {for_terminal(message, None)}\n" if ours else before(message, category, filename, *place, **more)
-        )
+        def show(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning) and os.path.abspath(filename).startswith(package):
+                _say(f"Warning: {for_terminal(message, None)}", err=True)
+            else:
+                shown_otherwise(message, category, filename, *place, **more)
 
-    warnings.formatwarning = format_warning
-    try:
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.formatwarning = before
 
 
 @contextmanager

@@ -294,7 +294,7 @@ class _Job:
         tokens, labels, broken = [], [], []
         for batch in load_requests(source, requests, self.workers, stand_ins=False):
             broken += batch.broken
-            bar.update(len(batch.broken) * (self.views(piece.split) // crops))
+            line.advance(len(batch.broken) * (self.views(piece.split) // crops))
             if not len(batch.images):
                 continue
             found = self._encode(batch.images, mirrored=self.views(piece.split) > crops)
