@@ -111,7 +111,7 @@ class TestBadInput:
             ({"preset": "laptopp"}, "did you mean 'laptop'"),
             ({"tables": ("key_design",)}, "did you mean 'key_designs'"),
             ({"seeds": (0, 0)}, "seeds holds a value twice"),
-            ({"steps": -1}, "steps must be ≥ 0"),
+            ({"steps": -1}, "steps must be at least 0; got -1"),
         ],
     )
     def test_misspelt_parameters(self, given, says):
