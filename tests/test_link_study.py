@@ -58,7 +58,7 @@ def test_a_study_without_permutation_says_nothing_about_it(monkeypatch, tmp_path
         ({"codebook_sizes": (1,)}, "at least 2"),
         ({"codebook_sizes": (), "lookup_free_bits": 0}, "at least one tokenizer"),
         ({"lookup_free_bits": 1}, "lookup_free_bits must be 0"),
-        ({"steps": -1}, "steps must be ≥ 0"),
+        ({"steps": -1}, "steps must be at least 0; got -1"),
     ],
 )
 def test_impossible_studies_are_refused(settings, says):
