@@ -13,16 +13,19 @@ from ibqlab.config import ConfigError, content_hash, load_yaml, parse
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.origin import command_line
 from ibqlab.studies import (
     AblationParameters,
     StudyError,
     StudyParameters,
+    ablation,
     open_ablations,
     open_study,
     show_table,
     summary_table,
     write_report,
 )
+from ibqlab.studies import study as study_module
 from ibqlab.studies.cells import MeasureConfig, as_json
 from ibqlab.studies.study import Grid, Study
 from ibqlab.studies.table_files import Dial, GeneratorScale, Published, TokenizerScale
@@ -226,6 +229,23 @@ class TestGrid:
         assert {cell.labels["seed"] for cell in study.cells} == {3}
         assert study.folder.name == "mine"
         assert study.command == "ibqlab run scale_codebook preset=smoke codebook_sizes='[8]' seeds='[3]' output=mine"
+
+    @pytest.mark.parametrize("name", ["scale_codebook", "ablations"])
+    def test_its_runs_note_a_command_that_can_be_pasted_and_its_reports_no_paths(self, name, tmp_path, monkeypatch):
+        told = []
+        (tmp_path / "here").mkdir()
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path / "here")
+        folder = tmp_path / "elsewhere" / "my study"
+        for module in (study_module, ablation):
+            monkeypatch.setattr(module, "run_cells", lambda *_, **__: told.append(command_line()))
+        if name == "ablations":
+            study = open_ablations(AblationParameters(preset="smoke", seeds=(0,), output=str(folder)))
+        else:
+            study = open_study(name, StudyParameters(preset="smoke", seeds=(0,), output=str(folder)))
+        study.run(progress=False)
+        assert told == [f"ibqlab run {name} preset=smoke seeds='[0]' 'output={folder}'"]
+        assert study.command == f"ibqlab run {name} preset=smoke seeds='[0]' 'output=…/my study'"
 
     def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="no preset 'huge'; there are: smoke"):

@@ -25,7 +25,7 @@ from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.runs.origin import COMMAND, portable
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, as_json
 from ibqlab.studies.engine import Outcome, run_cells
-from ibqlab.studies.opening import as_typed, read_parameters_of, require_same_study
+from ibqlab.studies.opening import as_typed, command_of_study, read_parameters_of, require_same_study
 from ibqlab.studies.study import PlaceParameters
 from ibqlab.studies.table_files import Dial, Published, TableFile, TableRow, read_dial, read_table, table_names
 from ibqlab.training import TrainConfig
@@ -118,7 +118,7 @@ class Ablations:
 
     @property
     def command(self) -> str:
-        """What makes it again."""
+        """What makes it again, for whoever may read it: paths outside this folder and ~ are cut."""
         plain = AblationParameters()
         given = {f.name: getattr(self.parameters, f.name) for f in fields(plain) if f.name not in ("retry", "output")}
         words = [
@@ -139,7 +139,7 @@ class Ablations:
         """
         self.store.claim(self.facts)
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": "ablations", **asdict(self.parameters)}))
-        os.environ[COMMAND] = self.command
+        os.environ[COMMAND] = command_of_study("ablations", asdict(self.parameters), self.folder)
         launcher = self.parameters.launcher(self.folder, self.dial.workers)
         try:
             return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)

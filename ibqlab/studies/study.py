@@ -34,7 +34,7 @@ from ibqlab.runs.origin import COMMAND, portable
 from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.launching import Launcher, LocalLauncher
-from ibqlab.studies.opening import as_typed, read_parameters_of, require_same_study
+from ibqlab.studies.opening import as_typed, command_of_study, read_parameters_of, require_same_study
 from ibqlab.studies.slurm import SlurmLauncher
 from ibqlab.training.recipes import EXPERIMENTS, recipe_config
 
@@ -225,8 +225,7 @@ class Study:
         self.store.claim(self.facts)
         if isinstance(self.place, StudyParameters):
             write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.place)}))
-        if self.command:
-            os.environ[COMMAND] = self.command
+            os.environ[COMMAND] = command_of_study(self.name, asdict(self.place), self.folder)
         launcher = self.place.launcher(self.folder, self.grid.workers)
         try:
             return run_cells(self.cells, self.store, launcher, retry=self.place.retry, progress=progress)
