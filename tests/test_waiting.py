@@ -420,7 +420,7 @@ class TestRunReport:
         drawn = pd.read_csv(run.path / "figures" / "curves.csv")
         assert drawn["step"].iloc[-1] == 12
 
-    def test_a_run_without_snapshots_says_what_it_lacks(self, run, tmp_path):
+    def test_a_run_without_snapshots_says_what_it_lacks(self, run, tmp_path, capsys):
         shutil.copytree(run.path, tmp_path / "short", ignore=shutil.ignore_patterns("snapshots", "figures", "report.*"))
         short = Run(tmp_path / "short")
         short.write_provenance(status="stopped")
@@ -429,6 +429,8 @@ class TestRunReport:
         text = (short.path / "report.md").read_text(encoding="utf-8")
         assert "Stopped at step 12 of 12; the command below goes on where it stopped." in text
         assert re.search(r"Not drawn: hits per code .*; codes among features .*; reconstructions ", text)
+        (told,) = capsys.readouterr().err.splitlines()
+        assert re.match(r"not drawn: hits per code \(.*\); codes among features \(.*\); reconstructions \(", told)
 
     def test_a_generator_has_its_curves_and_samples(self, run, tmp_path, monkeypatch):
         config = recipe_config("builtin/smoke_generator", {"tokenizer": str(run.path), "steps": 4})

@@ -23,6 +23,7 @@ from ibqlab.plots import (
     run_curve_table,
     save_figure,
 )
+from ibqlab.progress import notice
 from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.reports import write_pages
@@ -53,7 +54,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     """Report on a run, finished or not.
 
     Args:
-        run: of a tokenizer or a generator, with at least one logged row.
+        run: of a tokenizer or a generator, with at least one logged row; what cannot be drawn of it is told.
         projection: how the map of codes is drawn: "pca" (a second) or "umap" (half a minute).
         redraw: False: pictures that are there already are taken as they are, such as those of a notebook.
     Returns:
@@ -67,6 +68,8 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     if metrics.empty:
         raise RunError(f"{run.path} has logged nothing yet, so there is nothing to report; train it first")
     drawn, missing = _draw_figures(run, projection, redraw)
+    if missing:
+        notice(f"not drawn: {'; '.join(missing)}")
     last = {name: column.dropna().iloc[-1] for name, column in metrics.items() if column.notna().any()}
     parts = [
         f"# {for_markdown(run.name)}",
@@ -75,7 +78,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         *_unreadable(run),
         _numbers(last),
         *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
-        *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
+        *([f"Not drawn: {for_markdown('; '.join(missing))}."] if missing else []),
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
         + _as_code(dump_yaml(_in_brief(run.config))),
         f"## Where it came from\n\n{_as_code(dump_yaml(_origin(run)))}",
@@ -105,7 +108,7 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
             if redraw or not run.figure_path(f"{name}.png").is_file():
                 draw()
         except (RunError, LookupError, ValueError, ImportError) as error:
-            missing.append(f"{title.lower()} ({for_markdown(error)})")
+            missing.append(f"{title.lower()} ({error})")
         else:
             drawn[name] = title
     return drawn, missing
