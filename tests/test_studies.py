@@ -27,6 +27,7 @@ from ibqlab.studies import (
 )
 from ibqlab.studies import study as study_module
 from ibqlab.studies.cells import MeasureConfig, as_json
+from ibqlab.studies.figures import figure_histogram, figure_reconstructions
 from ibqlab.studies.study import Grid, Study
 from ibqlab.studies.table_files import Dial, GeneratorScale, Published, TokenizerScale
 from ibqlab.studies.tables import to_markdown
@@ -60,6 +61,13 @@ def study(tmp_path_factory):
     trained = Study("small", grid(), tmp_path_factory.mktemp("study") / "small")
     trained.train(progress=False)
     return trained
+
+
+def test_figures_of_one_seed_say_which(study, monkeypatch):
+    for figure in (figure_histogram(study), figure_reconstructions(study)):
+        assert figure.get_supxlabel().endswith("\nseed 0, the first of 2")
+    monkeypatch.setattr(study, "finished", lambda: [one for one in Study.finished(study) if one[0].labels["seed"] == 0])
+    assert "seed" not in figure_histogram(study).get_supxlabel()
 
 
 @pytest.mark.parametrize("name", ["workers", "threads"])

@@ -268,6 +268,11 @@ def add_caption(figure: Figure, text: str) -> None:
     figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 
 
+def extend_caption(figure: Figure, text: str) -> None:
+    """One more line of facts at the bottom."""
+    figure.supxlabel(f"{figure.get_supxlabel()}\n{for_matplotlib(text)}")
+
+
 def _balanced(text: str, width: int) -> list[str]:
     """Text in as few lines as the width allows, all about equally long: no last line of one word."""
     lines = textwrap.wrap(text, width) or [""]

@@ -20,7 +20,7 @@ from ibqlab.plots import (
     scaling_table,
     usage_histogram_table,
 )
-from ibqlab.plots.style import mark_too_short
+from ibqlab.plots.style import extend_caption, mark_too_short
 from ibqlab.progress import why_too_short
 from ibqlab.runs import Run
 from ibqlab.studies.cells import Cell, StudyError
@@ -44,6 +44,14 @@ def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFram
     if reason:
         mark_too_short(figure, reason)
     return save_figure(figure, study.folder / "figures" / name, data)
+
+
+def _save_of_one_seed(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> None:
+    """`save_study_figure` of a figure that shows the first seed alone, which its caption says where there are more."""
+    seeds = {cell.labels["seed"] for cell, _ in study.finished()}
+    if len(seeds) > 1:
+        extend_caption(figure, f"seed {study.grid.seeds[0]}, the first of {len(seeds)}")
+    save_study_figure(study, name, figure, data)
 
 
 def too_short(study: Study) -> str:
@@ -81,7 +89,7 @@ def figure_histogram(study: Study) -> Figure:
     """Rank and frequency of codes on the validation images after training; saved as `usage_histogram`."""
     counts = {label: run.snapshot()["counts"] for label, run in labelled_runs(study).items()}
     figure = plot_usage_histogram(counts)
-    save_study_figure(study, "usage_histogram", figure, usage_histogram_table(counts))
+    _save_of_one_seed(study, "usage_histogram", figure, usage_histogram_table(counts))
     return figure
 
 
@@ -92,7 +100,7 @@ def figure_code_maps(study: Study) -> Figure:
         projection, steps = map_run(run, study.grid.projection)
         panels[label] = (projection, len(steps) - 1, run.snapshot()["counts"])
     figure = plot_code_maps(panels)
-    save_study_figure(study, "code_maps", figure, code_map_table(panels))
+    _save_of_one_seed(study, "code_maps", figure, code_map_table(panels))
     return figure
 
 
@@ -106,7 +114,7 @@ def figure_maps_through_training(study: Study) -> Figure:
             counts = run.snapshot(steps[frame])["counts"]
             panels[f"{label}, step {steps[frame]:,}"] = (projection, frame, counts)
     figure = plot_code_maps(panels)
-    save_study_figure(study, "code_maps_through_training", figure, code_map_table(panels))
+    _save_of_one_seed(study, "code_maps_through_training", figure, code_map_table(panels))
     return figure
 
 
@@ -119,7 +127,7 @@ def figure_histogram_through_training(study: Study) -> Figure:
         for step in dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])):
             counts[f"{label}, step {step:,}"] = run.snapshot(step)["counts"]
     figure = plot_usage_histogram(counts)
-    save_study_figure(study, "usage_histogram_through_training", figure, usage_histogram_table(counts))
+    _save_of_one_seed(study, "usage_histogram_through_training", figure, usage_histogram_table(counts))
     return figure
 
 
@@ -132,7 +140,7 @@ def figure_reconstructions(study: Study) -> Figure:
     tokens = int(study.final_rows()["validation_tokens"].min())
     which = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
     figure = plot_reconstructions(images, rebuilt, which=which)
-    save_study_figure(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
+    _save_of_one_seed(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
     return figure
 
 
