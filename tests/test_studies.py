@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from ibqlab.config import ConfigError, content_hash, load_yaml, parse
 from ibqlab.plots import plot_scaling, scaling_table
@@ -28,6 +29,7 @@ from ibqlab.studies import (
 from ibqlab.studies import study as study_module
 from ibqlab.studies.cells import MeasureConfig, as_json
 from ibqlab.studies.figures import figure_histogram, figure_reconstructions
+from ibqlab.studies.origin import provenance_text
 from ibqlab.studies.study import Grid, Study
 from ibqlab.studies.table_files import Dial, GeneratorScale, Published, TokenizerScale
 from ibqlab.studies.tables import to_markdown
@@ -68,6 +70,21 @@ def test_figures_of_one_seed_say_which(study, monkeypatch):
         assert figure.get_supxlabel().endswith("\nseed 0, the first of 2")
     monkeypatch.setattr(study, "finished", lambda: [one for one in Study.finished(study) if one[0].labels["seed"] == 0])
     assert "seed" not in figure_histogram(study).get_supxlabel()
+
+
+def test_reports_tell_of_images_that_were_not_read(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "a_b.png").write_bytes(b"")
+    settings = [f"data.source={tmp_path / 'images'}"]
+    small = Study("mine", grid(methods=["vq"], seeds=[0], steps=2, settings=settings), tmp_path / "study")
+    small.train(progress=False)
+    line = "1 of 13 images unreadable: a\\_b.png"
+    assert f"- {line}" in write_report(small).read_text(encoding="utf-8")
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in (tmp_path / "study" / "rows").glob("*.json")]
+    assert f"- images not read: {line}" in provenance_text(rows, "ibqlab run mine")
+    assert "not read" not in provenance_text([row | {"provenance": {}} for row in rows], "ibqlab run mine")
 
 
 @pytest.mark.parametrize("name", ["workers", "threads"])

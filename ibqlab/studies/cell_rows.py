@@ -64,7 +64,7 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
     values |= (_of_tokenizer if isinstance(cell.config, TrainConfig) else _of_generator)(cell, run)
     values["provenance"] = {
         key: facts.get(key) for key in ("started", "commit", "dirty", "versions", "hardware", "threads", "data")
-    }
+    } | ({"unreadable": facts["unreadable"]} if facts.get("unreadable") else {})
     return values
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ibqlab.escaping import for_markdown, for_terminal
+from ibqlab.training.data_check import unreadable_line
 
 
 def provenance_of(rows: Iterable[dict[str, Any]], command: str) -> dict[str, Any]:
@@ -40,20 +41,22 @@ def provenance_text(rows: list[dict[str, Any]], *commands: str) -> str:
             if isinstance(part, dict) and "description" in part
         }
     )
+    unread = sorted({line for row in rows if (line := unreadable_line(row.get("provenance", {})))})
     seeds, threads = (", ".join(map(str, facts[key])) for key in ("seeds", "threads"))
     named = {
-        "seeds": f"{seeds}; threads per run: {threads}",
-        "images": "; ".join(data) or "not noted",
-        "hardware": hardware,
-        "versions": versions,
-        "commit": ", ".join(facts["commits"]),
+        "seeds": for_markdown(f"{seeds}; threads per run: {threads}", 2000),
+        "images": for_markdown("; ".join(data) or "not noted", 2000),
+        **({"images not read": "; ".join(unread)} if unread else {}),
+        "hardware": for_markdown(hardware, 2000),
+        "versions": for_markdown(versions, 2000),
+        "commit": for_markdown(", ".join(facts["commits"]), 2000),
     }
     return "\n".join(
         [
             "## Provenance",
             "",
             *(f"- command: `{for_terminal(command, None).replace('`', chr(39))}`" for command in commands),
-            *(f"- {name}: {for_markdown(text, 2000)}" for name, text in named.items()),
+            *(f"- {name}: {text}" for name, text in named.items()),
         ]
     )
 

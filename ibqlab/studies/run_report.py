@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from ibqlab.bounds import is_finite_number
 from ibqlab.config import dump_yaml
-from ibqlab.data.broken import STAND_INS, describe_unreadable
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.escaping import for_markdown, for_terminal
 from ibqlab.files import write_whole
@@ -35,7 +34,7 @@ from ibqlab.studies.run_figures import (
     mark_short_run,
 )
 from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
-from ibqlab.training.data_check import unreadable_of
+from ibqlab.training.data_check import unreadable_line
 
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
@@ -142,10 +141,8 @@ def _standing(run: Run, step: int) -> str:
 
 def _unreadable(run: Run) -> list[str]:
     """A sentence on the images that could not be read, where there were any."""
-    noted = unreadable_of(run.provenance)
-    if not noted.names:
-        return []
-    return [f"{describe_unreadable(noted.names, noted.images, noted.count, STAND_INS, for_markdown)}."]
+    line = unreadable_line(run.provenance)
+    return [f"{line}."] if line else []
 
 
 def _numbers(last: dict[str, Any]) -> str:

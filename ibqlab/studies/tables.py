@@ -12,6 +12,7 @@ from ibqlab.plots.style import method_label
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
 from ibqlab.studies.origin import commit_of
 from ibqlab.studies.study import Study, name_start
+from ibqlab.training.data_check import unreadable_line
 
 AXES = ["method", "init", "published_init", "codebook_size", "code_dim"]
 MEASURES = {
@@ -124,6 +125,8 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
         f"- versions: torch {for_markdown(versions.get('torch'))}, Python {for_markdown(versions.get('python'))}",
         f"- commit: {for_markdown(', '.join(commits), 2000)}",
     ]
+    unread = sorted({line for _, run in study.finished() if (line := unreadable_line(run.provenance))})
+    lines += [f"- {line}" for line in unread]
     if seconds is not None:
         lines.append(f"- wall-clock time of all runs and figures: {seconds:.0f} s")
     kept = {key: facts.get(key) for key in ("versions", "platform", "hardware", "threads", "data")}

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ibqlab.config import parse, to_dict
+from ibqlab.data.broken import STAND_INS, describe_unreadable
 from ibqlab.data.source import ImageSource, UnreadableName
-from ibqlab.escaping import for_terminal
+from ibqlab.escaping import for_markdown, for_terminal
 from ibqlab.files import is_ordinary
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.origin import utc_now
@@ -114,6 +115,14 @@ def unreadable_of(provenance: Mapping[str, Any]) -> UnreadableImagesOfRun:
     if not isinstance(reasons, dict) or type(count) is not int or type(images) is not int:
         return UnreadableImagesOfRun([], 0, 0)
     return UnreadableImagesOfRun([UnreadableName(str(n), str(why)) for n, why in reasons.items()], count, images)
+
+
+def unreadable_line(provenance: Mapping[str, Any]) -> str:
+    """What a report says, as Markdown, of images that a run could not read; "" where it read them all."""
+    noted = unreadable_of(provenance)
+    if not noted.names:
+        return ""
+    return describe_unreadable(noted.names, noted.images, noted.count, STAND_INS, for_markdown)
 
 
 def _changes(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
