@@ -626,8 +626,9 @@ def runs(folder: Path | None, wide: bool) -> None:
 
 
 LEAST_TELLING = (
-    *("validation_tokens", "usage_tokens", "losses", "duration_s", "code_dim", "seed", "kind", "validation_usage"),
-    *("validation_psnr", "validation_loss", "loss", "problem", "codebook_size", "quantizer", "usage", "step"),
+    *("validation_tokens", "usage_tokens", "losses", "duration_s", "code_dim", "seed", "kind", "usage"),
+    *("validation_psnr", "validation_loss", "loss", "problem", "codebook_size", "quantizer"),
+    *("validation_usage", "step"),
 )
 """Columns of `ibqlab runs` in the order in which they give way to a narrow terminal."""
 

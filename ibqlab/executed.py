@@ -17,7 +17,7 @@ from typing import Any
 
 from ibqlab.escaping import for_terminal
 from ibqlab.files import UnreadableFile, read_json, write_whole
-from ibqlab.progress import FILE_VARIABLE, ProgressLine, heard, last_values, why_too_short
+from ibqlab.progress import FILE_VARIABLE, ProgressLine, few_tokens, heard, last_values, why_too_short
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -135,6 +135,16 @@ def _result_of_study(folder: Path) -> str:
     return f"codes hit{counted}, mean over {runs} runs by method: {shares}"
 
 
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """A run's settings; {} where they cannot be read."""
+    from ibqlab.runs import Run, RunError  # noqa: PLC0415 - a command's first line is said before anything is imported
+
+    try:
+        return Run(folder).config
+    except RunError:
+        return {}
+
+
 def _result_of_run(folder: Path) -> str:
     """What the last validation of a run came to."""
     row = last_values(folder / "metrics.jsonl")
@@ -145,8 +155,10 @@ def _result_of_run(folder: Path) -> str:
     }
     words = [text.format(row[name]) for name, text in texts.items() if isinstance(row.get(name), (int, float))]
     tokens = row.get("validation_tokens")
-    counted = f" in {tokens:,.0f} validation tokens" if isinstance(tokens, (int, float)) else ""
-    return f"{', '.join(words)}{counted}" if words else ""
+    if not words or not isinstance(tokens, (int, float)):
+        return ", ".join(words)
+    few = few_tokens(tokens, _settings_of(folder)) if "validation_usage" in row else ""
+    return f"{', '.join(words)} in {tokens:,.0f} validation tokens{f': {few}' if few else ''}"
 
 
 # --- the copy --------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ Start with `ProgressLine`; `CountingLine` and `counted` say how many of how many
 """
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ EVERY = 0.5
 """Least seconds between two states of a line that can be written over."""
 LOG_EVERY = 10.0
 """Least seconds between two lines of a log."""
-SHORTEST = 50
+SHORTEST = 100
 """Training steps; figures and results of shorter runs say that they mean nothing."""
 TAIL_BYTES = 32 * 1024
 """Of a run's metrics that are read: some twenty rows."""
@@ -172,7 +173,23 @@ def why_too_short(steps: Any, preset: str = "") -> str:
     """Why runs are too short to mean anything: their preset, or their steps; "" where they are not."""
     if preset == "smoke":
         return "preset smoke"
-    return f"{steps} steps" if isinstance(steps, (int, float)) and steps < SHORTEST else ""
+    return f"{steps:,.0f} steps" if isinstance(steps, (int, float)) and steps < SHORTEST else ""
+
+
+def few_tokens(tokens: float, config: Mapping[str, Any]) -> str:
+    """What to keep in mind of usage in few tokens; "" from ten tokens per code on.
+
+    Args:
+        tokens: in which usage was counted.
+        config: of the run.
+    """
+    size: Any = config
+    for key in ("tokenizer", "quantizer", "codebook_size"):
+        size = size.get(key) if isinstance(size, Mapping) else None
+    if type(size) is not int or size < 2 or not 0 < tokens < 10 * size:
+        return ""
+    even = -math.expm1(tokens * math.log1p(-1 / size))
+    return f"even use of all {size:,} codes would hit {even:.0%} in so few"
 
 
 def last_values(file: Path) -> dict[str, Any]:

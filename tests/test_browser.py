@@ -302,7 +302,7 @@ def test_curves_grow_while_a_run_trains_and_stop_where_it_is_stopped(browser, la
             seen.append(page.evaluate(f"() => {LAST_CURVES}"))
         steps = [int(description.rpartition(" ")[2]) for description in seen]
         assert steps == sorted(set(steps))
-        stands = r"long: step [\d,]+ of 100,000 · loss [\d.]+ · usage [\d.]+% · images/s \d+ · .* left"
+        stands = r"long: step [\d,]+ of 100,000 · loss [\d.]+ · window usage [\d.]+% · images/s \d+ · .* left"
         assert re.search(stands, page.inner_text("body"))
 
         page.evaluate(INTERRUPT)

@@ -172,7 +172,8 @@ class TestStudyProgress:
         with StudyProgress(cells, list(cells), CellStore(tmp_path)) as line:
             line.look(["vq-a"], 0)
             assert line.text == (
-                "run 1 of 2 · step 100 of 300 · usage 50.0% · time left not known yet · vq, K 64, seed 0 · loss 2"
+                "run 1 of 2 · step 100 of 300 · "
+                "window usage 50.0% · time left not known yet · vq, K 64, seed 0 · loss 2"
             )
             # 100 of the 500 missing steps in 30 s; rows without usage, and one that is being written, change nothing.
             self.log(tmp_path / "vq-a", 199, usage=0.051)
@@ -182,7 +183,8 @@ class TestStudyProgress:
             clock[0] += 30
             line.look(["vq-a", "ibq-a"], 0)
             assert line.text == (
-                "run 1 of 2 · step 200 of 300 · usage 5.1% · study 2 min 0 s left · vq, K 64, seed 0 · loss 0.25 · "
+                "run 1 of 2 · step 200 of 300 · "
+                "window usage 5.1% · study 2 min 0 s left · vq, K 64, seed 0 · loss 0.25 · "
                 "1 more at the same time"
             )
             # The run ends between two looks.
@@ -230,7 +232,7 @@ class TestStudyProgress:
 def test_a_training_says_where_it_stands(tmp_path, terminal):
     train(recipe_config("builtin/smoke"), tmp_path / "mine")
     last = terminal.getvalue().split("\r")[-1]
-    assert re.match(r"mine: step 12 of 12 · loss [\d.]+ · usage [\d.]+% · images/s \d+\x1b\[K\n$", last), last
+    assert re.match(r"mine: step 12 of 12 · loss [\d.]+ · window usage [\d.]+% · images/s \d+\x1b\[K\n$", last), last
 
 
 # --- executed copies of notebooks ---
@@ -361,16 +363,22 @@ class TestResults:
         run.log({"step": 3, "loss": 1.0})
         said = "result: 50.0% of codes hit, PSNR 12.3 dB in 640 validation tokens"
         assert results_of(run.path) == [f"{said} (3 steps: too short to mean anything)"]
-        run.log({"step": 50, "loss": 1.0})
+        run.log({"step": 100, "loss": 1.0})
         assert results_of(run.path) == [said]
+        few = Run.start(tmp_path / "few", {"steps": 100, "tokenizer": {"quantizer": {"codebook_size": 1024}}})
+        few.log({"step": 100, "validation_usage": 0.146, "validation_tokens": 256})
+        (line,) = results_of(few.path)
+        assert line == (
+            "result: 14.6% of codes hit in 256 validation tokens: even use of all 1,024 codes would hit 22% in so few"
+        )
         assert results_of(run.path, "\x1b[31mtold") == ["result: \\x1b[31mtold"]
 
     @pytest.mark.parametrize(
         ("preset", "steps", "caveat"),
         [
             ("smoke", 900, " (preset smoke: too short to mean anything)"),
-            ("laptop", 49, " (49 steps: too short to mean anything)"),
-            ("laptop", 50, ""),
+            ("laptop", 99, " (99 steps: too short to mean anything)"),
+            ("laptop", 100, ""),
         ],
     )
     def test_what_is_too_short_to_mean_anything_says_so(self, tmp_path, preset, steps, caveat):
@@ -413,7 +421,8 @@ class TestRunReport:
         text = (run.path / "report.md").read_text(encoding="utf-8")
         assert "Finished at step 12 of 12" in text
         last = run.metrics["validation_usage"].dropna().iloc[-1]
-        assert f"| usage, share of codes hit | {last:.2%} |" in text
+        assert f"| usage, share of codes hit | {last:.2%} | 12 |" in text
+        assert "would hit" not in text  # 640 tokens are ten per code
         names = ("curves", "usage_histogram", "code_maps", "reconstructions")
         for file in [run.path / "figures" / f"{name}.{ending}" for name in names for ending in ("png", "csv")]:
             assert file.stat().st_size > 0

@@ -25,6 +25,7 @@ from ibqlab.metrics import PROTOCOLS, MetricCard, cards_markdown, cards_table, e
 from ibqlab.metrics.cache import ENTRY_BYTES, content_key
 from ibqlab.metrics.weights import hash_file
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.pretrained.report import WORDS
 from ibqlab.progress import tell, why_too_short
 from ibqlab.quantizers.base import require
 from ibqlab.runs import Run, provenance
@@ -133,10 +134,11 @@ class Measurement:
             "images": {"description": self.rules.images.description, "content": self.images_key},
             "checkpoints": {one.subject.label: one.checkpoint for one in measured},
         }
-        _write(self.folder / "cards.md", cards_markdown(cards) + "\n")
+        _write(self.folder / "cards.md", f"Of {WORDS[self.rules.weights]}.\n\n{cards_markdown(cards)}\n")
         _write(self.folder / "keys.txt", "\n\n".join(f"{one.subject.label}\n{one.report}" for one in measured) + "\n")
         _write(self.folder / "provenance.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        tell(folder=str(self.folder.resolve()), result=describe_measured(measured, self.parameters.preset))
+        result = describe_measured(measured, self.rules.weights, self.parameters.preset)
+        tell(folder=str(self.folder.resolve()), result=result)
         return measured
 
     def figure_path(self, name: str) -> Path:
@@ -187,15 +189,16 @@ class Measurement:
         }
 
 
-def describe_measured(measured: Sequence[Measured], preset: str) -> str:
-    """All tokenizers' values in a sentence."""
+def describe_measured(measured: Sequence[Measured], weights: str, preset: str) -> str:
+    """All tokenizers' values, and of which weights they are, in a sentence."""
     values = {
         one.subject.label: [_value_of(card) for card in one.cards if card.value == card.value] for one in measured
     }
     texts = [f"{label}: {', '.join(shown)}" for label, shown in values.items()]
     images = max(card.images for one in measured for card in one.cards)
     reason = why_too_short(None, preset)
-    return f"on {images:,} images, {'; '.join(texts)}" + (f" ({reason}: too short to mean anything)" if reason else "")
+    told = f"{WORDS[weights]} on {images:,} images, {'; '.join(texts)}"
+    return f"{told} ({reason}: too short to mean anything)" if reason else told
 
 
 def _value_of(card: MetricCard) -> str:

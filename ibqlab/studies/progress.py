@@ -44,7 +44,7 @@ class StudyProgress(ProgressLine):
         parts = [
             f"run {finished + 1:,} of {len(self.cells):,}",
             f"step {self.reached[name]:,} of {self.steps[name]:,}",
-            *describe_value("usage", "{:.1%}", rows[name]),
+            *(f"window {text}" for text in describe_value("usage", "{:.1%}", rows[name])),
             self._left(),
             describe_labels(self.cells[name], list(self.cells.values())),
             *describe_value("loss", "{:.3g}", rows[name]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ibqlab.escaping import for_html, for_markdown
 from ibqlab.files import explained, read_bytes, write_whole
+from ibqlab.progress import SHORTEST
 from ibqlab.studies.ablation import open_ablations
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.cells import as_json
@@ -19,7 +20,7 @@ from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.scaling import ScalingReport
 from ibqlab.studies.statistics import name_interval
 from ibqlab.studies.study import Study, open_study
-from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown, write_report
+from ibqlab.studies.tables import TOO_SHORT, to_markdown, write_report
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}"
@@ -87,7 +88,7 @@ def ablation_report(tables: AblationTables) -> str:
         "`here` says on the images named at the end: orders can be compared, values cannot. PSNR and usage "
         "are of the validation images of each run, as many as 10 tokens per code take.",
     ]
-    if max((row["steps"] for row in rows), default=LEAST_STEPS) < LEAST_STEPS:
+    if max((row["steps"] for row in rows), default=SHORTEST) < SHORTEST:
         parts.append(TOO_SHORT)
     if tables.figure_collapse():
         parts.append(

@@ -89,6 +89,6 @@ def _step_label(run: Run, step: int) -> str:
 
 def mark_short_run(figure: Figure, run: Run) -> None:
     """Say on a figure that its run is too short to mean anything, where it is."""
-    reason = why_too_short(run.config.get("steps"))
+    reason = why_too_short(float(run.metrics["step"].max()))
     if reason:
         mark_too_short(figure, reason)

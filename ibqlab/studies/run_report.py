@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.bounds import is_finite_number
@@ -22,7 +23,7 @@ from ibqlab.plots import (
     run_curve_table,
     save_figure,
 )
-from ibqlab.progress import notice
+from ibqlab.progress import SHORTEST, few_tokens, notice
 from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.reports import write_pages
@@ -33,7 +34,7 @@ from ibqlab.studies.run_figures import (
     figure_run_samples,
     mark_short_run,
 )
-from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT
+from ibqlab.studies.tables import TOO_SHORT
 from ibqlab.training.data_check import unreadable_line
 
 MEASURES = {
@@ -69,13 +70,13 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     drawn, missing = _draw_figures(run, projection, redraw)
     if missing:
         notice(f"not drawn: {'; '.join(missing)}")
-    last = {name: column.dropna().iloc[-1] for name, column in metrics.items() if column.notna().any()}
+    step = int(metrics["step"].iloc[-1])
     parts = [
         f"# {for_markdown(run.name)}",
-        _standing(run, int(last["step"])),
-        *([TOO_SHORT] if int(last["step"]) < LEAST_STEPS else []),
+        _standing(run, step),
+        *([TOO_SHORT] if step < SHORTEST else []),
         *_unreadable(run),
-        _numbers(last),
+        _numbers(metrics, run),
         *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
         *([f"Not drawn: {for_markdown('; '.join(missing))}."] if missing else []),
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
@@ -145,14 +146,17 @@ def _unreadable(run: Run) -> list[str]:
     return [f"{line}."] if line else []
 
 
-def _numbers(last: dict[str, Any]) -> str:
-    """The last value of each measure as a table."""
-    rows = [
-        f"| {title} | {form.format(last[name])} |"
-        for name, (title, form) in MEASURES.items()
-        if is_finite_number(last.get(name))
-    ]
-    return "\n".join(["| measure | last value |", "| --- | --- |", *rows])
+def _numbers(metrics: pd.DataFrame, run: Run) -> str:
+    """The last value of each measure, and the step that it is of, as a table."""
+    rows = []
+    for name, (title, form) in MEASURES.items():
+        values = metrics.set_index("step")[name].dropna() if name in metrics else ()
+        if len(values) and is_finite_number(values.iloc[-1]):
+            rows.append(f"| {title} | {form.format(values.iloc[-1])} | {int(values.index[-1]):,} |")
+    table = "\n".join(["| measure | last value | at step |", "| --- | --- | --- |", *rows])
+    tokens = metrics["validation_tokens"].dropna() if "validation_usage" in metrics else ()
+    few = few_tokens(tokens.iloc[-1], run.config) if len(tokens) else ""
+    return f"{table}\n\nUsage is counted in {tokens.iloc[-1]:,.0f} validation tokens: {few}." if few else table
 
 
 def _in_brief(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from ibqlab.files import write_whole
 from ibqlab.plots import save_figure
 from ibqlab.plots.power_laws import exponent_text, exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import method_label
+from ibqlab.progress import SHORTEST
 from ibqlab.studies.cells import StudyError, as_json
 from ibqlab.studies.figures import figure_scaling
 from ibqlab.studies.origin import provenance_of, provenance_text
 from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval, name_interval
 from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import read_table
-from ibqlab.studies.tables import LEAST_STEPS, TOO_SHORT, to_markdown
+from ibqlab.studies.tables import TOO_SHORT, to_markdown
 
 FITTED = {
     "used_codes": "codes in use",
@@ -192,7 +193,7 @@ class ScalingReport:
             f"In brackets: {name_interval(self.runs['seed'].nunique())}. Usage: share of codes hit at least once in "
             "the tokens named. quantizer: one pass forward and backward over a step's tokens, float32, while other "
             "runs went on beside it; MiB: what autograd keeps for it.",
-            *([TOO_SHORT] if self.runs["steps"].max() < LEAST_STEPS else []),
+            *([TOO_SHORT] if self.runs["steps"].max() < SHORTEST else []),
             to_markdown(self.shown()),
             self.sentences(),
             "![Usage and PSNR against codebook size](figures/scaling.png)",

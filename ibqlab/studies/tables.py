@@ -9,6 +9,7 @@ import pandas as pd
 from ibqlab.escaping import for_markdown, for_terminal
 from ibqlab.files import explained, write_whole
 from ibqlab.plots.style import method_label
+from ibqlab.progress import SHORTEST
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
 from ibqlab.studies.origin import commit_of
 from ibqlab.studies.study import Study, name_start
@@ -22,8 +23,6 @@ MEASURES = {
     "gradient_reach": "gradient reach",
     "validation_psnr": "PSNR (dB)",
 }
-LEAST_STEPS = 100
-"""Runs of fewer steps have not come to what their method comes to."""
 TOO_SHORT = (
     "**Too short to mean anything.** Runs of so few steps show that everything works, not what a method does: orders "
     "may be the reverse of what longer runs show."
@@ -139,7 +138,7 @@ def write_report(study: Study, seconds: float | None = None) -> Path:
     }
     write_whole(folder / "provenance.json", (json.dumps(origin, indent=2, ensure_ascii=False) + "\n").encode())
     path = folder / "report.md"
-    short = [TOO_SHORT] if int(table["steps"].max()) < LEAST_STEPS else []
+    short = [TOO_SHORT] if int(table["steps"].max()) < SHORTEST else []
     order = lead_lag_text(lead_lag(study.metrics()))
     after = ["## What changes first\n\n" + order] if order and table["seeds"].max() > 1 else []
     blocks = [lines[0], *short, lines[1], "\n".join(lines[2:]), *after]

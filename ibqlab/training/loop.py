@@ -169,7 +169,7 @@ class _TokenizerTrainer(Trainer):
         return row
 
     def shown(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"loss": f"{row['loss']:.3f}", "usage": f"{row['usage']:.1%}"}
+        return {"loss": f"{row['loss']:.3f}", "window usage": f"{row['usage']:.1%}"}
 
     def measure(self, step: int) -> dict[str, Any]:
         with uncompiled(self.config.speed):
