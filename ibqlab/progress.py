@@ -112,12 +112,12 @@ class CountingLine(ProgressLine):
 
     Args:
         label: what is done.
-        total: how many there are.
+        total: how many there are; None: nobody knows.
         unit: what they are, in the plural.
         shown: False: nothing is shown anywhere.
     """
 
-    def __init__(self, label: str, total: int, unit: str, shown: bool = True):
+    def __init__(self, label: str, total: int | None, unit: str, shown: bool = True):
         super().__init__(shown)
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
@@ -126,6 +126,9 @@ class CountingLine(ProgressLine):
     def advance(self, count: int = 1) -> None:
         """Count so many more as done."""
         self.done += count
+        if self.total is None:
+            self.show(f"{self.label}: {self.done:,} {self.unit}")
+            return
         stands = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
         left = (time.monotonic() - self.began) / max(1, self.done) * (self.total - self.done)
         self.show(f"{stands} · {time_left(left)} left" if self.done < self.total else stands)

@@ -344,7 +344,8 @@ class TestNamesOfDistances:
             saved["measure"]
         )
 
-    def test_csvs_of_before_and_now_are_drawn_alike(self):
+    def test_csvs_of_before_and_now_are_drawn_alike(self, monkeypatch):
+        monkeypatch.syspath_prepend(EXPERIMENTS)
         spec = importlib.util.spec_from_file_location("redraw", EXPERIMENTS / "redraw.py")
         redraw = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(redraw)

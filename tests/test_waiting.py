@@ -142,6 +142,11 @@ class TestCounting:
             "\rtokens: 300 of 1,200 images · 30 s left\x1b[K\rtokens: 1,200 of 1,200 images\x1b[K\n"
         )
 
+    def test_an_unknown_total_is_left_out(self, clock, terminal):
+        with CountingLine("features", None, "images") as line:
+            line.advance(300)
+        assert terminal.getvalue() == "\rfeatures: 300 images\x1b[K\n"
+
     def test_items_pass_through_and_the_last_state_stays_where_it_stopped(self, clock, terminal):
         assert list(counted("abc", "reading", "shards")) == ["a", "b", "c"]
         assert terminal.getvalue().endswith("\rreading: 3 of 3 shards\x1b[K\n")

@@ -231,7 +231,7 @@ class TestTooShort:
 
     def test_the_smoke_preset_and_few_steps_are_too_short(self):
         small = parse(Grid, GRID)
-        long = parse(Grid, GRID | {"steps": 50})
+        long = parse(Grid, GRID | {"steps": 100})
         assert too_short(Study("a", small, "x")) == "4 steps"
         assert too_short(Study("a", long, "x")) == ""
         assert too_short(Study("a", long, "x", place=StudyParameters(preset="smoke"))) == "preset smoke"

@@ -136,7 +136,8 @@ def progress_bar(batches: Iterable[Numbered], images: ImageSet, label: str, show
     with CountingLine(label, images.count, "images", shown=show and rank == 0) as line:
         for batch in batches:
             yield batch
-            line.advance(min(len(batch.images) * processes, images.count - line.done))
+            count = len(batch.images) * processes
+            line.advance(count if images.count is None else min(count, images.count - line.done))
         if images.broken:
             line.total = line.done
             line.advance(0)
