@@ -353,5 +353,7 @@ class TestNamesOfDistances:
         now = pd.read_csv(picture.with_suffix(".csv"))
         before = now.replace({"measure": {"frechet_distance_digits": "gfid"}})
         assert "gfid" in set(before["measure"])
-        labels = [[axes.get_xlabel() for axes in redraw._draw(picture, one).axes] for one in (now, before)]
+        labels = [
+            [axes.get_xlabel().replace("\n", " ") for axes in redraw._draw(picture, one).axes] for one in (now, before)
+        ]
         assert labels[0] == labels[1] and any("Fréchet distance (digits)" in label for label in labels[0])
