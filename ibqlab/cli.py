@@ -486,6 +486,9 @@ def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]", speeds: 
     if speeds:
         table["hours are"] = [speeds[plan.name].origin for plan in plans]
     shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
+    shown = shown.rename(
+        columns={name: f"paper's {name}" for name in ("rfid", "lpips", "usage", "gfid", "inception_score")}
+    )
     return shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
 
 

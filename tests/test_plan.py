@@ -510,6 +510,14 @@ class TestCommand:
         assert scaled.images_per_second == pytest.approx(80 * ratio)
         assert scaled.origin == "by operations from imagenet/ibq_1024" and not scaled.is_bound
 
+    @pytest.mark.parametrize(
+        ("recipes", "columns"),
+        [("imagenet", ("rfid", "lpips", "usage")), ("generators", ("gfid", "inception_score"))],
+    )
+    def test_numbers_of_the_paper_are_called_so(self, recipes, columns):
+        head = self.ask(recipes).output.splitlines()[0]
+        assert all(f"paper's {name}" in head for name in columns)
+
     def test_a_folder_gives_one_row_per_recipe(self, tmp_path):
         write(tmp_path, one={"extends": "builtin/smoke"}, two={"extends": "builtin/smoke", "steps": 24})
         told = self.ask(str(tmp_path), "--images-per-second", "1")
