@@ -715,6 +715,7 @@ def test_bad_folders_are_refused(tmp_path):
         ({"workers": 100_000}, r"workers must be at most 256 .*got 100,000"),
         ({"image_size": 10**12}, r"image_size must be at most 16,384 .*got 1,000,000,000,000"),
         ({"unreadable": "ignore"}, "unreadable must be one of 'skip', 'stop'"),
+        ({"validation_share": 0.5}, "folders and shards only.*'photos'.*got 0.5.*validation_share=0.1"),
         ({"validation_source": "x"}, "folders and shards only.*'photos'.*validation_source=None"),
         ({"resize": "open_cv"}, "resize must be one of 'opencv', 'pil'.*did you mean 'opencv'"),
         ({"exclude": ("a.png",)}, "'photos' has no file names.*exclude="),

@@ -14,6 +14,8 @@ Split = Literal["train", "validation"]
 Unreadable = Literal["skip", "stop"]
 """What becomes of an image that cannot be read: it is left out, or the work stops at it."""
 BUILT_IN = ("photos", "digits")
+VALIDATION_SHARE = 0.1
+"""Share of a folder's images that are kept for validation, where nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class DataConfig:
     """A folder or shards of its own for validation. None: `validation_share` of the images of `source` is held back.
     `photos` and `digits` bring their own split. Paper: the ImageNet validation set."""
 
-    validation_share: float = 0.1
+    validation_share: float = VALIDATION_SHARE
     """Share of `source` held back for validation, between 0 and 1. An image's place depends on its name."""
 
     exclude: tuple[str, ...] = ()
@@ -75,6 +77,11 @@ class DataConfig:
             raise ValueError(
                 f"validation_source is for folders and shards only, because {self.source!r} brings its own split; got "
                 f"{self.validation_source!r}. Use validation_source=None."
+            )
+        if self.validation_share != VALIDATION_SHARE and self.source in BUILT_IN:
+            raise ValueError(
+                f"validation_share is for folders and shards only, because {self.source!r} brings its own split; got "
+                f"{self.validation_share}. Use validation_share={VALIDATION_SHARE}."
             )
         if self.exclude and self.source in BUILT_IN:
             raise ValueError(
