@@ -2,7 +2,7 @@
 # make test   every test, every notebook
 # make lab    JupyterLab on the notebooks
 # make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
-# PRESET=smoke makes a demo of seconds, TESTS=tests/test_runs.py tests one file.
+# PRESET=smoke makes a demo of a minute, TESTS=tests/test_runs.py tests one file.
 # Each builds .venv from requirements.lock when it is missing or out of date, and reuses it otherwise.
 PYTHON ?= python3
 PY := .venv/bin/python
