@@ -92,7 +92,8 @@ def _warnings_in_one_line() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
             if issubclass(category, UserWarning) and os.path.abspath(filename).startswith(package):
-                _say(f"Warning: {for_terminal(message, None)}", err=True)
+                if _is_first_process():
+                    _say(f"Warning: {for_terminal(message, None)}", err=True)
             else:
                 shown_otherwise(message, category, filename, *place, **more)
 
@@ -330,6 +331,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
     from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
+    from ibqlab.runs import RunError  # noqa: PLC0415
     from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
     from ibqlab.studies.generating import class_names, open_pair  # noqa: PLC0415
     from ibqlab.studies.sample_picture import save_sample_picture  # noqa: PLC0415
@@ -356,7 +358,10 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     archive = sample_images(*pair, folder, sampling, replace(request, classes=labels))
     if not _is_first_process():
         return
-    _say(f"picture: {save_sample_picture(folder, names)}")
+    try:
+        _say(f"picture: {save_sample_picture(folder, names)}")
+    except RunError as error:  # of samples that are finished, but whose shards were deleted
+        _say(f"no picture: {error}", err=True)
     _say(f"{archive}; compare it with real images: ibqlab.metrics.evaluate_generation({str(archive)!r}, REFERENCE)")
     given_tokenizer = f" {shlex.quote(f'tokenizer={tokenizer}')}" if tokenizer else ""
     _say(
@@ -526,7 +531,7 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
         model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the report says the same
+            warnings.filterwarnings("ignore", ".*averaged weights still hold")  # the report says the same
             model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
     _say(model.load_report)
     _section("settings", dump_yaml(model.config))

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -352,26 +353,27 @@ def write_whole(file: str | Path, content: bytes) -> None:
 @contextmanager
 def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[None]:
     """Turn what goes wrong in writing a file into a RunError that says what is left and what to do."""
+    outer = sys.exception()  # what is being handled already, such as a stop that is noted, is not what went wrong here
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if any(isinstance(one, KeyboardInterrupt) for one in _behind(error)):
+        if any(isinstance(one, KeyboardInterrupt) for one in _behind(error, outer)):
             # Ctrl-C inside torch.save comes out as an error about positions in the file.
             raise KeyboardInterrupt from None
-        cause = _os_error(error)
+        cause = _os_error(error, outer)
         if cause is None or isinstance(error, RunError):
             raise
         raise RunError(f"{_short(file)}: {_reason(cause, file)}{what_is_left()}") from error
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
+def _os_error(error: BaseException | None, outer: BaseException | None = None) -> OSError | None:
     """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
-    return next((one for one in _behind(error) if isinstance(one, OSError) and one.errno), None)
+    return next((one for one in _behind(error, outer) if isinstance(one, OSError) and one.errno), None)
 
 
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it, the latest first."""
-    while error is not None:
+def _behind(error: BaseException | None, outer: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the latest first, without `outer` and what led to that."""
+    while error is not None and error is not outer:
         yield error
         error = error.__cause__ or error.__context__
 

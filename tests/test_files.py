@@ -256,3 +256,13 @@ def test_a_home_that_nobody_has(name, monkeypatch):
     monkeypatch.setenv(name, "~nobody-has-this-name/x")
     with pytest.raises(ValueError, match="~nobody-has-this-name/x: there is no such home folder; write the whole path"):
         {"IBQLAB_RUNS": runs_root, "IBQLAB_CACHE": cache_folder}[name]()
+
+
+def test_a_stop_that_is_being_noted_is_not_what_goes_wrong_in_writing(tmp_path):
+    """A full disk under the note of a stop must not turn the stop's own message into a bare Ctrl-C."""
+    with pytest.raises(RunError, match="disk or a quota is full"):
+        try:
+            raise KeyboardInterrupt("stopped at step 4")
+        except KeyboardInterrupt:
+            with explained(tmp_path / "status"):
+                raise OSError(errno.ENOSPC, "No space left on device")

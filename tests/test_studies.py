@@ -12,6 +12,7 @@ from PIL import Image
 
 from ibqlab.config import ConfigError, content_hash, load_yaml, parse
 from ibqlab.plots import plot_scaling, scaling_table
+from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.origin import command_line
@@ -68,6 +69,7 @@ def study(tmp_path_factory):
 def test_figures_of_one_seed_say_which(study, monkeypatch):
     for figure in (figure_histogram(study), figure_reconstructions(study)):
         assert figure.get_supxlabel().endswith("\nseed 0, the first of 2")
+        assert figure._supxlabel.get_fontsize() == CAPTION_SIZE
     monkeypatch.setattr(study, "finished", lambda: [one for one in Study.finished(study) if one[0].labels["seed"] == 0])
     assert "seed" not in figure_histogram(study).get_supxlabel()
 

@@ -17,7 +17,7 @@ from ibqlab.data.photos import PHOTOS, Photo, PhotosSource
 from ibqlab.data.pictures import UnreadablePicture, open_picture
 from ibqlab.data.pixels import to_model_range, to_uint8
 from ibqlab.data.resizing import RESIZERS, resize_and_crop, resize_short_side
-from ibqlab.data.sampling import Batch, first_images, training_batches, validation_batches
+from ibqlab.data.sampling import Batch, first_images, readable_batches, training_batches, validation_batches
 from ibqlab.data.shard_writing import write_shards
 from ibqlab.data.shards import ShardSource
 from ibqlab.data.source import DataConfig, ImageSource, Sample, Split
@@ -41,6 +41,7 @@ __all__ = [
     "first_images",
     "open_data",
     "open_picture",
+    "readable_batches",
     "resize_and_crop",
     "resize_short_side",
     "to_model_range",

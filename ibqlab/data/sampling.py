@@ -114,29 +114,43 @@ def validation_batches(
     return load_requests(source, requests, workers, stand_ins=False)
 
 
-def first_images(source: ImageSource, images: int, workers: int = 0) -> Batch:
-    """The first readable validation images as one batch; fewer where there are fewer.
+def readable_batches(source: ImageSource, images: int, batch_size: int = 32, workers: int = 0) -> Iterator[Batch]:
+    """The first readable validation images in their order; fewer where there are fewer.
 
     Args:
         source: the validation split.
         images: how many, at least 1.
+        batch_size: images of one batch, at most.
         workers: processes that load images, at least 0.
+    Raises:
+        UnreadableImages: none can be read.
     """
-    count = max(images, len(source))
-    parts: list[Batch] = []
-    for batch in validation_batches(source, images=count, batch_size=images, workers=workers):
-        parts += [batch] if len(batch.images) else []
-        if sum(len(part.images) for part in parts) >= images:
-            break
-    if not parts:
+    left, broken = images, []
+    for batch in validation_batches(
+        source, images=max(images, len(source)), batch_size=min(batch_size, images), workers=workers
+    ):
+        broken += batch.broken
+        if not len(batch.images):
+            continue
+        part = Batch(batch.images[:left], batch.labels[:left], broken, tuple(batch.numbers)[:left])
+        left, broken = left - len(part.images), []
+        yield part
+        if not left:
+            return
+    if left == images:
         raise UnreadableImages(
             f"at least one validation image must be readable; none of {source.description} is. Replace the files"
         )
+
+
+def first_images(source: ImageSource, images: int, workers: int = 0) -> Batch:
+    """The same as one batch; of those that are left out, the ones before the last image."""
+    parts = list(readable_batches(source, images, workers=workers))
     return Batch(
-        torch.cat([part.images for part in parts])[:images],
-        torch.cat([part.labels for part in parts])[:images],
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.labels for part in parts]),
         [name for part in parts for name in part.broken],
-        tuple(number for part in parts for number in part.numbers)[:images],
+        tuple(number for part in parts for number in part.numbers),
     )
 
 

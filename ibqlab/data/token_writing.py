@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -291,24 +292,27 @@ class _Job:
         wanted = [(image, self._seed(piece.split, image, crop)) for image in images for crop in range(crops)]
         size = self.settings.batch_size
         requests = Requests(range(0, len(wanted), size), lambda first: wanted[first : first + size])
-        tokens, labels, broken = [], [], []
+        tokens, labels, broken, numbers = [], [], set(), []
         for batch in load_requests(source, requests, self.workers, stand_ins=False):
-            broken += batch.broken
+            broken.update(batch.broken)
             line.advance(len(batch.broken) * (self.views(piece.split) // crops))
             if not len(batch.images):
                 continue
             found = self._encode(batch.images, mirrored=self.views(piece.split) > crops)
             tokens.append(found)
             labels.append(batch.labels.numpy())
+            numbers += batch.numbers
             # A sign of life for those who wait on another machine.
             with suppress(OSError):
                 os.utime(self._lock(self.rank))
             line.advance(found.shape[0] * found.shape[1])
-        # One name per crop of an unreadable image.
-        named = np.array(sorted(broken)[::crops], dtype=np.str_)
-        shape = (len(images) - len(named), self.views(piece.split), math.prod(self.grid))
-        rows = np.concatenate([np.empty((0, *shape[2:]), self.dtype), *(t.reshape(-1, shape[2]) for t in tokens)])
-        labels = np.concatenate([np.empty(0, LABEL_TYPE), *labels])[::crops].astype(LABEL_TYPE)
+        # A disk may fail for one crop and not for the next: an image is whole or left out.
+        crops_read = Counter(numbers)
+        whole = np.array([crops_read[number] == crops for number in numbers], dtype=bool)
+        named = np.array(sorted(broken), dtype=np.str_)
+        shape = (whole.sum() // crops, self.views(piece.split), math.prod(self.grid))
+        rows = np.concatenate([np.empty((0, shape[1] // crops, shape[2]), self.dtype), *tokens])[whole]
+        labels = np.concatenate([np.empty(0, LABEL_TYPE), *labels])[whole][::crops].astype(LABEL_TYPE)
         with replacing(piece.file(self.folder)) as stream:
             np.savez(stream, tokens=rows.reshape(shape), labels=labels, broken=named)
 

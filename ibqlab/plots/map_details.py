@@ -62,7 +62,7 @@ def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
     features = points[points["kind"] == "feature"]
     if features.empty:
         return
-    ends = [_middle(features[name]) for name in ("x", "y")]
+    ends = [(features[name].min(), features[name].max()) for name in ("x", "y")]
     if max(high - low for low, high in ends) > _TINY * _side(axes):
         return
     x, y = ((low + high) / 2 for low, high in ends)

@@ -270,7 +270,8 @@ def add_caption(figure: Figure, text: str) -> None:
 
 def extend_caption(figure: Figure, text: str) -> None:
     """One more line of facts at the bottom."""
-    figure.supxlabel(f"{figure.get_supxlabel()}\n{for_matplotlib(text)}")
+    shown = f"{figure.get_supxlabel()}\n{for_matplotlib(text)}"
+    figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 
 
 def _balanced(text: str, width: int) -> list[str]:

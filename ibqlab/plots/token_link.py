@@ -142,8 +142,8 @@ def plot_token_scaling(table: pd.DataFrame) -> Figure:
     """Several tokenizers: bits per token and per pixel against codebook size and against usage.
 
     Colour and letter: tokenizer. Marker: model. Filled: codes numbered as the tokenizer numbers them; open, to the
-    right of it: numbered anew, which only a generator can notice. The dotted line is log2 K. Fewer bits are a gain only
-    at the same reconstruction.
+    right of it: numbered anew, which only a generator can notice. Dotted steps: log2 K. Fewer bits are a gain only at
+    the same reconstruction.
 
     Args:
         table: of `token_scaling_table`, up to 26 tokenizers.
@@ -330,9 +330,10 @@ def _draw_scaling(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks
 
 
 def _draw_limit(axes: Axes, table: pd.DataFrame) -> None:
-    """log2 K as a line over the sizes there are."""
-    sizes = np.array([table["codebook_size"].min() / 1.3, table["codebook_size"].max() * 1.3])
-    axes.plot(sizes, np.log2(sizes), color=REFERENCE_GREY, linestyle=REFERENCE_LINE, linewidth=1)
+    """log2 K as a step at each size, as wide as its tokenizers stand apart."""
+    sizes, half = table["codebook_size"].unique(), 2 ** (0.6 * _DODGE)
+    look = {"color": REFERENCE_GREY, "linestyle": REFERENCE_LINE, "linewidth": 1}
+    axes.hlines(np.log2(sizes), sizes / half, sizes * half, **look)
 
 
 def _finish_scaling(row: Sequence[Axes], table: pd.DataFrame) -> None:

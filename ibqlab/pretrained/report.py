@@ -87,5 +87,5 @@ def warn_of_start(decay: float | None, step: int) -> str:
     return (
         f"averaged weights still hold {100 * share:.0f} % of the untrained start (decay {decay:g}, {step:,} steps); "
         'for the weights as trained type weights="raw" in Python, --weights raw in a command, weights=raw in a '
-        "notebook, tokenizer_weights=raw in a generator's recipe"
+        "notebook, tokenizer_weights=raw in a generator's recipe; elsewhere give an export made with --weights raw"
     )

@@ -7,6 +7,7 @@ entropy is a sum of D binary entropies, and the mean distribution one product of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -210,7 +211,7 @@ def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6
         ValueError: another number of parts than of bits, different shapes, or a part out of range.
     """
     _check_bits(bits)
-    count = len(parts) if isinstance(parts, Sequence) else 0
+    count = len(parts) if hasattr(parts, "__len__") else 0
     require(count == len(bits), f"bits {tuple(bits)} ask for {len(bits)} parts, got {count}")
     parts = [to_indices(part, f"part {number}") for number, part in enumerate(parts)]
     shapes = [tuple(part.shape) for part in parts]
@@ -223,9 +224,13 @@ def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6
     return joined
 
 
+def _is_whole(count: object) -> bool:
+    return isinstance(count, Integral) and not isinstance(count, bool)
+
+
 def _check_bits(bits: Sequence[int]) -> int:
     """Their sum; raises unless each part has a bit and all fit an int64."""
-    good = isinstance(bits, list | tuple) and len(bits) > 0 and all(type(count) is int and count >= 1 for count in bits)
+    good = isinstance(bits, list | tuple) and len(bits) > 0 and all(_is_whole(count) and count >= 1 for count in bits)
     good = good and sum(bits) < 63
     require(good, f"bits must be numbers of at least 1 that sum to at most 62, such as (6, 12); got {bits!r:.60}")
     return sum(bits)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ibqlab.bounds import require_at_most
 from ibqlab.config import ConfigError, completed, content_hash, dump_yaml, load_yaml, to_dict
 from ibqlab.files import (
+    TEXT_BYTES,
     RunError,
     UnreadableFile,
     create_new,
@@ -692,6 +694,7 @@ def _create(path: Path, config: dict[str, Any]) -> None:
             for folder in FOLDERS:
                 (building / folder).mkdir()
             texts = {"provenance.json": _json_text(facts), "metrics.jsonl": "", "config.yaml": _config_text(config)}
+            require_at_most("bytes of a run's settings", len(texts["config.yaml"].encode()), TEXT_BYTES)
             for name, text in texts.items():
                 with create_new(building / name) as stream:
                     stream.write(text.encode())

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibqlab.data import ImageSource, first_images, open_data, to_model_range
+from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.digits import recognise_digits
@@ -80,14 +81,14 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
     # As many as its last validation saw, which left unreadable ones out.
     images = int(run.metrics.iloc[-1]["validation_images"])
     source = _validation_images(cell, run)
-    pictures = first_images(source, images, workers=config.data.workers).images.split(32)
+    batches = partial(readable_batches, source, images, workers=config.data.workers)
     if isinstance(raw.quantizer, SoftVectorQuantizer):
         raw.quantizer.progress = 1.0
-        values |= soft_inference(raw, (batch.to(device) for batch in pictures))
+        values |= soft_inference(raw, (batch.images.to(device) for batch in batches()))
     if measure.metrics:
         result = evaluate_reconstruction(
             raw if measure.weights == "raw" else load_tokenizer(run.path, measure.weights).float().to(device),
-            pictures,
+            [batch.images for batch in batches()],
             measure.protocol,
             metrics=measure.metrics,
             extractor=measure.extractor or None,

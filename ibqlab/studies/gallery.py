@@ -41,6 +41,8 @@ from ibqlab.training.generator_data import check_fit, find_folder
 
 BATCH = 64
 """Images drawn and decoded at once."""
+SHOWN_CLASSES = 10
+"""Rows of a gallery where no classes are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ def choose_classes(parameters: GalleryParameters, generator: AnyGenerator) -> li
         ValueError: a class that the generator has not.
     """
     there = generator.config.num_classes
-    chosen = list(parameters.classes) or list(range(min(there, 10)))
+    chosen = list(parameters.classes) or list(range(min(there, SHOWN_CLASSES)))
     require(max(chosen) < there, f"classes must lie in 0 to {there - 1}; got {chosen}. Use [] for the first ten.")
     return chosen
 
@@ -312,7 +314,7 @@ class Gallery:
         batch = self._validation_batch(images)
         if batch is None:
             return None
-        side = self.generator.config.grid_size
+        images, side = len(batch.images), self.generator.config.grid_size  # fewer where there are no more
         tokens = self.tokenizer.encode_indices(batch.images).flatten(1)
         given = side * (side // 2)
         # The rest of the grid holds the first code, so that the eye sees where the given rows end.

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, Split, open_data, training_batches, validation_batches
+from ibqlab.data.listed import UnreadableImages
 from ibqlab.diagnostics import ModelCost, TokenReport, bits_per_token, report_tokens
 from ibqlab.plots import plot_token_link, save_figure, token_link_table
 from ibqlab.runs import Run
@@ -77,6 +78,8 @@ def encode_images(
             parts.append((tokenizer.encode_indices(batch.images).flatten(1).cpu().numpy(), batch.labels.numpy()))
     finally:
         tokenizer.train(training)
+    if not parts:
+        raise UnreadableImages("at least one of the images to be encoded must be readable; none is. Replace the files")
     indices, labels = (np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True))
     return EncodedImages(indices, labels)
 

@@ -1,5 +1,7 @@
 """Figures of a single run, drawn from its folder and saved into it with the numbers behind them."""
 
+import shlex
+
 from matplotlib.figure import Figure
 
 from ibqlab.plots import (
@@ -15,7 +17,7 @@ from ibqlab.plots.style import mark_too_short
 from ibqlab.progress import why_too_short
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.figures import map_run
-from ibqlab.studies.gallery import GalleryParameters, choose_classes, open_gallery
+from ibqlab.studies.gallery import SHOWN_CLASSES, GalleryParameters, choose_classes, open_gallery
 
 MOST_WORK = 1e12
 """Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
@@ -68,14 +70,14 @@ def figure_run_samples(run: Run, images_per_class: int = 4) -> Figure:
         RunError: that many images would take minutes.
         CheckpointError: no checkpoint, or none with its tokenizer.
     """
+    config = run.config.get("generator", {})
+    classes = min(config.get("num_classes", 0), SHOWN_CLASSES)
+    weights = run.provenance.get("parameters") or 0
+    if weights * config.get("grid_size", 0) ** 2 * classes * images_per_class > MOST_WORK:
+        command = f"ibqlab run generation_gallery {shlex.quote(f'generator={run.path}')}"
+        raise RunError(f"with {weights / 1e6:,.0f} million weights they take minutes: type {command}")
     gallery = open_gallery(GalleryParameters(generator=str(run.path), images_per_class=images_per_class))
-    generator, classes = gallery.generator, choose_classes(gallery.parameters, gallery.generator)
-    weights = sum(weight.numel() for weight in generator.parameters())
-    if weights * generator.config.grid_size**2 * len(classes) * images_per_class > MOST_WORK:
-        raise RunError(
-            f"with {weights / 1e6:,.0f} million weights they take minutes: type ibqlab run generation_gallery "
-            f"generator={run.path}"
-        )
+    classes = choose_classes(gallery.parameters, gallery.generator)
     return gallery.figure_seeds(classes, "samples")
 
 

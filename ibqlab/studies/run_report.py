@@ -4,7 +4,9 @@ report.md and report.html lie in the run folder, the pictures and the numbers be
 did not record is left out and named, so a run that was stopped early has a report too.
 """
 
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from ibqlab.plots import (
 from ibqlab.progress import SHORTEST, few_tokens, notice
 from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.origin import portable
 from ibqlab.studies.reports import write_pages
 from ibqlab.studies.run_figures import (
     figure_run_codes,
@@ -78,7 +81,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         *_unreadable(run),
         _numbers(metrics, run),
         *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
-        *([f"Not drawn: {for_markdown('; '.join(missing))}."] if missing else []),
+        *([f"Not drawn: {'; '.join(for_markdown(_public(one, run)) for one in missing)}."] if missing else []),
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
         + _as_code(dump_yaml(_in_brief(run.config))),
         f"## Where it came from\n\n{_as_code(dump_yaml(_origin(run)))}",
@@ -154,9 +157,11 @@ def _numbers(metrics: pd.DataFrame, run: Run) -> str:
         if len(values) and is_finite_number(values.iloc[-1]):
             rows.append(f"| {title} | {form.format(values.iloc[-1])} | {int(values.index[-1]):,} |")
     table = "\n".join(["| measure | last value | at step |", "| --- | --- | --- |", *rows])
-    tokens = metrics["validation_tokens"].dropna() if "validation_usage" in metrics else ()
-    few = few_tokens(tokens.iloc[-1], run.config) if len(tokens) else ""
-    return f"{table}\n\nUsage is counted in {tokens.iloc[-1]:,.0f} validation tokens: {few}." if few else table
+    if not {"validation_usage", "validation_tokens"} <= set(metrics):
+        return table
+    tokens = next(iter(metrics["validation_tokens"].dropna()[::-1]), 0)
+    few = few_tokens(tokens, run.config) if is_finite_number(tokens) else ""
+    return f"{table}\n\nUsage is counted in {tokens:,.0f} validation tokens: {few}." if few else table
 
 
 def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
@@ -169,14 +174,22 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    """What made the run, from its provenance."""
+    """What made the run, from its provenance; of paths outside this folder and ~ only the end, as pages are sent on."""
     facts = run.provenance
     command = facts.get("command_line") or facts.get("command")
+    if isinstance(command, str):
+        with suppress(ValueError):  # quotes that do not match, written by somebody else
+            command = shlex.join(portable(word) for word in shlex.split(command))
     if isinstance(command, list):
         command = " ".join(map(str, command))
     names = ("started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
     shown = {"command": command} | {name: facts.get(name) for name in names}
     return {name: value for name, value in shown.items() if value is not None}
+
+
+def _public(text: str, run: Run) -> str:
+    """A reason without the folder that the run lies in."""
+    return text.replace(str(run.path), run.name)
 
 
 def _as_code(text: str) -> str:

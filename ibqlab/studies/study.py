@@ -287,7 +287,15 @@ def open_study(name: str | Path, parameters: StudyParameters | None = None) -> S
     if parameters is None:
         place, name, given = read_parameters_of(name)
         require(name != "ablations", f"{place} holds the tables of ablations; open it with open_ablations")
-        return open_study(name, parse(StudyParameters, given, source=f"{place.name}, parameters"))
+        # Without a look at the presets' content, which may have changed since: what is finished stays readable.
+        return _plan_study(name, parse(StudyParameters, given, source=f"{place.name}, parameters"))
+    study = _plan_study(name, parameters)
+    require_same_study(study.store, study.facts)
+    return study
+
+
+def _plan_study(name: str, parameters: StudyParameters) -> Study:
+    """A study by name and parameters, whatever its folder holds."""
     presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
         near = nearest(parameters.preset, list(presets))
@@ -306,7 +314,6 @@ def open_study(name: str | Path, parameters: StudyParameters | None = None) -> S
     if run_name(folder) != f"{name}-{parameters.preset}":
         words.append(shlex.quote(f"output={portable(run_name(folder))}"))
     study = Study(name, grid, folder, command=" ".join(["ibqlab run", name, *words]), place=parameters)
-    require_same_study(study.store, study.facts)
     return study
 
 

@@ -397,8 +397,10 @@ class Trainer(ABC):
         """Provenance of a new run."""
         own = self.describe()
         if self.fabric.is_global_zero:
-            facts = {"seed": self.config.seed, "threads": torch.get_num_threads()}
-            self.run.write_provenance(**provenance(private=True), **facts, **own)
+            facts = provenance(private=True) | {"seed": self.config.seed, "threads": torch.get_num_threads()}
+            if self.run.started_in:  # begun before, and killed before its first checkpoint: its paths count from there
+                facts["started_in"] = str(self.run.started_in)
+            self.run.write_provenance(**facts, **own)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint."""
