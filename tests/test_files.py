@@ -1,5 +1,6 @@
 """Files in and out: ordinary ones only, bounded, written whole, temporaries that follow no link and are swept."""
 
+import errno
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from ibqlab.files import (
     RunError,
     UnreadableFile,
     create_new,
+    explained,
     nesting,
     parse_json,
     read_bytes,
@@ -265,4 +267,4 @@ def test_a_stop_that_is_being_noted_is_not_what_goes_wrong_in_writing(tmp_path):
             raise KeyboardInterrupt("stopped at step 4")
         except KeyboardInterrupt:
             with explained(tmp_path / "status"):
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(errno.ENOSPC, "No space left on device") from None
