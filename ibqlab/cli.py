@@ -4,7 +4,6 @@ Everything heavy is imported by the command that needs it, so that `ibqlab --hel
 """
 
 import errno
-import numbers
 import os
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ibqlab.bounds import is_finite_number
 from ibqlab.devices import require_device, require_processes
 from ibqlab.escaping import for_terminal, lines_for_terminal
 from ibqlab.files import why_not
@@ -733,11 +733,11 @@ def describe_metrics(last: dict[str, Any]) -> list[str]:
 
 
 def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
-    if not _is_number(value):
+    if not is_finite_number(value):
         return for_terminal(value)
     shown = f"{value:,.5g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
     tokens = last.get("validation_tokens" if name.startswith("validation_") else "usage_tokens")
-    counted = f" in {tokens:,.0f} tokens" if tokens and _is_number(tokens) else " in an unknown number of tokens"
+    counted = f" in {tokens:,.0f} tokens" if tokens and is_finite_number(tokens) else " in an unknown number of tokens"
     kind = name.removeprefix("validation_")
     if kind == "usage":
         return f"{100 * value:.2f} % of codes{counted}"
@@ -757,8 +757,3 @@ def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
         "bits_per_pixel": "bits",
     }
     return f"{shown} {units[kind]}" if kind in units else shown
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a metric's value is a finite number; files that others wrote may hold anything."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max

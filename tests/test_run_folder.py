@@ -304,17 +304,10 @@ def test_the_status_is_a_line_with_a_command_that_works(copy, whole):
 LONG = ("steps=400", "record.log_every=1", "record.validate_every=400", "record.checkpoint_every=400")
 
 
-@pytest.mark.parametrize(
-    ("send", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)],
-    ids=["Ctrl-C", "SIGTERM", "SIGTERM to all"],
-)
-def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "ibqlab", "train", "builtin/smoke", *LONG, "data.workers=2"]
-    with subprocess.Popen(
-        [*command, "--output", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as child:
+def stopped_at_step_5(command, folder, send, number, *words):
+    """A training of LONG that gets a signal once its fifth step is logged: its run, exit code and output."""
+    command = [*command, "train", "builtin/smoke", *LONG, *words, "--output", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as child:
         deadline = time.monotonic() + 240
         while not (folder.is_dir() and b'"step": 5,' in (folder / "metrics.jsonl").read_bytes()):
             assert child.poll() is None and time.monotonic() < deadline
@@ -324,30 +317,30 @@ def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number)
     run = Run(folder)
     assert run.status == "stopped", output
     assert 5 <= run.step < 400 and run.step == run.metrics["step"].iloc[-1]
-    assert child.returncode == 130, output
+    return run, child.returncode, output
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to all"],
+)
+def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number):
+    command = [sys.executable, "-m", "ibqlab"]
+    run, code, output = stopped_at_step_5(command, tmp_path / "run", send, number, "data.workers=2")
+    assert code == 130, output
     assert "Traceback" not in output and "DataLoader" not in output
     if number == signal.SIGTERM:
         assert f"stopped at step {run.step} of 400, everything is saved; go on with the same command" in output
-    Run.start(folder, run.config, claim=True).release()
+    Run.start(run.path, run.config, claim=True).release()
 
 
 def test_a_stop_of_torchrun_saves_one_step_of_all_processes(tmp_path):
     """Processes that saved different steps would wait for each other for ever."""
-    folder = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "ibqlab", "train", "builtin/smoke", *LONG, "processes=2", "--no-report"]
-    with subprocess.Popen(
-        [*command, "--output", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as child:
-        deadline = time.monotonic() + 240
-        while not (folder.is_dir() and b'"step": 5,' in (folder / "metrics.jsonl").read_bytes()):
-            assert child.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        child.send_signal(signal.SIGTERM)
-        output = child.communicate(timeout=120)[0].decode()
-    run = Run(folder)
-    assert run.status == "stopped", output
-    assert 5 <= run.step < 400 and run.step == run.metrics["step"].iloc[-1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ibqlab"]
+    run, _, output = stopped_at_step_5(
+        torchrun, tmp_path / "run", os.kill, signal.SIGTERM, "processes=2", "--no-report"
+    )
     assert f"stopped at step {run.step} of 400, everything is saved; go on with the same command" in output
 
 
