@@ -14,11 +14,9 @@ import pandas as pd
 from benchmarks.figure import plot_against_codebook_size
 from matplotlib.figure import Figure
 
+from ibqlab.base.files import write_whole
 from ibqlab.data.pictures import open_picture
-from ibqlab.diagnostics.token_report import TokenReport
-from ibqlab.diagnostics.tokens import TokenEntropy
 from ibqlab.diagnostics.usage import Usage
-from ibqlab.files import write_whole
 from ibqlab.plots import (
     plot_code_maps,
     plot_collapse_curves,
@@ -36,6 +34,8 @@ from ibqlab.studies.ablation_tables import MEASURES, PRINTED
 from ibqlab.studies.scaling import FITTED
 from ibqlab.studies.statistics import name_interval
 from ibqlab.studies.table_files import read_table, table_names
+from ibqlab.tokens.entropy import TokenEntropy
+from ibqlab.tokens.report import TokenReport
 
 BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "collapse": plot_collapse_curves,

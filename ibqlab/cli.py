@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ibqlab.bounds import is_finite_number
-from ibqlab.devices import require_device, require_processes
-from ibqlab.escaping import for_terminal, lines_for_terminal
-from ibqlab.files import why_not
+from ibqlab.base.checks import is_finite_number
+from ibqlab.base.devices import require_device, require_processes
+from ibqlab.base.escaping import for_terminal, lines_for_terminal
+from ibqlab.base.files import why_not
 
 if TYPE_CHECKING:
     from ibqlab.runs import Run
@@ -152,7 +152,7 @@ def _help_of_run(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     """Without a notebook the command's help and all notebooks, with one its parameters."""
     if not asked or ctx.resilient_parsing:
         return
-    from ibqlab.notebooks import describe_notebooks, describe_parameters, find_notebook  # noqa: PLC0415
+    from ibqlab.notebooks.parameters import describe_notebooks, describe_parameters, find_notebook  # noqa: PLC0415
 
     name = ctx.params.get("notebook")
     if name:
@@ -185,8 +185,8 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     if not notebook:
         raise click.UsageError("NOTEBOOK is missing; list them with: ibqlab run --help")
     _say_loading(f"run {notebook}")
-    from ibqlab.executed import results_of  # noqa: PLC0415
-    from ibqlab.notebooks import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
+    from ibqlab.notebooks.parameters import execute, find_notebook, place_for, read_settings  # noqa: PLC0415
+    from ibqlab.notebooks.results import results_of  # noqa: PLC0415
 
     source = find_notebook(notebook)
     values = read_settings(source, settings)
@@ -221,10 +221,10 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
     _say_loading(f"train {recipe}")
     first = _is_first_process()
     from ibqlab.config import content_hash  # noqa: PLC0415
+    from ibqlab.recipes.recipe_files import find_recipe, recipe_config  # noqa: PLC0415
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.training import TrainConfig, train_generator  # noqa: PLC0415
     from ibqlab.training import train as train_tokenizer  # noqa: PLC0415
-    from ibqlab.training.recipes import find_recipe, recipe_config  # noqa: PLC0415
 
     config = recipe_config(recipe, assignments=settings)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
@@ -248,7 +248,7 @@ def _report_on(folder: Path, redraw: bool = True, result: str = "") -> None:
     if not folder.is_dir():  # stopped before anything was written
         return
     _say(f"drawing the figures of {folder.name} …", err=True)
-    from ibqlab.executed import results_of  # noqa: PLC0415
+    from ibqlab.notebooks.results import results_of  # noqa: PLC0415
     from ibqlab.runs import Run  # noqa: PLC0415
     from ibqlab.studies.run_report import write_run_report  # noqa: PLC0415
 
@@ -284,10 +284,11 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
     _say_loading(f"tokenize {tokenizer}")
     from ibqlab.config import apply_overrides, parse  # noqa: PLC0415
     from ibqlab.data import DataConfig  # noqa: PLC0415
-    from ibqlab.data.token_writing import TokenSettings, write_tokens  # noqa: PLC0415
-    from ibqlab.data.tokens import TokenStore  # noqa: PLC0415
     from ibqlab.pretrained import load_tokenizer  # noqa: PLC0415
-    from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
+    from ibqlab.runs.finding import output_folder  # noqa: PLC0415
+    from ibqlab.runs.root import locate  # noqa: PLC0415
+    from ibqlab.tokens.store import TokenStore  # noqa: PLC0415
+    from ibqlab.tokens.writing import TokenSettings, write_tokens  # noqa: PLC0415
 
     require_device(given["device"], "--device")
     require_processes()
@@ -326,16 +327,17 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     _say_loading(f"sample {checkpoint}")
     from dataclasses import replace  # noqa: PLC0415
 
+    from ibqlab.base.checks import require_choice  # noqa: PLC0415
     from ibqlab.config import ConfigError, apply_overrides, parse, to_dict  # noqa: PLC0415
+    from ibqlab.generating.pipeline import class_names, open_pair  # noqa: PLC0415
+    from ibqlab.generating.sample_picture import save_sample_picture  # noqa: PLC0415
+    from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
     from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
-    from ibqlab.quantizers.base import require_choice  # noqa: PLC0415
     from ibqlab.runs import RunError  # noqa: PLC0415
-    from ibqlab.runs.finding import locate, output_folder  # noqa: PLC0415
-    from ibqlab.studies.generating import class_names, open_pair  # noqa: PLC0415
-    from ibqlab.studies.sample_picture import save_sample_picture  # noqa: PLC0415
-    from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
+    from ibqlab.runs.finding import output_folder  # noqa: PLC0415
+    from ibqlab.runs.root import locate  # noqa: PLC0415
 
     require_device(given["device"], "--device")
     require_processes()
@@ -433,9 +435,9 @@ def plan(
     trained; neither data nor weight files nor a GPU are needed. Without --images-per-second, --gpus takes the speeds
     measured under experiments/results/training_step; where there are none, it gives the hours that no GPU can beat.
     """
-    from ibqlab.training.generator_planning import plan_recipe  # noqa: PLC0415
-    from ibqlab.training.planning import Speed, cost_of_run  # noqa: PLC0415
-    from ibqlab.training.recipes import find_recipes  # noqa: PLC0415
+    from ibqlab.costs.generator_cost import plan_recipe  # noqa: PLC0415
+    from ibqlab.costs.tokenizer_cost import Speed, cost_of_run  # noqa: PLC0415
+    from ibqlab.recipes.recipe_files import find_recipes  # noqa: PLC0415
 
     plans = [plan_recipe(str(file), settings) for file in find_recipes(recipe)]
     if images_per_second is not None:
@@ -469,7 +471,7 @@ def _known_speeds(plans: "Sequence[AnyPlan]") -> "dict[str, Speed]":
         ConfigError: a recipe for CPUs, whose speed nothing bounds.
     """
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.training.planning import measured_speeds, speed_of  # noqa: PLC0415
+    from ibqlab.costs.tokenizer_cost import measured_speeds, speed_of  # noqa: PLC0415
 
     measured = measured_speeds()
     for one in plans:
@@ -482,8 +484,8 @@ def _known_speeds(plans: "Sequence[AnyPlan]") -> "dict[str, Speed]":
 
 def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]", speeds: "dict[str, Speed]") -> str:
     """Plans of one kind as a table."""
-    from ibqlab.training.generator_planning import GeneratorPlan, generator_plan_table  # noqa: PLC0415
-    from ibqlab.training.planning import plan_table  # noqa: PLC0415
+    from ibqlab.costs.generator_cost import GeneratorPlan, generator_plan_table  # noqa: PLC0415
+    from ibqlab.costs.tokenizer_cost import plan_table  # noqa: PLC0415
 
     table = (generator_plan_table if isinstance(plans[0], GeneratorPlan) else plan_table)(plans)
     for column in ("gpu_hours", "days", "price") if costs else ():

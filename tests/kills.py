@@ -39,12 +39,13 @@ from test_sampling_runs import draw
 from test_studies import grid
 from test_tokens_store import DIGITS, make_tokenizer
 
-from ibqlab.data import token_writing
-from ibqlab.files import is_temporary
-from ibqlab.locking import is_held
+from ibqlab.base.files import is_temporary
+from ibqlab.base.locking import is_held
+from ibqlab.grids import cell_rows, worker  # noqa: F401 - as above
+from ibqlab.grids import local as launching
 from ibqlab.runs import Run
-from ibqlab.studies import cell_rows, launching, worker  # noqa: F401 - as above
 from ibqlab.studies.study import Study
+from ibqlab.tokens import writing as token_writing
 from ibqlab.training import recipe_config, train
 
 KILLS = 3

@@ -19,6 +19,9 @@ from click.testing import CliRunner
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
+from ibqlab.grids import cell_rows
+from ibqlab.grids.cells import MeasureConfig, column_of
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run
 from ibqlab.studies import (
     AblationParameters,
@@ -26,16 +29,13 @@ from ibqlab.studies import (
     ScalingReport,
     StudyError,
     StudyParameters,
-    cell_rows,
     open_ablations,
     open_study,
     table_files,
     write_study_report,
 )
-from ibqlab.studies.cells import MeasureConfig, column_of
 from ibqlab.studies.table_files import TABLES, Published, read_dial, read_table, table_names
 from ibqlab.training import recipe_config
-from ibqlab.training.recipes import EXPERIMENTS
 
 SMALL = {"preset": "smoke", "steps": 4, "tables": ("key_designs", "soft_vq", "lfq"), "seeds": (0, 1)}
 

@@ -8,14 +8,14 @@ from golden import golden
 from lightning_fabric import Fabric
 from torch.nn import functional as F
 
+from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, LeCam, adaptive_weight, generator_loss
+from ibqlab.losses.tokenizer_loss import tokenizer_loss
 from ibqlab.quantizers import QuantizerOutput
+from ibqlab.recipes.tokenizer_config import LossConfig, OptimizerConfig
 from ibqlab.tokenizer import TokenizerOutput
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ibqlab.training import TrainConfig
-from ibqlab.training.adversarial import DISCRIMINATOR_LOSSES, LeCam, adaptive_weight, generator_loss
-from ibqlab.training.adversary import Adversary
-from ibqlab.training.config import LossConfig, OptimizerConfig
-from ibqlab.training.losses import tokenizer_loss
+from ibqlab.training.discriminator_training import Adversary
 
 
 def assert_near(actual, expected, tolerance):
@@ -105,9 +105,9 @@ def test_losses_and_their_gradients_are_the_published(tag, dtype, tolerance, for
     real, fake = (values[name].to(dtype).requires_grad_() for name in ("logits_real", "logits_fake"))
     names = {"hinge": "hinge_d_loss", "vanilla": "vanilla_d_loss", "non_saturating": "non_saturate_discriminator_loss"}
     for ours, theirs in names.items():
-        assert_near(DISCRIMINATOR_LOSSES[ours](real, fake).detach(), expected[theirs], tolerance)
+        assert_near(DISCRIMINATOR_LOSS_FUNCTIONS[ours](real, fake).detach(), expected[theirs], tolerance)
     assert_near(generator_loss(fake).detach(), expected["non_saturate_gen_loss"], tolerance)
-    gradients = torch.autograd.grad(DISCRIMINATOR_LOSSES["hinge"](real, fake), (real, fake))
+    gradients = torch.autograd.grad(DISCRIMINATOR_LOSS_FUNCTIONS["hinge"](real, fake), (real, fake))
     assert_near(gradients[0], values[f"{tag}/grad_hinge_wrt_logits_real"], for_gradients)
     assert_near(gradients[1], values[f"{tag}/grad_hinge_wrt_logits_fake"], for_gradients)
     (gradient,) = torch.autograd.grad(generator_loss(fake), fake)
@@ -122,7 +122,7 @@ def test_lecam_follows_the_published_sequence_also_after_a_resume():
         step = row["step"]
         real, fake = (values[f"lecam/logits_{side}"][step].double().requires_grad_() for side in ("real", "fake"))
         value = lecam(real, fake)
-        hinge = DISCRIMINATOR_LOSSES["hinge"](real, fake)
+        hinge = DISCRIMINATOR_LOSS_FUNCTIONS["hinge"](real, fake)
         loss = told["weight"] * value + hinge
         for ours, theirs in [(value, "lecam_reg"), (hinge, "hinge"), (loss, "d_loss")]:
             assert_near(ours.detach(), row[theirs], 1e-6)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ibqlab import diagnostics, generator, metrics, quantizers
-from ibqlab.bounds import finite_number, whole_number
+from ibqlab import diagnostics, generator, metrics, quantizers, tokens
+from ibqlab.base.checks import finite_number, whole_number
 from ibqlab.quantizers.vectors import to_vectors
 
 DRAW = torch.Generator().manual_seed(0)
@@ -46,16 +46,16 @@ CALLS = {
     "softmax_perplexity": (diagnostics.softmax_perplexity, {"features": FEATURES, "codebook": CODEBOOK}),
     "exact_neighbours": (diagnostics.exact_neighbours, {"points": FEATURES, "k": 3}),
     "gradient_reach": (diagnostics.gradient_reach, {"gradient": CODEBOOK, "threshold": 1e-3}),
-    "token_entropy": (diagnostics.token_entropy, {"indices": GRID, "codebook_size": 8}),
-    "bits_per_pixel": (diagnostics.bits_per_pixel, {"bits": 1.0, "tokens": 4, "height": 4, "width": 4}),
-    "index_permutation": (diagnostics.index_permutation, {"codebook_size": 8, "seed": 0}),
-    "permute_indices": (diagnostics.permute_indices, {"indices": INDICES, "codebook_size": 8, "seed": 0}),
+    "token_entropy": (tokens.token_entropy, {"indices": GRID, "codebook_size": 8}),
+    "bits_per_pixel": (tokens.bits_per_pixel, {"bits": 1.0, "tokens": 4, "height": 4, "width": 4}),
+    "index_permutation": (tokens.index_permutation, {"codebook_size": 8, "seed": 0}),
+    "permute_indices": (tokens.permute_indices, {"indices": INDICES, "codebook_size": 8, "seed": 0}),
     "measure_ngrams": (
-        diagnostics.measure_ngrams,
+        tokens.measure_ngrams,
         {"training": GRID, "validation": GRID, "codebook_size": 8, "grid": (2, 2), "labels": ([0] * 6, [1] * 6)},
     ),
     "report_tokens": (
-        diagnostics.report_tokens,
+        tokens.report_tokens,
         {"training": GRID, "validation": GRID, "codebook_size": 8, "grid": (2, 2), "image_size": (4, 4)},
     ),
     "project_codes": (

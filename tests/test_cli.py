@@ -16,14 +16,15 @@ from golden import golden_file
 from PIL import Image
 
 from ibqlab.cli import describe_metrics, main
+from ibqlab.costs.fitting import least_bytes, require_fits
+from ibqlab.costs.tokenizer_cost import plan_tokenizer
+from ibqlab.generating.pipeline import GeneratorRunParameters, plan_pipeline
 from ibqlab.runs import Run, provenance
-from ibqlab.runs.finding import find_run, locate, output_folder
+from ibqlab.runs.finding import find_run, output_folder
+from ibqlab.runs.root import locate
 from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
-from ibqlab.studies.generating import GeneratorRunParameters, plan_pipeline
-from ibqlab.studies.link_study import LinkParameters, LinkStudy
+from ibqlab.studies.token_costs import LinkParameters, LinkStudy
 from ibqlab.training import RunParameters, plan_run, recipe_config, train, train_generator
-from ibqlab.training.fitting import least_bytes, require_fits
-from ibqlab.training.planning import plan_tokenizer
 
 PARAMETERS = """\
 # what the notebook may be told
@@ -417,9 +418,9 @@ def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
     config = recipe_config("builtin/smoke", {"accelerator": "cpu"})
     planned = plan_tokenizer(config).memory_bytes
     assert least_bytes(config) < planned
-    monkeypatch.setattr("ibqlab.training.fitting.memory_bytes", lambda: planned)
+    monkeypatch.setattr("ibqlab.costs.fitting.memory_bytes", lambda: planned)
     require_fits(config)
-    monkeypatch.setattr("ibqlab.training.fitting.memory_bytes", lambda: planned - 1)
+    monkeypatch.setattr("ibqlab.costs.fitting.memory_bytes", lambda: planned - 1)
     with pytest.raises(ValueError, match="lower batch_size"):
         require_fits(config)
 

@@ -523,11 +523,11 @@ def test_read_parameters_names_a_value_that_is_no_setting():
 
 def test_every_setting_is_read_somewhere():
     from ibqlab.data import DataConfig  # noqa: PLC0415
+    from ibqlab.generating.sampling_runs import SampleRequest  # noqa: PLC0415
     from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SamplingConfig  # noqa: PLC0415
+    from ibqlab.grids.cells import MeasureConfig  # noqa: PLC0415
     from ibqlab.quantizers.base import _PRESETS  # noqa: PLC0415
     from ibqlab.studies import AblationParameters, StudyParameters  # noqa: PLC0415
-    from ibqlab.studies.cells import MeasureConfig  # noqa: PLC0415
-    from ibqlab.studies.sampling_runs import SampleRequest  # noqa: PLC0415
     from ibqlab.studies.study import Grid  # noqa: PLC0415
     from ibqlab.studies.table_files import Dial, GeneratorScale, TableFile, TableRow, TokenizerScale  # noqa: PLC0415
     from ibqlab.tokenizer import TokenizerConfig  # noqa: PLC0415

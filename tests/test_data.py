@@ -31,7 +31,7 @@ from ibqlab.data import (
 from ibqlab.data import photos as photos_module
 from ibqlab.data.classes import NO_CLASS, class_numbers
 from ibqlab.data.folder import list_folder
-from ibqlab.data.listing import exclude_names, pack_names
+from ibqlab.data.index import exclude_names, pack_names
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
 from ibqlab.data.pictures import read_rgb
 from ibqlab.data.source import UnreadableName

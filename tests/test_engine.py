@@ -12,11 +12,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from ibqlab.base.files import is_alive
 from ibqlab.config import ConfigError
-from ibqlab.files import is_alive
+from ibqlab.grids import worker
+from ibqlab.grids.cells import NO_ROOM, Cell, cause_of
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells, worker
-from ibqlab.studies.cells import NO_ROOM, Cell, cause_of
+from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells
 from ibqlab.studies.study import PlaceParameters
 from ibqlab.training import recipe_config
 
@@ -217,7 +218,7 @@ class TestBadInput:
             "import resource, sys\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
             "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "from ibqlab.studies.worker import main\n"
+            "from ibqlab.grids.worker import main\n"
             "sys.exit(main(*sys.argv[1:]))"
         )
         store, new = CellStore(tmp_path / "full"), cell(7)

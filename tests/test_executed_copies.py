@@ -8,7 +8,7 @@ import pytest
 from test_files import dead_process
 
 from ibqlab.config import ConfigError
-from ibqlab.notebooks import execute, place_for
+from ibqlab.notebooks.parameters import execute, place_for
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ibqlab.bounds import memory_bytes, require_at_most, require_memory
-from ibqlab.escaping import for_html, for_markdown, for_matplotlib, for_terminal, lines_for_terminal
-from ibqlab.files import (
+from ibqlab.base.cache import cache_folder
+from ibqlab.base.checks import memory_bytes, require_at_most, require_memory
+from ibqlab.base.escaping import for_html, for_markdown, for_matplotlib, for_terminal, lines_for_terminal
+from ibqlab.base.files import (
     RunError,
     UnreadableFile,
     create_new,
@@ -31,7 +32,6 @@ from ibqlab.files import (
     temporary_beside,
     write_whole,
 )
-from ibqlab.metrics.cache import cache_folder
 from ibqlab.runs import runs_root
 
 

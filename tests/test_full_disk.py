@@ -10,7 +10,7 @@ import sys
 import nbformat
 import pytest
 
-from ibqlab.files import is_temporary
+from ibqlab.base.files import is_temporary
 from ibqlab.training import recipe_config, train
 
 LIMITED = """if True:

@@ -15,13 +15,7 @@ from test_transformer import SMALL, make
 
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
-from ibqlab.data.token_writing import write_tokens
-from ibqlab.generator.cards import SAMPLING_CARDS
-from ibqlab.metrics.digits import recognise_digits
-from ibqlab.plots import generator_curve_table, plot_gallery, plot_generator_curves
-from ibqlab.pretrained import CheckpointError
-from ibqlab.runs import list_runs, runs_root
-from ibqlab.studies.gallery import (
+from ibqlab.generating.gallery import (
     GalleryParameters,
     choose_classes,
     draw_gallery,
@@ -29,7 +23,7 @@ from ibqlab.studies.gallery import (
     gallery_settings,
     open_gallery,
 )
-from ibqlab.studies.generating import (
+from ibqlab.generating.pipeline import (
     GeneratorRunParameters,
     Pair,
     class_names,
@@ -37,6 +31,12 @@ from ibqlab.studies.generating import (
     open_pair,
     plan_pipeline,
 )
+from ibqlab.generator.cards import SAMPLING_CARDS
+from ibqlab.metrics.digits_classifier import recognise_digits
+from ibqlab.plots import generator_curve_table, plot_gallery, plot_generator_curves
+from ibqlab.pretrained import CheckpointError
+from ibqlab.runs import list_runs, runs_root
+from ibqlab.tokens.writing import write_tokens
 from ibqlab.training import recipe_config, train_generator
 from ibqlab.widgets import LiveCurves, SampleExplorer
 

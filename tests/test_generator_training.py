@@ -16,9 +16,9 @@ from PIL import Image
 
 from ibqlab.cli import main
 from ibqlab.data import Batch, DataConfig
-from ibqlab.data.token_writing import write_tokens
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run, RunError
+from ibqlab.tokens.writing import write_tokens
 from ibqlab.training import (
     GeneratorOptimizerConfig,
     TrainingError,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ibqlab.studies.link_study import LinkParameters, LinkStudy
+from ibqlab.studies.token_costs import LinkParameters, LinkStudy
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,8 @@ import pytest
 from golden import golden_file
 from PIL import Image
 
-from ibqlab.metrics import PROTOCOLS
-from ibqlab.runs import runs_root
-from ibqlab.studies import measuring
-from ibqlab.studies.measuring import (
+from ibqlab.grids import measuring
+from ibqlab.grids.measuring import (
     ComparisonParameters,
     EvaluationParameters,
     comparison_table,
@@ -23,7 +21,9 @@ from ibqlab.studies.measuring import (
     open_evaluation,
     usage_table,
 )
-from ibqlab.studies.subjects import Subject
+from ibqlab.grids.subjects import Subject
+from ibqlab.metrics import PROTOCOLS
+from ibqlab.runs import runs_root
 from ibqlab.training import recipe_config
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ibqlab.base.cache import load_arrays, save_arrays
 from ibqlab.data import DataConfig, DigitsSource, open_data
 from ibqlab.data.resizing import resize_and_crop
 from ibqlab.metrics import (
@@ -37,8 +38,7 @@ from ibqlab.metrics import (
     ssim,
     truncate_to_uint8,
 )
-from ibqlab.metrics.cache import load_arrays, save_arrays
-from ibqlab.metrics.digits import DigitsExtractor
+from ibqlab.metrics.digits_classifier import DigitsExtractor
 from ibqlab.metrics.features import load_reference
 from ibqlab.metrics.pixels import published_range, to_unit_range
 from ibqlab.quantizers import IndexBackpropQuantizerConfig

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from golden import golden
 
+from ibqlab.base.cache import cache_folder, content_key, load_arrays, save_arrays
 from ibqlab.data import DigitsSource
 from ibqlab.metrics import (
     FeatureExtractor,
@@ -22,8 +23,7 @@ from ibqlab.metrics import (
     precision_recall,
     register_extractor,
 )
-from ibqlab.metrics.cache import cache_folder, content_key, load_arrays, save_arrays
-from ibqlab.metrics.digits import DigitsExtractor
+from ibqlab.metrics.digits_classifier import DigitsExtractor
 from ibqlab.metrics.extractors import is_published_inception, metric_name
 
 pytest.importorskip("torch_fidelity")

@@ -12,13 +12,13 @@ import papermill
 import pytest
 
 from ibqlab.config import load_yaml
-from ibqlab.notebooks import notebook_parameters
-from ibqlab.studies.generating import GENERATOR_PRESETS
-from ibqlab.studies.link_study import LINK_PRESETS
-from ibqlab.studies.subjects import PRESETS as EVALUATION_PRESETS
+from ibqlab.generating.pipeline import GENERATOR_PRESETS
+from ibqlab.grids.subjects import PRESETS as EVALUATION_PRESETS
+from ibqlab.notebooks.parameters import notebook_parameters
+from ibqlab.recipes.presets import PRESETS as RUN_PRESETS
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.studies.table_files import PRESETS_FILE, TABLES
-from ibqlab.training.recipes import EXPERIMENTS
-from ibqlab.training.recipes import PRESETS as RUN_PRESETS
+from ibqlab.studies.token_costs import LINK_PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

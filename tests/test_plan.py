@@ -14,17 +14,20 @@ from torch import nn
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
+from ibqlab.costs.generator_cost import plan_generator, published_generation
+from ibqlab.costs.step_cost import count_step
+from ibqlab.costs.tokenizer_cost import (
+    PEAK_OPERATIONS,
+    cost_of_run,
+    measured_speeds,
+    plan_table,
+    plan_tokenizer,
+    speed_of,
+)
 from ibqlab.generator import generator_config, make_generator
 from ibqlab.quantizers import available_quantizers
-from ibqlab.studies.run_figures import figure_run_codes
-from ibqlab.tokenizer import Tokenizer
-from ibqlab.tokenizer.autoencoder import ResidualBlock
-from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.training import GeneratorTrainConfig, recipe_config, snapshots, train
-from ibqlab.training.accounting import count_step
-from ibqlab.training.generator_planning import plan_generator, published_generation
-from ibqlab.training.planning import PEAK_OPERATIONS, cost_of_run, measured_speeds, plan_table, plan_tokenizer, speed_of
-from ibqlab.training.recipes import (
+from ibqlab.recipes import snapshots
+from ibqlab.recipes.recipe_files import (
     EXPERIMENTS,
     find_recipes,
     load_recipe,
@@ -33,8 +36,13 @@ from ibqlab.training.recipes import (
     published_rows,
     read_recipe,
 )
-from ibqlab.training.snapshots import SNAPSHOTS_BYTES, snapshot_schedule
-from ibqlab.training.speed import find_blocks
+from ibqlab.recipes.snapshots import SNAPSHOTS_BYTES, snapshot_schedule
+from ibqlab.studies.run_figures import figure_run_codes
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokenizer.autoencoder import ResidualBlock
+from ibqlab.tokenizer.discriminator import PatchDiscriminator
+from ibqlab.tokenizer.recomputing import find_blocks
+from ibqlab.training import GeneratorTrainConfig, recipe_config, train
 
 IMAGENET = [f"imagenet/{file.stem}" for file in find_recipes("imagenet")]
 TINY = {

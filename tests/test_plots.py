@@ -16,7 +16,7 @@ from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.text import Text
 from PIL import Image
 
-from ibqlab.diagnostics import ModelCost, project_codes, report_tokens
+from ibqlab.diagnostics import project_codes
 from ibqlab.plots import (
     METHOD_STYLES,
     code_map_table,
@@ -53,6 +53,7 @@ from ibqlab.plots.style import (
     styles_for,
 )
 from ibqlab.quantizers import INITIALISATIONS
+from ibqlab.tokens.report import ModelCost, report_tokens
 
 
 @pytest.fixture(autouse=True)

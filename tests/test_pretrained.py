@@ -36,10 +36,10 @@ from ibqlab.pretrained.generators import is_generator
 from ibqlab.pretrained.names import place_published
 from ibqlab.pretrained.stored import Stored
 from ibqlab.quantizers import quantizer_config
+from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
-from ibqlab.training.config import TrainConfig
 
 TINY = AutoencoderConfig(
     base_channels=32,

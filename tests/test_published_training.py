@@ -7,11 +7,11 @@ from test_training import assert_same_run, smoke, trained
 
 from ibqlab.data import Batch
 from ibqlab.quantizers import build_quantizer
+from ibqlab.recipes.tokenizer_config import LossConfig
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ibqlab.training import OptimizerConfig, TrainConfig, TrainingError, recipe_config
-from ibqlab.training.config import LossConfig
 from ibqlab.training.optimizers import build_optimizer, learning_rate_at
 
 ADVERSARIAL = {

@@ -5,8 +5,8 @@ import os
 import pandas as pd
 import pytest
 
-from ibqlab.files import RunError
-from ibqlab.studies.origin import provenance_text
+from ibqlab.base.files import RunError
+from ibqlab.studies.provenance import provenance_text
 from ibqlab.studies.reports import write_pages
 from ibqlab.studies.tables import as_code, to_markdown
 

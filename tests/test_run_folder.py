@@ -19,13 +19,13 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ibqlab.base.files import temporary_beside
 from ibqlab.cli import main
 from ibqlab.config import to_dict
-from ibqlab.data.tokens import TokenStore
-from ibqlab.files import temporary_beside
 from ibqlab.plots.style import save_figure
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
 from ibqlab.runs.lock import SILENT_SECONDS, FolderLock
+from ibqlab.tokens.store import TokenStore
 from ibqlab.training import TrainingInterrupted, recipe_config, train
 
 CONFIG = {"tokenizer": {"quantizer": {"name": "ibq", "codebook_size": 64, "code_dim": 8}}, "seed": 3, "steps": 300}

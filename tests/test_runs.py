@@ -347,18 +347,18 @@ def test_provenance_says_enough_and_not_too_much(monkeypatch):
 
 
 def test_provenance_reads_the_commit_of_its_own_checkout_only(tmp_path, monkeypatch):
-    from ibqlab.runs import origin  # noqa: PLC0415
+    from ibqlab.runs import provenance_record as origin  # noqa: PLC0415
 
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     subprocess.run(commit, cwd=tmp_path, check=True)
     (tmp_path / "ibqlab").mkdir()
-    monkeypatch.setattr(origin, "__file__", str(tmp_path / "ibqlab" / "runs" / "origin.py"))
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "ibqlab" / "runs" / "provenance_record.py"))
     clean = provenance()
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     (tmp_path / "new.py").write_text("x")
     assert provenance()["dirty"] is True
-    monkeypatch.setattr(origin, "__file__", str(tmp_path / "venv" / "ibqlab" / "runs" / "origin.py"))
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "venv" / "ibqlab" / "runs" / "provenance_record.py"))
     assert provenance()["commit"] is None
 
 

@@ -8,8 +8,9 @@ import torch
 from golden import golden
 from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make, published_generator, tokens
 
-from ibqlab.generator.decoding import Decoding, FactorizedDecoding
+from ibqlab.generator.factorized import FactorizedDecoding
 from ibqlab.generator.sampling import SamplingConfig, choose_tokens, draw_tokens, filter_logits, guide
+from ibqlab.generator.transformer import Decoding
 
 
 def decode(model, indices, labels):

@@ -17,17 +17,17 @@ from test_files import dead_process
 from test_pretrained_generators import tiny_tokenizer
 from test_transformer import SMALL, make
 
+from ibqlab.base.files import temporary_beside
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
-from ibqlab.files import temporary_beside
+from ibqlab.generating import sample_picture
+from ibqlab.generating.gallery import draw_images
+from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images
 from ibqlab.generator import SamplingConfig
 from ibqlab.metrics.images import open_images
 from ibqlab.plots import plot_gallery
 from ibqlab.pretrained import export_generator, export_tokenizer
 from ibqlab.runs import RunError
-from ibqlab.studies import sample_picture
-from ibqlab.studies.gallery import draw_images
-from ibqlab.studies.sampling_runs import SampleRequest, read_classes, sample_images
 
 SAMPLING = SamplingConfig(cfg_scale=2.0, top_p=0.9)
 REQUEST = {"images_per_class": 4, "seed": 7, "shard_size": 5}

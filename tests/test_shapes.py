@@ -20,10 +20,10 @@ with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.quantizers import factorize_indices, join_indices
     from ibqlab.tokenizer import Tokenizer, TokenizerConfig
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig
-    from ibqlab.training.config import LossConfig
+    from ibqlab.recipes.tokenizer_config import LossConfig
     from ibqlab.training.ema import WeightAverage
     from ibqlab.training.evaluation import take_snapshot, validate
-    from ibqlab.training.losses import name_first_nonfinite, tokenizer_loss
+    from ibqlab.losses.tokenizer_loss import name_first_nonfinite, tokenizer_loss
 
 settings = [(name, {}) for name in available_quantizers()]
 settings += [("vq", {"codebook_init": "kmeans", "revive_after": 1}), ("vq_ema", {"revive_after": 1})]

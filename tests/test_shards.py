@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from test_files import dead_process
 
+from ibqlab.base.files import RunError, temporary_beside
 from ibqlab.data import DataConfig, ShardSource, open_data, training_batches, validation_batches, write_shards
 from ibqlab.data import shard_index as shard_index_module
 from ibqlab.data.classes import NO_CLASS
 from ibqlab.data.shard_index import index_shards, split_key
 from ibqlab.data.shards import OpenFiles, find_shards, names_shards
-from ibqlab.files import RunError, temporary_beside
 
 IMAGES = 23
 

@@ -8,16 +8,16 @@ import torch
 import yaml
 from test_training import assert_equal, assert_same_run, contents, interrupted, smoke, trained, weights
 
+from ibqlab.losses.tokenizer_loss import tokenizer_loss
 from ibqlab.quantizers import Quantizer
+from ibqlab.recipes.tokenizer_config import SpeedConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.training import adversary as adversary_module
+from ibqlab.training import discriminator_training as adversary_module
 from ibqlab.training import speed, step
-from ibqlab.training.losses import tokenizer_loss
+from ibqlab.training.launch import launch
 from ibqlab.training.models import build_models
 from ibqlab.training.optimizers import build_optimizer
-from ibqlab.training.processes import launch
-from ibqlab.training.speed import SpeedConfig
 from ibqlab.training.step import TokenizerStep
 
 JUDGED = {
@@ -205,7 +205,7 @@ def test_in_mixed_precision_quantizer_and_losses_get_float32(tmp_path, monkeypat
         )[-1],
     )
     assign = Quantizer.forward
-    hinge = adversary_module.DISCRIMINATOR_LOSSES["hinge"]
+    hinge = adversary_module.DISCRIMINATOR_LOSS_FUNCTIONS["hinge"]
 
     def judged(real, fake):
         given["logits"] = real.dtype if real.dtype == fake.dtype else None
@@ -216,7 +216,7 @@ def test_in_mixed_precision_quantizer_and_losses_get_float32(tmp_path, monkeypat
         given["quantized"] = out.quantized.dtype
         return out
 
-    monkeypatch.setitem(adversary_module.DISCRIMINATOR_LOSSES, "hinge", judged)
+    monkeypatch.setitem(adversary_module.DISCRIMINATOR_LOSS_FUNCTIONS, "hinge", judged)
     monkeypatch.setattr(Quantizer, "forward", quantized)
     run = trained(tmp_path / "run", smoke(**JUDGED, precision="bf16-mixed", steps=1, speed={"channels_last": True}))
     assert run.status == "finished"

@@ -11,11 +11,14 @@ import yaml
 from PIL import Image
 
 from ibqlab.config import ConfigError, content_hash, load_yaml, parse
+from ibqlab.grids.cells import MeasureConfig, as_json
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.recipes.presets import PRESETS
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.origin import command_line
+from ibqlab.runs.provenance_record import command_line
 from ibqlab.studies import (
     AblationParameters,
     StudyError,
@@ -28,14 +31,12 @@ from ibqlab.studies import (
     write_report,
 )
 from ibqlab.studies import study as study_module
-from ibqlab.studies.cells import MeasureConfig, as_json
 from ibqlab.studies.figures import figure_histogram, figure_reconstructions
-from ibqlab.studies.origin import provenance_text
+from ibqlab.studies.provenance import provenance_text
 from ibqlab.studies.study import Grid, Study
 from ibqlab.studies.table_files import Dial, GeneratorScale, Published, TokenizerScale
 from ibqlab.studies.tables import to_markdown
 from ibqlab.training import find_recipe, load_recipe, recipe_config
-from ibqlab.training.recipes import EXPERIMENTS, PRESETS
 
 GRID = {
     "recipe": "builtin/smoke",

@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ibqlab.diagnostics import (
-    BASELINES,
-    ModelCost,
+from ibqlab.tokens.entropy import (
     bits_per_image,
     bits_per_pixel,
     bits_per_token,
     index_permutation,
-    measure_ngrams,
     permute_indices,
-    report_tokens,
     token_entropy,
 )
+from ibqlab.tokens.ngrams import BASELINES, measure_ngrams
+from ibqlab.tokens.report import ModelCost, report_tokens
 
 GRID = (4, 6)
 T = 24

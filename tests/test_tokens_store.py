@@ -15,22 +15,22 @@ from click.testing import CliRunner
 from PIL import Image
 from test_files import dead_process
 
-from ibqlab import locking
+from ibqlab.base import locking
+from ibqlab.base.files import temporary_beside
+from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.cli import main
-from ibqlab.data import DataConfig, open_data, token_writing
-from ibqlab.data.sharing import own_device, share_of_work
-from ibqlab.data.token_writing import TokenSettings, write_tokens
-from ibqlab.data.tokens import (
+from ibqlab.data import DataConfig, open_data
+from ibqlab.quantizers import quantizer_config
+from ibqlab.runs import Run, RunError
+from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
+from ibqlab.tokens.store import (
     TokenStore,
     TokenStoreError,
     stored_validation_batches,
     token_batches,
     token_dtype,
 )
-from ibqlab.files import temporary_beside
-from ibqlab.quantizers import quantizer_config
-from ibqlab.runs import Run, RunError
-from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
+from ibqlab.tokens.writing import TokenSettings, write_tokens
 from ibqlab.training import recipe_config, train, train_generator
 
 DIGITS = DataConfig(source="digits", image_size=8)
@@ -178,7 +178,7 @@ SHARED = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 from test_tokens_store import DIGITS, make_tokenizer
-from ibqlab.data import token_writing
+from ibqlab.tokens import writing as token_writing
 token_writing.PIECE = 100
 token_writing.write_tokens(make_tokenizer(), DIGITS, sys.argv[1], progress=False)
 """
@@ -229,7 +229,7 @@ def test_a_store_from_before_a_setting_was_added_is_the_same_store(tmp_path, tok
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ibqlab.locking import holding
+from ibqlab.base.locking import holding
 with holding(Path(sys.argv[1])) as ours:
     if not os.fork():
         time.sleep(60)  # a process that loads images and outlives its parent for a while

@@ -363,7 +363,7 @@ import torch
 from ibqlab.cli import main
 from ibqlab.data import to_model_range
 from ibqlab.training import step
-from ibqlab.training.adversary import Adversary
+from ibqlab.training.discriminator_training import Adversary
 
 torch.set_num_threads(1)
 torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr)

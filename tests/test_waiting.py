@@ -19,13 +19,13 @@ import pytest
 from click.testing import CliRunner
 
 import ibqlab
+from ibqlab.base.progress import CountingLine, ProgressLine, counted, last_values, time_left
 from ibqlab.cli import main
-from ibqlab.executed import results_of, without_widgets
-from ibqlab.notebooks import execute
-from ibqlab.progress import CountingLine, ProgressLine, counted, last_values, time_left
+from ibqlab.grids.progress import StudyProgress
+from ibqlab.notebooks.parameters import execute
+from ibqlab.notebooks.results import results_of, without_widgets
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Cell, CellStore, run_cells, run_figures
-from ibqlab.studies.progress import StudyProgress
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator
 
@@ -84,7 +84,7 @@ def terminal(monkeypatch):
     """Standard error as a terminal of 80 columns; what is written to it."""
     written = io.StringIO()
     written.isatty = lambda: True
-    monkeypatch.setattr("ibqlab.progress.sys", SimpleNamespace(stderr=written, modules=sys.modules))
+    monkeypatch.setattr("ibqlab.base.progress.sys", SimpleNamespace(stderr=written, modules=sys.modules))
     monkeypatch.setenv("COLUMNS", "80")
     return written
 
@@ -248,7 +248,7 @@ import time
 import ipywidgets
 from IPython.display import display
 from tqdm.auto import tqdm
-from ibqlab.progress import ProgressLine, tell
+from ibqlab.base.progress import ProgressLine, tell
 
 with ProgressLine() as line:
     for step in range(1, 4):
@@ -279,7 +279,7 @@ def executed(tmp_path_factory):
     errors = io.StringIO()
     errors.isatty = lambda: True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ibqlab.progress.sys", SimpleNamespace(stderr=errors, modules={}))
+        patch.setattr("ibqlab.base.progress.sys", SimpleNamespace(stderr=errors, modules={}))
         execution = execute(folder / "tiny.ipynb", folder / "copy.ipynb", {})
     copy = nbformat.read(folder / "copy.ipynb", 4)
     nbformat.validate(copy)

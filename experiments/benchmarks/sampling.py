@@ -30,8 +30,8 @@ from rows import origin_columns
 from torch import Tensor
 
 from ibqlab.generator import Generator, GeneratorConfig, SamplingConfig
-from ibqlab.generator.decoding import Decoding
 from ibqlab.generator.sampling import choose_tokens, guide, uniform_numbers
+from ibqlab.generator.transformer import Decoding
 from ibqlab.studies.tables import to_markdown
 
 PLAIN, OURS, COMPILED = "plain loop", "ours", "ours, compiled"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ibqlab.escaping import for_terminal
+from ibqlab.base.escaping import for_terminal
 
 SHOWN = 3
 """So many names are told."""

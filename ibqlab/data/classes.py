@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from ibqlab.escaping import for_terminal
-from ibqlab.quantizers.base import require
+from ibqlab.base.checks import require
+from ibqlab.base.escaping import for_terminal
 
 NO_CLASS = "(no class)"
 """Name of the class of images that have none."""

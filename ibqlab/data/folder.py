@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ibqlab.bounds import FOLDER_DEPTH
+from ibqlab.base.checks import FOLDER_DEPTH, require
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import why_not
 from ibqlab.data.classes import NO_CLASS, SHOWN, warn_of_numeric_order
-from ibqlab.data.listed import ListedSource
-from ibqlab.data.listing import Listing, pack_names, printable
+from ibqlab.data.decoding import ListedSource
+from ibqlab.data.index import Listing, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES, is_picture_name
-from ibqlab.escaping import for_terminal
-from ibqlab.files import why_not
-from ibqlab.quantizers.base import require
 
 COMPANIONS = ("", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".py")
 COMPANIONS += (".ini", ".db", ".log", ".npy", ".npz", ".parquet", ".mat", ".zip")

@@ -8,11 +8,13 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Int64
 
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.names import BUILT_IN
 from ibqlab.data.classes import warn_of_unseen
+from ibqlab.data.decoding import ListedSource
 from ibqlab.data.digits import DigitsSource
 from ibqlab.data.folder import COMPRESSED, FolderSource, list_folder
-from ibqlab.data.listed import ListedSource
-from ibqlab.data.listing import (
+from ibqlab.data.index import (
     Listing,
     exclude_names,
     give_each_a_readable,
@@ -23,8 +25,7 @@ from ibqlab.data.listing import (
 from ibqlab.data.photos import PhotosSource
 from ibqlab.data.shard_index import ShardListing, index_shards
 from ibqlab.data.shards import ShardSource, find_shards, names_shards
-from ibqlab.data.source import BUILT_IN, DataConfig, ImageSource, Split
-from ibqlab.escaping import for_terminal
+from ibqlab.data.source import DataConfig, ImageSource, Split
 
 
 def open_data(config: DataConfig, split: Split) -> ImageSource:

@@ -1,7 +1,7 @@
 """The one door for pictures: whoever opens an image file opens it here.
 
 Only the raster formats named below are opened, told by their content and not by their name, so that no file can start
-a program as EPS starts Ghostscript. Only ordinary files, only sizes within `ibqlab.bounds`, looked up in the header
+a program as EPS starts Ghostscript. Only ordinary files, only sizes within `base.checks`, looked up in the header
 before anything is decoded. Whatever is wrong with a picture arrives as one exception, `UnreadablePicture`.
 """
 
@@ -14,9 +14,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, features
 
-from ibqlab.bounds import PICTURE_SIDE, PIXELS
-from ibqlab.escaping import for_terminal
-from ibqlab.files import UnreadableFile, open_ordinary
+from ibqlab.base.checks import PICTURE_SIDE, PIXELS
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import UnreadableFile, open_ordinary
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),

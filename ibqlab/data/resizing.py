@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ibqlab.bounds import ASPECT, PIXELS
-from ibqlab.quantizers.base import require, require_choice
+from ibqlab.base.checks import ASPECT, PIXELS, require, require_choice
 
 RESIZERS = ("opencv", "pil")
 

@@ -17,8 +17,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ibqlab.bounds import BATCH, IMAGES, WORKERS, require_at_most
-from ibqlab.data.listed import UnreadableImages
+from ibqlab.base.checks import BATCH, IMAGES, WORKERS, require_at_most
+from ibqlab.data.decoding import UnreadableImages
 from ibqlab.data.source import ImageSource, Sample
 
 Request = tuple[int, int]

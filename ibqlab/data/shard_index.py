@@ -18,14 +18,22 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from ibqlab.bounds import CLASSES
+from ibqlab.base.checks import CLASSES, require
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import (
+    RunError,
+    UnreadableFile,
+    open_ordinary,
+    parse_json,
+    read_json,
+    read_npz,
+    replacing,
+    why_not,
+)
+from ibqlab.base.progress import counted
 from ibqlab.data.classes import NO_CLASS
-from ibqlab.data.listing import Listing, PackedNames, pack_names, printable
+from ibqlab.data.index import Listing, PackedNames, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES
-from ibqlab.escaping import for_terminal
-from ibqlab.files import RunError, UnreadableFile, open_ordinary, parse_json, read_json, read_npz, replacing, why_not
-from ibqlab.progress import counted
-from ibqlab.quantizers.base import require
 
 CLASSES_FILE = "classes.json"
 """Beside the shards: a list of the class names in the order of the labels. Optional; `write_shards` writes it."""

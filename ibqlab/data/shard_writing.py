@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ibqlab.base.checks import require
+from ibqlab.base.files import expanded, explained, force_to_disk, read_bytes, sweep, temporary_beside
+from ibqlab.base.progress import counted
 from ibqlab.data.folder import list_folder
 from ibqlab.data.shard_index import CLASSES_FILE
 from ibqlab.data.shards import PICTURE_BYTES
 from ibqlab.data.source import ImageSource
-from ibqlab.files import expanded, explained, force_to_disk, read_bytes, sweep, temporary_beside
-from ibqlab.progress import counted
-from ibqlab.quantizers.base import require
 
 
 class Entry(NamedTuple):

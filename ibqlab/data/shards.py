@@ -14,13 +14,12 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from ibqlab.bounds import FILES
-from ibqlab.data.listed import ListedSource
+from ibqlab.base.checks import FILES, require
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import open_ordinary, why_not
+from ibqlab.data.decoding import ListedSource
 from ibqlab.data.pictures import is_picture_name
 from ibqlab.data.shard_index import ShardListing
-from ibqlab.escaping import for_terminal
-from ibqlab.files import open_ordinary, why_not
-from ibqlab.quantizers.base import require
 
 OPEN_SHARDS = 128
 """Shards that are held open at a time, where the system allows a process four times as many files."""

@@ -6,14 +6,13 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ibqlab.bounds import IMAGE_SIDE, WORKERS, require_at_most
+from ibqlab.base.checks import IMAGE_SIDE, WORKERS, require_at_most, require_choice
+from ibqlab.base.names import BUILT_IN
 from ibqlab.data.resizing import RESIZERS
-from ibqlab.quantizers.base import require_choice
 
 Split = Literal["train", "validation"]
 Unreadable = Literal["skip", "stop"]
 """What becomes of an image that cannot be read: it is left out, or the work stops at it."""
-BUILT_IN = ("photos", "digits")
 VALIDATION_SHARE = 0.1
 """Share of a folder's images that are kept for validation, where nothing else is said."""
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.bounds import whole_number
+from ibqlab.base.checks import whole_number
 from ibqlab.quantizers.blocks import full_precision
 from ibqlab.quantizers.vectors import to_vectors
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ibqlab.bounds import finite_number
+from ibqlab.base.checks import finite_number
 from ibqlab.quantizers.vectors import to_vectors
 
 

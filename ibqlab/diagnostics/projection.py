@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.bounds import whole_number
+from ibqlab.base.checks import whole_number
 from ibqlab.diagnostics.geometry import exact_neighbours
 from ibqlab.quantizers.indices import indices_in_memory
 from ibqlab.quantizers.vectors import to_vectors

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ibqlab.base.processes import largest_over_processes, sum_over_processes
 from ibqlab.diagnostics.geometry import code_feature_distances, norm_statistics, softmax_perplexity
 from ibqlab.diagnostics.gradient import gradient_reach
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
-from ibqlab.quantizers.collectives import largest_over_processes, sum_over_processes
 
 EARLY_STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 """Training steps after which usage is measured on validation images whatever a run's settings: collapse is decided in

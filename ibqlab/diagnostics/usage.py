@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from ibqlab.bounds import CODES, whole_number
+from ibqlab.base.checks import CODES, whole_number
 from ibqlab.quantizers.indices import indices_in_memory
 
 AnyIndices = Integer[Tensor, "..."] | Integer[np.ndarray, "..."] | Sequence[Any]

@@ -7,19 +7,13 @@ letters: B images · T sequence · C width · V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.base.checks import require
 from ibqlab.generator.layers import AnyCache, FixedCache, KeyValueCache
-from ibqlab.generator.sequence import position_table
-from ibqlab.quantizers.base import require
-
-if TYPE_CHECKING:
-    from ibqlab.generator.factorized import FactorizedGenerator
-    from ibqlab.generator.transformer import Generator
 
 COMPILER_MODE = "reduce-overhead"
 """torch.compile's mode on CUDA: CUDA graphs."""
@@ -137,92 +131,3 @@ class TokenDecoding(ABC):
 
         mode = COMPILER_MODE if device.type == "cuda" else None
         return torch.compile(step, mode=mode, dynamic=False)
-
-
-class Decoding(TokenDecoding):
-    """IBQ's generator part of the way through images: the logits of `forward`, one position at a time.
-
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-        compiled: compile the step of one position.
-    Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
-    """
-
-    def __init__(self, generator: "Generator", labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
-        self.generator = generator
-        condition = generator.class_emb(labels)
-        table = position_table(generator.config, condition, generator.config.num_tokens)
-        self.modulations = [block.modulation(condition) for block in generator.blocks]
-        self.head_modulation = generator.head_nm.modulation(condition)
-        super().__init__(generator.dropout(condition), table, len(generator.blocks), compiled)
-
-    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
-        return self.generator.dropout(self.generator.tok_emb(tokens))
-
-    def through_blocks(
-        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
-    ) -> Float[Tensor, "B new C"]:
-        for block, modulation, cache in zip(self.generator.blocks, self.modulations, caches, strict=True):
-            x = block.apply_modulation(x, table, modulation, cache)
-        return x
-
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
-        model = self.generator
-        return model.head(model.head_nm.apply_modulation(self.hidden, self.head_modulation))[:, 0]
-
-    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        return parts[0]
-
-    def keep_classes(self, rows: int) -> None:
-        self.modulations = [tuple(part[:rows] for part in parts) for parts in self.modulations]
-        self.head_modulation = tuple(part[:rows] for part in self.head_modulation)
-
-
-class FactorizedDecoding(TokenDecoding):
-    """Open-MAGVIT2's generator part of the way through images: two draws per token.
-
-    The spatial blocks give a position's context; the factorised blocks then go along [context, first part].
-
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-        compiled: compile the step of one position through the spatial blocks.
-    Source: published Open-MAGVIT2 sampling code.
-    """
-
-    parts = 2
-
-    def __init__(self, generator: "FactorizedGenerator", labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
-        self.generator = generator
-        condition = generator.class_emb(labels)
-        table = position_table(generator.config, condition, generator.config.num_tokens)
-        super().__init__(generator.dropout(condition), table, len(generator.spatial_blocks), compiled)
-        # The first two rows, also where an image has a single token.
-        self.pair_table = position_table(generator.config, condition, 2)
-        self.pair_caches: list[KeyValueCache] = []
-
-    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
-        return self.generator.dropout(self.generator.embed(tokens)[0])
-
-    def through_blocks(
-        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
-    ) -> Float[Tensor, "B new C"]:
-        for block, cache in zip(self.generator.spatial_blocks, caches, strict=True):
-            x = block(x, table, cache)
-        return x
-
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
-        model, part = self.generator, len(drawn)
-        if part == 0:
-            self.pair_caches = [KeyValueCache(2) for _ in model.factorized_blocks]
-        x = model.pre_emb(drawn[0])[:, None] if drawn else self.hidden
-        for block, cache in zip(model.factorized_blocks, self.pair_caches, strict=True):
-            x = block(x, self.pair_table[part : part + 1], cache)
-        return model.head[part](model.norm(x))[:, 0]
-
-    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        return self.generator.join(parts)
-
-    def keep_classes(self, rows: int) -> None:
-        self.pair_caches = []

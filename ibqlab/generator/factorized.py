@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.bounds import BLOCKS, CODES, require_at_most
+from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
 from ibqlab.generator.cross_entropy import linear_cross_entropy
-from ibqlab.generator.decoding import FactorizedDecoding
-from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
+from ibqlab.generator.decoding import TokenDecoding
+from ibqlab.generator.layers import AnyCache, Block, ClassEmbedding, KeyValueCache, RMSNorm, initialise
 from ibqlab.generator.sampling import Seed, sample_from
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
-from ibqlab.quantizers.base import require
 from ibqlab.quantizers.indices import to_indices
 from ibqlab.quantizers.lfq import factorize_indices, join_indices
 
@@ -203,3 +202,52 @@ class FactorizedGenerator(nn.Module):
         """
         given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
         return sample_from(self, FactorizedDecoding, settings, **given)
+
+
+class FactorizedDecoding(TokenDecoding):
+    """Open-MAGVIT2's generator part of the way through images: two draws per token.
+
+    The spatial blocks give a position's context; the factorised blocks then go along [context, first part].
+
+    Args:
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+        compiled: compile the step of one position through the spatial blocks.
+    Source: published Open-MAGVIT2 sampling code.
+    """
+
+    parts = 2
+
+    def __init__(self, generator: FactorizedGenerator, labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
+        self.generator = generator
+        condition = generator.class_emb(labels)
+        table = position_table(generator.config, condition, generator.config.num_tokens)
+        super().__init__(generator.dropout(condition), table, len(generator.spatial_blocks), compiled)
+        # The first two rows, also where an image has a single token.
+        self.pair_table = position_table(generator.config, condition, 2)
+        self.pair_caches: list[KeyValueCache] = []
+
+    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
+        return self.generator.dropout(self.generator.embed(tokens)[0])
+
+    def through_blocks(
+        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
+    ) -> Float[Tensor, "B new C"]:
+        for block, cache in zip(self.generator.spatial_blocks, caches, strict=True):
+            x = block(x, table, cache)
+        return x
+
+    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+        model, part = self.generator, len(drawn)
+        if part == 0:
+            self.pair_caches = [KeyValueCache(2) for _ in model.factorized_blocks]
+        x = model.pre_emb(drawn[0])[:, None] if drawn else self.hidden
+        for block, cache in zip(model.factorized_blocks, self.pair_caches, strict=True):
+            x = block(x, self.pair_table[part : part + 1], cache)
+        return model.head[part](model.norm(x))[:, 0]
+
+    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
+        return self.generator.join(parts)
+
+    def keep_classes(self, rows: int) -> None:
+        self.pair_caches = []

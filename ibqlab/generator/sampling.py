@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ibqlab.bounds import FLOAT32, check_numbers, finite_number
+from ibqlab.base.checks import FLOAT32, check_numbers, finite_number, require, require_choice
+from ibqlab.base.progress import counted
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sequence import check_inputs, check_labels
-from ibqlab.progress import counted
-from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.codebooks import at_least_float32
 from ibqlab.quantizers.indices import indices_in_memory, to_indices
 

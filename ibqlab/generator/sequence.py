@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.bounds import CHANNELS, CLASSES, check_numbers, require_at_most
+from ibqlab.base.checks import CHANNELS, CLASSES, check_numbers, require, require_at_most, require_choice
 from ibqlab.generator.layers import Attention, FeedForward, rotary_table
-from ibqlab.quantizers.base import require, require_choice
 from ibqlab.quantizers.indices import to_indices
 
 MOST_TOKENS_ALONG_A_SIDE = 1024

@@ -10,7 +10,7 @@ head's norm; a dropped label is dropped for both. Submodule names are the publis
 without a translation table. Shape letters: B images · T sequence · C width · V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.bounds import BLOCKS, CODES, require_at_most
+from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
 from ibqlab.generator.cross_entropy import linear_cross_entropy
-from ibqlab.generator.decoding import Decoding
-from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
+from ibqlab.generator.decoding import TokenDecoding
+from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, AnyCache, ClassEmbedding, initialise
 from ibqlab.generator.sampling import Seed, sample_from
 from ibqlab.generator.sequence import (
     SequenceConfig,
@@ -30,7 +30,6 @@ from ibqlab.generator.sequence import (
     check_positive,
     position_table,
 )
-from ibqlab.quantizers.base import require
 from ibqlab.quantizers.indices import to_indices
 
 
@@ -182,3 +181,43 @@ class Generator(nn.Module):
             block.scale_condition(self.config.gate_scale)
         self.head_nm.ada_lin[1].weight.mul_(0.5)
         self.head.weight.zero_()
+
+
+class Decoding(TokenDecoding):
+    """IBQ's generator part of the way through images: the logits of `forward`, one position at a time.
+
+    Args:
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+        compiled: compile the step of one position.
+    Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
+    """
+
+    def __init__(self, generator: Generator, labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
+        self.generator = generator
+        condition = generator.class_emb(labels)
+        table = position_table(generator.config, condition, generator.config.num_tokens)
+        self.modulations = [block.modulation(condition) for block in generator.blocks]
+        self.head_modulation = generator.head_nm.modulation(condition)
+        super().__init__(generator.dropout(condition), table, len(generator.blocks), compiled)
+
+    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
+        return self.generator.dropout(self.generator.tok_emb(tokens))
+
+    def through_blocks(
+        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
+    ) -> Float[Tensor, "B new C"]:
+        for block, modulation, cache in zip(self.generator.blocks, self.modulations, caches, strict=True):
+            x = block.apply_modulation(x, table, modulation, cache)
+        return x
+
+    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+        model = self.generator
+        return model.head(model.head_nm.apply_modulation(self.hidden, self.head_modulation))[:, 0]
+
+    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
+        return parts[0]
+
+    def keep_classes(self, rows: int) -> None:
+        self.modulations = [tuple(part[:rows] for part in parts) for parts in self.modulations]
+        self.head_modulation = tuple(part[:rows] for part in self.head_modulation)

@@ -13,6 +13,7 @@ published network with the published weights, which are never replaced by random
 """
 
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table
+from ibqlab.metrics.digits_classifier import DigitsExtractor
 from ibqlab.metrics.evaluation import Evaluation
 from ibqlab.metrics.extractors import (
     FeatureExtractor,
@@ -40,6 +41,7 @@ from ibqlab.metrics.statistics import (
 
 __all__ = [
     "PROTOCOLS",
+    "DigitsExtractor",
     "Evaluation",
     "FeatureExtractor",
     "FeatureStatistics",

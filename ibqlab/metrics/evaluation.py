@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ibqlab.bounds import BATCH, require_at_most
+from ibqlab.base.checks import BATCH, require, require_at_most, require_choice
+from ibqlab.base.progress import notice
 from ibqlab.data.broken import describe_unreadable
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table
 from ibqlab.metrics.extractors import FeatureExtractor, build_extractor
@@ -16,8 +17,6 @@ from ibqlab.metrics.features import gather
 from ibqlab.metrics.images import ImageSet, this_process
 from ibqlab.metrics.protocols import Protocol
 from ibqlab.metrics.weights import PUBLISHED
-from ibqlab.progress import notice
-from ibqlab.quantizers.base import require, require_choice
 
 if TYPE_CHECKING:
     import pandas as pd

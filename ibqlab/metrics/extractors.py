@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ibqlab.base.checks import require, require_choice
 from ibqlab.metrics.weights import INCEPTION, PUBLISHED, find_weights, import_metric_package, read_state
-from ibqlab.quantizers.base import require, require_choice
 
 INCEPTION_SIDE = 299
 _REMEDY = "Pass torch-fidelity's port of Inception-v3 of 2015"
@@ -153,14 +153,6 @@ def inception_pytorch_fid(weights: str | Path = "", expected_sha256: str | None 
 def inception_tensorflow(weights: str | Path = "", expected_sha256: str | None = PUBLISHED) -> InceptionExtractor:
     """Inception behind TensorFlow's input, as the ADM evaluator and torch-fidelity use it."""
     return InceptionExtractor("tensorflow", weights, expected_sha256)
-
-
-@register_extractor("digits")
-def digits() -> FeatureExtractor:
-    """A small classifier of scanned digits, trained on the spot in seconds: for built-in data and tests."""
-    from ibqlab.metrics.digits import DigitsExtractor  # noqa: PLC0415 - trains a network, and only digits need it
-
-    return DigitsExtractor()
 
 
 def is_published_inception(extractor: FeatureExtractor) -> bool:

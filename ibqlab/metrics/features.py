@@ -10,11 +10,11 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.metrics.cache import content_key, load_arrays, save_arrays
+from ibqlab.base.cache import content_key, load_arrays, save_arrays
+from ibqlab.base.progress import CountingLine
 from ibqlab.metrics.extractors import FeatureExtractor
 from ibqlab.metrics.images import ImageSet, Numbered, this_process
 from ibqlab.metrics.statistics import FeatureStatistics, RunningStatistics
-from ibqlab.progress import CountingLine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ibqlab.base.checks import require
 from ibqlab.data.source import Unreadable
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluation import (
@@ -40,7 +41,6 @@ from ibqlab.metrics.statistics import (
     precision_recall,
 )
 from ibqlab.metrics.weights import hash_file
-from ibqlab.quantizers.base import require
 
 FEATURES = 2**14
 """Largest dimension of stored statistics; Inception has 2,048."""

@@ -22,22 +22,21 @@ import torch.distributed as dist
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ibqlab.bounds import IMAGE_SIDE, IMAGES, require_at_most
+from ibqlab.base.cache import content_key
+from ibqlab.base.checks import IMAGE_SIDE, IMAGES, require, require_at_most, require_choice
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import open_ordinary
 from ibqlab.data.broken import BrokenImages
+from ibqlab.data.decoding import AS_STORED, ListedSource
 from ibqlab.data.folder import list_file
-from ibqlab.data.listed import AS_STORED, ListedSource
-from ibqlab.data.listing import Listing, order_by_hash, printable
+from ibqlab.data.index import Listing, order_by_hash, printable
 from ibqlab.data.opening import list_images, open_listing
 from ibqlab.data.pictures import picture_size
 from ibqlab.data.sampling import validation_batches
 from ibqlab.data.shard_index import ShardListing
 from ibqlab.data.shards import names_shards
 from ibqlab.data.source import ImageSource, Unreadable
-from ibqlab.escaping import for_terminal
-from ibqlab.files import open_ordinary
-from ibqlab.metrics.cache import content_key
 from ibqlab.metrics.weights import hash_file
-from ibqlab.quantizers.base import require, require_choice
 
 SAMPLES = "samples.npz"
 """The archive in a folder that `ibqlab sample` wrote, in the order that the published evaluator reads."""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ibqlab.base.checks import require, require_choice
 from ibqlab.metrics.weights import (
     ALEXNET,
     PUBLISHED,
@@ -16,7 +17,6 @@ from ibqlab.metrics.weights import (
     import_metric_package,
     read_state,
 )
-from ibqlab.quantizers.base import require, require_choice
 
 TRUNKS = {"vgg": VGG16, "alex": ALEXNET}
 SMALLEST_SIDE = {"vgg": 16, "alex": 32}

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from ibqlab.base.checks import require, require_choice
 from ibqlab.data.pixels import to_uint8
 from ibqlab.metrics.weights import import_metric_package
-from ibqlab.quantizers.base import require, require_choice
 
 ROUNDINGS = {
     "none": "not rounded, float in [0, 1]",

@@ -6,9 +6,9 @@ by more than the papers' differences. A protocol fixes all of them; every result
 
 from dataclasses import dataclass, fields
 
+from ibqlab.base.checks import require, require_choice
 from ibqlab.data.resizing import RESIZERS
 from ibqlab.metrics.pixels import ROUNDINGS
-from ibqlab.quantizers.base import require, require_choice
 
 RECONSTRUCTION_METRICS = ("rfid", "lpips_vgg", "lpips_alex", "psnr", "ssim", "usage", "perplexity")
 GENERATION_METRICS = ("fid", "is", "kid", "precision", "recall")

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ibqlab.base.checks import require, require_choice
+from ibqlab.base.processes import sum_over_processes
 from ibqlab.data.pixels import to_uint8
 from ibqlab.data.source import Unreadable
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, measure_usage_of_counts, perplexity
@@ -39,8 +41,6 @@ from ibqlab.metrics.pixels import ROUNDINGS, WINDOW, psnr, published_range, ssim
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.statistics import frechet_distance
 from ibqlab.metrics.weights import PUBLISHED
-from ibqlab.quantizers.base import require, require_choice
-from ibqlab.quantizers.collectives import sum_over_processes
 
 PIXEL_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
 PAIRS = 8

@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ibqlab.bounds import whole_number
+from ibqlab.base.checks import require, whole_number
+from ibqlab.base.processes import sum_over_processes
 from ibqlab.metrics.weights import import_metric_package
-from ibqlab.quantizers.base import require
-from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.quantizers.vectors import to_vectors
 
 PR_ROWS = 2_000

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from ibqlab.escaping import for_terminal
-from ibqlab.files import open_ordinary
-from ibqlab.quantizers.base import require
+from ibqlab.base.checks import require
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import open_ordinary
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ibqlab.escaping import for_matplotlib
+from ibqlab.base.escaping import for_matplotlib
 from ibqlab.plots.style import (
     LONGEST_LABEL,
     METHOD_STYLES,

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
+from ibqlab.base.escaping import for_matplotlib
 from ibqlab.diagnostics.projection import Projection
-from ibqlab.escaping import for_matplotlib
 from ibqlab.plots.histogram import STEP
 from ibqlab.plots.map_details import magnify_crowd, point_at_features
 from ibqlab.plots.style import PAGE_WIDTH, add_caption, as_array, fix_tick_size, styled_figure, styles_for

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.bounds import is_finite_number
+from ibqlab.base.checks import is_finite_number
 from ibqlab.plots.curves import scale_steps
 from ibqlab.plots.style import (
     EACH_STEP,

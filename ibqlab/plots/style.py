@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ibqlab.escaping import for_matplotlib
-from ibqlab.files import explained, replacing_path
+from ibqlab.base.escaping import for_matplotlib
+from ibqlab.base.files import explained, replacing_path
 
 PAGE_WIDTH = 7.2
 """Inches: the text width of a two-column paper, so that fonts keep their size in print."""

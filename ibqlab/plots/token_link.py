@@ -14,7 +14,6 @@ from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from ibqlab.diagnostics.token_report import TokenReport
 from ibqlab.plots.style import (
     OTHER_LOOKS,
     PAGE_WIDTH,
@@ -29,6 +28,7 @@ from ibqlab.plots.style import (
     styles_for,
     text_label,
 )
+from ibqlab.tokens.report import TokenReport
 
 BASELINE_NAMES: dict[str, str] = {
     "uniform": "uniform, log₂ K",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ibqlab.escaping import for_terminal
+from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained.stored import CheckpointError
 from ibqlab.quantizers import QuantizerConfig, quantizer_config
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig

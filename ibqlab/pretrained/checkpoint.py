@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ibqlab.base.checks import require, require_choice
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import UnreadableFile, parse_json
 from ibqlab.config import parse
-from ibqlab.escaping import for_terminal
-from ibqlab.files import UnreadableFile, parse_json
 from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.hub import PUBLISHED
@@ -30,9 +31,8 @@ from ibqlab.pretrained.stored import (
     open_stored,
 )
 from ibqlab.quantizers import available_quantizers
-from ibqlab.quantizers.base import require, require_choice
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.finding import locate
+from ibqlab.runs.root import locate
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"
@@ -247,7 +247,7 @@ def _open_export(stored: Stored) -> Contents:
 
 
 def _open_run(path: Path) -> Contents:
-    from ibqlab.training.config import TrainConfig  # noqa: PLC0415 - training itself starts from checkpoints
+    from ibqlab.recipes.tokenizer_config import TrainConfig  # noqa: PLC0415 - training itself starts from checkpoints
 
     run = Run(path)
     if "generator" in run.config:

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ibqlab.base.checks import require, require_choice
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import RunError, explained, replacing_path, sweep
 from ibqlab.config import to_dict
-from ibqlab.escaping import for_terminal
-from ibqlab.files import RunError, explained, replacing_path, sweep
 from ibqlab.pretrained.architecture import CODEBOOK
 from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
 from ibqlab.pretrained.names import DECAY, DISCRIMINATOR, OUR_CODEBOOK, UPDATES, average_name, published_name
 from ibqlab.pretrained.report import WEIGHTS
-from ibqlab.quantizers.base import require, require_choice
 from ibqlab.tokenizer import Tokenizer
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")

@@ -7,9 +7,9 @@ dropouts and the scale that gates start at (the published defaults, which only t
 import re
 from collections.abc import Mapping
 
+from ibqlab.base.checks import require
 from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SequenceConfig
 from ibqlab.pretrained.stored import CheckpointError
-from ibqlab.quantizers.base import require
 
 HEAD_DIM = 64
 """Channels of a head in every published generator."""

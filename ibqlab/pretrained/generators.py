@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibqlab.base.checks import require
+from ibqlab.base.files import UnreadableFile, parse_json
 from ibqlab.config import parse, to_dict
-from ibqlab.files import UnreadableFile, parse_json
 from ibqlab.generator import AnyGenerator, SequenceConfig, generator_config, make_generator
 from ibqlab.pretrained.architecture import NothingDrawn, empty_tokenizer, infer_config
 from ibqlab.pretrained.checkpoint import EXPORT, Contents, newest_state
@@ -33,7 +34,6 @@ from ibqlab.pretrained.loading import copy_tensors, load_tokenizer
 from ibqlab.pretrained.names import Place, check_filled, place_published
 from ibqlab.pretrained.report import LoadReport
 from ibqlab.pretrained.stored import SAFETENSORS, CheckpointError, existing_path, load_pickle, open_stored
-from ibqlab.quantizers.base import require
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
 
@@ -327,7 +327,7 @@ def _open_export(path: Path) -> GeneratorContents:
 
 
 def _open_run(path: Path) -> GeneratorContents:
-    from ibqlab.training.generator_config import GeneratorTrainConfig  # noqa: PLC0415 - training reads checkpoints
+    from ibqlab.recipes.generator_config import GeneratorTrainConfig  # noqa: PLC0415 - training reads checkpoints
 
     run = Run(path)
     if "generator" not in run.config:

@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ibqlab.base.checks import require_choice
 from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
 from ibqlab.pretrained.stored import CheckpointError
-from ibqlab.quantizers.base import require_choice
 
 
 @dataclass(frozen=True, kw_only=True)

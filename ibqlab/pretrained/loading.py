@@ -12,11 +12,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ibqlab.escaping import for_terminal
+from ibqlab.base.checks import require_choice
+from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained.architecture import empty_tokenizer
 from ibqlab.pretrained.checkpoint import open_contents
 from ibqlab.pretrained.report import WEIGHTS
-from ibqlab.quantizers.base import require_choice
 from ibqlab.tokenizer import Tokenizer
 
 PORTION = 2**26

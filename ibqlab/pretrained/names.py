@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ibqlab.escaping import for_terminal
+from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained.architecture import CODEBOOK
 from ibqlab.pretrained.stored import NUMBER_TYPES, CheckpointError
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ibqlab.escaping import for_terminal
+from ibqlab.base.escaping import for_terminal
 
 WEIGHTS = ("ema", "raw")
 WORDS = {"ema": "averaged weights", "raw": "weights as trained", "both": "all weights"}

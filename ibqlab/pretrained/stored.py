@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibqlab.escaping import for_terminal
-from ibqlab.files import UnreadableFile, open_ordinary, why_not
-from ibqlab.runs.finding import hint, locate
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import UnreadableFile, open_ordinary, why_not
+from ibqlab.runs.finding import hint
+from ibqlab.runs.root import locate
 
 LIGHTNING = "Lightning checkpoint"
 BARE = "state dict"

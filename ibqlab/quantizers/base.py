@@ -6,7 +6,6 @@ shapes and precision to the summed loss, is done once, here. Shape letters: B im
 tokens · K codes · D code dimension.
 """
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.bounds import CODE_DIM, CODES, check_numbers, require_at_most
+from ibqlab.base.checks import CODE_DIM, CODES, check_numbers, require, require_at_most, require_choice
 from ibqlab.quantizers.codebooks import INITIALISATIONS, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
 
@@ -51,21 +50,6 @@ class QuantizerConfig:
         from pydantic_core import core_schema  # noqa: PLC0415 - only configuration checking needs it
 
         return core_schema.no_info_plain_validator_function(quantizer_config)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError with the message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_choice(setting: str, value: str, choices: Any) -> None:
-    """Raise ValueError naming the valid choices, the nearest first, unless value is one of them."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), list(choices), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{setting} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 
 
 class QuantizerOutput(NamedTuple):

@@ -5,8 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.bounds import require_memory
-from ibqlab.quantizers.collectives import sum_over_processes
+from ibqlab.base.checks import require_memory
+from ibqlab.base.processes import sum_over_processes
 
 INITIALISATIONS = {
     "uniform": "U(±1/K)",

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer, require
+from ibqlab.base.checks import require
+from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
 from ibqlab.quantizers.codebooks import FreeCodebook
 from ibqlab.quantizers.estimators import nearest_code
 from ibqlab.quantizers.index_backprop import index_backprop

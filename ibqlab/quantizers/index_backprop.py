@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibqlab.bounds import finite_number
+from ibqlab.base.checks import finite_number
+from ibqlab.base.processes import average_over_processes
 from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, workspace
-from ibqlab.quantizers.collectives import average_over_processes
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import Fused, InPlace, Pull, Rows, Split
 from ibqlab.quantizers.vectors import check_pair

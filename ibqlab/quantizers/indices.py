@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ibqlab.bounds import require_memory
+from ibqlab.base.checks import require_memory
 
 
 def to_indices(values: Any, name: str = "indices", device: torch.device | None = None) -> Int[Tensor, "*grid"]:

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.bounds import check_numbers
-from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require
+from ibqlab.base.checks import check_numbers, require
+from ibqlab.base.processes import average_over_processes
+from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
-from ibqlab.quantizers.collectives import average_over_processes
 from ibqlab.quantizers.estimators import straight_through
 from ibqlab.quantizers.indices import check_range, to_indices
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibqlab.bounds import finite_number
+from ibqlab.base.checks import finite_number
 from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, rows_per_tile, workspace
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.index_backprop_rows import lowest_exponent, softmax_backward

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.quantizers.collectives import same_on_all_processes, sum_over_processes
+from ibqlab.base.processes import same_on_all_processes, sum_over_processes
 from ibqlab.quantizers.estimators import nearest_code
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer, require, require_choice
+from ibqlab.base.checks import require, require_choice
+from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
 from ibqlab.quantizers.codebooks import EmaCodebook, FreeCodebook, LinearCodebook
 from ibqlab.quantizers.estimators import METRICS, nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.upkeep import DeadCodeRevival, KMeansStart, MovingAverage

@@ -11,9 +11,10 @@ Every file but metrics.jsonl is written under another name, forced to disk and t
 whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
 """
 
-from ibqlab.files import RunError
-from ibqlab.runs.origin import provenance
+from ibqlab.base.files import RunError
+from ibqlab.runs.provenance_record import provenance
+from ibqlab.runs.root import checkout_root, runs_root
 from ibqlab.runs.run import Run
-from ibqlab.runs.table import RUN_COLUMNS, checkout_root, list_runs, runs_root
+from ibqlab.runs.table import RUN_COLUMNS, list_runs
 
 __all__ = ["RUN_COLUMNS", "Run", "RunError", "checkout_root", "list_runs", "provenance", "runs_root"]

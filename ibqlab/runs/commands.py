@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ibqlab.escaping import for_terminal
+from ibqlab.base.escaping import for_terminal
 
 
 def train_command(recipe: Path, output: Path, settings: Mapping[str, Any], processes: Any = 1) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ibqlab.files import RunError, UnreadableFile, parse_json
+from ibqlab.base.files import RunError, UnreadableFile, parse_json
 
 METRICS_BYTES = 2**33
 """Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""

@@ -10,32 +10,12 @@ New: a name below the folder of all runs, unless it is plainly a path (`output_f
 import os
 from pathlib import Path
 
-from ibqlab.bounds import NAME
+from ibqlab.base.checks import NAME
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import expanded
 from ibqlab.config import nearest
-from ibqlab.escaping import for_terminal
-from ibqlab.files import expanded
-from ibqlab.runs.table import _run_folders, runs_root
-
-ROOT_NAME = "runs"
-"""What the folder of all runs is called in front of a name, wherever it lies."""
-
-
-def locate(name: str | Path) -> Path:
-    """Where something lies that is given as a path or by its name; where it would lie if there is nothing.
-
-    Args:
-        name: a path, in which ~ is the home folder, or a name below the folder of all runs, with or without `runs/`.
-    Returns:
-        The path, if something is there; else the place below the folder of all runs, if something is there; else the
-        path again.
-    """
-    path = Path(name)
-    if path.parts[:1] and path.parts[0].startswith("~"):
-        path = expanded(path)
-    if not path.parts or path.is_absolute() or str(name).startswith(".") or os.path.exists(path):
-        return path
-    below = _below_root(path)
-    return below if os.path.exists(below) else path
+from ibqlab.runs.root import ROOT_NAME, below_root, locate, runs_root
+from ibqlab.runs.table import _run_folders
 
 
 def find_run(name: str | Path, what: str = "run") -> Path:
@@ -83,7 +63,7 @@ def output_folder(text: str | Path, default: str = "") -> Path:
         )
     path = Path(typed)
     is_path = path.is_absolute() or typed.startswith((".", "~")) or ".." in path.parts
-    folder = expanded(path) if is_path else _below_root(path)
+    folder = expanded(path) if is_path else below_root(path)
     absolute = Path(os.path.abspath(folder))
     if absolute in (Path.cwd(), *Path.cwd().parents, Path(os.path.abspath(runs_root()))):
         raise ValueError(f"output must name a folder of its own, such as ./name; got {for_terminal(typed)!r}")
@@ -99,9 +79,3 @@ def run_name(folder: Path) -> str:
     """The text that names a folder in settings and commands: below the folder of all runs its name, else its path."""
     absolute, root = Path(os.path.abspath(folder)), Path(os.path.abspath(runs_root()))
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
-
-
-def _below_root(path: Path) -> Path:
-    """A relative path below the folder of all runs, without that folder's name in front of it."""
-    parts = path.parts[1:] if path.parts[:1] == (ROOT_NAME,) else path.parts
-    return runs_root().joinpath(*parts)

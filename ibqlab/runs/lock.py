@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ibqlab.escaping import for_terminal
-from ibqlab.files import RunError, UnreadableFile, explained, is_alive, open_ordinary, parse_json
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import RunError, UnreadableFile, explained, is_alive, open_ordinary, parse_json
 
 LOCK_FILE = "lock"
 BEAT_SECONDS = 30.0

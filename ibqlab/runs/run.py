@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ibqlab.bounds import require_at_most
-from ibqlab.config import ConfigError, completed, content_hash, dump_yaml, load_yaml, to_dict
-from ibqlab.files import (
+from ibqlab.base.checks import require_at_most
+from ibqlab.base.files import (
     TEXT_BYTES,
     RunError,
     UnreadableFile,
@@ -34,6 +33,7 @@ from ibqlab.files import (
     sweep,
     temporary_beside,
 )
+from ibqlab.config import ConfigError, completed, content_hash, dump_yaml, load_yaml, to_dict
 from ibqlab.runs.commands import differences, leaves, train_command
 from ibqlab.runs.files import (
     METRICS_BYTES,
@@ -46,8 +46,8 @@ from ibqlab.runs.files import (
     steps_of_files,
 )
 from ibqlab.runs.lock import LOCK_FILE, SILENT_SECONDS, FolderLock, find_holder
-from ibqlab.runs.origin import provenance, utc_now
-from ibqlab.runs.places import located, spelt_as
+from ibqlab.runs.paths import located, spelt_as
+from ibqlab.runs.provenance_record import provenance, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,13 +2,12 @@
 
 import numbers
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ibqlab.escaping import for_terminal
-from ibqlab.files import RunError, UnreadableFile, expanded, read_text
+from ibqlab.base.escaping import for_terminal
+from ibqlab.runs.root import runs_root
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -22,37 +21,6 @@ RUN_COLUMNS = (
 
 TEXTS = ("name", "path", "status", "kind", "quantizer", "losses", "problem", "config_hash")
 """Columns of text; the others hold numbers."""
-
-
-def runs_root() -> Path:
-    """The folder that holds all runs.
-
-    $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
-
-    Raises:
-        RunError: $IBQLAB_RUNS is a file.
-    """
-    if os.environ.get("IBQLAB_RUNS"):
-        root = expanded(os.environ["IBQLAB_RUNS"])
-        if os.path.exists(root) and not os.path.isdir(root):
-            raise RunError(
-                f"IBQLAB_RUNS must name a folder; got {for_terminal(root)}, a file. Name another, or unset it"
-            )
-        return root
-    return (checkout_root() or Path.cwd()) / "runs"
-
-
-def checkout_root() -> Path | None:
-    """The nearest folder from the current directory upwards whose pyproject.toml is ibqlab's; None if there is none."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        try:
-            project = tomllib.loads(read_text(folder / "pyproject.toml"))
-        except (FileNotFoundError, UnreadableFile, tomllib.TOMLDecodeError, RecursionError):
-            continue
-        if _inner(project, "project").get("name") == "ibqlab":
-            return folder
-    return None
 
 
 def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":

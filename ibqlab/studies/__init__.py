@@ -1,9 +1,12 @@
 """Studies: grids of runs, trained where missing, read again as tables and figures."""
 
+from ibqlab.generating.token_statistics import describe_all, describe_tokenizer, generators_over, save_token_figure
+from ibqlab.grids.cells import Cell, CellStore, StudyError
+from ibqlab.grids.engine import Outcome, run_cells
+from ibqlab.grids.local import LocalLauncher
+from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.studies.ablation import AblationParameters, open_ablations
 from ibqlab.studies.ablation_tables import AblationTables
-from ibqlab.studies.cells import Cell, CellStore, StudyError
-from ibqlab.studies.engine import Outcome, run_cells
 from ibqlab.studies.figures import (
     figure_code_maps,
     figure_collapse,
@@ -14,11 +17,8 @@ from ibqlab.studies.figures import (
     figure_scaling,
     save_study_figure,
 )
-from ibqlab.studies.launching import LocalLauncher
-from ibqlab.studies.link_stages import describe_all, describe_tokenizer, generators_over, save_token_figure
 from ibqlab.studies.reports import write_study_report
 from ibqlab.studies.scaling import ScalingReport
-from ibqlab.studies.slurm import SlurmLauncher
 from ibqlab.studies.study import Study, StudyParameters, open_study
 from ibqlab.studies.tables import show_table, summary_table, write_report
 

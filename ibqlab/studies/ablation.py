@@ -17,19 +17,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ibqlab.bounds import SEED, STEPS, STUDY_RUNS, require_at_most, require_between
+from ibqlab.base.checks import SEED, STEPS, STUDY_RUNS, require, require_at_most, require_between
+from ibqlab.base.files import write_whole
 from ibqlab.config import ConfigError, content_hash, nearest, parse
-from ibqlab.files import write_whole
-from ibqlab.quantizers.base import require
+from ibqlab.grids.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, as_json
+from ibqlab.grids.engine import Outcome, run_cells
+from ibqlab.grids.opening import as_typed, command_of_study, read_parameters_of, require_same_study
+from ibqlab.recipes.recipe_files import load_recipe, recipe_config
 from ibqlab.runs.finding import output_folder, run_name
-from ibqlab.runs.origin import COMMAND, portable
-from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, MeasureConfig, as_json
-from ibqlab.studies.engine import Outcome, run_cells
-from ibqlab.studies.opening import as_typed, command_of_study, read_parameters_of, require_same_study
+from ibqlab.runs.provenance_record import COMMAND, portable
 from ibqlab.studies.study import PlaceParameters
 from ibqlab.studies.table_files import Dial, Published, TableFile, TableRow, read_dial, read_table, table_names
 from ibqlab.training import TrainConfig
-from ibqlab.training.recipes import load_recipe, recipe_config
 
 
 @dataclass(frozen=True, kw_only=True)

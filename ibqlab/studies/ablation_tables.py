@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab.grids.cells import Cell, column_of
 from ibqlab.plots import collapse_curve_table, norm_curve_table, plot_collapse_curves, plot_norm_curves, save_figure
 from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
 from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.studies.ablation import Ablations, RowCells, Table
-from ibqlab.studies.cells import Cell, column_of
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
 from ibqlab.studies.statistics import Ordering, compare_ordering, mean_interval, name_interval
 from ibqlab.studies.table_files import SHOWN_ON_REQUEST

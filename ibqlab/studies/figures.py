@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab.base.progress import why_too_short
 from ibqlab.diagnostics.projection import Projection, project_codes
+from ibqlab.grids.cells import Cell, StudyError
 from ibqlab.plots import (
     code_map_table,
     collapse_curve_table,
@@ -21,9 +23,7 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import extend_caption, mark_too_short
-from ibqlab.progress import why_too_short
 from ibqlab.runs import Run
-from ibqlab.studies.cells import Cell, StudyError
 from ibqlab.studies.study import Study, name_start
 from ibqlab.studies.tables import summary_table
 

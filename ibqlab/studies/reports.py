@@ -8,15 +8,15 @@ import html
 import re
 from pathlib import Path
 
-from ibqlab.escaping import for_html, for_markdown
-from ibqlab.files import explained, read_bytes, write_whole
-from ibqlab.progress import SHORTEST
+from ibqlab.base.escaping import for_html, for_markdown
+from ibqlab.base.files import explained, read_bytes, write_whole
+from ibqlab.base.progress import SHORTEST
+from ibqlab.grids.cells import as_json
+from ibqlab.grids.opening import read_parameters_of
 from ibqlab.studies.ablation import open_ablations
 from ibqlab.studies.ablation_tables import AblationTables
-from ibqlab.studies.cells import as_json
 from ibqlab.studies.figures import figure_collapse, figure_histogram, figure_reconstructions
-from ibqlab.studies.opening import read_parameters_of
-from ibqlab.studies.origin import provenance_of, provenance_text
+from ibqlab.studies.provenance import provenance_of, provenance_text
 from ibqlab.studies.scaling import ScalingReport
 from ibqlab.studies.statistics import name_interval
 from ibqlab.studies.study import Study, open_study

@@ -4,6 +4,8 @@ import shlex
 
 from matplotlib.figure import Figure
 
+from ibqlab.base.progress import why_too_short
+from ibqlab.generating.gallery import SHOWN_CLASSES, GalleryParameters, choose_classes, open_gallery
 from ibqlab.plots import (
     code_map_table,
     plot_code_maps,
@@ -14,10 +16,8 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.style import mark_too_short
-from ibqlab.progress import why_too_short
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.figures import map_run
-from ibqlab.studies.gallery import SHOWN_CLASSES, GalleryParameters, choose_classes, open_gallery
 
 MOST_WORK = 1e12
 """Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""

@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.bounds import is_finite_number
+from ibqlab.base.checks import is_finite_number, require_choice
+from ibqlab.base.escaping import for_markdown, for_terminal
+from ibqlab.base.files import write_whole
+from ibqlab.base.progress import SHORTEST, few_tokens, notice
 from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
-from ibqlab.escaping import for_markdown, for_terminal
-from ibqlab.files import write_whole
 from ibqlab.plots import (
     generator_curve_table,
     plot_generator_curves,
@@ -25,10 +26,8 @@ from ibqlab.plots import (
     run_curve_table,
     save_figure,
 )
-from ibqlab.progress import SHORTEST, few_tokens, notice
-from ibqlab.quantizers.base import require_choice
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.origin import portable
+from ibqlab.runs.provenance_record import portable
 from ibqlab.studies.reports import write_pages
 from ibqlab.studies.run_figures import (
     figure_run_codes,

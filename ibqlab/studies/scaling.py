@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.escaping import for_markdown
-from ibqlab.files import write_whole
+from ibqlab.base.escaping import for_markdown
+from ibqlab.base.files import write_whole
+from ibqlab.base.progress import SHORTEST
+from ibqlab.grids.cells import StudyError, as_json
 from ibqlab.plots import save_figure
 from ibqlab.plots.power_laws import exponent_text, exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import method_label
-from ibqlab.progress import SHORTEST
-from ibqlab.studies.cells import StudyError, as_json
 from ibqlab.studies.figures import figure_scaling
-from ibqlab.studies.origin import provenance_of, provenance_text
+from ibqlab.studies.provenance import provenance_of, provenance_text
 from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval, name_interval
 from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import read_table

@@ -13,30 +13,31 @@ from typing import Any
 
 import pandas as pd
 
-from ibqlab.bounds import (
+from ibqlab.base.checks import (
     CODE_DIM,
     CODES,
     PROCESSES,
     SEED,
     STEPS,
     STUDY_RUNS,
+    require,
     require_at_most,
     require_between,
+    require_choice,
 )
+from ibqlab.base.files import write_whole
 from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
-from ibqlab.files import write_whole
+from ibqlab.grids.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
+from ibqlab.grids.engine import Outcome, run_cells
+from ibqlab.grids.local import Launcher, LocalLauncher
+from ibqlab.grids.opening import as_typed, command_of_study, read_parameters_of, require_same_study
+from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
-from ibqlab.quantizers.base import require, require_choice
+from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder, run_name
-from ibqlab.runs.origin import COMMAND, portable
-from ibqlab.studies.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
-from ibqlab.studies.engine import Outcome, run_cells
-from ibqlab.studies.launching import Launcher, LocalLauncher
-from ibqlab.studies.opening import as_typed, command_of_study, read_parameters_of, require_same_study
-from ibqlab.studies.slurm import SlurmLauncher
-from ibqlab.training.recipes import EXPERIMENTS, recipe_config
+from ibqlab.runs.provenance_record import COMMAND, portable
 
 CLUSTERS = ("local", "slurm")
 

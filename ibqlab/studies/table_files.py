@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ibqlab.bounds import (
+from ibqlab.base.checks import (
     BLOCKS,
     CHANNELS,
     CODE_DIM,
@@ -12,14 +12,15 @@ from ibqlab.bounds import (
     PROCESSES,
     SEED,
     STUDY_RUNS,
+    require,
     require_at_most,
     require_between,
+    require_choice,
 )
 from ibqlab.config import ConfigError, load_yaml, nearest, parse
+from ibqlab.costs.generator_cost import published_generations
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
-from ibqlab.quantizers.base import require, require_choice
-from ibqlab.training.generator_planning import published_generations
-from ibqlab.training.recipes import EXPERIMENTS, published_rows
+from ibqlab.recipes.recipe_files import EXPERIMENTS, published_rows
 
 TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ibqlab.escaping import for_markdown, for_terminal
-from ibqlab.files import explained, write_whole
+from ibqlab.base.escaping import for_markdown, for_terminal
+from ibqlab.base.files import explained, write_whole
+from ibqlab.base.progress import SHORTEST
 from ibqlab.plots.style import method_label
-from ibqlab.progress import SHORTEST
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
-from ibqlab.studies.origin import commit_of
+from ibqlab.studies.provenance import commit_of
 from ibqlab.studies.study import Study, name_start
 from ibqlab.training.data_check import unreadable_line
 

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibqlab.bounds import BLOCKS, CHANNELS, IMAGE_SIDE, require_at_most
-from ibqlab.quantizers.base import require, require_choice
+from ibqlab.base.checks import BLOCKS, CHANNELS, IMAGE_SIDE, require, require_at_most, require_choice
 
 DESIGNS = ("vqgan", "magvit2")
 NORM_GROUPS = 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ibqlab.quantizers.base import require
+from ibqlab.base.checks import require
 
 WIDEST = 8
 """The widest layer has this many times base_channels."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibqlab.quantizers.base import require
+from ibqlab.base.checks import require
 from ibqlab.tokenizer.autoencoder import (
     NORM_EPSILON,
     NORM_GROUPS,

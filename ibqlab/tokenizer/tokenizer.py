@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from ibqlab.base.checks import require
 from ibqlab.data.pixels import to_model_range
 from ibqlab.quantizers import IndexBackpropQuantizerConfig, QuantizerConfig, QuantizerOutput, make_quantizer
-from ibqlab.quantizers.base import require
 from ibqlab.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
 from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 

@@ -1,17 +1,17 @@
 """Training: one loop for one process or many, resumed exactly, stopped at the first number that is not one."""
 
-from ibqlab.training.config import LossConfig, OptimizerConfig, RecordConfig, TrainConfig
-from ibqlab.training.generator_config import (
+from ibqlab.losses.errors import TrainingInterrupted
+from ibqlab.recipes.generator_config import (
     GeneratorOptimizerConfig,
     GeneratorRecordConfig,
     GeneratorSpeedConfig,
     GeneratorTrainConfig,
 )
+from ibqlab.recipes.recipe_files import find_recipe, load_recipe, recipe_config
+from ibqlab.recipes.tokenizer_config import LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig
 from ibqlab.training.generator_loop import train_generator
 from ibqlab.training.loop import TrainingError, train
-from ibqlab.training.losses import TrainingInterrupted
-from ibqlab.training.recipes import RunParameters, find_recipe, load_recipe, plan_run, recipe_config
-from ibqlab.training.speed import SpeedConfig
+from ibqlab.training.parameters import RunParameters, plan_run
 
 __all__ = [
     "GeneratorOptimizerConfig",

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ibqlab.base.escaping import for_markdown, for_terminal
+from ibqlab.base.files import is_ordinary
 from ibqlab.config import parse, to_dict
+from ibqlab.costs.fitting import AnyConfig
 from ibqlab.data.broken import STAND_INS, describe_unreadable
 from ibqlab.data.source import ImageSource, UnreadableName
-from ibqlab.escaping import for_markdown, for_terminal
-from ibqlab.files import is_ordinary
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.origin import utc_now
-from ibqlab.runs.places import located
-from ibqlab.training.fitting import AnyConfig
+from ibqlab.runs.paths import located
+from ibqlab.runs.provenance_record import utc_now
 
 
 def reachable(config: AnyConfig, path: str | Path) -> AnyConfig:

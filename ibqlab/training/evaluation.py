@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ibqlab.base.checks import require
+from ibqlab.base.processes import sum_over_processes
 from ibqlab.data import Batch, to_model_range, to_uint8
 from ibqlab.data.broken import name_a_few
 from ibqlab.diagnostics.usage import count_indices, perplexity
-from ibqlab.quantizers.base import require
-from ibqlab.quantizers.collectives import sum_over_processes
 from ibqlab.tokenizer import Tokenizer
 
 

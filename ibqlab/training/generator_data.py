@@ -9,8 +9,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ibqlab.base.checks import require
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
-from ibqlab.data.tokens import (
+from ibqlab.generator import SequenceConfig
+from ibqlab.pretrained import load_tokenizer
+from ibqlab.pretrained.generators import FIRST_STAGE_FILE
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.runs.root import locate
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokens.store import (
     TOKENIZER,
     StoredTokens,
     TokenBatch,
@@ -18,14 +25,7 @@ from ibqlab.data.tokens import (
     stored_validation_batches,
     token_batches,
 )
-from ibqlab.generator import SequenceConfig
-from ibqlab.pretrained import load_tokenizer
-from ibqlab.pretrained.generators import FIRST_STAGE_FILE
-from ibqlab.quantizers.base import require
-from ibqlab.runs.finding import locate
-from ibqlab.tokenizer import Tokenizer
 from ibqlab.training.data_check import require_readable
-from ibqlab.training.generator_config import GeneratorTrainConfig
 from ibqlab.training.trainer import facts_of
 
 

@@ -16,21 +16,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ibqlab.base.checks import require
+from ibqlab.base.processes import sum_over_processes
+from ibqlab.base.progress import tell
 from ibqlab.data import Batch
-from ibqlab.data.tokens import TokenBatch
 from ibqlab.generator import AnyGenerator, make_generator
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.pretrained.generators import FIRST_STAGE_FILE
-from ibqlab.progress import tell
-from ibqlab.quantizers.base import require
-from ibqlab.quantizers.collectives import sum_over_processes
+from ibqlab.recipes.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.runs import Run
+from ibqlab.tokens.store import TokenBatch
 from ibqlab.training.data_check import reachable
 from ibqlab.training.evaluation import require_images
-from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
 from ibqlab.training.generator_step import GeneratorStep
-from ibqlab.training.processes import preparation
+from ibqlab.training.launch import preparation
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, require_room, training_session
 

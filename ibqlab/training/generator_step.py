@@ -7,40 +7,24 @@ What sharding needs of torch costs a second to import, hence inside the function
 """
 
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ibqlab.base.recomputing import recompute
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.layers import Block
-from ibqlab.training.generator_config import GeneratorOptimizerConfig, GeneratorSpeedConfig, GeneratorTrainConfig
-from ibqlab.training.losses import NonFinite, anywhere_nonfinite
+from ibqlab.losses.errors import NonFinite, anywhere_nonfinite
+from ibqlab.losses.next_token_loss import NextTokenLoss
+from ibqlab.recipes.generator_config import GeneratorOptimizerConfig, GeneratorSpeedConfig, GeneratorTrainConfig
 from ibqlab.training.optimizers import named_moments
 from ibqlab.training.schedules import learning_rate_at, weight_decay_at
-from ibqlab.training.speed import COMPILER, recompute
+from ibqlab.training.speed import COMPILER
 
 LOSS = "the loss or its gradient, here or on another process,"
 """What is not finite where all weights are."""
-
-
-class NextTokenLoss(nn.Module):
-    """A generator's loss as the module that wrappers for several processes ask for.
-
-    Args:
-        generator: whose loss; its weights are this module's, under `generator.`.
-    """
-
-    def __init__(self, generator: AnyGenerator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(
-        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], reduction: Literal["mean", "none"] = "mean"
-    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
-        """Nats per token; see `Generator.loss`."""
-        return self.generator.loss(indices, labels, reduction=reduction)
 
 
 class GeneratorStep:

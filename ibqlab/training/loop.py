@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ibqlab.base.progress import tell
 from ibqlab.data import Batch, ImageSource, first_images, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
-from ibqlab.progress import tell
+from ibqlab.losses.errors import TrainingError
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
+from ibqlab.recipes.snapshots import snapshot_schedule
+from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
-from ibqlab.training.config import TrainConfig
 from ibqlab.training.data_check import reachable, require_readable
 from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
-from ibqlab.training.losses import TrainingError
+from ibqlab.training.launch import preparation
 from ibqlab.training.models import Start, build_models
-from ibqlab.training.processes import preparation
-from ibqlab.training.snapshots import snapshot_schedule
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.step import Models, TokenizerStep
 from ibqlab.training.trainer import (

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.training.config import TrainConfig
 from ibqlab.training.ema import WeightAverage
 from ibqlab.training.step import Models, TokenizerStep
 

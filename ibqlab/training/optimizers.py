@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ibqlab.training.config import OptimizerConfig
+from ibqlab.recipes.tokenizer_config import OptimizerConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

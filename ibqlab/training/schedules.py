@@ -2,7 +2,7 @@
 
 import math
 
-from ibqlab.training.generator_config import GeneratorOptimizerConfig
+from ibqlab.recipes.generator_config import GeneratorOptimizerConfig
 
 PLATEAU_SHARE = 0.05
 """Share of the steps after the warm-up for which the published schedule stays at the highest rate."""

@@ -8,13 +8,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ibqlab.data import to_model_range
+from ibqlab.losses.errors import NonFinite, anywhere_nonfinite
+from ibqlab.losses.tokenizer_loss import name_first_nonfinite, tokenizer_loss
 from ibqlab.quantizers import IndexBackpropQuantizer
+from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.training.adversary import Adversary
-from ibqlab.training.config import TrainConfig
+from ibqlab.training.discriminator_training import Adversary
 from ibqlab.training.ema import WeightAverage
-from ibqlab.training.losses import NonFinite, anywhere_nonfinite, name_first_nonfinite, tokenizer_loss
 from ibqlab.training.optimizers import build_optimizer, learning_rate_at, named_moments, set_learning_rate
 from ibqlab.training.speed import memory_format, prepare
 

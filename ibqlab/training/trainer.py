@@ -14,18 +14,19 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ibqlab.base.devices import require_processes
+from ibqlab.base.files import is_ordinary
+from ibqlab.base.processes import names_of_all_processes, sum_over_processes
+from ibqlab.base.progress import ProgressLine, in_notebook, notice, time_left
+from ibqlab.costs.fitting import require_fits
 from ibqlab.data import BrokenImages, ImageSource
 from ibqlab.data.broken import STAND_INS
-from ibqlab.devices import require_processes
-from ibqlab.files import is_ordinary
-from ibqlab.progress import ProgressLine, in_notebook, notice, time_left
-from ibqlab.quantizers.collectives import names_of_all_processes, sum_over_processes
+from ibqlab.losses.errors import NonFinite, TrainingError, TrainingInterrupted
+from ibqlab.losses.tokenizer_loss import IMAGES
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.run import Checkpoint
 from ibqlab.training.data_check import compare_data, count_images, note_unreadable, unreadable_of
-from ibqlab.training.fitting import require_fits
-from ibqlab.training.losses import IMAGES, NonFinite, TrainingError, TrainingInterrupted
-from ibqlab.training.processes import StopSignals, launch
+from ibqlab.training.launch import StopSignals, launch
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the

@@ -10,13 +10,13 @@ import ipywidgets
 import numpy as np
 from jaxtyping import Int
 
+from ibqlab.base.escaping import for_html
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.diagnostics.usage import perplexity
-from ibqlab.escaping import for_html
+from ibqlab.grids.cells import Cell
 from ibqlab.plots import METHOD_STYLES, plot_code_map, plot_usage_histogram
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
-from ibqlab.studies.cells import Cell
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.study import name_start
 from ibqlab.widgets.live import faded, picture_html

@@ -6,10 +6,10 @@ from typing import Any
 import ipywidgets
 import torch
 
-from ibqlab.escaping import for_html, for_terminal
+from ibqlab.base.escaping import for_html, for_terminal
+from ibqlab.generating.gallery import draw_images
 from ibqlab.generator import AnyGenerator
 from ibqlab.plots import plot_gallery
-from ibqlab.studies.gallery import draw_images
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.widgets.live import faded, picture_html
 from ibqlab.widgets.twin import StaticTwin

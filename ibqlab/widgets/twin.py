@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
-from ibqlab.executed import text_of
+from ibqlab.notebooks.results import text_of
 
 
 class StaticTwin:

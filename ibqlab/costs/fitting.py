@@ -1,0 +1,64 @@
+"""Whether a run fits into the memory of the device that trains it, told before anything is made.
+
+A rough count from below costs nothing. Where it comes near the memory there is, the recipe's own plan is counted, which
+takes seconds.
+"""
+
+import torch
+
+from ibqlab.base.checks import gib, memory_bytes
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.recipes.tokenizer_config import TrainConfig
+
+NEAR = 0.02
+"""Share of the memory from which on the rough count is not trusted."""
+AnyConfig = TrainConfig | GeneratorTrainConfig
+
+
+def require_fits(config: AnyConfig) -> None:
+    """Refuse a run that needs more memory than its device has.
+
+    Args:
+        config: of the run.
+    Raises:
+        ValueError: it does not fit; the message gives both sizes and the settings to lower.
+    Cost: nothing for small runs; seconds where memory may be short.
+    """
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    there = torch.cuda.get_device_properties(0).total_memory if on_gpu else memory_bytes()
+    needed = least_bytes(config)
+    if there is None or needed < NEAR * there:
+        return
+    if needed <= there:
+        needed = max(needed, _planned_bytes(config))
+    if needed > there:
+        device = "the GPU" if on_gpu else "this machine"
+        raise ValueError(
+            f"one process of this run needs at least {gib(needed)} of memory, {device} "
+            f"has {gib(there)}; lower batch_size, or raise accumulate, or lower the sizes of networks, codebook and "
+            "record. `ibqlab plan` counts what each takes"
+        )
+
+
+def least_bytes(config: AnyConfig) -> int:
+    """Bytes that one process needs at the very least: weights with Adam's averages, a batch and what is recorded."""
+    at_once = config.batch_size // (config.processes * config.accumulate)
+    pixels = config.data.image_size**2
+    if isinstance(config, GeneratorTrainConfig):
+        words = getattr(config.generator, "vocabulary_size", 0) + config.generator.num_classes
+        tokens = at_once * config.generator.num_tokens
+        return 4 * config.generator.width * (4 * words + 2 * tokens) + 12 * at_once * pixels
+    autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
+    codes = 0 if quantizer.config_name == "lfq" else quantizer.codebook_size * quantizer.code_dim
+    images = 4 * at_once * pixels * (6 + 2 * autoencoder.base_channels)
+    recorded = config.record.snapshot_images * pixels * 6
+    return 16 * codes + images + recorded
+
+
+def _planned_bytes(config: AnyConfig) -> int:
+    """What the recipe's plan counts for one process."""
+    from ibqlab.costs.generator_cost import plan_generator  # noqa: PLC0415 - seconds, needed only here
+    from ibqlab.costs.tokenizer_cost import plan_tokenizer  # noqa: PLC0415
+
+    plan = plan_generator(config) if isinstance(config, GeneratorTrainConfig) else plan_tokenizer(config)
+    return plan.memory_bytes

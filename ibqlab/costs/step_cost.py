@@ -1,0 +1,258 @@
+"""What a training step costs in operations and memory, counted on tensors that have shapes but no contents.
+
+Nothing is computed, and no formula of ours stands in for the program: the run's own networks and losses are called on
+fake tensors (meta tensors that pass for CPU ones, because autocast does not know the meta device) while torch's counter
+looks at every convolution and matrix product, and a hook at every tensor that autograd keeps.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ibqlab.base.recomputing import recompute
+from ibqlab.costs.meter import (
+    Cost,
+    Kept,
+    count_parameters,
+    counting,
+    cuda_precision,
+    default_dtype,
+    fit_line,
+    storages_of,
+)
+from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, generator_loss
+from ibqlab.losses.tokenizer_loss import tokenizer_loss
+from ibqlab.recipes.tokenizer_config import TrainConfig
+from ibqlab.tokenizer import Tokenizer, TokenizerOutput
+from ibqlab.tokenizer.discriminator import PatchDiscriminator
+from ibqlab.tokenizer.recomputing import find_blocks
+
+LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
+"""torchvision's name of the network, and the layers after which LPIPS compares."""
+
+
+class Parameters(NamedTuple):
+    """Learned numbers, part by part; those of LPIPS are frozen."""
+
+    encoder: int
+    decoder: int
+    codebook: int
+    """Everything that the quantizer learns; 0 for LFQ."""
+    convolutions: int
+    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
+    discriminator: int
+    """0 where the adversarial loss is off."""
+    perceptual: int
+    """LPIPS: its trunk and its five layers of weights; 0 where it is off."""
+
+    @property
+    def tokenizer(self) -> int:
+        """All that encodes and decodes."""
+        return self.encoder + self.decoder + self.codebook + self.convolutions
+
+    @property
+    def trained(self) -> int:
+        """All that an optimiser moves."""
+        return self.tokenizer + self.discriminator
+
+
+class StepCost(NamedTuple):
+    """What `count_step` returns."""
+
+    parameters: Parameters
+    forward: Cost
+    """Operations of one image's way to its reconstruction in evaluation; a multiply-add is two."""
+    training: Cost
+    """Operations of a training step on one process's part of a batch, by images."""
+    activations: Cost
+    """Bytes kept for the backward pass, at the step's fullest moment; `fixed` are the weights' copies in bfloat16."""
+    frozen_bytes: int
+    """Bytes of buffers and of the LPIPS network."""
+
+
+def count_step(config: TrainConfig) -> StepCost:
+    """Parameters, operations and activations of a training step of a recipe.
+
+    Operations are those of torch.utils.flop_counter: convolutions, matrix products and attention, forward and backward,
+    a multiply-add counted as two; norms, activations and losses are left out. Counted are the tokenizer with its
+    quantizer, the discriminator's three calls, LPIPS on both images, and, where the batch comes in parts, the extra
+    reconstructions for the discriminator. Not counted: optimisers, averages, diagnostics, validation.
+    Activations are what autograd keeps, each storage once, in the types of the recipe's precision; attention is taken
+    as fused where the layout of its inputs allows that. With speed.activation_checkpointing the blocks' second pass
+    counts among the operations, and what the largest block keeps meanwhile among the activations; what a compiler saves
+    is not counted. Work space of kernels and of the quantizer's blocks comes on top. Both are counted with two and with
+    three images; the rest follows, because they are linear in images.
+
+    Args:
+        config: of the run; its data and weight files are not looked at.
+    Raises:
+        ValueError: images that the tokenizer or the discriminator cannot take.
+    Cost: seconds, no memory for the numbers.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
+
+    with FakeTensorMode(), default_dtype(weight_dtype(config)):
+        step = _Step(config)
+        forward, training, activations = (
+            fit_line(count) for count in (step.forward_operations, step.training_operations, step.activation_bytes)
+        )
+        return StepCost(step.parameters(), forward, training, activations, step.frozen_bytes())
+
+
+def weight_dtype(config: TrainConfig) -> torch.dtype:
+    """The type of weights, gradients and Adam's averages at a recipe's precision."""
+    return torch.float64 if config.precision == "64-true" else torch.float32
+
+
+class _Step:
+    """A recipe's networks as fake tensors, and the calls that one step makes on them."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.size = config, config.data.image_size
+        self.dtype = torch.get_default_dtype()
+        self.tokenizer = Tokenizer.from_config(config.tokenizer)
+        self.tokenizer.latent_grid(self.size, self.size)
+        for block in find_blocks(self.tokenizer) if config.speed.activation_checkpointing else ():
+            recompute(block)
+        self.discriminator = self.perceptual = None
+        if config.loss.adversarial_weight:
+            channels = config.tokenizer.autoencoder.in_channels
+            self.discriminator = PatchDiscriminator(config.loss.discriminator, channels)
+            self.discriminator.check_size(self.size, self.size)
+        if config.loss.perceptual_weight:
+            self.perceptual = Lpips(config.loss.perceptual_net)
+
+    def parameters(self) -> Parameters:
+        """Learned numbers, part by part."""
+        tokenizer = self.tokenizer
+        count, convolutions = count_parameters, (tokenizer.quant_conv, tokenizer.post_quant_conv)
+        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
+        return Parameters(
+            *map(count, parts), sum(map(count, convolutions)), count(self.discriminator), count(self.perceptual)
+        )
+
+    def frozen_bytes(self) -> int:
+        """Bytes of buffers and of frozen weights."""
+        frozen = [buffer for network in self._networks() for buffer in network.buffers()]
+        frozen += [p for network in self._networks() for p in network.parameters() if not p.requires_grad]
+        return sum(tensor.nbytes for tensor in frozen)
+
+    def forward_operations(self, images: int) -> int:
+        """Operations from images to reconstructions in evaluation."""
+        self.tokenizer.eval()
+        with counting() as counter, torch.no_grad():
+            self.tokenizer(self._images(images))
+        self.tokenizer.train()
+        return counter.get_total_flops()
+
+    def training_operations(self, images: int) -> int:
+        """Operations of a training step, forward and backward."""
+        pictures, adversary = self._images(images), self.config.loss
+        with counting() as counter, self.tokenizer.quantizer.without_upkeep():
+            out = self.tokenizer(pictures)
+            if self.discriminator:
+                self._discriminate(pictures, out.reconstruction.detach()).backward()
+                if adversary.discriminator_first and self.config.accumulate > 1:
+                    with torch.no_grad():
+                        self.tokenizer(pictures)
+            self._loss(pictures, out).backward()
+        return counter.get_total_flops()
+
+    def activation_bytes(self, images: int) -> int:
+        """The tokenizer's, and the most of those of the discriminator's step, the losses, or a block computed again."""
+        pictures, known = self._images(images), storages_of(self._networks())
+        mixed = self.config.precision == "bf16-mixed"
+        tokenizer = Kept(known)
+        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), cuda_precision(mixed):
+            out = self.tokenizer(pictures)
+        learning, losses = (Kept(known | tokenizer.storages.keys()) for _ in range(2))
+        if self.discriminator:
+            with learning.watching(), cuda_precision(mixed):
+                self._discriminate(pictures, out.reconstruction.detach())
+        with losses.watching():
+            self._loss(pictures, out, partial(cuda_precision, mixed))
+        again = self._largest_block(pictures) if self.config.speed.activation_checkpointing else 0
+        return tokenizer.bytes + max(learning.bytes, losses.bytes, again)
+
+    def _largest_block(self, pictures: Tensor) -> int:
+        """Bytes that one residual or attention block keeps for its backward pass: the largest of them."""
+        tokenizer = Tokenizer.from_config(self.config.tokenizer)
+        kept, before, sizes = Kept(storages_of([tokenizer])), [], []
+        for block in find_blocks(tokenizer):
+            block.register_forward_pre_hook(lambda *_: before.append(kept.bytes))
+            block.register_forward_hook(lambda *_: sizes.append(kept.bytes - before[-1]))
+        with kept.watching(), cuda_precision(self.config.precision == "bf16-mixed"):
+            tokenizer(pictures)
+        return max(sizes)
+
+    def _networks(self) -> list[nn.Module]:
+        return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]
+
+    def _images(self, count: int) -> Tensor:
+        channels = self.config.tokenizer.autoencoder.in_channels
+        return torch.empty(count, channels, self.size, self.size, dtype=self.dtype)
+
+    def _discriminate(self, pictures: Tensor, rebuilt: Tensor) -> Tensor:
+        """The discriminator's loss on images and reconstructions."""
+        real, fake = self.discriminator(pictures), self.discriminator(rebuilt)
+        return DISCRIMINATOR_LOSS_FUNCTIONS[self.config.loss.discriminator_loss](
+            real.to(self.dtype), fake.to(self.dtype)
+        )
+
+    def _loss(self, pictures: Tensor, out: TokenizerOutput, precision: Callable = nullcontext) -> Tensor:
+        """The tokenizer's loss, the networks that judge it in the run's precision."""
+
+        def judge(rebuilt: Tensor) -> Tensor:
+            self.discriminator.requires_grad_(False)
+            with precision():
+                logits = self.discriminator(rebuilt)
+            self.discriminator.requires_grad_(True)
+            return generator_loss(logits.to(self.dtype))
+
+        def perceive(images: Tensor, rebuilt: Tensor) -> Tensor:
+            with precision():
+                return self.perceptual(images, rebuilt).to(self.dtype)
+
+        loss, _ = tokenizer_loss(
+            self.config.loss,
+            pictures,
+            out,
+            perceptual=perceive if self.perceptual else None,
+            judge=judge if self.discriminator else None,
+            last_layer=self.tokenizer.decoder.last_layer,
+        )
+        return loss
+
+
+class Lpips(nn.Module):
+    """LPIPS as its package computes it, frozen, with fresh weights: good for counting and timing alone."""
+
+    def __init__(self, net: str = "vgg"):
+        import torchvision  # noqa: PLC0415 - a second, needed only where LPIPS is on
+
+        super().__init__()
+        name, self.taps = LPIPS_TAPS[net]
+        self.trunk = getattr(torchvision.models, name)(weights=None).features[: self.taps[-1] + 1]
+        convolutions = [(place, layer) for place, layer in enumerate(self.trunk) if isinstance(layer, nn.Conv2d)]
+        widths = [max((p, c.out_channels) for p, c in convolutions if p < tap)[1] for tap in self.taps]
+        self.layers = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
+        self.requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], rebuilt: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+        """One distance per image."""
+        pairs = zip(self.layers, self._features(images), self._features(rebuilt), strict=True)
+        return sum(layer(torch.pow(left - right, 2)).mean((1, 2, 3)) for layer, left, right in pairs)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        found = []
+        for place, layer in enumerate(self.trunk):
+            images = layer(images)
+            if place in self.taps:
+                length = torch.sum(torch.pow(images, 2), dim=1, keepdim=True).sqrt()
+                found.append(images / (length + 1e-10))
+        return found

@@ -1,0 +1,195 @@
+"""From a recipe to pictures: tokenizer → stored tokens → generator → gallery, each step done once and kept."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from ibqlab.base.checks import require, require_choice
+from ibqlab.config import content_hash, parse, to_dict
+from ibqlab.data import DataConfig, open_data
+from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
+from ibqlab.generator import AnyGenerator
+from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
+from ibqlab.runs import Run
+from ibqlab.runs.finding import output_folder, run_name
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokens.report import TokenReport
+from ibqlab.tokens.store import TokenStore, TokenStoreError
+from ibqlab.tokens.writing import write_tokens
+from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
+from ibqlab.training.generator_data import find_folder
+from ibqlab.training.trainer import Watch
+
+GENERATOR_PRESETS = {
+    "smoke": ("builtin/smoke", "builtin/smoke_generator"),
+    "digits": ("builtin/digits", "builtin/digits_generator"),
+    "photos": ("builtin/photos", "builtin/photos_generator"),
+    "paper": ("imagenet/ibq_16384", "generators/ibq_b"),
+}
+"""Presets of notebooks that train a generator: the recipes of its tokenizer and of itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRunParameters:
+    """What the `parameters` cell of a notebook that trains a generator may set."""
+
+    preset: str = "digits"
+    """A key of `GENERATOR_PRESETS`."""
+    tokenizer: str = ""
+    """A trained tokenizer: a run, an export or a published file; empty: the preset's is trained first."""
+    tokenizer_settings: tuple[str, ...] = ()
+    """Keys of the tokenizer's recipe to replace, as typed on a command line: ["steps=500"]."""
+    settings: tuple[str, ...] = ()
+    """Keys of the generator's recipe to replace: ["steps=500", "generator.depth=6"]."""
+    store_tokens: bool = True
+    """Write the tokens once and train from them; False: tokenize every batch anew, as published."""
+    output: str = ""
+    """Folder for tokenizer, tokens and generator: a name below the folder of all runs, or a path that starts with / ./
+    or ~; empty: named by preset and settings."""
+
+    def __post_init__(self):
+        require_choice("preset", self.preset, GENERATOR_PRESETS)
+        require(
+            not (self.tokenizer and self.tokenizer_settings),
+            "tokenizer_settings are for the preset's tokenizer; got them with a trained one. Use [].",
+        )
+
+
+class Pair(NamedTuple):
+    """A generator and the tokenizer that decodes what it draws."""
+
+    generator: AnyGenerator
+    tokenizer: Tokenizer
+
+
+class Pipeline(NamedTuple):
+    """Runs that have not started, and where they will lie."""
+
+    folder: Path
+    """Holds `tokenizer` (where it is trained here), `tokens` (where they are stored) and `generator`."""
+    tokenizer: TrainConfig | None
+    """None: a trained one is given."""
+    generator: GeneratorTrainConfig
+    """Names the tokenizer and the tokens."""
+
+    def train_tokenizer(self, watch: Watch | None = None) -> Tokenizer:
+        """The tokenizer, trained if it is not there yet.
+
+        Args:
+            watch: called with each logged row, for live views.
+        """
+        if self.tokenizer:
+            train(self.tokenizer, self.folder / "tokenizer", watch=watch)
+        return load_tokenizer(find_folder(self.generator.tokenizer), self.generator.tokenizer_weights)
+
+    def write_tokens(self, tokenizer: Tokenizer) -> TokenStore | None:
+        """The data's tokens, written if they are not there yet; None where every batch is tokenized anew."""
+        return write_tokens(tokenizer, self.generator.data, self.folder / "tokens") if self.generator.tokens else None
+
+    def train_generator(self, watch: Watch | None = None) -> Run:
+        """The generator's run, trained to its end; needs the tokens where they are stored."""
+        return train_generator(self.generator, self.folder / "generator", watch=watch)
+
+
+def open_pair(generator: str | Path, tokenizer: str | Path = "") -> Pair:
+    """A trained generator with its tokenizer.
+
+    Args:
+        generator: a run folder, an export or a published file.
+        tokenizer: a run, an export or a published file; empty: the one that the generator's run or file holds.
+    Raises:
+        CheckpointError: no generator, or none that holds a tokenizer where none is given; and whatever
+            `load_generator`, `load_first_stage` and `load_tokenizer` raise.
+    """
+    place = find_folder(str(generator))
+    first = load_tokenizer(find_folder(str(tokenizer))) if tokenizer else load_first_stage(place)
+    return Pair(load_generator(place), first)
+
+
+def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
+    """Settings and folders of all that a notebook's parameters describe.
+
+    Raises:
+        ConfigError: no such recipe, or settings that do not fit it.
+        RunError: the folder holds runs with other settings.
+    """
+    first, second = GENERATOR_PRESETS[parameters.preset]
+    tokenizer = None if parameters.tokenizer else recipe_config(first, assignments=parameters.tokenizer_settings)
+    plain = recipe_config(second, assignments=parameters.settings)
+    given = to_dict(tokenizer) if tokenizer else parameters.tokenizer
+    kept = content_hash({"tokenizer": given, "generator": to_dict(plain)})
+    folder = output_folder(parameters.output, default=f"train_generator-{parameters.preset}-{kept}")
+    name = run_name(folder)
+    # Names below the folder of all runs, so that settings hold no path of this machine.
+    places = {"tokenizer": parameters.tokenizer or f"{name}/tokenizer"}
+    if parameters.store_tokens:
+        places["tokens"] = f"{name}/tokens"
+    generator = recipe_config(second, places, parameters.settings)
+    Run.check(folder / "generator", generator)
+    if tokenizer:
+        Run.check(folder / "tokenizer", tokenizer)
+    return Pipeline(folder=folder, tokenizer=tokenizer, generator=generator)
+
+
+def data_of(generator: str | Path) -> DataConfig | None:
+    """The images that a generator's run was trained on; None for files, and where the images are not here.
+
+    Args:
+        generator: a run folder, or a file.
+    """
+    place = Path(find_folder(str(generator)))
+    if not place.is_dir():
+        return None
+    data = parse(GeneratorTrainConfig, Run(place).located_config, source=f"run {place.name}").data
+    try:
+        open_data(data, "validation")
+    except (ValueError, FileNotFoundError):
+        return None
+    return data
+
+
+def class_names(generator: str | Path) -> list[str]:
+    """Names of a generator's classes by label: as its run has noted them, else those of its stored tokens or images.
+
+    Args:
+        generator: a run folder, or a file.
+    Returns:
+        The names; none for a file, and for an earlier run whose tokens and images are not here.
+    """
+    place = Path(find_folder(str(generator)))
+    if not place.is_dir():
+        return []
+    run = Run(place)
+    noted = run.provenance.get("data")
+    training = noted.get("train") if isinstance(noted, dict) else None
+    names = training.get("classes") if isinstance(training, dict) else None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    tokens = parse(GeneratorTrainConfig, run.located_config, source=f"run {run.name}").tokens
+    with suppress(FileNotFoundError, TokenStoreError):
+        if tokens:
+            return list(TokenStore(find_folder(tokens)).manifest.classes)
+    data = data_of(generator)
+    return [] if data is None else list(open_data(data, "train").classes)
+
+
+def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple[TokenReport, Figure]:
+    """What the tokens cost by counting, and to this generator; the figure is saved into its run as `token_link`.
+
+    Args:
+        run: a finished generator's.
+        tokenizer: that it was trained over.
+        images: training images to count.
+    """
+    config = parse(GeneratorTrainConfig, run.located_config, source=f"run {run.name}")
+    report = describe_tokenizer(
+        tokenizer,
+        config.data,
+        images=images,
+        validation_images=config.record.validation_images,
+        generators={"generator": run},
+    )
+    return report, save_token_figure(report, run.figure_path("token_link"))

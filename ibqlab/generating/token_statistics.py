@@ -1,0 +1,233 @@
+"""The link between the stages: a tokenizer's tokens, counted, and the generators that were trained over them.
+
+    report = describe_tokenizer(load_tokenizer("runs/ibq"), DataConfig(source="digits"), generators=[Run("runs/gen")])
+    save_token_figure(report, "runs/ibq/figures/token_link")
+
+A generator's loss stands beside baselines only where both were measured on the same tokens: its run must say that it is
+over this tokenizer, over these images, and over as many of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from matplotlib.figure import Figure
+
+from ibqlab.config import ConfigError, parse
+from ibqlab.data import DataConfig, Split, open_data, training_batches, validation_batches
+from ibqlab.data.decoding import UnreadableImages
+from ibqlab.plots import plot_token_link, save_figure, token_link_table
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.runs import Run
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokens.entropy import bits_per_token
+from ibqlab.tokens.report import ModelCost, TokenReport, report_tokens
+
+_LOSSES = {
+    "without class": ("validation_loss_unconditional", "position_loss_unconditional", False),
+    "with class": ("validation_loss", "position_loss", True),
+}
+"""Ending of the name → column of the metrics, array of the snapshot, whether the class was given."""
+
+
+class EncodedImages(NamedTuple):
+    """Tokens of some images."""
+
+    indices: Int64[np.ndarray, "n T"]
+    """Code numbers, row by row."""
+    labels: Int64[np.ndarray, "n"]
+    """Class of each image, −1 for none."""
+
+
+def encode_images(
+    tokenizer: Tokenizer, data: DataConfig, split: Split, *, images: int, batch_size: int = 64
+) -> EncodedImages:
+    """The tokens of a split's images, as a generator's training meets them.
+
+    Args:
+        tokenizer: any; used in eval mode and left in its own.
+        data: the images.
+        split: "train" (random crops and mirroring as `data` says, from seed 0, at most one epoch of a source that ends)
+            or "validation" (the first ones, in their order).
+        images: how many, at least 1; fewer where there are fewer, or where some of these cannot be read.
+        batch_size: images at once, at least 1.
+    Returns:
+        Tokens and classes.
+    Raises:
+        ValueError: a number below 1, or an image size that the tokenizer's downsampling does not divide.
+    """
+    source = open_data(data, split)
+    tokenizer.latent_grid(data.image_size, data.image_size)
+    if images < 1 or batch_size < 1:
+        raise ValueError(f"images and batch_size must be at least 1; got {images} and {batch_size}")
+    count = images if source.endless else min(images, len(source))
+    size = min(batch_size, count)
+    if split == "train":
+        steps = -(-count // size)
+        batches = training_batches(source, batch_size=size, seed=0, start_step=0, steps=steps, workers=data.workers)
+    else:
+        batches = validation_batches(source, images=count, batch_size=size, workers=data.workers)
+    training, parts = tokenizer.training, []
+    tokenizer.eval()
+    try:
+        for batch in batches:
+            if not len(batch.images):
+                continue
+            parts.append((tokenizer.encode_indices(batch.images).flatten(1).cpu().numpy(), batch.labels.numpy()))
+    finally:
+        tokenizer.train(training)
+    if not parts:
+        raise UnreadableImages("at least one of the images to be encoded must be readable; none is. Replace the files")
+    indices, labels = (np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True))
+    return EncodedImages(indices, labels)
+
+
+def generators_over(tokenizer: Tokenizer, runs: Sequence[Run]) -> list[Run]:
+    """The finished runs of generators over this tokenizer, among any runs."""
+    fingerprint = tokenizer.fingerprint()
+    return [run for run in runs if run.status == "finished" and _fingerprint(run) == fingerprint]
+
+
+def describe_tokenizer(
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    *,
+    images: int = 4096,
+    validation_images: int = 256,
+    generators: Sequence[Run] | Mapping[str, Run] = (),
+    batch_size: int = 64,
+) -> TokenReport:
+    """What this tokenizer's tokens cost: baselines counted on `data`, and the generators trained over them.
+
+    Args:
+        tokenizer: with the weights that the generators saw.
+        data: images that they were trained on.
+        images: training images to count, at least 2; more give better baselines, and entropies that are more than
+            bounds.
+        validation_images: to measure bits on, at least 1; what the generators' `record.validation_images` says.
+        generators: finished runs over this tokenizer (`generators_over` finds them), or name → run. Each adds a row
+            with and one without its class. A factorised generator's loss, the sum over both parts, is comparable.
+        batch_size: images to encode at once.
+    Returns:
+        The report; baselines with a class where there are several.
+    Raises:
+        ValueError: a run that is not finished, no generator's, over another tokenizer, other images or another number
+            of them, without a validation, or with the name of another. All is checked before an image is encoded.
+    Cost: encoding images + validation_images; counting takes seconds for a few thousand images.
+    """
+    validation_source = open_data(data, "validation")
+    held_out = validation_images if validation_source.endless else min(validation_images, len(validation_source))
+    named = _named(generators)
+    fingerprint = tokenizer.fingerprint() if named else ""
+    models: dict[str, ModelCost] = {}
+    for name, run in named.items():
+        config = _checked(run, fingerprint, data)
+        wanted = config.record.validation_images
+        if (wanted if validation_source.endless else min(wanted, len(validation_source))) != held_out:
+            raise ValueError(
+                f"{run.path} was validated on {wanted:,} images, baselines would be on {held_out:,}: pass "
+                f"validation_images={wanted}"
+            )
+        models |= generator_costs(name, run, permuted=config.index_permutation >= 0)
+    training = encode_images(tokenizer, data, "train", images=images, batch_size=batch_size)
+    validation = encode_images(tokenizer, data, "validation", images=held_out, batch_size=batch_size)
+    size = (data.image_size, data.image_size)
+    return report_tokens(
+        training.indices,
+        validation.indices,
+        tokenizer.quantizer.config.codebook_size,
+        tokenizer.latent_grid(*size),
+        size,
+        labels=(training.labels, validation.labels) if len(validation_source.classes) > 1 else None,
+        models=models,
+    )
+
+
+def generator_costs(name: str, run: Run, *, permuted: bool = False) -> dict[str, ModelCost]:
+    """The last validation of a generator's run in bits, by position where its snapshot has that.
+
+    Args:
+        name: of the generator.
+        run: with `validation_loss` in its metrics, nats per token.
+        permuted: whether it saw the codes numbered anew.
+    Returns:
+        "NAME with class", and "NAME without class" where that was validated.
+    Raises:
+        ValueError: no validation in the run.
+    """
+    metrics = run.metrics
+    if "validation_loss" not in metrics or metrics["validation_loss"].dropna().empty:
+        raise ValueError(f"{run.path} holds no validation_loss: it is no generator's run, or an old one")
+    snapshot = run.snapshot() if run.snapshot_steps else {}
+    costs = {}
+    for ending, (column, array, given_class) in _LOSSES.items():
+        if column in metrics and metrics[column].notna().any():
+            nats = snapshot.get(array, float(metrics[column].dropna().iloc[-1]))
+            costs[f"{name} {ending}"] = ModelCost(bits=bits_per_token(nats), given_class=given_class, permuted=permuted)
+    return costs
+
+
+def save_token_figure(report: TokenReport, path: str | Path, title: str = "") -> Figure:
+    """Draw `plot_token_link`, and write it as PNG with its numbers as CSV and the report's table beside it.
+
+    Args:
+        report: of `describe_tokenizer`.
+        path: file name with or without ".png"; the table is NAME_table.csv.
+        title: the tokenizer's name.
+    """
+    figure = plot_token_link(report, title)
+    picture, _ = save_figure(figure, path, token_link_table(report))
+    report.table.to_csv(picture.with_name(f"{picture.stem}_table.csv"), index=False)
+    return figure
+
+
+def describe_all(
+    tokenizers: Mapping[str, Tokenizer], data: DataConfig, *, runs: Sequence[Run] = (), **settings: int
+) -> dict[str, TokenReport]:
+    """`describe_tokenizer` for several, each with those of the runs that are over it; for `token_scaling_table`."""
+    return {
+        name: describe_tokenizer(tokenizer, data, generators=generators_over(tokenizer, runs), **settings)
+        for name, tokenizer in tokenizers.items()
+    }
+
+
+def _named(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
+    """Name → run, refused where one name would hide another."""
+    if isinstance(generators, Mapping):
+        return dict(generators)
+    named = {run.name: run for run in generators}
+    if len(named) < len(generators):
+        raise ValueError("generators share a name; pass them as {name: run} with names of your own")
+    return named
+
+
+def _checked(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConfig:
+    """The settings of a generator's run, refused where its loss cannot stand beside these tokens."""
+    if run.status != "finished":
+        raise ValueError(f"{run.path} is {run.status}; a generator's loss counts when its run is finished")
+    try:
+        config = parse(GeneratorTrainConfig, run.located_config)
+    except ConfigError as error:
+        raise ValueError(f"{run.path} is no run of a generator: {error}") from None
+    if _fingerprint(run) != fingerprint:
+        raise ValueError(
+            f"{run.path} is over tokenizer {_fingerprint(run)}, this one is {fingerprint}: pass the tokenizer that it "
+            "was trained with, loaded with the same weights, or choose runs with generators_over(tokenizer, runs)"
+        )
+    if _same_images(config.data) != _same_images(data):
+        raise ValueError(f"{run.path} was trained on other images: pass data={config.data!r}")
+    return config
+
+
+def _fingerprint(run: Run) -> str:
+    """The tokenizer that a generator's run says it is over; empty for other runs."""
+    facts = run.provenance.get("tokenizer")
+    return str(facts.get("fingerprint", "")) if isinstance(facts, dict) else ""
+
+
+def _same_images(data: DataConfig) -> DataConfig:
+    """The settings without those that leave the validation images as they are."""
+    return replace(data, workers=0, flip=False)

@@ -1,0 +1,35 @@
+"""What ends a training before its last step."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ibqlab.base.processes import sum_over_processes
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to try."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped by hand; the message is one line that says what is saved and how to go on.
+
+    Notebooks show that line in place of a traceback; a command should print it and exit with 130.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows; there, the command is a cell."""
+        return [str(self).replace("go on with the same command", "run this notebook cell again to go on")]
+
+
+class NonFinite(Exception):
+    """A loss is not finite; `culprit` names the first tensor on the way to it that holds NaN or infinity."""
+
+    def __init__(self, culprit: str):
+        super().__init__(culprit)
+        self.culprit = culprit
+
+
+def anywhere_nonfinite(value: Float[Tensor, ""]) -> bool:
+    """Whether a number is NaN or infinite on any process."""
+    return bool(sum_over_processes((~torch.isfinite(value)).long()))

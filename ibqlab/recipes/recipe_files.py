@@ -1,0 +1,211 @@
+"""Recipes: training settings as YAML files under experiments/, found by name from anywhere.
+
+A recipe may say `extends: imagenet/ibq_16384` and hold only what differs. Runs keep the merged settings, never the
+reference, so a run stays readable when a recipe changes.
+"""
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibqlab.config import ConfigError, apply_overrides, load_yaml, parse
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.recipes.tokenizer_config import TrainConfig
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+"""The recipes of the checkout that this package runs from."""
+
+
+GENERATOR = "generator"
+"""The key that a generator's recipe has and a tokenizer's has not."""
+EXTENDS = "extends"
+"""The key under which a recipe names its base; no setting of a run."""
+NOT_RECIPES = ("published", "studies", "tables", "results")
+"""Folders under experiments/ whose YAML files are something else."""
+
+
+def find_recipe(name: str, folder: Path = EXPERIMENTS) -> Path:
+    """The file of a recipe given as a path or as a name under experiments/, with or without `.yaml`.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+    """
+    for candidate in (Path(name), folder / name, folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"there is no recipe {name!r}, neither as a file nor under experiments/{_hint(name, folder)}")
+
+
+def find_recipes(name: str, folder: Path = EXPERIMENTS) -> list[Path]:
+    """The files of a recipe, or of all recipes of a folder given as a path or as a name under experiments/, sorted.
+
+    Raises:
+        ConfigError: no such recipe or folder, or a folder without recipes.
+    """
+    for place in (Path(name), folder / name):
+        if place.is_dir():
+            found = sorted(place.glob("*.yaml"))
+            if found:
+                return found
+            raise ConfigError(f"{place} holds no recipe; give a folder with *.yaml files, such as imagenet")
+    return [find_recipe(name, folder)]
+
+
+def recipe_name(file: Path, folder: Path = EXPERIMENTS) -> str:
+    """A recipe's name under experiments/, without `.yaml`; for a file that lies elsewhere its path."""
+    file, folder = file.resolve(), folder.resolve()
+    return file.relative_to(folder).with_suffix("").as_posix() if file.is_relative_to(folder) else str(file)
+
+
+def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
+    """A recipe's file merged over the recipe that it extends, and so on down to one that extends none.
+
+    `extends` names a file beside the recipe or under experiments/, with or without `.yaml`. Mappings merge key by key,
+    everything else replaces; a mapping whose `name` differs from the base's (another quantizer) replaces it whole.
+
+    Raises:
+        ConfigError: no such file, a missing base, or recipes that extend each other in a circle.
+    """
+    chain, layers = [], []
+    following: Path | None = file
+    while following:
+        if following.resolve() in chain:
+            circle = " → ".join(recipe_name(link, folder) for link in (*chain, following))
+            raise ConfigError(f"{file}: recipes extend each other in a circle: {circle}; drop one `{EXTENDS}`")
+        chain.append(following.resolve())
+        layers.append(load_yaml(following))
+        following = _base_of(following, layers[-1], folder)
+    merged = layers.pop()
+    while layers:
+        merged = merge_settings(merged, layers.pop())
+    return merged
+
+
+def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes put over them, by the rules of `read_recipe`; both stay as they are."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        same = both and value.get("name", below.get("name")) == below.get("name")
+        merged[key] = merge_settings(below, value) if same else value
+    return merged
+
+
+def _base_of(file: Path, recipe: dict[str, Any], folder: Path) -> Path | None:
+    """The recipe that one extends, taking the key out of it; None where it extends none."""
+    if EXTENDS not in recipe:
+        return None
+    name = recipe.pop(EXTENDS)
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(
+            f"{file}: {EXTENDS} must name one recipe, like {EXTENDS}: imagenet/ibq_16384; got {name!r}. "
+            "Leave the key out where there is no base"
+        )
+    places = [place / end for place in (file.parent, folder) for end in (name, f"{name}.yaml")]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"{file}: it extends {name!r}, and there is no such recipe, neither beside it nor under "
+            f"experiments/{_hint(name, folder)}"
+        )
+    return found
+
+
+def _hint(name: str, folder: Path) -> str:
+    """What may have been meant, or all that there is."""
+    known = _known_recipes(folder.glob("*/*.yaml"), folder)
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if known else ""
+
+
+def _known_recipes(files: Iterable[Path], folder: Path) -> list[str]:
+    return sorted(recipe_name(file, folder) for file in files if file.parent.name not in NOT_RECIPES)
+
+
+def load_recipe(
+    name: str, settings: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A recipe as a plain dictionary, its base merged in, with some of its keys replaced.
+
+    Args:
+        name: path, or name under experiments/.
+        settings: dotted keys and their values: {"tokenizer.quantizer.codebook_size": 256}.
+        assignments: the same as text, as typed on a command line: ["steps=500"].
+    Raises:
+        ConfigError: no such recipe or base, or text that is not key=value.
+    """
+    recipe = read_recipe(find_recipe(name))
+    recipe = apply_overrides(recipe, assignments, _kind(recipe, assignments))
+    for key, value in (settings or {}).items():
+        *parents, last = key.split(".")
+        place = recipe
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = copy.deepcopy(value)  # a later key may lead into it, and the caller's stays as it is
+    return recipe
+
+
+def recipe_config(
+    name: str, settings: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> TrainConfig | GeneratorTrainConfig:
+    """A recipe, checked: a generator's where it has the key `generator`, else a tokenizer's.
+
+    Arguments and errors as in `load_recipe`.
+    """
+    recipe = load_recipe(name, settings, assignments)
+    return parse(_kind(recipe), recipe, source=f"recipe {name}")
+
+
+def _kind(recipe: Mapping[str, Any], assignments: Sequence[str] = ()) -> type[TrainConfig | GeneratorTrainConfig]:
+    """Whose settings a recipe holds, once the assignments are made."""
+    is_generators = GENERATOR in recipe or any(one.partition("=")[0].split(".")[0] == GENERATOR for one in assignments)
+    return GeneratorTrainConfig if is_generators else TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """What a paper printed for the tokenizer of a recipe."""
+
+    table: str
+    """Where it stands: "table 6 (codebook size)"."""
+    rfid: float
+    """Fréchet Inception distance of reconstructions of the ImageNet validation set, 256 pixels."""
+    lpips: float | None = None
+    """Printed LPIPS; the papers do not say with which network. None: not printed."""
+    usage: float | None = None
+    """Share of codes hit by the validation set, 0 to 1. None: not printed."""
+    source: str
+    """The paper."""
+    protocol: str = "seed-voken-ibq"
+    """The protocol of `ibqlab.metrics` that the numbers were made under."""
+    remarks: str = ""
+    """What is odd about the row."""
+
+    def describe(self) -> str:
+        """The numbers in one line."""
+        lpips = "" if self.lpips is None else f", LPIPS {self.lpips:.4f}"
+        usage = "" if self.usage is None else f", usage {100 * self.usage:.3g} %"
+        return f"rFID {self.rfid:.2f}{lpips}{usage} ({self.source}, {self.table})"
+
+
+def published_rows(folder: Path = EXPERIMENTS) -> dict[str, PublishedRow]:
+    """The published numbers of tokenizers by recipe name, from experiments/published/tokenizers.yaml.
+
+    Raises:
+        ConfigError: an entry that is no `PublishedRow`; the message names it.
+    """
+    file = folder / "published" / "tokenizers.yaml"
+    return {name: parse(PublishedRow, row, source=f"{file.name}, {name}") for name, row in load_yaml(file).items()}
+
+
+def published_row(recipe: str) -> PublishedRow | None:
+    """What was published for a recipe, given as a path or a name under experiments/; None for recipes of our own.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    return published_rows().get(recipe_name(find_recipe(recipe)))

@@ -1,0 +1,262 @@
+"""Settings of a training run: what a recipe under experiments/ holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ibqlab.base import checks as bounds
+from ibqlab.base.checks import require, require_at_most, require_choice
+from ibqlab.data import DataConfig
+from ibqlab.tokenizer import TokenizerConfig
+from ibqlab.tokenizer.discriminator import DiscriminatorConfig
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+ACCELERATORS = ("auto", "cpu", "cuda")
+OTHER_PRECISIONS = {"32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "float64": "64-true"} | {
+    name: "bf16-mixed" for name in ("16", "16-mixed", "bf16", "bfloat16", "fp16", "float16")
+}
+"""What other libraries call them, or what comes nearest."""
+LEVELS = 16
+"""Levels of an autoencoder or discriminator, each of which halves the image."""
+DISCRIMINATOR_LOSSES = ("hinge", "vanilla", "non_saturating")
+PERCEPTUAL_NETS = ("vgg", "alex")
+CODEBOOK_AVERAGE_STARTS = ("placeholder", "codes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the losses beside the quantizer's own, which stand in the quantizer's settings.
+
+    loss = reconstruction_weight·L1 + perceptual_weight·LPIPS + adversarial_weight·G + quantizer's loss, while the
+    discriminator learns its own loss + lecam_weight·LeCAM. LPIPS and discriminator are off unless a recipe turns them
+    on: the first needs a weight file, the second doubles the cost of small runs. Tables name what a run had.
+    """
+
+    reconstruction_weight: float = 1.0
+    """Weight of mean|x − x̂|, ≥ 0. Published: 1."""
+    perceptual_weight: float = 0.0
+    """Weight of LPIPS, ≥ 0; 0 leaves it out and needs no weight file. Published: 1."""
+    perceptual_net: str = "vgg"
+    """Network of LPIPS: "vgg" (published) or "alex"."""
+    perceptual_weights: str = ""
+    """File of that network's ImageNet weights; empty: torch's own cache of downloads."""
+    adversarial_weight: float = 0.0
+    """Weight of the generator's adversarial loss, ≥ 0; 0 trains without a discriminator. Published: 0.1."""
+    adaptive_weight: bool = False
+    """Multiply adversarial_weight by the ratio of gradients at the decoder's last layer, as VQGAN does. Published IBQ:
+    False; its configurations hold a disc_weight of 0.4 for this, which nothing reads."""
+    discriminator_loss: str = "hinge"
+    """What the discriminator learns: "hinge" (published), "vanilla" or "non_saturating". The generator's loss is
+    non-saturating with each of them, as published."""
+    discriminator_first: bool = True
+    """The discriminator learns from a batch before it judges the tokenizer (IBQ, published). False: after it
+    (Open-MAGVIT2, published)."""
+    discriminator_start: int = 0
+    """Steps of training before the discriminator joins, ≥ 0. Published: 0."""
+    lecam_weight: float = 0.0
+    """Weight of the LeCAM regulariser in the discriminator's loss, ≥ 0. Published: 0.05."""
+    lecam_decay: float = 0.999
+    """Decay of LeCAM's averages, in [0, 1). Published: 0.999."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator's width and depth."""
+
+    def __post_init__(self):
+        for name in ("reconstruction_weight", "perceptual_weight", "adversarial_weight", "lecam_weight"):
+            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
+        require(self.discriminator_start >= 0, f"discriminator_start must be ≥ 0, got {self.discriminator_start}")
+        require(0 <= self.lecam_decay < 1, f"lecam_decay must lie in [0, 1), got {self.lecam_decay}")
+        require_choice("perceptual_net", self.perceptual_net, PERCEPTUAL_NETS)
+        require_choice("discriminator_loss", self.discriminator_loss, DISCRIMINATOR_LOSSES)
+
+    def describe(self) -> str:
+        """The losses in a few words, for tables: "L1 + LPIPS (vgg) + hinge GAN"; what is missing is named."""
+        perceptual = f" + LPIPS ({self.perceptual_net})" if self.perceptual_weight else ""
+        adversarial = f" + {self.discriminator_loss} GAN" if self.adversarial_weight else ""
+        missing = [name for name, there in {"LPIPS": perceptual, "GAN": adversarial}.items() if not there]
+        return f"L1{perceptual}{adversarial}" + (f", no {', no '.join(missing)}" if missing else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, as published; one each for tokenizer and discriminator, with the same settings."""
+
+    learning_rate: float = 1e-4
+    """Step size, > 0. Published: 1e-4 at 256 images per step."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Decay of Adam's two averages, each in [0, 1). Published: 0.5 and 0.9."""
+    drop_steps: tuple[int, ...] = ()
+    """Steps after which the learning rate is multiplied by drop_factor, each once. Published: the ends of epochs 250
+    and 300."""
+    drop_factor: float = 0.1
+    """Factor of each drop, above 0 to 1. Published: 0.1."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW), ≥ 0. Published: 0 for tokenizers."""
+    decay_norms: bool = True
+    """Where weight_decay is above 0, apply it to norms and biases, too. The paper's way is False; the published code
+    means to leave them out and then overwrites both groups' decay at every step, which is True."""
+
+    def __post_init__(self):
+        require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        require(all(0 <= beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
+        require(all(step >= 1 for step in self.drop_steps), f"drop_steps must be ≥ 1, got {self.drop_steps}")
+        require(0 < self.drop_factor <= 1, f"drop_factor must lie in (0, 1], got {self.drop_factor}")
+        require(self.weight_decay >= 0, f"weight_decay must be ≥ 0, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What a run writes down about its codebook, and how often (in training steps)."""
+
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl, ≥ 1. A tokenizer's run has one for each of its first 50 steps."""
+    validate_every: int = 100
+    """Steps between validations, each with a snapshot, ≥ 1. Step 0 and the last step are always validated. Where all
+    snapshots would take more than 8 GiB, only every n-th of these validations has one."""
+    early_snapshots: tuple[int, ...] = ()
+    """Further steps to validate at, each with a snapshot. Usage alone is measured on validation images after steps 1,
+    2, 3, 5, 10, 15, 20, 30 and 50 of every run: collapse is decided in the first ones."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, ≥ 1; the last step is always kept."""
+    tokens_per_code: int = 10
+    """Usage is counted on at least this many tokens per code, in the training window and in validation, ≥ 1. Fewer
+    than 10 make it meaningless."""
+    probe_tokens: int = 256
+    """Tokens on which distances and softmax perplexity are measured at a logged step, ≥ 1."""
+    snapshot_features: int = 1024
+    """Encoder features kept in a snapshot, from the first validation images, ≥ 1."""
+    snapshot_images: int = 8
+    """Validation images kept with their reconstructions in a snapshot, ≥ 1."""
+
+    def __post_init__(self):
+        counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        for name, value in counts.items():
+            require(value >= 1, f"{name} must be at least 1, got {value}")
+            require_at_most(name, value, bounds.STEPS if name.endswith("_every") else bounds.BATCH)
+        require(all(step >= 0 for step in self.early_snapshots), f"early_snapshots must be ≥ 0: {self.early_snapshots}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """Ways to compute the same step. Results differ by rounding, so a run goes on with the settings it began with."""
+
+    channels_last: bool = False
+    """Keep pictures, activations and convolution weights with the channels of a pixel side by side, as tensor cores
+    read them. Group normalisation on CUDA turns its input around unless it is compiled: switch on together with
+    compile. Published: False."""
+    compile: bool = False
+    """Let torch.compile fuse encoder, decoder, discriminator and LPIPS network in training; validation and quantizer
+    stay as they are. Costs minutes at every start and a C++ compiler. Published: False."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the residual and attention blocks of encoder and decoder, and compute each block again,
+    up to its last convolution, for its backward pass. By `ibqlab plan` that takes a fifth of the memory per image and a
+    seventh more operations for the published tokenizer. Published: False."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Encoder, quantizer, decoder."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses beside the quantizer's."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam."""
+    record: RecordConfig = field(default_factory=RecordConfig)
+    """What is written down."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """How a step is computed; changes no result beyond rounding."""
+    steps: int = 300
+    """Optimiser steps, ≥ 1."""
+    batch_size: int = 16
+    """Images per optimiser step over all processes and accumulated parts, ≥ 1. Published: 256."""
+    accumulate: int = 1
+    """Parts into which each process's share of a batch is cut to save memory, ≥ 1. The entropy penalty and moving
+    averages see one part at a time."""
+    processes: int = 1
+    """Processes that train together, started by torchrun; fewer is an error. Published: 64."""
+    accelerator: str = "auto"
+    """"cpu", "cuda", or "auto": CUDA where there is one."""
+    precision: str = "32-true"
+    """"32-true", "bf16-mixed" or "64-true" (for proofs of equality). With "bf16-mixed" the quantizer and the losses
+    stay in float32; encoder, decoder, discriminator and LPIPS network do not."""
+    ema_decay: float = 0.999
+    """Decay per step of the averaged weights that evaluation may use, in [0, 1); 0 keeps none. Published: 0.999."""
+    ema_codebook_start: str = "placeholder"
+    """Where IBQ's averaged codebook starts. "placeholder": at U(±1/K), as in the published code, which makes its
+    averages before the codebook gets its own start; they mean nothing in the first few thousand steps. "codes": at the
+    codebook itself, like all other averages."""
+    start_from: str = ""
+    """A checkpoint to start from, published or a run folder: weights, averages, and the discriminator where it has one.
+    The optimisers start fresh. Empty: fresh weights."""
+    seed: int = 0
+    """Seed of weights, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's number."""
+
+    def __post_init__(self):
+        check_sizes(self)
+        check_tokenizer_sizes(self)
+        require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
+        require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")
+
+
+def check_sizes(config: Any) -> None:
+    """What every run's settings must hold: numbers within their bounds that divide, a device and precision there are.
+
+    Args:
+        config: of a tokenizer's or a generator's run.
+    Raises:
+        ValueError: one of them cannot be; the message names it and what to write.
+    """
+    limits = {
+        "steps": bounds.STEPS,
+        "batch_size": bounds.BATCH,
+        "accumulate": bounds.BATCH,
+        "processes": bounds.PROCESSES,
+    }
+    for name, limit in limits.items():
+        require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
+        require_at_most(name, getattr(config, name), limit)
+    require_at_most("data.workers", config.data.workers, bounds.WORKERS)
+    require_at_most("data.image_size", config.data.image_size, bounds.IMAGE_SIDE)
+    parts = config.processes * config.accumulate
+    require(
+        config.batch_size % parts == 0,
+        f"batch_size {config.batch_size} must be a multiple of processes × accumulate = {parts}",
+    )
+    _require_meant("accelerator", config.accelerator, ACCELERATORS, {"gpu": "cuda"})
+    _require_meant("precision", config.precision, PRECISIONS, OTHER_PRECISIONS)
+
+
+def _require_meant(setting: str, value: str, choices: Sequence[str], others: Mapping[str, str]) -> None:
+    """Like `require_choice`, with what other libraries call the same."""
+    if value in others:
+        shown = ", ".join(map(repr, choices))
+        raise ValueError(f"{setting} must be one of {shown}, got {value!r}; write {setting}={others[value]}")
+    require_choice(setting, value, choices)
+
+
+def check_tokenizer_sizes(config: TrainConfig) -> None:
+    """A tokenizer's sizes within bounds that no honest use reaches, and images that its discriminator can judge.
+
+    Raises:
+        ValueError: one is larger, or the images are too small.
+    """
+    autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
+    require_at_most("tokenizer.quantizer.codebook_size", quantizer.codebook_size, bounds.CODES)
+    require_at_most("tokenizer.quantizer.code_dim", quantizer.code_dim, bounds.CODE_DIM)
+    name = "tokenizer.autoencoder"
+    require_at_most(f"{name}.num_res_blocks", autoencoder.num_res_blocks, bounds.BLOCKS)
+    require_at_most(f"{name}.channel_multipliers", len(autoencoder.channel_multipliers), LEVELS, "so many levels")
+    require_at_most(f"{name}.base_channels × multipliers", max(autoencoder.level_channels), bounds.CHANNELS)
+    require_at_most(f"{name}.latent_channels", autoencoder.latent_channels, bounds.CHANNELS)
+    require_at_most("loss.discriminator.base_channels", config.loss.discriminator.base_channels, bounds.CHANNELS)
+    require_at_most("loss.discriminator.num_layers", config.loss.discriminator.num_layers, LEVELS)
+    smallest = config.loss.discriminator.smallest_image if config.loss.adversarial_weight else 1
+    require(
+        config.data.image_size >= smallest,
+        f"the discriminator's {config.loss.discriminator.num_layers} layers need images of at least {smallest} × "
+        f"{smallest} pixels, got data.image_size={config.data.image_size}; lower loss.discriminator.num_layers",
+    )

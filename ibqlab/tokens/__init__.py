@@ -1,0 +1,34 @@
+"""Tokens: a tokenizer's codes for a whole set of images, stored once, and what they cost a generator.
+
+A tokenizer turns each image into a grid of code numbers. `writing` does that for a data set and `store` reads the
+result again, image by image. The rest measures such a stream without training anything: `entropy` says how many bits a
+token holds by its position, `ngrams` what its neighbours already tell about it, and `report` puts both into one table,
+with trained generators beside it. Start with `report`.
+"""
+
+from ibqlab.tokens.entropy import (
+    TokenEntropy,
+    bits_per_image,
+    bits_per_pixel,
+    bits_per_token,
+    index_permutation,
+    permute_indices,
+    token_entropy,
+)
+from ibqlab.tokens.ngrams import BASELINES, measure_ngrams
+from ibqlab.tokens.report import ModelCost, TokenReport, report_tokens
+
+__all__ = [
+    "BASELINES",
+    "ModelCost",
+    "TokenEntropy",
+    "TokenReport",
+    "bits_per_image",
+    "bits_per_pixel",
+    "bits_per_token",
+    "index_permutation",
+    "measure_ngrams",
+    "permute_indices",
+    "report_tokens",
+    "token_entropy",
+]

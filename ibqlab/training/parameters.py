@@ -1,0 +1,56 @@
+"""What a notebook that trains one run may set, and the run that this describes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ibqlab.base.checks import require_choice
+from ibqlab.config import content_hash
+from ibqlab.diagnostics.projection import PROJECTION_METHODS
+from ibqlab.recipes.presets import PRESETS
+from ibqlab.recipes.recipe_files import recipe_config
+from ibqlab.recipes.tokenizer_config import TrainConfig
+from ibqlab.runs import Run
+from ibqlab.runs.finding import output_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParameters:
+    """What the `parameters` cell of a notebook that trains one run may set."""
+
+    preset: str = "laptop"
+    """A key of `PRESETS`."""
+    recipe: str = ""
+    """Another recipe, a path or a name under experiments/; empty: the preset's."""
+    settings: tuple[str, ...] = ()
+    """Keys of the recipe to replace, as typed on a command line: ["steps=500", "tokenizer.quantizer.name=vq"]."""
+    output: str = ""
+    """Run folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: named by recipe and
+    settings."""
+    projection: str = "umap"
+    """How maps are drawn: "umap" or "pca"."""
+
+    def __post_init__(self):
+        require_choice("preset", self.preset, PRESETS)
+        require_choice("projection", self.projection, PROJECTION_METHODS)
+
+
+class PlannedRun(NamedTuple):
+    """A run that has not started."""
+
+    config: TrainConfig
+    path: Path
+
+
+def plan_run(parameters: RunParameters) -> PlannedRun:
+    """Settings and folder of the run that a notebook's parameters describe.
+
+    Raises:
+        ConfigError: no such recipe, or settings that do not fit it.
+        RunError: the folder holds a run with other settings.
+    """
+    name = parameters.recipe or PRESETS[parameters.preset]
+    config = recipe_config(name, assignments=parameters.settings)
+    folder = output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}")
+    Run.check(folder, config)
+    return PlannedRun(config, folder)
