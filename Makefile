@@ -29,7 +29,7 @@ test: .venv/.ready
 check: lint
 	@$(PY) -m pytest -q $(WORKERS) $(FAST:%=tests/test_%.py)
 
-WORKERS := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+WORKERS := --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 FAST := layers quantizers index_backprop lfq usage geometry statistics config files lead_lag ema resizing pictures \
   tokens reports messages environment transformer sampling
 
