@@ -18,7 +18,7 @@ from ibqlab.data import (
     PHOTOS,
     BrokenImages,
     DataConfig,
-    FolderSource,
+    FileSource,
     Sample,
     first_images,
     open_data,
@@ -29,12 +29,13 @@ from ibqlab.data import (
     validation_batches,
 )
 from ibqlab.data import photos as photos_module
+from ibqlab.data.broken import UnreadableName
 from ibqlab.data.classes import NO_CLASS, class_numbers
+from ibqlab.data.file_list import pack_names
 from ibqlab.data.folder import list_folder
-from ibqlab.data.index import exclude_names, pack_names
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
 from ibqlab.data.pictures import read_rgb
-from ibqlab.data.source import UnreadableName
+from ibqlab.data.splits import exclude_names
 
 
 class Numbers:
@@ -682,8 +683,8 @@ def test_large_parts_are_not_searched_for_readable_images(tmp_path, monkeypatch)
     for number in range(400):
         (tmp_path / f"{number:03}.png").touch()
     tried = []
-    read = FolderSource.read
-    monkeypatch.setattr(FolderSource, "read", lambda self, position: tried.append(position) or read(self, position))
+    read = FileSource.read
+    monkeypatch.setattr(FileSource, "read", lambda self, position: tried.append(position) or read(self, position))
     assert len(open_data(folder_config(tmp_path), "train")) > 200
     assert not tried
 

@@ -1,9 +1,4 @@
-"""Tar shards in webdataset's format, read at random instead of streamed.
-
-A shard is an uncompressed tar file; what belongs together has one key: `n01440764/n01440764_10026.JPEG` and
-`n01440764/n01440764_10026.cls`. Streaming readers shuffle what passes by. Here every image has a number and is read by
-seeking to it, so shards obey the same rule as a folder: batch s depends on (seed, s) alone.
-"""
+"""Which tar files a source means, and reading from many of them at any place."""
 
 import os
 import re
@@ -17,14 +12,10 @@ from typing import BinaryIO
 from ibqlab.base.checks import FILES, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import open_ordinary, why_not
-from ibqlab.data.decoding import ListedSource
 from ibqlab.data.pictures import is_picture_name
-from ibqlab.data.shard_index import ShardListing
 
 OPEN_SHARDS = 128
 """Shards that are held open at a time, where the system allows a process four times as many files."""
-PICTURE_BYTES = 2**30
-"""Largest picture inside a shard, which is read whole."""
 PATTERN = 1000
 """Letters of a pattern."""
 SAMPLES_PICTURE = "samples.png"
@@ -91,26 +82,6 @@ def find_shards(source: str, setting: str) -> list[Path]:
         "the pattern.",
     )
     return paths
-
-
-class ShardSource(ListedSource):
-    """Images of tar shards; `ListedSource` tells what becomes of them. Picklable, and safe in forked loader processes.
-
-    The name of an image is its name inside the shard.
-    """
-
-    listing: ShardListing
-
-    def __init__(self, listing: ShardListing, *arguments: object, **settings: object) -> None:
-        super().__init__(listing, *arguments, **settings)
-        self.files = OpenFiles(listing.paths)
-
-    def file(self, position: int) -> bytes:
-        """As in `ListedSource`; the content, read from its shard."""
-        listing = self.listing
-        size = int(listing.sizes[position])
-        require(size <= PICTURE_BYTES, f"it has {size:,} bytes; a picture in a shard may have {PICTURE_BYTES:,}")
-        return self.files.read(int(listing.shards[position]), int(listing.offsets[position]), size)
 
 
 class OpenFiles:

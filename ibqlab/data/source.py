@@ -89,22 +89,6 @@ class DataConfig:
             )
 
 
-class UnreadableName(str):
-    """The name of an image that could not be read, and why; an ordinary text otherwise, also for other processes.
-
-    Args:
-        name: of the image.
-        reason: in a few words.
-    """
-
-    reason: str
-
-    def __new__(cls, name: str, reason: str = "") -> "UnreadableName":
-        text = super().__new__(cls, name)
-        text.reason = reason
-        return text
-
-
 class Sample(NamedTuple):
     """One image, and the files that could not be read on the way to it."""
 

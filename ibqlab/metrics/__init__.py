@@ -24,7 +24,7 @@ from ibqlab.metrics.extractors import (
     register_extractor,
 )
 from ibqlab.metrics.generation import evaluate_generation
-from ibqlab.metrics.images import open_images
+from ibqlab.metrics.image_input import open_images
 from ibqlab.metrics.perceptual import PerceptualDistance, load_lpips
 from ibqlab.metrics.pixels import psnr, ssim, truncate_to_uint8
 from ibqlab.metrics.protocols import PROTOCOLS, Protocol

@@ -10,6 +10,7 @@ import torch
 
 from ibqlab.base.checks import require
 from ibqlab.data.source import Unreadable
+from ibqlab.metrics.archives import open_array, stored_names
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluation import (
     Evaluation,
@@ -29,7 +30,8 @@ from ibqlab.metrics.features import (
     reference_key,
     save_reference,
 )
-from ibqlab.metrics.images import ImageSet, check_pixels, open_array, open_images, stored_names, this_process
+from ibqlab.metrics.image_input import open_images
+from ibqlab.metrics.images import ImageSet, check_pixels, this_process
 from ibqlab.metrics.pixels import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.statistics import (

@@ -35,7 +35,8 @@ from ibqlab.metrics.features import (
     reference_key,
     save_reference,
 )
-from ibqlab.metrics.images import ImageSet, Numbered, check_pixels, open_images, this_process
+from ibqlab.metrics.image_input import open_images
+from ibqlab.metrics.images import ImageSet, Numbered, check_pixels, this_process
 from ibqlab.metrics.perceptual import SMALLEST_SIDE, PerceptualDistance, load_lpips
 from ibqlab.metrics.pixels import ROUNDINGS, WINDOW, psnr, published_range, ssim, to_unit_range
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS, Protocol, choose_metrics, find_protocol

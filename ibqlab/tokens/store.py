@@ -30,8 +30,9 @@ from ibqlab.base.files import UnreadableFile, expanded, is_ordinary, open_ordina
 from ibqlab.base.names import BUILT_IN
 from ibqlab.config import parse, to_dict
 from ibqlab.data.broken import describe_unreadable
+from ibqlab.data.loading import Requests
 from ibqlab.data.opening import open_data
-from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
+from ibqlab.data.sampling import training_requests, validation_requests
 from ibqlab.data.source import DataConfig, Split
 
 FORMAT = 1
@@ -369,14 +370,11 @@ def token_batches(
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
-    starts = training_starts(batch_size, seed, range(start_step, start_step + steps), (rank, world_size))
-    share, order = batch_size // world_size, EpochOrder(len(stored), seed)
-
-    def batch(first: int) -> TokenBatch:
-        requests = [order.request(position) for position in range(first, first + share)]
-        return stored.batch([image for image, _ in requests], [own % stored.views for _, own in requests])
-
-    return map(batch, starts)
+    sharing = {"rank": rank, "world_size": world_size}
+    return _batches(
+        stored,
+        training_requests(len(stored), batch_size=batch_size, seed=seed, start_step=start_step, steps=steps, **sharing),
+    )
 
 
 def stored_validation_batches(
@@ -395,12 +393,14 @@ def stored_validation_batches(
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
-    check_sharing(batch_size, rank, world_size)
-    if images < 1:
-        raise ValueError(f"validation needs at least 1 image; got images={images}.")
-    count, share = min(images, len(stored)), batch_size // world_size
-    slices = (range(first, min(first + share, count)) for first in range(rank * share, count, batch_size))
-    return (stored.batch([*numbers], [0] * len(numbers)) for numbers in slices)
+    sharing = {"rank": rank, "world_size": world_size}
+    return _batches(stored, validation_requests(len(stored), images=images, batch_size=batch_size, **sharing))
+
+
+def _batches(stored: StoredTokens, requests: Requests) -> Iterator[TokenBatch]:
+    """One view of each image: the seed that would decide on a crop decides on the view; 0 is view 0."""
+    for batch in requests:
+        yield stored.batch([image for image, _ in batch], [seed % stored.views for _, seed in batch])
 
 
 def split_file(folder: Path, split: Split, part: str) -> Path:

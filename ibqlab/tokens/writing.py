@@ -40,8 +40,9 @@ from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.base.progress import CountingLine
 from ibqlab.config import completed, to_dict
 from ibqlab.data.broken import name_a_few
+from ibqlab.data.loading import Requests, load_requests
 from ibqlab.data.opening import open_data
-from ibqlab.data.sampling import Requests, load_requests, seed_of_choices
+from ibqlab.data.sampling import seed_of_choices
 from ibqlab.data.source import DataConfig, ImageSource, Split
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.store import (
