@@ -21,7 +21,14 @@ from ibqlab.data.photos import PHOTOS, Photo, PhotosSource
 from ibqlab.data.pictures import UnreadablePicture, open_picture
 from ibqlab.data.pixels import to_model_range, to_uint8
 from ibqlab.data.resizing import RESIZERS, resize_and_crop, resize_short_side
-from ibqlab.data.sampling import first_images, readable_batches, training_batches, validation_batches
+from ibqlab.data.sampling import (
+    first_images,
+    readable_batches,
+    training_batches,
+    training_requests,
+    validation_batches,
+    validation_requests,
+)
 from ibqlab.data.shard_writing import write_shards
 from ibqlab.data.source import DataConfig, ImageSource, Sample, Split
 
@@ -49,6 +56,8 @@ __all__ = [
     "to_model_range",
     "to_uint8",
     "training_batches",
+    "training_requests",
     "validation_batches",
+    "validation_requests",
     "write_shards",
 ]
