@@ -21,7 +21,7 @@ from ibqlab.data import DataConfig, open_data, training_batches, validation_batc
 from ibqlab.data import shard_index as shard_index_module
 from ibqlab.data.classes import NO_CLASS
 from ibqlab.data.shard_index import ShardList, index_shards
-from ibqlab.data.shards import OpenFiles, find_shards, names_shards
+from ibqlab.data.shards import OpenFiles, find_shards
 from ibqlab.data.tar_members import split_key
 
 IMAGES = 23
@@ -571,7 +571,7 @@ def test_patterns_that_find_nothing_are_refused(shards):
 def test_a_folder_of_both_is_refused(folder, tmp_path):
     write_tar(tmp_path / "a.tar", labelled(3))
     (tmp_path / ".checkpoints").mkdir()
-    assert names_shards(str(tmp_path))
+    assert find_shards(str(tmp_path), "source") == [tmp_path / "a.tar"]
     (tmp_path / "cat").mkdir()
     with pytest.raises(
         ValueError, match=r"either a folder of images or a folder of shards.*1 \.tar files and 1 images"

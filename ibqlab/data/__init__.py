@@ -12,7 +12,6 @@ and neither the number of loader processes nor the number of ranks changes what 
 """
 
 from ibqlab.data.broken import BrokenImages
-from ibqlab.data.classes import class_numbers
 from ibqlab.data.digits import DigitsSource
 from ibqlab.data.file_source import FileSource
 from ibqlab.data.loading import Batch
@@ -46,7 +45,6 @@ __all__ = [
     "Sample",
     "Split",
     "UnreadablePicture",
-    "class_numbers",
     "first_images",
     "open_data",
     "open_picture",

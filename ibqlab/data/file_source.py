@@ -12,7 +12,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.data.broken import UnreadableImages, UnreadableName, name_a_few
 from ibqlab.data.file_list import FileList, fingerprint, printable
 from ibqlab.data.pictures import UnreadablePicture, read_rgb
-from ibqlab.data.resizing import centre_offset, check_shape, load_opencv, resize_short_side
+from ibqlab.data.resizing import check_shape, load_opencv, resize_and_crop, resize_short_side
 from ibqlab.data.source import Sample, Split, Unreadable
 
 UNREADABLE_IN_A_ROW = 1000
@@ -132,17 +132,15 @@ class FileSource:
         if self.resize == AS_STORED:
             return np.array(np.asarray(picture).transpose(2, 0, 1), order="C")
         side = self.image_size
-        pixels = resize_short_side(picture, side, self.resize)  # (H, W, 3), the shorter of H and W is `side`
-        height, width = pixels.shape[:2]
-        mirrored = False
         if self.split == "validation":
-            top, left = centre_offset(height, width, side, self.resize)
+            square = resize_and_crop(picture, side, self.resize)
         else:
+            pixels = resize_short_side(picture, side, self.resize)  # (H, W, 3), the shorter of H and W is `side`
+            height, width = pixels.shape[:2]
             # The draws and their order are part of what a seed means: changing them changes every run.
             rng = np.random.default_rng(seed)
             left, top = rng.integers(np.array([width - side, height - side]) + 1)
-            mirrored = self.flip and bool(rng.integers(2))
-        square = pixels[top : top + side, left : left + side]
-        square = square[:, ::-1] if mirrored else square
+            square = pixels[top : top + side, left : left + side]
+            square = square[:, ::-1] if self.flip and rng.integers(2) else square
         # A copy in C order: torch refuses negative strides, and a view would keep the whole picture in memory.
         return np.array(square.transpose(2, 0, 1), order="C")

@@ -17,7 +17,7 @@ from ibqlab.data.file_source import FileSource
 from ibqlab.data.folder import COMPRESSED, list_folder
 from ibqlab.data.photos import PhotosSource
 from ibqlab.data.shard_index import index_shards
-from ibqlab.data.shards import find_shards, names_shards
+from ibqlab.data.shards import find_shards
 from ibqlab.data.source import DataConfig, ImageSource, Split
 from ibqlab.data.splits import exclude_names, give_each_a_readable, match_labels, order_by_hash, split_by_name
 
@@ -85,8 +85,8 @@ def list_images(source: str, setting: str = "source") -> FileList:
     Raises:
         ValueError: there is no such one, or nothing in it.
     """
-    if names_shards(source):
-        return index_shards(find_shards(source, setting), source, progress=True)
+    if shards := find_shards(source, setting):
+        return index_shards(shards, source, progress=True)
     return list_folder(_existing_folder(source, setting))
 
 

@@ -8,7 +8,6 @@ import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,14 +78,7 @@ PHOTOS = (
 )
 
 
-class Columns(NamedTuple):
-    """Columns `start` to `stop` (excluded) of a photograph, all rows."""
-
-    start: int
-    stop: int
-
-
-def split_columns(width: int, image_size: int) -> dict[Split, Columns]:
+def split_columns(width: int, image_size: int) -> dict[Split, slice]:
     """The two disjoint regions of a photograph: right-hand columns for validation, the others for training.
 
     Validation takes a fifth of the width, or `image_size` where that is more.
@@ -98,7 +90,7 @@ def split_columns(width: int, image_size: int) -> dict[Split, Columns]:
         Columns per split.
     """
     border = width - max(image_size, round(VALIDATION_WIDTH * width))
-    return {"train": Columns(0, border), "validation": Columns(border, width)}
+    return {"train": slice(0, border), "validation": slice(border, width)}
 
 
 def largest_crop(height: int, width: int) -> int:
@@ -174,9 +166,8 @@ def _read(photo: Photo, path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _region(picture: UInt8[np.ndarray, "H W 3"], image_size: int, split: Split) -> UInt8[np.ndarray, "H W_region 3"]:
-    columns = split_columns(picture.shape[1], image_size)[split]
     # A copy: a loader process is sent this region, not the whole photograph behind a view.
-    return picture[:, columns.start : columns.stop].copy()
+    return picture[:, split_columns(picture.shape[1], image_size)[split]].copy()
 
 
 def _fingerprint(paths: list[Path]) -> str:

@@ -1,7 +1,6 @@
 """Writes tar shards in webdataset's format, for disks and networks that dislike a million small files."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -70,7 +69,7 @@ def write_shards(
         names = _write(entries, unfinished, target, images_per_shard, writer_class)
         with explained(target):
             for name in (*names, CLASSES_FILE):
-                _force_file_to_disk(unfinished / name)
+                force_to_disk(unfinished / name)
             force_to_disk(unfinished)
             # A rename takes the place of an empty folder.
             unfinished.rename(target)
@@ -78,11 +77,6 @@ def write_shards(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return [target / name for name in names]
-
-
-def _force_file_to_disk(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _write(

@@ -72,16 +72,12 @@ class DataConfig:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0; got {self.workers}. Use 0 to load in the training process.")
         require_at_most("workers", self.workers, WORKERS, "each is a process with a copy of the list of images")
-        if self.validation_source is not None and self.source in BUILT_IN:
-            raise ValueError(
-                f"validation_source is for folders and shards only, because {self.source!r} brings its own split; got "
-                f"{self.validation_source!r}. Use validation_source=None."
-            )
-        if self.validation_share != VALIDATION_SHARE and self.source in BUILT_IN:
-            raise ValueError(
-                f"validation_share is for folders and shards only, because {self.source!r} brings its own split; got "
-                f"{self.validation_share}. Use validation_share={VALIDATION_SHARE}."
-            )
+        for name, default in (("validation_source", None), ("validation_share", VALIDATION_SHARE)):
+            if self.source in BUILT_IN and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is for folders and shards only, because {self.source!r} brings its own split; got "
+                    f"{getattr(self, name)!r}. Use {name}={default}."
+                )
         if self.exclude and self.source in BUILT_IN:
             raise ValueError(
                 f"exclude names images of a folder or of shards, and {self.source!r} has no file names; got "

@@ -132,7 +132,7 @@ def _stored_size(source: FileSource) -> tuple[int, int]:
     sizes: dict[tuple[int, int], str] = {}
     for index, position in enumerate(source.positions.tolist()):
         try:
-            sizes.setdefault(tuple(picture_size(source.files.file(position), source.name(index))), source.name(index))
+            sizes.setdefault(picture_size(source.files.file(position), source.name(index)), source.name(index))
         except (OSError, ValueError) as error:
             if source.unreadable == "stop":
                 raise ValueError(
