@@ -80,11 +80,13 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def _walk(path: Path, file: BinaryIO) -> Iterator[Member]:
+    """The ordinary members of a tar file in order; the error about a damaged one comes after those before it."""
     length, end = os.fstat(file.fileno()).st_size, 0
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for info in tar:
                 tar.members = []  # tarfile remembers every header, which a large shard need not
+                # Offsets and sizes are what is kept of a member, so they must lie inside the file, and go forwards.
                 if not (info.size >= 0 and end < tar.offset and info.offset_data + info.size <= length):
                     raise tarfile.ReadError(f"its member at byte {info.offset} says it has {info.size:,} bytes")
                 end = tar.offset

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import require
 from ibqlab.data.source import Unreadable
 from ibqlab.metrics.archives import open_array, stored_names
@@ -42,7 +43,6 @@ from ibqlab.metrics.statistics import (
     kernel_distance,
     precision_recall,
 )
-from ibqlab.metrics.weights import hash_file
 
 FEATURES = 2**14
 """Largest dimension of stored statistics; Inception has 2,048."""

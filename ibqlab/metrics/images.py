@@ -17,14 +17,13 @@ import torch.distributed as dist
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ibqlab.base.cache import content_key
+from ibqlab.base.cache import content_key, hash_file
 from ibqlab.base.checks import IMAGE_SIDE, IMAGES, require
 from ibqlab.data.file_list import FileList, printable
 from ibqlab.data.file_source import FileSource
 from ibqlab.data.sampling import validation_batches
 from ibqlab.data.source import ImageSource
 from ibqlab.metrics.archives import open_array
-from ibqlab.metrics.weights import hash_file
 
 ROWS = 256
 """Images of an archive that are read at a time."""

@@ -14,7 +14,6 @@ A view is one crop of an image, or its mirror image. Arrays are mapped, not load
         loss = generator.loss(batch.indices, batch.labels)
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from jaxtyping import Int32, Int64, UInt
 from torch import Tensor
 
+from ibqlab.base.cache import hash_file
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, is_ordinary, open_ordinary, why_not
 from ibqlab.base.names import BUILT_IN
@@ -187,8 +187,7 @@ class TokenStore:
             for name, checksum in (("tokens", facts.tokens_sha256), ("labels", facts.labels_sha256)):
                 file = split_file(self.path, split, name)
                 try:
-                    with open_ordinary(file) as stream:
-                        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+                    actual = hash_file(file)
                 except (OSError, UnreadableFile) as error:
                     raise TokenStoreError(f"{error}; restore it, or tokenize again") from None
                 if actual != checksum:

@@ -4,7 +4,6 @@
 all are there; so neither a restart nor the number of processes changes a byte.
 """
 
-import hashlib
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import BATCH, require, require_at_most
 from ibqlab.base.files import expanded, explained, force_to_disk, replacing, write_whole
 from ibqlab.base.locking import wait_for
@@ -227,5 +227,4 @@ def _write_array(file: Path, shape: tuple[int, ...], dtype: np.dtype, arrays: It
         np.lib.format.write_array_header_1_0(stream, header)
         for array in arrays:
             stream.write(np.ascontiguousarray(array, dtype=dtype).data)
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_file(file)
