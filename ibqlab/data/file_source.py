@@ -77,7 +77,7 @@ class FileSource:
 
     def name(self, index: int) -> str:
         """The name of the image `index`, as in `Sample.broken`; what is no UTF-8 in it is escaped."""
-        return self.files.name(self.positions[index])
+        return self.files.name(int(self.positions[index]))
 
     def get(self, index: int, seed: int) -> Sample:
         """The image `index`, 0 to len − 1, or one that stands in for it; the seed decides on crop and flip (training).
@@ -88,7 +88,7 @@ class FileSource:
         """
         broken: list[UnreadableName] = []
         for candidate in self._candidates(index, seed):
-            picture = self.read(self.positions[candidate])
+            picture = self.read(int(self.positions[candidate]))
             if not isinstance(picture, UnreadableName):
                 return Sample(torch.from_numpy(self._crop(picture, seed)), int(self.labels[candidate]), tuple(broken))
             broken.append(picture)

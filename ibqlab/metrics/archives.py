@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class StoredArray:
     dtype: np.dtype
     c_order: bool
     """Rows one after another; False: columns (Fortran's order)."""
-    stream: IO[bytes]
+    stream: BufferedIOBase
 
     def read(self, count: int) -> np.ndarray:
         """The next `count` values, (count,).
@@ -95,7 +95,7 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
     return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def _array_at(stream: IO[bytes], place: str) -> StoredArray:
+def _array_at(stream: BufferedIOBase, name: str) -> StoredArray:
     """The array whose header the stream is at."""
     try:
         version = np.lib.format.read_magic(stream)
@@ -103,6 +103,6 @@ def _array_at(stream: IO[bytes], place: str) -> StoredArray:
         shape, fortran, dtype = read_header(stream)
     # NumPy parses the header as a Python literal, whose errors are of many kinds.
     except Exception as error:
-        raise ValueError(f"{place} is no array ({for_terminal(error)}). Write it again with np.savez") from error
-    require(not dtype.hasobject, f"{place} must hold numbers; it holds Python objects, which could run a program")
+        raise ValueError(f"{name} is no array ({for_terminal(error)}). Write it again with np.savez") from error
+    require(not dtype.hasobject, f"{name} must hold numbers; it holds Python objects, which could run a program")
     return StoredArray(shape, dtype, not fortran, stream)
