@@ -20,7 +20,7 @@ from ibqlab.base.files import temporary_beside
 from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data, training_batches, training_requests, validation_requests
-from ibqlab.data.sampling import seed_of_choices
+from ibqlab.data.batches import seed_of_choices
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig

@@ -1,7 +1,7 @@
 """`photos`: crops from photographs that lie inside installed wheels; nothing is downloaded.
 
 The files are opened by path, without importing the packages that carry them. Where scikit-image is not installed, the
-two photographs of scikit-learn remain; `description` and `fingerprint` say which were found.
+two photographs of scikit-learn remain; `description` and `fingerprint` say which are there.
 """
 
 import hashlib
@@ -116,12 +116,12 @@ class PhotosSource:
     endless = True
 
     def __init__(self, *, image_size: int, split: Split, flip: bool) -> None:
-        found = [(photo, path) for photo in PHOTOS if (path := _find(photo)) is not None]
-        if not found:
+        installed = [(photo, path) for photo in PHOTOS if (path := _find(photo)) is not None]
+        if not installed:
             raise ValueError(
                 "source='photos' needs scikit-learn or scikit-image. Install one: pip install scikit-learn."
             )
-        pictures = [_read(photo, path) for photo, path in found]
+        pictures = [_read(photo, path) for photo, path in installed]
         largest = min(largest_crop(*picture.shape[:2]) for picture in pictures)
         if image_size > largest:
             raise ValueError(
@@ -132,8 +132,8 @@ class PhotosSource:
         self.image_size, self.split, self.flip = image_size, split, flip
         self.regions = [_region(picture, image_size, split) for picture in pictures]
         self.classes = ["photo"]
-        self.fingerprint = _fingerprint([path for _, path in found])
-        self.description = f"{image_size}-pixel {split} crops of {', '.join(photo.name for photo, _ in found)}"
+        self.fingerprint = _fingerprint([path for _, path in installed])
+        self.description = f"{image_size}-pixel {split} crops of {', '.join(photo.name for photo, _ in installed)}"
 
     def __len__(self) -> int:
         area = sum(region.shape[0] * region.shape[1] for region in self.regions)

@@ -73,7 +73,7 @@ def check_shape(width: int, height: int, image_size: int) -> None:
 
     Args:
         width, height: of the picture, in pixels.
-        image_size: short side wanted, in pixels.
+        image_size: short side of the result, in pixels.
     Raises:
         ValueError: more than 100 times as long as wide, or more than 2²⁸ pixels after resizing.
     """
@@ -90,7 +90,7 @@ def resized_size(width: int, height: int, image_size: int, method: str) -> tuple
 
     Args:
         width, height: of the picture, in pixels.
-        image_size: short side wanted, in pixels.
+        image_size: short side of the result, in pixels.
         method: "opencv" rounds the long side to the nearest pixel (halves to even), "pil" rounds it down.
     """
     short = min(width, height)

@@ -2,7 +2,7 @@
 
 Streaming readers shuffle what passes by. Here every image has a number and is read by seeking to it, so shards obey the
 same rule as a folder: batch s depends on (seed, s) alone. Reading the headers of ImageNet's 2.6 million members takes a
-minute or more; the index is 80 MB of arrays, is kept in the cache and loads in a fraction of a second.
+minute or more; the index is 80 MB of arrays, is stored in the cache and loads in a fraction of a second.
 """
 
 import os
@@ -83,7 +83,7 @@ def index_shards(paths: Sequence[Path], where: str, *, progress: bool = False) -
     Raises:
         ValueError: a file that is no uncompressed tar, is cut off or damaged; a label that is no integer from −1 to
             1,048,575; a key used twice, in one shard or in two; no image; or too few class names.
-    Cost: reads every header once (about 20,000 images per second from a local disk) and keeps the result, by the
+    Cost: reads every header once (about 20,000 images per second from a local disk) and stores the result, by the
     names, sizes and times of the shards, in $IBQLAB_CACHE or ~/.cache/ibqlab.
     """
     states = [_state(path) for path in paths]

@@ -14,7 +14,7 @@ Split = Literal["train", "validation"]
 Unreadable = Literal["skip", "stop"]
 """What becomes of an image that cannot be read: it is left out, or the work stops at it."""
 VALIDATION_SHARE = 0.1
-"""Share of a folder's images that are kept for validation, where nothing else is said."""
+"""Share of a folder's images that are held back for validation, where nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def _walk(path: Path, file: BinaryIO) -> Iterator[Member]:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for info in tar:
                 tar.members = []  # tarfile remembers every header, which a large shard need not
-                # Offsets and sizes are what is kept of a member, so they must lie inside the file, and go forwards.
+                # Only offset and size of a member are remembered, so they must lie inside the file and go forwards.
                 if not (info.size >= 0 and end < tar.offset and info.offset_data + info.size <= length):
                     raise tarfile.ReadError(f"its member at byte {info.offset} says it has {info.size:,} bytes")
                 end = tar.offset
@@ -112,7 +112,7 @@ def _walk(path: Path, file: BinaryIO) -> Iterator[Member]:
 
 
 class _Headers:
-    """A tar file as tarfile reads its headers: none is longer than a megabyte, and none goes on behind the end.
+    """A tar file as tarfile reads its headers: none is longer than a megabyte, and none continues behind the end.
 
     A damaged size would otherwise fill the memory, and a sparse file's map is looked for behind the end for ever.
     """

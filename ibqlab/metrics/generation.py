@@ -13,6 +13,7 @@ from ibqlab.base.checks import require
 from ibqlab.data.source import Unreadable
 from ibqlab.metrics.archives import open_array, stored_names
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.evaluation import (
     Evaluation,
     check_batch_size,
@@ -31,7 +32,6 @@ from ibqlab.metrics.features import (
     reference_key,
     save_reference,
 )
-from ibqlab.metrics.image_input import open_images
 from ibqlab.metrics.images import ImageSet, check_pixels, this_process
 from ibqlab.metrics.pixels import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol

@@ -1,7 +1,7 @@
 """Image sets for evaluation: folders, shards, archives, image sources and batches of pixels behind one small interface.
 
 Each process gets its slice of every batch together with the images' numbers, so that results which depend on the order
-(splits, subsets) are the same for any number of processes. `image_input.open_images` makes them.
+(splits, subsets) are the same for any number of processes. `evaluated_images.open_images` makes them.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ibqlab.base.cache import content_key, hash_file
 from ibqlab.base.checks import IMAGE_SIDE, IMAGES, require
+from ibqlab.data.batches import validation_batches
 from ibqlab.data.file_list import FileList, printable
 from ibqlab.data.file_source import FileSource
-from ibqlab.data.sampling import validation_batches
 from ibqlab.data.source import ImageSource
 from ibqlab.metrics.archives import open_array
 

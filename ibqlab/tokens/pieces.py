@@ -18,8 +18,8 @@ from ibqlab.base.checks import require_memory
 from ibqlab.base.files import UnreadableFile, read_npz, replacing
 from ibqlab.base.processes import share_of_work
 from ibqlab.base.progress import CountingLine
-from ibqlab.data.loading import Requests, load_requests
-from ibqlab.data.sampling import seed_of_choices
+from ibqlab.data.batch_loading import Requests, load_requests
+from ibqlab.data.batches import seed_of_choices
 from ibqlab.data.source import ImageSource, Split
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.manifest import LABEL_TYPE, UNFINISHED, TokenManifest, TokenStoreError

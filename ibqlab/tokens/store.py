@@ -29,8 +29,8 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, is_ordinary, open_ordinary, why_not
 from ibqlab.base.names import BUILT_IN
 from ibqlab.config import to_dict
+from ibqlab.data.batch_loading import Requests
 from ibqlab.data.broken import describe_unreadable
-from ibqlab.data.loading import Requests
 from ibqlab.data.opening import open_data
 from ibqlab.data.source import DataConfig, Split
 from ibqlab.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ class TokenSplit:
         """Batches as an image source would give them: tokens of the same images in the same order.
 
         Args:
-            requests: `training_requests` or `validation_requests` of `ibqlab.data.sampling`, for `len(self)` images.
+            requests: `training_requests` or `validation_requests` of `ibqlab.data.batches`, for `len(self)` images.
                 The seed that would decide on an image's crop decides on its view; seed 0 is view 0.
         Raises:
             TokenStoreError: as `batch`.

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ibqlab.base.checks import BATCH, IMAGES, require_at_most
+from ibqlab.data.batch_loading import Batch, Request, Requests, load_requests
 from ibqlab.data.broken import UnreadableImages
-from ibqlab.data.loading import Batch, Request, Requests, load_requests
 from ibqlab.data.source import ImageSource
 
 _ORDER, _CHOICES = 0, 1
@@ -32,7 +32,7 @@ def training_batches(
 ) -> Iterable[Batch]:
     """Global batches number start_step … start_step + steps − 1, each image once per epoch in an order of its own.
 
-    A batch that reaches the end of an epoch goes on with the next one, so every batch is full.
+    A batch that reaches the end of an epoch continues with the next one, so every batch is full.
 
     Args:
         source: the training split.

@@ -1,6 +1,6 @@
 """Loads batches in the order in which they are asked for, in this process or in several.
 
-Start with `load_requests`. Which images a batch holds is decided in `sampling`.
+Start with `load_requests`. Which images a batch holds is decided in `batches`.
 """
 
 import os
