@@ -547,6 +547,11 @@ def test_an_index_is_compact(tmp_path):
 # Opening
 
 
+def test_a_folder_of_images_means_no_shards(folder):
+    assert find_shards(str(folder), "source") == []
+    assert find_shards(str(folder / "nothing"), "source") == []
+
+
 def test_shards_are_found_by_folder_file_and_pattern(shards, monkeypatch):
     expected = [shards / f"train-{number:06}.tar" for number in range(5)]
     assert find_shards(str(shards), "source") == expected

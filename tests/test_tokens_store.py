@@ -335,6 +335,16 @@ def test_a_damaged_piece_is_made_again(tmp_path, monkeypatch, tokenizer, store, 
     assert contents(write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False).path) == contents(store.path)
 
 
+def test_pieces_are_read_twice_to_be_joined(tmp_path, monkeypatch, tokenizer, store):
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
+    reads, read, join = [], pieces_module.read_npz, token_writing._join
+    monkeypatch.setattr(pieces_module, "read_npz", lambda file, limit: (reads.append(file.name), read(file, limit))[1])
+    monkeypatch.setattr(token_writing, "_join", lambda pieces: (reads.clear(), join(pieces)))
+    made = write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    assert contents(made.path) == contents(store.path)
+    assert len(set(reads)) == 4 and {reads.count(name) for name in reads} == {2}
+
+
 def test_nobody_waits_for_the_dead(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(locking, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(locking, "POLL_SECONDS", 0.05)
