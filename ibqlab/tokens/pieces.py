@@ -148,7 +148,7 @@ class Pieces:
     def _encode(self, images: torch.Tensor, mirrors: int) -> UInt[np.ndarray, "B mirrors T"]:
         """Tokens of images, and of their mirror images after each."""
         pictures = images.to(self.device)
-        views = [pictures, pictures.flip(-1)][:mirrors]
+        views = [pictures] if mirrors == 1 else [pictures, pictures.flip(-1)]
         return np.stack(
             [self.tokenizer.encode_indices(view).flatten(1).cpu().numpy().astype(self.dtype) for view in views], axis=1
         )
