@@ -34,7 +34,7 @@ from test_transformer import SMALL, make
 from ibqlab.cli import main
 from ibqlab.config import parse
 from ibqlab.data import write_shards
-from ibqlab.metrics.images import open_images
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.pretrained import export_generator, export_published, export_tokenizer
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyParameters, open_study
