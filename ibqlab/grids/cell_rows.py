@@ -14,7 +14,7 @@ from ibqlab.costs.meter import Kept, storages_of
 from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator.cards import SAMPLING_CARDS
-from ibqlab.grids.cells import Cell, MeasureConfig, column_of
+from ibqlab.grids.cells import Cell, EvaluationRequest, column_of
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.digits_classifier import recognise_digits
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
@@ -184,7 +184,7 @@ def _validation_images(cell: Cell, run: Run) -> ImageSource:
     return open_data(reachable(cell.config, run.path).data, "validation")
 
 
-def sample_measures(archive: Path, measure: MeasureConfig, source: Any) -> dict[str, Any]:
+def sample_measures(archive: Path, measure: EvaluationRequest, source: Any) -> dict[str, Any]:
     """What is measured of samples: recognised digits, and distances to real images."""
     values: dict[str, Any] = {}
     with np.load(archive) as stored:
@@ -205,6 +205,6 @@ def sample_measures(archive: Path, measure: MeasureConfig, source: Any) -> dict[
     return values
 
 
-def _column(metric: str, measure: MeasureConfig) -> str:
+def _column(metric: str, measure: EvaluationRequest) -> str:
     """Of a reconstruction's metric; rFID alone is of the extractor's features."""
     return column_of(metric, measure.extractor) if metric == "rfid" else metric

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ibqlab.base.intervals import student_interval
 from ibqlab.plots.norms import SOFTMAX_METHODS
-from ibqlab.studies.statistics import mean_interval
 
 EFFECT = "step_usage"
 """What the others are dated against: usage without memory, on the clock of the gradient."""
@@ -92,7 +92,7 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
             if not dates:
                 continue
             usage_steps, measure_steps, gaps = np.array(dates).T
-            found = mean_interval(usage_steps - measure_steps)
+            found = student_interval(usage_steps - measure_steps)
             excludes = bool(found.low > 0 or found.high < 0)
             out.append(
                 {

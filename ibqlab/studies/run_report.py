@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.checks import is_finite_number, require_choice
 from ibqlab.base.escaping import for_markdown, for_terminal
-from ibqlab.base.files import write_whole
 from ibqlab.base.progress import SHORTEST, few_tokens, notice
 from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
@@ -28,7 +27,8 @@ from ibqlab.plots import (
 )
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import portable
-from ibqlab.studies.reports import write_pages
+from ibqlab.studies.pages import TOO_SHORT, write_pages
+from ibqlab.studies.provenance import provenance_text
 from ibqlab.studies.run_figures import (
     figure_run_codes,
     figure_run_histogram,
@@ -36,7 +36,6 @@ from ibqlab.studies.run_figures import (
     figure_run_samples,
     mark_short_run,
 )
-from ibqlab.studies.tables import TOO_SHORT
 from ibqlab.training.data_check import unreadable_line
 
 MEASURES = {
@@ -83,14 +82,9 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         *([f"Not drawn: {'; '.join(for_markdown(_public(one, run)) for one in missing)}."] if missing else []),
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
         + _as_code(dump_yaml(_in_brief(run.config))),
-        f"## Where it came from\n\n{_as_code(dump_yaml(_origin(run)))}",
+        _provenance(run),
     ]
-    text = "\n\n".join(parts) + "\n"
-    try:
-        return write_pages(run.path, text, run.name)
-    except ModuleNotFoundError:
-        write_whole(run.path / "report.md", text.encode())
-        return run.path / "report.md"
+    return write_pages(run.path, "\n\n".join(parts) + "\n", run.name)
 
 
 def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
@@ -172,8 +166,8 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in (brief | {name: config.get(name) for name in names}).items() if value}
 
 
-def _origin(run: Run) -> dict[str, Any]:
-    """What made the run, from its provenance; of paths outside this folder and ~ only the end, as pages are sent on."""
+def _provenance(run: Run) -> str:
+    """What made the run; of paths outside this folder and ~ only the end, as pages are sent on."""
     facts = run.provenance
     command = facts.get("command_line") or facts.get("command")
     if isinstance(command, str):
@@ -181,9 +175,10 @@ def _origin(run: Run) -> dict[str, Any]:
             command = shlex.join(portable(word) for word in shlex.split(command))
     if isinstance(command, list):
         command = " ".join(map(str, command))
-    names = ("started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
-    shown = {"command": command} | {name: facts.get(name) for name in names}
-    return {name: value for name, value in shown.items() if value is not None}
+    time = {name: facts.get(name, "not noted") for name in ("started", "ended", "duration_s")}
+    more = {"time": "{started} to {ended}, {duration_s} s of training".format(**time), "losses": facts.get("losses")}
+    row = {"seed": facts.get("seed", "not noted"), "provenance": facts}
+    return provenance_text([row], command or "not noted", **{name: text for name, text in more.items() if text})
 
 
 def _public(text: str, run: Run) -> str:
