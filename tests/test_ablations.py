@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
+from matplotlib.text import Text
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
@@ -312,6 +313,15 @@ class TestReports:
         assert len(pd.read_csv(tmp_path / "scale" / "figures" / "power_laws.csv")) == 8
 
 
+def load_redraw(monkeypatch):
+    """The script beside the recipes."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    spec = importlib.util.spec_from_file_location("redraw", EXPERIMENTS / "redraw.py")
+    redraw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(redraw)
+    return redraw
+
+
 class TestNamesOfDistances:
     """FID is called so only with Inception's features."""
 
@@ -355,11 +365,21 @@ class TestNamesOfDistances:
             saved["measure"]
         )
 
+    def test_figures_drawn_again_say_which_seed_and_that_runs_are_too_short(self, tmp_path, monkeypatch):
+        redraw = load_redraw(monkeypatch)
+        source = EXPERIMENTS / "results" / "explore_collapse_laptop" / "usage_histogram.csv"
+        picture, table = tmp_path / "usage_histogram.png", pd.read_csv(source)
+        for preset, band in (("laptop", ""), ("smoke", "preset smoke: too short to mean anything")):
+            facts = {"seeds": [3, 4], "command": f"ibqlab run explore_collapse preset={preset}"}
+            (tmp_path / "provenance.json").write_text(json.dumps(facts))
+            figure = redraw._draw(picture, table)
+            redraw._note_runs(picture, figure)
+            assert figure.get_supxlabel().endswith("\nseed 3, the first of 2")
+            texts = [text.get_text() for text in figure.findobj(Text)]
+            assert (band in texts) if band else not any("too short" in text for text in texts)
+
     def test_csvs_of_before_and_now_are_drawn_alike(self, monkeypatch):
-        monkeypatch.syspath_prepend(EXPERIMENTS)
-        spec = importlib.util.spec_from_file_location("redraw", EXPERIMENTS / "redraw.py")
-        redraw = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(redraw)
+        redraw = load_redraw(monkeypatch)
         picture = EXPERIMENTS / "results" / "ablations_laptop" / "figures" / "generators.png"
         now = pd.read_csv(picture.with_suffix(".csv"))
         before = now.replace({"measure": {"frechet_distance_digits": "gfid"}})

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from ibqlab.config import ConfigError, content_hash, load_yaml, parse
+from ibqlab.config import ConfigError, content_hash, field_types, load_yaml, parse
 from ibqlab.grids.cells import EvaluationRequest
+from ibqlab.notebooks.parameters import find_notebook, notebook_parameters
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer
@@ -21,11 +22,13 @@ from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import command_line
 from ibqlab.studies import (
+    DEFINITIONS,
     AblationParameters,
     LinkParameters,
     StudyError,
     StudyParameters,
     describe_collapse,
+    method_grid,
     open_study,
     show_table,
     summary_table,
@@ -293,6 +296,18 @@ class TestGrid:
         assert study.command == typed[0].replace(str(folder), "…/my study")
         again = open_study(folder)
         assert (again.parameters, again.command) == (study.parameters, study.command)
+
+    @pytest.mark.parametrize("name", list(DEFINITIONS))
+    def test_each_study_is_named_as_its_notebook_and_takes_its_parameters(self, name):
+        typed = notebook_parameters(find_notebook(name))
+        assert typed.keys() <= field_types(DEFINITIONS[name].parameters).keys() and "preset" in typed
+
+    def test_a_cells_settings_are_resolved_once(self, monkeypatch):
+        resolved = []
+        monkeypatch.setattr(
+            method_grid, "recipe_config", lambda *words: resolved.append(words) or recipe_config(*words)
+        )
+        assert len(small("./nowhere", codebook_sizes=[16, 32]).cells) == len(resolved) == 8
 
     def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="no preset 'huge'; there are: smoke"):

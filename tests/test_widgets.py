@@ -23,11 +23,12 @@ from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
 
 GRID = {
-    "preset": "smoke",
+    "recipe": "builtin/smoke",
     "methods": ("vq", "ibq"),
     "initialisations": ("published", "normal"),
     "codebook_sizes": (16,),
     "code_dims": (4,),
+    "seeds": (0,),
     "steps": 4,
     "projection": "pca",
 }
@@ -219,7 +220,7 @@ class TestTooShort:
             assert told in [text.get_text() for text in figure.findobj(Text)]
             assert all(text.get_rotation() == 0 for text in figure.texts), "nothing is written across the panels"
         caption = figure_reconstructions(study).get_supxlabel().replace("\n", " ")
-        tokens = int(study.final_rows()["validation_tokens"].min())
+        tokens = int(study.rows()["tokens"].min())
         assert f"a table's PSNR is over the images of {tokens:,} validation tokens" in caption
 
     def test_figures_of_a_stopped_run_say_of_which_step_they_are(self, study, tmp_path):
@@ -232,9 +233,9 @@ class TestTooShort:
         assert any(text.startswith("step 4: ") for text in told) and not any("last snapshot" in text for text in told)
 
     def test_the_smoke_preset_and_few_steps_are_too_short(self):
-        assert grid("./x", preset="laptop").too_short == "4 steps"
-        assert grid("./x", preset="laptop", steps=100).too_short == ""
-        assert grid("./x", steps=100).too_short == "preset smoke"
+        assert grid("./x").too_short == "4 steps"
+        assert grid("./x", steps=100).too_short == ""
+        assert grid("./x", steps=100, preset="smoke").too_short == "preset smoke"
 
 
 ROWS = pd.DataFrame(

@@ -4,6 +4,8 @@
     lowest to highest over seeds                       seed_range
     95 % interval of an exponent                       exponent_text; `studies.scaling` fits it
 
+`Interval.text` writes all of them.
+
 Seeds are few: with three a 95 % interval is 4.3 standard errors to either side, with two 12.7. Student's interval takes
 runs as independent draws of one distribution that is roughly normal; with three runs nothing can check that.
 """
@@ -26,18 +28,20 @@ class Interval(NamedTuple):
     count: int
     """Seeds behind it."""
 
-    def text(self, decimals: int = 1, scale: float = 1.0, unit: str = "") -> str:
+    def text(self, decimals: int = 1, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
         """For tables: "5.3 % (4.1–6.5)"; the mean alone without an interval; "–" without a value.
 
         Args:
             decimals: digits after the point.
             scale: from the value to what is shown: 100 for shares.
             unit: behind the mean, such as " %".
+            signed: differences and exponents: "+0.4 (+0.3 to +0.5)", and 0 without a sign.
         """
         if not self.count:
             return "–"
-        mean, low, high = (f"{value * scale:,.{decimals}f}" for value in self[:3])
-        return f"{mean}{unit}" if np.isnan(self.low) else f"{mean}{unit} ({low}–{high})"
+        mean, low, high = (_number(value * scale, decimals, signed) for value in self[:3])
+        between = " to " if signed else "–"
+        return f"{mean}{unit}" if np.isnan(self.low) else f"{mean}{unit} ({low}{between}{high})"
 
 
 def student_interval(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
@@ -84,10 +88,10 @@ def exponent_text(law: Mapping[str, Any]) -> str:
     Args:
         law: exponent, low, high.
     """
-    slope, low, high = (_signed(law[name]) for name in ("exponent", "low", "high"))
-    return slope if np.isnan(law["low"]) else f"{slope} ({low} to {high})"
+    return Interval(law["exponent"], law["low"], law["high"], 1).text(2, signed=True)
 
 
-def _signed(value: float) -> str:
-    """Two digits with their sign, and 0 without one."""
-    return f"{value:+.2f}" if round(value, 2) else "0.00"
+def _number(value: float, decimals: int, signed: bool) -> str:
+    if signed and round(value, decimals):
+        return f"{value:+,.{decimals}f}"
+    return f"{abs(value) if signed else value:,.{decimals}f}"

@@ -53,7 +53,7 @@ def _section(tables: AblationTables, name: str, redraw: bool) -> str:
     norms = ""
     if file.also:
         norms = picture(study.folder, f"{name}_norms", norms_title, partial(figure_norms, tables, name), redraw)
-    parts = [
+    blocks = [
         f"## {file.title} ({file.table})",
         to_markdown(shown),
         tables.sentences(name),
@@ -62,7 +62,7 @@ def _section(tables: AblationTables, name: str, redraw: bool) -> str:
         order_text(tables, name) if norms else "",
         norms,
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(block for block in blocks if block)
 
 
 ABLATIONS = StudyDefinition(

@@ -111,9 +111,9 @@ def fill_in(parameters: StudyParameters, preset: Mapping[str, Any], source: str)
     Raises:
         ConfigError: impossible values, or a grid without runs.
     """
-    own = {key: value for key, value in to_dict(parameters).items() if value}
+    typed = {key: value for key, value in to_dict(parameters).items() if value}
     settings = [*preset.get("settings", []), *parameters.settings]
-    grid = parse(StudyParameters, {**DEFAULTS, **preset, **own, "settings": settings}, source=source)
+    grid = parse(StudyParameters, {**DEFAULTS, **preset, **typed, "settings": settings}, source=source)
     for axis in AXES:
         if not getattr(grid, axis):
             raise ConfigError(f"{source}: {axis} is empty: give at least one value")

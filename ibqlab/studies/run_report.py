@@ -27,7 +27,7 @@ from ibqlab.plots import (
 )
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import portable
-from ibqlab.studies.pages import TOO_SHORT, write_pages
+from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown, write_pages
 from ibqlab.studies.provenance import provenance_text
 from ibqlab.studies.run_figures import (
     figure_run_codes,
@@ -36,7 +36,6 @@ from ibqlab.studies.run_figures import (
     figure_run_samples,
     mark_short_run,
 )
-from ibqlab.training.data_check import unreadable_line
 
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
@@ -76,9 +75,8 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         f"# {for_markdown(run.name)}",
         _standing(run, step),
         *([TOO_SHORT] if step < SHORTEST else []),
-        *_unreadable(run),
         _numbers(metrics, run),
-        *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
+        *(f"## {title}\n\n{shown}" for title, shown in drawn.items()),
         *([f"Not drawn: {'; '.join(for_markdown(_public(one, run)) for one in missing)}."] if missing else []),
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
         + _as_code(dump_yaml(_in_brief(run.config))),
@@ -88,7 +86,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
 
 
 def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
-    """Names and titles of the figures that were drawn, and what could not be drawn and why."""
+    """Titles and Markdown of the figures that were drawn, and what could not be drawn and why."""
     figures: dict[str, tuple[str, Callable[[], Any]]] = {"curves": ("Curves", lambda: _figure_curves(run))}
     if is_generator_run(run):
         figures["samples"] = ("Samples", lambda: figure_run_samples(run))
@@ -101,12 +99,9 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
     drawn, missing = {}, []
     for name, (title, draw) in figures.items():
         try:
-            if redraw or not run.figure_path(f"{name}.png").is_file():
-                draw()
+            drawn[title] = picture(run.path, name, title, draw, redraw)
         except (RunError, LookupError, ValueError, ImportError) as error:
             missing.append(f"{title.lower()} ({error})")
-        else:
-            drawn[name] = title
     return drawn, missing
 
 
@@ -136,20 +131,15 @@ def _standing(run: Run, step: int) -> str:
     return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
 
 
-def _unreadable(run: Run) -> list[str]:
-    """A sentence on the images that could not be read, where there were any."""
-    line = unreadable_line(run.provenance)
-    return [f"{line}."] if line else []
-
-
 def _numbers(metrics: pd.DataFrame, run: Run) -> str:
     """The last value of each measure, and the step that it is of, as a table."""
     rows = []
     for name, (title, form) in MEASURES.items():
         values = metrics.set_index("step")[name].dropna() if name in metrics else ()
         if len(values) and is_finite_number(values.iloc[-1]):
-            rows.append(f"| {title} | {form.format(values.iloc[-1])} | {int(values.index[-1]):,} |")
-    table = "\n".join(["| measure | last value | at step |", "| --- | --- | --- |", *rows])
+            step = f"{int(values.index[-1]):,}"
+            rows.append({"measure": title, "last value": form.format(values.iloc[-1]), "at step": step})
+    table = to_markdown(pd.DataFrame(rows, columns=["measure", "last value", "at step"]))
     if not {"validation_usage", "validation_tokens"} <= set(metrics):
         return table
     tokens = next(iter(metrics["validation_tokens"].dropna()[::-1]), 0)

@@ -92,8 +92,8 @@ class TableRow:
             for row in (published_rows().get(self.recipe), generation):
                 names = [one.name for one in fields(Published) if getattr(row, one.name, None) is not None]
                 values |= {name: getattr(row, name) for name in names}
-        own = {name: value for name, value in asdict(self.published or Published()).items() if value is not None}
-        return Published(**(values | own))
+        stated = asdict(self.published or Published())
+        return Published(**(values | {name: value for name, value in stated.items() if value is not None}))
 
 
 @dataclass(frozen=True, kw_only=True)
