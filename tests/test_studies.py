@@ -402,6 +402,14 @@ class TestTables:
         assert table.loc["ibq", "seeds"] == 2
         assert table.loc["ibq", "validation_tokens"] >= 10 * 16
 
+    def test_rows_that_lack_a_number_are_named_with_what_to_do(self, study, tmp_path):
+        copy = small(shutil.copytree(study.folder, tmp_path / "copy"), "explore_collapse")
+        for file in (copy.folder / "rows").iterdir():
+            row = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps({key: value for key, value in row.items() if key != "gradient_reach"}))
+        with pytest.raises(StudyError, match=r"must hold gradient_reach of each run.*Delete that folder"):
+            summary_table(copy)
+
     def test_shown_table_names_tokens_and_ranges(self, study):
         shown = show_table(summary_table(study))
         assert "default" in shown["start"].iloc[0]

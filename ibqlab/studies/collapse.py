@@ -8,6 +8,7 @@ from ibqlab.base.escaping import for_markdown
 from ibqlab.base.intervals import seed_range
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.base.progress import SHORTEST
+from ibqlab.grids.cells import StudyError
 from ibqlab.plots.style import method_label
 from ibqlab.studies.figures import (
     figure_collapse,
@@ -40,9 +41,16 @@ def summary_table(study: Study) -> pd.DataFrame:
         training steps, of validation tokens (the fewest over seeds) and the seconds of one run (mean). Sorted as the
         study's grid.
     Raises:
-        StudyError: nothing is finished.
+        StudyError: nothing is finished, or rows of an earlier version lack a number.
     """
-    groups = study.rows().groupby(AXES, sort=False)
+    rows = study.rows()
+    missing = {*SUMMARY.values(), "tokens", "training_usage_tokens", "images", "steps", "seconds"} - set(rows)
+    if missing:
+        raise StudyError(
+            f"{study.folder / 'rows'} must hold {', '.join(sorted(missing))} of each run, and no row does. Delete that "
+            "folder and start the study again: finished runs are measured, not trained"
+        )
+    groups = rows.groupby(AXES, sort=False)
     parts = {
         f"{column}_{statistic}": groups[key].agg(statistic)
         for column, key in SUMMARY.items()
