@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from ibqlab.cli import main
+from ibqlab.grids.progress import describe_labels
 from ibqlab.plots import token_scaling_table
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import LinkParameters, StudyError, open_study
@@ -45,6 +46,7 @@ def test_each_tokenizer_has_a_generator_and_one_over_permuted_codes(study):
     assert cells["lfq-64/permuted"].config.generator.bits == (3, 3)
     assert cells["lfq-64/tokenizer"].config.tokenizer.quantizer.config_name == "lfq"
     assert {cell.needs for cell in study.cells} == {"", "ibq-64/tokenizer", "lfq-64/tokenizer"}
+    assert [describe_labels(cell, study.cells) for cell in study.cells] == names
 
 
 def test_tables_and_figures_are_of_all_tokenizers(study):
