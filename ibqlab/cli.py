@@ -334,7 +334,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
-    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
+    from ibqlab.pretrained import is_generator  # noqa: PLC0415
     from ibqlab.runs import RunError  # noqa: PLC0415
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.runs.root import locate  # noqa: PLC0415
@@ -526,8 +526,11 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     in it is executed.
     """
     from ibqlab.config import dump_yaml  # noqa: PLC0415
-    from ibqlab.pretrained import load_generator, load_tokenizer  # noqa: PLC0415
-    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
+    from ibqlab.pretrained import (  # noqa: PLC0415
+        is_generator,
+        load_generator,
+        load_tokenizer,
+    )
 
     if is_generator(checkpoint):
         model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
@@ -571,9 +574,12 @@ def download(name: str | None, folder: Path | None) -> None:
 def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | None, grid_size: int | None) -> None:
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
-    from ibqlab.pretrained.checkpoint import held_weights  # noqa: PLC0415
-    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
+    from ibqlab.pretrained import (  # noqa: PLC0415
+        export_published,
+        export_tokenizer,
+        held_weights,
+        is_generator,
+    )
 
     generator = is_generator(checkpoint)
     if generator and weights:

@@ -20,8 +20,8 @@ from ibqlab.metrics.images import ImageSet
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import ALEXNET, INCEPTION, VGG16, PublishedWeights, find_weights, import_metric_package
 from ibqlab.pretrained import read_checkpoint
-from ibqlab.pretrained.architecture import empty_tokenizer
 from ibqlab.pretrained.report import WEIGHTS
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
 from ibqlab.runs import Run
 from ibqlab.runs.root import locate

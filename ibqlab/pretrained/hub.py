@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ibqlab.base.checks import require_choice
 from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
-from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.pretrained.tensor_files import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ WORDS = {"ema": "averaged weights", "raw": "weights as trained", "both": "all we
 NAMES = {
     "tokenizer": "tokenizer, as trained",
     "tokenizer_ema": "tokenizer, averaged",
+    "generator": "generator",
     "discriminator": "discriminator",
     "discriminator_ema": "discriminator, averaged",
 }

@@ -13,7 +13,7 @@ from ibqlab.base.checks import require
 from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
 from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.pretrained.generators import FIRST_STAGE_FILE
+from ibqlab.pretrained.loading import FIRST_STAGE_FILE
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs.root import locate
 from ibqlab.tokenizer import Tokenizer

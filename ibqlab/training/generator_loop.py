@@ -22,7 +22,7 @@ from ibqlab.base.progress import tell
 from ibqlab.data import Batch
 from ibqlab.generator import AnyGenerator, make_generator
 from ibqlab.pretrained import export_tokenizer
-from ibqlab.pretrained.generators import FIRST_STAGE_FILE
+from ibqlab.pretrained.loading import FIRST_STAGE_FILE
 from ibqlab.recipes.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
 from ibqlab.runs import Run
 from ibqlab.tokens.store import TokenBatch
