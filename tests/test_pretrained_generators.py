@@ -205,7 +205,7 @@ def test_one_opener_says_what_a_generators_file_holds(tmp_path):
     assert checkpoint.network == "generator" and checkpoint.config == SMALL
     assert checkpoint.part("generator").keys() == model.state_dict().keys()
     assert checkpoint.report.accounted == checkpoint.report.keys == len(model.state_dict())
-    with pytest.raises(ValueError, match="network must be one of .*generator"):
+    with pytest.raises(ValueError, match=r"network must be one of .*generator"):
         read_checkpoint(path, "generators")
     with pytest.raises(FileNotFoundError, match="IBQ-AR-B is a published generator and no file here; fetch it first"):
         load_generator("IBQ-AR-B")

@@ -1,6 +1,6 @@
 """Whether a run fits into the memory of the device that trains it, told before anything is made.
 
-A rough count from below costs nothing. Where it comes near the memory there is, the recipe's own plan is counted, which
+A rough count from below costs nothing. Where it comes near the memory there is, the recipe's own cost is counted, which
 takes seconds.
 """
 
@@ -25,18 +25,18 @@ def require_fits(config: AnyConfig) -> None:
     Cost: nothing for small runs; seconds where memory may be short.
     """
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    there = torch.cuda.get_device_properties(0).total_memory if on_gpu else memory_bytes()
+    available = torch.cuda.get_device_properties(0).total_memory if on_gpu else memory_bytes()
     needed = least_bytes(config)
-    if there is None or needed < NEAR * there:
+    if available is None or needed < NEAR * available:
         return
-    if needed <= there:
-        needed = max(needed, _planned_bytes(config))
-    if needed > there:
+    if needed <= available:
+        needed = max(needed, _counted_bytes(config))
+    if needed > available:
         device = "the GPU" if on_gpu else "this machine"
         raise ValueError(
             f"one process of this run needs at least {gib(needed)} of memory, {device} "
-            f"has {gib(there)}; lower batch_size, or raise accumulate, or lower the sizes of networks, codebook and "
-            "record. `ibqlab plan` counts what each takes"
+            f"has {gib(available)}; lower batch_size, or raise accumulate, or lower the sizes of networks, codebook "
+            "and record. `ibqlab plan` counts what each takes"
         )
 
 
@@ -55,10 +55,7 @@ def least_bytes(config: AnyConfig) -> int:
     return 16 * codes + images + recorded
 
 
-def _planned_bytes(config: AnyConfig) -> int:
-    """What the recipe's plan counts for one process."""
-    from ibqlab.costs.generator_cost import plan_generator  # noqa: PLC0415 - seconds, needed only here
-    from ibqlab.costs.tokenizer_cost import plan_tokenizer  # noqa: PLC0415
+def _counted_bytes(config: AnyConfig) -> int:
+    from ibqlab.costs.run_cost import count_run  # noqa: PLC0415 - torch's counter takes a while to import
 
-    plan = plan_generator(config) if isinstance(config, GeneratorTrainConfig) else plan_tokenizer(config)
-    return plan.memory_bytes
+    return count_run(config).memory_bytes

@@ -10,13 +10,11 @@ from ibqlab.base.files import RunError
 from ibqlab.generator import AnyGenerator, SequenceConfig
 from ibqlab.pretrained.generator_architecture import empty_generator
 from ibqlab.pretrained.names import TensorRole
-from ibqlab.pretrained.report import NAMES, LoadReport, warn_of_start
+from ibqlab.pretrained.report import AS_GIVEN, NAMES, LoadReport, warn_of_start
 from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
-AS_GIVEN = "as given"
-"""An export's word for weights of which nobody said whether they are averaged."""
 PORTION = 2**26
 """Bytes copied before the file is mapped again."""
 
@@ -114,7 +112,7 @@ class Checkpoint:
         return LoadReport(
             path=str(self.path),
             format=self.format,
-            weights=weights,
+            weights=AS_GIVEN if self.weights == AS_GIVEN else weights,
             keys=len(self.tensors),
             used=dict(used),
             left=left,

@@ -19,7 +19,6 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, explained, replacing_path, sweep
 from ibqlab.config import to_dict
 from ibqlab.generator import AnyGenerator
-from ibqlab.pretrained.checkpoint import AS_GIVEN
 from ibqlab.pretrained.loading import load_first_stage, load_generator
 from ibqlab.pretrained.names import (
     DECAY,
@@ -32,7 +31,7 @@ from ibqlab.pretrained.names import (
     published_name,
 )
 from ibqlab.pretrained.reading import EXPORT, read_checkpoint
-from ibqlab.pretrained.report import WEIGHTS
+from ibqlab.pretrained.report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 

@@ -17,7 +17,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, UnreadableFile, parse_json
 from ibqlab.config import parse
 from ibqlab.generator import SequenceConfig, generator_config
-from ibqlab.pretrained.checkpoint import AS_GIVEN, Checkpoint
+from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.generator_architecture import (
     PARTS,
@@ -36,7 +36,7 @@ from ibqlab.pretrained.names import (
     tokenizer_roles,
 )
 from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS
-from ibqlab.pretrained.report import WORDS
+from ibqlab.pretrained.report import AS_GIVEN, WORDS
 from ibqlab.pretrained.tensor_files import (
     SAFETENSORS,
     CheckpointError,
@@ -175,7 +175,7 @@ def held_weights(path: str | Path) -> str:
         other = OTHER_WEIGHTS[held]
         return f"{WORDS[held]}; for the {WORDS[other]}: --weights {other}"
     if held:
-        return "weights as they were given"
+        return WORDS[held]
     return "weights as trained" + (" and averaged weights" if checkpoint.tokenizer_ema else " alone")
 
 

@@ -18,9 +18,9 @@ from ibqlab.base.checks import (
     require_choice,
 )
 from ibqlab.config import ConfigError, load_yaml, nearest, parse
-from ibqlab.costs.generator_cost import published_generations
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
-from ibqlab.recipes.recipe_files import EXPERIMENTS, published_rows
+from ibqlab.recipes.published import published_rows
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 
 TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
@@ -88,7 +88,7 @@ class TableRow:
         """The paper's numbers for this row."""
         found: dict[str, Any] = {}
         if not self.settings:
-            generation = published_generations().get(self.generator) if self.published is None else None
+            generation = published_rows("generator").get(self.generator) if self.published is None else None
             rows = (published_rows().get(self.recipe), generation)
             names = [f.name for f in fields(Published)]
             found = {name: value for row in rows if row for name in names if (value := getattr(row, name, None))}

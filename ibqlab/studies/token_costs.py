@@ -14,20 +14,18 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.base.checks import CODES, SEED, STEPS, STUDY_RUNS, require, require_at_most, require_between, require_choice
+from ibqlab.base.checks import CODES, SEED, STEPS, STUDY_RUNS, require, require_at_most, require_between
 from ibqlab.base.progress import tell, why_too_short
 from ibqlab.config import content_hash, to_dict
-from ibqlab.generating.pipeline import GENERATOR_PRESETS
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
 from ibqlab.plots import plot_token_scaling, save_figure, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run, runs_root
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.tokens.report import TokenReport
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
 
-LINK_PRESETS = {"smoke": "smoke", "laptop": "digits"}
-"""Presets of the notebook, and the pairs of recipes they stand for."""
 PERMUTATION = 1
 """Seed of the permutation of the code numbers."""
 SMALL_GENERATOR = {"generator.width": 64, "generator.depth": 3, "generator.num_heads": 4}
@@ -38,7 +36,7 @@ class LinkParameters:
     """What the `parameters` cell of the notebook on the link between the stages may set."""
 
     preset: str = "laptop"
-    """A key of `LINK_PRESETS`."""
+    """One of `preset_names("link")`."""
     codebook_sizes: tuple[int, ...] = (64, 256, 1024)
     """K of IBQ's tokenizers, each at least 2."""
     lookup_free_bits: int = 8
@@ -54,7 +52,7 @@ class LinkParameters:
     empty: named by preset and settings."""
 
     def __post_init__(self):
-        require_choice("preset", self.preset, LINK_PRESETS)
+        find_preset(self.preset, "link")
         require_at_most("codebook_sizes (how many)", len(self.codebook_sizes), STUDY_RUNS)
         for size in self.codebook_sizes:
             require_between("codebook_sizes", size, 2, CODES)
@@ -196,7 +194,7 @@ def _cells(parameters: LinkParameters, folder: str) -> Iterator[LinkCell]:
 
 
 def _cell(parameters: LinkParameters, name: str, folder: str, quantizer: dict[str, Any]) -> LinkCell:
-    first, second = GENERATOR_PRESETS[LINK_PRESETS[parameters.preset]]
+    first, second = find_preset(parameters.preset, "link")
     tokenizer = recipe_config(first, {**quantizer, "seed": parameters.seed})
     settings = {"tokenizer": f"{folder}/tokenizer", "seed": parameters.seed}
     settings |= {"steps": parameters.steps} if parameters.steps else {}

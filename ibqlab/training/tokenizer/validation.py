@@ -52,7 +52,7 @@ def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.devic
     """Reconstruct validation images in eval mode, in the weights' own precision, and count the codes they use.
 
     Args:
-        tokenizer: evaluated as it is; wrap in `WeightAverage.applied()` for averaged weights.
+        tokenizer: evaluated as it is.
         batches: this process's share of the images, from `validation_batches`.
         device: where the tokenizer is.
     """
