@@ -609,7 +609,7 @@ class TestGenerators:
             assert plan.parameters.total == sum(
                 p.numel() for p in make_generator(generator_config(settings)).parameters()
             )
-            assert min(plan.parameters) > 0
+            assert min(plan.parameters.embeddings, plan.parameters.blocks, plan.parameters.head) > 0
 
     def test_operations_are_the_matrix_products(self):
         plan, (width, hidden, tokens, heads, words) = self.plan(), (16, 48, 16, 2, 64)

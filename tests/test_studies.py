@@ -15,7 +15,7 @@ from ibqlab.grids.cells import MeasureConfig, as_json
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.recipes.presets import PRESETS, check_preset_names
+from ibqlab.recipes.presets import PRESETS, load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import command_line
@@ -138,11 +138,12 @@ class TestRecipes:
             for name in (preset.tokenizer, *preset.generator, *preset.link):
                 assert not name or find_recipe(name).is_file()
 
-    def test_every_file_of_grids_uses_the_words_of_the_one_table(self):
+    def test_every_file_of_grids_uses_the_words_of_the_one_table(self, tmp_path):
         for path in (*(EXPERIMENTS / "studies").glob("*.yaml"), EXPERIMENTS / "tables" / "presets.yaml"):
-            check_preset_names(load_yaml(path), path.name)
+            assert load_presets(path)
+        (tmp_path / "grid.yaml").write_text("smoke: {}\nlabtop: {}\n")
         with pytest.raises(ConfigError, match=r"grid.yaml: the preset 'labtop' is none of smoke, demo, laptop"):
-            check_preset_names(["smoke", "labtop"], "grid.yaml")
+            load_presets(tmp_path / "grid.yaml")
 
     def test_the_imagenet_recipe_is_the_published_one(self):
         config = recipe_config("imagenet/ibq_16384")

@@ -29,7 +29,7 @@ from ibqlab.runs import Run, RunError
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
 from ibqlab.training.tokenizer.models import build_models
-from ibqlab.training.tokenizer.validation import probe_usage, validate
+from ibqlab.training.tokenizer.validation import validate
 
 TIMINGS = ["seconds", "images_per_second"]
 NO_ENTROPY = {"name": "ibq", "entropy_weight": 0.0}
@@ -161,8 +161,9 @@ def test_usage_alone_is_what_a_whole_validation_says(name):
     source = open_data(config.data, "validation")
     batches = list(validation_batches(source, images=10, batch_size=4))
     whole = validate(tokenizer, batches, torch.device("cpu")).row()
-    alone, broken = probe_usage(tokenizer, batches, torch.device("cpu"))
-    assert alone == {key: whole[key] for key in alone} and broken == []
+    result = validate(tokenizer, batches, torch.device("cpu"), reconstruct=False)
+    alone = result.row()
+    assert alone == {key: whole[key] for key in alone} and result.broken == []
     assert set(alone) == {f"validation_{key}" for key in ("usage", "perplexity", "tokens", "images")}
     assert tokenizer.training
 

@@ -8,14 +8,13 @@ import torch
 
 from ibqlab.base.checks import gib, memory_bytes
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
-from ibqlab.recipes.tokenizer_config import TrainConfig
+from ibqlab.recipes.run_config import RunConfig
 
 NEAR = 0.02
 """Share of the memory from which on the rough count is not trusted."""
-AnyConfig = TrainConfig | GeneratorTrainConfig
 
 
-def require_fits(config: AnyConfig) -> None:
+def require_fits(config: RunConfig) -> None:
     """Refuse a run that needs more memory than its device has.
 
     Args:
@@ -40,7 +39,7 @@ def require_fits(config: AnyConfig) -> None:
         )
 
 
-def least_bytes(config: AnyConfig) -> int:
+def least_bytes(config: RunConfig) -> int:
     """Bytes that one process needs at the very least: weights with Adam's averages, a batch and what is recorded."""
     at_once = config.batch_size // (config.processes * config.accumulate)
     pixels = config.data.image_size**2
@@ -55,7 +54,7 @@ def least_bytes(config: AnyConfig) -> int:
     return 16 * codes + images + recorded
 
 
-def _counted_bytes(config: AnyConfig) -> int:
+def _counted_bytes(config: RunConfig) -> int:
     from ibqlab.costs.run_cost import count_run  # noqa: PLC0415 - torch's counter takes a while to import
 
     return count_run(config).memory_bytes

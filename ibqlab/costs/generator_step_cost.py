@@ -1,13 +1,12 @@
 """What a generator's training step costs, counted as in `tokenizer_step_cost`: on shapes, by the run's own program."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ibqlab.base.recomputing import recompute
 from ibqlab.costs.meter import (
     LinearCost,
+    Parameters,
     SavedTensors,
     StepCost,
     count_parameters,
@@ -23,21 +22,6 @@ from ibqlab.generator import Generator, make_generator
 from ibqlab.generator.layers import Block
 from ibqlab.losses.next_token_loss import NextTokenLoss
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
-
-
-class GeneratorParameters(NamedTuple):
-    """Learned numbers, part by part."""
-
-    embeddings: int
-    """Of tokens and classes."""
-    blocks: int
-    head: int
-    """With its norm."""
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(self)
 
 
 def count_generator_step(config: GeneratorTrainConfig) -> StepCost:
@@ -88,13 +72,13 @@ class _Step:
         self.spatial_blocks = len(self.generator.blocks if plain else self.generator.spatial_blocks)
         self.model = NextTokenLoss(self.generator)
 
-    def parameters(self) -> GeneratorParameters:
+    def parameters(self) -> Parameters:
         """Learned numbers, part by part."""
         model, count = self.generator, count_parameters
         embeddings = (model.tok_emb,) if isinstance(model, Generator) else (model.pre_emb, model.post_emb)
         embedded = sum(map(count, (*embeddings, model.class_emb)))
         blocks = sum(map(count, self.blocks))
-        return GeneratorParameters(embedded, blocks, count(model) - embedded - blocks)
+        return Parameters(embeddings=embedded, blocks=blocks, head=count(model) - embedded - blocks)
 
     def forward_operations(self, images: int) -> int:
         """Operations for the loss, without gradients."""

@@ -162,11 +162,42 @@ def weight_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "64-true" else torch.float32
 
 
+class Parameters(NamedTuple):
+    """Learned numbers, part by part; 0 for what a run has not. Those of LPIPS are frozen."""
+
+    encoder: int = 0
+    decoder: int = 0
+    codebook: int = 0
+    """Everything that the quantizer learns; 0 for LFQ."""
+    convolutions: int = 0
+    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
+    discriminator: int = 0
+    """0 where the adversarial loss is off."""
+    perceptual: int = 0
+    """LPIPS: its trunk and its five layers of weights; 0 where it is off."""
+    embeddings: int = 0
+    """A generator's, of tokens and classes."""
+    blocks: int = 0
+    """A generator's."""
+    head: int = 0
+    """A generator's, with its norm."""
+
+    @property
+    def total(self) -> int:
+        """The network's own: all that encodes and decodes, or that predicts tokens."""
+        return sum(self) - self.discriminator - self.perceptual
+
+    @property
+    def trained(self) -> int:
+        """All that an optimiser moves."""
+        return self.total + self.discriminator
+
+
 class StepCost(NamedTuple):
     """What one training step of a recipe takes, on one process."""
 
-    parameters: NamedTuple
-    """Learned numbers, part by part; its `total` is the network's."""
+    parameters: Parameters
+    """Learned numbers, part by part."""
     forward: LinearCost
     """Operations without gradients, by images; a multiply-add is two."""
     training: LinearCost

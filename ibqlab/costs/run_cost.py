@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibqlab.base.names import BUILT_IN
-from ibqlab.costs.generator_step_cost import GeneratorParameters, count_generator_step
-from ibqlab.costs.meter import LinearCost
-from ibqlab.costs.tokenizer_step_cost import TokenizerParameters, count_tokenizer_step
+from ibqlab.costs.generator_step_cost import count_generator_step
+from ibqlab.costs.meter import LinearCost, Parameters
+from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.published import PublishedRow, published_row
 from ibqlab.recipes.recipe_files import recipe_config, recipe_name
@@ -39,7 +39,7 @@ class RunCost:
     """Of the recipe."""
     published: PublishedRow | None
     """The numbers that a paper printed for it; None for recipes of our own."""
-    parameters: TokenizerParameters | GeneratorParameters
+    parameters: Parameters
     """Learned numbers, part by part."""
     tokens_per_image: int
     """Codes that stand for an image."""

@@ -8,7 +8,6 @@ looks at every convolution and matrix product, and a hook at every tensor that a
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ibqlab.base.recomputing import recompute
 from ibqlab.costs.meter import (
+    Parameters,
     SavedTensors,
     StepCost,
     count_parameters,
@@ -36,31 +36,6 @@ from ibqlab.tokenizer.recomputing import find_blocks
 
 LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 """torchvision's name of the network, and the layers after which LPIPS compares."""
-
-
-class TokenizerParameters(NamedTuple):
-    """Learned numbers, part by part; those of LPIPS are frozen."""
-
-    encoder: int
-    decoder: int
-    codebook: int
-    """Everything that the quantizer learns; 0 for LFQ."""
-    convolutions: int
-    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
-    discriminator: int
-    """0 where the adversarial loss is off."""
-    perceptual: int
-    """LPIPS: its trunk and its five layers of weights; 0 where it is off."""
-
-    @property
-    def total(self) -> int:
-        """All that encodes and decodes."""
-        return self.encoder + self.decoder + self.codebook + self.convolutions
-
-    @property
-    def trained(self) -> int:
-        """All that an optimiser moves."""
-        return self.total + self.discriminator
 
 
 def count_tokenizer_step(config: TrainConfig) -> StepCost:
@@ -125,13 +100,16 @@ class _Step:
         if config.loss.perceptual_weight:
             self.perceptual = Lpips(config.loss.perceptual_net)
 
-    def parameters(self) -> TokenizerParameters:
+    def parameters(self) -> Parameters:
         """Learned numbers, part by part."""
         tokenizer = self.tokenizer
-        count, convolutions = count_parameters, (tokenizer.quant_conv, tokenizer.post_quant_conv)
-        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
-        return TokenizerParameters(
-            *map(count, parts), sum(map(count, convolutions)), count(self.discriminator), count(self.perceptual)
+        return Parameters(
+            encoder=count_parameters(tokenizer.encoder),
+            decoder=count_parameters(tokenizer.decoder),
+            codebook=count_parameters(tokenizer.quantizer),
+            convolutions=count_parameters(tokenizer.quant_conv) + count_parameters(tokenizer.post_quant_conv),
+            discriminator=count_parameters(self.discriminator),
+            perceptual=count_parameters(self.perceptual),
         )
 
     def frozen_bytes(self) -> int:

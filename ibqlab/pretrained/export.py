@@ -82,13 +82,7 @@ def export_generator(generator: AnyGenerator | str | Path, target: str | Path) -
 
     Args:
         generator: a generator, or whatever `load_generator` takes.
-        target: the file to write, ending in .safetensors.
-    Returns:
-        The file's path.
-    Raises:
-        FileExistsError: the target is there already.
-        ValueError: another ending; and whatever `load_generator` raises.
-        RunError: the disk is full or the folder may not be written to.
+        target: the file to write, ending in .safetensors; what comes back and errors are those of `export_tokenizer`.
     """
     target = _free_target(target)
     if isinstance(generator, str | Path):
@@ -125,8 +119,8 @@ def export_published(source: str | Path, target: str | Path) -> Path:
         discriminator_ema=checkpoint.discriminator_ema,
         decay=checkpoint.ema_decay,
     )
-    told = {EXPORT: {"quantizer": checkpoint.config.quantizer.config_name}}
-    save_checkpoint_file(_lightning(state, checkpoint.step) | told, target)
+    header = {EXPORT: {"quantizer": checkpoint.config.quantizer.config_name}}
+    save_checkpoint_file(_lightning(state, checkpoint.step) | header, target)
     return target
 
 
@@ -139,13 +133,8 @@ def export_published_generator(
         source: a generator, or whatever `load_generator` takes.
         target: the file to write, usually .ckpt.
         tokenizer: the first stage; None: the one in `source`.
-    Returns:
-        The file's path.
     Raises:
-        FileExistsError: the target is there already.
-        ValueError: no tokenizer, or a quantizer that the published format cannot hold; and whatever `load_generator`
-            raises.
-        RunError: the disk is full or the folder may not be written to.
+        ValueError: no tokenizer; and whatever `export_published` and `load_generator` raise.
     """
     target = Path(target)
     check_free(target)

@@ -55,9 +55,9 @@ def _ibq_pretrained(size: int, rfid: float) -> PublishedTokenizer:
     )
 
 
-def _magvit2(place: str, file: str, bits: int, rfid: float, usage: float | None = None) -> PublishedTokenizer:
+def _magvit2(suffix: str, file: str, bits: int, rfid: float, usage: float | None = None) -> PublishedTokenizer:
     return PublishedTokenizer(
-        repository=f"TencentARC/Open-MAGVIT2-Tokenizer-{place}",
+        repository=f"TencentARC/Open-MAGVIT2-Tokenizer-{suffix}",
         file=file,
         codebook_size=2**bits,
         code_dim=bits,
@@ -110,13 +110,13 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
     except Exception as error:
         # Which exceptions say "no network" changes with the hub's versions and its HTTP library.
         raise CheckpointError(_unreachable(name, entry, error)) from error
-    expected, found = (facts.etag or "").strip('"'), _sha256(path)
-    if found != expected:
+    expected, actual = (facts.etag or "").strip('"'), _sha256(path)
+    if actual != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{path}: sha256 {found[:12]}… is not the hub's {expected[:12] or 'missing one'}…: the file was damaged on "
-            f'its way or replaced. It was deleted; call download_published("{name}") again'
+            f"{path}: sha256 {actual[:12]}… is not the hub's {expected[:12] or 'missing one'}…: the file was damaged "
+            f'on its way or replaced. It was deleted; call download_published("{name}") again'
         )
     return path
 

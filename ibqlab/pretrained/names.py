@@ -100,7 +100,7 @@ def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
 
 def check_complete(
     tensors: Mapping[str, Tensor],
-    expected: Collection[str],
+    names: Collection[str],
     model: Mapping[str, Tensor],
     *,
     network: str = "tokenizer",
@@ -109,7 +109,7 @@ def check_complete(
 
     Args:
         tensors: what arrived, by the file's keys.
-        expected: keys that belong to the file.
+        names: keys that belong to the file.
         model: tensors of the model, by the same keys; they may be without memory.
         network: what the model is, for the message.
     Raises:
@@ -117,16 +117,18 @@ def check_complete(
     """
     pairs = {key: (tensors[key], model[key]) for key in model if key in tensors}
     shapes = [
-        f"{key} {tuple(value.shape)}, not {tuple(own.shape)}"
-        for key, (value, own) in pairs.items()
-        if value.shape != own.shape
+        f"{key} {tuple(value.shape)}, not {tuple(expected.shape)}"
+        for key, (value, expected) in pairs.items()
+        if value.shape != expected.shape
     ]
     types = [
-        f"{key} {value.dtype}, not {own.dtype}" for key, (value, own) in pairs.items() if not _same_kind(value, own)
+        f"{key} {value.dtype}, not {expected.dtype}"
+        for key, (value, expected) in pairs.items()
+        if not _same_kind(value, expected)
     ]
     findings = [
-        _list("missing", [key for key in expected if key not in tensors]),
-        _list("unknown", [key for key in tensors if key not in expected]),
+        _list("missing", [key for key in names if key not in tensors]),
+        _list("unknown", [key for key in tensors if key not in names]),
         _list("of another shape", shapes),
         _list("of another type", types),
     ]

@@ -16,15 +16,10 @@ from ibqlab.base.checks import require, require_choice
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, UnreadableFile, parse_json
 from ibqlab.config import parse
-from ibqlab.generator import SequenceConfig, generator_config
+from ibqlab.generator import generator_config
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
-from ibqlab.pretrained.generator_architecture import (
-    PARTS,
-    TOKENS,
-    check_is_generator,
-    infer_generator_config,
-)
+from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
 from ibqlab.pretrained.hub import PUBLISHED
 from ibqlab.pretrained.names import (
     DECAY,
@@ -170,12 +165,12 @@ def read_published(
 def held_weights(path: str | Path) -> str:
     """Which weights a tokenizer's file holds, in words that say how the others are had; errors of `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
-    held = checkpoint.weights
-    if held in OTHER_WEIGHTS:
-        other = OTHER_WEIGHTS[held]
-        return f"{WORDS[held]}; for the {WORDS[other]}: --weights {other}"
-    if held:
-        return WORDS[held]
+    weights = checkpoint.weights
+    if weights in OTHER_WEIGHTS:
+        other = OTHER_WEIGHTS[weights]
+        return f"{WORDS[weights]}; for the {WORDS[other]}: --weights {other}"
+    if weights:
+        return WORDS[weights]
     return "weights as trained" + (" and averaged weights" if checkpoint.tokenizer_ema else " alone")
 
 
@@ -218,11 +213,15 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
         raise
     except (UnreadableFile, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file.path}: its header is damaged ({error}); export it again") from None
+    if network == "tokenizer":
+        config = parse(TokenizerConfig, settings, source=f"{file.path}, header")
+    else:
+        config = generator_config(settings)
     checkpoint = Checkpoint(
         path=file.path,
         network=network,
         format=f"{SAFETENSORS} exported by ibqlab",
-        config=_exported_config(settings, network, source=f"{file.path}, header"),
+        config=config,
         tensors=file.tensors,
         roles={key: TensorRole(network, key) for key in file.tensors},
         reopen=lambda: open_tensor_file(file.path).tensors,
@@ -230,10 +229,6 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
     )
     _check_own_tensors(checkpoint)
     return checkpoint
-
-
-def _exported_config(settings: Any, network: str, source: str) -> TokenizerConfig | SequenceConfig:
-    return parse(TokenizerConfig, settings, source=source) if network == "tokenizer" else generator_config(settings)
 
 
 def _read_run(path: Path, network: str) -> Checkpoint:

@@ -122,14 +122,14 @@ def open_tensor_file(path: Path) -> TensorFile:
     weights, wrappers = _unwrapped(path, weights)
     if holder not in (None, "state_dict"):
         wrappers = (f"entry {holder!r}", *wrappers)
-    told, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
+    header, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
     return TensorFile(
         path=path,
         format=LIGHTNING if holder == "state_dict" else BARE,
         tensors=weights,
         entries=tuple(str(key) for key in content if key != holder) if holder else (),
         wrappers=wrappers,
-        quantizer=told.get("quantizer") if isinstance(told, dict) else None,
+        quantizer=header.get("quantizer") if isinstance(header, dict) else None,
         lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
     )
 
@@ -273,10 +273,10 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
 
 def _foreign_classes(path: Path, message: str) -> list[str]:
     """Classes that the weights-only reader does not know, by name; the file is scanned, not executed."""
-    found: list[str] = []
+    classes: list[str] = []
     with contextlib.suppress(Exception):  # it reads archives only, and raises what its scanner meets in others
-        found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    return found[:6] or re.findall(r"GLOBAL ([\w.]+)", message)[:1]
+        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return classes[:6] or re.findall(r"GLOBAL ([\w.]+)", message)[:1]
 
 
 def _article(content: Any) -> str:

@@ -1,11 +1,11 @@
 """The one table of presets: words for a size of work, the same at every door, and what each stands for."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ibqlab.base.checks import require_choice
-from ibqlab.config import ConfigError
+from ibqlab.config import ConfigError, load_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,17 @@ def find_preset(name: str, use: str) -> Any:
     return getattr(PRESETS[name], use)
 
 
-def check_preset_names(names: Iterable[str], source: str) -> None:
-    """Raise ConfigError unless every preset of a file of grids is one of `PRESETS`."""
-    unknown = [name for name in names if name not in PRESETS]
+def load_presets(file: Path) -> dict[str, Any]:
+    """A file of grids under experiments/studies or experiments/tables: preset → its settings, as they stand.
+
+    Raises:
+        ConfigError: a preset that is none of `PRESETS`, or a file that is no YAML.
+    """
+    presets = load_yaml(file)
+    unknown = [name for name in presets if name not in PRESETS]
     if unknown:
         raise ConfigError(
-            f"{source}: the preset {unknown[0]!r} is none of {', '.join(PRESETS)}; use one of these words, or add it "
-            "to ibqlab/recipes/presets.py"
+            f"{file.name}: the preset {unknown[0]!r} is none of {', '.join(PRESETS)}; use one of these words, or add "
+            "it to ibqlab/recipes/presets.py"
         )
+    return presets

@@ -44,12 +44,12 @@ def find_recipes(name: str, folder: Path = EXPERIMENTS) -> list[Path]:
     Raises:
         ConfigError: no such recipe or folder, or a folder without recipes.
     """
-    for place in (Path(name), folder / name):
-        if place.is_dir():
-            found = sorted(place.glob("*.yaml"))
-            if found:
-                return found
-            raise ConfigError(f"{place} holds no recipe; give a folder with *.yaml files, such as imagenet")
+    for candidate in (Path(name), folder / name):
+        if candidate.is_dir():
+            recipes = sorted(candidate.glob("*.yaml"))
+            if recipes:
+                return recipes
+            raise ConfigError(f"{candidate} holds no recipe; give a folder with *.yaml files, such as imagenet")
     return [find_recipe(name, folder)]
 
 
@@ -68,7 +68,7 @@ def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, a missing base, or recipes that extend each other in a circle.
     """
-    chain, layers = [], []
+    chain, layers = [], []  # files from the recipe to its last base, and what each holds
     following: Path | None = file
     while following:
         if following.resolve() in chain:
@@ -104,14 +104,14 @@ def _base_of(file: Path, recipe: dict[str, Any], folder: Path) -> Path | None:
             f"{file}: {EXTENDS} must name one recipe, like {EXTENDS}: imagenet/ibq_16384; got {name!r}. "
             "Leave the key out where there is no base"
         )
-    places = [place / end for place in (file.parent, folder) for end in (name, f"{name}.yaml")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    candidates = [parent / end for parent in (file.parent, folder) for end in (name, f"{name}.yaml")]
+    base = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if base is None:
         raise ConfigError(
             f"{file}: it extends {name!r}, and there is no such recipe, neither beside it nor under "
             f"experiments/{_hint(name, folder)}"
         )
-    return found
+    return base
 
 
 def _hint(name: str, folder: Path) -> str:

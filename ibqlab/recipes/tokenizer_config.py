@@ -64,7 +64,7 @@ class LossConfig:
         """The losses in a few words, for tables: "L1 + LPIPS (vgg) + hinge GAN"; what is missing is named."""
         perceptual = f" + LPIPS ({self.perceptual_net})" if self.perceptual_weight else ""
         adversarial = f" + {self.discriminator_loss} GAN" if self.adversarial_weight else ""
-        missing = [name for name, there in {"LPIPS": perceptual, "GAN": adversarial}.items() if not there]
+        missing = [name for name, words in {"LPIPS": perceptual, "GAN": adversarial}.items() if not words]
         return f"L1{perceptual}{adversarial}" + (f", no {', no '.join(missing)}" if missing else "")
 
 

@@ -26,7 +26,7 @@ from ibqlab.base.checks import (
     require_choice,
 )
 from ibqlab.base.files import write_whole
-from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment
+from ibqlab.config import ConfigError, content_hash, nearest, parse, split_assignment
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.grids.cells import PARAMETERS_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.grids.engine import Outcome, run_cells
@@ -34,6 +34,7 @@ from ibqlab.grids.local import Launcher, LocalLauncher
 from ibqlab.grids.opening import as_typed, command_of_study, read_parameters_of, require_same_study
 from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
+from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder, run_name
@@ -297,7 +298,7 @@ def open_study(name: str | Path, parameters: StudyParameters | None = None) -> S
 
 def _plan_study(name: str, parameters: StudyParameters) -> Study:
     """A study by name and parameters, whatever its folder holds."""
-    presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
+    presets = load_presets(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
         near = nearest(parameters.preset, list(presets))
         raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; {near}")

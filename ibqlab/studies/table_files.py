@@ -19,6 +19,7 @@ from ibqlab.base.checks import (
 )
 from ibqlab.config import ConfigError, load_yaml, nearest, parse
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
+from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.published import published_rows
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 
@@ -233,7 +234,7 @@ def read_dial(preset: str) -> Dial:
     Raises:
         ConfigError: no such preset, or a mistake in the file.
     """
-    presets = load_yaml(TABLES / PRESETS_FILE)
+    presets = load_presets(TABLES / PRESETS_FILE)
     if preset not in presets:
         raise ConfigError(f"the tables have no preset {preset!r}; {nearest(preset, list(presets))}")
     return parse(Dial, presets[preset], source=f"{PRESETS_FILE}, {preset}")

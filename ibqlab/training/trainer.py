@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -247,7 +247,7 @@ class Trainer(ABC):
         try:
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
         except NonFinite as error:
-            self._stop_at_nonfinite(step, error.culprit)
+            raise nonfinite_error(step, error.culprit, config, self.run) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             row = {"step": step, "learning_rate": self.networks.learning_rate, **row, **self._pace(step)}
@@ -275,10 +275,7 @@ class Trainer(ABC):
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
         for name, value in self.networks.tensors().items():
             if not torch.isfinite(value).all():
-                self._stop_at_nonfinite(step, name)
-
-    def _stop_at_nonfinite(self, step: int, culprit: str) -> NoReturn:
-        raise nonfinite_error(step, culprit, self.config, self.run)
+                raise nonfinite_error(step, name, self.config, self.run)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Numbers averaged over processes."""

@@ -19,7 +19,7 @@ from ibqlab.training.session import RunInputs, Session
 from ibqlab.training.speed import uncompiled
 from ibqlab.training.tokenizer.models import build_models
 from ibqlab.training.tokenizer.step import TokenizerStep
-from ibqlab.training.tokenizer.validation import probe_usage, take_snapshot, validate
+from ibqlab.training.tokenizer.validation import take_snapshot, validate
 from ibqlab.training.trainer import Trainer, Watch, train_run
 
 
@@ -139,13 +139,10 @@ class _TokenizerTrainer(Trainer):
 
     def _measure(self, step: int) -> dict[str, Any]:
         record = self.config.record
-        if not self._is_whole_validation(step):
-            usage, broken = probe_usage(self.tokenizer, self._validation_batches, self.fabric.device)
-            self.broken.add(broken)
-            return usage
-        result = validate(self.tokenizer, self._validation_batches, self.fabric.device)
+        whole = self._is_whole_validation(step)
+        result = validate(self.tokenizer, self._validation_batches, self.fabric.device, reconstruct=whole)
         self.broken.add(result.broken)
-        if not self.snapshots.includes(step):
+        if not whole or not self.snapshots.includes(step):
             return result.row()
         last_hit = self.recorder.last_hits()
         if self.fabric.is_global_zero:
