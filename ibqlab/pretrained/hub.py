@@ -33,25 +33,17 @@ class PublishedTokenizer:
     """Reported share of codes used, 0 to 1; None if not reported."""
 
 
-def _ibq(size: int, rfid: float, lpips: float, usage: float) -> PublishedTokenizer:
+def _ibq(
+    size: int, rfid: float, lpips: float | None = None, usage: float | None = None, *, pretrain: bool = False
+) -> PublishedTokenizer:
     return PublishedTokenizer(
-        repository=f"TencentARC/IBQ-Tokenizer-{size}",
-        file=f"imagenet256_{size}.ckpt",
+        repository=f"TencentARC/IBQ-Tokenizer-{size}{'-Pretrain' if pretrain else ''}",
+        file=f"{'IBQ_pretrain' if pretrain else 'imagenet256'}_{size}.ckpt",
         codebook_size=size,
         code_dim=256,
         rfid=rfid,
         lpips=lpips,
         usage=usage,
-    )
-
-
-def _ibq_pretrained(size: int, rfid: float) -> PublishedTokenizer:
-    return PublishedTokenizer(
-        repository=f"TencentARC/IBQ-Tokenizer-{size}-Pretrain",
-        file=f"IBQ_pretrain_{size}.ckpt",
-        codebook_size=size,
-        code_dim=256,
-        rfid=rfid,
     )
 
 
@@ -71,8 +63,8 @@ PUBLISHED = {
     "IBQ-8192": _ibq(8192, 1.87, 0.2437, 0.98),
     "IBQ-16384": _ibq(16384, 1.37, 0.2235, 0.96),
     "IBQ-262144": _ibq(262144, 1.00, 0.2030, 0.84),
-    "IBQ-16384-Pretrain": _ibq_pretrained(16384, 2.06),
-    "IBQ-262144-Pretrain": _ibq_pretrained(262144, 1.53),
+    "IBQ-16384-Pretrain": _ibq(16384, 2.06, pretrain=True),
+    "IBQ-262144-Pretrain": _ibq(262144, 1.53, pretrain=True),
     "Open-MAGVIT2-256": _magvit2("256-resolution", "imagenet_256_L.ckpt", 18, 1.17, 1.0),
     "Open-MAGVIT2-128": _magvit2("128-resolution", "imagenet_128_L.ckpt", 18, 1.18, 1.0),
     "Open-MAGVIT2-16384-Pretrain": _magvit2("16384-Pretrain", "pretrain256_16384.ckpt", 14, 2.55),
