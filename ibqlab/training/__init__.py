@@ -3,7 +3,7 @@
 The main idea: one loop for one process or many (`trainer`), in which every step's randomness comes from the seed and
 the step's number alone. So a run that was killed is resumed bit for bit, and it stops at the first number that is not
 one. What differs between the two networks lies in the packages `tokenizer` and `generator`: where batches come from,
-what one step learns (`step`), what a validation measures. Start with `tokenizer.loop`, then `trainer`.
+what one step learns (`step`), what a validation measures. Start with `tokenizer/loop.py`, then `trainer`.
 """
 
 from ibqlab.losses.errors import TrainingError, TrainingInterrupted
