@@ -17,7 +17,7 @@ from ibqlab.base.checks import (
     require_between,
     require_choice,
 )
-from ibqlab.config import ConfigError, nearest, parse
+from ibqlab.config import ConfigError, load_yaml, nearest, parse
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
 from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.published import published_rows
