@@ -8,7 +8,7 @@ import pytest
 from test_files import dead_process
 
 from ibqlab.config import ConfigError
-from ibqlab.notebooks.parameters import execute, place_for
+from ibqlab.notebooks.execution import execute, prepare_copy
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def source(tmp_path):
 
 
 def test_names_of_living_runs_stay_and_those_of_dead_ones_are_swept(source):
-    first = place_for(source, None)
+    first = prepare_copy(source, None)
     dead = first.with_name("tiny-1.ipynb")
     dead.write_text(first.read_text().replace(str(os.getpid()), str(dead_process())))
-    second = place_for(source, None)
+    second = prepare_copy(source, None)
     assert {path.name for path in first.parent.iterdir()} == {first.name, second.name}
 
 
@@ -36,9 +36,9 @@ def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.ipynb")) == ["out.ipynb", "tiny.ipynb"]
     for half in (content[:-200], b"", content):
         target.write_bytes(half)
-        assert place_for(source, target) == target
+        assert prepare_copy(source, target) == target
     for other in (source.read_bytes(), b"text", source.read_bytes()[:-20]):
         target.write_bytes(other)
         with pytest.raises(ConfigError, match="is not an executed copy"):
-            place_for(source, target)
+            prepare_copy(source, target)
         assert target.read_bytes() == other

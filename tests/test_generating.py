@@ -29,7 +29,7 @@ from ibqlab.generating.pipeline import (
     class_names,
     describe_run,
     open_pair,
-    plan_pipeline,
+    prepare_pipeline,
 )
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.metrics.digits_classifier import recognise_digits
@@ -58,7 +58,7 @@ def pipeline(tmp_path_factory):
         parameters = GeneratorRunParameters(
             preset="digits", output="all", settings=DIGITS, tokenizer_settings=DIGITS_TOKENIZER
         )
-        made = plan_pipeline(parameters)
+        made = prepare_pipeline(parameters)
         made.write_tokens(made.train_tokenizer())
         made.train_generator()
     return made
@@ -89,11 +89,11 @@ def test_each_step_is_done_once(here, monkeypatch):
 def test_folders_are_named_by_their_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
     names = {
-        plan_pipeline(GeneratorRunParameters(preset="smoke", **settings)).folder.name
+        prepare_pipeline(GeneratorRunParameters(preset="smoke", **settings)).folder.name
         for settings in ({}, {"settings": ("steps=5",)}, {"tokenizer_settings": ("steps=5",)}, {"tokenizer": "a"})
     }
     assert len(names) == 4 and all(name.startswith("train_generator-smoke-") for name in names)
-    fly = plan_pipeline(GeneratorRunParameters(preset="smoke", store_tokens=False))
+    fly = prepare_pipeline(GeneratorRunParameters(preset="smoke", store_tokens=False))
     assert fly.generator.tokens == "" and fly.write_tokens(None) is None
     with pytest.raises(ValueError, match="tokenizer_settings are for the preset's tokenizer"):
         GeneratorRunParameters(tokenizer="a", tokenizer_settings=("steps=1",))

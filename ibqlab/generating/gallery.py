@@ -33,7 +33,7 @@ from ibqlab.generating.pipeline import (
     class_names,
     data_of,
     open_pair,
-    plan_pipeline,
+    prepare_pipeline,
 )
 from ibqlab.generator import AnyGenerator
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -397,7 +397,7 @@ def open_gallery(parameters: GalleryParameters) -> Gallery:
     if parameters.generator:
         path = find_folder(parameters.generator)
     else:
-        pipeline = plan_pipeline(GeneratorRunParameters(preset=parameters.preset))
+        pipeline = prepare_pipeline(GeneratorRunParameters(preset=parameters.preset))
         pipeline.write_tokens(pipeline.train_tokenizer())
         path = pipeline.train_generator().path
     return Gallery(open_pair(path, parameters.tokenizer), parameters, path)

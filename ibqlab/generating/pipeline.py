@@ -109,7 +109,7 @@ def open_pair(generator: str | Path, tokenizer: str | Path = "") -> Pair:
     return Pair(load_generator(place), first)
 
 
-def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
+def prepare_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     """Settings and folders of all that a notebook's parameters describe.
 
     Raises:
