@@ -15,7 +15,7 @@ from ibqlab.plots import token_scaling_table
 from ibqlab.quantizers import quantizer_config
 from ibqlab.recipes.generator_config import GeneratorRecordConfig, GeneratorTrainConfig
 from ibqlab.runs import Run
-from ibqlab.studies import describe_all, describe_tokenizer, generators_over, save_token_figure
+from ibqlab.studies import describe_tokenizer, generators_over, save_token_figure
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 from ibqlab.tokenizer.autoencoder import AutoencoderConfig
 from ibqlab.training import TrainConfig
@@ -176,7 +176,10 @@ def test_each_tokenizer_gets_the_finished_generators_over_it(tokenizer, tmp_path
     trained.finish("finished")
     runs = [ours, theirs, unfinished, trained]
     assert generators_over(tokenizer, runs) == [ours]
-    reports = describe_all({"A": tokenizer, "B": other}, DATA, runs=runs, images=100, validation_images=40)
+    reports = {
+        name: describe_tokenizer(one, DATA, generators=generators_over(one, runs), images=100, validation_images=40)
+        for name, one in {"A": tokenizer, "B": other}.items()
+    }
     table = token_scaling_table(reports)
     generators = table[table["kind"] == "generator"]
     assert generators.groupby("tokenizer")["name"].first().to_dict() == {

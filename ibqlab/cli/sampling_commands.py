@@ -77,9 +77,10 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
 
     from ibqlab.base.checks import require_choice
     from ibqlab.config import ConfigError, apply_overrides, parse, to_dict
-    from ibqlab.generating.pipeline import class_names, open_pair
+    from ibqlab.generating.class_labels import read_classes
+    from ibqlab.generating.pairs import class_names, open_pair
     from ibqlab.generating.sample_picture import save_sample_picture
-    from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images
+    from ibqlab.generating.sampling_runs import SampleRequest, sample_images
     from ibqlab.generator.cards import SAMPLING_CARDS
     from ibqlab.generator.sampling import SamplingConfig
     from ibqlab.pretrained.generators import is_generator

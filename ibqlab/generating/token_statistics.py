@@ -7,6 +7,7 @@ A generator's loss stands beside baselines only where both were measured on the 
 over this tokenizer, over these images, and over as many of them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,18 +71,18 @@ def encode_images(
         batches = training_batches(source, batch_size=size, seed=0, start_step=0, steps=steps, workers=data.workers)
     else:
         batches = validation_batches(source, images=count, batch_size=size, workers=data.workers)
-    training, parts = tokenizer.training, []
+    training, encoded = tokenizer.training, []
     tokenizer.eval()
     try:
         for batch in batches:
-            if not len(batch.images):
-                continue
-            parts.append((tokenizer.encode_indices(batch.images).flatten(1).cpu().numpy(), batch.labels.numpy()))
+            if len(batch.images):
+                tokens = tokenizer.encode_indices(batch.images).flatten(1)  # (B, T)
+                encoded.append((tokens.cpu().numpy(), batch.labels.numpy()))
     finally:
         tokenizer.train(training)
-    if not parts:
+    if not encoded:
         raise UnreadableImages("at least one of the images to be encoded must be readable; none is. Replace the files")
-    indices, labels = (np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True))
+    indices, labels = (np.concatenate(arrays)[:count] for arrays in zip(*encoded, strict=True))
     return EncodedImages(indices, labels)
 
 
@@ -119,17 +120,18 @@ def describe_tokenizer(
     Cost: encoding images + validation_images; counting takes seconds for a few thousand images.
     """
     validation_source = open_data(data, "validation")
-    held_out = validation_images if validation_source.endless else min(validation_images, len(validation_source))
+    most = math.inf if validation_source.endless else len(validation_source)
+    held_out = min(validation_images, most)
     named = _named(generators)
     fingerprint = tokenizer.fingerprint() if named else ""
     models: dict[str, ModelCost] = {}
     for name, run in named.items():
         config = _checked(run, fingerprint, data)
-        wanted = config.record.validation_images
-        if (wanted if validation_source.endless else min(wanted, len(validation_source))) != held_out:
+        validated = config.record.validation_images
+        if min(validated, most) != held_out:
             raise ValueError(
-                f"{run.path} was validated on {wanted:,} images, baselines would be on {held_out:,}: pass "
-                f"validation_images={wanted}"
+                f"{run.path} was validated on {validated:,} images, baselines would be on {held_out:,}: pass "
+                f"validation_images={validated}"
             )
         models |= generator_costs(name, run, permuted=config.index_permutation >= 0)
     training = encode_images(tokenizer, data, "train", images=images, batch_size=batch_size)
@@ -152,7 +154,7 @@ def generator_costs(name: str, run: Run, *, permuted: bool = False) -> dict[str,
     Args:
         name: of the generator.
         run: with `validation_loss` in its metrics, nats per token.
-        permuted: whether it saw the codes numbered anew.
+        permuted: whether it saw the codes in another order.
     Returns:
         "NAME with class", and "NAME without class" where that was validated.
     Raises:
@@ -182,16 +184,6 @@ def save_token_figure(report: TokenReport, path: str | Path, title: str = "") ->
     picture, _ = save_figure(figure, path, token_link_table(report))
     report.table.to_csv(picture.with_name(f"{picture.stem}_table.csv"), index=False)
     return figure
-
-
-def describe_all(
-    tokenizers: Mapping[str, Tokenizer], data: DataConfig, *, runs: Sequence[Run] = (), **settings: int
-) -> dict[str, TokenReport]:
-    """`describe_tokenizer` for several, each with those of the runs that are over it; for `token_scaling_table`."""
-    return {
-        name: describe_tokenizer(tokenizer, data, generators=generators_over(tokenizer, runs), **settings)
-        for name, tokenizer in tokenizers.items()
-    }
 
 
 def _named(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:

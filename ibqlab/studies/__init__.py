@@ -1,6 +1,6 @@
 """Studies: grids of runs, trained where missing, read again as tables and figures."""
 
-from ibqlab.generating.token_statistics import describe_all, describe_tokenizer, generators_over, save_token_figure
+from ibqlab.generating.token_statistics import describe_tokenizer, generators_over, save_token_figure
 from ibqlab.grids.cells import Cell, CellStore, StudyError
 from ibqlab.grids.engine import Outcome, run_cells
 from ibqlab.grids.local import LocalLauncher
@@ -34,7 +34,6 @@ __all__ = [
     "Study",
     "StudyError",
     "StudyParameters",
-    "describe_all",
     "describe_tokenizer",
     "figure_code_maps",
     "figure_collapse",
