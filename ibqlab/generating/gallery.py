@@ -26,7 +26,7 @@ from ibqlab.base.checks import (
 from ibqlab.base.progress import counted, tell, why_too_short
 from ibqlab.data import first_images, open_data
 from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
-from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery, draw_images
+from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery
 from ibqlab.generating.pairs import Pair, class_names, data_of, open_pair
 from ibqlab.generating.pipeline import GENERATOR_PRESETS, GeneratorRunParameters, prepare_pipeline
 from ibqlab.generator import AnyGenerator, SamplingConfig
@@ -112,20 +112,10 @@ def gallery_table(drawn: ImageGrid, **settings: Any) -> pd.DataFrame:
     Returns:
         One row per image: row, column, class, seed, mean (grey level, 0 to 255), and the settings.
     """
-    rows, columns = drawn.labels.shape
-    return pd.DataFrame(
-        [
-            {
-                "row": row,
-                "column": column,
-                "class": int(drawn.labels[row, column]),
-                "seed": int(drawn.seeds[row, column]),
-                "mean": float(drawn.images[row, column].mean()),
-                **settings,
-            }
-            for row, column in product(range(rows), range(columns))
-        ]
-    )
+    rows, columns = np.indices(drawn.labels.shape)
+    values = {"row": rows, "column": columns, "class": drawn.labels, "seed": drawn.seeds}
+    values["mean"] = drawn.images.mean(axis=(2, 3, 4))
+    return pd.DataFrame({name: array.flatten() for name, array in values.items()}).assign(**settings)
 
 
 class Gallery:
@@ -173,15 +163,15 @@ class Gallery:
 
         A row is a class, a column a guidance.
         """
-        classes, parameters = choose_classes(self.parameters, self.generator), self.parameters
-        labels = torch.tensor(classes, device=next(self.generator.parameters()).device)
-        pairs, grids = list(product(parameters.temperatures, parameters.top_ps)), {}
+        parameters, grids = self.parameters, {}
+        classes = choose_classes(parameters, self.generator)
+        pairs = list(product(parameters.temperatures, parameters.top_ps))
         for temperature, top_p in counted(pairs, "galleries", "settings"):
-            shared = {"seed": [parameters.seed] * len(classes), "temperature": temperature, "top_p": top_p}
-            columns = [draw_images(*self.pair, labels, cfg_scale=scale, **shared) for scale in parameters.cfg_scales]
-            images = np.stack(columns, axis=1)  # (classes, guidances, H, W, 3)
-            asked = np.broadcast_to(np.array(classes)[:, None], images.shape[:2])
-            grids[temperature, top_p] = ImageGrid(images, asked, np.full(images.shape[:2], parameters.seed))
+            shared = {"columns": 1, "seed": parameters.seed, "temperature": temperature, "top_p": top_p}
+            columns = [draw_gallery(*self.pair, classes, cfg_scale=scale, **shared) for scale in parameters.cfg_scales]
+            grids[temperature, top_p] = ImageGrid(
+                *(np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True))
+            )
         return grids
 
     def figures_settings(self) -> Iterator[Figure]:

@@ -11,10 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Int64
+import torch
 from matplotlib.figure import Figure
 
 from ibqlab.config import ConfigError, parse
@@ -26,6 +24,7 @@ from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.entropy import bits_per_token
 from ibqlab.tokens.report import ModelCost, TokenReport, report_tokens
+from ibqlab.training.generator_data import Tokens
 
 _LOSSES = {
     "without class": ("validation_loss_unconditional", "position_loss_unconditional", False),
@@ -34,18 +33,7 @@ _LOSSES = {
 """Ending of the name → column of the metrics, array of the snapshot, whether the class was given."""
 
 
-class EncodedImages(NamedTuple):
-    """Tokens of some images."""
-
-    indices: Int64[np.ndarray, "n T"]
-    """Code numbers, row by row."""
-    labels: Int64[np.ndarray, "n"]
-    """Class of each image, −1 for none."""
-
-
-def encode_images(
-    tokenizer: Tokenizer, data: DataConfig, split: Split, *, images: int, batch_size: int = 64
-) -> EncodedImages:
+def encode_images(tokenizer: Tokenizer, data: DataConfig, split: Split, *, images: int, batch_size: int = 64) -> Tokens:
     """The tokens of a split's images, as a generator's training meets them.
 
     Args:
@@ -77,13 +65,12 @@ def encode_images(
         for batch in batches:
             if len(batch.images):
                 tokens = tokenizer.encode_indices(batch.images).flatten(1)  # (B, T)
-                encoded.append((tokens.cpu().numpy(), batch.labels.numpy()))
+                encoded.append((tokens.cpu(), batch.labels))
     finally:
         tokenizer.train(training)
     if not encoded:
         raise UnreadableImages("at least one of the images to be encoded must be readable; none is. Replace the files")
-    indices, labels = (np.concatenate(arrays)[:count] for arrays in zip(*encoded, strict=True))
-    return EncodedImages(indices, labels)
+    return Tokens(*(torch.cat(tensors)[:count] for tensors in zip(*encoded, strict=True)))
 
 
 def generators_over(tokenizer: Tokenizer, runs: Sequence[Run]) -> list[Run]:
@@ -122,44 +109,34 @@ def describe_tokenizer(
     validation_source = open_data(data, "validation")
     most = math.inf if validation_source.endless else len(validation_source)
     held_out = min(validation_images, most)
-    named = _named(generators)
+    named = _by_name(generators)
     fingerprint = tokenizer.fingerprint() if named else ""
     models: dict[str, ModelCost] = {}
     for name, run in named.items():
-        config = _checked(run, fingerprint, data)
+        config = _require_comparable(run, fingerprint, data)
         validated = config.record.validation_images
         if min(validated, most) != held_out:
             raise ValueError(
                 f"{run.path} was validated on {validated:,} images, baselines would be on {held_out:,}: pass "
                 f"validation_images={validated}"
             )
-        models |= generator_costs(name, run, permuted=config.index_permutation >= 0)
+        models |= _generator_costs(name, run, permuted=config.index_permutation >= 0)
     training = encode_images(tokenizer, data, "train", images=images, batch_size=batch_size)
     validation = encode_images(tokenizer, data, "validation", images=held_out, batch_size=batch_size)
     size = (data.image_size, data.image_size)
     return report_tokens(
-        training.indices,
-        validation.indices,
+        training.indices.numpy(),
+        validation.indices.numpy(),
         tokenizer.quantizer.config.codebook_size,
         tokenizer.latent_grid(*size),
         size,
-        labels=(training.labels, validation.labels) if len(validation_source.classes) > 1 else None,
+        labels=(training.labels.numpy(), validation.labels.numpy()) if len(validation_source.classes) > 1 else None,
         models=models,
     )
 
 
-def generator_costs(name: str, run: Run, *, permuted: bool = False) -> dict[str, ModelCost]:
-    """The last validation of a generator's run in bits, by position where its snapshot has that.
-
-    Args:
-        name: of the generator.
-        run: with `validation_loss` in its metrics, nats per token.
-        permuted: whether it saw the codes in another order.
-    Returns:
-        "NAME with class", and "NAME without class" where that was validated.
-    Raises:
-        ValueError: no validation in the run.
-    """
+def _generator_costs(name: str, run: Run, *, permuted: bool = False) -> dict[str, ModelCost]:
+    """The last validation in bits, by position where the snapshot has that: with class, and without where validated."""
     metrics = run.metrics
     if "validation_loss" not in metrics or metrics["validation_loss"].dropna().empty:
         raise ValueError(f"{run.path} holds no validation_loss: it is no generator's run, or an old one")
@@ -186,7 +163,7 @@ def save_token_figure(report: TokenReport, path: str | Path, title: str = "") ->
     return figure
 
 
-def _named(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
+def _by_name(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
     """Name → run, refused where one name would hide another."""
     if isinstance(generators, Mapping):
         return dict(generators)
@@ -196,7 +173,7 @@ def _named(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
     return named
 
 
-def _checked(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConfig:
+def _require_comparable(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConfig:
     """The settings of a generator's run, refused where its loss cannot stand beside these tokens."""
     if run.status != "finished":
         raise ValueError(f"{run.path} is {run.status}; a generator's loss counts when its run is finished")
