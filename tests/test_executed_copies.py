@@ -1,12 +1,12 @@
-"""Executed copies of notebooks: whole at every moment, their names taken once, what the killed left swept."""
+"""Executed copies of notebooks: whole at every moment, each with a name of its own, what the killed left swept."""
 
 import json
-import os
 
 import nbformat
 import pytest
 from test_files import dead_process
 
+from ibqlab.base.files import temporary_beside
 from ibqlab.config import ConfigError
 from ibqlab.notebooks.execution import execute, prepare_copy
 
@@ -20,12 +20,12 @@ def source(tmp_path):
     return tmp_path / "tiny.ipynb"
 
 
-def test_names_of_living_runs_stay_and_those_of_dead_ones_are_swept(source):
+def test_a_dated_copy_has_a_name_of_its_own_and_its_folder_is_swept(source):
     first = prepare_copy(source, None)
-    dead = first.with_name("tiny-1.ipynb")
-    dead.write_text(first.read_text().replace(str(os.getpid()), str(dead_process())))
-    second = prepare_copy(source, None)
-    assert {path.name for path in first.parent.iterdir()} == {first.name, second.name}
+    part = first.with_name(f".{first.name}.{dead_process()}-{temporary_beside(first).name[-21:]}")
+    part.touch()
+    assert first.name.startswith("tiny-2") and prepare_copy(source, None) != first
+    assert list(first.parent.iterdir()) == []
 
 
 def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):

@@ -1,12 +1,9 @@
 """A notebook executed by papermill: where its copy goes, what its kernel says meanwhile, and how it ended."""
 
 import contextlib
-import itertools
-import json
 import logging
 import os
 import re
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,13 +14,10 @@ from typing import Any, NamedTuple
 
 from ibqlab.base.files import (
     UnreadableFile,
-    create_new,
     expanded,
     explained,
-    is_alive,
     parse_json,
     read_bytes,
-    read_json,
     sweep,
     write_whole,
 )
@@ -32,8 +26,6 @@ from ibqlab.config import ConfigError
 from ibqlab.notebooks.results import without_widgets
 from ibqlab.runs import runs_root
 
-NOTE_BYTES = 1024
-"""A copy that holds no more was never written by its run."""
 COPY_BYTES = 2**30
 """Largest executed copy that is looked at before it is replaced."""
 POLL_SECONDS = 0.5
@@ -50,46 +42,16 @@ def prepare_copy(source: Path, output: Path | None) -> Path:
         ConfigError: `output` is a folder, the notebook itself, or anything but an earlier executed copy.
     """
     if output is None:
-        return _dated_copy(source)
-    output = expanded(output)
-    _require_replaceable(output, source)
-    with explained(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    sweep(output.parent)
-    return output
-
-
-def _dated_copy(source: Path) -> Path:
-    """A new file for the executed copy. Making it takes its name, so that runs of one second do not collide."""
-    folder = runs_root() / "notebooks" / source.stem
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    _sweep_copies(folder)
-    started = f"{source.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = itertools.chain([started], (f"{started}-{number}" for number in itertools.count(2)))
-    return next(file for name in names if _reserve(file := folder / f"{name}.ipynb"))
-
-
-def _reserve(target: Path) -> bool:
-    """Make a file that says which process is about to fill it; False where it is there already."""
-    holder = {"process": os.getpid(), "host": socket.gethostname()}
-    empty = {"cells": [], "metadata": {"papermill": {}, "ibqlab": holder}, "nbformat": 4, "nbformat_minor": 5}
-    with explained(target), contextlib.suppress(FileExistsError), create_new(target) as stream:
-        stream.write(json.dumps(empty).encode())
-        return True
-    return False
-
-
-def _sweep_copies(folder: Path) -> None:
-    """Delete copies that processes of this machine were killed before they wrote, and what they left half written."""
-    sweep(folder)
-    for file in folder.glob("*.ipynb"):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            if file.stat().st_size > NOTE_BYTES:
-                continue
-            holder = read_json(file, limit=NOTE_BYTES)["metadata"]["ibqlab"]
-            if holder["host"] == socket.gethostname() and not is_alive(int(holder["process"])):
-                file.unlink()
+        # Microseconds, so that runs of one second do not collide.
+        name = f"{source.stem}-{datetime.now():%Y%m%d-%H%M%S-%f}.ipynb"
+        target = runs_root() / "notebooks" / source.stem / name
+    else:
+        target = expanded(output)
+        _require_replaceable(target, source)
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    return target
 
 
 def _require_replaceable(target: Path, source: Path) -> None:
