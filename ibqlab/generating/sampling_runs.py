@@ -148,6 +148,12 @@ class _SampleFolder:
         require_at_most("images_per_class × classes", count, IMAGES)
         require_memory(16 * count, f"a list of {count:,} images", "lower images_per_class")
         self.labels = np.repeat(np.array(classes), request.images_per_class)
+        starts = range(0, count, request.shard_size)
+        self.shards = {
+            folder / SHARD.format(number): range(first, min(first + request.shard_size, count))
+            for number, first in enumerate(starts)
+        }
+        """File → numbers of its images."""
         self.rank, self.world_size = share_of_work()
         self.device = own_device(request.device)
         self.manifest = {
@@ -170,7 +176,10 @@ class _SampleFolder:
         with explained(self.folder):
             if self.folder.exists() and not self.folder.is_dir():
                 raise RunError(f"{self.folder} is no folder; nothing was changed. Choose another name")
-            if not self.folder.exists() or not self._names():
+            # Beside locks and what is being written.
+            ours = {LOCK.format(rank) for rank in range(self.world_size)}
+            names = [file.name for file in self.folder.iterdir()] if self.folder.exists() else []
+            if all(name in ours or is_temporary(name) for name in names):
                 return False
         file = self.folder / MANIFEST
         if not file.is_file():
@@ -195,44 +204,30 @@ class _SampleFolder:
                 pass
         return True
 
-    def _names(self) -> list[str]:
-        """What the folder holds, beside locks and what is being written."""
-        ours = {LOCK.format(rank) for rank in range(self.world_size)}
-        return [f.name for f in self.folder.iterdir() if f.name not in ours and not is_temporary(f.name)]
-
     def lock(self, rank: int) -> Path:
         """What a process holds while it works."""
         return self.folder / LOCK.format(rank)
 
-    def shards(self) -> list[range]:
-        """Numbers of the images of each shard."""
-        count, size = len(self.labels), self.request.shard_size
-        return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-    def shard_file(self, number: int) -> Path:
-        """Where a shard lies."""
-        return self.folder / SHARD.format(number)
-
     def draw_shards(self, progress: bool) -> None:
         """This process's share of what is not there yet."""
-        mine = list(enumerate(self.shards()))[self.rank :: self.world_size]
+        mine = list(self.shards.items())[self.rank :: self.world_size]
         with CountingLine("samples", sum(len(shard) for _, shard in mine), "images", shown=progress) as line:
-            for number, shard in mine:
-                if not self._is_shard(number, shard):
-                    self._draw_shard(number, shard, line)
-                else:
+            for file, shard in mine:
+                if self._is_shard(file):
                     line.advance(len(shard))
+                else:
+                    self._draw_shard(file, line)
 
-    def _is_shard(self, number: int, shard: range) -> bool:
+    def _is_shard(self, file: Path) -> bool:
         """Whether a shard is there with its images; one that is empty, cut, or another's is drawn again."""
         try:
-            return list(picture_ranges(self.shard_file(number))) == list(shard)
+            return list(picture_ranges(file)) == list(self.shards[file])
         except RunError:
             return False
 
-    def _draw_shard(self, number: int, shard: range, line: CountingLine) -> None:
-        request = self.request
-        with replacing(self.shard_file(number)) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+    def _draw_shard(self, file: Path, line: CountingLine) -> None:
+        request, shard = self.request, self.shards[file]
+        with replacing(file) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
             for first in range(shard.start, shard.stop, request.batch_size):
                 batch = range(first, min(first + request.batch_size, shard.stop))
                 pictures = draw_images(
@@ -259,8 +254,7 @@ class _SampleFolder:
             wait_for(self._is_archive, [self.lock(0)], work)
             return target
         others = [self.lock(rank) for rank in range(1, self.world_size)]
-        files = [self.shard_file(number) for number in range(len(self.shards()))]
-        wait_for(lambda: all(file.is_file() for file in files), others, work)
+        wait_for(lambda: all(file.is_file() for file in self.shards), others, work)
         order = np.random.default_rng(self.request.seed).permutation(len(self.labels))
         write_archive(target, read_pictures(self.folder, order.tolist(), self.request.shard_size), self.labels[order])
         return target
