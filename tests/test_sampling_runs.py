@@ -25,7 +25,7 @@ from ibqlab.generating.class_labels import read_classes
 from ibqlab.generating.drawing import draw_images
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator import SamplingConfig
-from ibqlab.metrics.images import open_images
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.plots import plot_gallery
 from ibqlab.pretrained import export_generator, export_tokenizer
 from ibqlab.runs import RunError

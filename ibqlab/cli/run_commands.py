@@ -181,7 +181,7 @@ def report(name: str, projection: str) -> None:
 
         page = write_run_report(Run(folder), projection)
     else:
-        from ibqlab.studies.reports import write_study_report
+        from ibqlab.studies.registry import write_study_report
 
         page = write_study_report(folder)
     say("\n".join(str(file) for file in dict.fromkeys((page, page.with_suffix(".md")))))

@@ -32,7 +32,7 @@ from ibqlab.config import (
 from ibqlab.runs.finding import find_run
 
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
-OPENERS = ("open_study", "plan_run", "open_ablations", "prepare_pipeline", "LinkStudy")
+OPENERS = ("open_study", "plan_run", "prepare_pipeline")
 """What a notebook's third cell may call with its parameters to learn what they mean. They start and write nothing."""
 TRAINED = ("checkpoint", "tokenizer", "generator")
 """Parameters that name something trained, which must be there."""
