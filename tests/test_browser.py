@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from ibqlab.notebooks.parameters import execute
+from ibqlab.notebooks.execution import execute
 from ibqlab.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from golden import golden_file
 from PIL import Image
 
-from ibqlab.cli import describe_metrics, main
+from ibqlab.cli import main
+from ibqlab.cli.run_commands import describe_metrics
 from ibqlab.costs.fitting import least_bytes, require_fits
 from ibqlab.costs.run_cost import count_run
-from ibqlab.generating.pipeline import GeneratorRunParameters, plan_pipeline
+from ibqlab.generating.pipeline import GeneratorRunParameters, prepare_pipeline
 from ibqlab.runs import Run, provenance
 from ibqlab.runs.finding import find_run, output_folder
 from ibqlab.runs.root import locate
@@ -294,6 +295,29 @@ def test_help_lists_notebooks_and_their_parameters(somewhere, notebook):
     assert 'preset="smoke" (str)\n      as "laptop", a = sign in a comment' in ibqlab("run", notebook, "--help")
     assert "did you mean 'explore_collapse'" in ibqlab("run", "explore_colapse", "--help", code=2)
     assert "NOTEBOOK is missing" in ibqlab("run", code=2)
+
+
+def test_notebooks_are_copied_out_once_and_changed_copies_stay(somewhere):
+    said = ibqlab("notebooks", "mine").splitlines()
+    names = sorted(path.name for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+    assert sorted(path.name for path in (somewhere / "mine").iterdir()) == names
+    assert said == [
+        f"{len(names)} notebooks in mine",
+        "open them: jupyter lab mine",
+        "or run one: ibqlab run mine/explore_collapse.ipynb preset=smoke",
+    ]
+    (somewhere / "mine" / "ablations.ipynb").unlink()
+    changed = somewhere / "mine" / "explore_collapse.ipynb"
+    ours = changed.read_bytes()
+    changed.write_bytes(ours + b" ")
+    refused = ibqlab("notebooks", "mine", code=2)
+    assert "mine holds other files of these names: explore_collapse.ipynb; nothing was copied" in refused
+    assert changed.read_bytes() == ours + b" " and not (somewhere / "mine" / "ablations.ipynb").exists()
+    changed.write_bytes(ours)
+    ibqlab("notebooks", "mine")
+    assert (somewhere / "mine" / "ablations.ipynb").is_file()
+    (somewhere / "file").write_text("")
+    assert "file is a file; name a folder" in ibqlab("notebooks", "file", code=2)
 
 
 @pytest.mark.parametrize(
@@ -605,7 +629,7 @@ def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
         assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
         ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
         assert open_study("ablations", ablations).folder == somewhere / "runs" / "x"
-        assert plan_pipeline(GeneratorRunParameters(preset="smoke", output=text)).folder == somewhere / "runs" / "x"
+        assert prepare_pipeline(GeneratorRunParameters(preset="smoke", output=text)).folder == somewhere / "runs" / "x"
         link = LinkParameters(preset="smoke", output=text)
         assert open_study("link_stages", link).folder == somewhere / "runs" / "x"
     ibqlab("train", "tiny.yaml", "steps=1", "--output", "runs/x")
@@ -655,13 +679,14 @@ def test_warnings_of_the_package_are_a_line_each(tmp_path):
     code = """if True:
         import sys, warnings
         from ibqlab import cli
+        from ibqlab.cli import training_commands
         from ibqlab.data import DataConfig, open_data
 
         def loading(command):
             open_data(DataConfig(source=sys.argv[1], image_size=16), "train")
             warnings.warn("another's")
 
-        cli._say_loading = loading
+        training_commands.say_loading = loading
         cli.main(["train", "nothing"], standalone_mode=False)
     """
     done = subprocess.run(

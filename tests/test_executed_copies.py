@@ -1,14 +1,14 @@
-"""Executed copies of notebooks: whole at every moment, their names taken once, what the killed left swept."""
+"""Executed copies of notebooks: whole at every moment, each with a name of its own, what the killed left swept."""
 
 import json
-import os
 
 import nbformat
 import pytest
 from test_files import dead_process
 
+from ibqlab.base.files import temporary_beside
 from ibqlab.config import ConfigError
-from ibqlab.notebooks.parameters import execute, place_for
+from ibqlab.notebooks.execution import execute, prepare_copy
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def source(tmp_path):
     return tmp_path / "tiny.ipynb"
 
 
-def test_names_of_living_runs_stay_and_those_of_dead_ones_are_swept(source):
-    first = place_for(source, None)
-    dead = first.with_name("tiny-1.ipynb")
-    dead.write_text(first.read_text().replace(str(os.getpid()), str(dead_process())))
-    second = place_for(source, None)
-    assert {path.name for path in first.parent.iterdir()} == {first.name, second.name}
+def test_a_dated_copy_has_a_name_of_its_own_and_its_folder_is_swept(source):
+    first = prepare_copy(source, None)
+    part = first.with_name(f".{first.name}.{dead_process()}-{temporary_beside(first).name[-21:]}")
+    part.touch()
+    assert first.name.startswith("tiny-2") and prepare_copy(source, None) != first
+    assert list(first.parent.iterdir()) == []
 
 
 def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):
@@ -36,9 +36,9 @@ def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.ipynb")) == ["out.ipynb", "tiny.ipynb"]
     for half in (content[:-200], b"", content):
         target.write_bytes(half)
-        assert place_for(source, target) == target
+        assert prepare_copy(source, target) == target
     for other in (source.read_bytes(), b"text", source.read_bytes()[:-20]):
         target.write_bytes(other)
         with pytest.raises(ConfigError, match="is not an executed copy"):
-            place_for(source, target)
+            prepare_copy(source, target)
         assert target.read_bytes() == other

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -13,24 +15,12 @@ from test_pretrained_generators import tiny_tokenizer
 from test_tokens_store import make_tokenizer
 from test_transformer import SMALL, make
 
+import ibqlab.generating
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
-from ibqlab.generating.gallery import (
-    GalleryParameters,
-    choose_classes,
-    draw_gallery,
-    draw_images,
-    gallery_settings,
-    open_gallery,
-)
-from ibqlab.generating.pipeline import (
-    GeneratorRunParameters,
-    Pair,
-    class_names,
-    describe_run,
-    open_pair,
-    plan_pipeline,
-)
+from ibqlab.generating import GeneratorRunParameters, Pair, describe_run, draw_gallery, draw_images, prepare_pipeline
+from ibqlab.generating.gallery import GalleryParameters, choose_classes, gallery_settings, open_gallery
+from ibqlab.generating.pairs import class_names, open_pair
 from ibqlab.generator.cards import SAMPLING_CARDS
 from ibqlab.metrics.digits_classifier import recognise_digits
 from ibqlab.plots import generator_curve_table, plot_gallery, plot_generator_curves
@@ -58,7 +48,7 @@ def pipeline(tmp_path_factory):
         parameters = GeneratorRunParameters(
             preset="digits", output="all", settings=DIGITS, tokenizer_settings=DIGITS_TOKENIZER
         )
-        made = plan_pipeline(parameters)
+        made = prepare_pipeline(parameters)
         made.write_tokens(made.train_tokenizer())
         made.train_generator()
     return made
@@ -89,11 +79,11 @@ def test_each_step_is_done_once(here, monkeypatch):
 def test_folders_are_named_by_their_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
     names = {
-        plan_pipeline(GeneratorRunParameters(preset="smoke", **settings)).folder.name
+        prepare_pipeline(GeneratorRunParameters(preset="smoke", **settings)).folder.name
         for settings in ({}, {"settings": ("steps=5",)}, {"tokenizer_settings": ("steps=5",)}, {"tokenizer": "a"})
     }
     assert len(names) == 4 and all(name.startswith("train_generator-smoke-") for name in names)
-    fly = plan_pipeline(GeneratorRunParameters(preset="smoke", store_tokens=False))
+    fly = prepare_pipeline(GeneratorRunParameters(preset="smoke", store_tokens=False))
     assert fly.generator.tokens == "" and fly.write_tokens(None) is None
     with pytest.raises(ValueError, match="tokenizer_settings are for the preset's tokenizer"):
         GeneratorRunParameters(tokenizer="a", tokenizer_settings=("steps=1",))
@@ -185,9 +175,11 @@ def test_galleries_are_saved_into_the_run(here):
     assert pd.read_csv(folder / "completions.csv")["tokens_given"].tolist() == [8, 8]
 
 
-def test_a_file_with_its_tokenizer_makes_a_gallery(here, tmp_path):
+def test_a_file_with_its_tokenizer_makes_a_gallery(here, tmp_path, monkeypatch):
     from ibqlab.pretrained import export_generator  # noqa: PLC0415
 
+    told = {}
+    monkeypatch.setattr("ibqlab.generating.gallery.tell", lambda **facts: told.update(facts))
     exported = export_generator(here.folder / "generator", tmp_path / "mine.safetensors")
     parameters = GalleryParameters(
         generator=str(exported), tokenizer=str(here.folder / "generator" / "tokenizer.safetensors"), images_per_class=1
@@ -195,6 +187,9 @@ def test_a_file_with_its_tokenizer_makes_a_gallery(here, tmp_path):
     gallery = open_gallery(parameters)
     gallery.figure_seeds([0])
     assert (runs_root() / "galleries" / "mine" / "gallery.png").is_file()
+    assert told == {"folder": str((runs_root() / "galleries" / "mine").resolve())}
+    gallery.table()
+    assert told["result"] == "160 images drawn under 16 settings"
     assert "only digits have a classifier" in gallery.judge()
     assert gallery.figure_completions() is None
     assert class_names(exported) == []
@@ -241,6 +236,27 @@ def test_cards_are_the_published_settings():
     assert gallery_settings(GalleryParameters(card="ibq_xl")).cfg_scale == 2.35
     assert gallery_settings(GalleryParameters()).cfg_scale == 2.0
     assert SAMPLING_CARDS["magvit2_xl"].cfg_scale == (1.75, 1.85)
+
+
+@pytest.mark.parametrize("of_digits", [True, False])
+def test_a_gallerys_result_is_what_was_drawn_and_not_how_its_generator_was_trained(here, monkeypatch, of_digits):
+    """`ibqlab run generation_gallery` ends with it."""
+    parameters = GalleryParameters(generator="all/generator", classes=(1, 7), temperatures=(1.0,), top_ps=(0.9,))
+    gallery, told = open_gallery(parameters), {}
+    gallery.of_digits = of_digits
+    monkeypatch.setattr("ibqlab.generating.gallery.tell", lambda **facts: told.update(facts))
+    gallery.table()
+    says = "of 2 digits recognised at the best of 4 settings" if of_digits else "8 images drawn under 4 settings"
+    assert says in told["result"]
+
+
+def test_all_names_of_the_root_are_there_and_samples_need_no_plots():
+    assert all(callable(getattr(ibqlab.generating, name)) for name in ibqlab.generating.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'draw_image'"):
+        _ = ibqlab.generating.draw_image
+    code = "import sys; from ibqlab.generating import sample_images; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 # --- judges and pictures ---

@@ -10,7 +10,6 @@ import torch
 
 from ibqlab.data import DataConfig, open_data
 from ibqlab.generating.token_statistics import (
-    describe_all,
     describe_tokenizer,
     encode_images,
     generators_over,
@@ -181,7 +180,10 @@ def test_each_tokenizer_gets_the_finished_generators_over_it(tokenizer, tmp_path
     trained.finish("finished")
     runs = [ours, theirs, unfinished, trained]
     assert generators_over(tokenizer, runs) == [ours]
-    reports = describe_all({"A": tokenizer, "B": other}, DATA, runs=runs, images=100, validation_images=40)
+    reports = {
+        name: describe_tokenizer(one, DATA, generators=generators_over(one, runs), images=100, validation_images=40)
+        for name, one in {"A": tokenizer, "B": other}.items()
+    }
     table = token_scaling_table(reports)
     generators = table[table["kind"] == "generator"]
     assert generators.groupby("tokenizer")["name"].first().to_dict() == {

@@ -1,5 +1,6 @@
 """Every notebook keeps the rules of the house and runs from start to end under its smallest preset."""
 
+import importlib
 import json
 import os
 import re
@@ -65,6 +66,16 @@ class TestForm:
 
     def test_third_code_cell_hands_them_to_the_library(self, path):
         assert "read_parameters(" in cells(path, "code")[1].source
+
+    def test_a_name_comes_from_the_package_that_has_it_at_its_root(self, path):
+        """A copy that somebody has changed then survives when a module moves inside its package."""
+        lines = re.findall(
+            r"^from (ibqlab\.(\w+)\.[\w.]+) import (.+)$", "\n".join(c.source for c in cells(path, "code")), re.M
+        )
+        for module, package, names in lines:
+            root = importlib.import_module(f"ibqlab.{package}")
+            at_root = [name for name in names.split(", ") if name in getattr(root, "__all__", ())]
+            assert not at_root, f"{path.name}: {', '.join(at_root)} from ibqlab.{package}, not from {module}"
 
     def test_cells_are_short_and_define_nothing(self, path):
         for cell in cells(path, "code"):

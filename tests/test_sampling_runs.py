@@ -21,8 +21,9 @@ from ibqlab.base.files import temporary_beside
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
 from ibqlab.generating import sample_picture
-from ibqlab.generating.gallery import draw_images
-from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images
+from ibqlab.generating.class_labels import read_classes
+from ibqlab.generating.drawing import draw_images
+from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator import SamplingConfig
 from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.plots import plot_gallery

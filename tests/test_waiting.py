@@ -24,7 +24,7 @@ from ibqlab.cli import main
 from ibqlab.grids.cells import Cell, CellStore
 from ibqlab.grids.engine import run_cells
 from ibqlab.grids.progress import StudyProgress
-from ibqlab.notebooks.parameters import execute
+from ibqlab.notebooks.execution import execute
 from ibqlab.notebooks.results import results_of, without_widgets
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import run_figures
@@ -482,8 +482,9 @@ class TestTrainCommand:
         code = """if True:
             import sys
             from ibqlab import cli
+            from ibqlab.cli import terminal, training_commands
             said = []
-            cli._say = lambda text, err=False: said.append((text, "torch" in sys.modules))
+            terminal.say = training_commands.say = lambda text, err=False: said.append((text, "torch" in sys.modules))
             words = ["train", "builtin/smoke", "steps=2", "--no-report", "--output", sys.argv[1]]
             cli.main(words, standalone_mode=False)
             print(said[0], [text for text, _ in said[1:]])

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ibqlab.base.checks import (
     CLASSES,
@@ -25,31 +24,22 @@ from ibqlab.base.checks import (
     require_choice,
 )
 from ibqlab.base.progress import counted, tell, why_too_short
-from ibqlab.data import Batch, first_images, open_data
-from ibqlab.generating.pipeline import (
-    GeneratorRunParameters,
-    Pair,
-    class_names,
-    data_of,
-    open_pair,
-    plan_pipeline,
-)
-from ibqlab.generator import AnyGenerator
+from ibqlab.data import first_images, open_data
+from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
+from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery
+from ibqlab.generating.pairs import Pair, class_names, data_of, open_pair
+from ibqlab.generating.pipeline import GeneratorRunParameters, prepare_pipeline
+from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.generator.cards import SAMPLING_CARDS
-from ibqlab.generator.sampling import SamplingConfig, Seed
-from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits_classifier import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run, runs_root
-from ibqlab.tokenizer import Tokenizer
-from ibqlab.training.generator.token_source import check_fit, find_folder
+from ibqlab.runs.root import locate
 
-BATCH = 64
-"""Images drawn and decoded at once."""
-SHOWN_CLASSES = 10
-"""Rows of a gallery where no classes are named."""
+COMPARED = ("cfg_scales", "temperatures", "top_ps")
+"""Parameters whose values are compared with each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,91 +76,20 @@ class GalleryParameters:
         require_between("images_per_class", self.images_per_class, 1, GALLERY_IMAGES)
         rows = max(len(self.classes), 1)
         require_at_most("images_per_class × classes", rows * self.images_per_class, GALLERY_IMAGES)
-        settings = math.prod(len(getattr(self, name)) for name in ("cfg_scales", "temperatures", "top_ps"))
+        settings = math.prod(len(getattr(self, name)) for name in COMPARED)
         require_at_most("classes × cfg_scales × temperatures × top_ps", rows * settings, GALLERY_IMAGES)
         require_between("seed", self.seed, 0, SAMPLE_SEED)
         for label in self.classes:
             require_between("classes", label, 0, CLASSES)
-        for name in ("cfg_scales", "temperatures", "top_ps"):
+        for name in COMPARED:
+            require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
             for value in getattr(self, name):
                 SamplingConfig(**{name.removesuffix("s"): value})  # says what is wrong with it
-        for name in ("cfg_scales", "temperatures", "top_ps"):
-            require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
 
 
 def gallery_settings(parameters: GalleryParameters) -> SamplingConfig:
     """How the gallery of seeds is drawn: by the card, or with guidance 2."""
     return SAMPLING_CARDS[parameters.card] if parameters.card else SamplingConfig(cfg_scale=2.0)
-
-
-Setting = tuple[float, float]
-"""Temperature and top-p."""
-
-
-class Drawn(NamedTuple):
-    """Generated images and what they were asked to be."""
-
-    images: UInt8[np.ndarray, "rows columns H W 3"]
-    labels: Int[np.ndarray, "rows columns"]
-    seeds: Int[np.ndarray, "rows columns"]
-
-
-@torch.no_grad()
-def draw_images(
-    generator: AnyGenerator, tokenizer: Tokenizer, labels: Int[Tensor, " B"], *, seed: Seed = 0, **sampling: Any
-) -> UInt8[np.ndarray, "B H W 3"]:
-    """New images of classes, as pictures.
-
-    Args:
-        generator: a transformer over the tokenizer's codes.
-        tokenizer: whose decoder makes the images, on the generator's device.
-        labels: classes asked for.
-        seed: of the batch, whose image i is drawn by seed + i, or one per image.
-        **sampling: settings of `Generator.sample`: cfg_scale, temperature, top_k, top_p, …
-    Returns:
-        8-bit pictures, cut off below and above as published.
-    Raises:
-        ValueError: a tokenizer that does not fit the generator, labels or settings that cannot be.
-    """
-    check_fit(tokenizer, generator.config)
-    side = generator.config.grid_size
-    seeds = list(range(seed, seed + len(labels)) if isinstance(seed, int) else seed)
-    pictures = []
-    for start in range(0, len(labels), BATCH):
-        part = slice(start, start + BATCH)
-        tokens = generator.sample(labels[part], seed=seeds[part], **sampling)
-        decoded = tokenizer.decode_indices(tokens.view(-1, side, side))
-        pictures.append(truncate_to_uint8(decoded).permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(pictures)
-
-
-def draw_gallery(
-    generator: AnyGenerator,
-    tokenizer: Tokenizer,
-    classes: Sequence[int],
-    *,
-    columns: int = 8,
-    seed: int = 0,
-    **sampling: Any,
-) -> Drawn:
-    """Each class with the same seeds: seed, seed + 1, … from left to right.
-
-    Args:
-        generator: as for `draw_images`.
-        tokenizer: likewise.
-        classes: one row each.
-        columns: images per class, at least 1.
-        seed: of the first column.
-        **sampling: as for `draw_images`.
-    """
-    require(columns >= 1 and len(classes) > 0, "a gallery needs at least one class and one column")
-    labels = torch.tensor(classes, device=next(generator.parameters()).device).repeat_interleave(columns)
-    seeds = [*range(seed, seed + columns)] * len(classes)
-    images = draw_images(generator, tokenizer, labels, seed=seeds, **sampling)
-    shape = (len(classes), columns)
-    return Drawn(
-        images.reshape(*shape, *images.shape[1:]), labels.cpu().numpy().reshape(shape), np.array(seeds).reshape(shape)
-    )
 
 
 def choose_classes(parameters: GalleryParameters, generator: AnyGenerator) -> list[int]:
@@ -179,35 +98,13 @@ def choose_classes(parameters: GalleryParameters, generator: AnyGenerator) -> li
     Raises:
         ValueError: a class that the generator has not.
     """
-    there = generator.config.num_classes
-    chosen = list(parameters.classes) or list(range(min(there, SHOWN_CLASSES)))
-    require(max(chosen) < there, f"classes must lie in 0 to {there - 1}; got {chosen}. Use [] for the first ten.")
+    known = generator.config.num_classes
+    chosen = list(parameters.classes) or list(range(min(known, SHOWN_CLASSES)))
+    require(max(chosen) < known, f"classes must lie in 0 to {known - 1}; got {chosen}. Use [] for the first ten.")
     return chosen
 
 
-def compare_settings(pair: Pair, classes: Sequence[int], parameters: GalleryParameters) -> dict[Setting, Drawn]:
-    """One image of every class under every guidance, for each temperature and top-p, all drawn by one seed.
-
-    Args:
-        pair: generator and tokenizer.
-        classes: rows.
-        parameters: with the settings to compare.
-    Returns:
-        (temperature, top_p) → images, one column per guidance.
-    """
-    found, scales = {}, parameters.cfg_scales
-    labels = torch.tensor(classes, device=next(pair.generator.parameters()).device)
-    pairs = list(product(parameters.temperatures, parameters.top_ps))
-    for temperature, top_p in counted(pairs, "galleries", "settings"):
-        shared = {"seed": [parameters.seed] * len(classes), "temperature": temperature, "top_p": top_p}
-        columns = [draw_images(*pair, labels, cfg_scale=scale, **shared) for scale in scales]
-        images = np.stack(columns, axis=1)
-        chosen = np.broadcast_to(np.array(classes)[:, None], images.shape[:2])
-        found[temperature, top_p] = Drawn(images, chosen, np.full(images.shape[:2], parameters.seed))
-    return found
-
-
-def gallery_table(drawn: Drawn, **settings: Any) -> pd.DataFrame:
+def gallery_table(drawn: ImageGrid, **settings: Any) -> pd.DataFrame:
     """What stands behind a gallery.
 
     Args:
@@ -216,20 +113,10 @@ def gallery_table(drawn: Drawn, **settings: Any) -> pd.DataFrame:
     Returns:
         One row per image: row, column, class, seed, mean (grey level, 0 to 255), and the settings.
     """
-    rows, columns = drawn.labels.shape
-    return pd.DataFrame(
-        [
-            {
-                "row": row,
-                "column": column,
-                "class": int(drawn.labels[row, column]),
-                "seed": int(drawn.seeds[row, column]),
-                "mean": float(drawn.images[row, column].mean()),
-                **settings,
-            }
-            for row, column in product(range(rows), range(columns))
-        ]
-    )
+    rows, columns = np.indices(drawn.labels.shape)
+    values = {"row": rows, "column": columns, "class": drawn.labels, "seed": drawn.seeds}
+    values["mean"] = drawn.images.mean(axis=(2, 3, 4))
+    return pd.DataFrame({name: array.flatten() for name, array in values.items()}).assign(**settings)
 
 
 class Gallery:
@@ -244,6 +131,8 @@ class Gallery:
     def __init__(self, pair: Pair, parameters: GalleryParameters, path: str | Path) -> None:
         self.generator, self.tokenizer = pair
         self.pair, self.parameters, self.path = pair, parameters, Path(path)
+        self.sampling = gallery_settings(parameters)
+        """Of all images but those that compare settings."""
         root = runs_root().resolve()
         inside = self.path.resolve().is_relative_to(root)
         self.name = self.path.resolve().relative_to(root).as_posix() if inside else self.path.name
@@ -252,30 +141,39 @@ class Gallery:
         self.run = Run(self.path) if self.path.is_dir() else None
         self.folder = self.path / "figures" if self.run else runs_root() / "galleries" / self.path.stem
         """Where figures go: into the generator's run, or into a folder of their own beside the runs."""
-        data = data_of(path)
-        self.of_digits = data is not None and data.source == "digits"
+        self.data = data_of(path)
+        """The images that it learned from; None where they are not here."""
+        self.of_digits = self.data is not None and self.data.source == "digits"
 
     def figure_seeds(self, classes: Sequence[int], name: str = "gallery") -> Figure:
         """Each class with the same seeds; saved as `name`."""
-        sampling, parameters = gallery_settings(self.parameters), self.parameters
-        drawn = draw_gallery(
-            *self.pair, classes, columns=parameters.images_per_class, seed=parameters.seed, **vars(sampling)
-        )
-        columns = [f"seed {seed}" for seed in drawn.seeds[0]]
+        parameters, sampling = self.parameters, self.sampling
+        drawn = self._draw(classes, parameters.images_per_class)
         caption = f"guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
-        figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
-        save_figure(figure, self.folder / name, gallery_table(drawn, **_plain(sampling)))
-        if self.run:  # a run's result is its last validation
-            tell(folder=str(self.path.resolve()))
-        else:
-            count, columns = drawn.labels.size, drawn.labels.shape[1]
-            tell(folder=str(self.folder.resolve()), result=f"{count:,} images drawn, {columns} of each class")
+        columns = [f"seed {seed}" for seed in drawn.seeds[0]]
+        figure = self._plot(drawn.images, row_names(drawn.labels[:, 0], self.names), columns, caption)
+        # A schedule, such as guidance from 1 to 4, is one cell of the table.
+        settings = {key: _shown(value) if isinstance(value, tuple) else value for key, value in vars(sampling).items()}
+        save_figure(figure, self.folder / name, gallery_table(drawn, **settings))
+        tell(folder=str((self.path if self.run else self.folder).resolve()))
         return figure
 
     @cached_property
-    def compared(self) -> dict[Setting, Drawn]:
-        """`compare_settings` of the parameters, drawn when first asked for."""
-        return compare_settings(self.pair, choose_classes(self.parameters, self.generator), self.parameters)
+    def compared(self) -> dict[tuple[float, float], ImageGrid]:
+        """Temperature and top-p → one image of every class under every guidance, all by one seed; drawn when asked for.
+
+        A row is a class, a column a guidance.
+        """
+        parameters, grids = self.parameters, {}
+        classes = choose_classes(parameters, self.generator)
+        pairs = list(product(parameters.temperatures, parameters.top_ps))
+        for temperature, top_p in counted(pairs, "galleries", "settings"):
+            shared = {"columns": 1, "seed": parameters.seed, "temperature": temperature, "top_p": top_p}
+            columns = [draw_gallery(*self.pair, classes, cfg_scale=scale, **shared) for scale in parameters.cfg_scales]
+            grids[temperature, top_p] = ImageGrid(
+                *(np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True))
+            )
+        return grids
 
     def figures_settings(self) -> Iterator[Figure]:
         """Class by guidance, one figure per temperature and top-p; saved as `gallery_t…_p…`."""
@@ -283,7 +181,7 @@ class Gallery:
         columns = [f"guidance {scale:g}" for scale in scales]
         for (temperature, top_p), drawn in self.compared.items():
             caption = f"temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
-            figure = self._plot(drawn.images, self._rows(drawn), columns, caption)
+            figure = self._plot(drawn.images, row_names(drawn.labels[:, 0], self.names), columns, caption)
             table = gallery_table(drawn, temperature=temperature, top_p=top_p)
             table["cfg_scale"] = [scales[column] for column in table["column"]]
             save_figure(figure, self.folder / f"gallery_t{temperature:g}_p{top_p:g}", table)
@@ -298,16 +196,17 @@ class Gallery:
         rows = []
         for (temperature, top_p), drawn in self.compared.items():
             for column, scale in enumerate(self.parameters.cfg_scales):
-                part = Drawn(*(values[:, column : column + 1] for values in drawn))
-                row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": part.labels.size}
-                rows.append(row | ({"recognised": _recognise(part).share} if self.of_digits else {}))
+                images, labels = drawn.images[:, column], drawn.labels[:, column]
+                row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": labels.size}
+                rows.append(row | ({"recognised": _recognise(images, labels).share} if self.of_digits else {}))
+        result = f"{sum(row['images'] for row in rows):,} images drawn under {len(rows)} settings"
         if self.of_digits:
             best = max(rows, key=lambda row: row["recognised"])
-            tell(
-                result=f"{best['recognised']:.1%} of {best['images']} digits recognised at the best of {len(rows)} "
-                f"settings (temperature {best['temperature']:g}, top-p {best['top_p']:g}, guidance "
-                f"{best['cfg_scale']:g})"
+            result = (
+                f"{best['recognised']:.1%} of {best['images']} digits recognised at the best of {len(rows)} settings "
+                f"(temperature {best['temperature']:g}, top-p {best['top_p']:g}, guidance {best['cfg_scale']:g})"
             )
+        tell(result=result)
         return pd.DataFrame(rows)
 
     def figure_completions(self, images: int = 4) -> Figure | None:
@@ -316,29 +215,45 @@ class Gallery:
         Saved as `completions`; None for a generator whose images are not here.
 
         Args:
-            images: how many, at least 1.
+            images: how many, at least 1; fewer where there are no more.
         """
-        batch = self._validation_batch(images)
+        batch = first_images(open_data(self.data, "validation"), images) if self.data else None
         if batch is None:
             return None
-        images, side = len(batch.images), self.generator.config.grid_size  # fewer where there are no more
-        tokens = self.tokenizer.encode_indices(batch.images).flatten(1)
-        given = side * (side // 2)
-        # The rest of the grid holds the first code, so that the eye sees where the given rows end.
-        half = torch.where(torch.arange(side**2) < given, tokens, 0)
-        sampling, seeds = gallery_settings(self.parameters), range(self.parameters.seed, self.parameters.seed + 3)
+        count, side = len(batch.images), self.generator.config.grid_size
+        tokens = self.tokenizer.encode_indices(batch.images).flatten(1)  # (B, T)
+        prompt = side * (side // 2)
+        # The rest of the grid holds the first code, so that the eye sees where the upper half ends.
+        half = torch.where(torch.arange(side**2) < prompt, tokens, 0)
+        seeds = range(self.parameters.seed, self.parameters.seed + 3)
         labels = torch.where(batch.labels < 0, self.generator.config.num_classes, batch.labels)
         drawn = [
-            self.generator.sample(labels, seed=[seed] * images, prompt=tokens[:, :given], **vars(sampling))
+            self.generator.sample(labels, seed=[seed] * count, prompt=tokens[:, :prompt], **vars(self.sampling))
             for seed in seeds
         ]
-        columns = [batch.images, *(self._decode(part) for part in (tokens, half, *drawn))]
-        pictures = torch.stack(columns, dim=1).permute(0, 1, 3, 4, 2).numpy()
+        decoded = [decode_pictures(self.tokenizer, grid, side) for grid in (tokens, half, *drawn)]
+        pictures = np.stack([batch.images.permute(0, 2, 3, 1).numpy(), *decoded], axis=1)  # (B, columns, H, W, 3)
         names = ["image", "its tokens", f"{side // 2} of {side} rows", *(f"seed {seed}" for seed in seeds)]
-        figure = self._plot(pictures, [""] * images, names, "the rest of the image is drawn")
-        table = pd.DataFrame({"image": range(images), "class": labels.tolist(), "tokens_given": given})
+        figure = self._plot(pictures, [""] * count, names, "the rest of the image is drawn")
+        table = pd.DataFrame({"image": range(count), "class": labels.tolist(), "tokens_given": prompt})
         save_figure(figure, self.folder / "completions", table)
         return figure
+
+    def judge(self, images_per_class: int = 20) -> str:
+        """How many generated digits a classifier of real scans takes for the class asked for, in a sentence.
+
+        Args:
+            images_per_class: drawn and looked at, at least 1.
+        """
+        if not self.of_digits:
+            return "only digits have a classifier here that can tell whether an image is what was asked for"
+        drawn = self._draw(range(self.generator.config.num_classes), images_per_class)
+        sentence = _recognise(drawn.images.reshape(-1, *drawn.images.shape[2:]), drawn.labels.flatten()).describe()
+        tell(result=sentence)
+        return sentence
+
+    def _draw(self, classes: Sequence[int], columns: int) -> ImageGrid:
+        return draw_gallery(*self.pair, classes, columns=columns, seed=self.parameters.seed, **vars(self.sampling))
 
     def _plot(self, pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], caption: str) -> Figure:
         """`plot_gallery` that says whose images these are, and whether the run is too short."""
@@ -349,44 +264,6 @@ class Gallery:
             mark_too_short(figure, reason)
         return figure
 
-    @torch.no_grad()
-    def _decode(self, tokens: Int[Tensor, "B T"]) -> UInt8[Tensor, "B 3 H W"]:
-        side = self.generator.config.grid_size
-        return truncate_to_uint8(self.tokenizer.decode_indices(tokens.view(-1, side, side)))
-
-    def _validation_batch(self, images: int) -> Batch | None:
-        """The first readable validation images of the generator's run; None where they are not here."""
-        data = data_of(self.path)
-        if data is None:
-            return None
-        return first_images(open_data(data, "validation"), images)
-
-    def judge(self, images_per_class: int = 20) -> str:
-        """How many generated digits a classifier of real scans takes for the class asked for, in a sentence."""
-        if not self.of_digits:
-            return "only digits have a classifier here that can tell whether an image is what was asked for"
-        sentence = self.recognise(images_per_class).describe()
-        tell(result=sentence)
-        return sentence
-
-    def recognise(self, images_per_class: int) -> Recognition:
-        """The same as numbers.
-
-        Args:
-            images_per_class: drawn and looked at, at least 1.
-        Raises:
-            ValueError: a generator that was not trained on digits.
-        """
-        require(self.of_digits, f"{self.name} was not trained on digits, and the classifier knows nothing else")
-        sampling = gallery_settings(self.parameters)
-        classes = range(self.generator.config.num_classes)
-        seed = self.parameters.seed
-        return _recognise(draw_gallery(*self.pair, classes, columns=images_per_class, seed=seed, **vars(sampling)))
-
-    def _rows(self, drawn: Drawn) -> list[str]:
-        labels = drawn.labels[:, 0]
-        return [self.names[label] if label < len(self.names) else f"class {label}" for label in labels]
-
 
 def open_gallery(parameters: GalleryParameters) -> Gallery:
     """The generator that a notebook's parameters name, or the preset's, trained first if it is not there.
@@ -395,23 +272,17 @@ def open_gallery(parameters: GalleryParameters) -> Gallery:
         CheckpointError: no such generator, or no tokenizer with it.
     """
     if parameters.generator:
-        path = find_folder(parameters.generator)
+        path = locate(parameters.generator)
     else:
-        pipeline = plan_pipeline(GeneratorRunParameters(preset=parameters.preset))
+        pipeline = prepare_pipeline(GeneratorRunParameters(preset=parameters.preset))
         pipeline.write_tokens(pipeline.train_tokenizer())
         path = pipeline.train_generator().path
     return Gallery(open_pair(path, parameters.tokenizer), parameters, path)
 
 
-def _recognise(drawn: Drawn) -> Recognition:
-    images = torch.from_numpy(drawn.images.reshape(-1, *drawn.images.shape[2:])).permute(0, 3, 1, 2)
-    return recognise_digits(images, torch.from_numpy(drawn.labels.reshape(-1).copy()))
+def _recognise(images: UInt8[np.ndarray, "B H W 3"], labels: Int[np.ndarray, " B"]) -> Recognition:
+    return recognise_digits(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.copy()))
 
 
 def _shown(setting: float | tuple[float, float]) -> str:
     return " and ".join(f"{value:g}" for value in setting) if isinstance(setting, tuple) else f"{setting:g}"
-
-
-def _plain(sampling: SamplingConfig) -> dict[str, Any]:
-    """Settings as a table's cells."""
-    return {name: _shown(v) if isinstance(v, tuple) else v for name, v in vars(sampling).items()}

@@ -1,6 +1,5 @@
-"""From a recipe to pictures: tokenizer → stored tokens → generator → gallery, each step done once and kept."""
+"""From a recipe to a generator: tokenizer → stored tokens → generator, each step done once and kept."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -8,20 +7,19 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from ibqlab.base.checks import require
-from ibqlab.config import content_hash, parse, to_dict
-from ibqlab.data import DataConfig, open_data
+from ibqlab.config import content_hash, to_dict
+from ibqlab.generating.pairs import run_config
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
-from ibqlab.generator import AnyGenerator
-from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
+from ibqlab.pretrained import load_tokenizer
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder, run_name
+from ibqlab.runs.root import locate
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.report import TokenReport
-from ibqlab.tokens.store import TokenStore, TokenStoreError
+from ibqlab.tokens.store import TokenStore
 from ibqlab.tokens.writing import write_tokens
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
-from ibqlab.training.generator.token_source import find_folder
 from ibqlab.training.trainer import Watch
 
 
@@ -51,13 +49,6 @@ class GeneratorRunParameters:
         )
 
 
-class Pair(NamedTuple):
-    """A generator and the tokenizer that decodes what it draws."""
-
-    generator: AnyGenerator
-    tokenizer: Tokenizer
-
-
 class Pipeline(NamedTuple):
     """Runs that have not started, and where they will lie."""
 
@@ -76,7 +67,7 @@ class Pipeline(NamedTuple):
         """
         if self.tokenizer:
             train(self.tokenizer, self.folder / "tokenizer", watch=watch)
-        return load_tokenizer(find_folder(self.generator.tokenizer), self.generator.tokenizer_weights)
+        return load_tokenizer(locate(self.generator.tokenizer), self.generator.tokenizer_weights)
 
     def write_tokens(self, tokenizer: Tokenizer) -> TokenStore | None:
         """The data's tokens, written if they are not there yet; None where every batch is tokenized anew."""
@@ -87,22 +78,7 @@ class Pipeline(NamedTuple):
         return train_generator(self.generator, self.folder / "generator", watch=watch)
 
 
-def open_pair(generator: str | Path, tokenizer: str | Path = "") -> Pair:
-    """A trained generator with its tokenizer.
-
-    Args:
-        generator: a run folder, an export or a published file.
-        tokenizer: a run, an export or a published file; empty: the one that the generator's run or file holds.
-    Raises:
-        CheckpointError: no generator, or none that holds a tokenizer where none is given; and whatever
-            `load_generator`, `load_first_stage` and `load_tokenizer` raise.
-    """
-    place = find_folder(str(generator))
-    first = load_tokenizer(find_folder(str(tokenizer))) if tokenizer else load_first_stage(place)
-    return Pair(load_generator(place), first)
-
-
-def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
+def prepare_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     """Settings and folders of all that a notebook's parameters describe.
 
     Raises:
@@ -112,61 +88,19 @@ def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     first, second = find_preset(parameters.preset, "generator")
     tokenizer = None if parameters.tokenizer else recipe_config(first, assignments=parameters.tokenizer_settings)
     plain = recipe_config(second, assignments=parameters.settings)
-    given = to_dict(tokenizer) if tokenizer else parameters.tokenizer
-    kept = content_hash({"tokenizer": given, "generator": to_dict(plain)})
-    folder = output_folder(parameters.output, default=f"train_generator-{parameters.preset}-{kept}")
+    trained_with = to_dict(tokenizer) if tokenizer else parameters.tokenizer
+    settings_hash = content_hash({"tokenizer": trained_with, "generator": to_dict(plain)})
+    folder = output_folder(parameters.output, default=f"train_generator-{parameters.preset}-{settings_hash}")
     name = run_name(folder)
     # Names below the folder of all runs, so that settings hold no path of this machine.
-    places = {"tokenizer": parameters.tokenizer or f"{name}/tokenizer"}
+    inputs = {"tokenizer": parameters.tokenizer or f"{name}/tokenizer"}
     if parameters.store_tokens:
-        places["tokens"] = f"{name}/tokens"
-    generator = recipe_config(second, places, parameters.settings)
+        inputs["tokens"] = f"{name}/tokens"
+    generator = recipe_config(second, inputs, parameters.settings)
     Run.check(folder / "generator", generator)
     if tokenizer:
         Run.check(folder / "tokenizer", tokenizer)
     return Pipeline(folder=folder, tokenizer=tokenizer, generator=generator)
-
-
-def data_of(generator: str | Path) -> DataConfig | None:
-    """The images that a generator's run was trained on; None for files, and where the images are not here.
-
-    Args:
-        generator: a run folder, or a file.
-    """
-    place = Path(find_folder(str(generator)))
-    if not place.is_dir():
-        return None
-    data = parse(GeneratorTrainConfig, Run(place).located_config, source=f"run {place.name}").data
-    try:
-        open_data(data, "validation")
-    except (ValueError, FileNotFoundError):
-        return None
-    return data
-
-
-def class_names(generator: str | Path) -> list[str]:
-    """Names of a generator's classes by label: as its run has noted them, else those of its stored tokens or images.
-
-    Args:
-        generator: a run folder, or a file.
-    Returns:
-        The names; none for a file, and for an earlier run whose tokens and images are not here.
-    """
-    place = Path(find_folder(str(generator)))
-    if not place.is_dir():
-        return []
-    run = Run(place)
-    noted = run.provenance.get("data")
-    training = noted.get("train") if isinstance(noted, dict) else None
-    names = training.get("classes") if isinstance(training, dict) else None
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    tokens = parse(GeneratorTrainConfig, run.located_config, source=f"run {run.name}").tokens
-    with suppress(FileNotFoundError, TokenStoreError):
-        if tokens:
-            return list(TokenStore(find_folder(tokens)).manifest.classes)
-    data = data_of(generator)
-    return [] if data is None else list(open_data(data, "train").classes)
 
 
 def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple[TokenReport, Figure]:
@@ -177,7 +111,7 @@ def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple
         tokenizer: that it was trained over.
         images: training images to count.
     """
-    config = parse(GeneratorTrainConfig, run.located_config, source=f"run {run.name}")
+    config = run_config(run)
     report = describe_tokenizer(
         tokenizer,
         config.data,

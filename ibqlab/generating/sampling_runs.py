@@ -1,4 +1,4 @@
-"""Thousands of samples as files: 50,000 images for the published evaluation, gone on with after a kill, shared out.
+"""Thousands of samples as files: 50,000 images for the published evaluation, resumed after a kill, shared out.
 
     manifest.json                      what is drawn: generator, tokenizer, settings, seeds
     samples-000000.tar, …              webdataset's layout: PNG, class, and seed of each image
@@ -8,23 +8,15 @@
 Image n is of class number n // images_per_class and is drawn by seed + n, whatever the batch, the shard or the process.
 """
 
-import difflib
-import io
 import json
 import os
 import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
-from PIL import Image
-from torch import Tensor
 
 from ibqlab.base.checks import BATCH, IMAGES, SAMPLE_SEED, require, require_at_most, require_memory
 from ibqlab.base.files import (
@@ -33,7 +25,6 @@ from ibqlab.base.files import (
     expanded,
     explained,
     is_temporary,
-    open_ordinary,
     read_json,
     replacing,
     sweep,
@@ -42,16 +33,22 @@ from ibqlab.base.files import (
 from ibqlab.base.locking import holding, wait_for
 from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.base.progress import CountingLine
-from ibqlab.config import completed, nearest, to_dict
-from ibqlab.data.pictures import open_picture
+from ibqlab.config import completed, to_dict
+from ibqlab.generating.drawing import draw_images
+from ibqlab.generating.sample_shards import (
+    ARCHIVE,
+    MANIFEST,
+    SHARD,
+    add_picture,
+    is_archive,
+    picture_ranges,
+    read_pictures,
+    write_archive,
+)
 from ibqlab.generator import AnyGenerator, SamplingConfig
-from ibqlab.metrics import truncate_to_uint8
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator.token_source import check_fit
 
-MANIFEST, ARCHIVE, SHARD = "manifest.json", "samples.npz", "samples-{:06d}.tar"
-NAMES_SHOWN = 10
-"""Names of classes that a message lists."""
 LOCK = ".drawing-{}.lock"
 """Held by the process of that number while it works, so that the others see it live."""
 
@@ -84,45 +81,6 @@ class SampleRequest:
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
 
 
-def read_classes(given: str | Sequence[str | int], names: Sequence[str], num_classes: int) -> tuple[int, ...]:
-    """Labels of classes that are given by number, range or name.
-
-    Args:
-        given: "0,7,12", "0-3", "cat,dog" or a list of the same; empty: none, which stands for all.
-        names: of the classes by label; empty where nobody knows them.
-        num_classes: labels lie below it.
-    Returns:
-        Labels in the order given.
-    Raises:
-        ValueError: no such class; the message names the nearest.
-    """
-    words = [word.strip() for word in given.split(",")] if isinstance(given, str) else list(given)
-    return tuple(label for word in words if word != "" for label in _labels(word, names, num_classes))
-
-
-def _labels(word: str | int, names: Sequence[str], num_classes: int) -> range:
-    """One number, one name, or a range like 0-3."""
-    if str(word) in names:
-        first = last = list(names).index(str(word))
-    else:
-        start, dash, end = str(word).partition("-")
-        numbers = [start, end] if dash else [start]
-        if not all(number.isdecimal() and len(number) < 10 for number in numbers):
-            known = _near_name(str(word), names) if names else "its classes have no names here"
-            raise ValueError(f"classes are numbers like 0,7,12, ranges like 0-3, or names; got {word!r}; {known}")
-        first, last = int(numbers[0]), int(numbers[-1])
-    if not first <= last < num_classes:
-        raise ValueError(f"classes must lie in 0 to {num_classes - 1}, and ranges rise; got {word}")
-    return range(first, last + 1)
-
-
-def _near_name(word: str, names: Sequence[str]) -> str:
-    """A hint for a misspelt class: the nearest name, or the first of them."""
-    if len(names) > NAMES_SHOWN and not difflib.get_close_matches(word, names, n=1):
-        return f"there are {len(names):,} names: {', '.join(names[:NAMES_SHOWN])}, …"
-    return nearest(word, list(names))
-
-
 def sample_images(
     generator: AnyGenerator,
     tokenizer: Tokenizer,
@@ -132,7 +90,7 @@ def sample_images(
     *,
     progress: bool = True,
 ) -> Path:
-    """Draw images into a folder, or go on with what is there.
+    """Draw images into a folder; what an earlier command has drawn there is kept.
 
     Several processes (started by torchrun, or anything else that sets RANK and WORLD_SIZE) share the shards.
 
@@ -151,24 +109,26 @@ def sample_images(
             full; the other processes are gone.
         ValueError: a tokenizer that does not fit the generator, or classes that it has not.
     """
-    job = _Job(generator, tokenizer, expanded(folder), sampling or SamplingConfig(), request or SampleRequest())
-    if job.is_finished():
-        return job.folder / ARCHIVE
-    with explained(job.folder):
-        job.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(job.folder / MANIFEST, json.dumps(job.manifest, indent=2).encode())
+    samples = _SampleFolder(
+        generator, tokenizer, expanded(folder), sampling or SamplingConfig(), request or SampleRequest()
+    )
+    if samples.is_finished():
+        return samples.folder / ARCHIVE
+    with explained(samples.folder):
+        samples.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(samples.folder / MANIFEST, json.dumps(samples.manifest, indent=2).encode())
     for model in (generator, tokenizer):
-        model.to(job.device).eval()
+        model.to(samples.device).eval()
     with ExitStack() as stack:
         # Two commands at once draw the same images, so the second one may go on without the lock.
-        with explained(job.folder):
-            stack.enter_context(holding(job.lock(job.rank), remove=True))
-        job.draw_shards(progress and job.rank == 0)
-        return job.write_archive()
+        with explained(samples.folder):
+            stack.enter_context(holding(samples.lock(samples.rank), remove=True))
+        samples.draw_shards(progress and samples.rank == 0)
+        return samples.write_archive()
 
 
-class _Job:
-    """One folder of samples being filled, on one process."""
+class _SampleFolder:
+    """A folder of samples that one of several processes fills."""
 
     def __init__(
         self,
@@ -181,13 +141,19 @@ class _Job:
         self.generator, self.tokenizer, self.folder = generator, tokenizer, folder
         self.sampling, self.request = sampling, request
         check_fit(tokenizer, generator.config)
-        there = generator.config.num_classes
-        classes = request.classes or tuple(range(there))
-        require(max(classes) < there, f"classes must lie in 0 to {there - 1}, got {list(classes)}")
+        known = generator.config.num_classes
+        classes = request.classes or tuple(range(known))
+        require(max(classes) < known, f"classes must lie in 0 to {known - 1}, got {list(classes)}")
         count = len(classes) * request.images_per_class
         require_at_most("images_per_class × classes", count, IMAGES)
         require_memory(16 * count, f"a list of {count:,} images", "lower images_per_class")
         self.labels = np.repeat(np.array(classes), request.images_per_class)
+        starts = range(0, count, request.shard_size)
+        self.shards = {
+            folder / SHARD.format(number): range(first, min(first + request.shard_size, count))
+            for number, first in enumerate(starts)
+        }
+        """File → numbers of its images."""
         self.rank, self.world_size = share_of_work()
         self.device = own_device(request.device)
         self.manifest = {
@@ -210,7 +176,10 @@ class _Job:
         with explained(self.folder):
             if self.folder.exists() and not self.folder.is_dir():
                 raise RunError(f"{self.folder} is no folder; nothing was changed. Choose another name")
-            if not self.folder.exists() or not self._names():
+            # Beside locks and what is being written.
+            ours = {LOCK.format(rank) for rank in range(self.world_size)}
+            names = [file.name for file in self.folder.iterdir()] if self.folder.exists() else []
+            if all(name in ours or is_temporary(name) for name in names):
                 return False
         file = self.folder / MANIFEST
         if not file.is_file():
@@ -218,11 +187,11 @@ class _Job:
                 f"{self.folder} exists and holds no samples; nothing was changed. Choose another folder, or empty it"
             )
         try:
-            found = read_json(file)
+            manifest = read_json(file)
         except UnreadableFile as error:
             raise RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
-        found["sampling"] = completed(SamplingConfig, found.get("sampling"))
-        different = [name for name, value in self.manifest.items() if found.get(name) != value]
+        manifest["sampling"] = completed(SamplingConfig, manifest.get("sampling"))
+        different = [name for name, value in self.manifest.items() if manifest.get(name) != value]
         if different:
             raise RunError(
                 f"{self.folder} holds samples of other settings ({', '.join(different)} differ); nothing was changed. "
@@ -235,106 +204,47 @@ class _Job:
                 pass
         return True
 
-    def _names(self) -> list[str]:
-        """What the folder holds, beside locks and what is being written."""
-        ours = {LOCK.format(rank) for rank in range(self.world_size)}
-        return [f.name for f in self.folder.iterdir() if f.name not in ours and not is_temporary(f.name)]
-
-    def _is_archive(self) -> bool:
-        """Whether the archive is there and holds as many images as it should; a damaged one is made again."""
-        try:
-            with open_ordinary(self.folder / ARCHIVE) as stream, zipfile.ZipFile(stream) as archive:
-                with archive.open("arr_0.npy") as member:
-                    np.lib.format.read_magic(member)
-                    shape = np.lib.format.read_array_header_1_0(member)[0]
-                    whole = archive.getinfo("arr_0.npy").file_size == member.tell() + int(np.prod(shape))
-                return whole and shape[:1] == (len(self.labels),) and "arr_1.npy" in archive.namelist()
-        except (OSError, UnreadableFile, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
-            return False
-
     def lock(self, rank: int) -> Path:
         """What a process holds while it works."""
         return self.folder / LOCK.format(rank)
 
-    def shards(self) -> list[range]:
-        """Numbers of the images of each shard."""
-        count, size = len(self.labels), self.request.shard_size
-        return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-    def shard_file(self, number: int) -> Path:
-        """Where a shard lies."""
-        return self.folder / SHARD.format(number)
-
     def draw_shards(self, progress: bool) -> None:
         """This process's share of what is not there yet."""
-        mine = list(enumerate(self.shards()))[self.rank :: self.world_size]
+        mine = list(self.shards.items())[self.rank :: self.world_size]
         with CountingLine("samples", sum(len(shard) for _, shard in mine), "images", shown=progress) as line:
-            for number, shard in mine:
-                if not self._is_shard(number, shard):
-                    self._draw_shard(number, shard, line)
-                else:
+            for file, shard in mine:
+                if self._is_shard(file):
                     line.advance(len(shard))
+                else:
+                    self._draw_shard(file, line)
 
-    def _is_shard(self, number: int, shard: range) -> bool:
+    def _is_shard(self, file: Path) -> bool:
         """Whether a shard is there with its images; one that is empty, cut, or another's is drawn again."""
         try:
-            return list(self._places(number)) == list(shard)
+            return list(picture_ranges(file)) == list(self.shards[file])
         except RunError:
             return False
 
-    def _places(self, number: int) -> dict[int, tuple[int, int]]:
-        """Image → where its picture begins in the shard's file, and its bytes.
-
-        Raises:
-            RunError: the file is missing or damaged.
-        """
-        file = self.shard_file(number)
-        try:
-            with open_ordinary(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-                members = [member for member in tar if member.name.endswith(".png")]
-                size = os.fstat(stream.fileno()).st_size
-            if any(member.offset_data + member.size > size for member in members):
-                raise ValueError("cut short")
-            return {int(member.name.removesuffix(".png")): (member.offset_data, member.size) for member in members}
-        except (OSError, UnreadableFile, ValueError, tarfile.TarError) as error:
-            raise RunError(
-                f"{file} is missing or damaged ({error}); delete it and start the same command again, which draws its "
-                "images again"
-            ) from None
-
-    def _draw_shard(self, number: int, shard: range, line: CountingLine) -> None:
-        with replacing(self.shard_file(number)) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
-            for first in range(shard.start, shard.stop, self.request.batch_size):
-                batch = range(first, min(first + self.request.batch_size, shard.stop))
-                for image, picture in zip(batch, self._draw(batch), strict=True):
-                    self._add(tar, image, picture)
+    def _draw_shard(self, file: Path, line: CountingLine) -> None:
+        request, shard = self.request, self.shards[file]
+        with replacing(file) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+            for first in range(shard.start, shard.stop, request.batch_size):
+                batch = range(first, min(first + request.batch_size, shard.stop))
+                pictures = draw_images(
+                    self.generator,
+                    self.tokenizer,
+                    torch.from_numpy(self.labels[batch.start : batch.stop]).to(self.device),
+                    seed=request.seed + first,
+                    batch_size=request.batch_size,
+                    compiled=request.compiled,
+                    **vars(self.sampling),
+                )
+                for image, picture in zip(batch, pictures, strict=True):
+                    add_picture(tar, image, picture, int(self.labels[image]), request.seed + image)
                 # A sign of life for those who wait on another machine.
                 with suppress(OSError):
                     os.utime(self.lock(self.rank))
                 line.advance(len(batch))
-
-    @torch.no_grad()
-    def _draw(self, batch: range) -> UInt8[np.ndarray, "B H W 3"]:
-        labels = torch.from_numpy(self.labels[batch.start : batch.stop]).to(self.device)
-        seed = self.request.seed + batch.start
-        tokens = self.generator.sample(labels, seed=seed, compiled=self.request.compiled, **vars(self.sampling))
-        decoded = self.tokenizer.decode_indices(self._grid(tokens))
-        return truncate_to_uint8(decoded).permute(0, 2, 3, 1).cpu().numpy()
-
-    def _grid(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B h w"]:
-        side = self.generator.config.grid_size
-        return tokens.view(-1, side, side)
-
-    def _add(self, tar: tarfile.TarFile, image: int, picture: UInt8[np.ndarray, "H W 3"]) -> None:
-        """One image with its class and seed."""
-        png = io.BytesIO()
-        Image.fromarray(picture).save(png, format="PNG")
-        label, facts = int(self.labels[image]), {"seed": self.request.seed + image, "class": int(self.labels[image])}
-        contents = {"png": png.getvalue(), "cls": str(label).encode(), "json": json.dumps(facts).encode()}
-        for ending, content in contents.items():
-            member = tarfile.TarInfo(f"{image:09d}.{ending}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
 
     def write_archive(self) -> Path:
         """All images in one file once all shards are there; the other processes wait until that is done."""
@@ -344,38 +254,10 @@ class _Job:
             wait_for(self._is_archive, [self.lock(0)], work)
             return target
         others = [self.lock(rank) for rank in range(1, self.world_size)]
-        files = [self.shard_file(number) for number in range(len(self.shards()))]
-        wait_for(lambda: all(file.is_file() for file in files), others, work)
+        wait_for(lambda: all(file.is_file() for file in self.shards), others, work)
         order = np.random.default_rng(self.request.seed).permutation(len(self.labels))
-        with replacing(target) as stream, zipfile.ZipFile(stream, "w", allowZip64=True) as archive:
-            pictures = self._read(order)
-            first = next(pictures)
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                _write_header(member, (len(order), *first.shape), first.dtype)
-                member.write(first.tobytes())
-                for picture in pictures:
-                    member.write(picture.tobytes())
-            with archive.open("arr_1.npy", "w") as member:
-                np.lib.format.write_array(member, self.labels[order])
+        write_archive(target, read_pictures(self.folder, order.tolist(), self.request.shard_size), self.labels[order])
         return target
 
-    def _read(self, order: Int[np.ndarray, "N"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Images by number, from wherever they lie; one file is open at a time, however many shards there are."""
-        places = [self._places(number) for number in range(len(self.shards()))]
-        for image in order.tolist():
-            number = image // self.request.shard_size
-            try:
-                offset, size = places[number][image]
-                with open_ordinary(self.shard_file(number)) as stream:
-                    stream.seek(offset)
-                    yield np.asarray(open_picture(io.BytesIO(stream.read(size))))
-            except (OSError, UnreadableFile, KeyError, ValueError, SyntaxError) as error:
-                raise RunError(
-                    f"{self.shard_file(number)} is damaged at image {image} ({error}); delete it and start the same "
-                    "command again, which draws its images again"
-                ) from None
-
-
-def _write_header(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(member, header)
+    def _is_archive(self) -> bool:
+        return is_archive(self.folder / ARCHIVE, len(self.labels))

@@ -7,13 +7,12 @@ A generator's loss stands beside baselines only where both were measured on the 
 over this tokenizer, over these images, and over as many of them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Int64
+import torch
 from matplotlib.figure import Figure
 
 from ibqlab.config import ConfigError, parse
@@ -25,6 +24,7 @@ from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.entropy import bits_per_token
 from ibqlab.tokens.report import ModelCost, TokenReport, report_tokens
+from ibqlab.training.generator.token_source import Tokens
 
 _LOSSES = {
     "without class": ("validation_loss_unconditional", "position_loss_unconditional", False),
@@ -33,18 +33,7 @@ _LOSSES = {
 """Ending of the name → column of the metrics, array of the snapshot, whether the class was given."""
 
 
-class EncodedImages(NamedTuple):
-    """Tokens of some images."""
-
-    indices: Int64[np.ndarray, "n T"]
-    """Code numbers, row by row."""
-    labels: Int64[np.ndarray, "n"]
-    """Class of each image, −1 for none."""
-
-
-def encode_images(
-    tokenizer: Tokenizer, data: DataConfig, split: Split, *, images: int, batch_size: int = 64
-) -> EncodedImages:
+def encode_images(tokenizer: Tokenizer, data: DataConfig, split: Split, *, images: int, batch_size: int = 64) -> Tokens:
     """The tokens of a split's images, as a generator's training meets them.
 
     Args:
@@ -70,19 +59,18 @@ def encode_images(
         batches = training_batches(source, batch_size=size, seed=0, start_step=0, steps=steps, workers=data.workers)
     else:
         batches = validation_batches(source, images=count, batch_size=size, workers=data.workers)
-    training, parts = tokenizer.training, []
+    training, encoded = tokenizer.training, []
     tokenizer.eval()
     try:
         for batch in batches:
-            if not len(batch.images):
-                continue
-            parts.append((tokenizer.encode_indices(batch.images).flatten(1).cpu().numpy(), batch.labels.numpy()))
+            if len(batch.images):
+                tokens = tokenizer.encode_indices(batch.images).flatten(1)  # (B, T)
+                encoded.append((tokens.cpu(), batch.labels))
     finally:
         tokenizer.train(training)
-    if not parts:
+    if not encoded:
         raise UnreadableImages("at least one of the images to be encoded must be readable; none is. Replace the files")
-    indices, labels = (np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True))
-    return EncodedImages(indices, labels)
+    return Tokens(*(torch.cat(tensors)[:count] for tensors in zip(*encoded, strict=True)))
 
 
 def generators_over(tokenizer: Tokenizer, runs: Sequence[Run]) -> list[Run]:
@@ -119,45 +107,36 @@ def describe_tokenizer(
     Cost: encoding images + validation_images; counting takes seconds for a few thousand images.
     """
     validation_source = open_data(data, "validation")
-    held_out = validation_images if validation_source.endless else min(validation_images, len(validation_source))
-    named = _named(generators)
+    most = math.inf if validation_source.endless else len(validation_source)
+    held_out = min(validation_images, most)
+    named = _by_name(generators)
     fingerprint = tokenizer.fingerprint() if named else ""
     models: dict[str, ModelCost] = {}
     for name, run in named.items():
-        config = _checked(run, fingerprint, data)
-        wanted = config.record.validation_images
-        if (wanted if validation_source.endless else min(wanted, len(validation_source))) != held_out:
+        config = _require_comparable(run, fingerprint, data)
+        validated = config.record.validation_images
+        if min(validated, most) != held_out:
             raise ValueError(
-                f"{run.path} was validated on {wanted:,} images, baselines would be on {held_out:,}: pass "
-                f"validation_images={wanted}"
+                f"{run.path} was validated on {validated:,} images, baselines would be on {held_out:,}: pass "
+                f"validation_images={validated}"
             )
-        models |= generator_costs(name, run, permuted=config.index_permutation >= 0)
+        models |= _generator_costs(name, run, permuted=config.index_permutation >= 0)
     training = encode_images(tokenizer, data, "train", images=images, batch_size=batch_size)
     validation = encode_images(tokenizer, data, "validation", images=held_out, batch_size=batch_size)
     size = (data.image_size, data.image_size)
     return report_tokens(
-        training.indices,
-        validation.indices,
+        training.indices.numpy(),
+        validation.indices.numpy(),
         tokenizer.quantizer.config.codebook_size,
         tokenizer.latent_grid(*size),
         size,
-        labels=(training.labels, validation.labels) if len(validation_source.classes) > 1 else None,
+        labels=(training.labels.numpy(), validation.labels.numpy()) if len(validation_source.classes) > 1 else None,
         models=models,
     )
 
 
-def generator_costs(name: str, run: Run, *, permuted: bool = False) -> dict[str, ModelCost]:
-    """The last validation of a generator's run in bits, by position where its snapshot has that.
-
-    Args:
-        name: of the generator.
-        run: with `validation_loss` in its metrics, nats per token.
-        permuted: whether it saw the codes numbered anew.
-    Returns:
-        "NAME with class", and "NAME without class" where that was validated.
-    Raises:
-        ValueError: no validation in the run.
-    """
+def _generator_costs(name: str, run: Run, *, permuted: bool = False) -> dict[str, ModelCost]:
+    """The last validation in bits, by position where the snapshot has that: with class, and without where validated."""
     metrics = run.metrics
     if "validation_loss" not in metrics or metrics["validation_loss"].dropna().empty:
         raise ValueError(f"{run.path} holds no validation_loss: it is no generator's run, or an old one")
@@ -184,17 +163,7 @@ def save_token_figure(report: TokenReport, path: str | Path, title: str = "") ->
     return figure
 
 
-def describe_all(
-    tokenizers: Mapping[str, Tokenizer], data: DataConfig, *, runs: Sequence[Run] = (), **settings: int
-) -> dict[str, TokenReport]:
-    """`describe_tokenizer` for several, each with those of the runs that are over it; for `token_scaling_table`."""
-    return {
-        name: describe_tokenizer(tokenizer, data, generators=generators_over(tokenizer, runs), **settings)
-        for name, tokenizer in tokenizers.items()
-    }
-
-
-def _named(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
+def _by_name(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
     """Name → run, refused where one name would hide another."""
     if isinstance(generators, Mapping):
         return dict(generators)
@@ -204,7 +173,7 @@ def _named(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
     return named
 
 
-def _checked(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConfig:
+def _require_comparable(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConfig:
     """The settings of a generator's run, refused where its loss cannot stand beside these tokens."""
     if run.status != "finished":
         raise ValueError(f"{run.path} is {run.status}; a generator's loss counts when its run is finished")

@@ -1,4 +1,4 @@
-"""A notebook that a command executes: what its kernel says meanwhile, what came of it, and a copy that stays readable.
+"""What came of an executed notebook, in lines, and a copy of it that stays readable.
 
 What is unusual: the copy holds no widgets. Every view is replaced by what it showed last, so that the copy says the
 same wherever it is opened, without a kernel.
@@ -6,77 +6,18 @@ same wherever it is opened, without a kernel.
 
 import html
 import json
-import os
 import re
-import tempfile
-import threading
 from collections import defaultdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, read_json, write_whole
-from ibqlab.base.progress import FILE_VARIABLE, ProgressLine, few_tokens, heard, last_values, why_too_short
+from ibqlab.base.progress import few_tokens, last_values, why_too_short
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 _PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
-POLL_SECONDS = 0.5
-
-
-# --- while it runs ---------------------------------------------------------------------------------------------------
-
-
-class NotebookWatch:
-    """Shows what a notebook's kernel says about its work, and otherwise the heading at which the notebook stands.
-
-    Inside the block, kernels that are started leave their line where it is read here (`ibqlab.base.progress`).
-
-    Args:
-        notebook: its file, for its name.
-    """
-
-    def __init__(self, notebook: Path):
-        self.name, self.stands = notebook.stem, f"{notebook.stem}: starting a kernel"
-        self.facts: dict[str, str] = {}
-        """What the kernel told last: "line", "folder", "result"."""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "NotebookWatch":
-        self._folder = tempfile.TemporaryDirectory(prefix="ibqlab-", ignore_cleanup_errors=True)
-        self._file = Path(self._folder.name) / "progress.json"
-        self._before = os.environ.get(FILE_VARIABLE)
-        os.environ[FILE_VARIABLE] = str(self._file)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.facts = heard(self._file)
-        self._folder.cleanup()
-        if self._before is None:
-            del os.environ[FILE_VARIABLE]
-        else:
-            os.environ[FILE_VARIABLE] = self._before
-
-    def start_cell(self, cell: Any, **_: Any) -> None:
-        """Take in that a cell of the notebook is reached.
-
-        Args:
-            cell: nbformat's.
-        """
-        headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
-        if headings:
-            self.stands = f"{self.name}: {headings[0]}"
-
-    def _follow(self) -> None:
-        with ProgressLine() as line:
-            line.show(self.stands)
-            while not self._ended.wait(POLL_SECONDS):
-                line.show(heard(self._file).get("line") or self.stands)
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------
@@ -90,8 +31,8 @@ def results_of(folder: Path, result: str = "") -> list[str]:
         result: the sentence; empty: what the rows of a study or the last validation of a run say.
     """
     reports = [folder / "report.html", folder / "figures" / "report.md", folder / "report.md", folder / "cards.md"]
-    places = [place for place in (folder / "figures", folder) if any(place.glob("*.png"))]
-    lines = [f"figures: {place}" for place in places[:1]]
+    pictured = [pictures for pictures in (folder / "figures", folder) if any(pictures.glob("*.png"))]
+    lines = [f"figures: {pictures}" for pictures in pictured[:1]]
     lines += [f"report: {file}" for file in reports if file.is_file()][:1]
     is_run = (folder / "config.yaml").is_file()
     result = result or (_result_of_run(folder) if is_run else _result_of_study(folder))
@@ -104,10 +45,9 @@ def results_of(folder: Path, result: str = "") -> list[str]:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object; {} where there is none."""
     try:
-        found = read_json(file)
+        return read_json(file)
     except (OSError, UnreadableFile):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _steps_of(folder: Path) -> Any:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ibqlab.base.resources import resource_folder
 from ibqlab.config import ConfigError, apply_overrides, load_yaml, parse
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.tokenizer_config import TrainConfig
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-"""The recipes of the checkout that this package runs from."""
+EXPERIMENTS = resource_folder("experiments")
+"""The recipes that come with this package."""
 
 
 GENERATOR = "generator"

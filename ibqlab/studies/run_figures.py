@@ -5,7 +5,8 @@ import shlex
 from matplotlib.figure import Figure
 
 from ibqlab.base.progress import why_too_short
-from ibqlab.generating.gallery import SHOWN_CLASSES, GalleryParameters, choose_classes, open_gallery
+from ibqlab.generating.class_labels import SHOWN_CLASSES
+from ibqlab.generating.gallery import GalleryParameters, choose_classes, open_gallery
 from ibqlab.plots import (
     code_map_table,
     plot_code_maps,

@@ -7,7 +7,7 @@ import ipywidgets
 import torch
 
 from ibqlab.base.escaping import for_html, for_terminal
-from ibqlab.generating.gallery import draw_images
+from ibqlab.generating.drawing import draw_images
 from ibqlab.generator import AnyGenerator
 from ibqlab.plots import plot_gallery
 from ibqlab.tokenizer import Tokenizer

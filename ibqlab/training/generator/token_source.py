@@ -109,7 +109,7 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
             tokenizer made.
         TokenStoreError: no store of tokens, or a damaged one.
     """
-    store = TokenStore(find_folder(config.tokens)) if config.tokens else None
+    store = TokenStore(locate(config.tokens)) if config.tokens else None
     tokenizer = _load_tokenizer(config, run_folder, store)
     check_fit(tokenizer, config.generator, config.data.image_size)
     about_tokenizer = {
@@ -180,14 +180,10 @@ def check_fit(tokenizer: Tokenizer, generator: SequenceConfig, image_size: int |
     )
 
 
-def find_folder(name: str) -> str:
-    """Where something lies that is given as a path or as a name in the folder of all runs."""
-    return str(locate(name)) if name else ""
-
-
 def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path, store: TokenStore | None) -> Tokenizer:
     """The tokenizer that the recipe names; where that is not there, the one of the stored tokens, or the run's."""
-    named, copy = find_folder(config.tokenizer), run_folder / FIRST_STAGE_FILE
+    named = str(locate(config.tokenizer)) if config.tokenizer else ""
+    copy = run_folder / FIRST_STAGE_FILE
     files = [Path(named)] if named and Path(named).exists() else []
     files += [file for file in (store and store.tokenizer_file, copy) if file and file.is_file()]
     require(

@@ -1,0 +1,205 @@
+"""`ibqlab runs`, `show` and `report`: what the folder of all runs holds, and one run or study of it."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ibqlab.base.checks import is_finite_number
+from ibqlab.base.escaping import for_terminal
+from ibqlab.cli.terminal import say, say_loading, section
+
+if TYPE_CHECKING:
+    from ibqlab.runs import Run
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--wide", is_flag=True, help="All columns, however narrow the terminal.")
+def runs(folder: Path | None, wide: bool) -> None:
+    """List the runs below FOLDER, by default all, in as many columns as the terminal has room for."""
+    from ibqlab.runs import list_runs, runs_root
+
+    if folder and not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder; without a folder, `ibqlab runs` lists all runs")
+    folder = folder or runs_root()
+    table = list_runs(folder).drop(columns=["path", "config_hash"])
+    if table.empty:
+        say(f"no runs in {folder}; make one with: ibqlab train builtin/photos")
+        return
+    table = table.dropna(axis="columns", how="all").convert_dtypes().astype(object)
+    whole = table.where(table.notna(), "–").map(lambda value: for_terminal(value) if isinstance(value, str) else value)
+    left_out = [] if wide else _fit_columns(whole, shutil.get_terminal_size((120, 24)).columns)
+    say(_as_text(whole.drop(columns=left_out)))
+    if left_out:
+        say(f"left out: {', '.join(left_out)}; all columns: ibqlab runs --wide")
+
+
+LEAST_TELLING = (
+    *("validation_tokens", "usage_tokens", "losses", "duration_s", "code_dim", "seed", "kind", "usage"),
+    *("validation_psnr", "validation_loss", "loss", "problem", "codebook_size", "quantizer"),
+    *("validation_usage", "step"),
+)
+"""Columns of `ibqlab runs` in the order in which they give way to a narrow terminal."""
+
+
+def _as_text(table: Any) -> str:
+    return table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+
+
+def _fit_columns(table: Any, width: int) -> list[str]:
+    """The columns that a terminal of so many letters has no room for."""
+    left_out: list[str] = []
+    for column in (name for name in LEAST_TELLING if name in table):
+        if len(_as_text(table.drop(columns=left_out)).partition("\n")[0]) <= width:
+            break
+        left_out.append(column)
+    return left_out
+
+
+MAIN_SETTINGS = (
+    *("data.source", "data.image_size", "tokens", "tokenizer", "tokenizer.quantizer.name"),
+    *("tokenizer.quantizer.codebook_size", "tokenizer.quantizer.code_dim", "generator.name", "generator.width"),
+    *("generator.depth", "start_from", "optimizer.learning_rate", "batch_size", "steps", "precision", "seed"),
+)
+MAIN_METRICS = (
+    *("step", "loss", "validation_loss", "validation_bits_per_token", "validation_psnr", "validation_usage"),
+    *("validation_perplexity", "usage", "perplexity", "dead_codes", "images_per_second", "seconds"),
+)
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@click.option("--all", "everything", is_flag=True, help="All settings, all metrics and the provenance.")
+def show(name: str, everything: bool) -> None:
+    """Show RUN, a path or a name that `ibqlab runs` lists: status, main settings and last metrics, what is there."""
+    from ibqlab.config import dump_yaml
+    from ibqlab.runs import Run
+    from ibqlab.runs.commands import leaves
+    from ibqlab.runs.finding import find_run
+
+    run = Run(find_run(name))
+    last = _last_values(run)
+    lines = dict(zip(last, describe_metrics(last), strict=True))
+    say(f"{run.name}: {run.describe_status()}\n{run.path}")
+    if everything:
+        settings, shown = dump_yaml(run.config), list(lines.values())
+    else:
+        values = dict(leaves(run.config))
+        main = [key for key in MAIN_SETTINGS if values.get(key, "") != ""]
+        settings = "\n".join(f"{key}: {for_terminal(values[key])}" for key in main)
+        shown = [lines[key] for key in MAIN_METRICS if key in lines] or list(lines.values())[:12]
+    section(f"settings (content hash {run.config_hash})", settings)
+    section("last metrics", "\n".join(shown) or "none yet")
+    section("in the folder", "\n".join(_contents(run, everything)))
+    if everything:
+        section("provenance", dump_yaml(run.provenance))
+    else:
+        say(f"\nall settings, all metrics, provenance: ibqlab show {shlex.quote(name)} --all")
+
+
+def _contents(run: "Run", everything: bool) -> Iterator[str]:
+    """Snapshots, checkpoint, figures and report of a run, each in a line, figures by name where all is asked for."""
+    steps, checkpoint = run.snapshot_steps, run.last_checkpoint
+    few = everything or len(steps) < 9
+    at = ", ".join(map(str, steps)) if few else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
+    yield f"snapshots: {at or 'none'}"
+    yield f"last checkpoint: {checkpoint.name if checkpoint else 'none'}"
+    figures = sorted(path.name for path in (run.path / "figures").glob("*"))
+    drawn = ", ".join(figures) if everything or len(figures) < 5 else f"{len(figures)} files in figures"
+    yield f"figures: {drawn or 'none'}"
+    yield f"report: {'report.html' if (run.path / 'report.html').exists() else 'none; make it with ibqlab report'}"
+
+
+def _last_values(run: "Run") -> dict[str, Any]:
+    """The last value of every metric that has one."""
+    columns = {name: column.dropna() for name, column in run.metrics.items()}
+    return {name: column.iloc[-1] for name, column in columns.items() if len(column)}
+
+
+def describe_metrics(last: dict[str, Any]) -> list[str]:
+    """Metrics as lines with units; usage and perplexity name the number of tokens they were counted in.
+
+    Args:
+        last: values by the names of metrics.jsonl.
+    """
+    return [f"{name}: {_with_unit(name, value, last)}" for name, value in last.items()]
+
+
+def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
+    if not is_finite_number(value):
+        return for_terminal(value)
+    shown = f"{value:,.5g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
+    tokens = last.get("validation_tokens" if name.startswith("validation_") else "usage_tokens")
+    counted = f" in {tokens:,.0f} tokens" if tokens and is_finite_number(tokens) else " in an unknown number of tokens"
+    kind = name.removeprefix("validation_")
+    if kind == "usage":
+        return f"{100 * value:.2f} % of codes{counted}"
+    if kind == "gradient_reach":
+        return f"{100 * value:.2f} % of codes"
+    if name in ("validation_loss", "validation_loss_unconditional"):
+        return f"{shown} nats per token{counted}"
+    if kind in ("perplexity", "dead_codes"):
+        return f"{shown} codes{counted}"
+    units = {
+        "psnr": "dB",
+        "seconds": "s",
+        "softmax_perplexity": "codes per token",
+        "steps_since_hit": "steps (median over codes)",
+        "images_per_second": "images/s",
+        "bits_per_token": "bits",
+        "bits_per_pixel": "bits",
+    }
+    return f"{shown} {units[kind]}" if kind in units else shown
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--projection",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="Of a run's map of codes.",
+)
+def report(name: str, projection: str) -> None:
+    """One HTML page and one Markdown file on NAME, a run or a study: tables, figures, provenance, commands.
+
+    NAME is a folder, or a name in the folder of all runs, such as ablations-laptop. A run may still be training; runs
+    of a study that are not finished are left out and named.
+    """
+    say_loading(f"report {name}")
+    from ibqlab.runs.finding import find_run
+
+    folder = find_run(name, "run or study")
+    if (folder / "config.yaml").is_file():
+        from ibqlab.runs import Run
+        from ibqlab.studies.run_report import write_run_report
+
+        page = write_run_report(Run(folder), projection)
+    else:
+        from ibqlab.studies.registry import write_study_report
+
+        page = write_study_report(folder)
+    say("\n".join(str(file) for file in dict.fromkeys((page, page.with_suffix(".md")))))
+
+
+def report_on(folder: Path, redraw: bool = True, result: str = "") -> None:
+    """Write a run's report and say where it lies; what is wrong with it is no error of the training."""
+    if not folder.is_dir():  # stopped before anything was written
+        return
+    say(f"drawing the figures of {folder.name} …", err=True)
+    from ibqlab.notebooks.results import results_of
+    from ibqlab.runs import Run
+    from ibqlab.studies.run_report import write_run_report
+
+    try:
+        write_run_report(Run(folder), redraw=redraw)
+    except (RuntimeError, ValueError, OSError) as error:
+        say(f"no report was written: {error}", err=True)
+        return
+    for line in results_of(folder, result):
+        say(line)

@@ -1,0 +1,140 @@
+"""`ibqlab train` and `ibqlab plan`: what a recipe makes, and what it would cost."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from ibqlab.cli.run_commands import report_on
+from ibqlab.cli.terminal import WHERE, is_first_process, say, say_loading, sigterm_as_ctrl_c
+
+if TYPE_CHECKING:
+    from ibqlab.costs.run_cost import RunCost
+    from ibqlab.costs.time_and_price import TrainingSpeed, TrainingTime
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
+@click.option("--accept-changed-data", is_flag=True, help="Continue a run whose images have changed since it began.")
+@click.option("--report/--no-report", "reporting", default=True, help="Draw the run's figures and report at the end.")
+def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data: bool, reporting: bool) -> None:
+    """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
+
+    Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
+    as it is. Several processes: torchrun --nproc-per-node N -m ibqlab train RECIPE processes=N
+    """
+    say_loading(f"train {recipe}")
+    first = is_first_process()
+    from ibqlab.config import content_hash
+    from ibqlab.recipes.recipe_files import find_recipe, recipe_config
+    from ibqlab.runs.finding import output_folder
+    from ibqlab.training import TrainConfig, train_generator
+    from ibqlab.training import train as train_tokenizer
+
+    config = recipe_config(recipe, assignments=settings)
+    kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
+    folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
+    try:
+        with sigterm_as_ctrl_c():
+            run = kind(config, folder, accept_changed_data=accept_changed_data)
+    except KeyboardInterrupt:
+        if first and reporting:
+            report_on(folder)
+        raise
+    if not first:
+        return
+    say(f"{run.status}: {run.path}; look at it with: ibqlab show {run.path}")
+    if reporting:
+        report_on(run.path)
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--images-per-second", type=float, help="Measured training speed of one GPU.")
+@click.option("--gpus", type=int, help="GPUs that work together; by default the recipe's processes.")
+@click.option("--gpu-hour-price", type=float, help="Price of one GPU for an hour, in any currency.")
+def plan(
+    recipe: str,
+    settings: Sequence[str],
+    images_per_second: float | None,
+    gpus: int | None,
+    gpu_hour_price: float | None,
+) -> None:
+    """What RECIPE would cost: parameters, operations, memory, steps, disk; GPU-hours and price.
+
+    RECIPE is a path or a name under experiments/, or a folder of recipes, such as imagenet: one row each. Nothing is
+    trained; neither data nor weight files nor a GPU are needed. Without --images-per-second, --gpus takes the speeds
+    measured under experiments/results/training_step; where there are none, it gives the hours that no GPU can beat.
+    """
+    from ibqlab.costs.run_cost import count_recipe
+    from ibqlab.costs.time_and_price import TrainingSpeed, training_time
+    from ibqlab.recipes.recipe_files import find_recipes
+
+    plans = [count_recipe(str(file), settings) for file in find_recipes(recipe)]
+    if images_per_second is not None:
+        speeds = {p.name: TrainingSpeed(images_per_second=images_per_second, origin="as given") for p in plans}
+    elif gpus is not None or gpu_hour_price is not None:
+        speeds = _known_speeds(plans)
+    else:
+        speeds = {}
+    costs = {p.name: training_time(p, speeds[p.name].images_per_second, gpus, gpu_hour_price) for p in plans if speeds}
+    if len(plans) == 1:
+        say(plans[0].describe())
+        say(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
+    else:
+        # A folder may hold recipes of both kinds.
+        networks = dict.fromkeys(plan.network for plan in plans)
+        say("\n\n".join(_plan_rows([p for p in plans if p.network == network], costs, speeds) for network in networks))
+        if not costs:
+            say(_how_to_measure(plans[0]))
+    if any(speed.is_bound for speed in speeds.values()):
+        say(
+            "at least: no speed was measured on a GPU; hours are those of the operations alone at the data sheet's "
+            "989 × 10¹² per second (H100, H200), which no step reaches. Measure with "
+            "experiments/benchmarks/training_speed.py, or give --images-per-second"
+        )
+
+
+def _known_speeds(plans: "Sequence[RunCost]") -> "dict[str, TrainingSpeed]":
+    """Recipe → measured speed, or the bound where nothing was measured.
+
+    Raises:
+        ConfigError: a recipe for CPUs, whose speed nothing bounds.
+    """
+    from ibqlab.config import ConfigError
+    from ibqlab.costs.time_and_price import measured_speeds, speed_of
+
+    measured = measured_speeds()
+    for one in plans:
+        if one.accelerator == "cpu" and one.name not in measured:
+            raise ConfigError(
+                f"{one.name} trains on CPUs, for which no speed is known: add --images-per-second, measured there"
+            )
+    return {one.name: speed_of(one, measured, plans) for one in plans}
+
+
+def _plan_rows(plans: "Sequence[RunCost]", costs: "dict[str, TrainingTime]", speeds: "dict[str, TrainingSpeed]") -> str:
+    """Plans of one kind as a table."""
+    from ibqlab.costs.run_cost import cost_table
+
+    table = cost_table(plans)
+    for column in ("gpu_hours", "days", "price") if costs else ():
+        table[column] = [getattr(costs[plan.name], column) for plan in plans]
+    if speeds:
+        table["hours are"] = [speeds[plan.name].origin for plan in plans]
+    shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
+    shown = shown.rename(
+        columns={name: f"paper's {name}" for name in ("rfid", "lpips", "usage", "gfid", "inception_score")}
+    )
+    return shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
+
+
+def _how_to_measure(plan: "RunCost") -> str:
+    """No speed is assumed: the line that stands in its place."""
+    return (
+        "time: measure a speed on the GPU that will be used and give it as --images-per-second; "
+        f"`ibqlab train {plan.name} steps=200 processes=1 batch_size={plan.images_at_once}` prints images/s"
+    )
