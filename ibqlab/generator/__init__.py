@@ -5,7 +5,7 @@
     loss = generator.loss(indices, labels)       # indices (B, T) of a tokenizer, labels (B,)
 
 What is unusual: the vocabulary is the codebook, up to 262,144 tokens, so the logits of one batch would be the largest
-tensor of a training step. `loss` never writes them out (`linear_cross_entropy`); Open-MAGVIT2's generator, beside IBQ's
+tensor of a training step. `loss` does without them (`linear_cross_entropy`); Open-MAGVIT2's generator, beside IBQ's
 here, has two small vocabularies instead.
 """
 

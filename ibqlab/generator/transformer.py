@@ -1,7 +1,7 @@
 """The published generator of IBQ: a transformer that predicts an image's tokens one after another, given its class.
 
     generator = Generator(GeneratorConfig.preset("B"))
-    loss = generator.loss(indices, labels)       # training: logits are never written out
+    loss = generator.loss(indices, labels)       # training: the logits of a whole batch never exist
     logits = generator(indices, labels)          # (B, T, V): position t sees the class and tokens 0 to t − 1
     indices = generator.sample(labels, cfg_scale=2.25, temperature=1.1, seed=0)     # (B, T)
 

@@ -11,7 +11,6 @@ from ibqlab.quantizers.base import (
     quantizer_config,
     register_quantizer,
 )
-from ibqlab.quantizers.code_parallel import code_parallel_index_backprop
 from ibqlab.quantizers.codebooks import INITIALISATIONS
 from ibqlab.quantizers.estimators import nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
@@ -44,7 +43,6 @@ __all__ = [
     "VectorQuantizerConfig",
     "available_quantizers",
     "build_quantizer",
-    "code_parallel_index_backprop",
     "factorize_indices",
     "index_backprop",
     "join_indices",

@@ -37,7 +37,7 @@ def indices_in_memory(values: Any, name: str = "indices") -> Int[Tensor, "*grid"
     if indices.is_meta:
         raise ValueError(f"{name} must have their numbers in memory; got a tensor on meta, which has a shape alone")
     if indices.untyped_storage().nbytes() < indices.nbytes:
-        # One that repeats its numbers is written out before they are counted.
+        # A view that repeats its numbers becomes a full copy before they are counted.
         require_memory(indices.nbytes, f"{name} of shape {tuple(indices.shape)}", "give fewer")
     return indices
 

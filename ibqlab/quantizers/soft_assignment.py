@@ -1,7 +1,7 @@
 """Soft VQ's mixture of codes without the N × K matrix: exact value and gradient, one block of rows at a time.
 
 It is attention of the tokens over the codebook, and PyTorch's fused attention was the first form; on a CPU its backward
-pass took longer than the written-out form (experiments/results/index_backprop.md).
+pass took longer than the full-matrix form (experiments/results/index_backprop.md).
 """
 
 from typing import Any
@@ -12,9 +12,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibqlab.base.checks import finite_number
-from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, rows_per_tile, workspace
+from ibqlab.quantizers.blocks import (
+    best_codes,
+    full_precision,
+    lowest_exponent,
+    rows_per_tile,
+    score_blocks,
+    softmax_backward,
+)
 from ibqlab.quantizers.compilation import never_compiled
-from ibqlab.quantizers.index_backprop_rows import lowest_exponent, softmax_backward
 from ibqlab.quantizers.vectors import check_alike
 
 
@@ -50,14 +56,12 @@ class _MixtureOfCodes(torch.autograd.Function):
         ctx.save_for_backward(features, codebook)
         ctx.temperature = temperature
         mixed = torch.empty_like(features, memory_format=torch.contiguous_format)
-        parts = row_blocks(len(features), len(codebook), features)
-        (buffer,) = workspace(1, parts[0].stop, len(codebook), features)
         with full_precision(features.device):
-            for part in parts:
-                shares = torch.mm(features[part], codebook.T, out=buffer[: part.stop - part.start])
-                for tile in shares.split(rows_per_tile(shares)):
+            for rows, (shares,) in score_blocks(len(features), len(codebook), features):
+                torch.mm(features[rows], codebook.T, out=shares)  # scores, (R, K), one block, never (N, K)
+                for tile in shares.split(rows_per_tile(shares)):  # in the cache, softmax costs one pass over memory
                     _to_shares(tile, temperature)
-                torch.mm(shares, codebook, out=mixed[part])
+                torch.mm(shares, codebook, out=mixed[rows])
         return mixed
 
     @staticmethod
@@ -66,24 +70,22 @@ class _MixtureOfCodes(torch.autograd.Function):
         features, codebook = ctx.saved_tensors
         grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
         grad_codebook = torch.zeros_like(codebook, memory_format=torch.contiguous_format)
-        parts = row_blocks(len(features), len(codebook), features)
-        buffers = workspace(2, parts[0].stop, len(codebook), features)
         with full_precision(features.device):
-            for part in parts:
-                shares, gains = (buffer[: part.stop - part.start] for buffer in buffers)
-                torch.mm(features[part], codebook.T, out=shares)
-                torch.mm(grad[part], codebook.T, out=gains)
-                rows = rows_per_tile(shares)
-                for tile, change in zip(shares.split(rows), gains.split(rows), strict=True):
+            for rows, (shares, gains) in score_blocks(len(features), len(codebook), features, buffers=2):
+                torch.mm(features[rows], codebook.T, out=shares)  # computed again: p of all tokens was not kept
+                torch.mm(grad[rows], codebook.T, out=gains)  # G, (R, K)
+                tile_rows = rows_per_tile(shares)
+                for tile, change in zip(shares.split(tile_rows), gains.split(tile_rows), strict=True):
                     _to_shares(tile, ctx.temperature)
-                    softmax_backward(change, tile)
+                    softmax_backward(change, tile)  # G becomes ∂S·T in place
                     change.mul_(1 / ctx.temperature)
-                torch.mm(gains, codebook, out=grad_features[part])
-                grad_codebook.addmm_(gains.T, features[part]).addmm_(shares.T, grad[part])
+                torch.mm(gains, codebook, out=grad_features[rows])
+                grad_codebook.addmm_(gains.T, features[rows]).addmm_(shares.T, grad[rows])
         return grad_features, grad_codebook, None
 
 
 def _to_shares(scores: Tensor, temperature: float) -> None:
     """scores ← softmax(scores/T)."""
+    # Relative to the best score before it is divided: T may be 10⁻⁶, which would multiply the rounding of |S|.
     exponents = scores.sub_(best_codes(scores)[0]).mul_(1 / temperature)
     torch.softmax(exponents.clamp_(min=lowest_exponent(scores.dtype)), 1, out=scores)

@@ -56,12 +56,11 @@ def check_alike(features: Tensor, codebook: Tensor) -> None:
         raise ValueError(f"features are {features.dtype}, the codebook {codebook.dtype}; convert one with .to(dtype)")
 
 
-def check_pair(features: Tensor, codebook: Tensor, codebook_size: int | None = None, least_codes: int = 2) -> None:
+def check_pair(features: Tensor, codebook: Tensor, least_codes: int = 2) -> None:
     """Features (N, D) and codebook (K, D) that can be multiplied.
 
     Args:
         features, codebook: what arrived.
-        codebook_size: K where `codebook` is only a part of it.
         least_codes: 2 for a choice.
     Raises:
         ValueError: no such tensors; the message says what does not fit.
@@ -75,10 +74,9 @@ def check_pair(features: Tensor, codebook: Tensor, codebook_size: int | None = N
             f"features (N, D) and codebook (K, D) must share D, got {tuple(features.shape)} and "
             f"{tuple(codebook.shape)}; reshape (B, D, h, w) features with .permute(0, 2, 3, 1).reshape(-1, D)"
         )
-    size = len(codebook) if codebook_size is None else codebook_size
-    if not len(features) or size < least_codes:
-        wanted = {1: "one code", 2: "two codes"}[least_codes]
-        raise ValueError(f"at least one token and {wanted} are needed, got N = {len(features)}, K = {size}")
+    if not len(features) or len(codebook) < least_codes:
+        codes = {1: "one code", 2: "two codes"}[least_codes]
+        raise ValueError(f"at least one token and {codes} are needed, got N = {len(features)}, K = {len(codebook)}")
     if features.device != codebook.device:
         raise ValueError(
             f"features are on {features.device}, the codebook on {codebook.device}; move one with .to(device)"
