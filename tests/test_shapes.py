@@ -13,13 +13,14 @@ import ibqlab.config  # before the hook: it holds no tensors, and beartype does 
 torch.set_num_threads(1)
 with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.data import DataConfig, open_data, to_model_range, training_batches, validation_batches
-    from ibqlab.diagnostics import ModelCost, permute_indices, report_tokens, softmax_perplexity
+    from ibqlab.diagnostics import softmax_perplexity
     from ibqlab.diagnostics.recorder import Recorder
     from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig, Generator, GeneratorConfig
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config
     from ibqlab.quantizers import factorize_indices, join_indices
     from ibqlab.tokenizer import Tokenizer, TokenizerConfig
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig
+    from ibqlab.tokens import ModelCost, index_permutation, report_tokens
     from ibqlab.recipes.tokenizer_config import LossConfig
     from ibqlab.training.ema import WeightAverage
     from ibqlab.training.evaluation import take_snapshot, validate
@@ -100,7 +101,7 @@ print("checked generators")
 stream = torch.randint(9, (20, 6))
 kinds = torch.arange(20) % 3
 for tokens, classes in ((stream, kinds), (stream.numpy().astype("uint16"), kinds.numpy())):
-    tokens = permute_indices(tokens, 9, 0)
+    assert index_permutation(9, 0)[tokens if torch.is_tensor(tokens) else tokens.astype(int)].shape == (20, 6)
     costs = {"a": ModelCost(bits=2.0), "b": ModelCost(bits=torch.ones(6).numpy())}
     report = report_tokens(tokens, tokens[:5], 9, (2, 3), (4, 6), labels=(classes, classes[:5]), models=costs)
     assert len(report.table) == 10

@@ -26,6 +26,7 @@ from ibqlab.quantizers.blocks import (
     score_blocks,
 )
 from ibqlab.quantizers.compilation import never_compiled
+from ibqlab.quantizers.indices import value_bounds
 from ibqlab.quantizers.vectors import FLOATS
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -119,14 +120,12 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> N
             f"hidden is on {hidden.device}, weight on {weight.device}, targets on {targets.device}; move them to one "
             "with .to(device)"
         )
-    # A plan's tensors have no values to check.
-    if type(targets) is Tensor and not targets.is_meta:
-        lowest, highest = torch.stack(targets.aminmax()).tolist()
-        if lowest < 0 or highest >= len(weight):
-            raise ValueError(
-                f"targets must lie in 0 to V − 1 = {len(weight) - 1}, got {lowest} to {highest}; leave tokens without "
-                "a target out: keep = targets >= 0, then hidden[keep] and targets[keep]"
-            )
+    bounds = value_bounds(targets)
+    if bounds and not 0 <= bounds[0] <= bounds[1] < len(weight):
+        raise ValueError(
+            f"targets must lie in 0 to V − 1 = {len(weight) - 1}, got {bounds[0]} to {bounds[1]}; leave tokens without "
+            "a target out: keep = targets >= 0, then hidden[keep] and targets[keep]"
+        )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ibqlab.base.checks import CHANNELS, CLASSES, check_numbers, require, require_at_most, require_choice
 from ibqlab.generator.layers import Attention, FeedForward, rotary_table
-from ibqlab.quantizers.indices import to_indices
+from ibqlab.quantizers.indices import to_indices, value_bounds
 
 MOST_TOKENS_ALONG_A_SIDE = 1024
 """Published: 16; an image of 10⁶ tokens is beyond every generator of single tokens."""
@@ -194,10 +194,9 @@ def check_labels(labels: Any, config: SequenceConfig) -> Int[Tensor, " B"]:
 
 def _check_values(sizes: Mapping[str, tuple[Tensor, int]]) -> None:
     """Raise unless each tensor by that name holds numbers from 0 to below its size."""
-    # A plan's tensors have no values to check.
-    if any(type(values) is not Tensor or values.is_meta for values, _ in sizes.values()):
+    bounds = value_bounds(*(values for values, _ in sizes.values()))
+    if bounds is None:
         return
-    bounds = torch.stack([bound for values, _ in sizes.values() for bound in values.aminmax()]).tolist()
     for (name, (_, size)), low, high in zip(sizes.items(), bounds[::2], bounds[1::2], strict=True):
         remedy = (
             "were they made by another tokenizer? Its codebook_size is the generator's vocabulary"
