@@ -17,12 +17,12 @@ from ibqlab.quantizers import (
     Assignment,
     Quantizer,
     available_quantizers,
+    base,
     build_quantizer,
     nearest_code,
     register_quantizer,
     rotate_to_codes,
 )
-from ibqlab.quantizers.base import _PRESETS
 
 CODES, DIM = 24, 6
 PUBLISHED = {"ibq", "lfq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema"}
@@ -532,6 +532,13 @@ class TestIndexBackpropQuantizer:
             assert_near(grad_codebook, stored[f"{tag}/grad_codebook/{name}"], tolerance)
 
 
+@pytest.fixture
+def registry(monkeypatch):
+    """A test's own quantizers are known in that test alone, because others go over all of them."""
+    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+
+
+@pytest.mark.usefixtures("registry")
 def test_a_new_quantizer_takes_ten_lines():
     @register_quantizer("always_first")
     class AlwaysFirst(Quantizer):
@@ -543,13 +550,27 @@ def test_a_new_quantizer_takes_ten_lines():
             indices = torch.zeros(len(features), dtype=torch.int64)
             return Assignment(features + (F.embedding(indices, codebook) - features).detach(), indices, {})
 
-    try:
-        quantizer = build_quantizer("always_first", codebook_size=CODES, code_dim=DIM)
-        out = quantizer(features())
-        assert out.indices.unique().tolist() == [0]
-        assert out.loss.item() == 0
-        assert quantizer.config.config_name == "always_first"
-        with pytest.raises(ValueError, match="exists already"):
-            register_quantizer("vq")(AlwaysFirst)
-    finally:
-        _PRESETS.pop("always_first")
+    quantizer = build_quantizer("always_first", codebook_size=CODES, code_dim=DIM)
+    out = quantizer(features())
+    assert out.indices.unique().tolist() == [0]
+    assert out.loss.item() == 0
+    assert quantizer.config.config_name == "always_first"
+    with pytest.raises(ValueError, match="exists already"):
+        register_quantizer("vq")(AlwaysFirst)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("start", ["unit", "kmeans"])
+def test_an_assignment_alone_is_a_quantizer_with_free_codes_and_every_start(start):
+    @register_quantizer("nearest")
+    class Nearest(Quantizer):
+        def assign(self, features, codebook):
+            indices = nearest_code(features, codebook)
+            return Assignment(F.embedding(indices, codebook), indices, {})
+
+    torch.manual_seed(0)
+    quantizer = build_quantizer("nearest", codebook_size=CODES, code_dim=DIM, codebook_init=start)
+    before = quantizer.codebook.detach().clone()
+    quantizer(features()).quantized.square().sum().backward()
+    assert torch.equal(quantizer.codebook, before) == (start == "unit")
+    assert (quantizer.codebook_gradient.norm(dim=1) > 0).any()

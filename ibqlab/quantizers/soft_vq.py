@@ -9,11 +9,9 @@ from torch.nn import functional as F
 
 from ibqlab.base.checks import require
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
-from ibqlab.quantizers.codebooks import FreeCodebook
 from ibqlab.quantizers.estimators import nearest_code
 from ibqlab.quantizers.soft_assignment import mixture_of_codes
-from ibqlab.quantizers.upkeep import KMeansStart
-from ibqlab.quantizers.vq import PairLossConfig, pair_terms
+from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +43,6 @@ class SoftVectorQuantizer(Quantizer):
 
     Source: IBQ appendix B, table 9, figure 6.
     """
-
-    def __init__(self, config: SoftVectorQuantizerConfig):
-        codes = FreeCodebook(config.codebook_init, config.codebook_size, config.code_dim)
-        super().__init__(config, codes, (KMeansStart(),) if config.codebook_init == "kmeans" else ())
 
     @property
     def temperature(self) -> float:
