@@ -11,7 +11,7 @@ here, has two small vocabularies instead.
 
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.factorized import FactorizedGenerator, FactorizedGeneratorConfig, FactorizedLogits
-from ibqlab.generator.sampling import SamplingConfig
+from ibqlab.generator.sampling_config import SamplingConfig
 from ibqlab.generator.sequence import SequenceConfig, generator_config
 from ibqlab.generator.transformer import Generator, GeneratorConfig
 

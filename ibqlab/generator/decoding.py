@@ -1,4 +1,4 @@
-"""Token after token: keys and values are kept, the class is worked out once, and whole rows can be given at the start.
+"""Token after token: keys and values are cached, the class is computed once, and a prompt can come at the start.
 
 What is unusual: a class modulates every block by 6C numbers that a C × 6C matrix makes of its embedding, a third of all
 weights. They are the same at every position, so a sampled image reads those matrices once and not T times. Shape
@@ -20,7 +20,7 @@ COMPILER_MODE = "reduce-overhead"
 
 
 class TokenDecoding(ABC):
-    """A generator part of the way through images.
+    """A generator part of the way through images: how far it is, and all that the next position needs.
 
     Args:
         start: (B, 1, C), what stands at the first position: the class's embedding.
@@ -62,8 +62,8 @@ class TokenDecoding(ABC):
         """A token of its parts."""
 
     @abstractmethod
-    def keep_classes(self, rows: int) -> None:
-        """Go on with what was worked out for the first classes of the batch alone."""
+    def truncate_classes(self, rows: int) -> None:
+        """Drop what was computed of the classes behind the first `rows` of the batch."""
 
     def advance(self, tokens: Int[Tensor, " B"] | None = None) -> None:
         """Go to the next position; `tokens` are those of the last one, None before the first.
@@ -79,17 +79,17 @@ class TokenDecoding(ABC):
         if self.compiled and self.length:
             self.hidden = self._fixed_step(x)
         else:
-            place = slice(self.length, self.length + 1)
-            self.hidden = self.through_blocks(x, self.table[place], self.caches)
+            table = self.table[self.length : self.length + 1]
+            self.hidden = self.through_blocks(x, table, self.caches)  # one position, (B, 1, C); the caches hold T
         self.length += 1
 
-    def prefill(self, tokens: Int[Tensor, "B given"]) -> None:
-        """Go to the position after the given tokens, the first of the image, in one pass.
+    def prefill(self, tokens: Int[Tensor, "B P"]) -> None:
+        """Go to the position behind a prompt, the first tokens of the image, in one pass.
 
         Raises:
-            ValueError: some positions were gone through before.
+            ValueError: some positions were computed before.
         """
-        require(self.length == 0, f"given tokens come first; {self.length} positions were gone through. Start anew")
+        require(self.length == 0, f"a prompt comes first; {self.length} positions were computed. Start a new decoding")
         x = torch.cat([self.start, self.embed(tokens)], dim=1)
         self.hidden = self.through_blocks(x, self.table[: x.shape[1]], self.caches)[:, -1:]
         self.length = x.shape[1]
@@ -99,13 +99,13 @@ class TokenDecoding(ABC):
         self.advance(tokens)
         return self.logits()
 
-    def keep(self, rows: int) -> None:
-        """Go on with the first images of the batch alone."""
+    def truncate(self, rows: int) -> None:
+        """Go on with the first `rows` images of the batch alone."""
         self.start, self.hidden = self.start[:rows], self.hidden[:rows]
         for cache in self.caches:
-            cache.keep(rows)
-        self.keep_classes(rows)
-        self._step = None
+            cache.truncate(rows)
+        self.truncate_classes(rows)
+        self._step = None  # compiled for the old batch size, over the old caches
 
     def _fixed_step(self, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 C"]:
         """One position through the compiled blocks."""
@@ -120,10 +120,10 @@ class TokenDecoding(ABC):
         device = self.table.device
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._mask = torch.zeros(1, 1, 1, len(self.table), dtype=torch.bool, device=device)
-        kept = [cache.keys_values for cache in self.caches]
-        caches = [FixedCache(keys_values, self._position, self._mask) for keys_values in kept]
+        keys_values = [cache.keys_values for cache in self.caches]
+        caches = [FixedCache(tensor, self._position, self._mask) for tensor in keys_values]
         # Memory that stays where it is can be written to inside a CUDA graph.
-        for tensor in (*kept, self._position, self._mask):
+        for tensor in (*keys_values, self._position, self._mask):
             torch._dynamo.mark_static_address(tensor)
 
         def step(x: Tensor, table: Tensor) -> Tensor:

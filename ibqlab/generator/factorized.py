@@ -133,8 +133,8 @@ class FactorizedGenerator(nn.Module):
         table = position_table(config, x, x.shape[1])
         for block in self.spatial_blocks:
             x = block(x, table)
-        # Every position becomes a sequence of its own, two long.
-        x = torch.stack([x, first], dim=2).flatten(0, 1)
+        # Every position becomes a sequence of its own, two long: [context, first part].
+        x = torch.stack([x, first], dim=2).flatten(0, 1)  # (B·T, 2, C)
         table = position_table(config, x, x.shape[1])
         for block in self.factorized_blocks:
             x = block(x, table)
@@ -179,7 +179,7 @@ class FactorizedGenerator(nn.Module):
         labels: Int[Tensor, " B"],
         *,
         seed: Seed = 0,
-        prompt: Int[Tensor, "B given"] | None = None,
+        prompt: Int[Tensor, "B P"] | None = None,
         compiled: bool = False,
         progress: bool = False,
         **settings: Any,
@@ -200,8 +200,16 @@ class FactorizedGenerator(nn.Module):
             ValueError: labels, tokens or settings that do not fit; the message says what to type.
         Source: published Open-MAGVIT2 sampling code, which draws from torch's global random state instead.
         """
-        given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
-        return sample_from(self, FactorizedDecoding, settings, **given)
+        return sample_from(
+            self,
+            FactorizedDecoding,
+            settings,
+            labels=labels,
+            seed=seed,
+            prompt=prompt,
+            compiled=compiled,
+            progress=progress,
+        )
 
 
 class FactorizedDecoding(TokenDecoding):
@@ -240,6 +248,7 @@ class FactorizedDecoding(TokenDecoding):
     def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
         model, part = self.generator, len(drawn)
         if part == 0:
+            # A new token: the factorised blocks see nothing of the tokens before it but the context.
             self.pair_caches = [KeyValueCache(2) for _ in model.factorized_blocks]
         x = model.pre_emb(drawn[0])[:, None] if drawn else self.hidden
         for block, cache in zip(model.factorized_blocks, self.pair_caches, strict=True):
@@ -249,5 +258,5 @@ class FactorizedDecoding(TokenDecoding):
     def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
         return self.generator.join(parts)
 
-    def keep_classes(self, rows: int) -> None:
+    def truncate_classes(self, rows: int) -> None:
         self.pair_caches = []

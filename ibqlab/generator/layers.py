@@ -46,12 +46,12 @@ def rotary_table(
         )
     half = head_dim // 2
     frequencies = ROTARY_BASE ** (-torch.arange(0, half, 2, dtype=torch.float64, device=device) / half)
-    along = torch.arange(grid_size, device=device)[:, None] * frequencies
+    along = torch.arange(grid_size, device=device)[:, None] * frequencies  # (side, d/4), of one axis
     rows = along[:, None].expand(-1, grid_size, -1)
     columns = along[None].expand(grid_size, -1, -1)
-    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)  # (side², d/2): half of the pairs turn by each axis
     table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros_like(table[:1]), table]).to(dtype)
+    return torch.cat([torch.zeros_like(table[:1]), table]).to(dtype)  # the class token's row: cos = sin = 0
 
 
 def rotate(x: Float[Tensor, "B T H d"], table: Float[Tensor, "T pairs 2"]) -> Float[Tensor, "B T H d"]:
@@ -95,7 +95,7 @@ class KeyValueCache:
     """
 
     mask = None
-    """Every position that is there may be looked at."""
+    """Every stored position may be looked at."""
 
     def __init__(self, positions: int) -> None:
         self.positions = positions
@@ -105,19 +105,20 @@ class KeyValueCache:
     def append(
         self, keys: Float[Tensor, "B H new d"], values: Float[Tensor, "B H new d"]
     ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
-        """Keep those of the next positions; returns keys and values of all so far."""
+        """Store those of the next positions; returns keys and values of all so far."""
         batch, heads, new, channels = keys.shape
         if self.keys_values is None:
+            # Room for all positions at once: growing by one position would copy the cache T times.
             self.keys_values = keys.new_zeros(2, batch, heads, self.positions, channels)
-        place = slice(self.length, self.length + new)
-        self.keys_values[0, :, :, place] = keys
-        self.keys_values[1, :, :, place] = values
-        self.length = place.stop
+        positions = slice(self.length, self.length + new)
+        self.keys_values[0, :, :, positions] = keys
+        self.keys_values[1, :, :, positions] = values
+        self.length = positions.stop
         keys, values = self.keys_values[:, :, :, : self.length]
         return keys, values
 
-    def keep(self, rows: int) -> None:
-        """Go on with the first images of the batch alone."""
+    def truncate(self, rows: int) -> None:
+        """Go on with the first `rows` images of the batch alone."""
         if self.keys_values is not None:
             self.keys_values = self.keys_values[:, :rows].contiguous()
 
@@ -142,7 +143,7 @@ class FixedCache:
     def append(
         self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"]
     ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
-        """Put those of the next position in their place; returns all places."""
+        """Write those of the next position; returns keys and values of all positions, those to come among them."""
         self.keys.index_copy_(2, self.position, keys)
         self.values.index_copy_(2, self.position, values)
         return self.keys, self.values
@@ -181,11 +182,15 @@ class Attention(nn.Module):
             table: rows of these positions.
             cache: of this attention and this sequence.
         """
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, table), rotate(k, table), v))
+        q, k, v = (
+            vectors.unflatten(-1, (self.num_heads, -1)) for vectors in self.wqkv(x).chunk(3, dim=-1)
+        )  # (B, T, H, d)
+        # Turned before they are cached, so that a key is turned once and not at every later position.
+        q, k, v = (vectors.transpose(1, 2) for vectors in (rotate(q, table), rotate(k, table), v))  # (B, H, T, d)
         mask = None
         if cache is not None:
             (k, v), mask = cache.append(k, v), cache.mask
+        # A single query is the newest position, which sees all others; a causal mask would show it the first key alone.
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=q.shape[2] > 1)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(-2)))
 

@@ -147,7 +147,7 @@ def position_table(
 ) -> Float[Tensor, "length pairs 2"]:
     """The first `length` rows of `rotary_table`, on the device of `x`, in float32 or wider.
 
-    Made anew every time, which costs next to nothing: a stored table would lose its precision with `.half()` and its
+    Made again every time, which costs next to nothing: a stored table would lose its precision with `.half()` and its
     values on the meta device.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -23,13 +23,7 @@ from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, AnyCache, ClassEmbedding, initialise
 from ibqlab.generator.sampling import Seed, sample_from
-from ibqlab.generator.sequence import (
-    SequenceConfig,
-    block_parts,
-    check_inputs,
-    check_positive,
-    position_table,
-)
+from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.indices import to_indices
 
 
@@ -115,7 +109,8 @@ class Generator(nn.Module):
         config = self.config
         indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.tok_emb.weight.device)
         condition = self.class_emb(labels)
-        x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))
+        # The class stands where token −1 would: position t is predicted from the class and tokens 0 to t − 1.
+        x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))  # (B, T, C)
         table = position_table(config, x, x.shape[1])
         for block in self.blocks:
             x = block(x, table, condition)
@@ -145,7 +140,7 @@ class Generator(nn.Module):
         labels: Int[Tensor, " B"],
         *,
         seed: Seed = 0,
-        prompt: Int[Tensor, "B given"] | None = None,
+        prompt: Int[Tensor, "B P"] | None = None,
         compiled: bool = False,
         progress: bool = False,
         **settings: Any,
@@ -171,8 +166,9 @@ class Generator(nn.Module):
         Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
         Source: published IBQ sampling code, which draws from torch's global random state instead.
         """
-        given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
-        return sample_from(self, Decoding, settings, **given)
+        return sample_from(
+            self, Decoding, settings, labels=labels, seed=seed, prompt=prompt, compiled=compiled, progress=progress
+        )
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -197,7 +193,8 @@ class Decoding(TokenDecoding):
         self.generator = generator
         condition = generator.class_emb(labels)
         table = position_table(generator.config, condition, generator.config.num_tokens)
-        self.modulations = [block.modulation(condition) for block in generator.blocks]
+        # Once per image instead of once per token: a third of all weights is read for these alone.
+        self.modulations = [block.modulation(condition) for block in generator.blocks]  # depth times 6 of (B, 1, C)
         self.head_modulation = generator.head_nm.modulation(condition)
         super().__init__(generator.dropout(condition), table, len(generator.blocks), compiled)
 
@@ -218,6 +215,6 @@ class Decoding(TokenDecoding):
     def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
         return parts[0]
 
-    def keep_classes(self, rows: int) -> None:
-        self.modulations = [tuple(part[:rows] for part in parts) for parts in self.modulations]
-        self.head_modulation = tuple(part[:rows] for part in self.head_modulation)
+    def truncate_classes(self, rows: int) -> None:
+        self.modulations = [tuple(value[:rows] for value in modulation) for modulation in self.modulations]
+        self.head_modulation = tuple(value[:rows] for value in self.head_modulation)
