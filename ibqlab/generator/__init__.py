@@ -1,5 +1,9 @@
 """The generators over a tokenizer's tokens: one token after another, given a class.
 
+A generator learns what images look like as sequences of codes; a new image is drawn code by code and then decoded by
+the tokenizer. Two published transformers are here, that of IBQ (`transformer`) and that of Open-MAGVIT2 (`factorized`).
+Start with `transformer`, then `layers` and `attention`; `sampling` draws images, with `decoding` as the loop's memory.
+
     from ibqlab.generator import Generator, GeneratorConfig
     generator = Generator(GeneratorConfig.preset("B"))
     loss = generator.loss(indices, labels)       # indices (B, T) of a tokenizer, labels (B,)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.checks import require
-from ibqlab.generator.layers import AnyCache, FixedCache, KeyValueCache
+from ibqlab.generator.attention import AnyCache, FixedCache, KeyValueCache
 
 COMPILER_MODE = "reduce-overhead"
 """torch.compile's mode on CUDA: CUDA graphs."""

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.checks import CHANNELS, CLASSES, check_numbers, require, require_at_most, require_choice
-from ibqlab.generator.layers import Attention, FeedForward, rotary_table
+from ibqlab.generator.attention import Attention, rotary_table
+from ibqlab.generator.layers import FeedForward
 from ibqlab.quantizers.indices import to_indices, value_bounds
 
 MOST_TOKENS_ALONG_A_SIDE = 1024

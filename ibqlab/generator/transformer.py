@@ -19,9 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
+from ibqlab.generator.attention import AnyCache
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
-from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, AnyCache, ClassEmbedding, initialise
+from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
 from ibqlab.generator.sampling import Seed, sample_from
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.indices import to_indices
