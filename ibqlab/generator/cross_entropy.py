@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ibqlab.base.checks import require_choice
 from ibqlab.quantizers.blocks import (
     add_product,
     full_precision,
@@ -27,7 +28,7 @@ from ibqlab.quantizers.blocks import (
 )
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.indices import value_bounds
-from ibqlab.quantizers.vectors import FLOATS
+from ibqlab.quantizers.vectors import FLOATS, check_plain
 
 REDUCTIONS = ("mean", "sum", "none")
 WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -88,12 +89,8 @@ def _operand_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-    for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
-            got = value.layout if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+    require_choice("reduction", reduction, REDUCTIONS)
+    check_plain(hidden=hidden, weight=weight, targets=targets)
     if hidden.ndim not in (2, 3) or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden (N, C) or (B, T, C) and weight (V, C) must share C, got {tuple(hidden.shape)} and "

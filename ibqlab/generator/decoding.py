@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ibqlab.base.checks import require
 from ibqlab.generator.attention import AnyCache, FixedCache, KeyValueCache
+from ibqlab.generator.sequence import position_table
 
 COMPILER_MODE = "reduce-overhead"
 """torch.compile's mode on CUDA: CUDA graphs."""
@@ -23,23 +24,27 @@ class TokenDecoding(ABC):
     """A generator part of the way through images: how far it is, and all that the next position needs.
 
     Args:
-        start: (B, 1, C), what stands at the first position: the class's embedding.
-        table: rows of all positions.
-        blocks: how many have caches.
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+        blocks: how many of its blocks have caches.
         compiled: compile the step of one position; shapes then stay fixed.
     """
 
     parts = 1
     """Draws per token."""
 
-    def __init__(
-        self, start: Float[Tensor, "B 1 C"], table: Float[Tensor, "T pairs 2"], blocks: int, compiled: bool
-    ) -> None:
-        self.start, self.table, self.compiled = start, table, compiled
-        self.caches: list[AnyCache] = [KeyValueCache(len(table)) for _ in range(blocks)]
+    def __init__(self, generator: nn.Module, labels: Int[Tensor, " B"], blocks: int, compiled: bool) -> None:
+        self.generator, self.compiled = generator, compiled
+        self.condition = generator.class_emb(labels)
+        """(B, 1, C), the class's embedding."""
+        self.table = position_table(generator.config, self.condition, generator.config.num_tokens)
+        """(T, pairs, 2), rows of all positions."""
+        self.caches: list[AnyCache] = [KeyValueCache(len(self.table)) for _ in range(blocks)]
         self.length = 0
         """Positions that went through the blocks."""
-        self.hidden = start
+        self.start = generator.dropout(self.condition)
+        """(B, 1, C), what stands at the first position."""
+        self.hidden = self.start
         """(B, 1, C), what came out for the last of them."""
         self._step: Callable | None = None
 

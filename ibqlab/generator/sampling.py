@@ -4,10 +4,10 @@ Shape letters: B images · T sequence · V vocabulary.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,49 +25,112 @@ Seed = int | Sequence[int]
 """One for the batch, whose image i then has the seed `seed` + i, or one per image."""
 
 
-def sample_from(
-    model: nn.Module,
-    decoding: type[TokenDecoding],
-    settings: Mapping[str, Any],
-    *,
-    labels: Int[Tensor, " B"],
-    seed: Seed,
-    prompt: Int[Tensor, "B P"] | None,
-    **options: bool,
-) -> Int[Tensor, "B T"]:
-    """Draw images' tokens from a generator in eval mode, everything checked before it begins.
+class TokenGenerator(nn.Module):
+    """What the generators share: images are drawn one token after another.
 
-    Args:
-        model: a generator.
-        decoding: of its kind.
-        settings: fields of `SamplingConfig`.
-        labels, seed, prompt: as in `Generator.sample`.
-        **options: its `compiled` and `progress`.
-    Raises:
-        ValueError: labels, tokens or settings that do not fit.
+    A subclass has its settings in `config`, and in `class_emb` and `dropout` what its `decoding` starts from.
     """
-    known = [field.name for field in fields(SamplingConfig)]
-    for name in settings:
-        require_choice("a setting of sample(…)", name, known)
-    config, sizes, device = SamplingConfig(**settings), model.config, next(model.parameters()).device
-    labels = check_labels(indices_in_memory(labels, "labels"), sizes).to(device)
-    if prompt is not None:
-        prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
-        require(
-            prompt.ndim == 2 and 1 <= prompt.shape[1] <= most,
-            f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
-            "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
-        )
-        prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size, device)[0]
-    _check_parts(config, decoding.parts)
-    shape = len(labels), sizes.num_tokens, decoding.parts
-    numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape).to(device)
-    was_training = model.training
-    model.eval()
-    try:
-        return _sample(model, decoding, config, labels, prompt=prompt, numbers=numbers, **options)
-    finally:
-        model.train(was_training)
+
+    decoding: ClassVar[type[TokenDecoding]]
+    """How it goes from one position to the next."""
+
+    def sample(
+        self,
+        labels: Int[Tensor, " B"],
+        *,
+        seed: Seed = 0,
+        prompt: Int[Tensor, "B P"] | None = None,
+        compiled: bool = False,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Int[Tensor, "B T"]:
+        """New images' tokens, drawn one position after another; dropouts are off meanwhile.
+
+            tokens = generator.sample(labels, cfg_scale=2.25, temperature=1.1, top_k=0, top_p=1.0, seed=0)
+
+        Args:
+            labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
+            seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
+                another device: image i is drawn by the seed `seed` + i, or by its own where one per image is given.
+            prompt: tokens of the first positions, such as the first rows of an image.
+            compiled: compile the step of one position: CUDA graphs on a GPU. Pays off from some images on; the first
+                call takes a minute.
+            progress: show a bar over the tokens.
+            **settings: fields of `SamplingConfig`: cfg_scale, cfg_schedule, cfg_power, cfg_interval, temperature,
+                top_k, top_p, min_p. Guidance needs label_dropout in training and costs twice the time. Open-MAGVIT2's
+                generator draws a token in two parts, and cfg_scale and temperature may be pairs for them.
+        Returns:
+            int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
+        Raises:
+            ValueError: labels, tokens or settings that do not fit; the message says what to type.
+        Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
+        Source: published IBQ sampling code, which draws from torch's global random state instead.
+        """
+        known = [field.name for field in fields(SamplingConfig)]
+        for name in settings:
+            require_choice("a setting of sample(…)", name, known)
+        config, sizes, device = SamplingConfig(**settings), self.config, next(self.parameters()).device
+        labels = check_labels(indices_in_memory(labels, "labels"), sizes).to(device)
+        if prompt is not None:
+            prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
+            require(
+                prompt.ndim == 2 and 1 <= prompt.shape[1] <= most,
+                f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
+                "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
+            )
+            prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size, device)[0]
+        _check_parts(config, self.decoding.parts)
+        shape = len(labels), sizes.num_tokens, self.decoding.parts
+        numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape).to(device)
+        was_training = self.training
+        self.eval()
+        try:
+            return self._sample(config, labels, prompt, numbers, compiled=compiled, progress=progress)
+        finally:
+            self.train(was_training)
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        config: SamplingConfig,
+        labels: Int[Tensor, " B"],
+        prompt: Int[Tensor, "B P"] | None,
+        numbers: Float[Tensor, "B T parts"],
+        *,
+        compiled: bool,
+        progress: bool,
+    ) -> Int[Tensor, "B T"]:
+        """One position after another; `numbers` draw the tokens.
+
+        With guidance the classes and the null class go through the blocks as one batch; after the last guided position
+        the null class is dropped, and without guidance it is never there.
+        """
+        images, positions, parts = numbers.shape
+        tokens = [] if prompt is None else list(prompt.T)  # one (B,) per position
+        first, last_guided = len(tokens), _last_guided(config, positions, parts)
+        copies = 2 if last_guided >= first else 1
+        null = torch.full_like(labels, self.config.num_classes)
+        classes = torch.cat([labels, null])[: copies * images]  # (2B,) when guided, else (B,)
+        state = self.decoding(self, classes, compiled=compiled)
+        broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
+        for position in counted(range(first, positions), "sampling", "tokens", shown=progress):
+            if copies == 2 and position > last_guided:
+                state.truncate(images)  # the null class is the second half of the batch
+                copies = 1
+            if position == first and tokens:
+                state.prefill(torch.stack(tokens, dim=1).repeat(copies, 1))
+            else:
+                state.advance(tokens[-1].repeat(copies) if tokens else None)
+            drawn: list[Tensor] = []  # the parts of this token, (B,) each
+            for part in range(parts):
+                logits = state.logits([indices.repeat(copies) for indices in drawn])  # (B, V), or (2B, V) when guided
+                if copies == 2:
+                    logits = guide(*logits.chunk(2), config.scale_at(position, positions, part))
+                broken |= ~logits.amax(-1).isfinite()
+                drawn.append(choose_tokens(logits, numbers[:, position, part], config, part))
+            tokens.append(state.join(drawn))
+        refuse_broken(broken)
+        return torch.stack(tokens, dim=1)
 
 
 def _check_parts(config: SamplingConfig, parts: int) -> None:
@@ -79,50 +142,6 @@ def _check_parts(config: SamplingConfig, parts: int) -> None:
             f"{name} must be one number for this generator, whose tokens have one part; got {pair}, which are for the "
             "two parts of Open-MAGVIT2's tokens.",
         )
-
-
-@torch.no_grad()
-def _sample(
-    model: nn.Module,
-    decoding: type[TokenDecoding],
-    config: SamplingConfig,
-    labels: Int[Tensor, " B"],
-    *,
-    prompt: Int[Tensor, "B P"] | None,
-    numbers: Float[Tensor, "B T parts"],
-    compiled: bool,
-    progress: bool,
-) -> Int[Tensor, "B T"]:
-    """One position after another; `numbers` draw the tokens.
-
-    With guidance the classes and the null class go through the blocks as one batch; after the last guided position the
-    null class is dropped, and without guidance it is never there.
-    """
-    images, positions, parts = numbers.shape
-    tokens = [] if prompt is None else list(prompt.T)  # one (B,) per position
-    first, last_guided = len(tokens), _last_guided(config, positions, parts)
-    copies = 2 if last_guided >= first else 1
-    null = torch.full_like(labels, model.config.num_classes)
-    state = decoding(model, torch.cat([labels, null])[: copies * images], compiled=compiled)  # (2B,) when guided
-    broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
-    for position in counted(range(first, positions), "sampling", "tokens", shown=progress):
-        if copies == 2 and position > last_guided:
-            state.truncate(images)  # the null class is the second half of the batch
-            copies = 1
-        if position == first and tokens:
-            state.prefill(torch.stack(tokens, dim=1).repeat(copies, 1))
-        else:
-            state.advance(tokens[-1].repeat(copies) if tokens else None)
-        drawn: list[Tensor] = []  # the parts of this token, (B,) each
-        for part in range(parts):
-            logits = state.logits([indices.repeat(copies) for indices in drawn])  # (B, V), or (2B, V) when guided
-            if copies == 2:
-                logits = guide(*logits.chunk(2), config.scale_at(position, positions, part))
-            broken |= ~logits.amax(-1).isfinite()
-            drawn.append(choose_tokens(logits, numbers[:, position, part], config, part))
-        tokens.append(state.join(drawn))
-    refuse_broken(broken)
-    return torch.stack(tokens, dim=1)
 
 
 def _last_guided(config: SamplingConfig, positions: int, parts: int) -> int:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibqlab.base.checks import require_choice
 from ibqlab.quantizers.blocks import best_codes, full_precision, score_blocks
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.vectors import check_alike, check_same_shape
@@ -32,7 +33,7 @@ def nearest_code(
         ValueError: shapes, types or devices that do not fit, or another metric.
     Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
     """
-    _check_metric(metric)
+    require_choice("metric", metric, METRICS)
     check_alike(features, codebook)
     if metric == "cosine":
         features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
@@ -48,11 +49,6 @@ def nearest_code(
                 torch.addmm(offset, features[rows], codebook.T, alpha=2, out=scores)
             indices[rows] = best_codes(scores)[1]
     return indices
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {metric!r:.60}")
 
 
 def straight_through(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

@@ -56,6 +56,14 @@ def check_alike(features: Tensor, codebook: Tensor) -> None:
         raise ValueError(f"features are {features.dtype}, the codebook {codebook.dtype}; convert one with .to(dtype)")
 
 
+def check_plain(**values: Any) -> None:
+    """Raise ValueError unless all are tensors with one number after another in memory."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            got = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+
+
 def check_pair(features: Tensor, codebook: Tensor, least_codes: int = 2) -> None:
     """Features (N, D) and codebook (K, D) that can be multiplied.
 
@@ -65,10 +73,7 @@ def check_pair(features: Tensor, codebook: Tensor, least_codes: int = 2) -> None
     Raises:
         ValueError: no such tensors; the message says what does not fit.
     """
-    for name, value in (("features", features), ("codebook", codebook)):
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
-            got = value.layout if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+    check_plain(features=features, codebook=codebook)
     if features.ndim != 2 or codebook.ndim != 2 or features.shape[1] != codebook.shape[1]:
         raise ValueError(
             f"features (N, D) and codebook (K, D) must share D, got {tuple(features.shape)} and "
