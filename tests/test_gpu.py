@@ -95,7 +95,7 @@ def test_a_run_with_an_adversary_trains_in_bfloat16(tmp_path, fast):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cross_entropy_by_blocks_equals_the_written_out_form(monkeypatch, dtype, autocast):
+def test_cross_entropy_by_blocks_equals_the_naive_form(monkeypatch, dtype, autocast):
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 100)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(size, 64, generator=generator).to("cuda", dtype) for size in (250, 1000))

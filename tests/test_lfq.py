@@ -19,7 +19,7 @@ def features(tokens=40, dim=6, scale=1.0, dtype=torch.float64):
 
 
 def grid(dim):
-    """All sign vectors, written out number by number."""
+    """All sign vectors, number by number."""
     return torch.tensor([[1.0 if code >> i & 1 else -1.0 for i in range(dim)] for code in range(2**dim)])
 
 

@@ -30,8 +30,7 @@ from ibqlab.quantizers.lfq import (
     factorize_indices,
     join_indices,
 )
-from ibqlab.quantizers.soft_assignment import mixture_of_codes
-from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig
+from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig, mixture_of_codes
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
 __all__ = [

@@ -136,7 +136,7 @@ class LinearCodebook(nn.Module):
 
 
 class SignGrid(nn.Module):
-    """All 2^D vectors of ±1, worked out where they are asked for: no parameters, nothing in the state dict.
+    """All 2^D vectors of ±1, made on demand: no parameters, nothing in the state dict.
 
     Code k has +1 in channel i where bit i of k is set, so channel 0 is the least significant bit.
     Source: published LFQ.
