@@ -176,6 +176,7 @@ class FactorizedGenerator(TokenGenerator):
         Raises:
             ValueError: as in `forward`.
         """
+        # Two passes: along the image, (B, T, C), then along the two parts of each token.
         config = self.config
         indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.pre_emb.weight.device)
         tokens, first = self.embed(indices)

@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*positions C"]) -> Float[Tensor, "*positions C"]:
         """Each position on its own, over its channels."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # the square of 256 is beyond float16
         normed = wide * (wide.square().mean(-1, keepdim=True) + NORM_EPSILON).rsqrt()
         return normed.to(x.dtype) * self.weight
 
@@ -115,14 +115,15 @@ class AdaptiveBlock(Block):
         cache: AnyCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """What `forward` computes, from the class's `modulation`; `cache` as in `Attention`."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        # Gates start near 0, where the block passes x on; a scale and a shift of 0 leave the norm as it is.
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation  # (B, 1, C) each, the same at all T positions
         x = x + gate1 * self.attention(self.attention_norm(x) * (1 + scale1) + shift1, table, cache)
         return x + gate2 * self.feed_forward(self.ffn_norm(x) * (1 + scale2) + shift2)
 
     @torch.no_grad()
     def scale_condition(self, gate_scale: float) -> None:
         """Start with little to none of the class: gates times `gate_scale`, scales and shifts halved, as published."""
-        weight = self.ada_lin[1].weight
+        weight = self.ada_lin[1].weight  # (6C, C): both gates first, as `modulation` has them
         gates = weight.shape[0] // 3
         weight[:gates].mul_(gate_scale)
         weight[gates:].mul_(0.5)

@@ -80,6 +80,7 @@ class SamplingConfig:
             positions: T.
             part: of Open-MAGVIT2's tokens, 0 or 1.
         """
+        # The share of an interval is that of tokens, below 1 at the last one; the share of a schedule reaches 1 there.
         first, last = self.cfg_interval
         if not first <= position / positions < last:
             return 1.0

@@ -143,6 +143,7 @@ class Quantizer(nn.Module):
         batch, _, height, width = features.shape
         with torch.autocast(features.device.type, enabled=False):
             tokens = _tokens(features)
+            # NaN is neither larger nor smaller than anything, so a search would answer with some index.
             finite = torch.isfinite(tokens).all(1)
             if not finite.all():
                 raise ValueError(
@@ -178,6 +179,7 @@ class Quantizer(nn.Module):
                 codebook.register_hook(self._store_gradient)
             assignment = self.assign(tokens, codebook)
             weights = self.loss_weights()
+            # Started with a tensor, so that a quantizer without terms has a loss to add, too.
             loss = sum((weights[name] * term for name, term in assignment.terms.items()), tokens.new_zeros(()))
             for step in upkeep:
                 step.after(self.codes, tokens.detach(), assignment.indices)
@@ -192,6 +194,7 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: no whole numbers on a (B, h, w) grid, or one outside 0 … K−1.
         """
+        # What `forward` gives is float32 whatever the codebook's type is, and so is this.
         vectors = self.look_up(self.checked_indices(indices))
         return at_least_float32(vectors).permute(0, 3, 1, 2).contiguous()
 

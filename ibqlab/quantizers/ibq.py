@@ -54,12 +54,11 @@ class IndexBackpropQuantizer(Quantizer):
         config = self.config
         if not (self.training or torch.is_grad_enabled()):
             indices = self.choose(features, codebook)
-            codes = F.embedding(indices, codebook)
+            codes = F.embedding(indices, codebook)  # (N, D), without the products that only a gradient needs
             terms = pair_terms(features, codes)
             if config.double_quantization:
-                terms["double_quantization"] = terms["commitment"]
+                terms["double_quantization"] = terms["commitment"]  # equal values where z_q is the code itself
             return Assignment(codes, indices, terms)
-        # The choice first and its losses on the chosen codes: (N, D) numbers each, never a one-hot (N, K).
         penalised = self.training and config.entropy_weight > 0
         temperature = config.entropy_temperature if penalised else None
         out = index_backprop(
@@ -69,6 +68,8 @@ class IndexBackpropQuantizer(Quantizer):
             config.entropy_epsilon,
             entropy_over_processes=penalised and config.entropy_over_processes,
         )
+        # The chosen codes again and not `quantized`, whose gradient would reach every code: these terms move the chosen
+        # ones alone.
         terms = pair_terms(features, F.embedding(out.indices, codebook))
         if config.double_quantization:
             terms["double_quantization"] = F.mse_loss(out.quantized, features)

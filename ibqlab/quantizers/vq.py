@@ -114,9 +114,9 @@ class VectorQuantizer(Quantizer):
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Nearest code; in evaluation its exact value, in training the same with the chosen gradient."""
         indices = self.choose(features, codebook)
-        codes = F.embedding(indices, codebook)
+        codes = F.embedding(indices, codebook)  # (N, D); its gradient reaches the chosen codes alone
         terms = pair_terms(features, codes)
         if self.config.codebook == "ema":
-            del terms["codebook"]
+            del terms["codebook"]  # averages take no gradient, so it would only add to the loss that is logged
         carry = GRADIENTS[self.config.gradient]
         return Assignment(carry(features, codes) if self.training else codes, indices, terms)

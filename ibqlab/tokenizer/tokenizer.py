@@ -218,6 +218,7 @@ def fingerprint_weights(module: nn.Module, kind: str) -> str:
     digest = hashlib.sha256(kind.encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # As bytes, because NumPy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
