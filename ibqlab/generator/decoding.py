@@ -99,11 +99,6 @@ class TokenDecoding(ABC):
         self.hidden = self.through_blocks(x, self.table[: x.shape[1]], self.caches)[:, -1:]
         self.length = x.shape[1]
 
-    def next_logits(self, tokens: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B V"]:
-        """Scores of the next token, given the one before it; None for the first, which follows the class."""
-        self.advance(tokens)
-        return self.logits()
-
     def truncate(self, rows: int) -> None:
         """Go on with the first `rows` images of the batch alone."""
         self.start, self.hidden = self.start[:rows], self.hidden[:rows]
