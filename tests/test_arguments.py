@@ -49,7 +49,6 @@ CALLS = {
     "token_entropy": (tokens.token_entropy, {"indices": GRID, "codebook_size": 8}),
     "bits_per_pixel": (tokens.bits_per_pixel, {"bits": 1.0, "tokens": 4, "height": 4, "width": 4}),
     "index_permutation": (tokens.index_permutation, {"codebook_size": 8, "seed": 0}),
-    "permute_indices": (tokens.permute_indices, {"indices": INDICES, "codebook_size": 8, "seed": 0}),
     "measure_ngrams": (
         tokens.measure_ngrams,
         {"training": GRID, "validation": GRID, "codebook_size": 8, "grid": (2, 2), "labels": ([0] * 6, [1] * 6)},

@@ -1,4 +1,4 @@
-"""linear_cross_entropy against the written-out form: values, gradients, types, memory, and every bad input."""
+"""linear_cross_entropy against the naive form: values, gradients, types, memory, and every bad input."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def inputs(*, tokens=37, vocabulary=90, dim=12, dtype=torch.float64, seed=0, sca
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def written_out(hidden, weight, targets, reduction="mean"):
+def naive(hidden, weight, targets, reduction="mean"):
     return cross_entropy(linear(hidden, weight), targets, reduction=reduction)
 
 
@@ -47,13 +47,11 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("rows", [1, 7, 37, 1000])
-def test_float64_equals_the_written_out_form(monkeypatch, reduction, rows):
+def test_float64_equals_the_naive_form(monkeypatch, reduction, rows):
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: rows)
     monkeypatch.setattr(blocks, "TILE_BYTES", 3 * 90 * 8)
     case = inputs()
-    assert_same(
-        loss_and_gradients(linear_cross_entropy, *case, reduction), loss_and_gradients(written_out, *case, reduction)
-    )
+    assert_same(loss_and_gradients(linear_cross_entropy, *case, reduction), loss_and_gradients(naive, *case, reduction))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -63,9 +61,7 @@ def test_float64_equals_the_written_out_form(monkeypatch, reduction, rows):
 )
 def test_any_number_of_tokens_and_vocabulary(reduction, tokens, vocabulary, dim):
     case = inputs(tokens=tokens, vocabulary=vocabulary, dim=dim)
-    assert_same(
-        loss_and_gradients(linear_cross_entropy, *case, reduction), loss_and_gradients(written_out, *case, reduction)
-    )
+    assert_same(loss_and_gradients(linear_cross_entropy, *case, reduction), loss_and_gradients(naive, *case, reduction))
 
 
 def test_one_word_alone_is_certain():
@@ -79,15 +75,15 @@ def test_one_word_alone_is_certain():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scale", [0.3, 1.0, 20.0])
-def test_float32_is_as_close_to_float64_as_the_written_out_form_is(reduction, seed, scale):
+def test_float32_is_as_close_to_float64_as_the_naive_form_is(reduction, seed, scale):
     hidden, weight, targets = inputs(tokens=64, vocabulary=256, dim=16, dtype=torch.float32, seed=seed, scale=scale)
     double = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    exact = loss_and_gradients(written_out, *double, targets, reduction)
+    exact = loss_and_gradients(naive, *double, targets, reduction)
     mine = loss_and_gradients(linear_cross_entropy, hidden, weight, targets, reduction)
-    literal = loss_and_gradients(written_out, hidden, weight, targets, reduction)
+    literal = loss_and_gradients(naive, hidden, weight, targets, reduction)
     for ours, theirs, truth in zip(mine, literal, exact, strict=True):
         assert ours.dtype == torch.float32
-        # One unit in the last place of the largest number, for where the written-out form is right by chance.
+        # One unit in the last place of the largest number, for where the naive form is right by chance.
         assert relative(ours.double(), truth) < 3 * relative(theirs.double(), truth) + 1.2e-7
 
 
@@ -109,7 +105,7 @@ def test_types_may_differ():
     hidden, weight, targets = inputs(dtype=torch.float32)
     half = hidden.detach().bfloat16().requires_grad_()
     loss, grad_hidden, grad_weight = loss_and_gradients(linear_cross_entropy, half, weight, targets)
-    expected = loss_and_gradients(written_out, half.detach().float().requires_grad_(), weight, targets)
+    expected = loss_and_gradients(naive, half.detach().float().requires_grad_(), weight, targets)
     assert (loss.dtype, grad_hidden.dtype, grad_weight.dtype) == (torch.float32, torch.bfloat16, torch.float32)
     assert_same((loss, grad_weight), (expected[0], expected[2]), 1e-5)
     assert relative(grad_hidden.float(), expected[1]) < 2**-8
@@ -123,7 +119,7 @@ def test_logits_beyond_float16_stay_finite_under_autocast():
         loss = linear_cross_entropy(hidden, weight, targets)
     loss.backward()
     assert loss.dtype == torch.float32
-    assert_same((loss,), (written_out(hidden, weight, targets),), 1e-6)
+    assert_same((loss,), (naive(hidden, weight, targets),), 1e-6)
     assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
 
 
@@ -141,7 +137,7 @@ def test_gradient_passes_the_numerical_check(reduction):
 def test_backward_may_be_repeated(reduction):
     hidden, weight, targets = inputs()
     loss = linear_cross_entropy(hidden, weight, targets, reduction=reduction)
-    expected = torch.autograd.grad(written_out(hidden, weight, targets, reduction).sum(), (hidden, weight))
+    expected = torch.autograd.grad(naive(hidden, weight, targets, reduction).sum(), (hidden, weight))
     first = torch.autograd.grad(loss.sum(), (hidden, weight), retain_graph=True)
     assert_same(torch.autograd.grad(3 * loss.sum(), (hidden, weight)), [3 * gradient for gradient in expected])
     assert_same(first, expected)
@@ -153,7 +149,7 @@ def test_backward_may_be_repeated(reduction):
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_one_gradient_alone(reduction, wanted):
     case = inputs()
-    _, *expected = loss_and_gradients(written_out, *case, reduction)
+    _, *expected = loss_and_gradients(naive, *case, reduction)
     case[1 - wanted].requires_grad_(False)
     loss = linear_cross_entropy(*case, reduction=reduction)
     (got,) = torch.autograd.grad(loss, case[wanted], upstream(loss))
@@ -168,7 +164,7 @@ def test_without_gradients_only_the_logits_are_multiplied():
     counts = {event.key: event.count for event in told.key_averages()}
     assert counts["aten::mm"] == 1 and "aten::addmm_" not in counts
     assert not loss.requires_grad
-    assert_same((loss,), (written_out(hidden, weight, targets),))
+    assert_same((loss,), (naive(hidden, weight, targets),))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -205,18 +201,18 @@ def test_nothing_larger_than_two_blocks_ever_exists(monkeypatch, reduction):
         loss_and_gradients(linear_cross_entropy, *case, reduction)
     assert rows * vocabulary <= largest.numbers <= 2 * rows * vocabulary
     with Largest() as largest:
-        loss_and_gradients(written_out, *case, reduction)
+        loss_and_gradients(naive, *case, reduction)
     assert largest.numbers == tokens * vocabulary
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_token_that_is_not_finite_becomes_nan_as_in_the_written_out_form(reduction, bad):
+def test_a_token_that_is_not_finite_becomes_nan_as_in_the_naive_form(reduction, bad):
     hidden, weight, targets = inputs(dtype=torch.float32)
     with torch.no_grad():
         hidden[5, 3] = bad
     got = loss_and_gradients(linear_cross_entropy, hidden, weight, targets, reduction)
-    expected = loss_and_gradients(written_out, hidden, weight, targets, reduction)
+    expected = loss_and_gradients(naive, hidden, weight, targets, reduction)
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one.isnan(), other.isnan())
     assert got[1].isnan().any(1).nonzero().flatten().tolist() == [5]
@@ -228,7 +224,7 @@ def test_shares_too_small_for_the_type_do_no_harm():
     hidden, weight, targets = inputs(dtype=torch.float32, scale=100.0)
     double = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     got = loss_and_gradients(linear_cross_entropy, hidden, weight, targets)
-    assert_same([value.double() for value in got], loss_and_gradients(written_out, *double, targets), 1e-4)
+    assert_same([value.double() for value in got], loss_and_gradients(naive, *double, targets), 1e-4)
 
 
 def test_repetitions_are_equal_in_every_bit():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracle import algorithm_1, entropies
+from registry import small_settings
 from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, make
 
 from ibqlab.generator import linear_cross_entropy
@@ -68,8 +69,7 @@ def test_repetitions_are_equal_in_every_bit_on_request(monkeypatch):
 @pytest.mark.parametrize("name", available_quantizers())
 def test_every_quantizer_chooses_as_on_the_cpu(name):
     torch.manual_seed(0)
-    settings = {"codebook_size": 256} if name == "lfq" else {"codebook_size": 64, "codebook_init": "normal"}
-    quantizer = build_quantizer(name, code_dim=8, **settings).eval()
+    quantizer = build_quantizer(name, **small_settings(name, 64, 8)).eval()
     features = torch.randn(2, 8, 4, 4)
     there = quantizer(features)
     here = quantizer.cuda()(features.cuda())
@@ -95,7 +95,7 @@ def test_a_run_with_an_adversary_trains_in_bfloat16(tmp_path, fast):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cross_entropy_by_blocks_equals_the_written_out_form(monkeypatch, dtype, autocast):
+def test_cross_entropy_by_blocks_equals_the_naive_form(monkeypatch, dtype, autocast):
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 100)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(size, 64, generator=generator).to("cuda", dtype) for size in (250, 1000))

@@ -14,13 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibqlab.quantizers import (
     blocks,
-    code_parallel_index_backprop,
     index_backprop,
     mixture_of_codes,
     nearest_code,
     precision,
 )
-from ibqlab.quantizers.index_backprop_rows import Fused, InPlace
+from ibqlab.quantizers.index_backprop_rows import IN_PLACE, expressions
 
 # The package's function of that name hides the module.
 MODULE = sys.modules["ibqlab.quantizers.index_backprop"]
@@ -34,7 +33,7 @@ def inputs(*, tokens=37, codes=90, dim=12, dtype=torch.float64, seed=0, scale=1.
     return z.to(dtype).requires_grad_(), c.to(dtype).requires_grad_(), w.to(dtype)
 
 
-def written_out(z, c, w, temperature):
+def naive(z, c, w, temperature):
     z_q, index, _ = algorithm_1(z, c)
     sample, average = entropies(z, c, temperature)
     loss = (w * z_q).sum() + 0.3 * sample - 0.7 * average
@@ -51,11 +50,11 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item()
 
 
-@pytest.fixture(params=["in place", "fused"])
+@pytest.fixture(params=["in place", "expressions"])
 def form(request, monkeypatch):
     """The tests that take it hold for both ways to work on a block, whichever this machine's device would get."""
-    chosen = {"in place": InPlace, "fused": Fused()}[request.param]
-    monkeypatch.setattr(MODULE, "_form", lambda device_type, split: chosen)
+    chosen = {"in place": IN_PLACE, "expressions": expressions()}[request.param]
+    monkeypatch.setattr(MODULE, "_block_functions", lambda device_type: chosen)
     return request.param
 
 
@@ -65,7 +64,7 @@ def form(request, monkeypatch):
 def test_float64_equals_algorithm_1(monkeypatch, temperature, rows):
     z, c, w = inputs()
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: rows)
-    got, expected = by_blocks(z, c, w, temperature), written_out(z, c, w, temperature)
+    got, expected = by_blocks(z, c, w, temperature), naive(z, c, w, temperature)
     assert torch.equal(got[1], expected[1])
     for one, other in zip(got[:1] + got[2:], expected[:1] + expected[2:], strict=True):
         assert relative(one, other) < 1e-8
@@ -79,7 +78,7 @@ def test_any_number_of_tokens_and_codes(monkeypatch, tokens, codes, dim):
     z, c, w = inputs(tokens=tokens, codes=codes, dim=dim)
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 50)
     monkeypatch.setattr(blocks, "TILE_BYTES", 3 * codes * 8)
-    got, expected = by_blocks(z, c, w, 0.01), written_out(z, c, w, 0.01)
+    got, expected = by_blocks(z, c, w, 0.01), naive(z, c, w, 0.01)
     assert torch.equal(got[1], expected[1])
     for one, other in zip(got[:1] + got[2:], expected[:1] + expected[2:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
@@ -139,10 +138,10 @@ def test_outputs_may_be_used_one_by_one(used):
 @pytest.mark.parametrize("seed", range(4))
 def test_float32_is_as_close_to_float64_as_algorithm_1_is(seed):
     z, c, w = inputs(tokens=64, codes=256, dim=16, seed=seed)
-    exact = written_out(z, c, w, 0.01)
+    exact = naive(z, c, w, 0.01)
     single = [t.detach().float() for t in (z, c, w)]
     single = (single[0].requires_grad_(), single[1].requires_grad_(), single[2])
-    mine, literal = by_blocks(*single, 0.01), written_out(*single, 0.01)
+    mine, literal = by_blocks(*single, 0.01), naive(*single, 0.01)
     for ours, theirs, truth in zip(mine[2:], literal[2:], exact[2:], strict=True):
         assert relative(ours.double(), truth) < 3 * relative(theirs.double(), truth) + 1e-6
 
@@ -226,7 +225,7 @@ def test_nothing_larger_than_two_blocks_ever_exists(monkeypatch):
         by_blocks(z, c, w, 0.01)
     assert rows * codes <= largest.numbers <= 2 * rows * codes
     with Largest() as largest:
-        written_out(z, c, w, 0.01)
+        naive(z, c, w, 0.01)
     assert largest.numbers == tokens * codes
 
 
@@ -288,7 +287,7 @@ def test_a_gradient_without_strides_is_taken():
 @pytest.mark.usefixtures("form")
 def test_shares_too_small_for_the_type_do_no_harm():
     z, c, w = inputs(dtype=torch.float32, scale=100.0)
-    exact = written_out(*(t.detach().double().requires_grad_() for t in (z, c)), w.double(), 0.01)
+    exact = naive(*(t.detach().double().requires_grad_() for t in (z, c)), w.double(), 0.01)
     got = by_blocks(z, c, w, 0.01)
     assert all(torch.isfinite(value).all() for value in got)
     # Apart from the scores' own rounding, which τ multiplies: features of norm 350 leave few tokens undecided.
@@ -395,14 +394,14 @@ def test_a_torch_with_the_older_switch_alone_is_served(monkeypatch):
         reset_precision()
 
 
-def test_the_fused_form_is_one_graph_in_each_direction(monkeypatch):
+def test_the_compiled_form_is_one_graph_in_each_direction(monkeypatch):
     """What CUDA's kernels are made of, without a compiler behind it."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
-    compiled = Fused(compiled=True)
-    monkeypatch.setattr(MODULE, "_form", lambda device_type, split: compiled)
+    compiled = expressions(compiled=True)
+    monkeypatch.setattr(MODULE, "_block_functions", lambda device_type: compiled)
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 20)
     z, c, w = inputs()
-    for one, other in zip(by_blocks(z, c, w, 0.1), written_out(z, c, w, 0.1), strict=True):
+    for one, other in zip(by_blocks(z, c, w, 0.1), naive(z, c, w, 0.1), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
@@ -415,10 +414,6 @@ def test_best_codes_are_those_of_max(size):
     expected = scores.max(1, keepdim=True)
     assert torch.equal(indices, expected.indices[:, 0])
     torch.testing.assert_close(top, expected.values, rtol=0, atol=0, equal_nan=True)
-
-
-SIZES = (50, 17, 23)
-"""Codes on each process."""
 
 
 def run_processes(count, function, folder):
@@ -448,46 +443,7 @@ def run_processes(count, function, folder):
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 
-def one_part():
-    """Index backpropagation of this process's twelve tokens over codes that all processes hold together."""
-    rank = dist.get_rank()
-    z, c, w = inputs(tokens=36)
-    own, start = slice(rank * 12, (rank + 1) * 12), sum(SIZES[:rank])
-    z, c, w = z.detach()[own].requires_grad_(), c.detach()[start : start + SIZES[rank]].requires_grad_(), w[own]
-    blocks.rows_per_block = lambda size, like: 5
-    out = code_parallel_index_backprop(z, c, 0.1)
-    loss = (w * out.quantized).sum() + 0.1 * out.sample_entropy - 0.7 / 3 * out.average_entropy
-    grads = torch.autograd.grad(loss, (z, c))
-    plain = code_parallel_index_backprop(z, c, None)
-    grads += torch.autograd.grad((w * plain.quantized).sum(), (z, c))
-    try:
-        code_parallel_index_backprop(z[: 12 - rank], c)
-    except ValueError as error:
-        return [*out, *grads], str(error)
-    return None
-
-
-def test_a_codebook_split_over_processes_gives_the_same(tmp_path):
-    z, c, w = inputs(tokens=36)
-    out = index_backprop(z, c, 0.1)
-    loss = (w * out.quantized).sum() + 0.3 * out.sample_entropy - 0.7 * out.average_entropy
-    grads = torch.autograd.grad(loss, (z, c))
-    grads += torch.autograd.grad((w * index_backprop(z, c, None).quantized).sum(), (z, c))
-    parts, errors = zip(*run_processes(3, "one_part", tmp_path), strict=True)
-    joined = [torch.cat(values) if values[0].ndim else values[0] for values in zip(*parts, strict=True)]
-    assert torch.equal(joined[1], out.indices)
-    for one, other in zip(joined, [*out, *grads], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    assert all("as many tokens; got [12, 11, 10]" in error for error in errors)
-
-
-def test_a_split_codebook_needs_a_process_group():
-    z, c, _ = inputs()
-    with pytest.raises(ValueError, match="init_process_group"):
-        code_parallel_index_backprop(z, c)
-
-
-def own_share():
+def one_processs_gradients():
     """Gradients of the average entropy, taken over two processes, from this process's half of the tokens."""
     from ibqlab.quantizers.lfq import sign_entropies  # noqa: PLC0415
 
@@ -508,7 +464,7 @@ def test_the_average_entropy_may_be_taken_over_all_processes(tmp_path):
     grads = torch.autograd.grad(entropy, (z, c))
     signs = z.detach()[:, :6].clone().requires_grad_()
     bits = sign_entropies(signs, 1.0)[1]
-    first, second = run_processes(2, "own_share", tmp_path)
+    first, second = run_processes(2, "one_processs_gradients", tmp_path)
     close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-14)
     # Data-parallel training averages the processes' gradients.
     close(first[0], entropy)
@@ -539,7 +495,7 @@ def test_bad_input_is_named(z, c, settings, message):
 
 @pytest.mark.parametrize("temperature", [0.9, 0.05, 1e-6])
 @pytest.mark.parametrize(("tokens", "codes"), [(37, 90), (1, 2), (5, 129)])
-def test_mixture_of_codes_equals_the_written_out_form(monkeypatch, temperature, tokens, codes):
+def test_mixture_of_codes_equals_the_naive_form(monkeypatch, temperature, tokens, codes):
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 10)
     monkeypatch.setattr(blocks, "TILE_BYTES", 3 * codes * 8)
     z, c, w = inputs(tokens=tokens, codes=codes)

@@ -10,22 +10,23 @@ import pytest
 import torch
 from golden import golden
 from oracle import ibq_loss
+from registry import accepts, quantizers_that_accept, small_settings
 from torch.nn import functional as F
 
 from ibqlab.quantizers import (
     Assignment,
     Quantizer,
     available_quantizers,
+    base,
     build_quantizer,
     nearest_code,
     register_quantizer,
     rotate_to_codes,
 )
-from ibqlab.quantizers.base import _PRESETS
 
 CODES, DIM = 24, 6
-NAMES = ("ibq", "lfq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema")
-
+PUBLISHED = {"ibq", "lfq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema"}
+BY_KMEANS = quantizers_that_accept(codebook_init="kmeans")
 
 STORED_KINDS = {
     "int32": torch.Tensor.int,
@@ -61,17 +62,16 @@ def features(seed=0, shape=(2, DIM, 3, 4)):
 
 
 def built(name, **settings):
-    """A quantizer of dimension DIM; LFQ's has all 2^DIM sign vectors and no start, the others CODES normal codes."""
+    """A quantizer of dimension DIM, as `small_settings` has it."""
     torch.manual_seed(1)
-    start = {"codebook_size": 2**DIM} if name == "lfq" else {"codebook_size": CODES, "codebook_init": "normal"}
-    return build_quantizer(name, **{"code_dim": DIM, **start, **settings})
+    return build_quantizer(name, **{**small_settings(name, CODES, DIM), **settings})
 
 
 def test_the_published_names_are_registered():
-    assert set(NAMES) <= set(available_quantizers())
+    assert set(available_quantizers()) >= PUBLISHED
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", available_quantizers())
 class TestContract:
     def test_shapes_types_and_loss(self, name):
         quantizer = built(name)
@@ -142,22 +142,17 @@ class TestContract:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("training", [True, False])
     def test_half_quantizers_compute_in_float32(self, name, dtype, training):
-        half = built(name, **({"codebook_init": "kmeans"} if name == "vq" else {})).to(dtype)
+        half = built(name).to(dtype)
         wide = copy.deepcopy(half).float()
         for quantizer in (half, wide):
             quantizer.train(training)
         z = features().to(dtype)
         mine, theirs = z.clone().requires_grad_(), z.clone().float().requires_grad_()
-        torch.manual_seed(3)
         assert torch.equal(half.encode(z), wide.encode(z.float()))
-        torch.manual_seed(3)
-        got = half(mine)
-        torch.manual_seed(3)
-        expected = wide(theirs)
-        if name != "vq" or not training:  # k-means centres are stored, hence rounded, in half precision
-            assert torch.equal(got.indices, expected.indices)
-            assert torch.equal(got.quantized, expected.quantized)
-            torch.testing.assert_close(got.loss, expected.loss)
+        got, expected = half(mine), wide(theirs)
+        assert torch.equal(got.indices, expected.indices)
+        assert torch.equal(got.quantized, expected.quantized)
+        torch.testing.assert_close(got.loss, expected.loss)
         assert got.quantized.dtype == got.loss.dtype == torch.float32
         assert half.codebook.isfinite().all()
         if training:
@@ -193,7 +188,7 @@ class TestContract:
     def test_state_and_copy_survive(self, name):
         quantizer = built(name)
         quantizer(features().requires_grad_()).loss.backward()
-        twin = built(name, codebook_init="grid" if name == "lfq" else "unit")
+        twin = built(name, **({"codebook_init": "unit"} if accepts(name, codebook_init="unit") else {}))
         twin.load_state_dict(quantizer.state_dict())
         duplicate = copy.deepcopy(quantizer)
         assert torch.equal(twin.codebook, quantizer.codebook)
@@ -264,18 +259,32 @@ def test_initialisations_have_their_spread():
     assert unit.norm(dim=1).mean().item() == pytest.approx(1, rel=0.05)
 
 
-def test_kmeans_start_puts_codes_among_the_features():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", BY_KMEANS)
+def test_half_quantizers_start_from_centres(name, dtype):
+    """The centres are stored, hence rounded, in half precision, so that they are not those of float32."""
+    quantizer = built(name, codebook_init="kmeans").to(dtype)
+    z = features().to(dtype).requires_grad_()
+    torch.manual_seed(3)
+    out = quantizer(z)
+    assert out.quantized.dtype == out.loss.dtype == torch.float32
+    assert quantizer.codebook.isfinite().all() and not torch.equal(quantizer.codebook, built(name).to(dtype).codebook)
+    (out.loss + out.quantized.square().sum()).backward()
+    assert z.grad.dtype == dtype and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BY_KMEANS)
+def test_kmeans_start_puts_codes_among_the_features(name):
     centres = torch.tensor([[5.0, 0, 0, 0, 0, 0], [0, 5.0, 0, 0, 0, 0], [0, 0, 0, 0, 0, -5.0]])
     noise = 0.05 * torch.randn(300, DIM, generator=torch.Generator().manual_seed(0))
     points = centres.repeat_interleave(100, 0) + noise
-    for name in ("vq", "ibq", "vq_ema", "soft_vq"):
-        quantizer = built(name, codebook_init="kmeans")
-        quantizer(points.T.reshape(1, DIM, 15, 20))
-        assert torch.cdist(quantizer.codebook, centres).min(dim=1).values.max() < 0.6, name
-        started = quantizer.codebook.detach().clone()
-        quantizer(points.T.reshape(1, DIM, 15, 20) + 100)
-        if name != "vq_ema":
-            assert torch.equal(quantizer.codebook, started), name
+    quantizer = built(name, codebook_init="kmeans")
+    quantizer(points.T.reshape(1, DIM, 15, 20))
+    assert torch.cdist(quantizer.codebook, centres).min(dim=1).values.max() < 0.6
+    started = quantizer.codebook.detach().clone()
+    quantizer(points.T.reshape(1, DIM, 15, 20) + 100)
+    if list(quantizer.parameters()):  # codes without a gradient are averages, which every batch moves
+        assert torch.equal(quantizer.codebook, started)
 
 
 class TestVectorQuantizer:
@@ -523,6 +532,13 @@ class TestIndexBackpropQuantizer:
             assert_near(grad_codebook, stored[f"{tag}/grad_codebook/{name}"], tolerance)
 
 
+@pytest.fixture
+def registry(monkeypatch):
+    """A test's own quantizers are known in that test alone, because others go over all of them."""
+    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+
+
+@pytest.mark.usefixtures("registry")
 def test_a_new_quantizer_takes_ten_lines():
     @register_quantizer("always_first")
     class AlwaysFirst(Quantizer):
@@ -534,13 +550,27 @@ def test_a_new_quantizer_takes_ten_lines():
             indices = torch.zeros(len(features), dtype=torch.int64)
             return Assignment(features + (F.embedding(indices, codebook) - features).detach(), indices, {})
 
-    try:
-        quantizer = build_quantizer("always_first", codebook_size=CODES, code_dim=DIM)
-        out = quantizer(features())
-        assert out.indices.unique().tolist() == [0]
-        assert out.loss.item() == 0
-        assert quantizer.config.config_name == "always_first"
-        with pytest.raises(ValueError, match="exists already"):
-            register_quantizer("vq")(AlwaysFirst)
-    finally:
-        _PRESETS.pop("always_first")
+    quantizer = build_quantizer("always_first", codebook_size=CODES, code_dim=DIM)
+    out = quantizer(features())
+    assert out.indices.unique().tolist() == [0]
+    assert out.loss.item() == 0
+    assert quantizer.config.config_name == "always_first"
+    with pytest.raises(ValueError, match="exists already"):
+        register_quantizer("vq")(AlwaysFirst)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("start", ["unit", "kmeans"])
+def test_an_assignment_alone_is_a_quantizer_with_free_codes_and_every_start(start):
+    @register_quantizer("nearest")
+    class Nearest(Quantizer):
+        def assign(self, features, codebook):
+            indices = nearest_code(features, codebook)
+            return Assignment(F.embedding(indices, codebook), indices, {})
+
+    torch.manual_seed(0)
+    quantizer = build_quantizer("nearest", codebook_size=CODES, code_dim=DIM, codebook_init=start)
+    before = quantizer.codebook.detach().clone()
+    quantizer(features()).quantized.square().sum().backward()
+    assert torch.equal(quantizer.codebook, before) == (start == "unit")
+    assert (quantizer.codebook_gradient.norm(dim=1) > 0).any()

@@ -16,8 +16,11 @@ from ibqlab.generator.transformer import Decoding
 def decode(model, indices, labels):
     """Logits of all positions, one after another."""
     decoding = Decoding(model, labels)
-    steps = [None, *indices.T[:-1]]
-    return torch.stack([decoding.next_logits(step) for step in steps], dim=1)
+    logits = []
+    for tokens_before in [None, *indices.T[:-1]]:
+        decoding.advance(tokens_before)
+        logits.append(decoding.logits())
+    return torch.stack(logits, dim=1)
 
 
 # --- the published numbers ---
@@ -61,9 +64,9 @@ def test_cached_decoding_is_the_forward_pass():
 def test_decoding_stops_at_the_last_position():
     decoding = Decoding(make(SMALL), LABELS)
     for _ in range(9):
-        decoding.next_logits(torch.tensor([1, 2]))
+        decoding.advance(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="an image has 9 tokens"):
-        decoding.next_logits(torch.tensor([1, 2]))
+        decoding.advance(torch.tensor([1, 2]))
 
 
 def test_a_token_stays_where_those_before_it_have_exactly_top_p():

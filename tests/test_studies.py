@@ -13,7 +13,8 @@ from PIL import Image
 
 from ibqlab.config import ConfigError, content_hash, field_types, load_yaml, parse
 from ibqlab.grids.cells import EvaluationRequest
-from ibqlab.notebooks.parameters import find_notebook, notebook_parameters
+from ibqlab.notebooks.catalogue import find_notebook
+from ibqlab.notebooks.parameters import notebook_parameters
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer

@@ -296,7 +296,7 @@ def test_bad_settings_are_refused(settings, message):
         AutoencoderConfig(**settings)
 
 
-@pytest.mark.parametrize("name", ["ibq", "vq_ema", "lfq"])
+@pytest.mark.parametrize("name", available_quantizers())
 def test_encode_indices_gives_what_decode_indices_takes(name, images):
     torch.manual_seed(0)
     quantizer = quantizer_config({"name": name, "codebook_size": 16, "code_dim": 4})

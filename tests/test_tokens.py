@@ -6,17 +6,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from ibqlab.training.generator.token_source import open_tokens
 
 from ibqlab.tokens.entropy import (
     bits_per_image,
     bits_per_pixel,
     bits_per_token,
     index_permutation,
-    permute_indices,
     token_entropy,
 )
 from ibqlab.tokens.ngrams import BASELINES, measure_ngrams
 from ibqlab.tokens.report import ModelCost, report_tokens
+from ibqlab.training import recipe_config, train
 
 GRID = (4, 6)
 T = 24
@@ -164,7 +165,7 @@ class TestBaselines:
         training, validation = markov(300, 0.8, 50), markov(100, 0.8, 50, seed=1)
         labels = np.arange(300) % 3, np.arange(100) % 3
         ours = measure_ngrams(training, validation, 50, GRID, labels=labels)
-        training, validation = (permute_indices(tokens, 50, 7) for tokens in (training, validation))
+        training, validation = (index_permutation(50, 7).numpy()[tokens] for tokens in (training, validation))
         theirs = measure_ngrams(training, validation, 50, GRID, labels=labels)
         for name in BASELINES:
             assert theirs[name] == pytest.approx(ours[name], rel=1e-12), name
@@ -235,22 +236,43 @@ class TestUnits:
 
     def test_a_permutation_gives_every_code_another_number_and_can_be_undone(self):
         tokens = uniform(10, 16)
-        permuted = permute_indices(tokens, 16, 3)
-        assert not np.array_equal(permuted, tokens)
-        assert np.array_equal(np.argsort(index_permutation(16, 3))[permuted], tokens)
-        assert sorted(index_permutation(16, 3)) == list(range(16))
-        tensor = permute_indices(torch.from_numpy(tokens).int().view(10, *GRID), 16, 3)
-        assert np.array_equal(tensor.numpy().reshape(10, T), permuted)
-        assert np.array_equal(permute_indices(tokens.tolist(), 16, 3), permuted)
-        assert not np.array_equal(permute_indices(tokens, 16, 4), permuted)
-
-    def test_permuting_refuses_what_is_no_code(self):
-        with pytest.raises(ValueError, match="got 16 to 16"):
-            permute_indices(np.array([16]), 16, 0)
-        with pytest.raises(ValueError, match=r"whole numbers; got torch\.float32"):
-            permute_indices(torch.zeros(3), 16, 0)
+        order = index_permutation(16, 3)
+        assert sorted(order.tolist()) == list(range(16))
+        assert not np.array_equal(order[tokens], tokens)
+        assert np.array_equal(order.argsort()[order[tokens]], tokens)
+        assert torch.equal(order, index_permutation(16, 3)) and not torch.equal(order, index_permutation(16, 4))
         with pytest.raises(ValueError, match="seed must be at least 0; got -1"):
-            permute_indices(np.array([1]), 16, -1)
+            index_permutation(16, -1)
+
+    def test_a_permutation_is_the_one_that_runs_have_always_had(self):
+        """A run begun before resumes with the same numbers only if these stay."""
+        assert index_permutation(12, 1).tolist() == [1, 4, 6, 8, 11, 0, 5, 3, 2, 9, 10, 7]
+
+    def test_a_run_sees_its_tokens_under_that_permutation(self, tmp_path):
+        tokenizer = {
+            "autoencoder.channel_multipliers": [1, 1],
+            "autoencoder.resolution": 8,
+            "quantizer.codebook_size": 32,
+        }
+        settings = {f"tokenizer.{name}": value for name, value in tokenizer.items()}
+        settings |= {"data.source": "digits", "data.image_size": 8, "steps": 1}
+        run = train(recipe_config("builtin/smoke", settings), tmp_path / "tokenizer", progress=False)
+        generator = {
+            "name": "ibq",
+            "vocabulary_size": 32,
+            "num_classes": 10,
+            "grid_size": 4,
+            "width": 16,
+            "num_heads": 2,
+        }
+        settings = {"generator": generator | {"depth": 1}, "tokenizer": str(run.path), "data.image_size": 8}
+        plain, permuted = (
+            open_tokens(recipe_config("builtin/digits_generator", settings | {"index_permutation": seed}), tmp_path)
+            for seed in (-1, 3)
+        )
+        batch, cpu = next(iter(plain.training_batches(0, 0, 1))), torch.device("cpu")
+        expected = index_permutation(32, 3)[plain.tokens(batch, cpu).indices]
+        assert torch.equal(permuted.tokens(batch, cpu).indices, expected)
 
 
 class TestReport:

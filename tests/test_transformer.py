@@ -16,7 +16,8 @@ from ibqlab.generator import (
     GeneratorConfig,
     generator_config,
 )
-from ibqlab.generator.layers import ClassEmbedding, RMSNorm, rotary_table, rotate
+from ibqlab.generator.attention import rotary_table, rotate
+from ibqlab.generator.layers import ClassEmbedding, RMSNorm
 from ibqlab.quantizers import join_indices
 
 SMALL = GeneratorConfig(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.generator import Generator, SamplingConfig
-from ibqlab.generator.layers import rotate
+from ibqlab.generator.attention import rotate
 from ibqlab.generator.sampling import choose_tokens, guide, uniform_numbers
 from ibqlab.generator.sequence import position_table
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ibqlab.quantizers import IndexBackpropQuantizer, IndexBackpropQuantizerConfig, register_quantizer
 from ibqlab.quantizers.base import Assignment
-from ibqlab.quantizers.vq import pair_terms
+from ibqlab.quantizers.terms import pair_terms
 
 
 def published_index_backprop(

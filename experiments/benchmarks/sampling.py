@@ -51,8 +51,8 @@ def sample_fast(
     decoding = Decoding(generator, torch.cat([labels, null]), compiled=compiled)
     tokens: list[Tensor] = []
     for place in range(positions):
-        logits = decoding.next_logits(tokens[-1].repeat(2) if tokens else None)
-        guided = guide(*logits.chunk(2), config.scale_at(place, most))
+        decoding.advance(tokens[-1].repeat(2) if tokens else None)
+        guided = guide(*decoding.logits().chunk(2), config.scale_at(place, most))
         tokens.append(choose_tokens(guided, numbers[:, place], config))
     return torch.stack(tokens, dim=1)
 

@@ -1,6 +1,6 @@
-"""How the published generators were sampled for their printed numbers."""
+"""How the published generators were sampled for their published numbers."""
 
-from ibqlab.generator.sampling import SamplingConfig
+from ibqlab.generator.sampling_config import SamplingConfig
 
 SAMPLING_CARDS: dict[str, SamplingConfig] = {
     "ibq_b": SamplingConfig(temperature=1.1, cfg_scale=2.25),

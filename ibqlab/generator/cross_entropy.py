@@ -1,12 +1,12 @@
 """Cross-entropy of a linear head without the N × V logits: exact value and gradient, a block of rows at a time.
 
-The written-out form keeps logits, their softmax and their gradient, N × V numbers each. Here a block of logits becomes
-its own gradient in place as soon as its losses are read off, and is multiplied into the gradients of hidden states and
+The naive form keeps logits, their softmax and their gradient, N × V numbers each. Here a block of logits becomes its
+own gradient in place as soon as its losses are read off, and is multiplied into the gradients of hidden states and
 weight in the same pass: three matrix products, the floor, and nothing is computed again in the backward pass.
 
 From 2.13 on PyTorch has a form by blocks, `torch.nn.functional.linear_cross_entropy` with options. It is not used:
-with this form's blocks it is as fast, with those it chooses itself slower than the written-out form, and it gives half
-types a loss of half type (experiments/results/cross_entropy/report.md, on a CPU).
+with this form's blocks it is as fast, with those it chooses itself slower than the naive form, and it gives half types
+a loss of half type (experiments/results/cross_entropy/report.md, on a CPU).
 """
 
 from typing import Any, Literal
@@ -16,10 +16,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, rows_per_tile, workspace
+from ibqlab.base.checks import require_choice
+from ibqlab.quantizers.blocks import (
+    add_product,
+    full_precision,
+    gradient_operand_type,
+    lowest_exponent,
+    product,
+    rows_per_tile,
+    score_blocks,
+)
 from ibqlab.quantizers.compilation import never_compiled
-from ibqlab.quantizers.index_backprop_rows import lowest_exponent
-from ibqlab.quantizers.vectors import FLOATS
+from ibqlab.quantizers.indices import value_bounds
+from ibqlab.quantizers.vectors import FLOATS, check_plain
 
 REDUCTIONS = ("mean", "sum", "none")
 WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -39,7 +48,7 @@ def linear_cross_entropy(
         S = h·Wᵀ,  L_n = ln Σ_v exp(S_nv) − S_n,target(n)
 
     In nats: 0 for certain and right, ln V for no idea at all. A token whose hidden state holds NaN or infinity has a
-    loss of NaN, as in the written-out form.
+    loss of NaN, as in the naive form.
 
     Args:
         hidden: h, (N, C) or (B, T, C), any scale, any strides.
@@ -80,12 +89,8 @@ def _operand_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
-    for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
-            got = value.layout if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+    require_choice("reduction", reduction, REDUCTIONS)
+    check_plain(hidden=hidden, weight=weight, targets=targets)
     if hidden.ndim not in (2, 3) or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden (N, C) or (B, T, C) and weight (V, C) must share C, got {tuple(hidden.shape)} and "
@@ -112,14 +117,12 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> N
             f"hidden is on {hidden.device}, weight on {weight.device}, targets on {targets.device}; move them to one "
             "with .to(device)"
         )
-    # A plan's tensors have no values to check.
-    if type(targets) is Tensor and not targets.is_meta:
-        lowest, highest = torch.stack(targets.aminmax()).tolist()
-        if lowest < 0 or highest >= len(weight):
-            raise ValueError(
-                f"targets must lie in 0 to V − 1 = {len(weight) - 1}, got {lowest} to {highest}; leave tokens without "
-                "a target out: keep = targets >= 0, then hidden[keep] and targets[keep]"
-            )
+    bounds = value_bounds(targets)
+    if bounds and not 0 <= bounds[0] <= bounds[1] < len(weight):
+        raise ValueError(
+            f"targets must lie in 0 to V − 1 = {len(weight) - 1}, got {bounds[0]} to {bounds[1]}; leave tokens without "
+            "a target out: keep = targets >= 0, then hidden[keep] and targets[keep]"
+        )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -133,8 +136,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, summed: bool) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
         ctx.dtype, ctx.summed = _operand_type(hidden, weight), summed
-        wanted = ctx.needs_input_grad[:2] if summed else (False, False)
-        losses, ctx.ahead = _go_through_blocks(hidden.to(ctx.dtype), weight.to(ctx.dtype), targets, wanted)
+        # Not summed, every token has a g of its own, which only the backward pass knows.
+        needed = ctx.needs_input_grad[:2] if summed else (False, False)
+        losses, ctx.gradients = _losses_and_gradients(hidden.to(ctx.dtype), weight.to(ctx.dtype), targets, needed)
         return losses.sum() if summed else losses
 
     @staticmethod
@@ -142,11 +146,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
         # Scaled in place, hence good for one backward pass; another one computes them again.
-        gradients, ctx.ahead = ctx.ahead, (None, None)
+        gradients, ctx.gradients = ctx.gradients, (None, None)
         if gradients == (None, None):
             operands = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-            pull = None if ctx.summed else grad
-            _, gradients = _go_through_blocks(*operands, targets, ctx.needs_input_grad[:2], pull)
+            token_grads = None if ctx.summed else grad
+            _, gradients = _losses_and_gradients(*operands, targets, ctx.needs_input_grad[:2], token_grads)
         if ctx.summed:
             gradients = [None if gradient is None else gradient.mul_(grad) for gradient in gradients]
         typed = (
@@ -156,58 +160,64 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *typed, None, None
 
 
-def _go_through_blocks(
+def _losses_and_gradients(
     hidden: Float[Tensor, "N C"],
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, " N"],
-    wanted: tuple[bool, bool],
-    pull: Float[Tensor, " N"] | None = None,
+    needed: tuple[bool, bool],
+    token_grads: Float[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], tuple[Tensor | None, Tensor | None]]:
-    """Losses of all tokens, and the gradients of hidden states and weight where wanted.
+    """Losses of all tokens, and the gradients of hidden states and weight where they are needed.
 
     Args:
         hidden, weight: in the type in which they are multiplied.
         targets: int64.
-        wanted: whether the gradients of hidden and of weight are.
-        pull: g, the gradient of each token's loss; None for 1.
+        needed: whether the gradients of hidden and of weight are.
+        token_grads: g, the gradient of each token's loss; None for 1.
     """
     losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    # float16 would lose gradients below 6·10⁻⁸.
-    into = torch.bfloat16 if hidden.dtype == torch.float16 else hidden.dtype
-    operands = hidden.to(into), weight.to(into)
-    grad_hidden = torch.empty_like(hidden, dtype=losses.dtype) if wanted[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=losses.dtype) if wanted[1] else None
-    parts = row_blocks(len(hidden), len(weight), losses)
-    (buffer,) = workspace(1, parts[0].stop, len(weight), losses)
+    into = gradient_operand_type(hidden.dtype)
+    hidden_operand, weight_operand = hidden.to(into), weight.to(into)
+    grad_hidden = torch.empty_like(hidden, dtype=losses.dtype) if needed[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=losses.dtype) if needed[1] else None
     with full_precision(hidden.device):
-        for part in parts:
-            scores = product(hidden[part], weight.T, buffer[: part.stop - part.start])
+        for rows, (logits,) in score_blocks(len(hidden), len(weight), losses):
+            product(hidden[rows], weight.T, logits)  # (R, V), one block, never (N, V)
             # Only a CPU has a cache that a tile fits and a block does not.
-            rows = rows_per_tile(scores) if scores.device.type == "cpu" else len(scores)
-            for start in range(part.start, part.stop, rows):
-                tile = slice(start, min(start + rows, part.stop))
-                inside = scores[tile.start - part.start : tile.stop - part.start]
-                losses[tile], total = _losses(inside, targets[tile])
-                if any(wanted):
-                    _differentiate(inside, total, targets[tile], None if pull is None else pull[tile])
-            change = scores.to(into) if any(wanted) else scores
+            tile_rows = rows_per_tile(logits) if logits.device.type == "cpu" else len(logits)
+            for start in range(rows.start, rows.stop, tile_rows):
+                tokens = slice(start, min(start + tile_rows, rows.stop))
+                tile = logits[tokens.start - rows.start : tokens.stop - rows.start]
+                losses[tokens], total = _losses(tile, targets[tokens])
+                if any(needed):
+                    _differentiate(tile, total, targets[tokens], None if token_grads is None else token_grads[tokens])
+            # The block holds ∂S now, and both products read it before the next block overwrites it.
+            change = logits.to(into) if any(needed) else logits
             if grad_hidden is not None:
-                product(change, operands[1], grad_hidden[part])
+                product(change, weight_operand, grad_hidden[rows])
             if grad_weight is not None:
-                add_product(grad_weight, change.T, operands[0][part])
+                add_product(grad_weight, change.T, hidden_operand[rows])
     return losses, (grad_hidden, grad_weight)
 
 
-def _losses(scores: Float[Tensor, "R V"], targets: Int[Tensor, " R"]) -> tuple[Tensor, Tensor]:
-    """Losses (R,) of a tile's rows and Σ_v exp(S − max S) (R, 1); scores ← exp(S − max S)."""
-    top = scores.amax(1, keepdim=True)
-    chosen = scores.gather(1, targets[:, None]).sub_(top)
-    total = scores.sub_(top).clamp_(min=lowest_exponent(scores.dtype)).exp_().sum(1, keepdim=True)
-    return (total.log() - chosen)[:, 0], total
+def _losses(
+    logits: Float[Tensor, "R V"], targets: Int[Tensor, " R"]
+) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 1"]]:
+    """Losses of a tile's rows and Σ_v exp(S − max S); logits ← exp(S − max S)."""
+    top = logits.amax(1, keepdim=True)
+    target_logits = logits.gather(1, targets[:, None]).sub_(top)  # (R, 1), read before the next line overwrites them
+    total = logits.sub_(top).clamp_(min=lowest_exponent(logits.dtype)).exp_().sum(1, keepdim=True)
+    return (total.log() - target_logits)[:, 0], total
 
 
-def _differentiate(weights: Tensor, total: Tensor, targets: Tensor, pull: Tensor | None) -> None:
-    """weights ← g (weights/total − onehot(target)); a token's loss has the gradient g = 1 where `pull` is None."""
-    pull = torch.ones_like(total) if pull is None else pull[:, None]
-    weights.mul_(pull / total)
-    weights.scatter_(1, targets[:, None], weights.gather(1, targets[:, None]) - pull)
+def _differentiate(
+    weights: Float[Tensor, "R V"],
+    total: Float[Tensor, "R 1"],
+    targets: Int[Tensor, " R"],
+    token_grads: Float[Tensor, " R"] | None,
+) -> None:
+    """weights ← g (weights/total − onehot(target)); g = 1 for every token where `token_grads` is None."""
+    grads = torch.ones_like(total) if token_grads is None else token_grads[:, None]
+    weights.mul_(grads / total)
+    # The one-hot matrix is one number per row.
+    weights.scatter_(1, targets[:, None], weights.gather(1, targets[:, None]) - grads)

@@ -1,4 +1,4 @@
-"""Token after token: keys and values are kept, the class is worked out once, and whole rows can be given at the start.
+"""Token after token: keys and values are cached, the class is computed once, and a prompt can come at the start.
 
 What is unusual: a class modulates every block by 6C numbers that a C × 6C matrix makes of its embedding, a third of all
 weights. They are the same at every position, so a sampled image reads those matrices once and not T times. Shape
@@ -10,36 +10,41 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ibqlab.base.checks import require
-from ibqlab.generator.layers import AnyCache, FixedCache, KeyValueCache
+from ibqlab.generator.attention import AnyCache, FixedCache, KeyValueCache
+from ibqlab.generator.sequence import position_table
 
 COMPILER_MODE = "reduce-overhead"
 """torch.compile's mode on CUDA: CUDA graphs."""
 
 
 class TokenDecoding(ABC):
-    """A generator part of the way through images.
+    """A generator part of the way through images: how far it is, and all that the next position needs.
 
     Args:
-        start: (B, 1, C), what stands at the first position: the class's embedding.
-        table: rows of all positions.
-        blocks: how many have caches.
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+        blocks: how many of its blocks have caches.
         compiled: compile the step of one position; shapes then stay fixed.
     """
 
     parts = 1
     """Draws per token."""
 
-    def __init__(
-        self, start: Float[Tensor, "B 1 C"], table: Float[Tensor, "T pairs 2"], blocks: int, compiled: bool
-    ) -> None:
-        self.start, self.table, self.compiled = start, table, compiled
-        self.caches: list[AnyCache] = [KeyValueCache(len(table)) for _ in range(blocks)]
+    def __init__(self, generator: nn.Module, labels: Int[Tensor, " B"], blocks: int, compiled: bool) -> None:
+        self.generator, self.compiled = generator, compiled
+        self.condition = generator.class_emb(labels)
+        """(B, 1, C), the class's embedding."""
+        self.table = position_table(generator.config, self.condition, generator.config.num_tokens)
+        """(T, pairs, 2), rows of all positions."""
+        self.caches: list[AnyCache] = [KeyValueCache(len(self.table)) for _ in range(blocks)]
         self.length = 0
         """Positions that went through the blocks."""
-        self.hidden = start
+        self.start = generator.dropout(self.condition)
+        """(B, 1, C), what stands at the first position."""
+        self.hidden = self.start
         """(B, 1, C), what came out for the last of them."""
         self._step: Callable | None = None
 
@@ -62,8 +67,8 @@ class TokenDecoding(ABC):
         """A token of its parts."""
 
     @abstractmethod
-    def keep_classes(self, rows: int) -> None:
-        """Go on with what was worked out for the first classes of the batch alone."""
+    def truncate_classes(self, rows: int) -> None:
+        """Drop what was computed of the classes behind the first `rows` of the batch."""
 
     def advance(self, tokens: Int[Tensor, " B"] | None = None) -> None:
         """Go to the next position; `tokens` are those of the last one, None before the first.
@@ -79,33 +84,28 @@ class TokenDecoding(ABC):
         if self.compiled and self.length:
             self.hidden = self._fixed_step(x)
         else:
-            place = slice(self.length, self.length + 1)
-            self.hidden = self.through_blocks(x, self.table[place], self.caches)
+            table = self.table[self.length : self.length + 1]
+            self.hidden = self.through_blocks(x, table, self.caches)  # one position, (B, 1, C); the caches hold T
         self.length += 1
 
-    def prefill(self, tokens: Int[Tensor, "B given"]) -> None:
-        """Go to the position after the given tokens, the first of the image, in one pass.
+    def prefill(self, tokens: Int[Tensor, "B P"]) -> None:
+        """Go to the position behind a prompt, the first tokens of the image, in one pass.
 
         Raises:
-            ValueError: some positions were gone through before.
+            ValueError: some positions were computed before.
         """
-        require(self.length == 0, f"given tokens come first; {self.length} positions were gone through. Start anew")
+        require(self.length == 0, f"a prompt comes first; {self.length} positions were computed. Start a new decoding")
         x = torch.cat([self.start, self.embed(tokens)], dim=1)
         self.hidden = self.through_blocks(x, self.table[: x.shape[1]], self.caches)[:, -1:]
         self.length = x.shape[1]
 
-    def next_logits(self, tokens: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B V"]:
-        """Scores of the next token, given the one before it; None for the first, which follows the class."""
-        self.advance(tokens)
-        return self.logits()
-
-    def keep(self, rows: int) -> None:
-        """Go on with the first images of the batch alone."""
+    def truncate(self, rows: int) -> None:
+        """Go on with the first `rows` images of the batch alone."""
         self.start, self.hidden = self.start[:rows], self.hidden[:rows]
         for cache in self.caches:
-            cache.keep(rows)
-        self.keep_classes(rows)
-        self._step = None
+            cache.truncate(rows)
+        self.truncate_classes(rows)
+        self._step = None  # compiled for the old batch size, over the old caches
 
     def _fixed_step(self, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 C"]:
         """One position through the compiled blocks."""
@@ -120,10 +120,10 @@ class TokenDecoding(ABC):
         device = self.table.device
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._mask = torch.zeros(1, 1, 1, len(self.table), dtype=torch.bool, device=device)
-        kept = [cache.keys_values for cache in self.caches]
-        caches = [FixedCache(keys_values, self._position, self._mask) for keys_values in kept]
+        keys_values = [cache.keys_values for cache in self.caches]
+        caches = [FixedCache(tensor, self._position, self._mask) for tensor in keys_values]
         # Memory that stays where it is can be written to inside a CUDA graph.
-        for tensor in (*kept, self._position, self._mask):
+        for tensor in (*keys_values, self._position, self._mask):
             torch._dynamo.mark_static_address(tensor)
 
         def step(x: Tensor, table: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
+from ibqlab.generator.attention import AnyCache, KeyValueCache
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
-from ibqlab.generator.layers import AnyCache, Block, ClassEmbedding, KeyValueCache, RMSNorm, initialise
-from ibqlab.generator.sampling import Seed, sample_from
+from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
+from ibqlab.generator.sampling import TokenGenerator
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.indices import to_indices
 from ibqlab.quantizers.lfq import factorize_indices, join_indices
@@ -78,7 +79,54 @@ class FactorizedLogits(NamedTuple):
     """Of the second part, from the same and the position's own first part."""
 
 
-class FactorizedGenerator(nn.Module):
+class FactorizedDecoding(TokenDecoding):
+    """Open-MAGVIT2's generator part of the way through images: two draws per token.
+
+    The spatial blocks give a position's context; the factorised blocks then go along [context, first part].
+
+    Args:
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+        compiled: compile the step of one position through the spatial blocks.
+    Source: published Open-MAGVIT2 sampling code.
+    """
+
+    parts = 2
+
+    def __init__(self, generator: "FactorizedGenerator", labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
+        super().__init__(generator, labels, len(generator.spatial_blocks), compiled)
+        # The first two rows, also where an image has a single token.
+        self.pair_table = position_table(generator.config, self.condition, 2)
+        self.pair_caches: list[KeyValueCache] = []
+
+    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
+        return self.generator.dropout(self.generator.embed(tokens)[0])
+
+    def through_blocks(
+        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
+    ) -> Float[Tensor, "B new C"]:
+        for block, cache in zip(self.generator.spatial_blocks, caches, strict=True):
+            x = block(x, table, cache)
+        return x
+
+    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+        model, part = self.generator, len(drawn)
+        if part == 0:
+            # A new token: the factorised blocks see nothing of the tokens before it but the context.
+            self.pair_caches = [KeyValueCache(2) for _ in model.factorized_blocks]
+        x = model.pre_emb(drawn[0])[:, None] if drawn else self.hidden
+        for block, cache in zip(model.factorized_blocks, self.pair_caches, strict=True):
+            x = block(x, self.pair_table[part : part + 1], cache)
+        return model.head[part](model.norm(x))[:, 0]
+
+    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
+        return self.generator.join(parts)
+
+    def truncate_classes(self, rows: int) -> None:
+        self.pair_caches = []
+
+
+class FactorizedGenerator(TokenGenerator):
     """log p(image | class) = Σ_t log p(pre_t | tokens before t, class) + log p(post_t | pre_t, tokens before t, class).
 
     Args:
@@ -86,6 +134,8 @@ class FactorizedGenerator(nn.Module):
             and the heads 0, so that the first loss is ln 2 times the sum of the bits.
     Source: Open-MAGVIT2 (arXiv 2409.04410), asymmetric token factorisation; published code for the graph.
     """
+
+    decoding = FactorizedDecoding
 
     def __init__(self, config: FactorizedGeneratorConfig) -> None:
         super().__init__()
@@ -126,6 +176,7 @@ class FactorizedGenerator(nn.Module):
         Raises:
             ValueError: as in `forward`.
         """
+        # Two passes: along the image, (B, T, C), then along the two parts of each token.
         config = self.config
         indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.pre_emb.weight.device)
         tokens, first = self.embed(indices)
@@ -133,8 +184,8 @@ class FactorizedGenerator(nn.Module):
         table = position_table(config, x, x.shape[1])
         for block in self.spatial_blocks:
             x = block(x, table)
-        # Every position becomes a sequence of its own, two long.
-        x = torch.stack([x, first], dim=2).flatten(0, 1)
+        # Every position becomes a sequence of its own, two long: [context, first part].
+        x = torch.stack([x, first], dim=2).flatten(0, 1)  # (B·T, 2, C)
         table = position_table(config, x, x.shape[1])
         for block in self.factorized_blocks:
             x = block(x, table)
@@ -173,81 +224,3 @@ class FactorizedGenerator(nn.Module):
     def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
         """Tokens of their two parts."""
         return join_indices(parts, self.config.bits)
-
-    def sample(
-        self,
-        labels: Int[Tensor, " B"],
-        *,
-        seed: Seed = 0,
-        prompt: Int[Tensor, "B given"] | None = None,
-        compiled: bool = False,
-        progress: bool = False,
-        **settings: Any,
-    ) -> Int[Tensor, "B T"]:
-        """New images' tokens, two draws each; dropouts are off meanwhile.
-
-        Args:
-            labels: as in `Generator.sample`, and so are all others.
-            seed: likewise.
-            prompt: likewise.
-            compiled: likewise; the spatial blocks' step is.
-            progress: likewise.
-            **settings: likewise; cfg_scale and temperature may be pairs, for the first and the second part. Published:
-                (1.9, 2.0) and 1.0 (B), 1.9 and (1.1, 1.0) (L), (1.75, 1.85) and (1.1, 1.0) (XL).
-        Returns:
-            int64, T = grid_size², numbered as LFQ numbers its codes.
-        Raises:
-            ValueError: labels, tokens or settings that do not fit; the message says what to type.
-        Source: published Open-MAGVIT2 sampling code, which draws from torch's global random state instead.
-        """
-        given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
-        return sample_from(self, FactorizedDecoding, settings, **given)
-
-
-class FactorizedDecoding(TokenDecoding):
-    """Open-MAGVIT2's generator part of the way through images: two draws per token.
-
-    The spatial blocks give a position's context; the factorised blocks then go along [context, first part].
-
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-        compiled: compile the step of one position through the spatial blocks.
-    Source: published Open-MAGVIT2 sampling code.
-    """
-
-    parts = 2
-
-    def __init__(self, generator: FactorizedGenerator, labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
-        self.generator = generator
-        condition = generator.class_emb(labels)
-        table = position_table(generator.config, condition, generator.config.num_tokens)
-        super().__init__(generator.dropout(condition), table, len(generator.spatial_blocks), compiled)
-        # The first two rows, also where an image has a single token.
-        self.pair_table = position_table(generator.config, condition, 2)
-        self.pair_caches: list[KeyValueCache] = []
-
-    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
-        return self.generator.dropout(self.generator.embed(tokens)[0])
-
-    def through_blocks(
-        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
-    ) -> Float[Tensor, "B new C"]:
-        for block, cache in zip(self.generator.spatial_blocks, caches, strict=True):
-            x = block(x, table, cache)
-        return x
-
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
-        model, part = self.generator, len(drawn)
-        if part == 0:
-            self.pair_caches = [KeyValueCache(2) for _ in model.factorized_blocks]
-        x = model.pre_emb(drawn[0])[:, None] if drawn else self.hidden
-        for block, cache in zip(model.factorized_blocks, self.pair_caches, strict=True):
-            x = block(x, self.pair_table[part : part + 1], cache)
-        return model.head[part](model.norm(x))[:, 0]
-
-    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        return self.generator.join(parts)
-
-    def keep_classes(self, rows: int) -> None:
-        self.pair_caches = []

@@ -1,73 +1,21 @@
-"""The parts of the published transformers: positions on a grid, norms, attention, and blocks that the class adapts.
+"""The parts of the published transformers around attention: norms, feed-forward, and blocks that the class adapts.
 
-What is unusual: the class token stands before the grid and has no position on it. The published table holds cos = sin
-= 0 for it, so its query and key are zero vectors after rotation: every token gives it the score 0, whatever the
-weights. Published weights were trained with this and need it. Submodule names are the published ones. Shape letters:
-B images · T sequence · C width · H heads · d = C/H.
+Submodule names are the published ones. Shape letters: B images · T sequence · C width.
 """
 
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibqlab.generator.attention import AnyCache, Attention
+
 NORM_EPSILON = 1e-5
-ROTARY_BASE = 10_000.0
 INIT_STD = 0.02
-
-
-def rotary_table(
-    grid_size: int, head_dim: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> Float[Tensor, "positions pairs 2"]:
-    """Cosine and sine by which each position turns each pair of a query's or key's channels.
-
-        θ = [r·f, c·f],  f_j = 10000^(−2j/(d/2)),  j = 0 … d/4 − 1
-
-    Position 0 is the class token: cos = sin = 0, as published, where a rotation by 0 would have cos = 1. Position
-    1 + t is the token in row r = ⌊t / grid_size⌋ and column c = t mod grid_size.
-
-    Args:
-        grid_size: tokens along one side of the image.
-        head_dim: d, channels of a head, a multiple of 4: half of the pairs turn by row, half by column.
-        dtype: of the table; it is computed in float64.
-        device: of the table.
-    Returns:
-        (1 + grid_size², d/2, 2): cosine and sine.
-    Raises:
-        ValueError: `head_dim` is no multiple of 4.
-    Source: published IBQ generator code; RoFormer (arXiv 2104.09864), eq. 15, for the rotation in one dimension.
-    """
-    if head_dim < 4 or head_dim % 4:
-        raise ValueError(
-            f"head_dim must be a multiple of 4, pairs of channels for rows and for columns; got {head_dim}. "
-            f"Use {max(4, round(head_dim / 4) * 4)}."
-        )
-    half = head_dim // 2
-    frequencies = ROTARY_BASE ** (-torch.arange(0, half, 2, dtype=torch.float64, device=device) / half)
-    along = torch.arange(grid_size, device=device)[:, None] * frequencies
-    rows = along[:, None].expand(-1, grid_size, -1)
-    columns = along[None].expand(grid_size, -1, -1)
-    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-    table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros_like(table[:1]), table]).to(dtype)
-
-
-def rotate(x: Float[Tensor, "B T H d"], table: Float[Tensor, "T pairs 2"]) -> Float[Tensor, "B T H d"]:
-    """Turn neighbouring channels (a, b) to (a cos θ − b sin θ, b cos θ + a sin θ).
-
-    Args:
-        x: queries or keys.
-        table: rows of `rotary_table`, one per position of `x`.
-    Returns:
-        In the type of `x`, computed in the wider of both types. The published code leaves half types in float32 and
-        autocast rounds them in the attention; the numbers are the same.
-    Source: published IBQ generator code.
-    """
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table[:, None].unbind(-1)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+Modulation = tuple[Tensor, ...]
+"""What the class does to a block: gates, scales and shifts, each (B, 1, C)."""
 
 
 class RMSNorm(nn.Module):
@@ -82,112 +30,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*positions C"]) -> Float[Tensor, "*positions C"]:
         """Each position on its own, over its channels."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # the square of 256 is beyond float16
         normed = wide * (wide.square().mean(-1, keepdim=True) + NORM_EPSILON).rsqrt()
         return normed.to(x.dtype) * self.weight
-
-
-class KeyValueCache:
-    """Keys and values of the positions so far, of one attention, so that the next ones need not compute them.
-
-    Args:
-        positions: that there is room for.
-    """
-
-    mask = None
-    """Every position that is there may be looked at."""
-
-    def __init__(self, positions: int) -> None:
-        self.positions = positions
-        self.length = 0
-        self.keys_values: Tensor | None = None
-
-    def append(
-        self, keys: Float[Tensor, "B H new d"], values: Float[Tensor, "B H new d"]
-    ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
-        """Keep those of the next positions; returns keys and values of all so far."""
-        batch, heads, new, channels = keys.shape
-        if self.keys_values is None:
-            self.keys_values = keys.new_zeros(2, batch, heads, self.positions, channels)
-        place = slice(self.length, self.length + new)
-        self.keys_values[0, :, :, place] = keys
-        self.keys_values[1, :, :, place] = values
-        self.length = place.stop
-        keys, values = self.keys_values[:, :, :, : self.length]
-        return keys, values
-
-    def keep(self, rows: int) -> None:
-        """Go on with the first images of the batch alone."""
-        if self.keys_values is not None:
-            self.keys_values = self.keys_values[:, :rows].contiguous()
-
-
-class FixedCache:
-    """A filled `KeyValueCache` whose every tensor keeps its shape, as a compiled step wants it.
-
-    Attention reads all positions, and a mask rules those out that are still to come.
-
-    Args:
-        keys_values: of a cache, with room for all positions.
-        position: where the next keys and values go; the caller moves it on, in place.
-        mask: (1, 1, 1, positions), true up to that position; likewise.
-    """
-
-    def __init__(
-        self, keys_values: Float[Tensor, "2 B H T d"], position: Int[Tensor, "1"], mask: Bool[Tensor, "1 1 1 T"]
-    ) -> None:
-        self.keys, self.values = keys_values.unbind()
-        self.position, self.mask = position, mask
-
-    def append(
-        self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"]
-    ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
-        """Put those of the next position in their place; returns all places."""
-        self.keys.index_copy_(2, self.position, keys)
-        self.values.index_copy_(2, self.position, values)
-        return self.keys, self.values
-
-
-AnyCache = KeyValueCache | FixedCache
-Modulation = tuple[Tensor, ...]
-"""What the class does to a block: gates, scales and shifts, each (B, 1, C)."""
-
-
-class Attention(nn.Module):
-    """Each position looks at itself and at those before it: softmax(q kᵀ / √d) v, with q and k turned by position.
-
-    Args:
-        width: C, a multiple of num_heads.
-        num_heads: H.
-        dropout: share of the output's values dropped in training.
-    Cost: O(T·C² + T²·C) operations per image; the memory of the fused kernel grows with T.
-    Source: published IBQ generator code.
-    """
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.wqkv = nn.Linear(width, 3 * width, bias=False)
-        self.wo = nn.Linear(width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: AnyCache | None = None
-    ) -> Float[Tensor, "B T C"]:
-        """What every position takes from itself and those before it.
-
-        Args:
-            x: a sequence from its beginning; with a cache that holds its beginning, the one position that comes next.
-            table: rows of these positions.
-            cache: of this attention and this sequence.
-        """
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, table), rotate(k, table), v))
-        mask = None
-        if cache is not None:
-            (k, v), mask = cache.append(k, v), cache.mask
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=q.shape[2] > 1)
-        return self.dropout(self.wo(mixed.transpose(1, 2).flatten(-2)))
 
 
 class FeedForward(nn.Module):
@@ -270,14 +115,15 @@ class AdaptiveBlock(Block):
         cache: AnyCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """What `forward` computes, from the class's `modulation`; `cache` as in `Attention`."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        # Gates start near 0, where the block passes x on; a scale and a shift of 0 leave the norm as it is.
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation  # (B, 1, C) each, the same at all T positions
         x = x + gate1 * self.attention(self.attention_norm(x) * (1 + scale1) + shift1, table, cache)
         return x + gate2 * self.feed_forward(self.ffn_norm(x) * (1 + scale2) + shift2)
 
     @torch.no_grad()
     def scale_condition(self, gate_scale: float) -> None:
         """Start with little to none of the class: gates times `gate_scale`, scales and shifts halved, as published."""
-        weight = self.ada_lin[1].weight
+        weight = self.ada_lin[1].weight  # (6C, C): both gates first, as `modulation` has them
         gates = weight.shape[0] // 3
         weight[:gates].mul_(gate_scale)
         weight[gates:].mul_(0.5)

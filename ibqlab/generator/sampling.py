@@ -1,226 +1,147 @@
-"""From scores to tokens: guidance and its schedules, filters, draws that a seed repeats, and the loop over an image.
+"""From scores to tokens: guidance, filters, draws that a seed repeats, and the loop over an image.
 
 Shape letters: B images · T sequence · V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ibqlab.base.checks import FLOAT32, check_numbers, finite_number, require, require_choice
+from ibqlab.base.checks import require, require_choice
 from ibqlab.base.progress import counted
 from ibqlab.generator.decoding import TokenDecoding
+from ibqlab.generator.sampling_config import SamplingConfig, setting_pair
 from ibqlab.generator.sequence import check_inputs, check_labels
 from ibqlab.quantizers.codebooks import at_least_float32
 from ibqlab.quantizers.indices import indices_in_memory, to_indices
-
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
-    "constant": lambda _, __: 1.0,
-    "linear": lambda u, _: u,
-    "cosine": lambda u, _: (1 - math.cos(math.pi * u)) / 2,
-    "power": lambda u, power: u**power,
-}
-"""How much of the guidance beyond 1 acts at the share u of the way from the first token to the last."""
-Setting = float | tuple[float, float]
-"""One number, or one for each of the two parts of Open-MAGVIT2's tokens."""
-LEAST_TEMPERATURE = 1e-4
-"""Below it, apart from 0, scores divided by the temperature leave the range of numbers."""
-LARGEST_SCALE = 1e4
-"""Guidance beyond it leaves the range of numbers; published: up to 2.85."""
 
 Seed = int | Sequence[int]
 """One for the batch, whose image i then has the seed `seed` + i, or one per image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How tokens are drawn from a generator's scores. The defaults draw from its distribution as it is."""
+class TokenGenerator(nn.Module):
+    """What the generators share: images are drawn one token after another.
 
-    cfg_scale: Setting = 1.0
-    """Guidance s ≥ 0: u + s (c − u) with the logits c for the class and u for none; 1 is no guidance and costs half.
-    Two numbers: for the first and the second part of Open-MAGVIT2's tokens. Paper: 2.25 (B), 2.0 (L), 2.35 (XL), 2.85
-    (XXL)."""
-    cfg_schedule: str = "constant"
-    """How guidance grows from the first token (u = 0) to the last (u = 1), as 1 + (s − 1)·f(u): "constant" f = 1
-    (paper), "linear" f = u, "cosine" f = (1 − cos πu)/2, "power" f = u^cfg_power."""
-    cfg_power: float = 1.0
-    """Exponent of the schedule "power", > 0."""
-    cfg_interval: tuple[float, float] = (0.0, 1.0)
-    """Share of the tokens between which guidance acts, from the first up to below the second; outside it is 1. Paper:
-    all, 0 to 1."""
-    temperature: Setting = 1.0
-    """What logits are divided by, ≥ 0; 0 takes the most probable token. Two numbers as for cfg_scale. Paper: 1.1 (B),
-    1.0 (L), 1.15 (XL), 1.2 (XXL)."""
-    top_k: int = 0
-    """Draw from so many most probable tokens, ≥ 0; 0 from all. Paper: 0."""
-    top_p: float = 1.0
-    """Draw from the most probable tokens that together have this probability, above 0 to 1. Paper: 1."""
-    min_p: float = 0.0
-    """Draw from tokens with at least this share of the most probable one's probability, 0 to 1. Paper: 0."""
+    A subclass has its settings in `config`, and in `class_emb` and `dropout` what its `decoding` starts from.
+    """
 
-    def __post_init__(self):
-        check_numbers(self)
-        for scale in _pair("cfg_scale", self.cfg_scale):
-            require(
-                0 <= scale <= LARGEST_SCALE,
-                f"cfg_scale must be 0 to {LARGEST_SCALE:,.0f}; got {scale}. Use 1.0 for no guidance.",
-            )
-        for temperature in _pair("temperature", self.temperature):
-            require(
-                temperature == 0 or LEAST_TEMPERATURE <= temperature <= FLOAT32,
-                f"temperature must be 0 or finite and at least {LEAST_TEMPERATURE}; got {temperature}. Use 0 for the "
-                "most probable token.",
-            )
-        require_choice("cfg_schedule", self.cfg_schedule, SCHEDULES)
-        require(0 < self.cfg_power < math.inf, f"cfg_power must be > 0 and finite; got {self.cfg_power}. Use 1.0.")
-        interval = self.cfg_interval if isinstance(self.cfg_interval, tuple | list) else (self.cfg_interval,)
-        interval = tuple(finite_number("cfg_interval", share) for share in interval)
-        require(
-            len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
-            f"cfg_interval must be two shares 0 ≤ first < last ≤ 1; got {interval}. Use (0.0, 1.0) for all.",
-        )
-        require(self.top_k >= 0, f"top_k must be ≥ 0; got {self.top_k}. Use 0 to leave all tokens.")
-        require(0 < self.top_p <= 1, f"top_p must lie above 0 to 1; got {self.top_p}. Use 1.0 to leave all tokens.")
-        require(0 <= self.min_p <= 1, f"min_p must lie in 0 to 1; got {self.min_p}. Use 0.0 to leave all tokens.")
+    decoding: ClassVar[type[TokenDecoding]]
+    """How it goes from one position to the next."""
 
-    def scale_at(self, position: int, positions: int, part: int = 0) -> float:
-        """Guidance of one position.
+    def sample(
+        self,
+        labels: Int[Tensor, " B"],
+        *,
+        seed: Seed = 0,
+        prompt: Int[Tensor, "B P"] | None = None,
+        compiled: bool = False,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Int[Tensor, "B T"]:
+        """New images' tokens, drawn one position after another; dropouts are off meanwhile.
+
+            tokens = generator.sample(labels, cfg_scale=2.25, temperature=1.1, top_k=0, top_p=1.0, seed=0)
 
         Args:
-            position: 0 to positions − 1.
-            positions: T.
-            part: of Open-MAGVIT2's tokens, 0 or 1.
+            labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
+            seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
+                another device: image i is drawn by the seed `seed` + i, or by its own where one per image is given.
+            prompt: tokens of the first positions, such as the first rows of an image.
+            compiled: compile the step of one position: CUDA graphs on a GPU. Pays off from some images on; the first
+                call takes a minute.
+            progress: show a bar over the tokens.
+            **settings: fields of `SamplingConfig`: cfg_scale, cfg_schedule, cfg_power, cfg_interval, temperature,
+                top_k, top_p, min_p. Guidance needs label_dropout in training and costs twice the time. Open-MAGVIT2's
+                generator draws a token in two parts, and cfg_scale and temperature may be pairs for them.
+        Returns:
+            int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
+        Raises:
+            ValueError: labels, tokens or settings that do not fit; the message says what to type.
+        Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
+        Source: published IBQ sampling code, which draws from torch's global random state instead.
         """
-        first, last = self.cfg_interval
-        if not first <= position / positions < last:
-            return 1.0
-        share = SCHEDULES[self.cfg_schedule](position / max(positions - 1, 1), self.cfg_power)
-        return 1 + (_pair("cfg_scale", self.cfg_scale)[part] - 1) * share
+        known = [field.name for field in fields(SamplingConfig)]
+        for name in settings:
+            require_choice("a setting of sample(…)", name, known)
+        config, sizes, device = SamplingConfig(**settings), self.config, next(self.parameters()).device
+        labels = check_labels(indices_in_memory(labels, "labels"), sizes).to(device)
+        if prompt is not None:
+            prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
+            require(
+                prompt.ndim == 2 and 1 <= prompt.shape[1] <= most,
+                f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
+                "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
+            )
+            prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size, device)[0]
+        _check_parts(config, self.decoding.parts)
+        shape = len(labels), sizes.num_tokens, self.decoding.parts
+        numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape).to(device)
+        was_training = self.training
+        self.eval()
+        try:
+            return self._sample(config, labels, prompt, numbers, compiled=compiled, progress=progress)
+        finally:
+            self.train(was_training)
 
-    def temperature_of(self, part: int) -> float:
-        """The temperature of one part of a token."""
-        return _pair("temperature", self.temperature)[part]
+    @torch.no_grad()
+    def _sample(
+        self,
+        config: SamplingConfig,
+        labels: Int[Tensor, " B"],
+        prompt: Int[Tensor, "B P"] | None,
+        numbers: Float[Tensor, "B T parts"],
+        *,
+        compiled: bool,
+        progress: bool,
+    ) -> Int[Tensor, "B T"]:
+        """One position after another; `numbers` draw the tokens.
 
-
-def _pair(name: str, setting: Setting) -> tuple[float, float]:
-    if not isinstance(setting, tuple | list):
-        setting = finite_number(name, setting)
-        return setting, setting
-    require(
-        len(setting) == 2,
-        f"{name} must be one number, or two for the two parts of Open-MAGVIT2's tokens; got {len(setting)}: {setting}.",
-    )
-    return finite_number(f"{name}[0]", setting[0]), finite_number(f"{name}[1]", setting[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """What is drawn: everything that `sample` is given beside the settings."""
-
-    labels: Int[Tensor, " B"]
-    """Classes, on the generator's device."""
-    seed: Seed
-    """Of the batch, or one per image."""
-    prompt: Int[Tensor, "B given"] | None
-    """The first tokens, given; fewer than T."""
-    compiled: bool
-    """Compile the step of one position."""
-    progress: bool
-    """Show a bar over the positions."""
-
-
-def sample_from(
-    model: nn.Module, decoding: type[TokenDecoding], settings: Mapping[str, Any], **given: Any
-) -> Int[Tensor, "B T"]:
-    """Draw images' tokens from a generator in eval mode, everything checked before it begins.
-
-    Args:
-        model: a generator.
-        decoding: of its kind.
-        settings: fields of `SamplingConfig`.
-        **given: fields of `Draw`.
-    Raises:
-        ValueError: labels, tokens or settings that do not fit.
-    """
-    known = [field.name for field in fields(SamplingConfig)]
-    for name in settings:
-        require_choice("a setting of sample(…)", name, known)
-    config, draw = SamplingConfig(**settings), _checked(Draw(**given), model)
-    _check_parts(config, decoding.parts)
-    was_training = model.training
-    model.eval()
-    try:
-        return _sample(model, decoding, config, draw)
-    finally:
-        model.train(was_training)
+        With guidance the classes and the null class go through the blocks as one batch; after the last guided position
+        the null class is dropped, and without guidance it is never there.
+        """
+        images, positions, parts = numbers.shape
+        tokens = [] if prompt is None else list(prompt.T)  # one (B,) per position
+        first, last_guided = len(tokens), _last_guided(config, positions, parts)
+        copies = 2 if last_guided >= first else 1
+        null = torch.full_like(labels, self.config.num_classes)
+        classes = torch.cat([labels, null])[: copies * images]  # (2B,) when guided, else (B,)
+        state = self.decoding(self, classes, compiled=compiled)
+        broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
+        for position in counted(range(first, positions), "sampling", "tokens", shown=progress):
+            if copies == 2 and position > last_guided:
+                state.truncate(images)  # the null class is the second half of the batch
+                copies = 1
+            if position == first and tokens:
+                state.prefill(torch.stack(tokens, dim=1).repeat(copies, 1))
+            else:
+                state.advance(tokens[-1].repeat(copies) if tokens else None)
+            drawn: list[Tensor] = []  # the parts of this token, (B,) each
+            for part in range(parts):
+                logits = state.logits([indices.repeat(copies) for indices in drawn])  # (B, V), or (2B, V) when guided
+                if copies == 2:
+                    logits = guide(*logits.chunk(2), config.scale_at(position, positions, part))
+                broken |= ~logits.amax(-1).isfinite()
+                drawn.append(choose_tokens(logits, numbers[:, position, part], config, part))
+            tokens.append(state.join(drawn))
+        refuse_broken(broken)
+        return torch.stack(tokens, dim=1)
 
 
 def _check_parts(config: SamplingConfig, parts: int) -> None:
     """Two different numbers are for the two parts of a token; ValueError where a generator's tokens have one."""
     for name in ("cfg_scale", "temperature"):
-        pair = _pair(name, getattr(config, name))
+        pair = setting_pair(name, getattr(config, name))
         require(
             parts == 2 or pair[0] == pair[1],
             f"{name} must be one number for this generator, whose tokens have one part; got {pair}, which are for the "
             "two parts of Open-MAGVIT2's tokens.",
         )
-
-
-def _checked(draw: Draw, model: nn.Module) -> Draw:
-    """On the generator's device, labels and prompt within its vocabulary."""
-    sizes, device = model.config, next(model.parameters()).device
-    labels, prompt = check_labels(indices_in_memory(draw.labels, "labels"), sizes).to(device), draw.prompt
-    if prompt is not None:
-        prompt, most = to_indices(prompt, "prompt"), sizes.num_tokens - 1
-        require(
-            prompt.ndim == 2 and 1 <= prompt.shape[1] <= most,
-            f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
-            "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
-        )
-        prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size, device)[0]
-    return replace(draw, labels=labels, prompt=prompt)
-
-
-@torch.no_grad()
-def _sample(model: nn.Module, decoding: type[TokenDecoding], config: SamplingConfig, draw: Draw) -> Int[Tensor, "B T"]:
-    """One position after another.
-
-    With guidance the classes and the null class go through the blocks as one batch; after the last guided position the
-    null class is dropped, and without guidance it is never there.
-    """
-    labels, positions, parts = draw.labels, model.config.num_tokens, decoding.parts
-    tokens = [] if draw.prompt is None else list(draw.prompt.T)
-    first, images = len(tokens), len(labels)
-    last = _last_guided(config, positions, parts)
-    copies = 2 if last >= first else 1
-    null = torch.full_like(labels, model.config.num_classes)
-    state = decoding(model, torch.cat([labels, null])[: copies * images], compiled=draw.compiled)
-    numbers = uniform_numbers(images, positions * parts, draw.seed).view(images, positions, parts).to(labels.device)
-    broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
-    for place in counted(range(first, positions), "sampling", "tokens", shown=draw.progress):
-        if copies == 2 and place > last:
-            state.keep(images)
-            copies = 1
-        if place == first and tokens:
-            state.prefill(torch.stack(tokens, dim=1).repeat(copies, 1))
-        else:
-            state.advance(tokens[-1].repeat(copies) if tokens else None)
-        drawn: list[Tensor] = []
-        for part in range(parts):
-            logits = state.logits([chosen.repeat(copies) for chosen in drawn])
-            if copies == 2:
-                logits = guide(*logits.chunk(2), config.scale_at(place, positions, part))
-            broken |= ~logits.amax(-1).isfinite()
-            drawn.append(choose_tokens(logits, numbers[:, place, part], config, part))
-        tokens.append(state.join(drawn))
-    refuse_broken(broken)
-    return torch.stack(tokens, dim=1)
 
 
 def _last_guided(config: SamplingConfig, positions: int, parts: int) -> int:
@@ -271,12 +192,12 @@ def filter_logits(
     Source: published IBQ sampling code; min-p (arXiv 2407.01082).
     """
     if top_k > 0:
-        last = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < last, -math.inf)
+        lowest = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest, -math.inf)
     if top_p < 1:
         ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
-        before[..., 0] = 0
+        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)  # probability of all tokens before each one, by rank
+        before[..., 0] = 0  # the roll put the total there; the most probable token always stays
         ruled_out = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
         logits = logits.masked_fill(ruled_out, -math.inf)
     if min_p > 0:
@@ -295,7 +216,8 @@ def draw_tokens(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> I
     Raises:
         ValueError: scores that are NaN or +∞; on a GPU, which would have to be waited for, `sample` says so at its end.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
+    # float64: in float32 the steps of a sum over 262,144 tokens are as large as many tokens' probabilities.
+    cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
     # Below the last value, so that the first beyond it exists and has a probability.
     goal = numbers.clamp_max(1 - 1e-12) * cumulative[:, -1]
     if not goal.is_cuda:
@@ -333,12 +255,12 @@ def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B
     Raises:
         ValueError: a wrong number of seeds.
     """
-    given = to_indices(seed, "seed")
+    values = to_indices(seed, "seed")
     require(
-        given.ndim == 0 or len(given) == images,
-        f"seed must be one number, or one per image, here {images}; got {given.numel()}. Use seed=0.",
+        values.ndim == 0 or len(values) == images,
+        f"seed must be one number, or one per image, here {images}; got {values.numel()}. Use seed=0.",
     )
-    seeds = range(int(given), int(given) + images) if given.ndim == 0 else given.tolist()
+    seeds = range(int(values), int(values) + images) if values.ndim == 0 else values.tolist()
     # Always the CPU's generator, whatever the process's default device is.
     numbers = partial(torch.rand, positions, dtype=torch.float64, device="cpu")
-    return torch.stack([numbers(generator=torch.Generator("cpu").manual_seed(own)) for own in seeds])
+    return torch.stack([numbers(generator=torch.Generator("cpu").manual_seed(image_seed)) for image_seed in seeds])

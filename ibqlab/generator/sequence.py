@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.checks import CHANNELS, CLASSES, check_numbers, require, require_at_most, require_choice
-from ibqlab.generator.layers import Attention, FeedForward, rotary_table
-from ibqlab.quantizers.indices import to_indices
+from ibqlab.generator.attention import Attention, rotary_table
+from ibqlab.generator.layers import FeedForward
+from ibqlab.quantizers.indices import to_indices, value_bounds
 
 MOST_TOKENS_ALONG_A_SIDE = 1024
 """Published: 16; an image of 10⁶ tokens is beyond every generator of single tokens."""
@@ -147,7 +148,7 @@ def position_table(
 ) -> Float[Tensor, "length pairs 2"]:
     """The first `length` rows of `rotary_table`, on the device of `x`, in float32 or wider.
 
-    Made anew every time, which costs next to nothing: a stored table would lose its precision with `.half()` and its
+    Made again every time, which costs next to nothing: a stored table would lose its precision with `.half()` and its
     values on the meta device.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -194,10 +195,9 @@ def check_labels(labels: Any, config: SequenceConfig) -> Int[Tensor, " B"]:
 
 def _check_values(sizes: Mapping[str, tuple[Tensor, int]]) -> None:
     """Raise unless each tensor by that name holds numbers from 0 to below its size."""
-    # A plan's tensors have no values to check.
-    if any(type(values) is not Tensor or values.is_meta for values, _ in sizes.values()):
+    bounds = value_bounds(*(values for values, _ in sizes.values()))
+    if bounds is None:
         return
-    bounds = torch.stack([bound for values, _ in sizes.values() for bound in values.aminmax()]).tolist()
     for (name, (_, size)), low, high in zip(sizes.items(), bounds[::2], bounds[1::2], strict=True):
         remedy = (
             "were they made by another tokenizer? Its codebook_size is the generator's vocabulary"

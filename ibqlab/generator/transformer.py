@@ -1,7 +1,7 @@
 """The published generator of IBQ: a transformer that predicts an image's tokens one after another, given its class.
 
     generator = Generator(GeneratorConfig.preset("B"))
-    loss = generator.loss(indices, labels)       # training: logits are never written out
+    loss = generator.loss(indices, labels)       # training: the logits of a whole batch never exist
     logits = generator(indices, labels)          # (B, T, V): position t sees the class and tokens 0 to t − 1
     indices = generator.sample(labels, cfg_scale=2.25, temperature=1.1, seed=0)     # (B, T)
 
@@ -19,17 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
+from ibqlab.generator.attention import AnyCache
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
-from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, AnyCache, ClassEmbedding, initialise
-from ibqlab.generator.sampling import Seed, sample_from
-from ibqlab.generator.sequence import (
-    SequenceConfig,
-    block_parts,
-    check_inputs,
-    check_positive,
-    position_table,
-)
+from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
+from ibqlab.generator.sampling import TokenGenerator
+from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.indices import to_indices
 
 
@@ -65,7 +60,45 @@ class GeneratorConfig(SequenceConfig):
         require(scale >= 0, f"gate_scale must be ≥ 0; got {scale}. Published: 1e-3 to 1e-5.")
 
 
-class Generator(nn.Module):
+class Decoding(TokenDecoding):
+    """IBQ's generator part of the way through images: the logits of `forward`, one position at a time.
+
+    Args:
+        generator: in eval mode, or its dropouts act.
+        labels: int64, on the generator's device.
+        compiled: compile the step of one position.
+    Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
+    """
+
+    def __init__(self, generator: "Generator", labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
+        super().__init__(generator, labels, len(generator.blocks), compiled)
+        # Once per image instead of once per token: a third of all weights is read for these alone.
+        self.modulations = [block.modulation(self.condition) for block in generator.blocks]  # depth · 6 of (B, 1, C)
+        self.head_modulation = generator.head_nm.modulation(self.condition)
+
+    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
+        return self.generator.dropout(self.generator.tok_emb(tokens))
+
+    def through_blocks(
+        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
+    ) -> Float[Tensor, "B new C"]:
+        for block, modulation, cache in zip(self.generator.blocks, self.modulations, caches, strict=True):
+            x = block.apply_modulation(x, table, modulation, cache)
+        return x
+
+    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+        model = self.generator
+        return model.head(model.head_nm.apply_modulation(self.hidden, self.head_modulation))[:, 0]
+
+    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
+        return parts[0]
+
+    def truncate_classes(self, rows: int) -> None:
+        self.modulations = [tuple(value[:rows] for value in modulation) for modulation in self.modulations]
+        self.head_modulation = tuple(value[:rows] for value in self.head_modulation)
+
+
+class Generator(TokenGenerator):
     """A transformer over a tokenizer's tokens: log p(image | class) = Σ_t log p(token t | tokens before t, class).
 
     Args:
@@ -73,6 +106,8 @@ class Generator(nn.Module):
             class's part scaled down, the head 0, so that the first loss is ln V.
     Source: IBQ, eq. 11; published IBQ generator code and configurations.
     """
+
+    decoding = Decoding
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -115,7 +150,8 @@ class Generator(nn.Module):
         config = self.config
         indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.tok_emb.weight.device)
         condition = self.class_emb(labels)
-        x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))
+        # The class stands where token −1 would: position t is predicted from the class and tokens 0 to t − 1.
+        x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))  # (B, T, C)
         table = position_table(config, x, x.shape[1])
         for block in self.blocks:
             x = block(x, table, condition)
@@ -140,40 +176,6 @@ class Generator(nn.Module):
         hidden = self.hidden_states(indices, labels)
         return linear_cross_entropy(hidden, self.head.weight, indices, reduction=reduction)
 
-    def sample(
-        self,
-        labels: Int[Tensor, " B"],
-        *,
-        seed: Seed = 0,
-        prompt: Int[Tensor, "B given"] | None = None,
-        compiled: bool = False,
-        progress: bool = False,
-        **settings: Any,
-    ) -> Int[Tensor, "B T"]:
-        """New images' tokens, drawn one position after another; dropouts are off meanwhile.
-
-            tokens = generator.sample(labels, cfg_scale=2.25, temperature=1.1, top_k=0, top_p=1.0, seed=0)
-
-        Args:
-            labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
-            seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
-                another device: image i is drawn by the seed `seed` + i, or by its own where one per image is given.
-            prompt: tokens of the first positions, such as the first rows of an image to go on from.
-            compiled: compile the step of one position: CUDA graphs on a GPU. Pays off from some images on; the first
-                call takes a minute.
-            progress: show a bar over the tokens.
-            **settings: fields of `SamplingConfig`: cfg_scale, cfg_schedule, cfg_power, cfg_interval, temperature,
-                top_k, top_p, min_p. Guidance needs label_dropout in training and costs twice the time.
-        Returns:
-            int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
-        Raises:
-            ValueError: labels, tokens or settings that do not fit; the message says what to type.
-        Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
-        Source: published IBQ sampling code, which draws from torch's global random state instead.
-        """
-        given = {"labels": labels, "seed": seed, "prompt": prompt, "compiled": compiled, "progress": progress}
-        return sample_from(self, Decoding, settings, **given)
-
     @torch.no_grad()
     def _initialise(self) -> None:
         initialise(self)
@@ -181,43 +183,3 @@ class Generator(nn.Module):
             block.scale_condition(self.config.gate_scale)
         self.head_nm.ada_lin[1].weight.mul_(0.5)
         self.head.weight.zero_()
-
-
-class Decoding(TokenDecoding):
-    """IBQ's generator part of the way through images: the logits of `forward`, one position at a time.
-
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-        compiled: compile the step of one position.
-    Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
-    """
-
-    def __init__(self, generator: Generator, labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
-        self.generator = generator
-        condition = generator.class_emb(labels)
-        table = position_table(generator.config, condition, generator.config.num_tokens)
-        self.modulations = [block.modulation(condition) for block in generator.blocks]
-        self.head_modulation = generator.head_nm.modulation(condition)
-        super().__init__(generator.dropout(condition), table, len(generator.blocks), compiled)
-
-    def embed(self, tokens: Int[Tensor, "B new"]) -> Float[Tensor, "B new C"]:
-        return self.generator.dropout(self.generator.tok_emb(tokens))
-
-    def through_blocks(
-        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
-    ) -> Float[Tensor, "B new C"]:
-        for block, modulation, cache in zip(self.generator.blocks, self.modulations, caches, strict=True):
-            x = block.apply_modulation(x, table, modulation, cache)
-        return x
-
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
-        model = self.generator
-        return model.head(model.head_nm.apply_modulation(self.hidden, self.head_modulation))[:, 0]
-
-    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        return parts[0]
-
-    def keep_classes(self, rows: int) -> None:
-        self.modulations = [tuple(part[:rows] for part in parts) for parts in self.modulations]
-        self.head_modulation = tuple(part[:rows] for part in self.head_modulation)

@@ -1,4 +1,12 @@
-"""Quantizers: VQ, Soft VQ, IBQ and LFQ as presets over three axes; index backpropagation without an N × K matrix."""
+"""Quantizers: what replaces each feature vector by a code, and lets the codes learn.
+
+Every method of the literature is one choice on each of three axes: where code vectors come from (`codebooks`), how
+tokens choose codes and how gradients come back through the choice (`estimators`), and what is done to codes between
+steps (`upkeep`). `base` joins the three to a module with named loss terms; VQ, Soft VQ, IBQ and LFQ are small classes
+over it. Read `base`, `codebooks`, `estimators`, `upkeep`, `vq` and `ibq`, in this order. What costs is scores of all
+tokens against all codes, N × K numbers; `blocks` and `index_backprop` compute with them without ever holding them. Your
+own quantizer is a class with `assign` under `register_quantizer`.
+"""
 
 from ibqlab.quantizers.base import (
     Assignment,
@@ -11,7 +19,6 @@ from ibqlab.quantizers.base import (
     quantizer_config,
     register_quantizer,
 )
-from ibqlab.quantizers.code_parallel import code_parallel_index_backprop
 from ibqlab.quantizers.codebooks import INITIALISATIONS
 from ibqlab.quantizers.estimators import nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
@@ -23,8 +30,7 @@ from ibqlab.quantizers.lfq import (
     factorize_indices,
     join_indices,
 )
-from ibqlab.quantizers.soft_assignment import mixture_of_codes
-from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig
+from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig, mixture_of_codes
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
 __all__ = [
@@ -44,7 +50,6 @@ __all__ = [
     "VectorQuantizerConfig",
     "available_quantizers",
     "build_quantizer",
-    "code_parallel_index_backprop",
     "factorize_indices",
     "index_backprop",
     "join_indices",

@@ -1,12 +1,13 @@
 """What every quantizer is: a codebook, an estimator over it, and upkeep between steps.
 
 A method of the literature is one choice on each of three independent axes (see `codebooks`, `estimators`, `upkeep`).
-A subclass of `Quantizer` supplies `assign`, how tokens choose codes and how gradients come back; everything else, from
-shapes and precision to the summed loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w
+A subclass of `Quantizer` supplies `assign`: how tokens choose codes and how gradients come back. It may have another
+codebook than free parameters, upkeep, and settings of its own. Everything else, from shapes and precision to the
+summed loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w
 tokens · K codes · D code dimension.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -16,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import CODE_DIM, CODES, check_numbers, require, require_at_most, require_choice
-from ibqlab.quantizers.codebooks import INITIALISATIONS, at_least_float32
+from ibqlab.quantizers.codebooks import INITIALISATIONS, FreeCodebook, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
+from ibqlab.quantizers.upkeep import KMeansStart, Upkeep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +80,22 @@ class Quantizer(nn.Module):
 
     Args:
         config: K, D, the start of the codebook, and what the subclass adds.
-        codes: the codebook's module (axis 1); calling it returns the (K, D) codebook.
-        upkeep: callables applied in training after each assignment (axis 3), in order.
+        codes: the codebook's module (axis 1); calling it returns the (K, D) codebook. None: free parameters.
+        upkeep: what is done to the codes in training (axis 3), in order, behind the k-means start where the config asks
+            for that.
     """
 
     looks_up: ClassVar[bool] = True
     """Whether `assign` and `choose` read the codebook they are given; False spares making one of 2^D sign vectors."""
 
-    def __init__(self, config: QuantizerConfig, codes: nn.Module, upkeep: tuple[nn.Module, ...] = ()):
+    def __init__(self, config: QuantizerConfig, codes: nn.Module | None = None, upkeep: Sequence[Upkeep] = ()):
         super().__init__()
         self.config = config
+        if codes is None:
+            codes = FreeCodebook(config.codebook_init, config.codebook_size, config.code_dim)
         self.codes = codes
-        self.upkeep = nn.ModuleList(upkeep)
+        start = [KMeansStart()] if config.codebook_init == "kmeans" else []
+        self.upkeep = nn.ModuleList([*start, *upkeep])
         self.progress = 0.0
         """Share of training done, 0 to 1, set by the training loop; schedules read it."""
         self._mapped_gradient: Tensor | None = None
@@ -133,10 +139,11 @@ class Quantizer(nn.Module):
             ValueError: wrong number of dimensions or channels, no tokens, or NaN or infinity among them, which no index
                 can stand for.
         """
-        self._check(features)
+        self._check_features(features)
         batch, _, height, width = features.shape
         with torch.autocast(features.device.type, enabled=False):
             tokens = _tokens(features)
+            # NaN is neither larger nor smaller than anything, so a search would answer with some index.
             finite = torch.isfinite(tokens).all(1)
             if not finite.all():
                 raise ValueError(
@@ -144,7 +151,7 @@ class Quantizer(nn.Module):
                     f"NaN or infinity, first token {int((~finite).nonzero()[0, 0])}. Look at the images and the "
                     "encoder's weights with torch.isfinite"
                 )
-            return self.choose(*self._alike(tokens)).view(batch, height, width)
+            return self.choose(*self._in_one_type(tokens)).view(batch, height, width)
 
     def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
         """Replace every feature vector by a code.
@@ -159,22 +166,25 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: wrong number of dimensions or channels, or no tokens.
         """
-        self._check(features)
+        self._check_features(features)
         batch, dim, height, width = features.shape
         with torch.autocast(features.device.type, enabled=False):
             tokens = _tokens(features)
-            for piece in self.upkeep if self.training else ():
-                piece.before(self.codes, tokens)
-            tokens, codebook = self._alike(tokens)
+            upkeep = self.upkeep if self.training else ()
+            for step in upkeep:
+                step.before(self.codes, tokens)
+            tokens, codebook = self._in_one_type(tokens)  # after upkeep, which may have replaced codes
             if codebook.requires_grad and not codebook.is_leaf:
-                codebook.register_hook(self._keep_gradient)
-            chosen = self.assign(tokens, codebook)
+                # Codes that come out of a map have no .grad of their own, and diagnostics read which codes learn.
+                codebook.register_hook(self._store_gradient)
+            assignment = self.assign(tokens, codebook)
             weights = self.loss_weights()
-            loss = sum((weights[name] * term for name, term in chosen.terms.items()), tokens.new_zeros(()))
-            for piece in self.upkeep if self.training else ():
-                piece.after(self.codes, tokens.detach(), chosen.indices)
-        quantized = chosen.quantized.view(batch, height, width, dim).permute(0, 3, 1, 2).contiguous()
-        return QuantizerOutput(quantized, chosen.indices.view(batch, height, width), loss, chosen.terms)
+            # Started with a tensor, so that a quantizer without terms has a loss to add, too.
+            loss = sum((weights[name] * term for name, term in assignment.terms.items()), tokens.new_zeros(()))
+            for step in upkeep:
+                step.after(self.codes, tokens.detach(), assignment.indices)
+        quantized = assignment.quantized.view(batch, height, width, dim).permute(0, 3, 1, 2).contiguous()
+        return QuantizerOutput(quantized, assignment.indices.view(batch, height, width), loss, assignment.terms)
 
     def decode(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
         """Code vectors of stored indices; equals `quantized` of the forward pass in eval mode.
@@ -184,6 +194,7 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: no whole numbers on a (B, h, w) grid, or one outside 0 … K−1.
         """
+        # What `forward` gives is float32 whatever the codebook's type is, and so is this.
         vectors = self.look_up(self.checked_indices(indices))
         return at_least_float32(vectors).permute(0, 3, 1, 2).contiguous()
 
@@ -212,7 +223,7 @@ class Quantizer(nn.Module):
         finally:
             self.upkeep = upkeep
 
-    def _alike(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_one_type(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and codebook in one type, the wider of theirs; without the codes where nothing looks at them."""
         if not self.looks_up:
             return tokens, tokens.new_empty(0, tokens.shape[1])
@@ -220,10 +231,10 @@ class Quantizer(nn.Module):
         wider = torch.promote_types(tokens.dtype, codebook.dtype)
         return tokens.to(wider), codebook.to(wider)
 
-    def _keep_gradient(self, gradient: Tensor) -> None:
+    def _store_gradient(self, gradient: Tensor) -> None:
         self._mapped_gradient = gradient.detach()
 
-    def _check(self, features: Tensor) -> None:
+    def _check_features(self, features: Tensor) -> None:
         dim = self.config.code_dim
         if features.ndim != 4 or features.shape[1] != dim:
             raise ValueError(
@@ -264,13 +275,15 @@ def register_quantizer(name: str, config: type[QuantizerConfig] = QuantizerConfi
     """
 
     def decorate(quantizer: type[Quantizer]) -> type[Quantizer]:
+        # By the class's name: a notebook's cell that is run again defines the same quantizer again.
         if name in _PRESETS and _PRESETS[name].quantizer.__qualname__ != quantizer.__qualname__:
             raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name].quantizer}; choose another")
-        named = config
+        config_class = config
+        # A config's class holds the name of one quantizer, so a shared class gets a subclass without settings.
         if config is QuantizerConfig or vars(config).get("config_name", "") not in ("", name):
-            named = dataclass(frozen=True, kw_only=True)(type(f"{quantizer.__name__}Config", (config,), {}))
-        named.config_name = name
-        _PRESETS[name] = Preset(quantizer, named)
+            config_class = dataclass(frozen=True, kw_only=True)(type(f"{quantizer.__name__}Config", (config,), {}))
+        config_class.config_name = name
+        _PRESETS[name] = Preset(quantizer, config_class)
         return quantizer
 
     return decorate

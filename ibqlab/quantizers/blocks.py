@@ -1,5 +1,10 @@
-"""Scores of tokens against codes, a block of rows at a time: how large a block is, its products, its best codes."""
+"""Scores of tokens against codes, a block of rows at a time: how large a block is, its products, its best codes.
 
+The N × K matrix of all scores is the largest tensor of a training step, 17 GB in float32 for 16,384 tokens and 262,144
+codes. Every computation over it here goes through blocks of rows, (R, K), and keeps a few numbers per row.
+"""
+
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +20,12 @@ BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20}
 MIN_ROWS = 128
 """Rows of a block however many codes there are: with fewer, matrix products read the codebook too often."""
 TILE_BYTES = 2 * 2**20
-"""Size of the part of a block that elementwise work on a CPU goes through at a time, so that it stays in the cache."""
+"""Size of a tile, the rows of a block that elementwise work on a CPU goes through at a time, so that they stay in the
+cache."""
 CHUNK = 128
 """Codes among which the best is found by their maximum first."""
 
-_kept = threading.local()
+_memory = threading.local()
 
 
 def rows_per_block(codebook_size: int, like: Tensor) -> int:
@@ -28,10 +34,25 @@ def rows_per_block(codebook_size: int, like: Tensor) -> int:
     return max(MIN_ROWS, limit // (codebook_size * like.element_size()))
 
 
-def row_blocks(tokens: int, codebook_size: int, like: Tensor) -> list[slice]:
-    """Slices that cut `tokens` rows into blocks of `rows_per_block`, the first the largest."""
+def score_blocks(
+    tokens: int, codebook_size: int, like: Tensor, *, buffers: int = 1
+) -> Iterator[tuple[slice, list[Float[Tensor, "R K"]]]]:
+    """Cut N tokens into blocks of rows: each block's rows, and memory for its scores.
+
+        for rows, (scores,) in score_blocks(len(features), len(codebook), features):
+            torch.mm(features[rows], codebook.T, out=scores)
+
+    Args:
+        tokens: N, at least 1.
+        codebook_size: K.
+        like: of the type and on the device that the scores are to have.
+        buffers: tensors (R, K) per block. They hold whatever the last block left there.
+    """
     rows = rows_per_block(codebook_size, like)
-    return [slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows)]
+    memory = workspace(buffers, min(rows, tokens), codebook_size, like)
+    for start in range(0, tokens, rows):
+        block = slice(start, min(start + rows, tokens))
+        yield block, [buffer[: block.stop - block.start] for buffer in memory]  # the last block may be shorter
 
 
 def rows_per_tile(scores: Float[Tensor, "R K"]) -> int:
@@ -48,9 +69,9 @@ def best_codes(scores: Float[Tensor, "R K"]) -> tuple[Float[Tensor, "R 1"], Int[
     if scores.device.type != "cpu":
         top, indices = scores.max(1, keepdim=True)
         return top, indices[:, 0]
-    top, chunk = chunk_maxima(scores).max(1, keepdim=True)
+    top, chunk = chunk_maxima(scores).max(1, keepdim=True)  # (R, 1): the first of equal chunks, so ties stay lowest
     # The last chunk may end early: its last code stands in for what is missing, and loses ties against itself.
-    columns = columns_of(chunk).clamp_max_(scores.shape[1] - 1)
+    columns = columns_of(chunk).clamp_max_(scores.shape[1] - 1)  # (R, CHUNK)
     return top, columns.gather(1, scores.gather(1, columns).argmax(1, keepdim=True))[:, 0]
 
 
@@ -64,11 +85,13 @@ def columns_near_top(
     """
     if scores.shape[1] % CHUNK or type(scores) is not Tensor:
         return None
-    maxima = chunk_maxima(scores)
+    maxima = chunk_maxima(scores)  # (R, K / CHUNK)
+    # One count for all rows, that of the row with most, so that the result is a rectangle. At least one: rows of NaN.
     count = int((maxima > top - reach).sum(1).max().clamp_min(1))
+    # Gathering costs more than it saves long before all columns are gathered.
     if 4 * count > maxima.shape[1]:
         return None
-    return columns_of(maxima.topk(count, dim=1).indices)
+    return columns_of(maxima.topk(count, dim=1).indices)  # (R, count · CHUNK)
 
 
 def chunk_maxima(scores: Float[Tensor, "R K"]) -> Float[Tensor, "R chunks"]:
@@ -84,23 +107,42 @@ def columns_of(chunks: Int[Tensor, "R some"]) -> Int[Tensor, "R columns"]:
     return (chunks[:, :, None] * CHUNK + torch.arange(CHUNK, device=chunks.device)).flatten(1)
 
 
-def workspace(number: int, rows: int, codebook_size: int, like: Tensor) -> list[Tensor]:
+def lowest_exponent(dtype: torch.dtype) -> float:
+    """The exponent below which a share counts as e^that: −61 for float32, where shares end at e^−87.
+
+    Smaller shares, and their products with small gradients, would be denormal numbers, with which a CPU computes up to
+    sixty times slower. K shares of e^−61 add up to 10⁻²¹ for K = 262,144, far below the type's rounding.
+    """
+    return 0.7 * math.log(torch.finfo(dtype).tiny)
+
+
+def softmax_backward(gradient: Float[Tensor, "R K"], shares: Float[Tensor, "R K"]) -> None:
+    """gradient ← shares ⊙ (gradient − ⟨shares, gradient⟩), PyTorch's own fused kernel."""
+    torch.ops.aten._softmax_backward_data.out(gradient, shares, 1, shares.dtype, grad_input=gradient)
+
+
+def workspace(number: int, rows: int, codebook_size: int, like: Tensor) -> list[Float[Tensor, "R K"]]:
     """`number` blocks of scores (rows, K) to write into, of the type and on the device of `like`.
 
     On a CPU blocks of up to `BLOCK_BYTES` are the same memory at each call from one thread, because fresh memory costs
     some 5 % of a step in page faults. CUDA's allocator keeps its memory by itself; tensors without memory have none.
     """
     # A parameter's blocks are plain tensors, too.
-    like, wanted = like.detach(), number * rows * codebook_size
-    kept = _kept.__dict__.setdefault("by_type", {})
+    like, numbers = like.detach(), number * rows * codebook_size
+    by_type = _memory.__dict__.setdefault("by_type", {})
     large = rows * codebook_size * like.element_size() > BLOCK_BYTES["cpu"]
     if large or like.device.type != "cpu" or type(like) is not Tensor:
-        memory = like.new_empty(wanted)
-    elif like.dtype in kept and len(kept[like.dtype]) >= wanted:
-        memory = kept[like.dtype][:wanted]
+        memory = like.new_empty(numbers)
+    elif like.dtype in by_type and len(by_type[like.dtype]) >= numbers:
+        memory = by_type[like.dtype][:numbers]
     else:
-        memory = kept[like.dtype] = like.new_empty(wanted)
+        memory = by_type[like.dtype] = like.new_empty(numbers)
     return list(memory.view(number, rows, codebook_size))
+
+
+def gradient_operand_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which gradients are multiplied: float16 would lose those below 6·10⁻⁸, bfloat16 keeps them."""
+    return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
@@ -108,6 +150,13 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     return torch.mm(left, right, out_dtype=out.dtype, out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """total ← total + left · right; types as in `product`."""
+    if left.dtype == total.dtype:
+        return total.addmm_(left, right)
+    return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
 @contextmanager
@@ -118,10 +167,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """
     with exact_products(), torch.autocast(device.type, enabled=False):
         yield
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total ← total + left · right; types as in `product`."""
-    if left.dtype == total.dtype:
-        return total.addmm_(left, right)
-    return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

@@ -103,6 +103,7 @@ class EmaCodebook(nn.Module):
         sums = torch.zeros_like(old_sums).index_add_(0, indices, features.to(old_sums.dtype))
         hits = old_hits.lerp(sum_over_processes(hits), 1 - self.decay)
         sums = old_sums.lerp(sum_over_processes(sums), 1 - self.decay)
+        # Laplace smoothing: a code without hits keeps a count near ε instead of 0, and the total stays what it was.
         total = hits.sum()
         smoothed = (hits + epsilon) * total / (total + size * epsilon)
         self.hits.copy_(hits)
@@ -135,7 +136,7 @@ class LinearCodebook(nn.Module):
 
 
 class SignGrid(nn.Module):
-    """All 2^D vectors of ±1, worked out where they are asked for: no parameters, nothing in the state dict.
+    """All 2^D vectors of ±1, made on demand: no parameters, nothing in the state dict.
 
     Code k has +1 in channel i where bit i of k is set, so channel 0 is the least significant bit.
     Source: published LFQ.
@@ -144,18 +145,19 @@ class SignGrid(nn.Module):
     def __init__(self, code_dim: int):
         super().__init__()
         self.code_dim = code_dim
-        # It follows the module's device and type. Being in no checkpoint, it has to be real in a model made on "meta".
-        place = torch.zeros(())
-        self.register_buffer("place", torch.zeros((), device="cpu") if place.is_meta else place, persistent=False)
+        # One number that follows the module's device and type, which the grid is made for. Being in no checkpoint, it
+        # has to be real in a model made on "meta".
+        like = torch.zeros(())
+        self.register_buffer("like", torch.zeros((), device="cpu") if like.is_meta else like, persistent=False)
 
     def forward(self) -> Float[Tensor, "K D"]:
         """The whole grid. Cost: O(K·D) operations and memory, 19 MB for K = 262,144."""
-        return self.signs(torch.arange(2**self.code_dim, device=self.place.device))
+        return self.signs(torch.arange(2**self.code_dim, device=self.like.device))
 
     def signs(self, indices: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid D"]:
         """The sign vectors of some indices, 0 to K−1."""
         bits = indices.long()[..., None] & bit_values(self.code_dim, indices.device)
-        return torch.where(bits != 0, 1.0, -1.0).to(self.place.dtype)
+        return torch.where(bits != 0, 1.0, -1.0).to(self.like.dtype)
 
 
 def bit_values(bits: int, device: torch.device) -> Int[Tensor, " bits"]:

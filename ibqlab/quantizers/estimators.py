@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.quantizers.blocks import best_codes, full_precision, row_blocks, workspace
+from ibqlab.base.checks import require_choice
+from ibqlab.quantizers.blocks import best_codes, full_precision, score_blocks
 from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.vectors import check_alike, check_same_shape
 
@@ -32,29 +33,22 @@ def nearest_code(
         ValueError: shapes, types or devices that do not fit, or another metric.
     Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
     """
-    _check_metric(metric)
+    require_choice("metric", metric, METRICS)
     check_alike(features, codebook)
     if metric == "cosine":
         features, codebook = F.normalize(features, dim=1), F.normalize(codebook, dim=1)
-    # Norms part by part: the squares of all codes would be as large as the codebook.
-    offset = -torch.cat([part.square().sum(1) for part in codebook.split(4096)]) if metric == "l2" else None
-    found = torch.empty(len(features), dtype=torch.int64, device=features.device)
-    parts = row_blocks(len(features), len(codebook), codebook)
-    (buffer,) = workspace(1, parts[0].stop, len(codebook), codebook)
+    # −‖c‖², (K,), some codes at a time: the squares of all of them would be as large as the codebook.
+    offset = -torch.cat([codes.square().sum(1) for codes in codebook.split(4096)]) if metric == "l2" else None
+    indices = torch.empty(len(features), dtype=torch.int64, device=features.device)
     with full_precision(features.device):
-        for part in parts:
-            scores = buffer[: part.stop - part.start]
+        for rows, (scores,) in score_blocks(len(features), len(codebook), codebook):  # (R, K), one block, never (N, K)
             if offset is None:
-                torch.mm(features[part], codebook.T, out=scores)
+                torch.mm(features[rows], codebook.T, out=scores)
             else:
-                torch.addmm(offset, features[part], codebook.T, alpha=2, out=scores)
-            found[part] = best_codes(scores)[1]
-    return found
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {metric!r:.60}")
+                # 2⟨z, c⟩ − ‖c‖² = ‖z‖² − ‖z − c‖²: ‖z‖² is the same for all codes and moves no maximum.
+                torch.addmm(offset, features[rows], codebook.T, alpha=2, out=scores)
+            indices[rows] = best_codes(scores)[1]
+    return indices
 
 
 def straight_through(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -78,10 +72,11 @@ def rotate_to_codes(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"])
     """
     check_same_shape(features, codes)
     with torch.no_grad():
-        length = features.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        length = features.norm(dim=1, keepdim=True).clamp_min(1e-6)  # (N, 1); a feature of length 0 has no direction
         from_unit, to_unit = features / length, F.normalize(codes, dim=1)
         middle = F.normalize(from_unit + to_unit, dim=1)
         scale = codes.norm(dim=1, keepdim=True) / length
+    # R·z from two inner products per token, (N, 1) each; the matrices R, (N, D, D), are never made.
     along_middle = (features * middle).sum(1, keepdim=True)
     along_feature = (features * from_unit).sum(1, keepdim=True)
     return scale * (features - 2 * along_middle * middle + 2 * along_feature * to_unit)

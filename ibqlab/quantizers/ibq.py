@@ -7,17 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.base.checks import require
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
-from ibqlab.quantizers.codebooks import FreeCodebook
 from ibqlab.quantizers.estimators import nearest_code
 from ibqlab.quantizers.index_backprop import index_backprop
-from ibqlab.quantizers.upkeep import KMeansStart
-from ibqlab.quantizers.vq import PairLossConfig, pair_terms
+from ibqlab.quantizers.terms import EntropyPenaltyConfig, PairLossConfig, pair_terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexBackpropQuantizerConfig(PairLossConfig):
+class IndexBackpropQuantizerConfig(EntropyPenaltyConfig, PairLossConfig):
     """IBQ as published."""
 
     codebook_init: str = "normal"
@@ -25,26 +22,6 @@ class IndexBackpropQuantizerConfig(PairLossConfig):
     double_quantization: bool = True
     """Add ‖z_q − z‖² with the straight-through z_q, which reaches every code. Paper: on; first ablation
     row: off."""
-    entropy_weight: float = 0.05
-    """Weight of the entropy penalty in the loss, ≥ 0; 0 leaves it out. Published: 0.05."""
-    entropy_temperature: float = 0.01
-    """τ of the softmax inside the penalty, > 0. Published: 0.01."""
-    entropy_epsilon: float = 1e-5
-    """ε inside the logarithm of the average entropy, ≥ 0. Published: 1e-5, which caps that entropy at 11.19 nats
-    (ln K is 12.48) for K = 262,144. 0 gives the exact entropy."""
-    sample_entropy_weight: float = 1.0
-    """Weight, inside the penalty, of the tokens' mean entropy (to be small: sure choices). Published: 1."""
-    average_entropy_weight: float = 1.0
-    """Weight, inside the penalty, of the batch's average entropy (to be large: even use). Published: 1."""
-
-    entropy_over_processes: bool = False
-    """Take the average entropy over the tokens of all processes instead of each process's own. Published: False."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("entropy_weight", "entropy_epsilon", "sample_entropy_weight", "average_entropy_weight"):
-            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
-        require(self.entropy_temperature > 0, f"entropy_temperature must be > 0, got {self.entropy_temperature}")
 
 
 @register_quantizer("ibq", IndexBackpropQuantizerConfig)
@@ -62,18 +39,11 @@ class IndexBackpropQuantizer(Quantizer):
     Source: IBQ §3.2, eqs. 3–10; published IndexPropagationQuantize (β on the codebook's side, no normalisation).
     """
 
-    def __init__(self, config: IndexBackpropQuantizerConfig):
-        codes = FreeCodebook(config.codebook_init, config.codebook_size, config.code_dim)
-        super().__init__(config, codes, (KMeansStart(),) if config.codebook_init == "kmeans" else ())
-
     def loss_weights(self) -> dict[str, float]:
         """Quantization loss (three terms) and entropy penalty (two)."""
         config = self.config
-        return config.pair_weights() | {
-            "double_quantization": config.quantization_weight,
-            "sample_entropy": config.entropy_weight * config.sample_entropy_weight,
-            "average_entropy": -config.entropy_weight * config.average_entropy_weight,
-        }
+        quantization = config.pair_weights() | {"double_quantization": config.quantization_weight}
+        return quantization | config.penalty_weights()
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The largest dot product."""
@@ -84,10 +54,10 @@ class IndexBackpropQuantizer(Quantizer):
         config = self.config
         if not (self.training or torch.is_grad_enabled()):
             indices = self.choose(features, codebook)
-            codes = F.embedding(indices, codebook)
+            codes = F.embedding(indices, codebook)  # (N, D), without the products that only a gradient needs
             terms = pair_terms(features, codes)
             if config.double_quantization:
-                terms["double_quantization"] = terms["commitment"]
+                terms["double_quantization"] = terms["commitment"]  # equal values where z_q is the code itself
             return Assignment(codes, indices, terms)
         penalised = self.training and config.entropy_weight > 0
         temperature = config.entropy_temperature if penalised else None
@@ -98,6 +68,8 @@ class IndexBackpropQuantizer(Quantizer):
             config.entropy_epsilon,
             entropy_over_processes=penalised and config.entropy_over_processes,
         )
+        # The chosen codes again and not `quantized`, whose gradient would reach every code: these terms move the chosen
+        # ones alone.
         terms = pair_terms(features, F.embedding(out.indices, codebook))
         if config.double_quantization:
             terms["double_quantization"] = F.mse_loss(out.quantized, features)

@@ -1,8 +1,8 @@
 """Index backpropagation without the N × K matrix: exact value and gradient, one block of rows at a time.
 
-The published form writes out logits, softmax, one-hot and their gradients, N × K numbers each. Here the forward pass
-keeps, per token, the chosen index, the largest logit and one or two log-sum-exps relative to it, and, per code, one
-mean probability; the backward pass computes each block of logits again. Five matrix products in all, the floor, and
+The published form has logits, softmax, one-hot and their gradients as matrices of N × K numbers each. Here the forward
+pass keeps, per token, the chosen index, the largest logit and one or two log-sum-exps relative to it, and, per code,
+one mean probability; the backward pass computes each block of logits again. Five matrix products in all, the floor, and
 nothing of size N × K outlives its block. What happens within a block stands in `index_backprop_rows`.
 """
 
@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from ibqlab.base.checks import finite_number
 from ibqlab.base.processes import average_over_processes
-from ibqlab.quantizers.blocks import add_product, full_precision, product, row_blocks, workspace
+from ibqlab.quantizers.blocks import add_product, full_precision, gradient_operand_type, product, score_blocks
 from ibqlab.quantizers.compilation import never_compiled
-from ibqlab.quantizers.index_backprop_rows import Fused, InPlace, Pull, Rows, Split
+from ibqlab.quantizers.index_backprop_rows import IN_PLACE, BlockFunctions, EntropyGradient, RowStatistics, expressions
 from ibqlab.quantizers.vectors import check_pair
 
 
@@ -73,8 +73,14 @@ def index_backprop(
         environment's CUBLAS_WORKSPACE_CONFIG=:4096:8.
     Source: IBQ §3.2; the closed-form backward follows from the softmax's Jacobian, derivation in `_IndexBackprop`.
     """
-    entropies = Entropies(entropy_temperature, entropy_epsilon, entropy_over_processes)
-    return quantize_by_blocks(features, codebook, entropies)
+    check_pair(features, codebook)
+    entropies = _checked(Entropies(entropy_temperature, entropy_epsilon, entropy_over_processes))
+    dtype = _operand_type(features, codebook)
+    with full_precision(features.device):
+        quantized, indices, sample, average = _IndexBackprop.apply(features.to(dtype), codebook.to(dtype), entropies)
+    if entropies.temperature is None:
+        return IndexBackprop(quantized, indices, None, None)
+    return IndexBackprop(quantized, indices, sample, average)
 
 
 class Entropies(NamedTuple):
@@ -82,30 +88,7 @@ class Entropies(NamedTuple):
 
     temperature: float | None
     epsilon: float
-    over_processes: bool = False
-
-
-def quantize_by_blocks(
-    features: Float[Tensor, "N D"], codebook: Float[Tensor, "part D"], entropies: Entropies, split: Split | None = None
-) -> IndexBackprop:
-    """`index_backprop` where the codebook may be a part of one whose other codes `split` reaches."""
-    check_pair(features, codebook, split.size if split else None)
-    entropies = _checked(entropies)
-    dtype = _operand_type(features, codebook)
-    with full_precision(features.device):
-        quantized, indices, sample, average = _IndexBackprop.apply(
-            features.to(dtype), codebook.to(dtype), entropies, split
-        )
-    if entropies.temperature is None:
-        return IndexBackprop(quantized, indices, None, None)
-    return IndexBackprop(quantized, indices, sample, average)
-
-
-def _operand_type(features: Tensor, codebook: Tensor) -> torch.dtype:
-    """The type in which features and codebook are multiplied."""
-    if features.is_cuda and features.dtype == codebook.dtype and features.dtype in (torch.float16, torch.bfloat16):
-        return features.dtype
-    return torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
+    over_processes: bool
 
 
 def _checked(entropies: Entropies) -> Entropies:
@@ -115,23 +98,24 @@ def _checked(entropies: Entropies) -> Entropies:
         raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature:g}")
     if not epsilon >= 0:
         raise ValueError(f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
-    return Entropies(temperature, epsilon, entropies.over_processes)
+    return entropies._replace(temperature=temperature, epsilon=epsilon)
 
 
-def _form(device_type: str, split: Split | None) -> type[InPlace] | Fused:
+def _operand_type(features: Tensor, codebook: Tensor) -> torch.dtype:
+    """The type in which features and codebook are multiplied."""
+    if features.is_cuda and features.dtype == codebook.dtype and features.dtype in (torch.float16, torch.bfloat16):
+        return features.dtype
+    return torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
+
+
+def _block_functions(device_type: str) -> BlockFunctions:
     """How a block is worked on. On a CPU the compiled form lost (experiments/results/index_backprop.md)."""
-    if split is not None:
-        return Fused(split)
-    return _compiled_form() if device_type == "cuda" else InPlace
+    return _compiled_expressions() if device_type == "cuda" else IN_PLACE
 
 
 @cache
-def _compiled_form() -> Fused:
-    return Fused(compiled=True)
-
-
-_NO_GRADIENT = (None,) * 2
-"""For the settings among the inputs of `_IndexBackprop`."""
+def _compiled_expressions() -> BlockFunctions:
+    return expressions(compiled=True)
 
 
 class _IndexBackprop(torch.autograd.Function):
@@ -146,77 +130,79 @@ class _IndexBackprop(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, codebook: Tensor, entropies: Entropies, split: Split | None
+        ctx: Any, features: Tensor, codebook: Tensor, entropies: Entropies
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        form, dtype = _form(features.device.type, split), torch.promote_types(features.dtype, torch.float32)
-        average = torch.zeros(len(codebook), dtype=dtype, device=features.device)
-        parts = row_blocks(len(features), split.largest if split else len(codebook), average)
-        (buffer,) = workspace(1, parts[0].stop, len(codebook), average)
-        found = []
-        for part in parts:
-            scores = product(features[part], codebook.T, buffer[: part.stop - part.start])
-            found.append(form.forward(scores, entropies.temperature, average))
-        rows = Rows(*(None if values[0] is None else torch.cat(values) for values in zip(*found, strict=True)))
+        block, dtype = _block_functions(features.device.type), torch.promote_types(features.dtype, torch.float32)
+        average = torch.zeros(len(codebook), dtype=dtype, device=features.device)  # (K,), q̄ in the end
+        blocks = []
+        for rows, (buffer,) in score_blocks(len(features), len(codebook), average):
+            scores = product(features[rows], codebook.T, buffer)  # (R, K), one block, never (N, K)
+            blocks.append(block.statistics(scores, entropies.temperature, average))
+        # Statistics that a block does without are None in all of them.
+        statistics = RowStatistics(
+            *(None if values[0] is None else torch.cat(values) for values in zip(*blocks, strict=True))
+        )
         average.div_(len(features))
         if entropies.over_processes:
             average_over_processes(average)
-        ctx.save_for_backward(features, codebook, average, *rows)
-        ctx.entropies, ctx.split = entropies, split
-        ctx.mark_non_differentiable(rows.indices)
+        # O(N·D + K·D) numbers: the backward pass computes scores and shares again.
+        ctx.save_for_backward(features, codebook, average, *statistics)
+        ctx.entropies = entropies
+        ctx.mark_non_differentiable(statistics.indices)
         ctx.set_materialize_grads(False)
-        chosen = codebook[rows.indices] if split is None else split.take(codebook, rows.indices)
-        quantized = chosen.to(dtype).masked_fill_(~rows.top.isfinite(), torch.nan)
+        # A token that is not finite has an index, too, but its code must not look like a right one.
+        quantized = codebook[statistics.indices].to(dtype).masked_fill_(~statistics.top.isfinite(), torch.nan)
         if entropies.temperature is None:
-            return quantized, rows.indices, average.new_zeros(()), average.new_zeros(())
+            return quantized, statistics.indices, average.new_zeros(()), average.new_zeros(())
         average_entropy = -(average * _shifted(average, entropies.epsilon).log()).sum()
-        if split is not None:
-            average_entropy = split.total(average_entropy)
-        return quantized, rows.indices, rows.entropy.mean(), average_entropy
+        return quantized, statistics.indices, statistics.entropy.mean(), average_entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: None, grad_sample: Tensor | None, grad_average: Tensor | None):
-        features, codebook, average, *kept = ctx.saved_tensors
-        pull = _pull_of_entropies(average, len(features), ctx.entropies, grad_sample, grad_average)
+        features, codebook, average, *saved = ctx.saved_tensors
+        entropies = _entropy_gradient(average, len(features), ctx.entropies, grad_sample, grad_average)
         grad_features = torch.zeros(features.shape, dtype=average.dtype, device=average.device)
         grad_codebook = torch.zeros(codebook.shape, dtype=average.dtype, device=average.device)
-        if grad is None and pull is None:
-            return grad_features, grad_codebook, *_NO_GRADIENT
-        rows, form = Rows(*kept), _form(features.device.type, ctx.split)
-        # float16 would lose gradients below 6·10⁻⁸.
-        into = torch.bfloat16 if features.dtype == torch.float16 else features.dtype
-        operands = features.to(into), codebook.to(into), None if grad is None else grad.to(into)
-        parts = row_blocks(len(features), ctx.split.largest if ctx.split else len(codebook), average)
-        buffers = workspace(1 if grad is None else 2, parts[0].stop, len(codebook), average)
+        if grad is None and entropies is None:
+            return grad_features, grad_codebook, None
+        statistics, block = RowStatistics(*saved), _block_functions(features.device.type)
+        into = gradient_operand_type(features.dtype)
+        features_operand, codebook_operand = features.to(into), codebook.to(into)
+        grad_operand = None if grad is None else grad.to(into)
+        count = 1 if grad is None else 2
         with full_precision(features.device):
-            for part in parts:
-                blocks = [buffer[: part.stop - part.start] for buffer in buffers]
-                scores = product(features[part], codebook.T, blocks[0])
-                gains = None if grad is None else product(operands[2][part], operands[1].T, blocks[1])
-                here = Rows(*(None if value is None else value[part] for value in rows))
-                change = form.backward(scores, gains, here, pull, into)
-                product(change, operands[1], grad_features[part])
-                add_product(grad_codebook, change.T, operands[0][part])
+            for rows, buffers in score_blocks(len(features), len(codebook), average, buffers=count):
+                scores = product(features[rows], codebook.T, buffers[0])  # S again, (R, K)
+                gains = None if grad is None else product(grad_operand[rows], codebook_operand.T, buffers[1])  # G
+                of_rows = RowStatistics(*(None if value is None else value[rows] for value in statistics))
+                change = block.score_gradient(scores, gains, of_rows, entropies, into)  # ∂L/∂S, (R, K)
+                product(change, codebook_operand, grad_features[rows])
+                add_product(grad_codebook, change.T, features_operand[rows])
         if grad is not None:
-            tokens, chosen = (slice(None), rows.indices) if ctx.split is None else ctx.split.own(rows.indices)
-            grad_codebook.index_add_(0, chosen, grad[tokens].to(grad_codebook.dtype))
-        return grad_features.to(features.dtype), grad_codebook.to(codebook.dtype), *_NO_GRADIENT
+            # The hard choice's part, Σ_n onehot(k_n) g_n, without the one-hot matrix.
+            grad_codebook.index_add_(0, statistics.indices, grad.to(grad_codebook.dtype))
+        return grad_features.to(features.dtype), grad_codebook.to(codebook.dtype), None
 
 
-def _pull_of_entropies(
-    average: Tensor, tokens: int, entropies: Entropies, grad_sample: Tensor | None, grad_average: Tensor | None
-) -> Pull | None:
-    """The entropies' pull on scores; None where neither has a gradient."""
+def _entropy_gradient(
+    average: Float[Tensor, " K"],
+    tokens: int,
+    entropies: Entropies,
+    grad_sample: Tensor | None,
+    grad_average: Tensor | None,
+) -> EntropyGradient | None:
+    """The entropies' gradient at the scores; None where neither entropy has one."""
     if grad_sample is None and grad_average is None:
         return None
     share = 1 / (entropies.temperature * tokens)
-    codes, scores = torch.zeros_like(average), average.new_zeros(())
+    by_code, slope = torch.zeros_like(average), average.new_zeros(())
     if grad_average is not None:
         shifted = _shifted(average, entropies.epsilon)
-        codes = shifted.log().add_(average / shifted).mul_(-share * grad_average)
+        by_code = shifted.log().add_(average / shifted).mul_(-share * grad_average)
     if grad_sample is not None:
-        scores = -share / entropies.temperature * grad_sample
-    return Pull(codes, scores, entropies.temperature)
+        slope = -share / entropies.temperature * grad_sample
+    return EntropyGradient(by_code, slope, entropies.temperature)
 
 
 def _shifted(average: Tensor, epsilon: float) -> Tensor:

@@ -37,21 +37,28 @@ def indices_in_memory(values: Any, name: str = "indices") -> Int[Tensor, "*grid"
     if indices.is_meta:
         raise ValueError(f"{name} must have their numbers in memory; got a tensor on meta, which has a shape alone")
     if indices.untyped_storage().nbytes() < indices.nbytes:
-        # One that repeats its numbers is written out before they are counted.
+        # A view that repeats its numbers becomes a full copy before they are counted.
         require_memory(indices.nbytes, f"{name} of shape {tuple(indices.shape)}", "give fewer")
     return indices
 
 
 def check_range(name: str, indices: Int[Tensor, "*grid"], size: int, remark: str = "") -> None:
     """Raise ValueError unless all indices lie in 0 to size − 1. Waits once for the device."""
-    # A plan's tensors have no values to check.
-    if type(indices) is not Tensor or indices.is_meta or not indices.numel():
-        return
-    low, high = torch.stack(indices.aminmax()).tolist()
-    if low < 0 or high >= size:
+    if indices.numel() and (bounds := value_bounds(indices)) and not 0 <= bounds[0] <= bounds[1] < size:
         raise ValueError(
-            f"{name} must lie in 0 … {size - 1}{remark}, got {low} … {high}; were they made by another tokenizer?"
+            f"{name} must lie in 0 … {size - 1}{remark}, got {bounds[0]} … {bounds[1]}; were they made by another "
+            "tokenizer?"
         )
+
+
+def value_bounds(*tensors: Int[Tensor, "..."]) -> list[int] | None:
+    """Lowest and highest number of each tensor, one after the other. Waits once for the device, for all of them.
+
+    None for tensors without values, such as those of a cost calculation.
+    """
+    if any(type(values) is not Tensor or values.is_meta for values in tensors):
+        return None
+    return torch.stack([bound for values in tensors for bound in values.aminmax()]).tolist()
 
 
 def _tensor_of(values: Any, name: str) -> Tensor:

@@ -7,23 +7,23 @@ entropy is a sum of D binary entropies, and the mean distribution one product of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibqlab.base.checks import check_numbers, require
+from ibqlab.base.checks import check_numbers, require, whole_number
 from ibqlab.base.processes import average_over_processes
-from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
+from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
 from ibqlab.quantizers.estimators import straight_through
 from ibqlab.quantizers.indices import check_range, to_indices
+from ibqlab.quantizers.terms import EntropyPenaltyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookupFreeQuantizerConfig(QuantizerConfig):
+class LookupFreeQuantizerConfig(EntropyPenaltyConfig):
     """LFQ as published by Open-MAGVIT2."""
 
     codebook_size: int = 1024
@@ -36,18 +36,6 @@ class LookupFreeQuantizerConfig(QuantizerConfig):
     """Weight of mean‖z − sg(q)‖² in the loss, ≥ 0. Published: 0.25."""
     entropy_weight: float = 0.1
     """Weight of the entropy penalty in the loss, ≥ 0; 0 leaves it out. Published: 0.1."""
-    entropy_temperature: float = 0.01
-    """τ of the softmax inside the penalty, > 0. Published: 0.01."""
-    entropy_epsilon: float = 1e-5
-    """ε inside the logarithm of the average entropy, ≥ 0. Published: 1e-5, which caps that entropy at 11.19 nats
-    (ln K is 12.48) for K = 262,144. 0 gives the exact entropy."""
-    sample_entropy_weight: float = 1.0
-    """Weight, inside the penalty, of the tokens' mean entropy (to be small: sure choices). Published: 1."""
-    average_entropy_weight: float = 1.0
-    """Weight, inside the penalty, of the batch's average entropy (to be large: even use). Published: 1."""
-
-    entropy_over_processes: bool = False
-    """Take the average entropy over the tokens of all processes instead of each process's own. Published: False."""
 
     def __post_init__(self):
         check_numbers(self)
@@ -71,10 +59,7 @@ class LookupFreeQuantizerConfig(QuantizerConfig):
             f"codebook_init does not apply to lfq, whose codes are fixed; got {self.codebook_init!r}. "
             "Leave it out, or use 'grid'",
         )
-        weights = ("commitment_weight", "entropy_weight", "sample_entropy_weight", "average_entropy_weight")
-        for name in (*weights, "entropy_epsilon"):
-            require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
-        require(self.entropy_temperature > 0, f"entropy_temperature must be > 0, got {self.entropy_temperature}")
+        require(self.commitment_weight >= 0, f"commitment_weight must be ≥ 0, got {self.commitment_weight}")
 
 
 @register_quantizer("lfq", LookupFreeQuantizerConfig)
@@ -95,12 +80,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def loss_weights(self) -> dict[str, float]:
         """Commitment and entropy penalty (two terms)."""
-        config = self.config
-        return {
-            "commitment": config.commitment_weight,
-            "sample_entropy": config.entropy_weight * config.sample_entropy_weight,
-            "average_entropy": -config.entropy_weight * config.average_entropy_weight,
-        }
+        return {"commitment": self.config.commitment_weight} | self.config.penalty_weights()
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The bits that are set."""
@@ -126,7 +106,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def look_up(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
         """Sign vectors from the bits of their indices."""
-        return self.codes.signs(indices.to(self.codes.place.device))
+        return self.codes.signs(indices.to(self.codes.like.device))
 
 
 def sign_entropies(
@@ -151,14 +131,16 @@ def sign_entropies(
     Cost: O(N·K) operations, O(N·√K + K) memory.
     Source: published Open-MAGVIT2 code; the factorisation is exact.
     """
-    logits = features * (4 / temperature)
+    logits = features * (4 / temperature)  # (N, D), one per bit; the softmax over codes would be (N, K)
     certainty = logits.abs()
-    # ln(1 + e^−a) + a σ(−a) for a = |logit|: no difference of large numbers, and smooth through 0.
+    # Binary entropy, bit by bit: ln(1 + e^−a) + a σ(−a) for a = |logit|: no difference of large
+    # numbers, and smooth through 0.
     sample = (F.softplus(-certainty) + certainty * torch.sigmoid(-certainty)).sum(1).mean()
     half = features.shape[1] // 2
-    lower, upper = _bit_table(logits[:, :half]), _bit_table(logits[:, half:])
-    mean = upper.T @ lower / len(features)
+    lower, upper = _bit_table(logits[:, :half]), _bit_table(logits[:, half:])  # (N, 2^(D/2)) each, about √K columns
+    mean = upper.T @ lower / len(features)  # p̄ as (2^(D/2), 2^(D/2)): K numbers, one row per value of the upper bits
     if over_processes:
+        # The value of all processes with the gradient of this one's tokens; data-parallel training averages those.
         mean = mean + average_over_processes(mean.detach().clone()) - mean.detach()
     # Without ε a code of probability 0 must give 0, not 0 · ∞.
     average = -(mean * (mean + epsilon).clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
@@ -167,6 +149,8 @@ def sign_entropies(
 
 def _bit_table(logits: Float[Tensor, "N bits"]) -> Float[Tensor, "N combinations"]:
     """Probability of every combination of independent bits, each token's row indexed by the combination."""
+    # Doubles with every bit: the new half has this bit set, so the first bit stays the least significant one. In
+    # logarithms, because a product of many small chances leaves the range of float32.
     table = logits.new_zeros(len(logits), 1)
     for logit in logits[:, :, None].unbind(1):
         table = torch.cat([table + F.logsigmoid(-logit), table + F.logsigmoid(logit)], dim=1)
@@ -224,13 +208,12 @@ def join_indices(parts: Sequence[Int[Tensor, "*grid"]], bits: Sequence[int] = (6
     return joined
 
 
-def _is_whole(count: object) -> bool:
-    return isinstance(count, Integral) and not isinstance(count, bool)
-
-
 def _check_bits(bits: Sequence[int]) -> int:
     """Their sum; raises unless each part has a bit and all fit an int64."""
-    good = isinstance(bits, list | tuple) and len(bits) > 0 and all(_is_whole(count) and count >= 1 for count in bits)
-    good = good and sum(bits) < 63
-    require(good, f"bits must be numbers of at least 1 that sum to at most 62, such as (6, 12); got {bits!r:.60}")
-    return sum(bits)
+    remedy = f", of bits {bits!r:.60}. Use numbers that sum to at most 62, such as (6, 12)"
+    require(
+        isinstance(bits, list | tuple) and len(bits) > 0, f"bits must be a list or tuple of numbers; got {bits!r:.60}"
+    )
+    total = sum(whole_number(f"bits[{part}]", count, 1, what=remedy) for part, count in enumerate(bits))
+    require(total < 63, f"bits must be numbers that sum to at most 62, such as (6, 12); got {bits!r:.60}")
+    return total

@@ -1,19 +1,34 @@
-"""Soft VQ, the paper's other baseline that updates all codes: soft in training, hard in evaluation."""
+"""Soft VQ, the paper's other baseline that updates all codes: soft in training, hard in evaluation.
+
+The training value, a mixture of all codes, is computed without the N × K matrix: exact value and gradient, one block of
+rows at a time. It is attention of the tokens over the codebook, and PyTorch's fused attention was the first form; on a
+CPU its backward pass took longer than the full-matrix form (experiments/results/index_backprop.md).
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ibqlab.base.checks import require
+from ibqlab.base.checks import finite_number, require
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
-from ibqlab.quantizers.codebooks import FreeCodebook
+from ibqlab.quantizers.blocks import (
+    best_codes,
+    full_precision,
+    lowest_exponent,
+    rows_per_tile,
+    score_blocks,
+    softmax_backward,
+)
+from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.estimators import nearest_code
-from ibqlab.quantizers.soft_assignment import mixture_of_codes
-from ibqlab.quantizers.upkeep import KMeansStart
-from ibqlab.quantizers.vq import PairLossConfig, pair_terms
+from ibqlab.quantizers.terms import PairLossConfig, pair_terms
+from ibqlab.quantizers.vectors import check_alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +61,6 @@ class SoftVectorQuantizer(Quantizer):
     Source: IBQ appendix B, table 9, figure 6.
     """
 
-    def __init__(self, config: SoftVectorQuantizerConfig):
-        codes = FreeCodebook(config.codebook_init, config.codebook_size, config.code_dim)
-        super().__init__(config, codes, (KMeansStart(),) if config.codebook_init == "kmeans" else ())
-
     @property
     def temperature(self) -> float:
         """T at the present `progress`."""
@@ -72,3 +83,70 @@ class SoftVectorQuantizer(Quantizer):
         else:
             quantized = F.embedding(indices, codebook)
         return Assignment(quantized, indices, pair_terms(features, quantized))
+
+
+@never_compiled
+def mixture_of_codes(
+    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
+) -> Float[Tensor, "N D"]:
+    """Soft VQ's training value: the average of all codes, weighted by softmax(z·Cᵀ/T). Every code takes gradient.
+
+    Args:
+        features: z, any scale.
+        codebook: C, same type and device.
+        temperature: T > 0; small enough, it gives the best code.
+    Returns:
+        (N, D), of the features' type.
+    Raises:
+        ValueError: shapes, types or devices that do not fit, or a temperature that is not positive.
+    Cost: 14·N·K·D operations forward and backward together; memory O(N·D + K·D) plus two blocks of
+        `blocks.BLOCK_BYTES`.
+    Source: IBQ appendix B.
+    """
+    if not (temperature := finite_number("temperature", temperature)) > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature:g}; for the best code alone use nearest_code")
+    check_alike(features, codebook)
+    return _MixtureOfCodes.apply(features, codebook, temperature)
+
+
+class _MixtureOfCodes(torch.autograd.Function):
+    """With p = softmax(z·Cᵀ/T), G = g·Cᵀ and ∂S = p ⊙ (G − ⟨p, G⟩)/T: ∂z = ∂S·C, ∂C = ∂Sᵀ·z + pᵀ·g."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(features, codebook)
+        ctx.temperature = temperature
+        mixed = torch.empty_like(features, memory_format=torch.contiguous_format)
+        with full_precision(features.device):
+            for rows, (shares,) in score_blocks(len(features), len(codebook), features):
+                torch.mm(features[rows], codebook.T, out=shares)  # scores, (R, K), one block, never (N, K)
+                for tile in shares.split(rows_per_tile(shares)):  # in the cache, softmax costs one pass over memory
+                    _to_shares(tile, temperature)
+                torch.mm(shares, codebook, out=mixed[rows])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        features, codebook = ctx.saved_tensors
+        grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+        grad_codebook = torch.zeros_like(codebook, memory_format=torch.contiguous_format)
+        with full_precision(features.device):
+            for rows, (shares, gains) in score_blocks(len(features), len(codebook), features, buffers=2):
+                torch.mm(features[rows], codebook.T, out=shares)  # computed again: p of all tokens was not kept
+                torch.mm(grad[rows], codebook.T, out=gains)  # G, (R, K)
+                tile_rows = rows_per_tile(shares)
+                for tile, change in zip(shares.split(tile_rows), gains.split(tile_rows), strict=True):
+                    _to_shares(tile, ctx.temperature)
+                    softmax_backward(change, tile)  # G becomes ∂S·T in place
+                    change.mul_(1 / ctx.temperature)
+                torch.mm(gains, codebook, out=grad_features[rows])
+                grad_codebook.addmm_(gains.T, features[rows]).addmm_(shares.T, grad[rows])
+        return grad_features, grad_codebook, None
+
+
+def _to_shares(scores: Tensor, temperature: float) -> None:
+    """scores ← softmax(scores/T)."""
+    # Relative to the best score before it is divided: T may be 10⁻⁶, which would multiply the rounding of |S|.
+    exponents = scores.sub_(best_codes(scores)[0]).mul_(1 / temperature)
+    torch.softmax(exponents.clamp_(min=lowest_exponent(scores.dtype)), 1, out=scores)

@@ -1,7 +1,7 @@
 """Axis 3, what is done to codes between steps: moving averages, a k-means start, revival of dead codes.
 
-A piece of upkeep has `before(codes, features)`, called ahead of the assignment, and `after(codes, features, indices)`,
-called behind it; both only in training. Where several processes train together, every process makes the same change.
+Upkeep has `before(codes, features)`, called ahead of the assignment, and `after(codes, features, indices)`, called
+behind it; both only in training. Where several processes train together, every process makes the same change.
 """
 
 import torch
@@ -47,14 +47,17 @@ class KMeansStart(Upkeep):
         if self.started:
             return
         size = len(codes())
-        draw = torch.randint(len(features), (size,), device=features.device)
+        # Each token starts one centre before any token starts a second one.
+        draw = torch.randint(len(features), (size,), device=features.device)  # (K,) of N tokens
         draw[: min(size, len(features))] = torch.randperm(len(features), device=features.device)[:size]
+        # Two centres at one place would never part: of equal distances the lower index wins every token.
         spread = features.std() * 1e-3
-        centres = features[draw] + spread * torch.randn_like(features[draw])
+        centres = features[draw] + spread * torch.randn_like(features[draw])  # (K, D)
         for _ in range(self.iterations):
             indices = nearest_code(features, centres)
             hits = torch.bincount(indices, minlength=size).to(features.dtype)[:, None]
             sums = torch.zeros_like(centres).index_add_(0, indices, features)
+            # A centre without tokens stays where it is: its mean would be 0/0.
             centres = torch.where(hits > 0, sums / hits.clamp_min(1), centres)
         codes.replace(torch.arange(size, device=centres.device), same_on_all_processes(centres))
         self.started.fill_(True)
@@ -77,11 +80,13 @@ class DeadCodeRevival(Upkeep):
     @torch.no_grad()
     def after(self, codes: nn.Module, features: Float[Tensor, "N D"], indices: Int[Tensor, " N"]) -> None:
         """Count idle steps and move the codes whose patience has run out, at most one per token of the batch."""
-        hits = sum_over_processes(torch.bincount(indices, minlength=len(self.idle)))
+        # Hits of all processes, so that a code that lives elsewhere is not moved here.
+        hits = sum_over_processes(torch.bincount(indices, minlength=len(self.idle)))  # (K,)
         self.idle.add_(1)[hits > 0] = 0
         dead = (self.idle >= self.patience).nonzero()[:, 0][: len(features)]
         if not len(dead):
             return
-        chosen = torch.randperm(len(features), device=features.device)[: len(dead)]
-        codes.replace(dead, same_on_all_processes(features[chosen]))
+        # Different tokens for different codes: equal codes would tie, and the higher index would die again at once.
+        tokens = torch.randperm(len(features), device=features.device)[: len(dead)]
+        codes.replace(dead, same_on_all_processes(features[tokens]))
         self.idle[dead] = 0

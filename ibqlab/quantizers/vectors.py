@@ -56,29 +56,32 @@ def check_alike(features: Tensor, codebook: Tensor) -> None:
         raise ValueError(f"features are {features.dtype}, the codebook {codebook.dtype}; convert one with .to(dtype)")
 
 
-def check_pair(features: Tensor, codebook: Tensor, codebook_size: int | None = None, least_codes: int = 2) -> None:
+def check_plain(**values: Any) -> None:
+    """Raise ValueError unless all are tensors with one number after another in memory."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            got = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+
+
+def check_pair(features: Tensor, codebook: Tensor, least_codes: int = 2) -> None:
     """Features (N, D) and codebook (K, D) that can be multiplied.
 
     Args:
         features, codebook: what arrived.
-        codebook_size: K where `codebook` is only a part of it.
         least_codes: 2 for a choice.
     Raises:
         ValueError: no such tensors; the message says what does not fit.
     """
-    for name, value in (("features", features), ("codebook", codebook)):
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
-            got = value.layout if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} must be a plain tensor; got {got}. Use torch.as_tensor({name})")
+    check_plain(features=features, codebook=codebook)
     if features.ndim != 2 or codebook.ndim != 2 or features.shape[1] != codebook.shape[1]:
         raise ValueError(
             f"features (N, D) and codebook (K, D) must share D, got {tuple(features.shape)} and "
             f"{tuple(codebook.shape)}; reshape (B, D, h, w) features with .permute(0, 2, 3, 1).reshape(-1, D)"
         )
-    size = len(codebook) if codebook_size is None else codebook_size
-    if not len(features) or size < least_codes:
-        wanted = {1: "one code", 2: "two codes"}[least_codes]
-        raise ValueError(f"at least one token and {wanted} are needed, got N = {len(features)}, K = {size}")
+    if not len(features) or len(codebook) < least_codes:
+        codes = {1: "one code", 2: "two codes"}[least_codes]
+        raise ValueError(f"at least one token and {codes} are needed, got N = {len(features)}, K = {len(codebook)}")
     if features.device != codebook.device:
         raise ValueError(
             f"features are on {features.device}, the codebook on {codebook.device}; move one with .to(device)"

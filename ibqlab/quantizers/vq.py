@@ -11,49 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require, require_choice
-from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
+from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
 from ibqlab.quantizers.codebooks import EmaCodebook, FreeCodebook, LinearCodebook
 from ibqlab.quantizers.estimators import METRICS, nearest_code, rotate_to_codes, straight_through
-from ibqlab.quantizers.upkeep import DeadCodeRevival, KMeansStart, MovingAverage
+from ibqlab.quantizers.terms import PairLossConfig, pair_terms
+from ibqlab.quantizers.upkeep import DeadCodeRevival, MovingAverage
 
 CODEBOOKS = ("free", "ema", "linear")
 GRADIENTS = {"straight_through": straight_through, "rotation": rotate_to_codes}
-BETA_SIDES = ("codebook", "encoder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairLossConfig(QuantizerConfig):
-    """The two-sided quantization loss that VQ, Soft VQ and IBQ share."""
-
-    quantization_weight: float = 1.0
-    """Weight of the whole quantization loss in the quantizer's loss, ≥ 0. Published: 1."""
-    beta: float = 0.25
-    """β, weight of one side of the loss, ≥ 0. Published: 0.25."""
-    beta_on: str = "codebook"
-    """The side that β multiplies. "codebook": ‖sg(c) − z‖² + β‖c − sg(z)‖², as the published code has it;
-    "encoder": β‖sg(c) − z‖² + ‖c − sg(z)‖², as the paper (and VQ-VAE) has it."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.quantization_weight >= 0, f"quantization_weight must be ≥ 0, got {self.quantization_weight}")
-        require(self.beta >= 0, f"beta must be ≥ 0, got {self.beta}")
-        require_choice("beta_on", self.beta_on, BETA_SIDES)
-
-    def pair_weights(self) -> dict[str, float]:
-        """Weights of the terms "commitment" (moves the encoder) and "codebook" (moves the codes)."""
-        encoder, codebook = (1.0, self.beta) if self.beta_on == "codebook" else (self.beta, 1.0)
-        return {"commitment": self.quantization_weight * encoder, "codebook": self.quantization_weight * codebook}
-
-
-def pair_terms(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> dict[str, Float[Tensor, ""]]:
-    """The two sides of the quantization loss, each a mean over all N·D numbers.
-
-    commitment = mean‖sg(c) − z‖², codebook = mean‖c − sg(z)‖²: equal values, different receivers of the gradient.
-    """
-    return {
-        "commitment": F.mse_loss(features, codes.detach()),
-        "codebook": F.mse_loss(codes, features.detach()),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +99,9 @@ class VectorQuantizer(Quantizer):
             codes = EmaCodebook(start, size, dim, config.ema_decay)
         else:
             codes = {"free": FreeCodebook, "linear": LinearCodebook}[config.codebook](start, size, dim)
-        upkeep = [KMeansStart()] if start == "kmeans" else []
-        upkeep += [MovingAverage()] if config.codebook == "ema" else []
+        upkeep = [MovingAverage()] if config.codebook == "ema" else []
         upkeep += [DeadCodeRevival(size, config.revive_after)] if config.revive_after else []
-        super().__init__(config, codes, tuple(upkeep))
+        super().__init__(config, codes, upkeep)
 
     def loss_weights(self) -> dict[str, float]:
         """The two sides of the quantization loss."""
@@ -150,9 +114,9 @@ class VectorQuantizer(Quantizer):
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Nearest code; in evaluation its exact value, in training the same with the chosen gradient."""
         indices = self.choose(features, codebook)
-        codes = F.embedding(indices, codebook)
+        codes = F.embedding(indices, codebook)  # (N, D); its gradient reaches the chosen codes alone
         terms = pair_terms(features, codes)
         if self.config.codebook == "ema":
-            del terms["codebook"]
+            del terms["codebook"]  # averages take no gradient, so it would only add to the loss that is logged
         carry = GRADIENTS[self.config.gradient]
         return Assignment(carry(features, codes) if self.training else codes, indices, terms)

@@ -1,15 +1,17 @@
-"""The image tokenizer: one of two published pairs of encoder and decoder around any quantizer."""
+"""The image tokenizer: an encoder, any quantizer, and a decoder.
 
-from ibqlab.tokenizer.autoencoder import AutoencoderConfig, Decoder, Encoder
+A tokenizer turns an image into a small grid of codes and back. The encoder shrinks the image to a grid of feature
+vectors, a quantizer of `ibqlab.quantizers` replaces each vector by a code, and the decoder draws the image again from
+the codes. Two published pairs of encoder and decoder are here, that of IBQ (`autoencoder`) and that of Open-MAGVIT2
+(`magvit2`), with published names inside, so that published weights load as they are. Start with `Tokenizer` in
+`tokenizer`; `image_input` says which images it takes, `discriminator` is the opponent in adversarial training.
+"""
+
+from ibqlab.tokenizer.autoencoder import Decoder, Encoder
+from ibqlab.tokenizer.autoencoder_config import AutoencoderConfig
+from ibqlab.tokenizer.image_input import Images, prepare_images
 from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
-from ibqlab.tokenizer.tokenizer import (
-    Images,
-    Tokenizer,
-    TokenizerConfig,
-    TokenizerOutput,
-    fingerprint_weights,
-    prepare_images,
-)
+from ibqlab.tokenizer.tokenizer import Tokenizer, TokenizerConfig, TokenizerOutput, fingerprint_weights
 
 __all__ = [
     "AutoencoderConfig",

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the published IBQ tokenizer (those of VQGAN), fully convolutional, and their settings.
+"""Encoder and decoder of the published IBQ tokenizer (those of VQGAN), fully convolutional.
 
 What is unusual: attention is placed by *nominal* resolution, the one in the config, not by the size of the image at
 hand; downsampling pads on the right and below only; the decoder has one block more per level than the encoder.
@@ -7,91 +7,13 @@ Submodule names are the published ones, so published weights load without a tran
 grid.
 """
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibqlab.base.checks import BLOCKS, CHANNELS, IMAGE_SIDE, require, require_at_most, require_choice
+from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
 
-DESIGNS = ("vqgan", "magvit2")
-NORM_GROUPS = 32
 NORM_EPSILON = 1e-6
-MOST_LEVELS = IMAGE_SIDE.bit_length()
-"""Levels that leave a single position of the largest image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
-    """Width, depth and attention of encoder and decoder. The defaults are IBQ's published configuration."""
-
-    design: str = "vqgan"
-    """"vqgan", as published by IBQ, or "magvit2", as published by Open-MAGVIT2: no attention, no dropout, no
-    convolutions around the quantizer, and a decoder that normalises by statistics of the latents."""
-
-    base_channels: int = 128
-    """Channels at full resolution; every level's channels must be a multiple of 32. Paper: 128."""
-
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Channels of each level as multiples of base_channels, full resolution first. Each level after the first halves
-    height and width, so five levels downsample by 16. Paper: 1, 1, 2, 2, 4."""
-
-    num_res_blocks: int = 4
-    """Residual blocks per encoder level, at least 1. The decoder has one more, or as many in "magvit2", whose middle
-    has as many, too. Paper: 4."""
-
-    attention_resolutions: tuple[int, ...] = (16,)
-    """Nominal resolutions, in pixels, of the levels with attention after each block; () for attention in the middle
-    only, and for "magvit2". Paper: 16."""
-
-    resolution: int = 256
-    """Nominal image size in pixels: it places the attention and limits nothing, any divisible size can be encoded.
-    Paper: 256."""
-
-    in_channels: int = 3
-    """Channels of an image. Paper: 3."""
-
-    out_channels: int = 3
-    """Channels of a reconstruction. Paper: 3."""
-
-    latent_channels: int = 256
-    """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim; equal to code_dim in "magvit2",
-    which has no such convolution. Paper: 256 (z_channels); Open-MAGVIT2: 18."""
-
-    double_latent: bool = False
-    """The encoder gives twice latent_channels, as one with a mean and a variance would. Paper: False."""
-
-    dropout: float = 0.0
-    """Share of activations dropped in each residual block in training, 0 to below 1. Paper: 0."""
-
-    def __post_init__(self) -> None:
-        _check_design(self)
-        _check_positive(self)
-        _check_channels(self.base_channels, self.channel_multipliers)
-        _check_resolutions(self)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0 to below 1; got {self.dropout}. Use 0.0 as published.")
-
-    @property
-    def downsampling(self) -> int:
-        """Image pixels per latent position along each side: 2 to the number of levels less one."""
-        return 2 ** (len(self.channel_multipliers) - 1)
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Channels of each level, full resolution first."""
-        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
-
-    @property
-    def level_resolutions(self) -> tuple[int, ...]:
-        """Nominal resolution of each level in pixels, full resolution first."""
-        return tuple(self.resolution // 2**level for level in range(len(self.channel_multipliers)))
-
-    @property
-    def encoder_channels(self) -> int:
-        """Channels that the encoder gives."""
-        return self.latent_channels * (2 if self.double_latent else 1)
 
 
 class ResidualBlock(nn.Module):
@@ -138,7 +60,7 @@ class AttentionBlock(nn.Module):
         # Contiguous: with channels apart, no fused kernel applies and the whole HW × HW matrix would be kept.
         q, k, v = (
             layer(normed).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for layer in (self.q, self.k, self.v)
-        )
+        )  # (B, 1, HW, C): one head
         mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(mixed)
 
@@ -152,6 +74,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         """Half the height and width."""
+        # Windows begin at even pixels, as published; zeros on all sides would move every one of them by a pixel.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -187,15 +110,15 @@ class Level(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
         """Every block, each followed by its attention where the level has it."""
-        for place, block in enumerate(self.block):
+        for number, block in enumerate(self.block):
             x = block(x)
             if self.attn:
-                x = self.attn[place](x)
+                x = self.attn[number](x)
         return x
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution; the attention is always there."""
+    """Residual block, attention, residual block at the lowest resolution, whatever `attention_resolutions` says."""
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
@@ -264,7 +187,9 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()
         for number, resolution in enumerate(config.level_resolutions):
             level = Level(
-                channels[min(number + 1, len(channels) - 1)],
+                channels[
+                    min(number + 1, len(channels) - 1)
+                ],  # built in the encoder's order, run from the last to the first
                 channels[number],
                 blocks=config.num_res_blocks + 1,
                 attention=resolution in config.attention_resolutions,
@@ -299,61 +224,3 @@ def normalisation(channels: int) -> nn.GroupNorm:
 def conv3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
     """A 3 × 3 convolution that keeps height and width."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
-
-
-def _check_design(config: AutoencoderConfig) -> None:
-    require_choice("design", config.design, DESIGNS)
-    absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0} if config.design == "magvit2" else {}
-    for name, value in absent.items():
-        given = getattr(config, name)
-        require(given == value, f'{name} must be {value!r} in the design "magvit2", which has none; got {given!r}.')
-
-
-def _check_positive(config: AutoencoderConfig) -> None:
-    for name in ("base_channels", "num_res_blocks", "resolution", "in_channels", "out_channels", "latent_channels"):
-        value = getattr(config, name)
-        if value < 1:
-            published = AutoencoderConfig.__dataclass_fields__[name].default
-            raise ValueError(f"{name} must be at least 1; got {value}. Published: {published}.")
-    require_at_most("num_res_blocks", config.num_res_blocks, BLOCKS)
-    require_at_most("resolution", config.resolution, IMAGE_SIDE)
-    require_at_most("channel_multipliers' levels", len(config.channel_multipliers), MOST_LEVELS)
-    for name in ("base_channels", "in_channels", "out_channels", "latent_channels"):
-        require_at_most(name, getattr(config, name), CHANNELS)
-    for level, channels in enumerate(config.level_channels):
-        require_at_most(f"base_channels × channel_multipliers[{level}]", channels, CHANNELS)
-
-
-def _check_channels(base_channels: int, multipliers: tuple[int, ...]) -> None:
-    if not multipliers:
-        raise ValueError("channel_multipliers must name at least one level; got (). Use (1, 2, 2) to downsample by 4.")
-    named = {"base_channels": base_channels}
-    named |= {f"base_channels × channel_multipliers[{i}]": base_channels * m for i, m in enumerate(multipliers)}
-    for name, channels in named.items():
-        if channels < 1 or channels % NORM_GROUPS:
-            raise ValueError(
-                f"{name} must be a positive multiple of {NORM_GROUPS}, the groups of each normalisation; got "
-                f"{channels} (base_channels={base_channels}, channel_multipliers={multipliers}). "
-                f"Use base_channels={_nearest_multiple(base_channels, NORM_GROUPS)} and multipliers of at least 1."
-            )
-
-
-def _check_resolutions(config: AutoencoderConfig) -> None:
-    factor = config.downsampling
-    if config.resolution % factor:
-        raise ValueError(
-            f"resolution must be a multiple of {factor}, because {len(config.channel_multipliers)} levels downsample "
-            f"by {factor}; got {config.resolution}. "
-            f"Use resolution={_nearest_multiple(config.resolution, factor)} or fewer channel_multipliers."
-        )
-    without_level = [size for size in config.attention_resolutions if size not in config.level_resolutions]
-    if without_level:
-        levels = ", ".join(map(str, config.level_resolutions))
-        raise ValueError(
-            f"attention_resolutions must be nominal resolutions of levels ({levels}); got {without_level[0]}. "
-            f"Use one of those, attention_resolutions=() for none, or another resolution than {config.resolution}."
-        )
-
-
-def _nearest_multiple(value: int, factor: int) -> int:
-    return max(1, round(value / factor)) * factor

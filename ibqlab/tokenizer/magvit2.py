@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require
-from ibqlab.tokenizer.autoencoder import (
-    NORM_EPSILON,
-    NORM_GROUPS,
-    AutoencoderConfig,
-    Level,
-    ResidualBlock,
-    conv3,
-    normalisation,
-)
+from ibqlab.tokenizer.autoencoder import NORM_EPSILON, Level, ResidualBlock, conv3, normalisation
+from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -40,7 +33,7 @@ class AdaptiveGroupNorm(nn.Module):
         self, x: Float[Tensor, "B C H W"], latents: Float[Tensor, "B C_latent h w"]
     ) -> Float[Tensor, "B C H W"]:
         """Features normalised and set to the latents' statistics; the grid must have two positions or more."""
-        variance, mean = torch.var_mean(latents, dim=(2, 3))
+        variance, mean = torch.var_mean(latents, dim=(2, 3))  # (B, C_latent), the same for every position of x
         scale = self.gamma((variance + NORM_EPSILON).sqrt())[:, :, None, None]
         return scale * F.group_norm(x, NORM_GROUPS, eps=NORM_EPSILON) + self.beta(mean)[:, :, None, None]
 
@@ -59,8 +52,9 @@ class DepthToSpace(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
         """Twice the height and width."""
         batch, channels, height, width = x.shape
-        dealt = self.conv1(x).view(batch, 2, 2, channels, height, width).permute(0, 3, 4, 1, 5, 2)
-        return dealt.reshape(batch, channels, 2 * height, 2 * width)
+        pixels = self.conv1(x).view(batch, 2, 2, channels, height, width)  # row and column inside the 2 × 2 first
+        pixels = pixels.permute(0, 3, 4, 1, 5, 2)  # (B, C, h, 2, w, 2)
+        return pixels.reshape(batch, channels, 2 * height, 2 * width)
 
 
 class Magvit2Encoder(nn.Module):

@@ -13,7 +13,6 @@ from ibqlab.tokens.entropy import (
     bits_per_pixel,
     bits_per_token,
     index_permutation,
-    permute_indices,
     token_entropy,
 )
 from ibqlab.tokens.ngrams import BASELINES, measure_ngrams
@@ -29,7 +28,6 @@ __all__ = [
     "bits_per_token",
     "index_permutation",
     "measure_ngrams",
-    "permute_indices",
     "report_tokens",
     "token_entropy",
 ]

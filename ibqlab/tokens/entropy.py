@@ -2,7 +2,7 @@
 
 A tokenizer is judged by its reconstruction, a generator by its loss; what the first costs the second stands between
 them. Everything here is in bits and comes from the numbers of the codes alone, never from their vectors, and it stays
-the same when the codes are numbered anew (`permute_indices`). `ngrams.py` has what neighbours tell about a token.
+the same when the codes get other numbers (`index_permutation`). `ngrams.py` has what neighbours tell about a token.
 
 Shape letters: n images · T tokens of an image · K codes.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from ibqlab.base.checks import CODES, finite_number, whole_number
-from ibqlab.quantizers.indices import indices_in_memory
+from ibqlab.quantizers.indices import indices_in_memory, value_bounds
 
 Tokens = Integer[np.ndarray, "n T"] | Integer[Tensor, "n T"] | Sequence[Any]
 """Code numbers 0 to K − 1 of n images, row by row; any integer type, or lists of one length."""
@@ -129,44 +129,41 @@ def bits_per_pixel(bits: float, tokens: int, height: int, width: int) -> float:
     return bits_per_image(bits, tokens) / (_at_least_one("height", height) * _at_least_one("width", width))
 
 
-def index_permutation(codebook_size: int, seed: int) -> Int64[np.ndarray, "K"]:
-    """New numbers of the codes: code k becomes entry k, each number once; the same for the same K and seed."""
-    seed = whole_number("seed", seed, 0)
-    return np.random.default_rng(seed).permutation(whole_number("codebook_size", codebook_size, 1, CODES))
+def index_permutation(codebook_size: int, seed: int) -> Int64[Tensor, "K"]:
+    """New numbers of the codes, to measure what their order is worth: code k becomes entry k, each number once.
 
-
-def permute_indices(
-    indices: Integer[np.ndarray, "..."] | Integer[Tensor, "..."] | Sequence[Any], codebook_size: int, seed: int
-) -> Int64[np.ndarray, "..."] | Int64[Tensor, "..."]:
-    """The same tokens with the codes numbered anew, to measure what the numbering is worth.
+        shuffled = index_permutation(codebook_size, config.index_permutation)[indices]      # as that run saw its tokens
 
     Entropies and n-gram baselines do not change. A generator with one embedding per code learns them equally well
     either way; one that splits the number into parts (`factorize_indices`) uses that near codes have near numbers.
 
     Args:
-        indices: code numbers 0 to K − 1, any shape.
         codebook_size: K.
-        seed: of the permutation, ≥ 0.
+        seed: of the permutation, ≥ 0; a generator's run has it in its setting `index_permutation`.
     Returns:
-        `index_permutation(K, seed)[indices]`, int64, a tensor on the same device for a tensor, else an array.
+        int64 on the CPU, the same for the same K and seed.
     Raises:
-        ValueError: an index outside 0 to K − 1, or no whole numbers.
+        ValueError: K or seed out of bounds.
     """
-    mapping = index_permutation(codebook_size, seed)
-    whole = indices_in_memory(indices)
-    _check_codes(whole, codebook_size)
-    anew = torch.from_numpy(mapping).to(whole.device)[whole]
-    return anew if isinstance(indices, Tensor) else anew.numpy()
+    codebook_size = whole_number("codebook_size", codebook_size, 1, CODES)
+    generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, 0))
+    return torch.randperm(codebook_size, generator=generator, device="cpu")
 
 
 def check_tokens(indices: Tokens, codebook_size: int, name: str = "indices") -> Int64[np.ndarray, "n T"]:
     """Tokens as int64 in NumPy; ValueError unless they are code numbers (n, T) of at least one image."""
-    whole = indices_in_memory(indices, name)
-    if whole.ndim != 2 or 0 in whole.shape:
-        remedy = f"Use {name}.reshape(n, -1) for grids (n, h, w)." if whole.ndim == 3 else "Give images in rows."
-        raise ValueError(f"{name} must be (n, T), at least one image of one token; got {tuple(whole.shape)}. {remedy}")
-    _check_codes(whole, codebook_size, name)
-    return whole.cpu().numpy()
+    tokens = indices_in_memory(indices, name)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        remedy = f"Use {name}.reshape(n, -1) for grids (n, h, w)." if tokens.ndim == 3 else "Give images in rows."
+        raise ValueError(f"{name} must be (n, T), at least one image of one token; got {tuple(tokens.shape)}. {remedy}")
+    whole_number("codebook_size", codebook_size, 1, CODES)
+    low, high = value_bounds(tokens)
+    if low < 0 or high >= codebook_size:
+        raise ValueError(
+            f"{name} must lie in 0 to {codebook_size - 1} (codebook_size = {codebook_size}); got {low} to {high}: pass "
+            "the codebook_size of the tokenizer that made them"
+        )
+    return tokens.cpu().numpy()
 
 
 def check_two(name: str, values: Any, words: str) -> tuple[int, int]:
@@ -174,19 +171,6 @@ def check_two(name: str, values: Any, words: str) -> tuple[int, int]:
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or len(values) != 2:
         raise ValueError(f"{name} must be {words}, two whole numbers; got {type(values).__name__} {values!r:.40}")
     return whole_number(f"{name}[0]", values[0], 1), whole_number(f"{name}[1]", values[1], 1)
-
-
-def _check_codes(indices: Int64[Tensor, "..."], codebook_size: int, name: str = "indices") -> None:
-    """Refuse what is no code number."""
-    whole_number("codebook_size", codebook_size, 1, CODES)
-    if not indices.numel():
-        return
-    low, high = (int(bound) for bound in torch.aminmax(indices))
-    if low < 0 or high >= codebook_size:
-        raise ValueError(
-            f"{name} must lie in 0 to {codebook_size - 1} (codebook_size = {codebook_size}); got {low} to {high}: pass "
-            "the codebook_size of the tokenizer that made them"
-        )
 
 
 def _plug_in(counts: Integer[np.ndarray, "codes"]) -> float:

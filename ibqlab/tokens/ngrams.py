@@ -5,7 +5,7 @@ of the context. A pair never seen therefore costs finitely, and the strength s i
 for 1,000 codes is useless for 262,144. Only contexts that occur are stored (sorted keys), never a K × K table.
 
 Three disjoint sets of images: counts come from nine tenths of the training images, strengths and weights from the last
-tenth, bits from the validation images. Before the last step the counts are made anew from all training images.
+tenth, bits from the validation images. Before the last step the training images are counted again, all of them.
 """
 
 from collections.abc import Mapping
@@ -65,13 +65,6 @@ class _Split(NamedTuple):
 
     def images(self, rows: np.ndarray) -> "_Split":
         return _Split(self.tokens[rows], {name: context[rows] for name, context in self.contexts.items()})
-
-
-class _Hits(NamedTuple):
-    """How often the training images held a context, alone and followed by the token."""
-
-    pair: Int64[np.ndarray, "n T"]
-    context: Int64[np.ndarray, "n T"]
 
 
 def measure_ngrams(
@@ -144,8 +137,8 @@ def _splits(
         raise ValueError("labels must be two, (of the training images, of the validation images), or None")
     kinds = (None, None) if labels is None else labels
     both = (("training", train, kinds[0]), ("validation", held_out, kinds[1]))
-    found = [_Split(tokens, _contexts(tokens, _classes(kind, tokens, name), grid)) for name, tokens, kind in both]
-    return found[0], found[1]
+    splits = [_Split(tokens, _contexts(tokens, _classes(kind, tokens, name), grid)) for name, tokens, kind in both]
+    return splits[0], splits[1]
 
 
 def _classes(labels: Labels | None, tokens: Int64[np.ndarray, "n T"], name: str) -> Int64[np.ndarray, "n 1"] | None:
@@ -166,22 +159,22 @@ def _contexts(
     tokens: Int64[np.ndarray, "n T"], classes: Int64[np.ndarray, "n 1"] | None, grid: tuple[int, int]
 ) -> _Contexts:
     """What each model may look at, as one number per token; 0 stands for the edge of the image."""
-    rows = tokens.reshape(-1, *grid) + 1
+    rows = tokens.reshape(-1, *grid) + 1  # (n, h, w), so that 0 is free for the edge
     left, upper = np.zeros_like(rows), np.zeros_like(rows)
     left[:, :, 1:], upper[:, 1:] = rows[:, :, :-1], rows[:, :-1]
     left, upper = left.reshape(tokens.shape), upper.reshape(tokens.shape)
     position = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    found = {
+    contexts = {
         "unigram": np.zeros_like(tokens),
         "position": position,
         "left": left,
         "upper": upper,
-        "both": left * (LARGEST_CODEBOOK + 1) + upper,
+        "both": left * (LARGEST_CODEBOOK + 1) + upper,  # a pair as one key; with the token it still fits 64 bits
     }
     if classes is not None:
-        found["class"] = np.broadcast_to(classes, tokens.shape)
-        found["class_position"] = classes * tokens.shape[1] + position
-    return found
+        contexts["class"] = np.broadcast_to(classes, tokens.shape)
+        contexts["class_position"] = classes * tokens.shape[1] + position
+    return contexts
 
 
 def _tuning_images(images: int) -> np.ndarray:
@@ -201,9 +194,9 @@ def _fit_strengths(
     for name, lower in _LOWER.items():
         if name in fitted.contexts:
             hits = _count(fitted, tuned, name, codebook_size)
-            costs = [-np.log2(_backed_off(hits, chances[lower], strength)).mean() for strength in _STRENGTHS]
+            costs = [-np.log2(_backed_off(*hits, chances[lower], strength)).mean() for strength in _STRENGTHS]
             strengths[name] = float(_STRENGTHS[int(np.argmin(costs))])
-            chances[name] = _backed_off(hits, chances[lower], strengths[name])
+            chances[name] = _backed_off(*hits, chances[lower], strengths[name])
     return strengths, chances
 
 
@@ -214,35 +207,42 @@ def _chances(
     chances = {"uniform": np.full(held_out.tokens.shape, 1 / codebook_size)}
     for name, strength in strengths.items():
         hits = _count(train, held_out, name, codebook_size)
-        chances[name] = _backed_off(hits, chances[_LOWER[name]], strength)
+        chances[name] = _backed_off(*hits, chances[_LOWER[name]], strength)
     return chances
 
 
-def _backed_off(hits: _Hits, lower: Float[np.ndarray, "n T"], strength: float) -> Float[np.ndarray, "n T"]:
-    return (hits.pair + strength * lower) / (hits.context + strength)
+def _backed_off(
+    pairs: Int64[np.ndarray, "n T"],
+    contexts: Int64[np.ndarray, "n T"],
+    lower: Float[np.ndarray, "n T"],
+    strength: float,
+) -> Float[np.ndarray, "n T"]:
+    """A model's chance of each token: its counts, and the model below it as if it had counted `strength` tokens."""
+    return (pairs + strength * lower) / (contexts + strength)
 
 
-def _count(train: _Split, held_out: _Split, name: str, codebook_size: int) -> _Hits:
-    """How often the training images held each held-out token's context, and that context with that token."""
+def _count(
+    train: _Split, held_out: _Split, name: str, codebook_size: int
+) -> tuple[Int64[np.ndarray, "n T"], Int64[np.ndarray, "n T"]]:
+    """How often the training images have each held-out token's context with that token, and the context alone."""
     before, now = train.contexts[name], held_out.contexts[name]
-    return _Hits(
-        pair=_look_up(before * codebook_size + train.tokens, now * codebook_size + held_out.tokens),
-        context=_look_up(before, now),
-    )
+    pairs = _look_up(before * codebook_size + train.tokens, now * codebook_size + held_out.tokens)
+    return pairs, _look_up(before, now)
 
 
-def _look_up(seen: Int64[np.ndarray, "n T"], wanted: Int64[np.ndarray, "m T"]) -> Int64[np.ndarray, "m T"]:
-    """How often each wanted key was seen."""
-    keys, counts = np.unique(seen, return_counts=True)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, counts[place], 0)
+def _look_up(training: Int64[np.ndarray, "n T"], held_out: Int64[np.ndarray, "m T"]) -> Int64[np.ndarray, "m T"]:
+    """How often the training images have each held-out key."""
+    # Sorted keys that occur, not a K × K table: the memory is that of the tokens, whatever K is.
+    keys, counts = np.unique(training, return_counts=True)
+    nearest = np.minimum(np.searchsorted(keys, held_out), len(keys) - 1)
+    return np.where(keys[nearest] == held_out, counts[nearest], 0)
 
 
 def _fit_weights(chances: list[Float[np.ndarray, "n T"]]) -> Float[np.ndarray, "models 1 T"]:
     """Weights of an interpolation at each position that make the tuning images cheapest.
 
     Those of all positions together first, then of each one, drawn towards the common ones as by 16 images more: the
-    first row has nothing above it, and a place that always holds the same needs no neighbours.
+    first row has nothing above it, and a position that always holds the same needs no neighbours.
     """
     table = np.stack(chances)
     common = _maximise(table.reshape(len(table), -1, 1), np.full((len(table), 1), 1 / len(table)), 0.0)
@@ -255,9 +255,9 @@ def _maximise(
     """Expectation maximisation of weights per position under `strength` images that followed the prior."""
     weights = prior
     for _ in range(200):
-        shares = weights[:, None] * table
-        found = (shares / shares.sum(0)).sum(1)
-        new = (found + strength * prior) / (table.shape[1] + strength)
+        shares = weights[:, None] * table  # (models, n, T)
+        images = (shares / shares.sum(0)).sum(1)  # how many images each model explains at each position
+        new = (images + strength * prior) / (table.shape[1] + strength)
         if np.abs(new - weights).max() < 1e-4:
             return new
         weights = new

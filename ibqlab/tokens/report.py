@@ -38,7 +38,7 @@ class ModelCost:
     given_class: bool = False
     """Whether the generator was told the class."""
     permuted: bool = False
-    """Whether it was trained and measured with the codes numbered anew (`permute_indices`)."""
+    """Whether it was trained and measured over codes with other numbers (`index_permutation`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

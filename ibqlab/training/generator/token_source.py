@@ -25,6 +25,7 @@ from ibqlab.pretrained.loading import FIRST_STAGE_FILE
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs.root import locate
 from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokens.entropy import index_permutation
 from ibqlab.tokens.manifest import TOKENIZER
 from ibqlab.tokens.store import TokenBatch, TokenSplit, TokenStore
 from ibqlab.training.data_check import facts_of, require_readable
@@ -133,12 +134,13 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
         f"generator.num_classes must be at least the number of classes in the data, {count}; got {num_classes}. "
         f"Use generator.num_classes={count}.",
     )
+    order = config.index_permutation
     return TokenSource(
         config=config,
         tokenizer=tokenizer,
         training_data=training,
         validation_data=validation,
-        permutation=_permutation(config),
+        permutation=None if order < 0 else index_permutation(config.generator.vocabulary_size, order),
         facts={"tokenizer": about_tokenizer, "data": about_data},
     )
 
@@ -195,10 +197,3 @@ def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path, store: Token
     )
     tokenizer = load_tokenizer(files[0] if files else named, config.tokenizer_weights)
     return tokenizer.float().eval().requires_grad_(False)
-
-
-def _permutation(config: GeneratorTrainConfig) -> Tensor | None:
-    if config.index_permutation < 0:
-        return None
-    order = torch.Generator().manual_seed(config.index_permutation)
-    return torch.randperm(config.generator.vocabulary_size, generator=order)

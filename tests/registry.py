@@ -1,0 +1,24 @@
+"""Settings with which every registered quantizer can be built small, by what its config says and not by its name."""
+
+from ibqlab.quantizers import available_quantizers, quantizer_config
+
+
+def small_settings(name, codes, dim):
+    """K = `codes` codes of dimension D, drawn from N(0, 1); all 2^D sign vectors where the codes are a fixed grid."""
+    if quantizer_config({"name": name}).codebook_init == "grid":
+        return {"codebook_size": 2**dim, "code_dim": dim}
+    return {"codebook_size": codes, "code_dim": dim, "codebook_init": "normal"}
+
+
+def accepts(name, **settings):
+    """Whether a quantizer takes these settings; each refuses those that its codebook makes meaningless."""
+    try:
+        quantizer_config({"name": name, **settings})
+    except ValueError:
+        return False
+    return True
+
+
+def quantizers_that_accept(**settings):
+    """Names of the registered quantizers that take these settings."""
+    return [name for name in available_quantizers() if accepts(name, **settings)]
