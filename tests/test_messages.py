@@ -10,7 +10,7 @@ import pytest
 import ibqlab
 from ibqlab.cli import main
 from ibqlab.config import field_types
-from ibqlab.config.settings import _dataclasses_in as dataclasses_in
+from ibqlab.config.annotations import dataclasses_in
 from ibqlab.pretrained import CheckpointError
 from ibqlab.pretrained.architecture import infer_config
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
