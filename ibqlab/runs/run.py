@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ibqlab.base.checks import require_at_most
+from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import (
     TEXT_BYTES,
     RunError,
@@ -33,6 +34,7 @@ from ibqlab.base.files import (
     sweep,
     temporary_beside,
 )
+from ibqlab.base.locking import SILENT_SECONDS, FileLock, find_holder, read_holder
 from ibqlab.config import ConfigError, completed, content_hash, dump_yaml, load_yaml, to_dict
 from ibqlab.runs.commands import differences, leaves, train_command
 from ibqlab.runs.files import (
@@ -45,7 +47,6 @@ from ibqlab.runs.files import (
     read_row,
     steps_of_files,
 )
-from ibqlab.runs.lock import LOCK_FILE, SILENT_SECONDS, FolderLock, find_holder
 from ibqlab.runs.paths import located, spelt_as
 from ibqlab.runs.provenance_record import provenance, utc_now
 
@@ -56,6 +57,9 @@ ENDS = ("finished", "failed", "stopped")
 """How a training notes its own end."""
 STATUSES = ("running", *ENDS, "interrupted", "unknown")
 """All that `Run.status` may say."""
+LOCK_FILE = "lock"
+CLAIM_SECONDS = 1.0
+"""How long a lock is tried for: whoever looks at a run holds it for an instant."""
 CHECKPOINTS_KEPT = 2
 FOLDERS = ("snapshots", "checkpoints", "figures")
 WRITTEN = ("config.yaml", "metrics.jsonl", "provenance.json", LOCK_FILE, *FOLDERS)
@@ -90,7 +94,7 @@ class Run:
         self.path = Path(path)
         self.is_new = False
         """Whether `start` has just made the folder."""
-        self._lock: FolderLock | None = None
+        self._lock: FileLock | None = None
         if not os.path.isdir(self.path):
             raise FileNotFoundError(
                 f"{self.path}: there is no such run folder; list the runs there are with: ibqlab runs"
@@ -138,7 +142,7 @@ class Run:
             run._require_own_files(*WRITTEN)
             run._require_folders()
         if claim:
-            run._lock = FolderLock(run.path)
+            run._lock = claim_folder(run.path)
         run._sweep()
         if not is_new and not claim and run.status != "finished":
             run.note_resumed(config)
@@ -321,7 +325,7 @@ class Run:
 
     def _is_alive(self) -> bool:
         if is_ordinary(self.path / LOCK_FILE):
-            return find_holder(self.path) is not None
+            return find_holder(self.path / LOCK_FILE) is not None
         # Written without a lock: by another program, or by an older version of this one.
         files = (self.path / name for name in ("metrics.jsonl", "provenance.json"))
         return any(time.time() - file.stat().st_mtime < SILENT_SECONDS for file in files if is_ordinary(file))
@@ -333,8 +337,8 @@ class Run:
         step = max(self._logged_step(), 0) if status == "running" else self.step
         line = f"{status} at step {step}" + (f" of {steps}" if type(steps) is int else "")
         if status == "running":
-            holder = find_holder(self.path)
-            return f"{line}, process {holder.process} on {holder.host}" if holder else line
+            holder = find_holder(self.path / LOCK_FILE)
+            return f"{line}, {holder}" if holder else line
         if status == "finished":
             return line if last else f"{line}, but its checkpoints are gone: it can be looked at, not used or continued"
         return f"{line}; go on with: {self.continue_command()}"
@@ -681,6 +685,27 @@ class Run:
             return f"Run({str(self.path)!r}, {self.status})"
         except RunError:
             return f"Run({str(self.path)!r}, unreadable)"
+
+
+def claim_folder(folder: Path) -> FileLock:
+    """Hold a run folder for one training, until the lock's `release` or this process's end.
+
+    Raises:
+        RunError: another process, or another training of this one, holds it; or the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    with explained(lock.file):
+        if lock.acquire(CLAIM_SECONDS):
+            return lock
+    holder = read_holder(lock.file)
+    training = (
+        f"{holder} is training here since {for_terminal(holder.since)}"
+        if holder
+        else "another process is training here"
+    )
+    raise RunError(
+        f"{folder}: {training}; nothing was changed. Wait for it, or choose another folder (--output FOLDER)"
+    )
 
 
 def _create(path: Path, config: dict[str, Any]) -> None:
