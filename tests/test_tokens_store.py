@@ -23,6 +23,7 @@ from ibqlab.data import DataConfig, open_data
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
+from ibqlab.tokens import writing as token_writing
 from ibqlab.tokens.store import (
     TokenStore,
     TokenStoreError,
