@@ -25,7 +25,7 @@ from ibqlab.cli import main
 from ibqlab.config import to_dict
 from ibqlab.plots.style import save_figure
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
-from ibqlab.runs.run import claim_folder
+from ibqlab.runs.folder import claim_folder, writing
 from ibqlab.tokens.store import TokenStore
 from ibqlab.training import TrainingInterrupted, recipe_config, train
 
@@ -221,7 +221,7 @@ def test_a_second_training_of_a_folder_is_refused(tmp_path, whole):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ibqlab.runs.run import claim_folder
+from ibqlab.runs.folder import claim_folder
 lock = claim_folder(Path(sys.argv[1]))
 if not os.fork():
     time.sleep(60)  # a process that loads images and outlives its parent for a while
@@ -731,14 +731,13 @@ def test_more_steps_give_the_longer_run(tmp_path, copy, start):
 
 
 def test_a_kill_between_the_files_of_an_extension_is_continued(copy, monkeypatch):
-    def killed(self, file):
+    def killed(path, file):
         if file.name == "config.yaml":
             raise ZeroDivisionError
-        return whole_file(self, file)
+        return writing(path, file)
 
-    whole_file = Run._whole
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_whole", killed)
+        patched.setattr("ibqlab.runs.run.writing", killed)
         with pytest.raises(ZeroDivisionError):
             trained(copy.path, smoke(steps=18))
     assert Run(copy.path).config["steps"] == 12

@@ -30,7 +30,7 @@ from ibqlab.generator.layers import Block
 from ibqlab.losses.next_token_loss import NextTokenLoss
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.recipe_files import EXPERIMENTS, find_recipe, published_row, recipe_config, recipe_name
-from ibqlab.runs.run import CHECKPOINTS_KEPT
+from ibqlab.runs.checkpoints import CHECKPOINTS_KEPT
 
 if TYPE_CHECKING:
     import pandas as pd

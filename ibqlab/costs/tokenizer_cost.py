@@ -17,7 +17,7 @@ from ibqlab.costs.step_cost import Cost, Parameters, count_step, weight_dtype
 from ibqlab.recipes.recipe_files import EXPERIMENTS, PublishedRow
 from ibqlab.recipes.snapshots import SnapshotSchedule, snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
-from ibqlab.runs.run import CHECKPOINTS_KEPT
+from ibqlab.runs.checkpoints import CHECKPOINTS_KEPT
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,7 @@ from ibqlab.data.broken import STAND_INS
 from ibqlab.losses.errors import NonFinite, TrainingError, TrainingInterrupted
 from ibqlab.losses.tokenizer_loss import IMAGES
 from ibqlab.runs import Run, RunError, provenance
-from ibqlab.runs.run import Checkpoint
+from ibqlab.runs.checkpoints import Checkpoint
 from ibqlab.training.data_check import compare_data, count_images, note_unreadable, unreadable_of
 from ibqlab.training.launch import StopSignals, launch
 
