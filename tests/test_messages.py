@@ -23,7 +23,6 @@ OTHER_OPTIONS = {
     "torchrun": {"--nproc-per-node", "--nnodes", "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint", "--standalone"},
     "git": {"--porcelain", "--show-toplevel"},
     "squeue": {"--noheader"},
-    "ibqlab's own worker": {"--serve"},
     "papermill": {"--log-level"},
     "every command": {"--help"},
 }
