@@ -1,5 +1,6 @@
 # make demo   three quantizers side by side on bundled photographs, minutes on a laptop
-# make test   every test, every notebook
+# make test   every test, every notebook, one worker per core
+# make check  lint, layers and the fast tests, for the time between two edits
 # make lab    JupyterLab on the notebooks
 # make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
 # PRESET=smoke makes a demo of a minute, TESTS=tests/test_runs.py tests one file.
@@ -16,13 +17,21 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PRESET ?= demo
 TESTS ?=
 
-.PHONY: demo test lab bench lint lock clean
+.PHONY: demo test check lab bench lint lock clean
 
 demo: .venv/.ready
 	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=$(PRESET)
 
+# One file needs no workers, which take seconds to start.
 test: .venv/.ready
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest $(if $(TESTS),$(TESTS),$(WORKERS))
+
+check: lint
+	@$(PY) -m pytest -q $(WORKERS) $(FAST:%=tests/test_%.py)
+
+WORKERS := --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+FAST := layers quantizers index_backprop lfq usage geometry statistics config files lead_lag ema resizing pictures \
+  tokens reports messages environment transformer sampling
 
 lab: .venv/.ready
 	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -6,8 +6,11 @@ What a CSV does not hold (reconstructed images, maps of before their axes were w
 """
 
 import io
+import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +18,9 @@ from benchmarks.figure import plot_against_codebook_size
 from matplotlib.figure import Figure
 
 from ibqlab.base.files import write_whole
+from ibqlab.base.intervals import name_student_interval
+from ibqlab.base.measures import measure
+from ibqlab.base.progress import why_too_short
 from ibqlab.data.pictures import open_picture
 from ibqlab.diagnostics.usage import Usage
 from ibqlab.plots import (
@@ -27,12 +33,12 @@ from ibqlab.plots import (
     plot_token_scaling,
     plot_usage_histogram,
 )
-from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
+from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
-from ibqlab.plots.style import method_label, print_style
-from ibqlab.studies.ablation_tables import MEASURES, PRINTED
+from ibqlab.plots.style import extend_caption, mark_too_short, method_label, print_style
+from ibqlab.studies.ablation_figures import measure_panel, paper_panel
+from ibqlab.studies.ablation_tables import COLUMNS, STANDS_IN
 from ibqlab.studies.scaling import FITTED
-from ibqlab.studies.statistics import name_interval
 from ibqlab.studies.table_files import read_table, table_names
 from ibqlab.tokens.entropy import TokenEntropy
 from ibqlab.tokens.report import TokenReport
@@ -48,8 +54,10 @@ BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
 """How a figure's name begins → what draws it from its CSV."""
 
 
-PAIRED = {"paper_rfid": "psnr", "paper_gfid": "bits_per_token", "paper_inception_score": "recognised"}
+PAIRED = {f"paper_{paper}": ours for ours, paper in STANDS_IN.items()}
 """The paper's panel → ours that it stands behind."""
+OF_ONE_SEED = ("usage_histogram", "code_maps")
+"""How the names of figures begin that show the first seed alone."""
 
 
 def redraw(folder: Path) -> tuple[list[str], list[str]]:
@@ -63,11 +71,25 @@ def redraw(folder: Path) -> tuple[list[str], list[str]]:
         csv = picture.with_suffix(".csv")
         try:
             table = pd.read_csv(csv)
-            write_whole(picture, _png(_draw(picture, table)))
+            figure = _draw(picture, table)
+            _note_runs(picture, figure)
+            write_whole(picture, _png(figure))
             drawn.append(picture.stem)
         except (OSError, ValueError) as error:
             left.append(f"{picture.stem}: {error}")
     return drawn, left
+
+
+def _note_runs(picture: Path, figure: Figure) -> None:
+    """Write on a figure what its CSV does not hold and provenance.json does: the seed shown, and runs too short."""
+    file = picture.with_name("provenance.json")
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    seeds, preset = facts.get("seeds") or [], re.search(r"preset=(\w+)", str(facts.get("command")))
+    if len(seeds) > 1 and picture.stem.startswith(OF_ONE_SEED):
+        extend_caption(figure, f"seed {seeds[0]}, the first of {len(seeds)}")
+    reason = why_too_short(None, preset[1] if preset else "")
+    if reason:
+        mark_too_short(figure, reason)
 
 
 def _draw(picture: Path, table: pd.DataFrame) -> Figure:
@@ -126,19 +148,16 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
     distance = next((column for column in shown if column.startswith("Fréchet")), "gFID")
     other = table["measure"].str.startswith("frechet_distance")  # earlier tables call it gfid whatever the network
     table = table.assign(measure=table["measure"].where(~other, "gfid"))
-    measures, panels = {measure.key: measure for measure in MEASURES}, []
-    for key in sorted(set(table["measure"]), key=lambda key: list(measures).index(PAIRED.get(key, key))):
-        if key in measures:
-            measure = measures[key]
-            title, share = (distance if key == "gfid" else measure.title), measure.unit == "share"
-            label, scale = (f"{title}, %", 100) if share else (title, 1)
-            panels.append(DotPanel(key=key, label=label, scale=scale, higher=measure.higher, share=share))
+    panels = []
+    for key in sorted(set(table["measure"]), key=lambda key: COLUMNS.index(PAIRED.get(key, key))):
+        if key in COLUMNS:
+            quantity = measure(key)
+            panels.append(measure_panel(replace(quantity, title=distance) if key == "gfid" else quantity))
         else:
-            title, higher, _ = PRINTED[key.removeprefix("paper_")]
-            panels.append(DotPanel(key=key, label=f"paper's {title}", higher=higher))
+            panels.append(paper_panel(key.removeprefix("paper_")))
     file = read_table(picture.stem)
     seeds = int(table["seeds"].max())
-    caption = f"{name_interval(seeds)}; {DOTS_KEY}"
+    caption = f"{name_student_interval(seeds)}; {DOTS_KEY}"
     here = table["row"].map(shown.set_index("row")["here"])
     return plot_ablation(table.assign(here=here), panels[:4], f"{file.title} ({file.table})", caption)
 

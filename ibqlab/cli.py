@@ -407,7 +407,7 @@ def report(name: str, projection: str) -> None:
 
         page = write_run_report(Run(folder), projection)
     else:
-        from ibqlab.studies.reports import write_study_report  # noqa: PLC0415
+        from ibqlab.studies.registry import write_study_report  # noqa: PLC0415
 
         page = write_study_report(folder)
     _say("\n".join(str(file) for file in dict.fromkeys((page, page.with_suffix(".md")))))

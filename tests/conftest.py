@@ -1,4 +1,8 @@
-"""The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away."""
+"""The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away.
+
+`make test` runs one worker per core. Tests that share something costly or something of the whole machine stay together
+in one worker (`together_with`); the longest groups start first, and single tests fill the gaps.
+"""
 
 import os
 import signal
@@ -16,10 +20,43 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FIRST = (
+    *("test_browser", "test_slurm", "test_ablations", "test_engine", "test_studies", "test_doors", "test_run_folder"),
+    *("test_readme", "test_notebooks", "test_kills", "test_speed", "test_plan", "test_training", "test_benchmarks"),
+)
+"""Files in the order in which they start; all others follow."""
+SHARED = {
+    *("test_ablations", "test_doors", "test_engine", "test_exports", "test_generating", "test_generator_training"),
+    *("test_link_stages", "test_link_study", "test_magvit2", "test_metrics_evaluation", "test_metrics_features"),
+    *("test_metrics_pixels", "test_plots", "test_run_folder", "test_sampling_runs", "test_shards", "test_slurm"),
+    *("test_studies", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
+}
+"""Files whose tests share something that takes long to make, or Slurm's daemons."""
+
+
+def together_with(item):
+    """The group that a test must run with; None where it can run anywhere."""
+    if item.get_closest_marker("browser"):
+        return "browser"
+    return item.path.stem if item.path.stem in SHARED else None
+
+
+def pytest_collection_modifyitems(items):
+    """Groups for the workers, the longest first."""
+    for item in items:
+        group = together_with(item)
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """One cache for all tests, child processes included, and none of the user's."""
-    os.environ["IBQLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """One cache for all tests, workers and child processes included, and none of the user's."""
+    base = tmp_path_factory.getbasetemp()
+    workers_share = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["IBQLAB_CACHE"] = str(workers_share / "cache")
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ import lightning_fabric  # noqa: F401 - imported once, for all forks
 import numpy as np
 import torch
 from test_sampling_runs import draw
-from test_studies import grid
+from test_studies import small
 from test_tokens_store import DIGITS, make_tokenizer
 
 from ibqlab.base.files import is_temporary
@@ -44,7 +44,6 @@ from ibqlab.base.locking import is_held
 from ibqlab.grids import cell_rows  # noqa: F401 - as above
 from ibqlab.grids import local as launching
 from ibqlab.runs import Run
-from ibqlab.studies.study import Study
 from ibqlab.tokens import writing as token_writing
 from ibqlab.training import recipe_config, train
 
@@ -68,7 +67,7 @@ def train_smoke(folder: Path) -> None:
 def run_study(folder: Path) -> None:
     """Two cells in two workers."""
     launching.START_METHOD = "fork"  # of the engine, which has imported everything
-    Study("kills", grid(seeds=[0], workers=2), folder).train(progress=False)
+    small(folder, seeds=[0], workers=2).run(progress=False).check()
 
 
 def tokenize(folder: Path) -> None:

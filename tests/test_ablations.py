@@ -16,33 +16,42 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
+from matplotlib.text import Text
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
 from ibqlab.grids import cell_rows
-from ibqlab.grids.cells import MeasureConfig, column_of
+from ibqlab.grids.cells import EvaluationRequest, column_of
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run
 from ibqlab.studies import (
     AblationParameters,
     AblationTables,
-    ScalingReport,
     StudyError,
     StudyParameters,
-    open_ablations,
+    figure_methods,
+    figure_norms,
+    figure_table,
     open_study,
     table_files,
     write_study_report,
 )
-from ibqlab.studies.table_files import TABLES, Published, read_dial, read_table, table_names
+from ibqlab.studies.scaling import power_laws, scaling_sentences, with_fitted
+from ibqlab.studies.table_files import TABLES, Published, read_preset, read_table, table_names
 from ibqlab.training import recipe_config
 
 SMALL = {"preset": "smoke", "steps": 4, "tables": ("key_designs", "soft_vq", "lfq"), "seeds": (0, 1)}
 
 
+def tables_at(**parameters):
+    return open_study("ablations", AblationParameters(**parameters))
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    opened = open_ablations(AblationParameters(**SMALL, output=str(tmp_path_factory.mktemp("ablations") / "small")))
+    opened = open_study(
+        "ablations", AblationParameters(**SMALL, output=str(tmp_path_factory.mktemp("ablations") / "small"))
+    )
     opened.run(progress=False).check()
     return opened
 
@@ -55,20 +64,20 @@ def tables(study):
 class TestCells:
     @pytest.mark.parametrize("preset", ["smoke", "laptop", "h200", "paper"])
     def test_every_table_can_run_at_every_preset(self, preset):
-        opened = open_ablations(AblationParameters(preset=preset))
-        assert set(opened.tables) == set(table_names())
+        opened = tables_at(preset=preset)
+        assert set(opened.grid.tables) == set(table_names())
         assert len({cell.name for cell in opened.cells}) == len(opened.cells)
-        for table in opened.tables.values():
-            assert sum(bool(row.tokenizers) for row in table.rows.values()) >= 2
+        for table in opened.grid.tables.values():
+            assert sum(bool(row.tokenizers) for row in table.values()) >= 2
 
     def test_at_paper_a_row_is_its_recipe(self):
-        rows = open_ablations(AblationParameters(preset="paper", tables=("key_designs",))).tables["key_designs"].rows
+        rows = tables_at(preset="paper", tables=("key_designs",)).grid.tables["key_designs"]
         for row in rows.values():
             assert row.tokenizers[0].config == recipe_config(row.row.recipe)
 
-    def test_the_dial_changes_what_the_row_is_about_and_nothing_else(self):
-        rows = open_ablations(AblationParameters(preset="laptop", tables=("key_designs",))).tables["key_designs"].rows
-        base = recipe_config("builtin/photos", read_dial("laptop").tokenizers.settings)
+    def test_the_preset_changes_what_the_row_is_about_and_nothing_else(self):
+        rows = tables_at(preset="laptop", tables=("key_designs",)).grid.tables["key_designs"]
+        base = recipe_config("builtin/photos", read_preset("laptop").tokenizers.settings)
         kinds = [row.tokenizers[0].config.tokenizer.quantizer.config_name for row in rows.values()]
         assert kinds == ["vq", "ibq", "ibq", "ibq"]
         doubled = [row.tokenizers[0].config.tokenizer.quantizer for row in rows.values()][1:]
@@ -83,13 +92,14 @@ class TestCells:
             )
 
     def test_rows_of_several_tables_that_are_one_run_share_a_cell(self):
-        opened = open_ablations(AblationParameters(preset="laptop"))
-        last = [list(opened.tables[name].rows.values())[-1].tokenizers[0].name for name in ("key_designs", "code_dim")]
+        opened = tables_at(preset="laptop")
+        last = [list(opened.grid.tables[name].values())[-1].tokenizers[0].name for name in ("key_designs", "code_dim")]
         assert last[0] == last[1]
-        assert len(opened.cells) < sum(len(table.cells) for table in opened.tables.values())
+        rows = [row for table in opened.grid.tables.values() for row in table.values()]
+        assert len(opened.cells) < sum(len(row.tokenizers) + len(row.generators) for row in rows)
 
     def test_generators_wait_for_their_tokenizer_and_keep_the_papers_proportions(self):
-        rows = open_ablations(AblationParameters(preset="laptop", tables=("generators",))).tables["generators"].rows
+        rows = tables_at(preset="laptop", tables=("generators",)).grid.tables["generators"]
         made = [row.generators[0] for row in rows.values() if row.generators]
         assert len(made) == 4 and len({cell.needs for cell in made}) == 1
         for cell in made:
@@ -116,7 +126,7 @@ class TestBadInput:
     )
     def test_misspelt_parameters(self, given, says):
         with pytest.raises(ValueError, match=says):
-            open_ablations(AblationParameters(**given))
+            tables_at(**given)
 
     @pytest.mark.parametrize(
         ("rows", "says"),
@@ -139,18 +149,18 @@ class TestBadInput:
         (tmp_path / "presets.yaml").write_text((TABLES / "presets.yaml").read_text())
         monkeypatch.setattr(table_files, "TABLES", tmp_path)
         with pytest.raises(ConfigError, match=says):
-            open_ablations(AblationParameters(preset="smoke", tables=("mine",)))
+            tables_at(preset="smoke", tables=("mine",))
 
     def test_the_folder_of_other_settings_is_refused_and_more_seeds_are_not(self, study):
         with pytest.raises(StudyError, match=r"holds another grid.*steps: 4 → 5"):
-            open_ablations(AblationParameters(**SMALL | {"steps": 5}, output=str(study.folder)))
-        fewer = open_ablations(AblationParameters(**SMALL | {"seeds": (1,)}, output=str(study.folder)))
+            tables_at(**SMALL | {"steps": 5}, output=str(study.folder))
+        fewer = tables_at(**SMALL | {"seeds": (1,)}, output=str(study.folder))
         assert len(fewer.run(progress=False).finished) == len(study.cells) // 2
 
 
 class TestTables:
     def test_values_are_those_of_the_runs(self, study, tables):
-        rows = study.tables["key_designs"].rows
+        rows = study.grid.tables["key_designs"]
         for label, values in tables.values("key_designs")["usage"].items():
             runs = [Run(study.folder / cell.name).metrics.iloc[-1] for cell in rows[label].tokenizers]
             assert values == [run["validation_usage"] for run in runs]
@@ -165,17 +175,17 @@ class TestTables:
         assert (shown["quantizer (ms)"].astype(float) > 0).all() and shown["quantizer (MiB)"].ne("–").all()
 
     def test_norms_are_shown_where_a_table_asks_for_them(self, study, tables):
-        rows = study.tables["key_designs"].rows
+        rows = study.grid.tables["key_designs"]
         last = Run(study.folder / rows["VQ"].tokenizers[0].name).metrics.iloc[-1]
         assert tables.values("key_designs")["feature_norm"]["VQ"][0] == last["feature_norm_mean"]
         assert {"norm of features", "norm of codes", "codes in softmax(z·C)"} <= set(tables.shown("key_designs"))
         assert "norm of features" not in tables.shown("soft_vq")
-        assert tables.figure_norms("soft_vq") is None and len(tables.figure_norms("key_designs").axes) == 4
+        assert figure_norms(tables, "soft_vq") is None and len(figure_norms(tables, "key_designs").axes) == 4
         drawn = pd.read_csv(study.folder / "figures" / "key_designs_norms.csv")
         assert list(drawn["row"].unique()) == list(rows)
 
     def test_soft_inference_is_another_number_of_the_same_run(self, study, tables):
-        rows = study.tables["soft_vq"].rows
+        rows = study.grid.tables["soft_vq"]
         assert rows["Soft VQ, averages"].tokenizers == rows["Soft VQ, single codes"].tokenizers
         psnr = tables.values("soft_vq")["psnr"]
         assert psnr["Soft VQ, averages"] != psnr["Soft VQ, single codes"]
@@ -188,23 +198,24 @@ class TestTables:
     def test_sentences_are_computed_and_say_what_was_not_measured(self, tables):
         told = tables.sentences("key_designs")
         assert re.search(r"usage: the paper's ordering .* here\. \d of 6 pairs stand as there", told)
+        assert told.count("2 seeds, corrected for 12 comparisons (Holm)") == 2
         assert "PSNR (dB) against the paper's rFID" in told
         assert "not taken at preset smoke: rFID, LPIPS" in told
 
     def test_the_figure_shows_the_table(self, study, tables):
-        figure = tables.figure("key_designs")
+        figure = figure_table(tables, "key_designs")
         usage = figure.axes[0]
         drawn = pd.read_csv(study.folder / "figures" / "key_designs.csv")
         means = drawn[(drawn["measure"] == "usage") & (drawn["kind"] == "mean")]["value"]
         points = {round(line.get_xdata()[0], 6) for line in usage.lines if len(line.get_xdata())}
         assert {round(100 * value, 6) for value in means} <= points
         assert "%" in usage.get_xlabel() and figure.axes[2].xaxis_inverted()
-        assert tables.figure_collapse().axes
+        assert figure_methods(tables).axes
 
     def test_partial_tables_say_what_is_missing(self, study, tmp_path):
-        part = open_ablations(AblationParameters(**SMALL, output=str(tmp_path / "part")))
+        part = tables_at(**SMALL, output=str(tmp_path / "part"))
         some = AblationTables(part)
-        assert some.figure("key_designs") is None
+        assert figure_table(some, "key_designs") is None
         assert "Not finished" in some.sentences("key_designs")
         assert some.shown("key_designs")["seeds"].eq("0 of 2").all()
         part.store.prepare(part.cells[0])
@@ -219,14 +230,14 @@ class TestKills:
     def test_killed_at_three_moments_with_all_its_workers_it_ends_with_the_same_table(self, tmp_path):
         """Engine, server and cells die together; what is compared is everything but times."""
         given = {"preset": "smoke", "tables": ("key_designs",), "steps": 60}
-        whole = open_ablations(AblationParameters(**given, output=str(tmp_path / "whole")))
+        whole = tables_at(**given, output=str(tmp_path / "whole"))
         whole.run(progress=False).check()
-        broken = open_ablations(AblationParameters(**given, output=str(tmp_path / "broken")))
+        broken = tables_at(**given, output=str(tmp_path / "broken"))
         code = (
             "import sys\n"
-            "from ibqlab.studies import AblationParameters, open_ablations\n"
+            "from ibqlab.studies import AblationParameters, open_study\n"
             "given = {'preset': 'smoke', 'tables': ('key_designs',), 'steps': 60}\n"
-            "open_ablations(AblationParameters(**given, output=sys.argv[1])).run(progress=False)"
+            "open_study('ablations', AblationParameters(**given, output=sys.argv[1])).run(progress=False)"
         )
         moments = [random.Random(7).uniform(0.1, 0.9) for _ in range(3)]
         for moment in moments:
@@ -289,16 +300,26 @@ class TestReports:
         parameters = StudyParameters(preset="smoke", seeds=(0, 1), steps=4, output=str(tmp_path / "scale"))
         opened = open_study("scale_codebook", parameters)
         opened.run(progress=False).check()
-        report = ScalingReport(opened)
-        told = report.sentences()
-        assert "At the largest setting, K = 64 and D = 8" in told and "overlap" in told
-        law = report.laws.set_index(["quantity", "method"]).loc[("used_codes", "vq")]
-        runs = report.runs[report.runs["method"] == "vq"]
+        told = scaling_sentences(opened.rows())
+        assert "At the largest setting, K = 64 and D = 8" in told
+        assert "pairs are told apart" in told or "told apart." in told
+        assert "corrected for 3 comparisons (Holm)" in told
+        law = power_laws(opened.rows()).set_index(["quantity", "method"]).loc[("used_codes", "vq")]
+        runs = with_fitted(opened.rows()).query("method == 'vq'")
         slope = np.polyfit(np.log(runs["codebook_size"]), np.log(runs["used_codes"]), 1)[0]
         assert law["exponent"] == pytest.approx(slope) and law["points"] == 4 and law["low"] < slope < law["high"]
         page = write_study_report(tmp_path / "scale")
         assert "IBQ, K = 262,144" in page.read_text() and page.read_text().count("data:image/png") == 2
         assert len(pd.read_csv(tmp_path / "scale" / "figures" / "power_laws.csv")) == 8
+
+
+def load_redraw(monkeypatch):
+    """The script beside the recipes."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    spec = importlib.util.spec_from_file_location("redraw", EXPERIMENTS / "redraw.py")
+    redraw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(redraw)
+    return redraw
 
 
 class TestNamesOfDistances:
@@ -321,14 +342,14 @@ class TestNamesOfDistances:
     def test_samples_are_measured_under_it(self, tmp_path, monkeypatch):
         np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.zeros(2, np.int64))
         monkeypatch.setattr(cell_rows, "evaluate_generation", lambda *_, **__: {"fid": SimpleNamespace(value=3.5)})
-        measure = MeasureConfig(generation_metrics=("fid",), extractor="digits")
+        measure = EvaluationRequest(generation_metrics=("fid",), extractor="digits")
         values = cell_rows.sample_measures(tmp_path / "a.npz", measure, None)
         assert values == {"samples": 2, "frechet_distance_digits": 3.5}
 
     @pytest.mark.parametrize("recorded", ["gfid", "frechet_distance_digits"])
     def test_rows_and_tables_name_the_network_also_of_earlier_rows(self, recorded, tmp_path):
         parameters = AblationParameters(tables=("generators",), seeds=(0,), output=str(tmp_path / "made"))
-        study = open_ablations(parameters)
+        study = open_study("ablations", parameters)
         for place, cell in enumerate(study.cells):
             values = {recorded: 10.0 + place} if "depth" in cell.labels else {"psnr": 12.0}
             study.store.prepare(cell)
@@ -338,17 +359,27 @@ class TestNamesOfDistances:
         tables = AblationTables(study)
         shown = tables.shown("generators")
         assert "Fréchet distance (digits)" in shown and "gFID" not in shown and "paper's gFID" in shown
-        tables.figure("generators")
+        figure_table(tables, "generators")
         saved = pd.read_csv(study.folder / "figures" / "generators.csv")
         assert {"frechet_distance_digits", "paper_gfid"} <= set(saved["measure"]) and "gfid" not in set(
             saved["measure"]
         )
 
+    def test_figures_drawn_again_say_which_seed_and_that_runs_are_too_short(self, tmp_path, monkeypatch):
+        redraw = load_redraw(monkeypatch)
+        source = EXPERIMENTS / "results" / "explore_collapse_laptop" / "usage_histogram.csv"
+        picture, table = tmp_path / "usage_histogram.png", pd.read_csv(source)
+        for preset, band in (("laptop", ""), ("smoke", "preset smoke: too short to mean anything")):
+            facts = {"seeds": [3, 4], "command": f"ibqlab run explore_collapse preset={preset}"}
+            (tmp_path / "provenance.json").write_text(json.dumps(facts))
+            figure = redraw._draw(picture, table)
+            redraw._note_runs(picture, figure)
+            assert figure.get_supxlabel().endswith("\nseed 3, the first of 2")
+            texts = [text.get_text() for text in figure.findobj(Text)]
+            assert (band in texts) if band else not any("too short" in text for text in texts)
+
     def test_csvs_of_before_and_now_are_drawn_alike(self, monkeypatch):
-        monkeypatch.syspath_prepend(EXPERIMENTS)
-        spec = importlib.util.spec_from_file_location("redraw", EXPERIMENTS / "redraw.py")
-        redraw = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(redraw)
+        redraw = load_redraw(monkeypatch)
         picture = EXPERIMENTS / "results" / "ablations_laptop" / "figures" / "generators.png"
         now = pd.read_csv(picture.with_suffix(".csv"))
         before = now.replace({"measure": {"frechet_distance_digits": "gfid"}})

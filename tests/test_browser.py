@@ -263,7 +263,7 @@ def test_a_saved_notebook_shows_what_was_looked_at_last(explored, browser, folde
 def short(folder):
     """The notebook without figures, as far as the explorer needs it."""
     notebook = nbformat.read(folder / "work" / "explore_collapse.ipynb", as_version=4)
-    wanted = ("preset:", "open_study(", "study.train()", "explore_study(")
+    wanted = ("preset:", "open_study(", "study.run()", "explore_study(")
     cells = [cell for cell in notebook.cells if any(part in cell.source for part in wanted)]
     notebook.cells = [cell for cell in cells if cell.cell_type == "code"]
     assert len(notebook.cells) == len(wanted)

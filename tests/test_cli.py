@@ -22,8 +22,7 @@ from ibqlab.generating.pipeline import GeneratorRunParameters, plan_pipeline
 from ibqlab.runs import Run, provenance
 from ibqlab.runs.finding import find_run, output_folder
 from ibqlab.runs.root import locate
-from ibqlab.studies import AblationParameters, StudyParameters, open_ablations, open_study
-from ibqlab.studies.token_costs import LinkParameters, LinkStudy
+from ibqlab.studies import AblationParameters, LinkParameters, StudyParameters, open_study
 from ibqlab.training import RunParameters, plan_run, recipe_config, train, train_generator
 
 PARAMETERS = """\
@@ -605,9 +604,10 @@ def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
         assert plan_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
         assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
         ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
-        assert open_ablations(ablations).folder == somewhere / "runs" / "x"
+        assert open_study("ablations", ablations).folder == somewhere / "runs" / "x"
         assert plan_pipeline(GeneratorRunParameters(preset="smoke", output=text)).folder == somewhere / "runs" / "x"
-        assert LinkStudy(LinkParameters(preset="smoke", output=text)).folder == "x"
+        link = LinkParameters(preset="smoke", output=text)
+        assert open_study("link_stages", link).folder == somewhere / "runs" / "x"
     ibqlab("train", "tiny.yaml", "steps=1", "--output", "runs/x")
     assert (somewhere / "runs" / "x" / "metrics.jsonl").is_file() and not (somewhere / "runs" / "runs").exists()
 

@@ -551,11 +551,16 @@ def test_every_setting_is_read_somewhere():
     from ibqlab.data import DataConfig  # noqa: PLC0415
     from ibqlab.generating.sampling_runs import SampleRequest  # noqa: PLC0415
     from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SamplingConfig  # noqa: PLC0415
-    from ibqlab.grids.cells import MeasureConfig  # noqa: PLC0415
+    from ibqlab.grids.cells import EvaluationRequest  # noqa: PLC0415
     from ibqlab.quantizers.base import _PRESETS  # noqa: PLC0415
-    from ibqlab.studies import AblationParameters, StudyParameters  # noqa: PLC0415
-    from ibqlab.studies.study import Grid  # noqa: PLC0415
-    from ibqlab.studies.table_files import Dial, GeneratorScale, TableFile, TableRow, TokenizerScale  # noqa: PLC0415
+    from ibqlab.studies import AblationParameters, LinkParameters, StudyParameters  # noqa: PLC0415
+    from ibqlab.studies.table_files import (  # noqa: PLC0415
+        GeneratorTranslation,
+        Preset,
+        TableFile,
+        TableRow,
+        TokenizerTranslation,
+    )
     from ibqlab.tokenizer import TokenizerConfig  # noqa: PLC0415
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig  # noqa: PLC0415
     from ibqlab.tokenizer.discriminator import DiscriminatorConfig  # noqa: PLC0415
@@ -576,18 +581,19 @@ def test_every_setting_is_read_somewhere():
     code = "\n".join(path.read_text() for path in package.rglob("*.py"))
     read = set(
         re.findall(
-            r"\b(?:config|record|self|parameters|grid|autoencoder|optimizer|loss|data|request|place|dial|measure|row|file)\.(\w+)",
+            r"\b(?:config|record|self|parameters|grid|autoencoder|optimizer|loss|data|request|preset|translation|measure|row|file)\.(\w+)",
             code,
         )
     )
-    read |= set(re.findall(r"self\.(?:parameters|place|dial|grid|study\.dial|study\.parameters)\.(\w+)", code))
-    read |= set(re.findall(r"\b(?:scale|cells\.row|paper)\.(\w+)", code))
+    read |= set(re.findall(r"self\.(?:parameters|preset|grid|grid\.preset|study\.parameters)\.(\w+)", code))
+    read |= set(re.findall(r"\b(?:cells\.row|paper)\.(\w+)", code))
     read |= set(re.findall(r"config\.(?:optimizer|record|data|tokenizer|loss|quantizer)\.(\w+)", code))
-    named = {DataConfig, TokenizerConfig, AutoencoderConfig, Grid, StudyParameters, RunParameters}
+    named = {DataConfig, TokenizerConfig, AutoencoderConfig, StudyParameters, RunParameters}
     classes = named | {DiscriminatorConfig, LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig}
     classes |= {GeneratorConfig, FactorizedGeneratorConfig, GeneratorTrainConfig, SamplingConfig, SampleRequest}
     classes |= {GeneratorOptimizerConfig, GeneratorRecordConfig, GeneratorSpeedConfig}
-    classes |= {AblationParameters, Dial, GeneratorScale, TokenizerScale, TableFile, TableRow, MeasureConfig}
+    classes |= {AblationParameters, LinkParameters, Preset, GeneratorTranslation, TokenizerTranslation}
+    classes |= {TableFile, TableRow, EvaluationRequest}
     classes |= {p.config for p in _PRESETS.values()}
     unread = {f"{c.__name__}.{f.name}" for c in classes for f in dataclasses.fields(c) if f.name not in read}
     assert not unread

@@ -18,7 +18,7 @@ from ibqlab.data import (
     PHOTOS,
     BrokenImages,
     DataConfig,
-    FolderSource,
+    FileSource,
     Sample,
     first_images,
     open_data,
@@ -29,12 +29,13 @@ from ibqlab.data import (
     validation_batches,
 )
 from ibqlab.data import photos as photos_module
-from ibqlab.data.classes import NO_CLASS, class_numbers
+from ibqlab.data.broken import UnreadableName
+from ibqlab.data.classes import NO_CLASS
+from ibqlab.data.file_list import pack_names
 from ibqlab.data.folder import list_folder
-from ibqlab.data.index import exclude_names, pack_names
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
 from ibqlab.data.pictures import read_rgb
-from ibqlab.data.source import UnreadableName
+from ibqlab.data.splits import exclude_names
 
 
 class Numbers:
@@ -682,8 +683,8 @@ def test_large_parts_are_not_searched_for_readable_images(tmp_path, monkeypatch)
     for number in range(400):
         (tmp_path / f"{number:03}.png").touch()
     tried = []
-    read = FolderSource.read
-    monkeypatch.setattr(FolderSource, "read", lambda self, position: tried.append(position) or read(self, position))
+    read = FileSource.read
+    monkeypatch.setattr(FileSource, "read", lambda self, position: tried.append(position) or read(self, position))
     assert len(open_data(folder_config(tmp_path), "train")) > 200
     assert not tried
 
@@ -856,54 +857,6 @@ def test_validation_classes_do_not_matter_where_training_has_none(folder, tmp_pa
     source = open_data(folder_config(flat, validation_source=str(folder)), "validation")
     assert source.classes == [NO_CLASS]
     assert set(source.labels.tolist()) == {0}
-
-
-@pytest.mark.parametrize(
-    ("chosen", "expected"),
-    [
-        ("cat", [0]),
-        (1, [1]),
-        (np.int64(2), [2]),
-        ("1", [1]),
-        ("0-2", [0, 1, 2]),
-        ("cat, 2", [0, 2]),
-        (["dog", 0, "1-2"], [1, 0, 2]),
-        ("tench, Tinca tinca", [2]),
-        ("0,0,cat", [0]),
-    ],
-)
-def test_classes_by_name_number_and_range(chosen, expected):
-    assert class_numbers(chosen, ["cat", "dog", "tench, Tinca tinca"]) == expected
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ("ct", r"got 'ct'\. Did you mean 'cat'\? The 3 classes are: 0 cat, 1 dog, 2 bird"),
-        ("0,a", "must be a name, a number or a range such as 0-3; got 'a'"),
-        (3, r"lie in 0 to 2; got 3\."),
-        ("1-3", r"lie in 0 to 2; got 3\."),
-        ("-1", r"lie in 0 to 2; got -1\."),
-        ("2-0", "must go up; got 2-0. Use 0-2"),
-        ("9" * 5000, "lie in 0 to 2; got 9999"),
-        (True, "lie in 0 to 2; got True"),
-        (1.5, r"lie in 0 to 2; got 1\.5"),
-        ([], r"at least one class must be chosen; got \[\]"),
-        (" , ", "at least one class must be chosen"),
-        ("\x1b[31m", r"got '\\\\x1b\[31m'"),
-    ],
-)
-def test_classes_that_do_not_exist_are_refused(chosen, message):
-    with pytest.raises(ValueError, match=message):
-        class_numbers(chosen, ["cat", "dog", "bird"])
-
-
-def test_a_number_that_is_the_name_of_another_class_must_be_clear():
-    classes = ["0", "1", "10", "2", *"3456789"]
-    assert class_numbers(["0", "1", 2], classes) == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"'10' is the name of class number 2, .* named '9'.*name:10 or number:10"):
-        class_numbers("10", classes)
-    assert class_numbers("name:10, number:10", classes) == [2, 10]
 
 
 # Unreadable images and strips

@@ -34,7 +34,8 @@ from test_transformer import SMALL, make
 from ibqlab.cli import main
 from ibqlab.config import parse
 from ibqlab.data import write_shards
-from ibqlab.metrics.images import open_images
+from ibqlab.grids.cell_rows import measure_cell
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.pretrained import export_generator, export_published, export_tokenizer
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyParameters, open_study
@@ -327,8 +328,8 @@ def honest(tmp_path_factory):
             "explore_collapse", StudyParameters(preset="smoke", steps=2, output=f"{root}/study", **small)
         )
         study.store.prepare(study.cells[0])
-        train(study.cells[0].config, study.folder / CELL, progress=False)
-        study.store.write_row(study.cells[0], {"steps": 2, "psnr": 10.0})
+        run = train(study.cells[0].config, study.folder / CELL, progress=False)
+        study.store.write_row(study.cells[0], measure_cell(study.cells[0], run))
         study.run(progress=False)
     return root
 

@@ -16,10 +16,12 @@ import pytest
 
 from ibqlab.base.files import is_alive
 from ibqlab.config import ConfigError
-from ibqlab.grids.cells import NO_ROOM, Cell, cause_of
+from ibqlab.grids.cells import NO_ROOM, Cell, CellStore, StudyError, cause_of
+from ibqlab.grids.engine import run_cells
+from ibqlab.grids.local import LocalLauncher
+from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import CellStore, LocalLauncher, SlurmLauncher, StudyError, run_cells
-from ibqlab.studies.study import PlaceParameters
+from ibqlab.studies.study import SharedParameters
 from ibqlab.training import recipe_config
 
 
@@ -214,9 +216,9 @@ class TestBadInput:
 
     def test_settings_of_a_cluster_without_one(self):
         with pytest.raises(ValueError, match="cluster=slurm"):
-            PlaceParameters(cluster_settings=("partition=gpu",))
+            SharedParameters(cluster_settings=("partition=gpu",))
         with pytest.raises(ValueError, match="did you mean 'slurm'"):
-            PlaceParameters(cluster="slrm")
+            SharedParameters(cluster="slrm")
 
     def test_a_full_disk_is_listed_and_no_finished_row_is_lost(self, grid, tmp_path):
         folder, _, _ = grid

@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from ibqlab.data import DataConfig, open_data
-from ibqlab.generating.token_statistics import encode_images
+from ibqlab.generating.token_statistics import (
+    describe_all,
+    describe_tokenizer,
+    encode_images,
+    generators_over,
+    save_token_figure,
+)
 from ibqlab.generator import GeneratorConfig
 from ibqlab.plots import token_scaling_table
 from ibqlab.quantizers import quantizer_config
 from ibqlab.recipes.generator_config import GeneratorRecordConfig, GeneratorTrainConfig
 from ibqlab.runs import Run
-from ibqlab.studies import describe_all, describe_tokenizer, generators_over, save_token_figure
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 from ibqlab.tokenizer.autoencoder import AutoencoderConfig
 from ibqlab.training import TrainConfig

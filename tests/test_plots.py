@@ -16,6 +16,7 @@ from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.text import Text
 from PIL import Image
 
+from ibqlab.base.intervals import exponent_text
 from ibqlab.diagnostics import project_codes
 from ibqlab.plots import (
     METHOD_STYLES,
@@ -39,7 +40,7 @@ from ibqlab.plots import (
     usage_histogram_table,
 )
 from ibqlab.plots.ablation_dots import DotPanel, plot_ablation
-from ibqlab.plots.power_laws import exponent_text, exponent_title, plot_power_laws, supported_intervals
+from ibqlab.plots.power_laws import exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import (
     OTHER_LOOKS,
     REFERENCE_LINE,

@@ -24,7 +24,7 @@ from ibqlab.generating import sample_picture
 from ibqlab.generating.gallery import draw_images
 from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images
 from ibqlab.generator import SamplingConfig
-from ibqlab.metrics.images import open_images
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.plots import plot_gallery
 from ibqlab.pretrained import export_generator, export_tokenizer
 from ibqlab.runs import RunError

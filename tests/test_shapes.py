@@ -13,7 +13,8 @@ import ibqlab.config  # before the hook: it holds no tensors, and beartype does 
 torch.set_num_threads(1)
 with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.data import DataConfig, open_data, to_model_range, training_batches, validation_batches
-    from ibqlab.diagnostics import ModelCost, permute_indices, report_tokens, softmax_perplexity
+    from ibqlab.diagnostics import softmax_perplexity
+    from ibqlab.tokens import ModelCost, permute_indices, report_tokens
     from ibqlab.diagnostics.recorder import Recorder
     from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig, Generator, GeneratorConfig
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config

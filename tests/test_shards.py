@@ -17,11 +17,12 @@ from PIL import Image
 from test_files import dead_process
 
 from ibqlab.base.files import RunError, temporary_beside
-from ibqlab.data import DataConfig, ShardSource, open_data, training_batches, validation_batches, write_shards
+from ibqlab.data import DataConfig, open_data, training_batches, validation_batches, write_shards
 from ibqlab.data import shard_index as shard_index_module
 from ibqlab.data.classes import NO_CLASS
-from ibqlab.data.shard_index import index_shards, split_key
-from ibqlab.data.shards import OpenFiles, find_shards, names_shards
+from ibqlab.data.shard_index import ShardList, index_shards
+from ibqlab.data.shards import OpenFiles, find_shards
+from ibqlab.data.tar_members import split_key
 
 IMAGES = 23
 
@@ -103,7 +104,7 @@ def labelled(count: int, start: int = 0) -> dict[str, bytes]:
 @pytest.mark.parametrize("resize", ["pil", "opencv"])
 def test_shards_are_the_folder(folder, shards, split, resize):
     ours, theirs = (open_data(config(place, resize=resize), split) for place in (shards, folder))
-    assert isinstance(ours, ShardSource)
+    assert isinstance(ours.files, ShardList)
     assert names_of(ours) == names_of(theirs)
     assert ours.classes == theirs.classes == ["n01", "n02", "n03"]
     assert ours.fingerprint == theirs.fingerprint
@@ -487,14 +488,14 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, cache, monkeypatch):
     write_tar(path, labelled(4))
     assert len(index_shards([path], "x")) == 4
     assert len(read) == 3
-    assert {file.suffix for file in cache.iterdir()} == {".npz"}, "nothing half-written stays"
+    assert {file.suffix for file in (cache / "shards").iterdir()} == {".npz"}, "nothing half-written stays"
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK no archive", None])
 def test_a_damaged_index_is_made_anew(tmp_path, cache, damage):
     path = write_tar(tmp_path / "a.tar", labelled(3))
     index_shards([path], "x")
-    (stored,) = cache.iterdir()
+    (stored,) = (cache / "shards").iterdir()
     content = stored.read_bytes()
     stored.write_bytes(content[:-200] if damage is None else damage)
     assert len(index_shards([path], "x")) == 3
@@ -518,7 +519,7 @@ def test_a_damaged_index_is_made_anew(tmp_path, cache, damage):
 def test_an_index_that_does_not_fit_the_shards_is_made_again(tmp_path, cache, name, change):
     path = write_tar(tmp_path / "a.tar", labelled(3))
     whole = index_shards([path], "x")
-    (stored,) = cache.iterdir()
+    (stored,) = (cache / "shards").iterdir()
     arrays = dict(np.load(stored))
     np.savez(stored, **arrays | {name: change(arrays[name])})
     again = index_shards([path], "x")
@@ -531,7 +532,7 @@ def test_an_index_that_does_not_fit_the_shards_is_made_again(tmp_path, cache, na
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="IBQLAB_CACHE to a folder that can be written"):
+    with pytest.warns(UserWarning, match="IBQLAB_CACHE to a folder that you may write to"):
         assert len(index_shards([write_tar(tmp_path / "a.tar", labelled(3))], "x")) == 3
 
 
@@ -544,6 +545,11 @@ def test_an_index_is_compact(tmp_path):
 
 
 # Opening
+
+
+def test_a_folder_of_images_means_no_shards(folder):
+    assert find_shards(str(folder), "source") == []
+    assert find_shards(str(folder / "nothing"), "source") == []
 
 
 def test_shards_are_found_by_folder_file_and_pattern(shards, monkeypatch):
@@ -570,7 +576,7 @@ def test_patterns_that_find_nothing_are_refused(shards):
 def test_a_folder_of_both_is_refused(folder, tmp_path):
     write_tar(tmp_path / "a.tar", labelled(3))
     (tmp_path / ".checkpoints").mkdir()
-    assert names_shards(str(tmp_path))
+    assert find_shards(str(tmp_path), "source") == [tmp_path / "a.tar"]
     (tmp_path / "cat").mkdir()
     with pytest.raises(
         ValueError, match=r"either a folder of images or a folder of shards.*1 \.tar files and 1 images"
@@ -589,7 +595,7 @@ def test_a_shard_source_can_be_sent_to_another_process(shards):
     source = open_data(config(shards), "train")
     expected = source.get(3, 5).image
     copy = pickle.loads(pickle.dumps(source))
-    assert not copy.files.handles
+    assert not copy.files.open_files.handles
     assert torch.equal(copy.get(3, 5).image, expected)
 
 
@@ -641,7 +647,7 @@ from ibqlab.data import DataConfig, open_data
 source = open_data(DataConfig(source=sys.argv[1], validation_source=sys.argv[1], image_size=16), "train")
 samples = [source.get(index, 0) for _ in range(2) for index in range(len(source))]
 assert [int(sample.image[0, 0, 0]) for sample in samples] == [number % 256 for number in range(260)] * 2
-assert not any(sample.broken for sample in samples) and len(source.files.handles) == 16
+assert not any(sample.broken for sample in samples) and len(source.files.open_files.handles) == 16
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "set")], check=True)
 

@@ -14,7 +14,9 @@ import time
 import pytest
 from test_engine import cell, generator
 
-from ibqlab.studies import CellStore, SlurmLauncher, StudyError, run_cells
+from ibqlab.grids.cells import CellStore, StudyError
+from ibqlab.grids.engine import run_cells
+from ibqlab.grids.slurm import SlurmLauncher
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "sinfo")
 MISSING = [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]

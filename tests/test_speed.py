@@ -13,6 +13,7 @@ from ibqlab.quantizers import Quantizer
 from ibqlab.recipes.tokenizer_config import SpeedConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.training import discriminator_training as adversary_module
 from ibqlab.training import speed, step
 from ibqlab.training.launch import launch
@@ -101,8 +102,8 @@ def test_recomputed_blocks_change_no_bit(dropout, accumulate):
 
 def test_recomputed_blocks_are_called_twice_and_keep_less(monkeypatch):
     calls, kept = [], []
-    forward = speed.ResidualBlock.forward
-    monkeypatch.setattr(speed.ResidualBlock, "forward", lambda block, x: (calls.append(block), forward(block, x))[1])
+    forward = ResidualBlock.forward
+    monkeypatch.setattr(ResidualBlock, "forward", lambda block, x: (calls.append(block), forward(block, x))[1])
 
     def keep(tensor):
         kept[-1] += tensor.nbytes
@@ -112,7 +113,7 @@ def test_recomputed_blocks_are_called_twice_and_keep_less(monkeypatch):
         calls.clear()
         tokenizer = Tokenizer.from_config(smoke().tokenizer)
         speed.prepare(SpeedConfig(activation_checkpointing=recomputing), tokenizer)
-        blocks = sum(isinstance(block, speed.ResidualBlock) for block in speed.find_blocks(tokenizer))
+        blocks = sum(isinstance(block, ResidualBlock) for block in speed.find_blocks(tokenizer))
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = tokenizer(torch.rand(2, 3, 16, 16))

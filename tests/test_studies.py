@@ -3,15 +3,17 @@
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
-from ibqlab.config import ConfigError, content_hash, load_yaml, parse
-from ibqlab.grids.cells import MeasureConfig, as_json
+from ibqlab.config import ConfigError, content_hash, field_types, load_yaml, parse
+from ibqlab.grids.cells import EvaluationRequest
+from ibqlab.notebooks.parameters import find_notebook, notebook_parameters
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer
@@ -20,27 +22,31 @@ from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import command_line
 from ibqlab.studies import (
+    DEFINITIONS,
     AblationParameters,
+    LinkParameters,
     StudyError,
     StudyParameters,
-    ablation,
-    open_ablations,
+    describe_collapse,
+    method_grid,
     open_study,
     show_table,
     summary_table,
-    write_report,
+    write_study_report,
 )
 from ibqlab.studies import study as study_module
 from ibqlab.studies.figures import figure_histogram, figure_reconstructions
+from ibqlab.studies.method_grid import fill_in, grid_cells
+from ibqlab.studies.pages import to_markdown
 from ibqlab.studies.provenance import provenance_text
-from ibqlab.studies.study import Grid, Study
-from ibqlab.studies.table_files import Dial, GeneratorScale, Published, TokenizerScale
-from ibqlab.studies.tables import to_markdown
+from ibqlab.studies.study import Study
+from ibqlab.studies.table_files import GeneratorTranslation, Preset, Published, TokenizerTranslation
 from ibqlab.training import find_recipe, load_recipe, recipe_config
 
 GRID = {
-    "recipe": "builtin/smoke",
+    "preset": "smoke",
     "methods": ["vq", "ibq"],
+    "initialisations": ["published"],
     "codebook_sizes": [16],
     "code_dims": [4],
     "seeds": [0, 1],
@@ -48,22 +54,15 @@ GRID = {
 }
 
 
-def grid(**changes):
-    return parse(Grid, GRID | changes)
-
-
-def claimed(study):
-    """The folder as a study's start leaves it before the first run."""
-    study.store.claim(study.facts)
-    parameters = study.place if isinstance(study, Study) else study.parameters
-    name = study.facts["study"]
-    (study.folder / "parameters.json").write_bytes(as_json({"study": name, **asdict(parameters)}))
+def small(folder, name="scale_codebook", **changes):
+    """A study of few runs of few steps."""
+    return open_study(name, parse(StudyParameters, GRID | changes | {"output": str(folder)}))
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    trained = Study("small", grid(), tmp_path_factory.mktemp("study") / "small")
-    trained.train(progress=False)
+    trained = small(tmp_path_factory.mktemp("study") / "small", "explore_collapse")
+    trained.run(progress=False).check()
     return trained
 
 
@@ -81,10 +80,11 @@ def test_reports_tell_of_images_that_were_not_read(tmp_path):
         Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
     (tmp_path / "images" / "a_b.png").write_bytes(b"")
     settings = [f"data.source={tmp_path / 'images'}"]
-    small = Study("mine", grid(methods=["vq"], seeds=[0], steps=2, settings=settings), tmp_path / "study")
-    small.train(progress=False)
+    made = small(tmp_path / "study", "explore_collapse", methods=["vq"], seeds=[0], steps=2, settings=settings)
+    made.run(progress=False).check()
     line = "1 of 13 images unreadable: a\\_b.png"
-    assert f"- {line}" in write_report(small).read_text(encoding="utf-8")
+    report = write_study_report(made).with_suffix(".md").read_text(encoding="utf-8")
+    assert f"- images not read: {line}" in report
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in (tmp_path / "study" / "rows").glob("*.json")]
     assert f"- images not read: {line}" in provenance_text(rows, "ibqlab run mine")
     assert "not read" not in provenance_text([row | {"provenance": {}} for row in rows], "ibqlab run mine")
@@ -99,27 +99,30 @@ def test_more_workers_and_threads_than_any_machine_has_are_refused(name):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        (Dial, {"workers": 10**6}, "workers must be at most 16,384"),
-        (Dial, {"samples_per_class": -1}, "samples_per_class must be at least 0"),
-        (Dial, {"samples_per_class": 10**12}, "samples_per_class must be at most 1,000,000,000"),
-        (Dial, {"seeds": [-1]}, "seeds must be at least 0"),
-        (Dial, {"seeds": []}, "must be at least 1; got 0"),
-        (Dial, {"weights": "emma"}, "did you mean|'ema', 'raw'"),
-        (Dial, {"metrics": ["rfit"]}, "rfid"),
-        (Dial, {"generation_metrics": ["fit"]}, "fid"),
-        (TokenizerScale, {"codebook_sizes": {1024: 10**9}}, "codebook_sizes must be at most 16,777,216"),
-        (TokenizerScale, {"code_dims": {8: 0}}, "code_dims must be at least 1"),
-        (TokenizerScale, {"num_res_blocks": {1: 10**5}}, "num_res_blocks must be at most 1,024"),
-        (GeneratorScale, {"depths": {16: 10**6}}, "depths must be at most 1,024"),
-        (GeneratorScale, {"width_per_depth": 0}, "width_per_depth must be at least 1"),
+        (Preset, {"workers": 10**6}, "workers must be at most 16,384"),
+        (Preset, {"samples_per_class": -1}, "samples_per_class must be at least 0"),
+        (Preset, {"samples_per_class": 10**12}, "samples_per_class must be at most 1,000,000,000"),
+        (Preset, {"seeds": [-1]}, "seeds must be at least 0"),
+        (Preset, {"seeds": []}, "must be at least 1; got 0"),
+        (Preset, {"weights": "emma"}, "did you mean|'ema', 'raw'"),
+        (Preset, {"metrics": ["rfit"]}, "rfid"),
+        (Preset, {"generation_metrics": ["fit"]}, "fid"),
+        (TokenizerTranslation, {"codebook_sizes": {1024: 10**9}}, "codebook_sizes must be at most 16,777,216"),
+        (TokenizerTranslation, {"code_dims": {8: 0}}, "code_dims must be at least 1"),
+        (TokenizerTranslation, {"num_res_blocks": {1: 10**5}}, "num_res_blocks must be at most 1,024"),
+        (GeneratorTranslation, {"depths": {16: 10**6}}, "depths must be at most 1,024"),
+        (GeneratorTranslation, {"width_per_depth": 0}, "width_per_depth must be at least 1"),
         (Published, {"usage": 98.0}, "usage must lie in 0 to 1; got 98"),
         (Published, {"rfid": -1.0}, "rfid must lie in 0 to 1,000"),
-        (MeasureConfig, {"samples_per_class": 10**12}, "samples_per_class must be at most"),
+        (EvaluationRequest, {"samples_per_class": 10**12}, "samples_per_class must be at most"),
     ],
 )
 def test_numbers_of_table_files_have_bounds(kind, changes, message):
     translations = {"recipe": "builtin/smoke", "codebook_sizes": {}, "code_dims": {}, "num_res_blocks": {}}
-    given = {TokenizerScale: translations, GeneratorScale: {"recipe": "builtin/smoke_generator", "depths": {}}}
+    given = {
+        TokenizerTranslation: translations,
+        GeneratorTranslation: {"recipe": "builtin/smoke_generator", "depths": {}},
+    }
     assert parse(kind, given.get(kind, {}))
     with pytest.raises(ConfigError, match=message):
         parse(kind, given.get(kind, {}) | changes)
@@ -156,9 +159,16 @@ class TestRecipes:
         assert recipe["batch_size"] == 4
 
 
+def claim(study, monkeypatch):
+    """The folder as a study's start leaves it before the first run."""
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "run_cells", lambda *_, **__: None)
+        study.run(progress=False)
+
+
 class TestGrid:
     def test_axes_multiply(self):
-        cells = Study("s", grid(codebook_sizes=[16, 32], code_dims=[4, 8]), "nowhere").cells
+        cells = small("./nowhere", codebook_sizes=[16, 32], code_dims=[4, 8]).cells
         assert len(cells) == 2 * 2 * 2 * 2
         assert len({cell.name for cell in cells}) == len(cells)
         for cell in cells:
@@ -171,7 +181,7 @@ class TestGrid:
             assert cell.config.steps == 4
 
     def test_a_start_that_is_published_anyway_is_trained_once(self):
-        cells = Study("s", grid(initialisations=["published", "uniform", "normal"], seeds=[0]), "nowhere").cells
+        cells = small("./nowhere", initialisations=["published", "uniform", "normal"], seeds=[0]).cells
         starts = {(cell.labels["method"], cell.labels["init"]): cell.labels["published_init"] for cell in cells}
         assert starts == {
             ("vq", "U(±1/K)"): True,
@@ -189,15 +199,16 @@ class TestGrid:
             ({"initialisations": ["norml"]}, "did you mean 'normal'"),
             ({"codebook_sizes": [1]}, "at least 2"),
             ({"codebook_size": [16]}, "codebook_sizes"),
-            ({"workers": 0}, "workers"),
+            ({"workers": 0}, "workers must be at least 1"),
             ({"settings": ["tokenizer.quantizer.code_dim=4"]}, "is the grid's own"),
             ({"settings": ["optimizer.learning_rat=1"]}, "did you mean 'learning_rate'"),
             ({"projection": "tsne"}, "projection"),
         ],
     )
     def test_impossible_grids_are_refused(self, changes, message):
+        preset = {key: value for key, value in GRID.items() if key != "preset"} | {"recipe": "builtin/smoke"}
         with pytest.raises(ConfigError, match=message):
-            Study("s", grid(**changes), "nowhere")
+            grid_cells(fill_in(StudyParameters(), preset | changes, "mine"), Path("nowhere"))
 
     def test_settings_reach_every_cell_and_the_folder_knows_them(self, tmp_path):
         given = StudyParameters(preset="smoke", settings=("optimizer.learning_rate=3e-4",), output=str(tmp_path / "a"))
@@ -216,9 +227,9 @@ class TestGrid:
         monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
         given = StudyParameters(preset="smoke", settings=("batch_size=4", "data.source=photos"), seeds=(5,), output="a")
         made = open_study("scale_codebook", given)
-        claimed(made)
+        claim(made, monkeypatch)
         again = open_study("a")
-        assert (again.grid, again.folder.resolve()) == (made.grid, made.folder.resolve())
+        assert (replace(again.grid, output="a"), again.folder.resolve()) == (made.grid, made.folder.resolve())
         assert again.cells == made.cells and again.command == made.command
         with pytest.raises(StudyError) as refused:
             open_study("scale_codebook", StudyParameters(preset="smoke", steps=7, output="a"))
@@ -235,19 +246,23 @@ class TestGrid:
         monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
         with pytest.raises(FileNotFoundError, match="there is no such study 'mine'"):
             open_study("mine")
-        tables = open_ablations(AblationParameters(preset="smoke", tables=("lfq",)))
-        claimed(tables)
-        with pytest.raises(ValueError, match="open it with open_ablations"):
-            open_study("ablations-smoke")
-        assert list(open_ablations("ablations-smoke").tables) == ["lfq"]
+        with pytest.raises(ConfigError, match="there is no study 'ablation'; did you mean 'ablations'"):
+            open_study("ablation", AblationParameters(preset="smoke"))
+        with pytest.raises(ConfigError, match="ablations takes AblationParameters; got StudyParameters"):
+            open_study("ablations", StudyParameters(preset="smoke"))
+        claim(open_study("ablations", AblationParameters(preset="smoke", tables=("lfq",))), monkeypatch)
+        assert list(open_study("ablations-smoke").grid.tables) == ["lfq"]
         other = AblationParameters(preset="laptop", tables=("lfq",), output="ablations-smoke")
-        with pytest.raises(StudyError, match=r'preset: "smoke" → "laptop".*open_ablations\(\'ablations-smoke\'\)'):
-            open_ablations(other)
+        with pytest.raises(StudyError, match=r'preset: "smoke" → "laptop".*open_study\(\'ablations-smoke\'\)'):
+            open_study("ablations", other)
         (tmp_path / "ablations-smoke" / "parameters.json").write_text("{}")
         with pytest.raises(StudyError, match="names no study"):
-            open_ablations("ablations-smoke")
+            open_study("ablations-smoke")
         with pytest.raises(StudyError, match="Give output another folder, or the parameters"):
-            open_ablations(other)
+            open_study("ablations", other)
+        (tmp_path / "ablations-smoke" / "parameters.json").write_text('{"study": "mine"}')
+        with pytest.raises(ConfigError, match="there is no study 'mine'"):
+            open_study("ablations-smoke")
 
     def test_parameters_overrule_the_preset(self):
         study = open_study(
@@ -258,22 +273,41 @@ class TestGrid:
         assert study.folder.name == "mine"
         assert study.command == "ibqlab run scale_codebook preset=smoke codebook_sizes='[8]' seeds='[3]' output=mine"
 
-    @pytest.mark.parametrize("name", ["scale_codebook", "ablations"])
-    def test_its_runs_note_a_command_that_can_be_pasted_and_its_reports_no_paths(self, name, tmp_path, monkeypatch):
-        told = []
+    @pytest.mark.parametrize(
+        ("name", "parameters", "words"),
+        [
+            ("scale_codebook", StudyParameters(seeds=(0,)), "seeds='[0]'"),
+            ("ablations", AblationParameters(seeds=(0,), threads=2), "threads=2 seeds='[0]'"),
+            ("link_stages", LinkParameters(lookup_free_bits=0, permute=False), "lookup_free_bits=0 permute=False"),
+        ],
+    )
+    def test_its_runs_note_a_command_that_can_be_pasted_and_its_reports_no_paths(
+        self, name, parameters, words, tmp_path, monkeypatch
+    ):
+        typed = []
         (tmp_path / "here").mkdir()
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         monkeypatch.chdir(tmp_path / "here")
         folder = tmp_path / "elsewhere" / "my study"
-        for module in (study_module, ablation):
-            monkeypatch.setattr(module, "run_cells", lambda *_, **__: told.append(command_line()))
-        if name == "ablations":
-            study = open_ablations(AblationParameters(preset="smoke", seeds=(0,), output=str(folder)))
-        else:
-            study = open_study(name, StudyParameters(preset="smoke", seeds=(0,), output=str(folder)))
+        monkeypatch.setattr(study_module, "run_cells", lambda *_, **__: typed.append(command_line()))
+        study = open_study(name, replace(parameters, preset="smoke", output=str(folder)))
         study.run(progress=False)
-        assert told == [f"ibqlab run {name} preset=smoke seeds='[0]' 'output={folder}'"]
-        assert study.command == f"ibqlab run {name} preset=smoke seeds='[0]' 'output=…/my study'"
+        assert typed == [f"ibqlab run {name} preset=smoke {words} 'output={folder}'"]
+        assert study.command == typed[0].replace(str(folder), "…/my study")
+        again = open_study(folder)
+        assert (again.parameters, again.command) == (study.parameters, study.command)
+
+    @pytest.mark.parametrize("name", list(DEFINITIONS))
+    def test_each_study_is_named_as_its_notebook_and_takes_its_parameters(self, name):
+        typed = notebook_parameters(find_notebook(name))
+        assert typed.keys() <= field_types(DEFINITIONS[name].parameters).keys() and "preset" in typed
+
+    def test_a_cells_settings_are_resolved_once(self, monkeypatch):
+        resolved = []
+        monkeypatch.setattr(
+            method_grid, "recipe_config", lambda *words: resolved.append(words) or recipe_config(*words)
+        )
+        assert len(small("./nowhere", codebook_sizes=[16, 32]).cells) == len(resolved) == 8
 
     def test_an_unknown_preset_is_refused(self):
         with pytest.raises(ConfigError, match="no preset 'huge'; there are: smoke"):
@@ -284,13 +318,13 @@ class TestEarlierFolders:
     """Hashes as the first versions computed them: cells that were finished then are finished now."""
 
     def test_cells_have_the_keys_they_had(self, tmp_path):
-        cells = Study("earlier", grid(seeds=[0]), tmp_path / "study").cells
+        cells = small(tmp_path / "study", seeds=[0]).cells
         assert {cell.name: cell.key for cell in cells} == {
             "vq-uniform-K16-D4-seed0": "295682214a0c",
             "ibq-normal-K16-D4-seed0": "d438de111b69",
         }
         keys = {"vq-K64-D8-blocks2-seed0-ade71b": "ade71b8e6e4f", "ibq-K64-D8-blocks2-seed0-366b85": "366b8512fa73"}
-        ablations = open_ablations(AblationParameters(preset="smoke"))
+        ablations = open_study("ablations", AblationParameters(preset="smoke"))
         assert keys.items() <= {cell.name: cell.key for cell in ablations.cells}.items()
 
     @pytest.mark.parametrize(
@@ -318,45 +352,44 @@ class TestTraining:
         assert metrics.groupby("run")["step"].max().eq(4).all()
 
     def test_started_again_it_trains_only_what_is_missing(self, study, tmp_path):
-        copy = Study("small", study.grid, tmp_path / "copy")
-        shutil.copytree(study.folder, copy.folder)
+        copy = small(shutil.copytree(study.folder, tmp_path / "copy"), "explore_collapse")
         lost, *kept = copy.cells
         shutil.rmtree(copy.folder / lost.name)
         stamps = {cell.name: (copy.folder / cell.name / "metrics.jsonl").stat().st_mtime_ns for cell in kept}
-        copy.train(progress=False)
+        copy.run(progress=False).check()
         assert len(copy.finished()) == 4
         assert stamps == {c.name: (copy.folder / c.name / "metrics.jsonl").stat().st_mtime_ns for c in kept}
-        pd.testing.assert_series_equal(
-            copy.final_rows().set_index("run")["validation_l1"], study.final_rows().set_index("run")["validation_l1"]
-        )
+        pd.testing.assert_series_equal(copy.rows().set_index("cell")["l1"], study.rows().set_index("cell")["l1"])
 
     def test_two_workers_find_what_one_finds(self, study, tmp_path):
-        shared = Study("shared", grid(workers=2, seeds=[0]), tmp_path / "shared")
-        shared.train(progress=False)
-        ours, theirs = (s.final_rows().set_index("run")["validation_usage"] for s in (shared, study))
+        shared = small(tmp_path / "shared", workers=2, seeds=[0])
+        shared.run(progress=False).check()
+        ours, theirs = (s.rows().set_index("cell")["usage"] for s in (shared, study))
         pd.testing.assert_series_equal(ours, theirs[ours.index])
 
     def test_a_failing_cell_is_listed_and_the_others_are_kept(self, tmp_path):
-        wild = Study("wild", grid(seeds=[0]), tmp_path / "wild")
+        wild = small(tmp_path / "wild", seeds=[0])
         (wild.folder / wild.cells[0].name).mkdir(parents=True)
         (wild.folder / wild.cells[0].name / "notes.txt").write_text("somebody's file")
         with pytest.raises(StudyError, match=r"1 of 2 runs are finished(?s:.)*vq-uniform"):
-            wild.train(progress=False)
+            wild.run(progress=False).check()
         assert [cell.labels["method"] for cell, _ in wild.finished()] == ["ibq"]
         assert (wild.folder / wild.cells[0].name / "notes.txt").read_text() == "somebody's file"
 
     def test_a_folder_of_another_grid_is_not_overwritten(self, study):
         before = (study.folder / study.cells[0].name / "config.yaml").read_text()
-        other = Study("small", grid(steps=5), study.folder)
+        other = Study(study.definition, replace(study.parameters, steps=5))
         with pytest.raises(RunError, match="steps"):
-            other.train(progress=False)
+            other.run(progress=False)
         with pytest.raises(RunError, match="steps"):
             other.metrics()
         assert (study.folder / study.cells[0].name / "config.yaml").read_text() == before
 
     def test_nothing_finished_says_what_to_do(self, tmp_path):
-        with pytest.raises(StudyError, match="call train"):
-            Study("empty", grid(), tmp_path / "empty").metrics()
+        empty = small(tmp_path / "empty")
+        for read in (empty.rows, empty.metrics):
+            with pytest.raises(StudyError, match=r"call run\(\) first"):
+                read()
 
 
 class TestTables:
@@ -369,6 +402,14 @@ class TestTables:
         assert table.loc["ibq", "seeds"] == 2
         assert table.loc["ibq", "validation_tokens"] >= 10 * 16
 
+    def test_rows_that_lack_a_number_are_named_with_what_to_do(self, study, tmp_path):
+        copy = small(shutil.copytree(study.folder, tmp_path / "copy"), "explore_collapse")
+        for file in (copy.folder / "rows").iterdir():
+            row = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps({key: value for key, value in row.items() if key != "gradient_reach"}))
+        with pytest.raises(StudyError, match=r"must hold gradient_reach of each run.*Delete that folder"):
+            summary_table(copy)
+
     def test_shown_table_names_tokens_and_ranges(self, study):
         shown = show_table(summary_table(study))
         assert "default" in shown["start"].iloc[0]
@@ -376,15 +417,25 @@ class TestTables:
         assert to_markdown(shown).count("\n") == 1 + len(shown)
 
     def test_report_holds_table_hardware_and_tokens(self, study):
-        text = write_report(study, seconds=12.0).read_text()
-        for words in ("| IBQ |", "builtin/smoke", "cores", "torch", "12 s", "recording took"):
+        text = write_study_report(study).with_suffix(".md").read_text(encoding="utf-8")
+        for words in ("| IBQ |", "builtin/smoke", "core(s)", "torch", "recording took", "## Provenance", study.command):
             assert words in text, words
-        origin = json.loads((study.folder / "figures" / "provenance.json").read_text())
+        assert describe_collapse(study) in text and "lowest to highest over seeds" in text
+        origin = json.loads((study.folder / "provenance.json").read_text())
         assert origin["seeds"] == [0, 1]
         assert {"commits", "versions", "hardware", "command"} <= set(origin)
         assert origin["commits"] and all(commit in text for commit in origin["commits"])
         stored = pd.read_csv(study.folder / "figures" / "table.csv")
         assert len(stored) == 2
+
+    def test_a_report_takes_figures_that_are_there_unless_told_otherwise(self, study):
+        write_study_report(study)
+        picture = study.folder / "figures" / "usage_histogram.png"
+        before = picture.stat().st_mtime_ns
+        write_study_report(study, redraw=False)
+        assert picture.stat().st_mtime_ns == before
+        write_study_report(study.folder)
+        assert picture.stat().st_mtime_ns > before
 
     def test_scaling_figure_draws_the_table(self, study):
         table = scaling_table(summary_table(study))

@@ -19,18 +19,15 @@ from ibqlab.base import locking
 from ibqlab.base.files import temporary_beside
 from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.cli import main
-from ibqlab.data import DataConfig, open_data
+from ibqlab.data import DataConfig, open_data, training_batches, training_requests, validation_requests
+from ibqlab.data.batches import seed_of_choices
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
+from ibqlab.tokens import pieces as pieces_module
 from ibqlab.tokens import writing as token_writing
-from ibqlab.tokens.store import (
-    TokenStore,
-    TokenStoreError,
-    stored_validation_batches,
-    token_batches,
-    token_dtype,
-)
+from ibqlab.tokens.manifest import TokenStoreError, token_dtype
+from ibqlab.tokens.store import TokenStore
 from ibqlab.tokens.writing import TokenSettings, write_tokens
 from ibqlab.training import recipe_config, train, train_generator
 
@@ -112,7 +109,7 @@ def test_crops_and_mirror_images_are_views(tmp_path, tokenizer, pictures):
     source = open_data(pictures, "train")
     first, mirrored, second, _ = training.indices[0]
     assert not np.array_equal(first, second) and not np.array_equal(first, mirrored)
-    seed = token_writing.seed_of_choices(0, 0, 0)
+    seed = seed_of_choices(0, 0, 0)
     plain = DataConfig(**{**vars(pictures), "flip": False})
     image = open_data(plain, "train").get(0, seed).image[None]
     with torch.no_grad():
@@ -154,7 +151,7 @@ class Killed(Exception):
 
 
 def test_a_killed_command_goes_on_where_it_stopped(tmp_path, monkeypatch, tokenizer, store):
-    monkeypatch.setattr(token_writing, "PIECE", 200)
+    monkeypatch.setattr(pieces_module, "PIECE", 200)
     encode, calls = tokenizer.encode_indices, []
 
     def encode_some(images):
@@ -179,9 +176,9 @@ SHARED = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 from test_tokens_store import DIGITS, make_tokenizer
-from ibqlab.tokens import writing as token_writing
-token_writing.PIECE = 100
-token_writing.write_tokens(make_tokenizer(), DIGITS, sys.argv[1], progress=False)
+from ibqlab.tokens import pieces, writing
+pieces.PIECE = 100
+writing.write_tokens(make_tokenizer(), DIGITS, sys.argv[1], progress=False)
 """
 
 
@@ -257,7 +254,7 @@ def test_a_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch, tokenizer, store):
-    monkeypatch.setattr(token_writing, "PIECE", 500)
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
     savez, written = np.savez, []
 
     def full(stream, **arrays):
@@ -266,16 +263,16 @@ def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch,
         written.append(1)
         savez(stream, **arrays)
 
-    monkeypatch.setattr(token_writing.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(RunError, match="disk or a quota is full"):
         write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
     assert len(list((tmp_path / "store" / "unfinished").glob("*.npz"))) == 2
-    monkeypatch.setattr(token_writing.np, "savez", savez)
+    monkeypatch.setattr(np, "savez", savez)
     assert contents(write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False).path) == contents(store.path)
 
 
 def test_two_at_once_are_told_apart_and_the_second_changes_nothing(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(token_writing, "PIECE", 500)
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
     encode, seen = tokenizer.encode_indices, []
 
     def encode_and_start_again(images):
@@ -324,18 +321,28 @@ def damaged_pieces():
 
 @pytest.mark.parametrize("kind", damaged_pieces())
 def test_a_damaged_piece_is_made_again(tmp_path, monkeypatch, tokenizer, store, kind):
-    monkeypatch.setattr(token_writing, "PIECE", 500)
-    monkeypatch.setattr(token_writing._Job, "join", lambda self: None)
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
+    monkeypatch.setattr(token_writing, "_join", lambda pieces: None)
     with pytest.raises(TokenStoreError, match="not finished"):
         write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
     monkeypatch.undo()
-    monkeypatch.setattr(token_writing, "PIECE", 500)
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
     piece, content = tmp_path / "store" / "unfinished" / "train_000000500.npz", damaged_pieces()[kind]
     if isinstance(content, dict):
         np.savez(piece, **content)
     else:
         piece.write_bytes(piece.read_bytes()[:-40] if content is None else content)
     assert contents(write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False).path) == contents(store.path)
+
+
+def test_pieces_are_read_twice_to_be_joined(tmp_path, monkeypatch, tokenizer, store):
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
+    reads, read, join = [], pieces_module.read_npz, token_writing._join
+    monkeypatch.setattr(pieces_module, "read_npz", lambda file, limit: (reads.append(file.name), read(file, limit))[1])
+    monkeypatch.setattr(token_writing, "_join", lambda pieces: (reads.clear(), join(pieces)))
+    made = write_tokens(tokenizer, DIGITS, tmp_path / "store", progress=False)
+    assert contents(made.path) == contents(store.path)
+    assert len(set(reads)) == 4 and {reads.count(name) for name in reads} == {2}
 
 
 def test_nobody_waits_for_the_dead(tmp_path, monkeypatch, tokenizer):
@@ -393,6 +400,22 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch):
 
 
 # --- reading ---
+
+
+def token_batches(tokens, **which):
+    return tokens.batches(training_requests(len(tokens), **which))
+
+
+def stored_validation_batches(tokens, **which):
+    return tokens.batches(validation_requests(len(tokens), **which))
+
+
+def test_a_store_gives_the_batches_of_its_images(store):
+    which = {"batch_size": 6, "seed": 3, "start_step": 2, "steps": 4}
+    images = training_batches(open_data(DIGITS, "train"), **which)
+    for batch, of_images in zip(token_batches(store.split("train"), **which), images, strict=True):
+        rows = store.split("train").indices[list(of_images.numbers), 0]
+        assert np.array_equal(batch.indices.numpy(), rows) and torch.equal(batch.labels, of_images.labels)
 
 
 def test_batches_depend_on_seed_and_step_alone(store):
@@ -567,7 +590,7 @@ def test_tokens_beyond_the_codebook_are_not_trained_on(tmp_path, store):
     with pytest.raises(TokenStoreError, match="must lie in 0 to 31; got 200"):
         stored.batch([len(stored) - 1], [0])
     with pytest.raises(TokenStoreError, match="must lie in 0 to 31; got 200"):
-        stored.count_codes(32)
+        stored.count_codes()
 
 
 # --- the command, and training on what it wrote ---

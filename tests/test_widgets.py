@@ -12,27 +12,30 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from ibqlab.config import parse
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.plots import plot_run_curves, run_curve_table
 from ibqlab.runs import Run
-from ibqlab.studies import Study, StudyError, StudyParameters, figure_collapse, figure_reconstructions
-from ibqlab.studies.figures import too_short
+from ibqlab.studies import StudyError, StudyParameters, figure_collapse, figure_reconstructions, open_study
+from ibqlab.studies.method_grid import name_start
 from ibqlab.studies.run_figures import figure_run_histogram
 from ibqlab.studies.run_report import _figure_curves
-from ibqlab.studies.study import Grid, name_start
 from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
 
 GRID = {
     "recipe": "builtin/smoke",
-    "methods": ["vq", "ibq"],
-    "initialisations": ["published", "normal"],
-    "codebook_sizes": [16],
-    "code_dims": [4],
+    "methods": ("vq", "ibq"),
+    "initialisations": ("published", "normal"),
+    "codebook_sizes": (16,),
+    "code_dims": (4,),
+    "seeds": (0,),
     "steps": 4,
     "projection": "pca",
 }
+
+
+def grid(folder, **changes):
+    return open_study("explore_collapse", StudyParameters(**GRID | changes, output=str(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,8 @@ def study(tmp_path_factory):
     """VQ from its own start and from IBQ's, IBQ from its own; snapshots at steps 0, 2 and 4."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    trained = Study("small", parse(Grid, GRID), tmp_path_factory.mktemp("study") / "small")
-    trained.train(progress=False)
+    trained = grid(tmp_path_factory.mktemp("study") / "small")
+    trained.run(progress=False).check()
     torch.set_num_threads(threads)
     return trained
 
@@ -170,7 +173,7 @@ class TestExplorer:
         assert [choice.description for choice in shown] == ["method", "codebook starts at", "codes K", "dimension D"]
         cell, run = study.finished()[0]
         twice = [(cell, run), (type(cell)(cell.name, cell.config, cell.labels | {"seed": 1}), run)]
-        two = Study(study.name, study.grid, study.folder)
+        two = open_study(study.folder)
         two.finished = lambda: twice
         assert explore_study(two).children[0].children[-1].description == "seed"
 
@@ -188,8 +191,8 @@ class TestExplorer:
         assert "step 4" in alt(explorer.code_map)
 
     def test_without_a_finished_run_says_what_to_type(self, study, tmp_path):
-        with pytest.raises(StudyError, match=r"nothing to explore; type study\.train\(\)"):
-            explore_study(Study("small", study.grid, tmp_path / "empty"))
+        with pytest.raises(StudyError, match=r"nothing to explore; type study\.run\(\)"):
+            explore_study(grid(tmp_path / "empty"))
 
 
 class TestCollapseFigure:
@@ -217,7 +220,7 @@ class TestTooShort:
             assert told in [text.get_text() for text in figure.findobj(Text)]
             assert all(text.get_rotation() == 0 for text in figure.texts), "nothing is written across the panels"
         caption = figure_reconstructions(study).get_supxlabel().replace("\n", " ")
-        tokens = int(study.final_rows()["validation_tokens"].min())
+        tokens = int(study.rows()["tokens"].min())
         assert f"a table's PSNR is over the images of {tokens:,} validation tokens" in caption
 
     def test_figures_of_a_stopped_run_say_of_which_step_they_are(self, study, tmp_path):
@@ -230,11 +233,9 @@ class TestTooShort:
         assert any(text.startswith("step 4: ") for text in told) and not any("last snapshot" in text for text in told)
 
     def test_the_smoke_preset_and_few_steps_are_too_short(self):
-        small = parse(Grid, GRID)
-        long = parse(Grid, GRID | {"steps": 100})
-        assert too_short(Study("a", small, "x")) == "4 steps"
-        assert too_short(Study("a", long, "x")) == ""
-        assert too_short(Study("a", long, "x", place=StudyParameters(preset="smoke"))) == "preset smoke"
+        assert grid("./x").too_short == "4 steps"
+        assert grid("./x", steps=100).too_short == ""
+        assert grid("./x", steps=100, preset="smoke").too_short == "preset smoke"
 
 
 ROWS = pd.DataFrame(

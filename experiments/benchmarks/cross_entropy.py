@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ibqlab.generator import linear_cross_entropy
-from ibqlab.studies.tables import to_markdown
+from ibqlab.studies.pages import to_markdown
 
 WRITTEN_OUT, OURS, FLOOR = "written out", "ours", "floor"
 SEED = 0

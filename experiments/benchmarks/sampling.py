@@ -32,7 +32,7 @@ from torch import Tensor
 from ibqlab.generator import Generator, GeneratorConfig, SamplingConfig
 from ibqlab.generator.sampling import choose_tokens, guide, uniform_numbers
 from ibqlab.generator.transformer import Decoding
-from ibqlab.studies.tables import to_markdown
+from ibqlab.studies.pages import to_markdown
 
 PLAIN, OURS, COMPILED = "plain loop", "ours", "ours, compiled"
 SEED = 0

@@ -14,7 +14,9 @@ import time
 import pandas as pd
 from rows import origin_columns
 
-from ibqlab.studies import Cell, CellStore, LocalLauncher, run_cells
+from ibqlab.grids.cells import Cell, CellStore
+from ibqlab.grids.engine import run_cells
+from ibqlab.grids.local import LocalLauncher
 from ibqlab.training import recipe_config
 
 SETTINGS = {"record.validate_every": 1000, "record.early_snapshots": [], "record.log_every": 20}
@@ -54,10 +56,7 @@ def measure(given: argparse.Namespace, workers: int, folder: str) -> tuple[float
     ]
     store, launcher = CellStore(folder), LocalLauncher(workers, given.threads)
     began = time.perf_counter()
-    try:
-        run_cells(cells, store, launcher, progress=False).check()
-    finally:
-        launcher.close()
+    run_cells(cells, store, launcher, progress=False).check()
     return time.perf_counter() - began, store.table(cells)["seconds"].tolist()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ibqlab.base.files import RunError, UnreadableFile, expanded, read_npz, replacing, sweep
+from ibqlab.base.files import RunError, UnreadableFile, expanded, open_ordinary, read_npz, replacing, sweep
 
 ENTRY_BYTES = 2**34
 """Largest entry that is read: the features of 50,000 images take 400 MB."""
@@ -27,6 +27,17 @@ def cache_folder() -> Path:
 def content_key(**parts: Any) -> str:
     """A name from everything a result depends on: hashes, numbers and texts. Other content, other name."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of an ordinary file's content, hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableFile: it is no ordinary file, or may not be read.
+    """
+    with open_ordinary(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:

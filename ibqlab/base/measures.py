@@ -58,6 +58,12 @@ class Quantity:
         unit = "%" if self.unit == SHARE else self.unit
         return f"{self.title} ({unit})" if unit else self.title
 
+    @property
+    def heading(self) -> str:
+        """For columns of tables, whose cells write shares in %: "usage", "PSNR (dB)", "bits per token"."""
+        named = not self.unit or self.unit == SHARE or self.unit in self.title
+        return self.title if named else f"{self.title} ({self.unit})"
+
     def text(self, value: float | None) -> str:
         """A value for reading, with its unit; "–" where there is none."""
         if value is None or not math.isfinite(value):
@@ -79,6 +85,13 @@ MEASURES: dict[str, Quantity] = {
             title="usage",
             better="higher",
             definition="share of codes hit at least once in the tokens named beside it",
+            **_SHARE_OF_CODES,
+        ),
+        Quantity(
+            key="training_usage",
+            title="training usage (window)",
+            better="higher",
+            definition="share of codes hit at least once in a window of past training tokens",
             **_SHARE_OF_CODES,
         ),
         Quantity(
@@ -136,6 +149,12 @@ MEASURES: dict[str, Quantity] = {
             title="rFID",
             better="lower",
             definition="Fréchet distance of Inception features between images and their reconstructions",
+        ),
+        Quantity(
+            key="lpips",
+            title="LPIPS",
+            better="lower",
+            definition="perceptual distance as papers print it, which do not say with which network",
         ),
         Quantity(key="lpips_vgg", title="LPIPS (VGG)", better="lower", definition="perceptual distance, VGG network"),
         Quantity(key="lpips_alex", title="LPIPS (AlexNet)", better="lower", definition="perceptual distance, AlexNet"),

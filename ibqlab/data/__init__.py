@@ -1,25 +1,34 @@
-"""Images for training and validation: photographs and digits from installed packages, your own folder or tar shards.
+"""Images for training and validation, as batches that depend on nothing but the run's seed and the step's number.
+
+Images come from photographs and digits inside installed packages, from a folder of your own, or from tar shards. Each
+of these is a source: it gives the image with a certain number. The main idea is that no random state is kept anywhere.
+Which images are in batch s, and how they are cropped, is a function of (seed, s) alone. So a run resumes in mid-epoch,
+and neither the number of loader processes nor the number of ranks changes what is trained on. Start reading in
+`batches`, which decides on them, and in `file_source`, which turns a file into an image.
 
     source = open_data(DataConfig(source="photos", image_size=32), "train")
     for batch in training_batches(source, batch_size=16, seed=0, start_step=0, steps=300):
         images = to_model_range(batch.images)      # (16, 3, 32, 32) float32 in [-1, 1]
-
-What is unusual: no random state is kept anywhere. Batch number s is a function of (seed, s) alone, so a run resumes in
-mid-epoch, and neither the number of loader processes nor the number of ranks changes what is trained on.
 """
 
+from ibqlab.data.batch_loading import Batch
+from ibqlab.data.batches import (
+    first_images,
+    readable_batches,
+    training_batches,
+    training_requests,
+    validation_batches,
+    validation_requests,
+)
 from ibqlab.data.broken import BrokenImages
-from ibqlab.data.classes import class_numbers
 from ibqlab.data.digits import DigitsSource
-from ibqlab.data.folder import FolderSource
+from ibqlab.data.file_source import FileSource
 from ibqlab.data.opening import open_data
 from ibqlab.data.photos import PHOTOS, Photo, PhotosSource
 from ibqlab.data.pictures import UnreadablePicture, open_picture
 from ibqlab.data.pixels import to_model_range, to_uint8
 from ibqlab.data.resizing import RESIZERS, resize_and_crop, resize_short_side
-from ibqlab.data.sampling import Batch, first_images, readable_batches, training_batches, validation_batches
 from ibqlab.data.shard_writing import write_shards
-from ibqlab.data.shards import ShardSource
 from ibqlab.data.source import DataConfig, ImageSource, Sample, Split
 
 __all__ = [
@@ -29,15 +38,13 @@ __all__ = [
     "BrokenImages",
     "DataConfig",
     "DigitsSource",
-    "FolderSource",
+    "FileSource",
     "ImageSource",
     "Photo",
     "PhotosSource",
     "Sample",
-    "ShardSource",
     "Split",
     "UnreadablePicture",
-    "class_numbers",
     "first_images",
     "open_data",
     "open_picture",
@@ -47,6 +54,8 @@ __all__ = [
     "to_model_range",
     "to_uint8",
     "training_batches",
+    "training_requests",
     "validation_batches",
+    "validation_requests",
     "write_shards",
 ]

@@ -1,4 +1,4 @@
-"""Unreadable files: collected while they turn up, told in one line with the reasons at the end."""
+"""Unreadable images: how they are named, collected while they turn up, and told in one line with the reasons."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,6 +9,26 @@ SHOWN = 3
 LEFT_OUT = "left out"
 STAND_INS = "left out; in training others stand in for them"
 """What becomes of the unreadable images of a run."""
+
+
+class UnreadableName(str):
+    """The name of an image that could not be read, and why; an ordinary text otherwise, also for other processes.
+
+    Args:
+        name: of the image.
+        reason: in a few words.
+    """
+
+    reason: str
+
+    def __new__(cls, name: str, reason: str = "") -> "UnreadableName":
+        text = super().__new__(cls, name)
+        text.reason = reason
+        return text
+
+
+class UnreadableImages(ValueError):
+    """Images that cannot be read where they must be; the message names them, the reason and the setting."""
 
 
 class BrokenImages:

@@ -12,8 +12,7 @@ from ibqlab.base.checks import FOLDER_DEPTH, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import why_not
 from ibqlab.data.classes import NO_CLASS, SHOWN, warn_of_numeric_order
-from ibqlab.data.decoding import ListedSource
-from ibqlab.data.index import Listing, pack_names, printable
+from ibqlab.data.file_list import FileList, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES, is_picture_name
 
 COMPANIONS = ("", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".py")
@@ -23,7 +22,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Suffixes of compressed shards, which cannot be read."""
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path) -> FileList:
     """Every image below a folder, sorted by name; its class is the first sub-folder under the root.
 
     Links to folders are followed, each folder once. Names that begin with a dot (thumbnails, notebook checkpoints) are
@@ -40,37 +39,37 @@ def list_folder(root: Path) -> Listing:
         ValueError: there is no image below the folder, a sub-folder cannot be listed, or they lie too deep.
     Cost: one look at each file for its size; tens of thousands of files per second on a local disk.
     """
-    contents = _collect(root)
-    found = sorted(contents.images)
-    compressed = sum(count for suffix, count in contents.left_out.items() if suffix in COMPRESSED)
+    walk = _collect(root)
+    images = sorted(walk.images)
+    compressed = sum(count for suffix, count in walk.left_out.items() if suffix in COMPRESSED)
     require(
-        bool(found),
+        bool(images),
         f"a folder of images must hold at least one image ({', '.join(SUFFIXES)}) at any depth; got "
         f"{for_terminal(root.absolute())}, which holds none"
         + (f" and {compressed} compressed shards; a shard must be an uncompressed .tar: unpack them" * bool(compressed))
         + ". Name another folder, or use source='photos' for built-in images.",
     )
-    class_of = [name.partition("/")[0] if "/" in name else NO_CLASS for name, _ in found]
+    class_of = [name.partition("/")[0] if "/" in name else NO_CLASS for name, _ in images]
     classes = sorted(set(class_of))
     numbers = {name: number for number, name in enumerate(classes)}
-    _warn(root, contents, classes)
-    return Listing(
+    _warn(root, walk, classes)
+    return FileList(
         where=str(root),
-        names=pack_names(name for name, _ in found),
-        sizes=np.array([size for _, size in found], dtype=np.int64),
+        names=pack_names(name for name, _ in images),
+        sizes=np.array([size for _, size in images], dtype=np.int64),
         labels=np.array([numbers[name] for name in class_of], dtype=np.int32),
         classes=[printable(name) for name in classes],
-        left_out=_counted(contents.left_out),
+        left_out=_counted(walk.left_out),
     )
 
 
-def list_file(file: Path) -> Listing:
-    """One picture as a listing, for evaluation.
+def list_file(file: Path) -> FileList:
+    """One picture as a list of one, for evaluation.
 
     Args:
         file: an existing file, whatever its name.
     """
-    return Listing(
+    return FileList(
         where=str(file.parent),
         names=pack_names([file.name]),
         sizes=np.array([file.stat().st_size], dtype=np.int64),
@@ -79,17 +78,9 @@ def list_file(file: Path) -> Listing:
     )
 
 
-class FolderSource(ListedSource):
-    """Images of a folder, each a file of its own; `ListedSource` tells what becomes of them."""
-
-    def file(self, position: int) -> Path:
-        """As in `ListedSource`."""
-        return Path(self.listing.where, self.listing.names.name(position))
-
-
 @dataclass
-class _Contents:
-    """What lies below a folder."""
+class _Walk:
+    """What was seen on a walk through a folder and all below it."""
 
     images: list[tuple[str, int]] = field(default_factory=list)
     """Name and bytes; −1 for what has no size."""
@@ -101,27 +92,27 @@ class _Contents:
     """Folders right under the root."""
 
 
-def _collect(root: Path) -> _Contents:
+def _collect(root: Path) -> _Walk:
     """Walk level by level: of two ways to a folder the shorter one names its images, and no depth is a recursion."""
-    contents, seen = _Contents(), {_identity(root)}
+    walk, seen = _Walk(), {_identity(root)}
     level = [""]
     for depth in range(FOLDER_DEPTH + 1):
         below: list[str] = []
         for folder in level:
-            below += _list_level(root, folder, contents)
+            below += _list_level(root, folder, walk)
         # In the order of the names; each folder once.
         level = [name for name in sorted(below) if _is_new(root / name, seen)]
         if depth == 0:
-            contents.classes = set(level)
+            walk.classes = set(level)
         if not level:
-            return contents
+            return walk
     raise ValueError(
         f"folders of images may lie {FOLDER_DEPTH} deep; got {for_terminal(root / level[0])}. Name a folder further "
         "down as the source"
     )
 
 
-def _list_level(root: Path, folder: str, contents: _Contents) -> list[str]:
+def _list_level(root: Path, folder: str, walk: _Walk) -> list[str]:
     """Notes the files of one folder; the folders in it, relative to the root."""
     prefix = folder and folder + "/"
     below = []
@@ -133,9 +124,9 @@ def _list_level(root: Path, folder: str, contents: _Contents) -> list[str]:
                 if _is_folder(entry):
                     below.append(prefix + entry.name)
                 elif is_picture_name(entry.name):
-                    contents.images.append((prefix + entry.name, _size(entry)))
+                    walk.images.append((prefix + entry.name, _size(entry)))
                 else:
-                    _leave_out(prefix + entry.name, contents)
+                    _leave_out(prefix + entry.name, walk)
     except OSError as error:
         raise ValueError(
             f"every folder of images must be readable; {for_terminal(root / folder)} cannot be listed "
@@ -144,25 +135,25 @@ def _list_level(root: Path, folder: str, contents: _Contents) -> list[str]:
     return below
 
 
-def _leave_out(name: str, contents: _Contents) -> None:
+def _leave_out(name: str, walk: _Walk) -> None:
     suffix = next((one for one in COMPRESSED if name.lower().endswith(one)), os.path.splitext(name)[1].lower())
-    contents.left_out[suffix] += 1
-    if suffix not in COMPANIONS and len(contents.suspects) < SHOWN:
-        contents.suspects.append(name)
+    walk.left_out[suffix] += 1
+    if suffix not in COMPANIONS and len(walk.suspects) < SHOWN:
+        walk.suspects.append(name)
 
 
-def _warn(root: Path, contents: _Contents, classes: list[str]) -> None:
+def _warn(root: Path, walk: _Walk, classes: list[str]) -> None:
     where = for_terminal(root)
-    if contents.suspects:
-        suspicious = Counter({one: n for one, n in contents.left_out.items() if one not in COMPANIONS})
+    if walk.suspects:
+        suspicious = Counter({one: n for one, n in walk.left_out.items() if one not in COMPANIONS})
         warnings.warn(
             f"{suspicious.total():,} files in {where} are left out, because their suffix is not one of the images that "
             f"are read here ({', '.join(SUFFIXES)}): {_counted(suspicious)}; such as "
-            f"{', '.join(map(for_terminal, contents.suspects))}",
+            f"{', '.join(map(for_terminal, walk.suspects))}",
             stacklevel=3,
         )
     named = [name for name in classes if name != NO_CLASS]
-    empty = sorted(contents.classes - set(named))
+    empty = sorted(walk.classes - set(named))
     if named and empty:
         warnings.warn(
             f"{len(empty):,} folders in {where} hold no image and are no class: "
@@ -175,9 +166,9 @@ def _warn(root: Path, contents: _Contents, classes: list[str]) -> None:
 
 def _counted(suffixes: Counter[str]) -> str:
     """How many files of which suffixes, the most frequent first."""
-    listed = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count:,} {for_terminal(suffix, 20) or 'without suffix'}" for suffix, count in listed[:SHOWN]]
-    return ", ".join(shown + ["…"] * (len(listed) > SHOWN))
+    by_count = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {for_terminal(suffix, 20) or 'without suffix'}" for suffix, count in by_count[:SHOWN]]
+    return ", ".join(shown + ["…"] * (len(by_count) > SHOWN))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -3,7 +3,7 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Int64
@@ -11,21 +11,15 @@ from jaxtyping import Int64
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.names import BUILT_IN
 from ibqlab.data.classes import warn_of_unseen
-from ibqlab.data.decoding import ListedSource
 from ibqlab.data.digits import DigitsSource
-from ibqlab.data.folder import COMPRESSED, FolderSource, list_folder
-from ibqlab.data.index import (
-    Listing,
-    exclude_names,
-    give_each_a_readable,
-    match_labels,
-    order_by_hash,
-    split_by_name,
-)
+from ibqlab.data.file_list import FileList
+from ibqlab.data.file_source import FileSource
+from ibqlab.data.folder import COMPRESSED, list_folder
 from ibqlab.data.photos import PhotosSource
-from ibqlab.data.shard_index import ShardListing, index_shards
-from ibqlab.data.shards import ShardSource, find_shards, names_shards
+from ibqlab.data.shard_index import index_shards
+from ibqlab.data.shards import find_shards
 from ibqlab.data.source import DataConfig, ImageSource, Split
+from ibqlab.data.splits import exclude_names, give_each_a_readable, match_labels, order_by_hash, split_by_name
 
 
 def open_data(config: DataConfig, split: Split) -> ImageSource:
@@ -47,57 +41,42 @@ def open_data(config: DataConfig, split: Split) -> ImageSource:
         return PhotosSource(image_size=config.image_size, split=split, flip=config.flip)
     if config.source == "digits":
         return DigitsSource(image_size=config.image_size, split=split)
-    return _open_listed(config, split)
+    return _open_files(config, split)
 
 
-def _open_listed(config: DataConfig, split: Split) -> ListedSource:
+def _open_files(config: DataConfig, split: Split) -> FileSource:
     training = list_images(config.source, "source")
-    kept = exclude_names(training, config.exclude)
+    files, positions = training, exclude_names(training, config.exclude)
+
+    def source(positions: Int64[np.ndarray, "n"], split: Split) -> FileSource:
+        return FileSource(
+            files,
+            positions,
+            labels=match_labels(files, training),
+            classes=training.classes,
+            image_size=config.image_size,
+            resize=config.resize,
+            split=split,
+            flip=config.flip,
+            unreadable=config.unreadable,
+        )
+
     if config.validation_source is None:
-        parts = split_by_name(training, kept, config.validation_share)
+        splits = split_by_name(files, positions, config.validation_share)
         if config.unreadable == "skip":
             # Of one image, because opening all would take their fingerprint once more; any position can be read.
-            reader = _open(config, "train", training, kept[:1], training)
-            parts = give_each_a_readable(training, parts, reader.read)
-        return _source(config, split, training, parts[split], training)
+            splits = give_each_a_readable(files, splits, source(positions[:1], "train").read)
+        positions = splits[split]
+    elif split == "validation":
+        files = list_images(config.validation_source, "validation_source")
+        positions = order_by_hash(files, np.arange(len(files)))
+    opened = source(positions, split)
     if split == "train":
-        return _source(config, split, training, kept, training)
-    own = list_images(config.validation_source, "validation_source")
-    return _source(config, split, own, order_by_hash(own, np.arange(len(own))), training)
+        warn_of_unseen(training.classes, opened.labels, training.where)
+    return opened
 
 
-def _source(
-    config: DataConfig, split: Split, listing: Listing, positions: Int64[np.ndarray, "N"], training: Listing
-) -> ListedSource:
-    source = _open(config, split, listing, positions, training)
-    if split == "train":
-        warn_of_unseen(training.classes, source.labels, listing.where)
-    return source
-
-
-def _open(
-    config: DataConfig, split: Split, listing: Listing, positions: Int64[np.ndarray, "N"], training: Listing
-) -> ListedSource:
-    labels = listing.labels if listing is training else match_labels(listing, training)
-    return open_listing(
-        listing,
-        positions,
-        labels=labels,
-        classes=training.classes,
-        image_size=config.image_size,
-        resize=config.resize,
-        split=split,
-        flip=config.flip,
-        unreadable=config.unreadable,
-    )
-
-
-def open_listing(listing: Listing, positions: Int64[np.ndarray, "N"], **settings: Any) -> ListedSource:
-    """Images of a folder or of shards, whichever was listed; the settings are those of `ListedSource`."""
-    return (ShardSource if isinstance(listing, ShardListing) else FolderSource)(listing, positions, **settings)
-
-
-def list_images(source: str, setting: str = "source") -> Listing:
+def list_images(source: str, setting: str = "source") -> FileList:
     """What a folder, a tar file, a folder of tar files or a pattern holds.
 
     Args:
@@ -106,8 +85,8 @@ def list_images(source: str, setting: str = "source") -> Listing:
     Raises:
         ValueError: there is no such one, or nothing in it.
     """
-    if names_shards(source):
-        return index_shards(find_shards(source, setting), source, progress=True)
+    if shards := find_shards(source, setting):
+        return index_shards(shards, source, progress=True)
     return list_folder(_existing_folder(source, setting))
 
 

@@ -1,14 +1,13 @@
 """`photos`: crops from photographs that lie inside installed wheels; nothing is downloaded.
 
 The files are opened by path, without importing the packages that carry them. Where scikit-image is not installed, the
-two photographs of scikit-learn remain; `description` and `fingerprint` say which were found.
+two photographs of scikit-learn remain; `description` and `fingerprint` say which are there.
 """
 
 import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,14 +78,7 @@ PHOTOS = (
 )
 
 
-class Columns(NamedTuple):
-    """Columns `start` to `stop` (excluded) of a photograph, all rows."""
-
-    start: int
-    stop: int
-
-
-def split_columns(width: int, image_size: int) -> dict[Split, Columns]:
+def split_columns(width: int, image_size: int) -> dict[Split, slice]:
     """The two disjoint regions of a photograph: right-hand columns for validation, the others for training.
 
     Validation takes a fifth of the width, or `image_size` where that is more.
@@ -98,7 +90,7 @@ def split_columns(width: int, image_size: int) -> dict[Split, Columns]:
         Columns per split.
     """
     border = width - max(image_size, round(VALIDATION_WIDTH * width))
-    return {"train": Columns(0, border), "validation": Columns(border, width)}
+    return {"train": slice(0, border), "validation": slice(border, width)}
 
 
 def largest_crop(height: int, width: int) -> int:
@@ -124,12 +116,12 @@ class PhotosSource:
     endless = True
 
     def __init__(self, *, image_size: int, split: Split, flip: bool) -> None:
-        found = [(photo, path) for photo in PHOTOS if (path := _find(photo)) is not None]
-        if not found:
+        installed = [(photo, path) for photo in PHOTOS if (path := _find(photo)) is not None]
+        if not installed:
             raise ValueError(
                 "source='photos' needs scikit-learn or scikit-image. Install one: pip install scikit-learn."
             )
-        pictures = [_read(photo, path) for photo, path in found]
+        pictures = [_read(photo, path) for photo, path in installed]
         largest = min(largest_crop(*picture.shape[:2]) for picture in pictures)
         if image_size > largest:
             raise ValueError(
@@ -140,8 +132,8 @@ class PhotosSource:
         self.image_size, self.split, self.flip = image_size, split, flip
         self.regions = [_region(picture, image_size, split) for picture in pictures]
         self.classes = ["photo"]
-        self.fingerprint = _fingerprint([path for _, path in found])
-        self.description = f"{image_size}-pixel {split} crops of {', '.join(photo.name for photo, _ in found)}"
+        self.fingerprint = _fingerprint([path for _, path in installed])
+        self.description = f"{image_size}-pixel {split} crops of {', '.join(photo.name for photo, _ in installed)}"
 
     def __len__(self) -> int:
         area = sum(region.shape[0] * region.shape[1] for region in self.regions)
@@ -174,9 +166,8 @@ def _read(photo: Photo, path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _region(picture: UInt8[np.ndarray, "H W 3"], image_size: int, split: Split) -> UInt8[np.ndarray, "H W_region 3"]:
-    columns = split_columns(picture.shape[1], image_size)[split]
     # A copy: a loader process is sent this region, not the whole photograph behind a view.
-    return picture[:, columns.start : columns.stop].copy()
+    return picture[:, split_columns(picture.shape[1], image_size)[split]].copy()
 
 
 def _fingerprint(paths: list[Path]) -> str:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, features
@@ -61,13 +61,6 @@ class UnreadablePicture(UnreadableFile):
         return f"{for_terminal(self.name or 'the content')} cannot be read as a picture: {for_terminal(self.reason)}"
 
 
-class PictureSize(NamedTuple):
-    """Height and width of a picture, in pixels."""
-
-    height: int
-    width: int
-
-
 def open_picture(file: Picture, name: str = "") -> Image.Image:
     """A picture, decoded whole, in the mode that it is stored in; of an animation the first frame.
 
@@ -101,14 +94,14 @@ def read_rgb(file: Picture, name: str = "") -> Image.Image:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def picture_size(file: Picture, name: str = "") -> PictureSize:
-    """Height and width as the header says; nothing is decoded.
+def picture_size(file: Picture, name: str = "") -> tuple[int, int]:
+    """Height and width in pixels, as the header says; nothing is decoded.
 
     Raises:
         UnreadablePicture: as `open_picture`, as far as the header tells.
     """
     with _opened(file, name) as picture:
-        return PictureSize(picture.height, picture.width)
+        return picture.height, picture.width
 
 
 def is_picture_name(name: str) -> bool:

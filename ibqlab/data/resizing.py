@@ -5,7 +5,6 @@ way as the training images: "opencv" for IBQ, "pil" for Open-MAGVIT2.
 """
 
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,13 +13,6 @@ from PIL import Image
 from ibqlab.base.checks import ASPECT, PIXELS, require, require_choice
 
 RESIZERS = ("opencv", "pil")
-
-
-class Offset(NamedTuple):
-    """Top left corner of a crop, in pixels."""
-
-    top: int
-    left: int
 
 
 def resize_and_crop(picture: Image.Image, image_size: int, method: str) -> UInt8[np.ndarray, "S S 3"]:
@@ -66,8 +58,10 @@ def resize_short_side(picture: Image.Image, image_size: int, method: str) -> UIn
     check_shape(*picture.size, image_size)
     width, height = resized_size(*picture.size, image_size, method)
     if method == "pil":
+        # Pillow widens the filter when it shrinks, so every pixel of the picture counts.
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     cv2 = load_opencv()
+    # OpenCV looks at two pixels per axis whatever the scale: shrunk to a tenth, eight of ten rows and columns are lost.
     return cv2.resize(np.asarray(picture), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
@@ -79,7 +73,7 @@ def check_shape(width: int, height: int, image_size: int) -> None:
 
     Args:
         width, height: of the picture, in pixels.
-        image_size: short side wanted, in pixels.
+        image_size: short side of the result, in pixels.
     Raises:
         ValueError: more than 100 times as long as wide, or more than 2²⁸ pixels after resizing.
     """
@@ -96,7 +90,7 @@ def resized_size(width: int, height: int, image_size: int, method: str) -> tuple
 
     Args:
         width, height: of the picture, in pixels.
-        image_size: short side wanted, in pixels.
+        image_size: short side of the result, in pixels.
         method: "opencv" rounds the long side to the nearest pixel (halves to even), "pil" rounds it down.
     """
     short = min(width, height)
@@ -107,17 +101,19 @@ def resized_size(width: int, height: int, image_size: int, method: str) -> tuple
     return width * image_size // short, height * image_size // short
 
 
-def centre_offset(height: int, width: int, image_size: int, method: str) -> Offset:
+def centre_offset(height: int, width: int, image_size: int, method: str) -> tuple[int, int]:
     """Where the centre crop of a resized picture begins: spare pixels halved; "opencv" rounds down, "pil" half to even.
 
     Args:
         height, width: of the resized picture, in pixels, at least `image_size`.
         image_size: side of the crop in pixels.
         method: "opencv" or "pil".
+    Returns:
+        Top and left, in pixels.
     """
     if method == "opencv":
-        return Offset((height - image_size) // 2, (width - image_size) // 2)
-    return Offset(round((height - image_size) / 2), round((width - image_size) / 2))
+        return (height - image_size) // 2, (width - image_size) // 2
+    return round((height - image_size) / 2), round((width - image_size) / 2)
 
 
 def load_opencv() -> ModuleType:

@@ -1,7 +1,6 @@
 """Writes tar shards in webdataset's format, for disks and networks that dislike a million small files."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -14,8 +13,7 @@ from ibqlab.base.checks import require
 from ibqlab.base.files import expanded, explained, force_to_disk, read_bytes, sweep, temporary_beside
 from ibqlab.base.progress import counted
 from ibqlab.data.folder import list_folder
-from ibqlab.data.shard_index import CLASSES_FILE
-from ibqlab.data.shards import PICTURE_BYTES
+from ibqlab.data.shard_index import CLASSES_FILE, PICTURE_BYTES
 from ibqlab.data.source import ImageSource
 
 
@@ -71,7 +69,7 @@ def write_shards(
         names = _write(entries, unfinished, target, images_per_shard, writer_class)
         with explained(target):
             for name in (*names, CLASSES_FILE):
-                _force_file_to_disk(unfinished / name)
+                force_to_disk(unfinished / name)
             force_to_disk(unfinished)
             # A rename takes the place of an empty folder.
             unfinished.rename(target)
@@ -79,11 +77,6 @@ def write_shards(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return [target / name for name in names]
-
-
-def _force_file_to_disk(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _write(
@@ -125,16 +118,16 @@ def _read_folder(root: Path) -> tuple[list[str], int, Iterator[Entry]]:
     root = expanded(root)
     if not root.is_dir():
         raise FileNotFoundError(f"source must be an existing folder or an image source; there is none at {root}")
-    listing = list_folder(root)
+    files = list_folder(root)
 
     def entries() -> Iterator[Entry]:
-        for name, label in zip(listing.names.all(), listing.labels.tolist(), strict=True):
+        for name, label in zip(files.names.all(), files.labels.tolist(), strict=True):
             stem, _, extension = name.rpartition(".")
             folder, slash, base = stem.rpartition("/")
             content = read_bytes(root / name, PICTURE_BYTES)
             yield Entry(folder + slash + base.replace(".", "_"), extension, content, label)
 
-    return listing.classes, len(listing), entries()
+    return files.classes, len(files), entries()
 
 
 def _read_source(source: ImageSource) -> tuple[list[str], int, Iterator[Entry]]:

@@ -1,9 +1,4 @@
-"""Tar shards in webdataset's format, read at random instead of streamed.
-
-A shard is an uncompressed tar file; what belongs together has one key: `n01440764/n01440764_10026.JPEG` and
-`n01440764/n01440764_10026.cls`. Streaming readers shuffle what passes by. Here every image has a number and is read by
-seeking to it, so shards obey the same rule as a folder: batch s depends on (seed, s) alone.
-"""
+"""Which tar files a source means, and reading from many of them at any place."""
 
 import os
 import re
@@ -17,14 +12,10 @@ from typing import BinaryIO
 from ibqlab.base.checks import FILES, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import open_ordinary, why_not
-from ibqlab.data.decoding import ListedSource
 from ibqlab.data.pictures import is_picture_name
-from ibqlab.data.shard_index import ShardListing
 
 OPEN_SHARDS = 128
 """Shards that are held open at a time, where the system allows a process four times as many files."""
-PICTURE_BYTES = 2**30
-"""Largest picture inside a shard, which is read whole."""
 PATTERN = 1000
 """Letters of a pattern."""
 SAMPLES_PICTURE = "samples.png"
@@ -33,50 +24,26 @@ _NUMBERS = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
 _LETTERS = re.compile(r"\{([a-zA-Z])\.\.([a-zA-Z])")
 
 
-def names_shards(source: str) -> bool:
-    """Whether a source as the user types it means shards: a brace pattern, a .tar file, or a folder that holds some.
-
-    Raises:
-        ValueError: a folder that holds both shards and images or sub-folders, so that either could be meant; or one
-            that cannot be listed.
-    """
-    path = os.path.expanduser(source)
-    if not os.path.isdir(path):
-        return source.endswith(".tar")
-    try:
-        with os.scandir(path) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise ValueError(f"{for_terminal(path)} cannot be listed as a source: {why_not(error)}") from error
-    shards = sum(entry.name.endswith(".tar") for entry in shown)
-    pictures = [entry.name for entry in shown if is_picture_name(entry.name) and entry.name != SAMPLES_PICTURE]
-    others = len(pictures) + sum(os.path.isdir(entry.path) for entry in shown) if shards else 0
-    require(
-        not others,
-        f"a source is either a folder of images or a folder of shards; got {for_terminal(os.path.abspath(path))} with "
-        f"{shards} .tar files and {others} images or sub-folders. For the shards name them, such as "
-        f"{for_terminal(source)}/name-{{000000..000009}}.tar; for the images move the .tar files elsewhere.",
-    )
-    return shards > 0
-
-
 def find_shards(source: str, setting: str) -> list[Path]:
-    """The tar files that a source means, in order.
+    """The tar files that a source as the user types it means, in order; none where it means a folder of images.
 
     Args:
         source: a folder that holds *.tar (sorted by name), one .tar file, or a pattern such as
-            `train-{000000..001281}.tar` (in the order of the pattern).
+            `train-{000000..001281}.tar` (in the order of the pattern). Anything else means no shards.
         setting: its name, for messages.
     Returns:
-        At least one existing file, each once.
+        Existing files, each once.
     Raises:
-        ValueError: the pattern stands for no file, for one file twice, for a file that does not exist, or for more than
-            a million.
+        ValueError: a folder that holds both shards and images or sub-folders, so that either could be meant, or one
+            that cannot be listed; a pattern for no file, for one file twice, for a file that does not exist, or for
+            more than a million.
         ImportError: a pattern without the package braceexpand, which comes with webdataset.
     """
-    folder = os.path.expanduser(source)
-    if os.path.isdir(folder):
-        return sorted(path for path in Path(folder).glob("*.tar") if not path.name.startswith("."))
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        return _shards_in(path, source)
+    if not source.endswith(".tar"):
+        return []
     paths = [Path(os.path.expanduser(name)) for name in _expand(source, setting)]
     missing = [path for path in paths if not os.path.isfile(path)]
     require(
@@ -93,24 +60,22 @@ def find_shards(source: str, setting: str) -> list[Path]:
     return paths
 
 
-class ShardSource(ListedSource):
-    """Images of tar shards; `ListedSource` tells what becomes of them. Picklable, and safe in forked loader processes.
-
-    The name of an image is its name inside the shard.
-    """
-
-    listing: ShardListing
-
-    def __init__(self, listing: ShardListing, *arguments: object, **settings: object) -> None:
-        super().__init__(listing, *arguments, **settings)
-        self.files = OpenFiles(listing.paths)
-
-    def file(self, position: int) -> bytes:
-        """As in `ListedSource`; the content, read from its shard."""
-        listing = self.listing
-        size = int(listing.sizes[position])
-        require(size <= PICTURE_BYTES, f"it has {size:,} bytes; a picture in a shard may have {PICTURE_BYTES:,}")
-        return self.files.read(int(listing.shards[position]), int(listing.offsets[position]), size)
+def _shards_in(folder: str, source: str) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"{for_terminal(folder)} cannot be listed as a source: {why_not(error)}") from error
+    shards = sorted(Path(entry.path) for entry in shown if entry.name.endswith(".tar"))
+    pictures = [entry.name for entry in shown if is_picture_name(entry.name) and entry.name != SAMPLES_PICTURE]
+    others = len(pictures) + sum(os.path.isdir(entry.path) for entry in shown) if shards else 0
+    require(
+        not others,
+        f"a source is either a folder of images or a folder of shards; got {for_terminal(os.path.abspath(folder))} "
+        f"with {len(shards)} .tar files and {others} images or sub-folders. For the shards name them, such as "
+        f"{for_terminal(source)}/name-{{000000..000009}}.tar; for the images move the .tar files elsewhere.",
+    )
+    return shards
 
 
 class OpenFiles:

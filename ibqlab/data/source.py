@@ -14,7 +14,7 @@ Split = Literal["train", "validation"]
 Unreadable = Literal["skip", "stop"]
 """What becomes of an image that cannot be read: it is left out, or the work stops at it."""
 VALIDATION_SHARE = 0.1
-"""Share of a folder's images that are kept for validation, where nothing else is said."""
+"""Share of a folder's images that are held back for validation, where nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +72,17 @@ class DataConfig:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0; got {self.workers}. Use 0 to load in the training process.")
         require_at_most("workers", self.workers, WORKERS, "each is a process with a copy of the list of images")
-        if self.validation_source is not None and self.source in BUILT_IN:
-            raise ValueError(
-                f"validation_source is for folders and shards only, because {self.source!r} brings its own split; got "
-                f"{self.validation_source!r}. Use validation_source=None."
-            )
-        if self.validation_share != VALIDATION_SHARE and self.source in BUILT_IN:
-            raise ValueError(
-                f"validation_share is for folders and shards only, because {self.source!r} brings its own split; got "
-                f"{self.validation_share}. Use validation_share={VALIDATION_SHARE}."
-            )
+        for name, default in (("validation_source", None), ("validation_share", VALIDATION_SHARE)):
+            if self.source in BUILT_IN and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is for folders and shards only, because {self.source!r} brings its own split; got "
+                    f"{getattr(self, name)!r}. Use {name}={default}."
+                )
         if self.exclude and self.source in BUILT_IN:
             raise ValueError(
                 f"exclude names images of a folder or of shards, and {self.source!r} has no file names; got "
                 f"{list(self.exclude)}. Use exclude=()."
             )
-
-
-class UnreadableName(str):
-    """The name of an image that could not be read, and why; an ordinary text otherwise, also for other processes.
-
-    Args:
-        name: of the image.
-        reason: in a few words.
-    """
-
-    reason: str
-
-    def __new__(cls, name: str, reason: str = "") -> "UnreadableName":
-        text = super().__new__(cls, name)
-        text.reason = reason
-        return text
 
 
 class Sample(NamedTuple):

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, Split, open_data, training_batches, validation_batches
-from ibqlab.data.decoding import UnreadableImages
+from ibqlab.data.broken import UnreadableImages
 from ibqlab.plots import plot_token_link, save_figure, token_link_table
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs import Run

@@ -14,7 +14,7 @@ from ibqlab.costs.meter import Kept, storages_of
 from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator.cards import SAMPLING_CARDS
-from ibqlab.grids.cells import Cell, MeasureConfig, column_of
+from ibqlab.grids.cells import Cell, EvaluationRequest, column_of
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.digits_classifier import recognise_digits
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
@@ -113,12 +113,12 @@ def quantizer_cost(quantizer: Quantizer, features: Tensor, tokens: int) -> dict[
     repeated = features.repeat(-(-tokens // len(features)), 1)[:tokens].T.reshape(1, dim, tokens, 1).contiguous()
     state = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.train()
-    seconds, kept = [], Kept(())
+    seconds, memory = [], Kept(())
     for repeat in range(REPEATS + 1):
         inputs = repeated.clone().requires_grad_()
-        kept = Kept({*storages_of([quantizer]), inputs.untyped_storage()._cdata})
+        memory = Kept({*storages_of([quantizer]), inputs.untyped_storage()._cdata})
         began = _now(inputs)
-        with kept.watching():
+        with memory.watching():
             out = quantizer(inputs)
         (out.loss + out.quantized.square().mean()).backward()
         if repeat:
@@ -128,7 +128,7 @@ def quantizer_cost(quantizer: Quantizer, features: Tensor, tokens: int) -> dict[
     quantizer.eval()
     return {
         "quantizer_ms": 1000 * sorted(seconds)[REPEATS // 2],
-        "quantizer_mib": kept.bytes / 2**20,
+        "quantizer_mib": memory.bytes / 2**20,
         "quantizer_tokens": tokens,
     }
 
@@ -151,13 +151,13 @@ def soft_inference(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> dict[str,
     """
     tokenizer.eval()
     tokenizer.quantizer.train()
-    found = []
+    decibels = []
     for pictures in batches:
         images = to_model_range(pictures)
         squares = (tokenizer(images).reconstruction.clamp(-1, 1) - images).double().square().flatten(1).mean(1)
-        found.append(10 * torch.log10(4 / squares.clamp_min(1e-12)))
+        decibels.append(10 * torch.log10(4 / squares.clamp_min(1e-12)))
     tokenizer.eval()
-    return {"soft_psnr": float(torch.cat(found).mean()), "soft_temperature": tokenizer.quantizer.temperature}
+    return {"soft_psnr": float(torch.cat(decibels).mean()), "soft_temperature": tokenizer.quantizer.temperature}
 
 
 def _of_generator(cell: Cell, run: Run) -> dict[str, Any]:
@@ -184,15 +184,15 @@ def _validation_images(cell: Cell, run: Run) -> ImageSource:
     return open_data(reachable(cell.config, run.path).data, "validation")
 
 
-def sample_measures(archive: Path, measure: MeasureConfig, source: Any) -> dict[str, Any]:
+def sample_measures(archive: Path, measure: EvaluationRequest, source: Any) -> dict[str, Any]:
     """What is measured of samples: recognised digits, and distances to real images."""
     values: dict[str, Any] = {}
     with np.load(archive) as stored:
         pictures, labels = torch.from_numpy(stored["arr_0"]).permute(0, 3, 1, 2), torch.from_numpy(stored["arr_1"])
     values["samples"] = len(pictures)
     if measure.recognised:
-        found = recognise_digits(pictures, labels)
-        values |= {"recognised": found.share, "recognised_real": found.real_share}
+        digits = recognise_digits(pictures, labels)
+        values |= {"recognised": digits.share, "recognised_real": digits.real_share}
     if measure.generation_metrics:
         result = evaluate_generation(
             str(archive),
@@ -205,6 +205,6 @@ def sample_measures(archive: Path, measure: MeasureConfig, source: Any) -> dict[
     return values
 
 
-def _column(metric: str, measure: MeasureConfig) -> str:
+def _column(metric: str, measure: EvaluationRequest) -> str:
     """Of a reconstruction's metric; rFID alone is of the extractor's features."""
     return column_of(metric, measure.extractor) if metric == "rfid" else metric

@@ -1,6 +1,6 @@
 """Cells of a grid and the folder that remembers what became of each.
 
-    cells/NAME.json     what the cell is: settings, what it needs, what is measured at its end
+    cells/NAME.json     what the cell is: settings, what it needs, what is measured at its end. NAME may hold a /
     NAME/               its run folder
     rows/NAME.json      its row, written when it is finished, whole or not at all
     failed/NAME.json    why it failed, with the last lines it printed, and whether the cause lay outside it
@@ -35,7 +35,8 @@ from ibqlab.base.files import (
     sweep,
     write_whole,
 )
-from ibqlab.base.locking import holder, holding, is_held
+from ibqlab.base.locking import holding, is_held
+from ibqlab.base.progress import last_values
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
@@ -76,8 +77,8 @@ def cause_of(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-    """What is measured of a cell's run when it is finished, beside what its training recorded."""
+class EvaluationRequest:
+    """What is to be measured of a cell's run when it is finished, beside what its training recorded."""
 
     weights: str = "raw"
     """"ema" (published for IBQ) or "raw": averages mean nothing after a few hundred steps."""
@@ -129,7 +130,7 @@ class Cell:
     labels: dict[str, Any]
     needs: str = ""
     """The cell whose tokenizer a generator is trained over; it must be finished first."""
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    measure: EvaluationRequest = field(default_factory=EvaluationRequest)
 
     @cached_property
     def key(self) -> str:
@@ -176,16 +177,18 @@ class CellStore:
             StudyError: the folder holds another grid's cells; the message gives both.
             RunError: it cannot be written.
         """
-        file, wanted = self.folder / STUDY_FILE, json.loads(json.dumps(dict(facts)))
-        there = read_json(file)
+        file = self.folder / STUDY_FILE
+        is_new = read_json(file) is None
         with explained(file):
             self.folder.mkdir(parents=True, exist_ok=True)
-        for place in (self.folder, *(self.folder / name for name in FOLDERS)):
-            sweep(place)
-        if there is None:
-            write_whole(file, as_json(wanted))
+        folders = [self.folder / name for name in FOLDERS]
+        nested = [below for folder in folders for below in folder.glob("*/")]
+        for folder in (self.folder, *folders, *nested):
+            sweep(folder)
+        if is_new:
+            write_whole(file, as_json(dict(facts)))
             return
-        changes = self.differences(wanted)
+        changes = self.differences(facts)
         if changes:
             raise StudyError(
                 f"{self.folder} holds another grid; nothing was changed. There → yours: {changes}. Give output "
@@ -195,12 +198,12 @@ class CellStore:
     def differences(self, facts: Mapping[str, Any]) -> str:
         """How facts, as `claim` takes them, differ from those of the folder's grid; "" where they do not, or where it
         is of none yet."""
-        there, wanted = read_json(self.folder / STUDY_FILE), json.loads(json.dumps(dict(facts)))
-        if there is None:
+        noted, yours = read_json(self.folder / STUDY_FILE), json.loads(json.dumps(dict(facts)))
+        if noted is None:
             return ""
-        differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
+        differing = [key for key in {**noted, **yours} if noted.get(key) != yours.get(key)]
         return "; ".join(
-            f"{for_terminal(key)}: {_short(there.get(key))} → {_short(wanted.get(key))}" for key in differing
+            f"{for_terminal(key)}: {_short(noted.get(key))} → {_short(yours.get(key))}" for key in differing
         )
 
     # --- requests ---
@@ -218,7 +221,7 @@ class CellStore:
         content = as_json(request)
         with explained(file):
             for name in FOLDERS:
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                (self.folder / name / cell.name).parent.mkdir(parents=True, exist_ok=True)
         if read_json(file) != json.loads(content):
             write_whole(file, content)
 
@@ -237,7 +240,7 @@ class CellStore:
             parse(kind, request["config"], source=f"run {name}"),
             request["labels"],
             request["needs"],
-            parse(MeasureConfig, request["measure"], source=f"run {name}"),
+            parse(EvaluationRequest, request["measure"], source=f"run {name}"),
         )
 
     # --- rows ---
@@ -334,25 +337,13 @@ class CellStore:
         """Whether some process works on a cell now."""
         return is_held(self._lock(name))
 
-    def worker(self, name: str) -> str:
-        """The process that works on a cell, or did last: "process 4711 on node3"."""
-        return holder(self._lock(name))
-
     def _lock(self, name: str) -> Path:
         return self.folder / "locks" / name
 
     def last_step(self, name: str) -> int:
         """The last step that a cell's run has logged, 0 before the first."""
-        file = self.folder / name / "metrics.jsonl"
-        if not file.is_file():
-            return 0
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - 8192))
-            lines = stream.read().split(b"\n")
-        for line in reversed(lines):
-            with suppress(ValueError, KeyError, TypeError):
-                return int(json.loads(line)["step"])
-        return 0
+        step = last_values(self.folder / name / "metrics.jsonl").get("step")
+        return step if isinstance(step, int) else 0
 
 
 def as_json(value: Any) -> bytes:

@@ -43,11 +43,8 @@ class Outcome:
         ):
             if cells:
                 lines.append(f"{len(cells)} {title}:")
-                lines += [
-                    f"  {name}: {line}" if number == 0 else f"    {line}"
-                    for name, found in cells.items()
-                    for number, line in enumerate(found)
-                ]
+                for name, (error, *printed) in cells.items():
+                    lines += [f"  {name}: {error}", *(f"    {line}" for line in printed)]
         lines += [f"{name} waits for {needed}, which has not finished" for name, needed in self.waiting.items()]
         return "\n".join(lines)
 
@@ -81,12 +78,18 @@ def run_cells(
 
 
 class _Engine:
-    """One pass over a grid."""
+    """One pass over a grid.
+
+    Every cell is in one place at a time: pending → running → finished, failed or killed (of the outcome). It returns
+    from running to pending when another engine's process turns out to have worked on it.
+    """
 
     def __init__(self, cells: Sequence[Cell], store: CellStore, launcher: Launcher, retry: bool):
         self.cells, self.store, self.launcher = {cell.name: cell for cell in cells}, store, launcher
-        self.outcome, self.running, self.found = Outcome(), {}, set()
+        self.outcome = Outcome()
         self.pending: dict[str, Cell] = {}
+        self.running: dict[str, Job] = {}
+        self.others: set[str] = set()  # names of running cells whose process another engine started
         for cell in cells:
             if self._done(cell):
                 continue
@@ -127,6 +130,7 @@ class _Engine:
         return self.outcome
 
     def _done(self, cell: Cell) -> bool:
+        """Whether a cell is finished; notes it. A row without its run folder is the rest of a run that was deleted."""
         if self.store.row(cell) is None or not (self.store.folder / cell.name / "config.yaml").is_file():
             return False
         self.outcome.finished.append(cell.name)
@@ -136,28 +140,33 @@ class _Engine:
         for name, cell in list(self.pending.items()):
             if cell.needs and cell.needs not in self.outcome.finished:
                 continue
-            found = self.launcher.find(cell, self.store)
-            if found is None and not self.launcher.free(cell):
-                continue
-            if found is None:
+            # The cell's lock tells whether an earlier engine's process still works on it. Starting a second one would
+            # only make it end with BUSY.
+            job = self.launcher.find(cell, self.store)
+            if job:
+                self.others.add(name)
+            elif self.launcher.free(cell):
                 self.store.forget_failure(cell)
+                job = self.launcher.start(cell, self.store)
+            else:
+                continue
             del self.pending[name]
-            if found:
-                self.found.add(name)
-            self.running[name] = found or self.launcher.start(cell, self.store)
+            self.running[name] = job
 
     def _note(self, cell: Cell, job: Job) -> None:
         """What became of a cell whose process is gone."""
         if self._done(cell):
             return
         code, failure = job.code(), self.store.failure(cell)
-        # Somebody else's process holds it, which is found at the next round; or held it and died: now it is ours.
-        if code == BUSY or (cell.name in self.found and failure is None):
-            self.found.discard(cell.name)
+        # BUSY: another engine's process took the lock first; the next round finds it. Or such a process died without a
+        # word, and the cell is ours now.
+        if code == BUSY or (cell.name in self.others and failure is None):
+            self.others.discard(cell.name)
             self.pending[cell.name] = cell
             return
         if failure is None:
+            # It could not write its failure down itself: killed (no code, or a signal), or the disk was full.
             cause = "killed" if code is None or code < 0 else "disk" if code == NO_ROOM else "error"
             failure = self.store.write_failure(cell, job.reason(), cause)
-        where = self.outcome.killed if failure["cause"] in OUTSIDE else self.outcome.failed
-        where[cell.name] = [failure["error"], *failure["lines"]]
+        failures = self.outcome.killed if failure["cause"] in OUTSIDE else self.outcome.failed
+        failures[cell.name] = [failure["error"], *failure["lines"]]

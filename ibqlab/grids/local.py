@@ -63,9 +63,6 @@ class Launcher(Protocol):
     def find(self, cell: Cell, store: CellStore) -> Job | None:
         """The job of an earlier engine that still works on a cell."""
 
-    def close(self) -> None:
-        """Let go of what it holds; cells that are being worked on go on."""
-
 
 def worker_command(cell: Cell, store: CellStore) -> list[str]:
     """What works on a cell of several processes, on the machine where it is typed."""
@@ -131,9 +128,6 @@ class LocalLauncher:
         for slot in self._free_slots()[:1]:
             self.slots[slot] = job
         return job
-
-    def close(self) -> None:
-        """Nothing to let go of: the server of forks ends with this process."""
 
 
 def _devices() -> list[str]:

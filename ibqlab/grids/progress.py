@@ -74,9 +74,12 @@ class StudyProgress(ProgressLine):
 
 
 def describe_labels(cell: Cell, cells: Sequence[Cell]) -> str:
-    """What tells a run of a study from the others, such as "vq from U(±1/K), seed 0"; what all have is left out."""
+    """What tells a run of a study from the others, such as "vq from U(±1/K), seed 0"; what all have is left out.
+
+    A run with a folder of its own, such as "ibq-64/generator", is told by its name.
+    """
     labels = cell.labels
-    if "method" not in labels:
+    if "method" not in labels or "/" in cell.name:
         return cell.name
     words = [f"{labels['method']} from {labels['init']}" if "init" in labels else labels["method"]]
     titles = {"codebook_size": "K", "code_dim": "D", "num_res_blocks": "blocks", "depth": "depth", "seed": "seed"}

@@ -112,9 +112,6 @@ class SlurmLauncher:
                 return job
         return Job(cell.name, store) if store.is_taken(cell.name) else None
 
-    def close(self) -> None:
-        """Nothing to let go of: jobs belong to the cluster."""
-
 
 class SlurmWork:
     """What a job runs, once per machine: the cell's process, or its share of a torchrun over all machines.

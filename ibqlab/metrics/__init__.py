@@ -14,6 +14,7 @@ published network with the published weights, which are never replaced by random
 
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table
 from ibqlab.metrics.digits_classifier import DigitsExtractor
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.evaluation import Evaluation
 from ibqlab.metrics.extractors import (
     FeatureExtractor,
@@ -24,7 +25,6 @@ from ibqlab.metrics.extractors import (
     register_extractor,
 )
 from ibqlab.metrics.generation import evaluate_generation
-from ibqlab.metrics.images import open_images
 from ibqlab.metrics.perceptual import PerceptualDistance, load_lpips
 from ibqlab.metrics.pixels import psnr, ssim, truncate_to_uint8
 from ibqlab.metrics.protocols import PROTOCOLS, Protocol

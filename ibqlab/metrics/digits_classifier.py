@@ -69,7 +69,7 @@ def recognise_digits(images: UInt8[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
 class DigitsExtractor(nn.Module):
     """Three convolutions and two linear layers on 8 × 8 grey levels: 64 features, 10 logits.
 
-    Trained on the 1,437 training digits with a fixed seed in one thread, then kept in the cache under the hash of its
+    Trained on the 1,437 training digits with a fixed seed in one thread, then stored in the cache under the hash of its
     data and settings. Other processors may round otherwise; `weights` says which network it is.
     """
 
@@ -113,8 +113,8 @@ class DigitsExtractor(nn.Module):
             len(images) == len(labels) > 0,
             f"digits are recognised one label per picture, at least one; got {len(images)} and {len(labels)}",
         )
-        found = self(images.float() / 255).logits.argmax(1)
-        return float((found == labels).double().mean())
+        recognised = self(images.float() / 255).logits.argmax(1)
+        return float((recognised == labels).double().mean())
 
     def _load_or_train(self) -> None:
         source = DigitsSource(image_size=SIDE, split="train")
@@ -122,7 +122,7 @@ class DigitsExtractor(nn.Module):
         key = content_key(data=source.fingerprint, settings=settings)
         stored = load_arrays("digits-cnn", key)
         state = self.state_dict()
-        # A kept network of other shapes is damaged: it is trained again.
+        # A stored network of other shapes is damaged: it is trained again.
         if stored is not None and {name: value.shape for name, value in stored.items()} == {
             name: tuple(value.shape) for name, value in state.items()
         }:

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import require
 from ibqlab.data.source import Unreadable
+from ibqlab.metrics.archives import open_array, stored_names
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.evaluation import (
     Evaluation,
     check_batch_size,
@@ -29,7 +32,7 @@ from ibqlab.metrics.features import (
     reference_key,
     save_reference,
 )
-from ibqlab.metrics.images import ImageSet, check_pixels, open_array, open_images, stored_names, this_process
+from ibqlab.metrics.images import ImageSet, check_pixels, this_process
 from ibqlab.metrics.pixels import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.statistics import (
@@ -40,7 +43,6 @@ from ibqlab.metrics.statistics import (
     kernel_distance,
     precision_recall,
 )
-from ibqlab.metrics.weights import hash_file
 
 FEATURES = 2**14
 """Largest dimension of stored statistics; Inception has 2,048."""

@@ -15,6 +15,7 @@ from ibqlab.data.pixels import to_uint8
 from ibqlab.data.source import Unreadable
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, measure_usage_of_counts, perplexity
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
+from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.evaluation import (
     Evaluation,
     check_batch_size,
@@ -35,7 +36,7 @@ from ibqlab.metrics.features import (
     reference_key,
     save_reference,
 )
-from ibqlab.metrics.images import ImageSet, Numbered, check_pixels, open_images, this_process
+from ibqlab.metrics.images import ImageSet, Numbered, check_pixels, this_process
 from ibqlab.metrics.perceptual import SMALLEST_SIDE, PerceptualDistance, load_lpips
 from ibqlab.metrics.pixels import ROUNDINGS, WINDOW, psnr, published_range, ssim, to_unit_range
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS, Protocol, choose_metrics, find_protocol

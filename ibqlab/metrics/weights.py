@@ -4,7 +4,6 @@ Nothing is ever downloaded and nothing random stands in: a missing file is an er
 of another content is an error too, because a metric from other weights is another metric under the same name.
 """
 
-import hashlib
 import importlib
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import open_ordinary
@@ -63,7 +63,7 @@ INCEPTION = PublishedWeights(
 
 
 class WeightFile(NamedTuple):
-    """A weight file that was found and hashed."""
+    """A weight file whose content was hashed."""
 
     path: Path
     sha256: str
@@ -77,13 +77,13 @@ class WeightFile(NamedTuple):
 
 
 def find_weights(
-    weights: PublishedWeights, given: str | Path = "", expected_sha256: str | None = PUBLISHED
+    weights: PublishedWeights, file: str | Path = "", expected_sha256: str | None = PUBLISHED
 ) -> WeightFile:
     """The weight file that was named, or the one in torch's folder of downloads, after a look at its content.
 
     Args:
-        weights: which file is wanted.
-        given: a file; empty: `weights.file` in $TORCH_HOME/hub/checkpoints.
+        weights: which file.
+        file: a copy of it; empty: `weights.file` in $TORCH_HOME/hub/checkpoints.
         expected_sha256: how the content's hash must begin: "published" or hexadecimal digits. None takes any content,
             and the card says that it is not the published file.
     Returns:
@@ -96,7 +96,7 @@ def find_weights(
     import torch  # noqa: PLC0415 - only the default folder needs it
 
     usual = Path(torch.hub.get_dir(), "checkpoints", weights.file)
-    path = Path(os.path.expanduser(given)) if str(given) else usual
+    path = Path(os.path.expanduser(file)) if str(file) else usual
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{weights.purpose} needs the weights {weights.file} ({weights.size}); there is no file {path.absolute()}. "
@@ -136,17 +136,6 @@ def read_state(path: Path, remedy: str) -> "dict[str, Tensor]":
     good = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
     require(good, f"{path} must be a state dict of tensors; got {type(state).__name__} of other things. {remedy}")
     return state
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of an ordinary file's content, hexadecimal.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableFile: it is no ordinary file, or may not be read.
-    """
-    with open_ordinary(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def import_metric_package(name: str) -> ModuleType:

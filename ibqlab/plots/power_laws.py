@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from ibqlab.base.intervals import exponent_text
 from ibqlab.plots.scaling import dimension_looks
 from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, fix_tick_size, in_order, styled_figure
 
@@ -60,17 +61,6 @@ def supported_intervals(runs: pd.DataFrame, laws: pd.DataFrame) -> pd.DataFrame:
 def exponent_title(laws: pd.DataFrame) -> str:
     """What `exponent_text` shows, as a heading."""
     return f"exponent of K ({'95 % interval' if laws['low'].notna().any() else 'no interval'})"
-
-
-def exponent_text(law: pd.Series) -> str:
-    """An exponent, and the interval of it where there is one."""
-    slope, low, high = (_signed(law[name]) for name in ("exponent", "low", "high"))
-    return slope if np.isnan(law["low"]) else f"{slope} ({low} to {high})"
-
-
-def _signed(value: float) -> str:
-    """Two digits with their sign, and 0 without one."""
-    return f"{value:+.2f}" if round(value, 2) else "0.00"
 
 
 def _caption(laws: pd.DataFrame, seeds: int) -> str:

@@ -1,12 +1,16 @@
-"""Studies: grids of runs, trained where missing, read again as tables and figures."""
+"""Studies: many runs that answer one question, trained where missing, read again as tables, figures and a report.
 
-from ibqlab.generating.token_statistics import describe_all, describe_tokenizer, generators_over, save_token_figure
-from ibqlab.grids.cells import Cell, CellStore, StudyError
-from ibqlab.grids.engine import Outcome, run_cells
-from ibqlab.grids.local import LocalLauncher
-from ibqlab.grids.slurm import SlurmLauncher
-from ibqlab.studies.ablation import AblationParameters, open_ablations
+There is one kind of study (`study.Study`): runs in a folder, found again by their settings. A definition says which
+runs they are and how they are reported: `collapse`, `scaling`, `ablations` (the paper's tables) and `token_costs`. All
+are listed in `registry`, which opens them: start there. `comparisons` says what a few seeds can tell apart, `pages`
+writes reports, and `run_report` is the same for a single run.
+"""
+
+from ibqlab.grids.cells import StudyError
+from ibqlab.studies.ablation_figures import figure_methods, figure_norms, figure_table
+from ibqlab.studies.ablation_grid import AblationParameters
 from ibqlab.studies.ablation_tables import AblationTables
+from ibqlab.studies.collapse import describe_collapse, show_table, summary_table
 from ibqlab.studies.figures import (
     figure_code_maps,
     figure_collapse,
@@ -14,43 +18,36 @@ from ibqlab.studies.figures import (
     figure_histogram_through_training,
     figure_maps_through_training,
     figure_reconstructions,
-    figure_scaling,
-    save_study_figure,
 )
-from ibqlab.studies.reports import write_study_report
-from ibqlab.studies.scaling import ScalingReport
-from ibqlab.studies.study import Study, StudyParameters, open_study
-from ibqlab.studies.tables import show_table, summary_table, write_report
+from ibqlab.studies.method_grid import StudyParameters
+from ibqlab.studies.registry import DEFINITIONS, open_study, write_study_report
+from ibqlab.studies.scaling import figure_laws, figure_scaling
+from ibqlab.studies.study import Study, StudyDefinition
+from ibqlab.studies.token_costs import LinkParameters
 
 __all__ = [
+    "DEFINITIONS",
     "AblationParameters",
     "AblationTables",
-    "Cell",
-    "CellStore",
-    "LocalLauncher",
-    "Outcome",
-    "ScalingReport",
-    "SlurmLauncher",
+    "LinkParameters",
     "Study",
+    "StudyDefinition",
     "StudyError",
     "StudyParameters",
-    "describe_all",
-    "describe_tokenizer",
+    "describe_collapse",
     "figure_code_maps",
     "figure_collapse",
     "figure_histogram",
     "figure_histogram_through_training",
+    "figure_laws",
     "figure_maps_through_training",
+    "figure_methods",
+    "figure_norms",
     "figure_reconstructions",
     "figure_scaling",
-    "generators_over",
-    "open_ablations",
+    "figure_table",
     "open_study",
-    "run_cells",
-    "save_study_figure",
-    "save_token_figure",
     "show_table",
     "summary_table",
-    "write_report",
     "write_study_report",
 ]

@@ -6,26 +6,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.base.progress import why_too_short
+from ibqlab.base.files import explained, write_whole
 from ibqlab.diagnostics.projection import Projection, project_codes
-from ibqlab.grids.cells import Cell, StudyError
+from ibqlab.grids.cells import Cell
 from ibqlab.plots import (
     code_map_table,
     collapse_curve_table,
     plot_code_maps,
     plot_collapse_curves,
     plot_reconstructions,
-    plot_scaling,
     plot_usage_histogram,
     reconstruction_table,
     save_figure,
-    scaling_table,
     usage_histogram_table,
 )
 from ibqlab.plots.style import extend_caption, mark_too_short
 from ibqlab.runs import Run
-from ibqlab.studies.study import Study, name_start
-from ibqlab.studies.tables import summary_table
+from ibqlab.studies.method_grid import name_start
+from ibqlab.studies.study import Study
 
 MAP_FRAMES = 4
 """Snapshots that a map's space is fitted on, at most: more would leave too few points for each."""
@@ -40,10 +38,17 @@ def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFram
 
     A figure of a study whose runs are too short says so on its face.
     """
-    reason = too_short(study)
-    if reason:
-        mark_too_short(figure, reason)
+    if study.too_short:
+        mark_too_short(figure, study.too_short)
     return save_figure(figure, study.folder / "figures" / name, data)
+
+
+def save_study_table(study: Study, name: str, table: pd.DataFrame) -> None:
+    """Write a table into the study's `figures/` as CSV."""
+    folder = study.folder / "figures"
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
 
 
 def _save_of_one_seed(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> None:
@@ -52,11 +57,6 @@ def _save_of_one_seed(study: Study, name: str, figure: Figure, data: pd.DataFram
     if len(seeds) > 1:
         extend_caption(figure, f"seed {study.grid.seeds[0]}, the first of {len(seeds)}")
     save_study_figure(study, name, figure, data)
-
-
-def too_short(study: Study) -> str:
-    """Why a study's runs are too short to mean anything: its preset, or their steps; empty where they are not."""
-    return why_too_short(max(cell.config.steps for cell in study.cells), getattr(study.place, "preset", ""))
 
 
 def figure_collapse(study: Study, starts: str = "published") -> Figure:
@@ -137,18 +137,10 @@ def figure_reconstructions(study: Study) -> Figure:
     pictures = {label: run.snapshot() for label, run in runs.items()}
     images = next(iter(pictures.values()))["images"]
     rebuilt = {label: snapshot["reconstructions"] for label, snapshot in pictures.items()}
-    tokens = int(study.final_rows()["validation_tokens"].min())
+    tokens = int(study.rows()["tokens"].min())
     which = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
     figure = plot_reconstructions(images, rebuilt, which=which)
     _save_of_one_seed(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
-    return figure
-
-
-def figure_scaling(study: Study) -> Figure:
-    """Validation usage and PSNR against codebook size, per method and dimension; saved as `scaling`."""
-    table = scaling_table(summary_table(study))
-    figure = plot_scaling(table)
-    save_study_figure(study, "scaling", figure, table)
     return figure
 
 
@@ -192,15 +184,14 @@ def labelled_runs(study: Study, own_start: bool = False) -> dict[str, Run]:
     """
     finished = study.finished()
     if not finished:
-        raise StudyError(f"no run of {study.name} is finished in {study.folder.name}; call train() first")
+        raise study.nothing_finished()
     size = max(cell.labels["codebook_size"] for cell, _ in finished)
     dim = max(cell.labels["code_dim"] for cell, _ in finished if cell.labels["codebook_size"] == size)
-    seed = study.grid.seeds[0]
-    wanted = {"codebook_size": size, "code_dim": dim, "seed": seed}
+    shown = {"codebook_size": size, "code_dim": dim, "seed": study.grid.seeds[0]}
     if own_start and any(cell.labels["published_init"] for cell, _ in finished):
-        wanted["published_init"] = True
+        shown["published_init"] = True
     return {
-        _label(cell): run for cell, run in finished if all(cell.labels[key] == value for key, value in wanted.items())
+        _label(cell): run for cell, run in finished if all(cell.labels[key] == value for key, value in shown.items())
     }
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ibqlab.base.intervals import Interval, student_interval
 from ibqlab.plots.norms import SOFTMAX_METHODS
-from ibqlab.studies.statistics import mean_interval
 
 EFFECT = "step_usage"
 """What the others are dated against: usage without memory, on the clock of the gradient."""
@@ -56,9 +56,9 @@ def change_step(steps: Sequence[float], values: Sequence[float], share: float = 
     after = start + int(np.argmax(done >= share))
     if done[after - start] < share or after == start:
         return np.nan, np.nan
-    part = (share - done[after - start - 1]) / (done[after - start] - done[after - start - 1])
+    before, beyond = done[after - start - 1], done[after - start]
     gap = step[after] - step[after - 1]
-    return float(step[after - 1] + part * gap), float(gap)
+    return float(step[after - 1] + (share - before) / (beyond - before) * gap), float(gap)
 
 
 def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
     Source: half of the change as in onset times of decay curves; nothing of the paper.
     """
     columns = [*by, "measure", "seeds", "usage_step", "measure_step", "lead", "low", "high", "resolution", "told_apart"]
-    out = []
+    lines = []
     if EFFECT not in metrics:
         return pd.DataFrame(columns=columns)
     for names, runs in metrics.groupby(list(by), sort=False):
@@ -92,23 +92,23 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
             if not dates:
                 continue
             usage_steps, measure_steps, gaps = np.array(dates).T
-            found = mean_interval(usage_steps - measure_steps)
-            excludes = bool(found.low > 0 or found.high < 0)
-            out.append(
+            lead = student_interval(usage_steps - measure_steps)
+            excludes_zero = bool(lead.low > 0 or lead.high < 0)
+            lines.append(
                 {
                     **dict(zip(by, names, strict=True)),
                     "measure": measure,
-                    "seeds": found.count,
+                    "seeds": lead.count,
                     "usage_step": usage_steps.mean(),
                     "measure_step": measure_steps.mean(),
-                    "lead": found.mean,
-                    "low": found.low,
-                    "high": found.high,
+                    "lead": lead.mean,
+                    "low": lead.low,
+                    "high": lead.high,
                     "resolution": gaps.max(),
-                    "told_apart": excludes and abs(found.mean) > gaps.max(),
+                    "told_apart": excludes_zero and abs(lead.mean) > gaps.max(),
                 }
             )
-    return pd.DataFrame(out, columns=columns)
+    return pd.DataFrame(lines, columns=columns)
 
 
 def lead_lag_sentences(table: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> str:
@@ -125,12 +125,12 @@ def lead_lag_sentences(table: pd.DataFrame, by: Sequence[str] = ("method", "init
         if row["seeds"] < 2:
             lines.append(f"- {group}: {dated}; one seed cannot say how sure their order is.")
             continue
-        interval = f"{row['lead']:+.1f} steps ({row['low']:+.1f} to {row['high']:+.1f}), {row['seeds']} seeds"
+        lead = Interval(row["lead"], row["low"], row["high"], row["seeds"]).text(unit=" steps", signed=True)
         if row["told_apart"]:
             order = f"{name} changes {'before' if row['lead'] > 0 else 'after'} usage"
         else:
             order = f"{name} and usage are not told apart in time"
-        lines.append(f"- {group}: {order}: {dated}, {interval}.")
+        lines.append(f"- {group}: {order}: {dated}, {lead}, {row['seeds']} seeds.")
     return "\n".join(lines)
 
 

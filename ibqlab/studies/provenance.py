@@ -1,68 +1,80 @@
-"""What made the rows of a study: commands, commits, versions, hardware, images, each once."""
+"""What made the rows of a study, or a run: commands, commits, versions, hardware, images, each once."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ibqlab.base.escaping import for_markdown, for_terminal
+from ibqlab.base.escaping import for_markdown
+from ibqlab.studies.pages import as_code
 from ibqlab.training.data_check import unreadable_line
 
 
-def provenance_of(rows: Iterable[dict[str, Any]], command: str) -> dict[str, Any]:
-    """What made some rows: commits, versions, hardware, data, each once."""
-    found = [row.get("provenance", {}) for row in rows]
+def provenance_of(rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+    """What made some rows, as provenance.json holds it.
+
+    Args:
+        rows: of finished runs; each holds its run's provenance.
+        command: that makes them again.
+    """
+    facts = [row.get("provenance", {}) for row in rows]
     return {
         "command": command,
-        "started": min((one["started"] for one in found if one.get("started")), default=None),
-        "commits": sorted({commit_of(one) for one in found}),
-        "hardware": _distinct(one.get("hardware") for one in found),
-        "threads": _distinct(one.get("threads") for one in found),
-        "versions": _distinct(one.get("versions") for one in found),
-        "data": _distinct(one.get("data") for one in found),
+        "started": min((one["started"] for one in facts if one.get("started")), default=None),
+        "commits": sorted({commit_of(one) for one in facts}),
+        "hardware": _distinct(one.get("hardware") for one in facts),
+        "threads": _distinct(one.get("threads") for one in facts),
+        "versions": _distinct(one.get("versions") for one in facts),
+        "data": _distinct(one.get("data") for one in facts),
         "seeds": sorted({row["seed"] for row in rows if "seed" in row}),
     }
 
 
-def provenance_text(rows: list[dict[str, Any]], *commands: str) -> str:
-    """The same for people."""
+def provenance_text(rows: Sequence[dict[str, Any]], *commands: str, **more: Any) -> str:
+    """The same for people, as the last section of a report.
+
+    Args:
+        rows: as for `provenance_of`.
+        commands: that make them, and the report, again.
+        more: other lines, by their names.
+    """
     facts = provenance_of(rows, commands[0])
     hardware = "; ".join(
         f"{one.get('cpu')}, {one.get('cores')} core(s) per run" + (f", {one['gpu']}" if one.get("gpu") else "")
-        for one in facts["hardware"]
-        if one
+        for one in _mappings(facts["hardware"])
     )
-    versions = "; ".join(f"torch {one.get('torch')}, Python {one.get('python')}" for one in facts["versions"] if one)
-    data = sorted(
+    versions = "; ".join(
+        f"torch {one.get('torch')}, Python {one.get('python')}" for one in _mappings(facts["versions"])
+    )
+    images = sorted(
         {
-            str(part["description"])
-            for one in facts["data"]
-            if one
-            for part in one.values()
-            if isinstance(part, dict) and "description" in part
+            str(split["description"])
+            for data in _mappings(facts["data"])
+            for split in _mappings(data.values())
+            if "description" in split
         }
     )
     unread = sorted({line for row in rows if (line := unreadable_line(row.get("provenance", {})))})
     seeds, threads = (", ".join(map(str, facts[key])) for key in ("seeds", "threads"))
-    named = {
+    lines = {
         "seeds": for_markdown(f"{seeds}; threads per run: {threads}", 2000),
-        "images": for_markdown("; ".join(data) or "not noted", 2000),
+        "images": for_markdown("; ".join(images) or "not noted", 2000),
         **({"images not read": "; ".join(unread)} if unread else {}),
         "hardware": for_markdown(hardware, 2000),
         "versions": for_markdown(versions, 2000),
         "commit": for_markdown(", ".join(facts["commits"]), 2000),
+        **{name: for_markdown(text, 2000) for name, text in more.items()},
     }
-    return "\n".join(
-        [
-            "## Provenance",
-            "",
-            *(f"- command: `{for_terminal(command, None).replace('`', chr(39))}`" for command in commands),
-            *(f"- {name}: {text}" for name, text in named.items()),
-        ]
-    )
+    named = [*(f"- command: {as_code(command)}" for command in commands), *(f"- {key}: {lines[key]}" for key in lines)]
+    return "## Provenance\n\n" + "\n".join(named)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     return list({json.dumps(value, sort_keys=True): value for value in values}.values())
+
+
+def _mappings(values: Iterable[Any]) -> list[dict[str, Any]]:
+    """Those that are mappings: runs of earlier versions, and files changed by hand, may hold something else."""
+    return [value for value in values if isinstance(value, dict)]
 
 
 def commit_of(facts: dict[str, Any]) -> str:

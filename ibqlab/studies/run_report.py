@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.checks import is_finite_number, require_choice
 from ibqlab.base.escaping import for_markdown, for_terminal
-from ibqlab.base.files import write_whole
 from ibqlab.base.progress import SHORTEST, few_tokens, notice
 from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
@@ -28,7 +27,8 @@ from ibqlab.plots import (
 )
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import portable
-from ibqlab.studies.reports import write_pages
+from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown, write_pages
+from ibqlab.studies.provenance import provenance_text
 from ibqlab.studies.run_figures import (
     figure_run_codes,
     figure_run_histogram,
@@ -36,8 +36,6 @@ from ibqlab.studies.run_figures import (
     figure_run_samples,
     mark_short_run,
 )
-from ibqlab.studies.tables import TOO_SHORT
-from ibqlab.training.data_check import unreadable_line
 
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
@@ -77,24 +75,18 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         f"# {for_markdown(run.name)}",
         _standing(run, step),
         *([TOO_SHORT] if step < SHORTEST else []),
-        *_unreadable(run),
         _numbers(metrics, run),
-        *(f"## {title}\n\n![{title}](figures/{name}.png)" for name, title in drawn.items()),
+        *(f"## {title}\n\n{shown}" for title, shown in drawn.items()),
         *([f"Not drawn: {'; '.join(for_markdown(_public(one, run)) for one in missing)}."] if missing else []),
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
         + _as_code(dump_yaml(_in_brief(run.config))),
-        f"## Where it came from\n\n{_as_code(dump_yaml(_origin(run)))}",
+        _provenance(run),
     ]
-    text = "\n\n".join(parts) + "\n"
-    try:
-        return write_pages(run.path, text, run.name)
-    except ModuleNotFoundError:
-        write_whole(run.path / "report.md", text.encode())
-        return run.path / "report.md"
+    return write_pages(run.path, "\n\n".join(parts) + "\n", run.name)
 
 
 def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
-    """Names and titles of the figures that were drawn, and what could not be drawn and why."""
+    """Titles and Markdown of the figures that were drawn, and what could not be drawn and why."""
     figures: dict[str, tuple[str, Callable[[], Any]]] = {"curves": ("Curves", lambda: _figure_curves(run))}
     if is_generator_run(run):
         figures["samples"] = ("Samples", lambda: figure_run_samples(run))
@@ -107,12 +99,9 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
     drawn, missing = {}, []
     for name, (title, draw) in figures.items():
         try:
-            if redraw or not run.figure_path(f"{name}.png").is_file():
-                draw()
+            drawn[title] = picture(run.path, name, title, draw, redraw)
         except (RunError, LookupError, ValueError, ImportError) as error:
             missing.append(f"{title.lower()} ({error})")
-        else:
-            drawn[name] = title
     return drawn, missing
 
 
@@ -142,20 +131,15 @@ def _standing(run: Run, step: int) -> str:
     return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
 
 
-def _unreadable(run: Run) -> list[str]:
-    """A sentence on the images that could not be read, where there were any."""
-    line = unreadable_line(run.provenance)
-    return [f"{line}."] if line else []
-
-
 def _numbers(metrics: pd.DataFrame, run: Run) -> str:
     """The last value of each measure, and the step that it is of, as a table."""
     rows = []
     for name, (title, form) in MEASURES.items():
         values = metrics.set_index("step")[name].dropna() if name in metrics else ()
         if len(values) and is_finite_number(values.iloc[-1]):
-            rows.append(f"| {title} | {form.format(values.iloc[-1])} | {int(values.index[-1]):,} |")
-    table = "\n".join(["| measure | last value | at step |", "| --- | --- | --- |", *rows])
+            step = f"{int(values.index[-1]):,}"
+            rows.append({"measure": title, "last value": form.format(values.iloc[-1]), "at step": step})
+    table = to_markdown(pd.DataFrame(rows, columns=["measure", "last value", "at step"]))
     if not {"validation_usage", "validation_tokens"} <= set(metrics):
         return table
     tokens = next(iter(metrics["validation_tokens"].dropna()[::-1]), 0)
@@ -172,8 +156,8 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in (brief | {name: config.get(name) for name in names}).items() if value}
 
 
-def _origin(run: Run) -> dict[str, Any]:
-    """What made the run, from its provenance; of paths outside this folder and ~ only the end, as pages are sent on."""
+def _provenance(run: Run) -> str:
+    """What made the run; of paths outside this folder and ~ only the end, as pages are sent on."""
     facts = run.provenance
     command = facts.get("command_line") or facts.get("command")
     if isinstance(command, str):
@@ -181,9 +165,10 @@ def _origin(run: Run) -> dict[str, Any]:
             command = shlex.join(portable(word) for word in shlex.split(command))
     if isinstance(command, list):
         command = " ".join(map(str, command))
-    names = ("started", "ended", "duration_s", "commit", "dirty", "losses", "versions", "hardware")
-    shown = {"command": command} | {name: facts.get(name) for name in names}
-    return {name: value for name, value in shown.items() if value is not None}
+    time = {name: facts.get(name, "not noted") for name in ("started", "ended", "duration_s")}
+    more = {"time": "{started} to {ended}, {duration_s} s of training".format(**time), "losses": facts.get("losses")}
+    row = {"seed": facts.get("seed", "not noted"), "provenance": facts}
+    return provenance_text([row], command or "not noted", **{name: text for name, text in more.items() if text})
 
 
 def _public(text: str, run: Run) -> str:

@@ -1,25 +1,30 @@
-"""What codebook size and dimension do to each method: intervals at every setting, power laws, one sentence."""
+"""What codebook size and dimension do to each method: intervals at every setting, power laws, sentences.
 
-from functools import cached_property
-from typing import Any
+Tables are made of `study.rows()`, one row per finished run.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_markdown
-from ibqlab.base.files import write_whole
+from ibqlab.base.intervals import LEVEL, Interval, exponent_text, name_student_interval, student_interval
+from ibqlab.base.measures import SHARE, measure
 from ibqlab.base.progress import SHORTEST
-from ibqlab.grids.cells import StudyError, as_json
-from ibqlab.plots import save_figure
-from ibqlab.plots.power_laws import exponent_text, exponent_title, plot_power_laws, supported_intervals
+from ibqlab.plots import plot_scaling, save_figure, scaling_table
+from ibqlab.plots.power_laws import exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import method_label
-from ibqlab.studies.figures import figure_scaling
-from ibqlab.studies.provenance import provenance_of, provenance_text
-from ibqlab.studies.statistics import Interval, PowerLaw, fit_power_law, mean_interval, name_interval
-from ibqlab.studies.study import Study
+from ibqlab.studies.collapse import summary_table
+from ibqlab.studies.comparisons import correct_holm, is_clear, name_correction, welch_p
+from ibqlab.studies.figures import save_study_figure, save_study_table
+from ibqlab.studies.method_grid import StudyParameters, grid_cells, grid_facts, read_preset
+from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown
+from ibqlab.studies.study import Study, StudyDefinition
 from ibqlab.studies.table_files import read_table
-from ibqlab.studies.tables import TOO_SHORT, to_markdown
 
 FITTED = {
     "used_codes": "codes in use",
@@ -27,209 +32,246 @@ FITTED = {
 }
 """Quantities that power laws in K are fitted to."""
 SETTINGS = ["method", "init", "codebook_size", "code_dim"]
+SHOWN = ("usage", "perplexity", "psnr")
 
 
-class ScalingReport:
-    """A scaling study, read from the rows that are there by now.
+class PowerLaw(NamedTuple):
+    """y = factor · x^exponent, and how sure the exponent is."""
+
+    factor: float
+    exponent: float
+    low: float
+    """Lower end of the exponent's 95 % interval; NaN with fewer than three points."""
+    high: float
+    """Upper end."""
+    points: int
+
+
+def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
+    """Least squares of log y on log x over all runs, and Student's 95 % interval of the slope.
 
     Args:
-        study: a grid over codebook sizes and dimensions.
+        x: above 0; one per run, seeds of a setting repeat it.
+        y: above 0, else the point is left out.
+    Returns:
+        The law; None with fewer than two different x.
     """
+    from scipy import stats  # noqa: PLC0415 - half a second, needed only for tables
 
-    def __init__(self, study: Study):
-        self.study = study
-
-    @cached_property
-    def runs(self) -> pd.DataFrame:
-        """One row per finished run, with used_codes and mse (of images from 0 to 1).
-
-        Raises:
-            StudyError: nothing is finished.
-        """
-        rows = self.study.rows()
-        if rows.empty:
-            raise StudyError(f"no run of {self.study.name} is finished in {self.study.folder.name}; call train() first")
-        used = rows["usage"] * rows["codebook_size"]
-        return rows.assign(used_codes=used, mse=10 ** (-rows["psnr"] / 10))
-
-    def table(self) -> pd.DataFrame:
-        """One row per setting: means with 95 % intervals over seeds, tokens, costs.
-
-        Returns:
-            method, init, codebook_size, code_dim; usage, perplexity, psnr each as _mean, _low, _high; tokens (fewest),
-            quantizer_ms, quantizer_mib (medians), seconds (mean), seeds.
-        """
-        out = []
-        for setting, part in self.runs.groupby(SETTINGS, sort=False):
-            line: dict[str, Any] = dict(zip(SETTINGS, setting, strict=True))
-            for key, bounds in (("usage", (0, 1)), ("perplexity", (1, np.inf)), ("psnr", (-np.inf, np.inf))):
-                found = mean_interval(part[key], bounds)
-                line |= {f"{key}_mean": found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
-            line |= {"tokens": part["tokens"].min(), "seconds": part["seconds"].mean(), "seeds": len(part)}
-            line |= {key: part[key].median() for key in ("quantizer_ms", "quantizer_mib")}
-            out.append(line)
-        return pd.DataFrame(out)
-
-    def shown(self) -> pd.DataFrame:
-        """The same for reading."""
-        table = self.table()
-        shown = pd.DataFrame(
-            {
-                "method": [method_label(name) for name in table["method"]],
-                "start": table["init"],
-                "K": table["codebook_size"],
-                "D": table["code_dim"],
-                "usage": [_with_interval(row, "usage", 100, " %") for _, row in table.iterrows()],
-                "tokens": table["tokens"].map("{:,.0f}".format),
-                "perplexity (codes)": [_with_interval(row, "perplexity", 1, "") for _, row in table.iterrows()],
-                "PSNR (dB)": [_with_interval(row, "psnr", 1, "") for _, row in table.iterrows()],
-                "quantizer (ms)": table["quantizer_ms"].map("{:.1f}".format),
-                "quantizer (MiB)": table["quantizer_mib"].map("{:.2f}".format),
-                "s per run": table["seconds"].map("{:.0f}".format),
-                "seeds": table["seeds"],
-            }
-        )
-        return shown
-
-    @cached_property
-    def laws(self) -> pd.DataFrame:
-        """Power laws in K: one row per quantity, method and dimension.
-
-        Returns:
-            quantity, method, code_dim, factor, exponent, low, high (its 95 % interval), points (runs behind it).
-        """
-        out = []
-        for (method, dim), part in self.runs.groupby(["method", "code_dim"], sort=False):
-            for quantity in FITTED:
-                law = fit_power_law(part["codebook_size"].tolist(), part[quantity].tolist())
-                if law:
-                    out.append({"quantity": quantity, "method": method, "code_dim": dim, **law._asdict()})
-        return pd.DataFrame(out, columns=["quantity", "method", "code_dim", *PowerLaw._fields])
-
-    def shown_laws(self) -> pd.DataFrame:
-        """The same for reading; intervals only where there are seeds and sizes enough for them."""
-        laws = supported_intervals(self.runs, self.laws)
-        return pd.DataFrame(
-            {
-                "quantity": [FITTED[quantity] for quantity in laws["quantity"]],
-                "method": [method_label(name) for name in laws["method"]],
-                "D": laws["code_dim"],
-                exponent_title(laws): [exponent_text(law) for _, law in laws.iterrows()],
-                "runs": laws["points"],
-            }
-        )
-
-    def figure_laws(self) -> Figure:
-        """Codes in use and squared error against K, runs as points and the laws as lines; saved as `power_laws`."""
-        figure = plot_power_laws(self.runs, self.laws, FITTED)
-        keys = [*SETTINGS, "seed", "tokens", "usage", *FITTED]
-        save_figure(figure, self.study.folder / "figures" / "power_laws", self.runs[keys])
-        write_whole(self.study.folder / "figures" / "power_laws_fits.csv", self.laws.to_csv(index=False).encode())
-        return figure
-
-    def sentences(self) -> str:
-        """What became of each method as K and D grow, and whether methods are told apart at the largest. Computed."""
-        lines = []
-        for method in dict.fromkeys(self.runs["method"]):
-            for axis, other, name in (("codebook_size", "code_dim", "K"), ("code_dim", "codebook_size", "D")):
-                lines.append(self._growth(method, axis, other, name))
-        lines.append(self._at_the_largest())
-        return "\n".join(f"- {line}" for line in lines if line)
-
-    def _growth(self, method: str, axis: str, other: str, name: str) -> str:
-        """Usage of a method from the smallest to the largest value of an axis, the other one at its largest."""
-        runs = self.runs[self.runs["method"] == method]
-        runs = runs[runs[other] == runs[other].max()]
-        first, last = runs[axis].min(), runs[axis].max()
-        if first == last:
-            return ""
-        small, large = (mean_interval(runs[runs[axis] == value]["usage"], (0, 1)) for value in (first, last))
-        apart = small.overlaps(large)
-        sure = (
-            "one seed cannot say how sure that is"
-            if apart is None
-            else "the intervals overlap"
-            if apart
-            else "the intervals do not overlap"
-        )
-        change = "falls" if large.mean < small.mean else "rises"
-        fixed = f"{'D' if name == 'K' else 'K'} = {runs[other].max():,}"
-        label = method_label(method)
-        return (
-            f"{label}: usage {change} from {_share(small)} at {name} = {first:,} to {_share(large)} at {name} = "
-            f"{last:,} ({fixed}); {sure}."
-        )
-
-    def _at_the_largest(self) -> str:
-        """Whether the methods' intervals of usage overlap at the largest size and dimension."""
-        runs = self.runs
-        size, dim = runs["codebook_size"].max(), runs["code_dim"].max()
-        runs = runs[(runs["codebook_size"] == size) & (runs["code_dim"] == dim)]
-        found = {method: mean_interval(part["usage"], (0, 1)) for method, part in runs.groupby("method", sort=False)}
-        if len(found) < 2:
-            return ""
-        told = ", ".join(f"{method_label(name)} {_share(value)}" for name, value in found.items())
-        pairs = [(a, b) for a in found for b in found if a < b]
-        overlaps = [found[a].overlaps(found[b]) for a, b in pairs]
-        if None in overlaps:
-            sure = "with one seed there are no intervals to compare"
-        elif any(overlaps):
-            sure = f"{sum(overlaps)} of {len(pairs)} pairs of intervals overlap"
-        else:
-            sure = "the intervals do not overlap"
-        return f"At the largest setting, K = {size:,} and D = {dim:,}: {told}; {sure}."
-
-    def markdown(self) -> str:
-        """The whole study as Markdown; figures are saved by the way."""
-        rows = self.runs.to_dict("records")
-        figure_scaling(self.study)
-        self.figure_laws()
-        write_whole(self.study.folder / "figures" / "table.csv", self.table().to_csv(index=False).encode())
-        facts = provenance_of(rows, self.study.command)
-        write_whole(self.study.folder / "provenance.json", as_json(facts))
-        parts = [
-            f"# Scaling the codebook, {for_markdown(self.study.folder.name)}",
-            f"{len(rows)} of {len(self.study.cells)} runs of {for_markdown(self.study.grid.base)} finished. "
-            f"In brackets: {name_interval(self.runs['seed'].nunique())}. Usage: share of codes hit at least once in "
-            "the tokens named. quantizer: one pass forward and backward over a step's tokens, float32, while other "
-            "runs went on beside it; MiB: what autograd keeps for it.",
-            *([TOO_SHORT] if self.runs["steps"].max() < SHORTEST else []),
-            to_markdown(self.shown()),
-            self.sentences(),
-            "![Usage and PSNR against codebook size](figures/scaling.png)",
-            "## Power laws\n\nLeast squares of logarithms over single runs, which are the points of the figure and the "
-            "rows of figures/power_laws.csv.\n\n" + to_markdown(self.shown_laws()),
-            "![Power laws](figures/power_laws.png)",
-            "## The paper's column\n\nIBQ on ImageNet at 256 pixels. Orders can be compared, values cannot.\n\n"
-            + to_markdown(self.printed()),
-            provenance_text(rows, self.study.command, f"ibqlab report {self.study.folder.name}"),
-        ]
-        return "\n\n".join(parts) + "\n"
-
-    def printed(self) -> pd.DataFrame:
-        """The paper's numbers for IBQ over codebook sizes and dimensions, ImageNet at 256 pixels."""
-        out = []
-        for name in ("codebook_size", "code_dim"):
-            file = read_table(name)
-            for label, row in file.rows.items():
-                given = row.printed()
-                out.append(
-                    {
-                        "paper's row": f"IBQ, {label}",
-                        "usage": f"{100 * given.usage:.3g} %",
-                        "rFID": f"{given.rfid:.2f}",
-                        "LPIPS": f"{given.lpips:.4f}",
-                        "table": file.table,
-                    }
-                )
-        return pd.DataFrame(out)
+    points = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 and b is not None and np.isfinite(b) and b > 0]
+    if len({a for a, _ in points}) < 2:
+        return None
+    logs = np.log(np.asarray(points, dtype=float))
+    fit = stats.linregress(logs[:, 0], logs[:, 1])
+    half = np.nan if len(points) < 3 else float(stats.t.ppf((1 + LEVEL) / 2, len(points) - 2) * fit.stderr)
+    slope = float(fit.slope)
+    return PowerLaw(float(np.exp(fit.intercept)), slope, slope - half, slope + half, len(points))
 
 
-def _with_interval(row: pd.Series, key: str, scale: float, unit: str) -> str:
-    mean, low, high = (row[f"{key}_{part}"] * scale for part in ("mean", "low", "high"))
-    return f"{mean:,.1f}{unit}" + ("" if np.isnan(low) else f" ({low:,.1f}–{high:,.1f})")
+def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means with 95 % intervals over seeds, tokens and costs, one row per setting.
+
+    Args:
+        rows: of finished runs.
+    Returns:
+        method, init, codebook_size, code_dim; usage, perplexity, psnr each as _mean, _low, _high; tokens (fewest),
+        quantizer_ms, quantizer_mib (medians), seconds (mean), seeds.
+    """
+    lines = []
+    for setting, runs in rows.groupby(SETTINGS, sort=False):
+        line: dict[str, Any] = dict(zip(SETTINGS, setting, strict=True))
+        for key in SHOWN:
+            interval = student_interval(runs[key], measure(key).bounds)
+            line |= {f"{key}_mean": interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        line |= {"tokens": runs["tokens"].min(), "seconds": runs["seconds"].mean(), "seeds": len(runs)}
+        line |= {key: runs[key].median() for key in ("quantizer_ms", "quantizer_mib")}
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
-def _share(value: Interval) -> str:
-    text = f"{100 * value.mean:.1f} %"
-    return text if value.count < 2 else f"{text} ({100 * value.low:.1f}–{100 * value.high:.1f})"
+def show_settings(rows: pd.DataFrame) -> pd.DataFrame:
+    """`setting_table` for reading."""
+    table = setting_table(rows)
+    texts = {}
+    for key in SHOWN:
+        numbers = table[[f"{key}_mean", f"{key}_low", f"{key}_high", "seeds"]].itertuples(index=False)
+        unit = " %" if measure(key).unit == SHARE else ""
+        texts[key] = [Interval(*line).text(1, measure(key).scale, unit) for line in numbers]
+    return pd.DataFrame(
+        {
+            "method": [method_label(name) for name in table["method"]],
+            "start": table["init"],
+            "K": table["codebook_size"],
+            "D": table["code_dim"],
+            measure("usage").heading: texts["usage"],
+            "tokens": table["tokens"].map("{:,.0f}".format),
+            measure("perplexity").heading: texts["perplexity"],
+            measure("psnr").heading: texts["psnr"],
+            "quantizer (ms)": table["quantizer_ms"].map("{:.1f}".format),
+            "quantizer (MiB)": table["quantizer_mib"].map("{:.2f}".format),
+            "s per run": table["seconds"].map("{:.0f}".format),
+            "seeds": table["seeds"],
+        }
+    )
+
+
+def with_fitted(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the columns that power laws are fitted to: used_codes, and mse of images from 0 to 1."""
+    return rows.assign(used_codes=rows["usage"] * rows["codebook_size"], mse=10 ** (-rows["psnr"] / 10))
+
+
+def power_laws(rows: pd.DataFrame) -> pd.DataFrame:
+    """Power laws in K, one row per quantity, method and dimension.
+
+    Args:
+        rows: of finished runs.
+    Returns:
+        quantity, method, code_dim, factor, exponent, low, high (its 95 % interval), points (runs behind it).
+    """
+    laws = []
+    for (method, dim), runs in with_fitted(rows).groupby(["method", "code_dim"], sort=False):
+        for quantity in FITTED:
+            law = fit_power_law(runs["codebook_size"].tolist(), runs[quantity].tolist())
+            if law:
+                laws.append({"quantity": quantity, "method": method, "code_dim": dim, **law._asdict()})
+    return pd.DataFrame(laws, columns=["quantity", "method", "code_dim", *PowerLaw._fields])
+
+
+def show_laws(rows: pd.DataFrame) -> pd.DataFrame:
+    """`power_laws` for reading; intervals only where there are seeds and sizes enough for them."""
+    laws = supported_intervals(rows, power_laws(rows))
+    return pd.DataFrame(
+        {
+            "quantity": [FITTED[quantity] for quantity in laws["quantity"]],
+            "method": [method_label(name) for name in laws["method"]],
+            "D": laws["code_dim"],
+            exponent_title(laws): [exponent_text(law) for _, law in laws.iterrows()],
+            "runs": laws["points"],
+        }
+    )
+
+
+def figure_scaling(study: Study) -> Figure:
+    """Validation usage and PSNR against codebook size, per method and dimension; saved as `scaling`."""
+    table = scaling_table(summary_table(study))
+    figure = plot_scaling(table)
+    save_study_figure(study, "scaling", figure, table)
+    return figure
+
+
+def figure_laws(study: Study) -> Figure:
+    """Codes in use and squared error against K, runs as points and the laws as lines; saved as `power_laws`."""
+    rows, laws = with_fitted(study.rows()), power_laws(study.rows())
+    figure = plot_power_laws(rows, laws, FITTED)
+    save_figure(figure, study.folder / "figures" / "power_laws", rows[[*SETTINGS, "seed", "tokens", "usage", *FITTED]])
+    save_study_table(study, "power_laws_fits", laws)
+    return figure
+
+
+def scaling_sentences(rows: pd.DataFrame) -> str:
+    """What became of each method as K and D grow, and whether methods are told apart at the largest. Computed.
+
+    All verdicts together are corrected for their number.
+
+    Args:
+        rows: of finished runs.
+    """
+    lines, pairs = [], []
+    for method, runs in rows.groupby("method", sort=False):
+        for axis, other, name, other_name in (
+            ("codebook_size", "code_dim", "K", "D"),
+            ("code_dim", "codebook_size", "D", "K"),
+        ):
+            largest = runs[runs[other] == runs[other].max()]
+            first, last = largest[axis].min(), largest[axis].max()
+            if first == last:
+                continue
+            small, large = (largest[largest[axis] == value]["usage"].tolist() for value in (first, last))
+            change = "falls" if np.mean(large) < np.mean(small) else "rises"
+            lines.append(
+                f"{method_label(method)}: usage {change} from {_usage(small)} at {name} = {first:,} to {_usage(large)} "
+                f"at {name} = {last:,} ({other_name} = {runs[other].max():,})"
+            )
+            pairs.append([(small, large)])
+    size, dim = rows["codebook_size"].max(), rows["code_dim"].max()
+    largest = rows[(rows["codebook_size"] == size) & (rows["code_dim"] == dim)]
+    usages = {method: runs["usage"].tolist() for method, runs in largest.groupby("method", sort=False)}
+    if len(usages) > 1:
+        values = ", ".join(f"{method_label(method)} {_usage(usage)}" for method, usage in usages.items())
+        lines.append(f"At the largest setting, K = {size:,} and D = {dim:,}: {values}")
+        pairs.append([(usages[a], usages[b]) for a in usages for b in usages if a < b])
+    corrected = correct_holm([welch_p(*pair) for line in pairs for pair in line])
+    comparisons = int(np.isfinite(corrected).sum())
+    remaining = iter(corrected)
+    lines = [f"{line}; {_verdict([next(remaining) for _ in of])}." for line, of in zip(lines, pairs, strict=True)]
+    if comparisons:
+        lines.append(f"Told apart: by Welch's test at 5 %, {name_correction(comparisons)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _usage(values: Sequence[float]) -> str:
+    return student_interval(values, measure("usage").bounds).text(1, 100, " %")
+
+
+def _verdict(p_values: Sequence[float]) -> str:
+    """Whether settings are told apart, of one pair or of several."""
+    if np.isnan(p_values).any():
+        return "one seed cannot say how sure that is"
+    clear = sum(map(is_clear, p_values))
+    if len(p_values) == 1:
+        return "told apart" if clear else "not told apart"
+    return f"{clear} of {len(p_values)} pairs are told apart"
+
+
+def published_scaling() -> pd.DataFrame:
+    """The paper's numbers for IBQ over codebook sizes and dimensions, ImageNet at 256 pixels."""
+    lines = []
+    for name in ("codebook_size", "code_dim"):
+        file = read_table(name)
+        for label, row in file.rows.items():
+            printed = row.printed()
+            lines.append(
+                {
+                    "paper's row": f"IBQ, {label}",
+                    "usage": f"{100 * printed.usage:.3g} %",
+                    "rFID": f"{printed.rfid:.2f}",
+                    "LPIPS": f"{printed.lpips:.4f}",
+                    "table": file.table,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def _report(study: Study, redraw: bool) -> str:
+    rows = study.rows()
+    save_study_table(study, "table", setting_table(rows))
+    scaling = picture(
+        study.folder, "scaling", "Usage and PSNR against codebook size", partial(figure_scaling, study), redraw
+    )
+    parts = [
+        f"# Scaling the codebook, {for_markdown(study.folder.name)}",
+        f"{len(rows)} of {len(study.cells)} runs of {for_markdown(study.grid.base)} finished. "
+        f"In brackets: {name_student_interval(rows['seed'].nunique())}. Usage: share of codes hit at least once in "
+        "the tokens named. quantizer: one pass forward and backward over a step's tokens, float32, while other "
+        "runs went on beside it; MiB: what autograd keeps for it.",
+        *([TOO_SHORT] if rows["steps"].max() < SHORTEST else []),
+        to_markdown(show_settings(rows)),
+        scaling_sentences(rows),
+        scaling,
+        "## Power laws\n\nLeast squares of logarithms over single runs, which are the points of the figure and the "
+        "rows of figures/power_laws.csv.\n\n" + to_markdown(show_laws(rows)),
+        picture(study.folder, "power_laws", "Power laws", partial(figure_laws, study), redraw),
+        "## The paper's column\n\nIBQ on ImageNet at 256 pixels. Orders can be compared, values cannot.\n\n"
+        + to_markdown(published_scaling()),
+    ]
+    return "\n\n".join(parts)
+
+
+SCALE_CODEBOOK = StudyDefinition(
+    name="scale_codebook",
+    parameters=StudyParameters,
+    grid=partial(read_preset, "scale_codebook"),
+    cells=grid_cells,
+    facts=grid_facts,
+    report=_report,
+)

@@ -1,4 +1,4 @@
-"""The files under experiments/tables/: what the paper printed, as which recipe each row stands, one dial per preset."""
+"""The files under experiments/tables/: what the paper printed, as which recipe each row stands, and the presets."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -86,14 +86,14 @@ class TableRow:
 
     def printed(self) -> Published:
         """The paper's numbers for this row."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if not self.settings:
             generation = published_generations().get(self.generator) if self.published is None else None
-            rows = (published_rows().get(self.recipe), generation)
-            names = [f.name for f in fields(Published)]
-            found = {name: value for row in rows if row for name in names if (value := getattr(row, name, None))}
-        own = {name: value for name, value in asdict(self.published or Published()).items() if value is not None}
-        return Published(**(found | own))
+            for row in (published_rows().get(self.recipe), generation):
+                names = [one.name for one in fields(Published) if getattr(row, one.name, None) is not None]
+                values |= {name: getattr(row, name) for name in names}
+        stated = asdict(self.published or Published())
+        return Published(**(values | {name: value for name, value in stated.items() if value is not None}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class TableFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerScale:
+class TokenizerTranslation:
     """What the paper's tokenizers become. Numbers that a table needs and a mapping lacks are an error."""
 
     recipe: str
@@ -138,7 +138,7 @@ class TokenizerScale:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorScale:
+class GeneratorTranslation:
     """What the paper's generators become."""
 
     recipe: str
@@ -154,14 +154,14 @@ class GeneratorScale:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dial:
-    """A preset of experiments/tables/presets.yaml. Without scales the paper's recipes are run as they are."""
+class Preset:
+    """A preset of experiments/tables/presets.yaml. Without translations the paper's recipes are run as they are."""
 
-    tokenizers: TokenizerScale | None = None
+    tokenizers: TokenizerTranslation | None = None
     """Of tables without generators."""
-    under_generators: TokenizerScale | None = None
+    under_generators: TokenizerTranslation | None = None
     """Of tables with them."""
-    generators: GeneratorScale | None = None
+    generators: GeneratorTranslation | None = None
     """Over their tokens."""
     weights: str = "raw"
     """Of tokenizers, "ema" (published) or "raw"."""
@@ -197,17 +197,17 @@ class Dial:
             require_between("seeds", seed, 0, SEED)
 
 
-def require_translations(scale: Any, **bounds: int) -> None:
+def require_translations(translation: Any, **bounds: int) -> None:
     """Refuse numbers that no run can have, in what the paper's numbers become.
 
     Args:
-        scale: whose fields are mappings.
+        translation: whose fields are mappings.
         **bounds: field → its largest number.
     Raises:
         ValueError: the message names the field.
     """
     for name, most in bounds.items():
-        for value in getattr(scale, name).values():
+        for value in getattr(translation, name).values():
             require_between(name, value, 1, most)
 
 
@@ -227,13 +227,13 @@ def read_table(name: str) -> TableFile:
     return parse(TableFile, load_yaml(file), source=file.name)
 
 
-def read_dial(preset: str) -> Dial:
-    """A preset's dial.
+def read_preset(name: str) -> Preset:
+    """A preset of the tables.
 
     Raises:
         ConfigError: no such preset, or a mistake in the file.
     """
     presets = load_yaml(TABLES / PRESETS_FILE)
-    if preset not in presets:
-        raise ConfigError(f"the tables have no preset {preset!r}; {nearest(preset, list(presets))}")
-    return parse(Dial, presets[preset], source=f"{PRESETS_FILE}, {preset}")
+    if name not in presets:
+        raise ConfigError(f"the tables have no preset {name!r}; {nearest(name, list(presets))}")
+    return parse(Preset, presets[name], source=f"{PRESETS_FILE}, {name}")

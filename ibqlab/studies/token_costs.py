@@ -1,64 +1,67 @@
-"""A study of the link between the stages: tokenizers of several codebook sizes, and a generator over each.
+"""What tokens cost the generator: tokenizers of several codebook sizes, and a generator over each.
 
-Each generator is trained twice, the second time over code numbers that a permutation gave anew. What a generator learns
-about neighbouring numbers would show as a difference; one that embeds every code on its own has none to lose, one that
-takes numbers apart into bits has.
+Each generator is trained twice, the second time over code numbers that were permuted. What a generator learns about
+neighbouring numbers shows as a difference. One that embeds every code on its own has none to lose; one that takes
+numbers apart into bits has.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.base.checks import CODES, SEED, STEPS, STUDY_RUNS, require, require_at_most, require_between, require_choice
+from ibqlab.base.checks import CODES, SEED, STUDY_RUNS, require, require_at_most, require_between, require_choice
+from ibqlab.base.escaping import for_markdown
 from ibqlab.base.progress import tell, why_too_short
 from ibqlab.config import content_hash, to_dict
 from ibqlab.generating.pipeline import GENERATOR_PRESETS
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
-from ibqlab.plots import plot_token_scaling, save_figure, token_scaling_table
+from ibqlab.grids.cells import Cell
+from ibqlab.plots import plot_token_scaling, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.runs import Run, runs_root
-from ibqlab.runs.finding import output_folder, run_name
+from ibqlab.runs import Run
+from ibqlab.runs.finding import run_name
+from ibqlab.studies.figures import save_study_figure
+from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown
+from ibqlab.studies.study import SharedParameters, Study, StudyDefinition
 from ibqlab.tokens.report import TokenReport
-from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
+from ibqlab.training import recipe_config
 
 LINK_PRESETS = {"smoke": "smoke", "laptop": "digits"}
 """Presets of the notebook, and the pairs of recipes they stand for."""
 PERMUTATION = 1
 """Seed of the permutation of the code numbers."""
 SMALL_GENERATOR = {"generator.width": 64, "generator.depth": 3, "generator.num_heads": 4}
+SCALING_FIGURE = "token_scaling"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkParameters:
+class LinkParameters(SharedParameters):
     """What the `parameters` cell of the notebook on the link between the stages may set."""
 
-    preset: str = "laptop"
-    """A key of `LINK_PRESETS`."""
     codebook_sizes: tuple[int, ...] = (64, 256, 1024)
     """K of IBQ's tokenizers, each at least 2."""
     lookup_free_bits: int = 8
     """Bits of an LFQ tokenizer beside them, whose generator takes numbers apart into two halves; 0 for none."""
-    steps: int = 0
-    """Of every generator; 0: the preset's."""
     permute: bool = True
-    """Train each generator once more over code numbers given anew."""
+    """Train each generator once more over permuted code numbers."""
     seed: int = 0
     """Of all runs."""
-    output: str = ""
-    """Folder of all runs of this study: a name below the folder of all runs, or a path that starts with / ./ or ~;
-    empty: named by preset and settings."""
+    workers: int = 2
+    """Runs at a time. A generator waits for its tokenizer."""
+    retry: bool = True
+    """The notebook has no parameter for it, so that what failed is tried again."""
 
     def __post_init__(self):
+        super().__post_init__()
         require_choice("preset", self.preset, LINK_PRESETS)
         require_at_most("codebook_sizes (how many)", len(self.codebook_sizes), STUDY_RUNS)
         for size in self.codebook_sizes:
             require_between("codebook_sizes", size, 2, CODES)
-        require_between("steps", self.steps, 0, STEPS)
         require_between("seed", self.seed, 0, SEED)
         require(
             len(set(self.codebook_sizes)) == len(self.codebook_sizes),
@@ -69,113 +72,148 @@ class LinkParameters:
         require(len(self.codebook_sizes) > 0 or bits > 0, "a study needs at least one tokenizer; got none")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinkCell:
-    """One tokenizer and the generators over it, trained or not."""
-
-    name: str
-    """For tables: "IBQ, K = 256"."""
-    folder: str
-    """Below the folder of all runs."""
-    tokenizer: TrainConfig
-    """Its settings."""
-    generators: dict[str, GeneratorTrainConfig]
-    """"generator", and "permuted" where codes are numbered anew."""
-
-    def train(self) -> None:
-        """Whatever is not trained yet."""
-        train(self.tokenizer, runs_root() / self.folder / "tokenizer")
-        for name, config in self.generators.items():
-            train_generator(config, runs_root() / self.folder / name)
-
-    def describe(self) -> TokenReport:
-        """Counted and learned costs of the tokens; needs all runs."""
-        place = runs_root() / self.folder
-        tokenizer = load_tokenizer(place / "tokenizer", "raw")
-        first = next(iter(self.generators.values()))
-        return describe_tokenizer(
-            tokenizer,
-            first.data,
-            validation_images=first.record.validation_images,
-            generators={name: Run(place / name) for name in self.generators},
-        )
+def _folder_name(name: str, parameters: LinkParameters) -> str:
+    """Named by what is compared, so that other sizes have a folder of their own."""
+    compared = ("preset", "codebook_sizes", "lookup_free_bits", "steps", "permute", "seed", "output")
+    values = to_dict(parameters)
+    return f"{name}-{parameters.preset}-{content_hash({key: values[key] for key in compared})}"
 
 
-class LinkStudy:
-    """All tokenizers of a study, in the order of their tables.
+def _cells(parameters: LinkParameters, folder: Path) -> Iterator[Cell]:
+    """Per tokenizer three runs: tokenizer, generator, and the generator over permuted codes."""
+    quantizers = {f"ibq-{size}": {"tokenizer.quantizer.codebook_size": size} for size in parameters.codebook_sizes}
+    bits = parameters.lookup_free_bits
+    if bits:
+        quantizers[f"lfq-{2**bits}"] = {
+            "tokenizer.quantizer": {"name": "lfq", "codebook_size": 2**bits, "code_dim": bits}
+        }
+    first, second = GENERATOR_PRESETS[LINK_PRESETS[parameters.preset]]
+    for stem, settings in quantizers.items():
+        config = recipe_config(first, {**settings, "seed": parameters.seed})
+        quantizer = config.tokenizer.quantizer
+        labels = {
+            "method": quantizer.config_name,
+            "codebook_size": quantizer.codebook_size,
+            "code_dim": quantizer.code_dim,
+            "seed": parameters.seed,
+        }
+        tokenizer = Cell(f"{stem}/tokenizer", config, labels)
+        yield tokenizer
+        orders = {"generator": -1} | ({"permuted": PERMUTATION} if parameters.permute else {})
+        for kind, order in orders.items():
+            shared = {"seed": parameters.seed, "index_permutation": order}
+            shared |= {"steps": parameters.steps} if parameters.steps else {}
+            shared |= {"tokenizer": _tokenizer_of(folder / stem / kind, tokenizer.name, folder)}
+            generator = recipe_config(second, shared | _generator_settings(second, quantizer))
+            yield Cell(f"{stem}/{kind}", generator, {**labels, "permutation": order}, needs=tokenizer.name)
+
+
+def _tokenizer_of(run: Path, name: str, folder: Path) -> str:
+    """What a generator calls its tokenizer: by its name in the study's folder. Runs of earlier versions, which are
+    resumed as they are, call it by its name in the folder of all runs."""
+    earlier = f"{run_name(folder)}/{name}"
+    is_earlier = (run / "config.yaml").is_file() and Run(run).config.get("tokenizer") == earlier
+    return earlier if is_earlier else name
+
+
+def _generator_settings(recipe: str, quantizer: Any) -> dict[str, Any]:
+    """A small generator over a tokenizer's codes: IBQ's, or for LFQ Open-MAGVIT2's with bits in two halves."""
+    if quantizer.config_name != "lfq":
+        return {**SMALL_GENERATOR, "generator.vocabulary_size": quantizer.codebook_size}
+    plain = to_dict(recipe_config(recipe, SMALL_GENERATOR).generator)
+    shared = {
+        key: value for key, value in plain.items() if key not in ("name", "vocabulary_size", "depth", "gate_scale")
+    }
+    bits, half = quantizer.code_dim, quantizer.code_dim // 2
+    # One block along the parts of a token, and one less along the image.
+    depths = {"spatial_depth": max(1, plain["depth"] - 1), "factorized_depth": 1}
+    return {"generator": {"name": "magvit2", "bits": [half, bits - half], **depths, **shared}}
+
+
+def token_reports(study: Study) -> dict[str, TokenReport]:
+    """What the tokens of each tokenizer cost, by the tokenizer's name, such as "IBQ, K = 256".
 
     Args:
-        parameters: what to compare.
+        study: tokenizers with a run that is not finished are left out.
     Raises:
-        RunError: the folder holds runs with other settings.
+        StudyError: no tokenizer has all its runs.
+    Cost: encodes some thousand images per tokenizer.
     """
+    finished = {cell.name: run for cell, run in study.finished()}
+    reports = {}
+    for tokenizer in (cell for cell in study.cells if not cell.needs):
+        generators = {cell.name: cell for cell in study.cells if cell.needs == tokenizer.name}
+        if not {tokenizer.name, *generators} <= finished.keys():
+            continue
+        settings = next(iter(generators.values())).config
+        reports[_title(tokenizer)] = describe_tokenizer(
+            load_tokenizer(study.folder / tokenizer.name, "raw"),
+            settings.data,
+            validation_images=settings.record.validation_images,
+            generators={Path(name).name: finished[name] for name in generators},
+        )
+    if not reports:
+        raise study.nothing_finished()
+    return reports
 
-    def __init__(self, parameters: LinkParameters) -> None:
-        name = f"link_stages-{parameters.preset}-{content_hash(to_dict(parameters))}"
-        self.folder = run_name(output_folder(parameters.output, default=name))
-        self.parameters = parameters
-        self.cells = list(_cells(parameters, self.folder))
-        for cell in self.cells:
-            for name, config in {"tokenizer": cell.tokenizer, **cell.generators}.items():
-                Run.check(runs_root() / cell.folder / name, config)
 
-    def train(self) -> None:
-        """Whatever is not trained yet; a killed study goes on where it stopped."""
-        self._tell()
-        for number, cell in enumerate(self.cells, start=1):
-            print(f"{number} of {len(self.cells)}: {cell.name}")
-            cell.train()
-        self._tell()
+def _title(cell: Cell) -> str:
+    return f"{cell.labels['method'].upper()}, K = {cell.labels['codebook_size']:,}"
 
-    def _tell(self, result: str = "") -> None:
-        tell(folder=str((runs_root() / self.folder).resolve()), result=result)
 
-    @cached_property
-    def reports(self) -> dict[str, TokenReport]:
-        """Tokenizer's name → what its tokens cost."""
-        return {cell.name: cell.describe() for cell in self.cells}
+def figure_tokens(study: Study, reports: Mapping[str, TokenReport], tokenizer: str) -> Figure:
+    """Where one tokenizer's tokens are uncertain and what they cost; saved as `token_link_…` with its table beside it.
 
-    def figures(self) -> Iterator[Figure]:
-        """One figure per tokenizer, with its table beside it, saved as `token_link_…` into the study's folder."""
-        for cell in self.cells:
-            yield save_token_figure(self.reports[cell.name], self._figure(Path(cell.folder).name), cell.name)
+    Args:
+        study: for its folder.
+        reports: of `token_reports`.
+        tokenizer: a key of them.
+    """
+    return save_token_figure(reports[tokenizer], study.folder / "figures" / _figure_name(study, tokenizer), tokenizer)
 
-    def figure_scaling(self) -> Figure:
-        """Bits against codebook size and usage, saved as `token_scaling`."""
-        table = self.table()
-        self._tell(describe_costs(table, self.parameters.preset))
-        figure = plot_token_scaling(table)
-        save_figure(figure, runs_root() / self.folder / "figures" / "token_scaling", table)
-        return figure
 
-    def table(self) -> pd.DataFrame:
-        """The rows behind `figure_scaling`."""
-        return token_scaling_table(self.reports)
+def _figure_name(study: Study, tokenizer: str) -> str:
+    names = {_title(cell): Path(cell.name).parent.name for cell in study.cells}
+    return f"token_link_{names[tokenizer]}"
 
-    def permutation_table(self) -> pd.DataFrame:
-        """What numbering the codes anew costs.
 
-        Returns:
-            One row per tokenizer: tokenizer, codebook_size, bits (per token, class given), permuted_bits, difference.
-        """
-        table = self.table().query("kind == 'generator' and given_class")
-        rows = []
-        for name, part in table.groupby("tokenizer", sort=False):
-            bits = part.set_index("permuted")["bits_per_token"]
-            if set(bits.index) == {False, True}:
-                row = {"tokenizer": name, "codebook_size": int(part["codebook_size"].iloc[0]), "bits": bits[False]}
-                rows.append(row | {"permuted_bits": bits[True], "difference": bits[True] - bits[False]})
-        return pd.DataFrame(rows)
+def figure_token_scaling(study: Study, reports: Mapping[str, TokenReport]) -> Figure:
+    """Bits against codebook size and usage, saved as `token_scaling`.
 
-    def _figure(self, name: str) -> Path:
-        return runs_root() / self.folder / "figures" / f"token_link_{name}"
+    Args:
+        study: for its folder.
+        reports: of `token_reports`.
+    """
+    table = token_scaling_table(reports)
+    tell(result=describe_costs(table, study.parameters.preset))
+    figure = plot_token_scaling(table)
+    save_study_figure(study, SCALING_FIGURE, figure, table)
+    return figure
+
+
+def permutation_table(table: pd.DataFrame) -> pd.DataFrame:
+    """What permuting the code numbers costs.
+
+    Args:
+        table: of `ibqlab.plots.token_scaling_table`.
+    Returns:
+        One row per tokenizer: tokenizer, codebook_size, bits (per token, class given), permuted_bits, difference.
+    """
+    generators = table.query("kind == 'generator' and given_class")
+    lines = []
+    for name, rows in generators.groupby("tokenizer", sort=False):
+        bits = rows.set_index("permuted")["bits_per_token"]
+        if set(bits.index) == {False, True}:
+            line = {"tokenizer": name, "codebook_size": int(rows["codebook_size"].iloc[0]), "bits": bits[False]}
+            lines.append(line | {"permuted_bits": bits[True], "difference": bits[True] - bits[False]})
+    return pd.DataFrame(lines)
 
 
 def describe_costs(table: pd.DataFrame, preset: str) -> str:
     """What a token costs each generator that knows the class, in a sentence.
 
     Args:
-        table: of `LinkStudy.table`.
+        table: of `ibqlab.plots.token_scaling_table`.
         preset: of the notebook.
     """
     learned = table.query("kind == 'generator' and given_class and not permuted")
@@ -185,39 +223,39 @@ def describe_costs(table: pd.DataFrame, preset: str) -> str:
     return f"bits per token, class given: {shown}" + (f" ({reason}: too short to mean anything)" if reason else "")
 
 
-def _cells(parameters: LinkParameters, folder: str) -> Iterator[LinkCell]:
-    for size in parameters.codebook_sizes:
-        quantizer = {"tokenizer.quantizer.codebook_size": size}
-        yield _cell(parameters, f"IBQ, K = {size:,}", f"{folder}/ibq-{size}", quantizer)
-    bits = parameters.lookup_free_bits
-    if bits:
-        settings = {"tokenizer.quantizer": {"name": "lfq", "codebook_size": 2**bits, "code_dim": bits}}
-        yield _cell(parameters, f"LFQ, K = {2**bits:,}", f"{folder}/lfq-{2**bits}", settings)
+def _report(study: Study, redraw: bool) -> str:
+    reports = token_reports(study)
+    table = token_scaling_table(reports)
+    pictures = [
+        picture(study.folder, _figure_name(study, name), name, partial(figure_tokens, study, reports, name), redraw)
+        for name in reports
+    ]
+    permuted = permutation_table(table)
+    parts = [
+        f"# What a tokenizer's tokens cost the generator, {for_markdown(study.folder.name)}",
+        f"{len(study.finished())} of {len(study.cells)} runs finished; {describe_costs(table, '')}.",
+        *([TOO_SHORT] if study.too_short else []),
+        picture(
+            study.folder,
+            SCALING_FIGURE,
+            "Bits against codebook size and usage",
+            partial(figure_token_scaling, study, reports),
+            redraw,
+        ),
+        to_markdown(table),
+        *(["## Does a code's number matter?", to_markdown(permuted)] if len(permuted) else []),
+        "## Tokenizer by tokenizer",
+        *pictures,
+    ]
+    return "\n\n".join(parts)
 
 
-def _cell(parameters: LinkParameters, name: str, folder: str, quantizer: dict[str, Any]) -> LinkCell:
-    first, second = GENERATOR_PRESETS[LINK_PRESETS[parameters.preset]]
-    tokenizer = recipe_config(first, {**quantizer, "seed": parameters.seed})
-    settings = {"tokenizer": f"{folder}/tokenizer", "seed": parameters.seed}
-    settings |= {"steps": parameters.steps} if parameters.steps else {}
-    settings |= _generator_settings(second, tokenizer.tokenizer.quantizer)
-    orders = {"generator": -1} | ({"permuted": PERMUTATION} if parameters.permute else {})
-    generators = {
-        kind: recipe_config(second, {**settings, "index_permutation": order}) for kind, order in orders.items()
-    }
-    return LinkCell(name=name, folder=folder, tokenizer=tokenizer, generators=generators)
-
-
-def _generator_settings(recipe: str, quantizer: Any) -> dict[str, Any]:
-    """A small generator over a tokenizer's codes: IBQ's, or for LFQ Open-MAGVIT2's with bits in two halves."""
-    plain = recipe_config(recipe, SMALL_GENERATOR)
-    if quantizer.config_name != "lfq":
-        return {**SMALL_GENERATOR, "generator.vocabulary_size": quantizer.codebook_size}
-    given, bits = to_dict(plain.generator), quantizer.code_dim
-    shared = {
-        key: value for key, value in given.items() if key not in ("name", "vocabulary_size", "depth", "gate_scale")
-    }
-    half = bits // 2
-    # One block along the parts of a token, and one less along the image.
-    depths = {"spatial_depth": max(1, given["depth"] - 1), "factorized_depth": 1}
-    return {"generator": {"name": "magvit2", "bits": [half, bits - half], **depths, **shared}}
+LINK_STAGES = StudyDefinition(
+    name="link_stages",
+    parameters=LinkParameters,
+    grid=lambda parameters: parameters,
+    cells=_cells,
+    facts=lambda parameters: {key: getattr(parameters, key) for key in ("preset", "steps", "seed")},
+    report=_report,
+    folder_name=_folder_name,
+)

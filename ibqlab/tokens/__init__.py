@@ -1,9 +1,10 @@
 """Tokens: a tokenizer's codes for a whole set of images, stored once, and what they cost a generator.
 
-A tokenizer turns each image into a grid of code numbers. `writing` does that for a data set and `store` reads the
-result again, image by image. The rest measures such a stream without training anything: `entropy` says how many bits a
-token holds by its position, `ngrams` what its neighbours already tell about it, and `report` puts both into one table,
-with trained generators beside it. Start with `report`.
+A tokenizer turns each image into a grid of code numbers. `writing` does that once for a whole data set, in pieces that
+survive a kill; `store` reads the result again, image by image, and `manifest` says what it was made from. The rest
+measures such a stream without training anything: `entropy` says how many bits a token holds by its position, `ngrams`
+what its neighbours already tell about it, and `report` puts both into one table, with trained generators beside it.
+Start with `store` for the files, with `report` for the measures.
 """
 
 from ibqlab.tokens.entropy import (

@@ -8,123 +8,35 @@
 
 A view is one crop of an image, or its mirror image. Arrays are mapped, not loaded: ImageNet's tokens take no memory.
 
-    store = TokenStore("tokens/imagenet")
-    for batch in token_batches(store.split("train"), batch_size=768, seed=0, start_step=0, steps=1000):
+    tokens = TokenStore("tokens/imagenet").split("train")
+    requests = training_requests(len(tokens), batch_size=768, seed=0, start_step=0, steps=1000)
+    for batch in tokens.batches(requests):
         loss = generator.loss(batch.indices, batch.labels)
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Int32, Int64, UInt
 from torch import Tensor
 
-from ibqlab.base.checks import CODES, IMAGES, require, require_at_most, require_choice
+from ibqlab.base.cache import hash_file
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import UnreadableFile, expanded, is_ordinary, open_ordinary, read_json, why_not
+from ibqlab.base.files import UnreadableFile, expanded, is_ordinary, open_ordinary, why_not
 from ibqlab.base.names import BUILT_IN
-from ibqlab.config import parse, to_dict
+from ibqlab.config import to_dict
+from ibqlab.data.batch_loading import Requests
 from ibqlab.data.broken import describe_unreadable
 from ibqlab.data.opening import open_data
-from ibqlab.data.sampling import EpochOrder, check_sharing, training_starts
 from ibqlab.data.source import DataConfig, Split
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.tokens.manifest import LABEL_TYPE, TOKENIZER, TokenStoreError, read_manifest, split_file
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.safetensors"
-UNFINISHED = "unfinished"
-"""Sub-folder that holds what is done so far, until the store is complete."""
-LABEL_TYPE = np.dtype(np.int32)
-TOKEN_TYPES = ("uint8", "uint16", "uint32")
-_READ_AT_ONCE = 2**24
-
-
-class TokenStoreError(RuntimeError):
-    """A folder of tokens that cannot be used; the message says what stands there and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitManifest:
-    """What one split of a store holds."""
-
-    images: int
-    """Number of images."""
-    views: int
-    """Token grids per image: crops, twice as many where mirror images are stored beside them."""
-    dtype: str
-    """Number type of the tokens: uint8, uint16 or uint32."""
-    description: str
-    """The images, in one line for people."""
-    fingerprint: str
-    """Identity of the images, as `ImageSource.fingerprint`."""
-    tokens_sha256: str = ""
-    """Checksum of the file of tokens."""
-    labels_sha256: str = ""
-    """Checksum of the file of labels."""
-    broken: tuple[str, ...] = ()
-    """Names of unreadable images, which were left out. In stores of earlier versions others stand in for them."""
-
-    def __post_init__(self):
-        require_choice("dtype", self.dtype, TOKEN_TYPES)
-        for name in ("images", "views"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-            require_at_most(name, getattr(self, name), IMAGES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenManifest:
-    """What a store's tokens are, and all that they depend on."""
-
-    format: int
-    """Version of the layout of the folder."""
-    tokenizer: str
-    """`Tokenizer.fingerprint()` of the weights that made the tokens."""
-    codebook_size: int
-    """K: tokens are 0 to K − 1."""
-    downsampling: int
-    """Pixels per token along a side."""
-    grid: tuple[int, int]
-    """Rows and columns of tokens per image, (h, w); T = h·w."""
-    classes: tuple[str, ...]
-    """Class names in the order of the labels."""
-    data: DataConfig
-    """The images; `flip` says whether mirror images are stored, `workers` is left at 0."""
-    crops: int
-    """Random crops stored of each training image."""
-    flips: bool
-    """Whether every training crop is followed by its mirror image."""
-    seed: int
-    """Seed of the crops."""
-    train: SplitManifest
-    """The training split."""
-    validation: SplitManifest
-    """The validation split: one view."""
-    versions: dict[str, str]
-    """Python and packages that made the store."""
-
-    def __post_init__(self):
-        for name in ("codebook_size", "downsampling"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require_at_most("codebook_size", self.codebook_size, CODES)
-        require(
-            all(1 <= side <= 2**14 for side in self.grid),
-            f"grid must hold rows and columns of 1 to {2**14}, got {list(self.grid)}",
-        )
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images in pixels."""
-        return self.data.image_size
-
-    @property
-    def tokens_per_image(self) -> int:
-        """T = h·w, of one view."""
-        return self.grid[0] * self.grid[1]
+_COUNTED_AT_ONCE = 2**24
 
 
 class TokenBatch(NamedTuple):
@@ -137,8 +49,8 @@ class TokenBatch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTokens:
-    """One split of a store; `len` is its number of images."""
+class TokenSplit:
+    """The tokens of one split; `len` is its number of images."""
 
     indices: UInt[np.ndarray, "images views T"]
     """Mapped from the file, read-only."""
@@ -157,55 +69,52 @@ class StoredTokens:
         """Token grids per image."""
         return self.indices.shape[1]
 
+    def batches(self, requests: Requests) -> Iterator[TokenBatch]:
+        """Batches as an image source would give them: tokens of the same images in the same order.
+
+        Args:
+            requests: `training_requests` or `validation_requests` of `ibqlab.data.batches`, for `len(self)` images.
+                The seed that would decide on an image's crop decides on its view; seed 0 is view 0.
+        Raises:
+            TokenStoreError: as `batch`.
+        """
+        for batch in requests:
+            yield self.batch([image for image, _ in batch], [seed % self.views for _, seed in batch])
+
     def batch(self, images: list[int], views: list[int]) -> TokenBatch:
         """One view each of the images with these numbers.
 
         Raises:
             TokenStoreError: a token that is no code, or a label that is no class.
         """
-        rows, labels = self.indices[images, views], self.labels[images]
-        self._check("tokens", 0, self.codebook_size, rows)
-        self._check("labels", -1, self.num_classes, labels)
+        rows, labels = self.indices[images, views], self.labels[images]  # (B, T) and (B,), read from the disk here
+        _require_range("tokens", rows, 0, self.codebook_size)
+        _require_range("labels", labels, -1, self.num_classes)
         return TokenBatch(torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(labels.astype(np.int64)))
 
-    def _check(self, what: str, least: int, bound: int, values: np.ndarray) -> None:
-        lowest, highest = int(values.min()), int(values.max())
-        if lowest < least or highest >= bound:
-            raise TokenStoreError(
-                f"stored {what} must lie in {least} to {bound - 1}; got {highest if highest >= bound else lowest}: the "
-                "file is damaged. Restore it, or tokenize again"
-            )
-
-    def count_codes(self, codebook_size: int) -> Int64[np.ndarray, "K"]:
+    def count_codes(self) -> Int64[np.ndarray, "K"]:
         """How often each code occurs, over all views.
 
-        Args:
-            codebook_size: K of the manifest.
         Raises:
             TokenStoreError: a token that is no code.
         Cost: one pass through the file, in pieces.
         """
-        flat, counts = self.indices.reshape(-1), np.zeros(codebook_size, dtype=np.int64)
-        for start in range(0, flat.size, _READ_AT_ONCE):
-            hits = np.bincount(flat[start : start + _READ_AT_ONCE], minlength=codebook_size)
-            if hits.size > codebook_size:
-                raise TokenStoreError(
-                    f"stored tokens must lie in 0 to {codebook_size - 1}; got {hits.size - 1}: the file is damaged. "
-                    "Restore it, or tokenize again"
-                )
-            counts += hits
+        flat, counts = self.indices.reshape(-1), np.zeros(self.codebook_size, dtype=np.int64)
+        for start in range(0, flat.size, _COUNTED_AT_ONCE):
+            # bincount makes int64 of them: of 16 million tokens at a time, never of the whole file.
+            piece = flat[start : start + _COUNTED_AT_ONCE]
+            _require_range("tokens", piece, 0, self.codebook_size)
+            counts += np.bincount(piece, minlength=self.codebook_size)
         return counts
 
 
-@runtime_checkable
-class Fingerprinted(Protocol):
-    """A tokenizer, as far as its tokens' identity goes."""
-
-    config: Any
-
-    def fingerprint(self) -> str:
-        """Which tokens mean what."""
-        ...
+def _require_range(name: str, values: np.ndarray, least: int, bound: int) -> None:
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < least or highest >= bound:
+        raise TokenStoreError(
+            f"stored {name} must lie in {least} to {bound - 1}; got {highest if highest >= bound else lowest}: the "
+            "file is damaged. Restore it, or tokenize again"
+        )
 
 
 class TokenStore:
@@ -220,8 +129,18 @@ class TokenStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = expanded(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = read_manifest(self.path)
         self._splits = {split: self._open(split) for split in get_args(Split)}
+
+    def _open(self, split: Split) -> TokenSplit:
+        facts = self.manifest.split(split)
+        shape = (facts.images, facts.views, self.manifest.tokens_per_image)
+        return TokenSplit(
+            indices=_map_array(split_file(self.path, split, "tokens"), shape, np.dtype(facts.dtype)),
+            labels=_map_array(split_file(self.path, split, "labels"), shape[:1], LABEL_TYPE),
+            codebook_size=self.manifest.codebook_size,
+            num_classes=max(1, len(self.manifest.classes)),
+        )
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -229,7 +148,7 @@ class TokenStore:
         file = self.path / TOKENIZER
         return file if is_ordinary(file) else None
 
-    def split(self, split: Split) -> StoredTokens:
+    def split(self, split: Split) -> TokenSplit:
         """The tokens of "train" or "validation".
 
         Raises:
@@ -242,12 +161,12 @@ class TokenStore:
     def describe(self) -> str:
         """Both splits in one line each: images, tokens, bytes, and how many codes occur in them."""
         lines = [f"{self.path}: tokens of tokenizer {self.manifest.tokenizer}, {self.manifest.codebook_size:,} codes"]
-        for split, stored in self._splits.items():
-            counts = stored.count_codes(self.manifest.codebook_size)
+        for split, tokens in self._splits.items():
+            counts = tokens.count_codes()
             shares = counts[counts > 0] / counts.sum()
             lines.append(
-                f"  {split}: {len(stored):,} images × {stored.views} views, {counts.sum():,} tokens of "
-                f"{self.manifest.grid[0]} × {self.manifest.grid[1]}, {stored.indices.nbytes:,} bytes; "
+                f"  {split}: {len(tokens):,} images × {tokens.views} views, {counts.sum():,} tokens of "
+                f"{self.manifest.grid[0]} × {self.manifest.grid[1]}, {tokens.indices.nbytes:,} bytes; "
                 f"{(counts > 0).mean():.1%} of the codes occur, entropy {-(shares * np.log2(shares)).sum():.2f} bits "
                 "per token"
             )
@@ -264,21 +183,20 @@ class TokenStore:
         Cost: reads everything, at the speed of the disk.
         """
         for split in self._splits:
-            facts = self._facts(split)
-            for part, wanted in (("tokens", facts.tokens_sha256), ("labels", facts.labels_sha256)):
-                file = split_file(self.path, split, part)
+            facts = self.manifest.split(split)
+            for name, checksum in (("tokens", facts.tokens_sha256), ("labels", facts.labels_sha256)):
+                file = split_file(self.path, split, name)
                 try:
-                    with open_ordinary(file) as stream:
-                        found = hashlib.file_digest(stream, "sha256").hexdigest()
+                    actual = hash_file(file)
                 except (OSError, UnreadableFile) as error:
                     raise TokenStoreError(f"{error}; restore it, or tokenize again") from None
-                if found != wanted:
+                if actual != checksum:
                     raise TokenStoreError(
-                        f"{file} is damaged: its SHA-256 must be {wanted}, got {found}. Restore the file, or delete "
+                        f"{file} is damaged: its SHA-256 must be {checksum}, got {actual}. Restore the file, or delete "
                         "the folder and tokenize again"
                     )
 
-    def check_tokenizer(self, tokenizer: Fingerprinted) -> None:
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuse any tokenizer but the one that made the tokens: another one's code numbers mean other things.
 
         Args:
@@ -313,137 +231,31 @@ class TokenStore:
         """
         ours, theirs = _image_settings(self.manifest.data), _image_settings(config)
         different = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        moved = set(different) <= {"source", "validation_source"} and not {ours["source"], theirs["source"]} & {
-            *BUILT_IN
-        }
-        if not different or (moved and self._holds_images_of(config)):
+        has_files = not {ours["source"], theirs["source"]} & {*BUILT_IN}
+        may_be_moved = has_files and set(different) <= {"source", "validation_source"}
+        if not different or (may_be_moved and self._holds_images_of(config)):
             return
-        listed = ", ".join(f"data.{name} {ours.get(name)!r} there, {theirs.get(name)!r} here" for name in different)
+        differences = ", ".join(f"data.{key} {ours.get(key)!r} there, {theirs.get(key)!r} here" for key in different)
         raise ValueError(
             f"stored tokens stand for the images they were made from; {self.path} differs from the settings in "
-            f"{listed}. Type the store's settings, or write tokens of these images: ibqlab tokenize TOKENIZER"
+            f"{differences}. Type the store's settings, or write tokens of these images: ibqlab tokenize TOKENIZER"
             + (f" flip={str(theirs['flip']).lower()}" if "flip" in different and "flip" in theirs else "")
         )
 
     def _holds_images_of(self, config: DataConfig) -> bool:
-        return all(open_data(config, split).fingerprint == self._facts(split).fingerprint for split in self._splits)
-
-    def _facts(self, split: Split) -> SplitManifest:
-        return self.manifest.train if split == "train" else self.manifest.validation
-
-    def _open(self, split: Split) -> StoredTokens:
-        facts = self._facts(split)
-        shape = (facts.images, facts.views, self.manifest.tokens_per_image)
-        tokens = _map_array(split_file(self.path, split, "tokens"), shape, np.dtype(facts.dtype))
-        labels = _map_array(split_file(self.path, split, "labels"), (facts.images,), LABEL_TYPE)
-        classes = max(1, len(self.manifest.classes))
-        return StoredTokens(
-            indices=tokens, labels=labels, codebook_size=self.manifest.codebook_size, num_classes=classes
+        return all(
+            open_data(config, split).fingerprint == self.manifest.split(split).fingerprint for split in self._splits
         )
-
-
-def token_batches(
-    stored: StoredTokens,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    steps: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[TokenBatch]:
-    """Global batches number start_step … start_step + steps − 1, in the order of `training_batches`.
-
-    Which images are in batch s, and which view of each, depends on (seed, s) alone.
-
-    Args:
-        stored: the training split.
-        batch_size: images per step over all ranks, at least 1.
-        seed: of the run, at least 0.
-        start_step: number of the first batch, from 0; a resumed run gives the steps it has done.
-        steps: how many batches follow.
-        rank: this process, 0 to world_size − 1; it gets its contiguous slice of every batch.
-        world_size: processes that share a batch; it must divide batch_size.
-    Returns:
-        Batches of batch_size / world_size sequences.
-    Raises:
-        ValueError: world_size does not divide batch_size, or a number is out of its range.
-    """
-    starts = training_starts(batch_size, seed, range(start_step, start_step + steps), (rank, world_size))
-    share, order = batch_size // world_size, EpochOrder(len(stored), seed)
-
-    def batch(first: int) -> TokenBatch:
-        requests = [order.request(position) for position in range(first, first + share)]
-        return stored.batch([image for image, _ in requests], [own % stored.views for _, own in requests])
-
-    return map(batch, starts)
-
-
-def stored_validation_batches(
-    stored: StoredTokens, *, images: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[TokenBatch]:
-    """The first `images` images in their fixed order, view 0, each exactly once over all ranks.
-
-    The last batch may be smaller, and a rank whose slice of it would be empty gets one batch fewer.
-
-    Args:
-        stored: the validation split.
-        images: how many, at least 1; it stops at len(stored).
-        batch_size: images per batch over all ranks.
-        rank: this process; it gets its contiguous slice of every batch.
-        world_size: processes that share a batch; it must divide batch_size.
-    Raises:
-        ValueError: world_size does not divide batch_size, or a number is out of its range.
-    """
-    check_sharing(batch_size, rank, world_size)
-    if images < 1:
-        raise ValueError(f"validation needs at least 1 image; got images={images}.")
-    count, share = min(images, len(stored)), batch_size // world_size
-    slices = (range(first, min(first + share, count)) for first in range(rank * share, count, batch_size))
-    return (stored.batch([*numbers], [0] * len(numbers)) for numbers in slices)
-
-
-def split_file(folder: Path, split: Split, part: str) -> Path:
-    """Where a store keeps the "tokens" or the "labels" of a split."""
-    return folder / f"{split}_{part}.npy"
-
-
-def token_dtype(codebook_size: int) -> np.dtype:
-    """The smallest type of unsigned integers that holds K − 1."""
-    return np.min_scalar_type(codebook_size - 1)
 
 
 def _image_settings(data: DataConfig) -> dict[str, Any]:
     """The settings that an image's pixels depend on; a built-in source ignores those of files."""
-    settings = to_dict(data)
     unused = {"workers"}
     if data.source in BUILT_IN:
         unused |= {"resize", "validation_source", "validation_share", "exclude", "unreadable"}
     if data.source == "digits":
         unused |= {"flip"}
-    return {name: value for name, value in settings.items() if name not in unused}
-
-
-def _read_manifest(folder: Path) -> TokenManifest:
-    file = folder / MANIFEST
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: there is no such folder of tokens; write one with: ibqlab tokenize TOKENIZER"
-        )
-    if not file.is_file():
-        state = "is not finished: start the same command again" if (folder / UNFINISHED).is_dir() else "holds no tokens"
-        raise TokenStoreError(f"{folder} {state}; a finished one has a {MANIFEST}. Write one with: ibqlab tokenize")
-    try:
-        content = read_json(file)
-        # An unknown format may have other fields: it is named before they are looked at.
-        if content.get("format") == FORMAT:
-            return parse(TokenManifest, content, source=str(file))
-    except ValueError as error:
-        raise TokenStoreError(f"{file} is damaged ({error}); restore it, or tokenize again") from None
-    raise TokenStoreError(
-        f"{file} must have format {FORMAT}; got {str(content.get('format'))[:40]}, of another version of ibqlab. "
-        "Tokenize again"
-    )
+    return {name: value for name, value in to_dict(data).items() if name not in unused}
 
 
 def _map_array(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -8,8 +8,8 @@ from ibqlab.base.escaping import for_markdown, for_terminal
 from ibqlab.base.files import is_ordinary
 from ibqlab.config import parse, to_dict
 from ibqlab.costs.fitting import AnyConfig
-from ibqlab.data.broken import STAND_INS, describe_unreadable
-from ibqlab.data.source import ImageSource, UnreadableName
+from ibqlab.data.broken import STAND_INS, UnreadableName, describe_unreadable
+from ibqlab.data.source import ImageSource
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.paths import located
 from ibqlab.runs.provenance_record import utc_now

@@ -10,21 +10,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ibqlab.base.checks import require
-from ibqlab.data import Batch, ImageSource, open_data, training_batches, validation_batches
+from ibqlab.data import (
+    Batch,
+    ImageSource,
+    open_data,
+    training_batches,
+    training_requests,
+    validation_batches,
+    validation_requests,
+)
 from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.generators import FIRST_STAGE_FILE
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs.root import locate
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.tokens.store import (
-    TOKENIZER,
-    StoredTokens,
-    TokenBatch,
-    TokenStore,
-    stored_validation_batches,
-    token_batches,
-)
+from ibqlab.tokens.manifest import TOKENIZER
+from ibqlab.tokens.store import TokenBatch, TokenSplit, TokenStore
 from ibqlab.training.data_check import require_readable
 from ibqlab.training.trainer import facts_of
 
@@ -47,9 +49,9 @@ class TokenSource:
     """Of the run."""
     tokenizer: Tokenizer
     """In eval mode, its weights frozen."""
-    training_data: ImageSource | StoredTokens
+    training_data: ImageSource | TokenSplit
     """Images, or their tokens."""
-    validation_data: ImageSource | StoredTokens
+    validation_data: ImageSource | TokenSplit
     """Likewise."""
     permutation: Int[Tensor, " K"] | None
     """New number of every code; None where they keep their own."""
@@ -67,8 +69,8 @@ class TokenSource:
             "rank": rank,
             "world_size": world_size,
         }
-        if isinstance(self.training_data, StoredTokens):
-            return token_batches(self.training_data, **shared)
+        if isinstance(self.training_data, TokenSplit):
+            return self.training_data.batches(training_requests(len(self.training_data), **shared))
         return training_batches(self.training_data, **shared, workers=config.data.workers)
 
     def tokens(self, batch: Batch | TokenBatch, device: torch.device) -> Tokens:
@@ -84,7 +86,7 @@ class TokenSource:
     def validation_batches(self, rank: int, world_size: int) -> Iterator[Batch | TokenBatch]:
         """A process's share of the first validation images, as many as the config says or as there are."""
         config, data = self.config, self.validation_data
-        endless = not isinstance(data, StoredTokens) and data.endless
+        endless = not isinstance(data, TokenSplit) and data.endless
         count = config.record.validation_images if endless else min(config.record.validation_images, len(data))
         shared = {
             "images": count,
@@ -92,8 +94,8 @@ class TokenSource:
             "rank": rank,
             "world_size": world_size,
         }
-        if isinstance(data, StoredTokens):
-            return iter(stored_validation_batches(data, **shared))
+        if isinstance(data, TokenSplit):
+            return data.batches(validation_requests(len(data), **shared))
         return iter(validation_batches(data, **shared))
 
 

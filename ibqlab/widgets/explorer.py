@@ -18,7 +18,7 @@ from ibqlab.plots import METHOD_STYLES, plot_code_map, plot_usage_histogram
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
 from ibqlab.studies.figures import map_run
-from ibqlab.studies.study import name_start
+from ibqlab.studies.method_grid import name_start
 from ibqlab.widgets.live import faded, picture_html
 from ibqlab.widgets.twin import StaticTwin
 
@@ -62,7 +62,7 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
         if not self._cells:
             raise StudyError(
                 f"no run of {study.name} is finished in {study.folder.name}, so there is nothing to explore; type "
-                "study.train()"
+                "study.run()"
             )
         self._projection = study.grid.projection
         self._maps: dict[Path, tuple[Projection, list[int], int]] = {}

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 
 from ibqlab.base.files import RunError
+from ibqlab.studies.pages import as_code, to_markdown, write_pages
 from ibqlab.studies.provenance import provenance_text
-from ibqlab.studies.reports import write_pages
-from ibqlab.studies.tables import as_code, to_markdown
 
 HOSTILE = [
     "![x](figures/../secret.png)",

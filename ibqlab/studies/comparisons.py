@@ -1,0 +1,174 @@
+"""Whether a few seeds tell settings apart: Welch's test, corrected for many comparisons, and orders of rows.
+
+A table compares many pairs. Tested one by one at 5 %, one of twenty pairs without any difference looks clear. Holm's
+method keeps the chance that any verdict of a table is wrong below 5 %.
+"""
+
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ibqlab.base.intervals import LEVEL
+
+
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """The p-value of Welch's test that two settings have the same mean; NaN with fewer than two seeds of either.
+
+    Args:
+        first, second: one value per seed.
+    """
+    from scipy import stats  # noqa: PLC0415 - half a second, needed only for tables
+
+    if len(first) < 2 or len(second) < 2:
+        return np.nan
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return float(first[0] == second[0])
+    with warnings.catch_warnings():
+        # Two seeds may agree to the last digit, of which the test complains.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def correct_holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for as many comparisons as there are, by Holm's step-down method.
+
+    The smallest of m is multiplied by m, the next by m − 1, and so on; none comes out below the one before it, and none
+    above 1. A corrected value below 0.05 is clear at 5 % for all of them together.
+
+    Args:
+        p_values: 0 to 1; NaN, which is no comparison, stays and does not count.
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979).
+    """
+    corrected = np.array(p_values, dtype=float)
+    tested = np.flatnonzero(np.isfinite(corrected))
+    order = tested[np.argsort(corrected[tested], kind="stable")]
+    factors = len(order) - np.arange(len(order))  # m, m − 1, …, 1
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * corrected[order]))
+    return corrected.tolist()
+
+
+def is_clear(p_value: float) -> bool:
+    """Whether a corrected p-value tells two settings apart at 5 %."""
+    return bool(p_value < 1 - LEVEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordering:
+    """How rows that a paper puts in an order stand here, pair by pair."""
+
+    pairs: tuple[tuple[str, str], ...]
+    """Rows with different printed numbers that were both measured, the paper's better one first."""
+    gains: tuple[float, ...]
+    """Per pair how much better the first is here, in our measure; below 0: worse."""
+    p_values: tuple[float, ...]
+    """Per pair Welch's; NaN with one seed."""
+    seeds: int
+    """The fewest behind any row."""
+    comparisons: int = 0
+    """That the p-values are corrected for; 0: not corrected yet."""
+
+    @property
+    def same(self) -> int:
+        """Pairs that stand here as there."""
+        return sum(gain > 0 for gain in self.gains)
+
+    @property
+    def clearly_same(self) -> int:
+        """Of these, pairs that are told apart."""
+        return sum(is_clear(p) and gain > 0 for gain, p in zip(self.gains, self.p_values, strict=True))
+
+    @property
+    def reversed_pairs(self) -> list[tuple[str, str]]:
+        """Pairs that clearly stand the other way round, the paper's better row first."""
+        columns = zip(self.pairs, self.gains, self.p_values, strict=True)
+        return [pair for pair, gain, p in columns if is_clear(p) and gain < 0]
+
+    def verdict(self) -> str:
+        """How the paper's order fares.
+
+        "holds"; "is partly seen": some pairs clearly, none against it; "is not decided": no pair clearly; "holds in
+        part and not as a whole": pairs clearly both ways; "does not hold". With one seed "is seen, untested" and so on.
+        """
+        if self.seeds < 2:
+            seen = "seen" if self.same == len(self.pairs) else "partly seen" if self.same else "not seen"
+            return f"is {seen}, untested"
+        if self.clearly_same == len(self.pairs):
+            return "holds"
+        if not self.reversed_pairs:
+            return "is partly seen" if self.clearly_same else "is not decided"
+        return "holds in part and not as a whole" if self.clearly_same else "does not hold"
+
+    def describe(self, measure: str, printed: str) -> str:
+        """A sentence: what was compared, how it came out, how sure that is.
+
+        Args:
+            measure: name of ours.
+            printed: name of the paper's.
+        """
+        against = "" if measure == printed else f" against the paper's {printed}"
+        if not self.pairs:
+            return f"{measure}{against}: no two rows to compare."
+        total = len(self.pairs)
+        start = f"{measure}{against}: the paper's ordering {self.verdict()} here. {_of(self.same, total)} as there"
+        if self.seeds < 2:
+            return f"{start}; one seed cannot say how sure that is."
+        reversed_pairs = self.reversed_pairs
+        undecided = total - self.clearly_same - len(reversed_pairs)
+        turned = "".join(f"; {better} is clearly behind {worse}" for better, worse in reversed_pairs[:3])
+        more = f" and {len(reversed_pairs) - 3} more" if len(reversed_pairs) > 3 else ""
+        return (
+            f"{start}; Welch's test at 5 %, {self.seeds} seeds, {name_correction(self.comparisons)}: "
+            f"{self.clearly_same} clearly so, {len(reversed_pairs)} clearly the other way and {undecided} not told "
+            f"apart{turned}{more}."
+        )
+
+
+def compare_ordering(
+    printed: Mapping[str, float], measured: Mapping[str, Sequence[float]], *, printed_higher: bool, higher: bool
+) -> Ordering:
+    """Compare the order that a paper's numbers give to rows with the order of ours, pair by pair.
+
+    Args:
+        printed: row → the paper's number.
+        measured: row → our values, one per seed; rows without values are left out.
+        printed_higher: whether more is better in the paper's measure.
+        higher: whether more is better in ours.
+    Returns:
+        The order, its p-values not corrected; `correct_orderings` does that for all of a table.
+    """
+    rows = [name for name in printed if len(measured.get(name, ()))]
+    pairs, gains, p_values = [], [], []
+    for first, second in itertools.combinations(rows, 2):
+        if printed[first] == printed[second]:
+            continue
+        better, worse = (first, second) if (printed[first] > printed[second]) == printed_higher else (second, first)
+        pairs.append((better, worse))
+        gains.append(float(np.mean(measured[better]) - np.mean(measured[worse])) * (1 if higher else -1))
+        p_values.append(welch_p(measured[better], measured[worse]))
+    seeds = min((len(measured[name]) for name in rows), default=0)
+    return Ordering(pairs=tuple(pairs), gains=tuple(gains), p_values=tuple(p_values), seeds=seeds)
+
+
+def correct_orderings(orderings: Sequence[Ordering]) -> list[Ordering]:
+    """The orderings of one table, corrected for all their pairs together."""
+    corrected = correct_holm([p for one in orderings for p in one.p_values])
+    comparisons = int(np.isfinite(corrected).sum())
+    remaining = iter(corrected)
+    return [
+        replace(one, p_values=tuple(itertools.islice(remaining, len(one.p_values))), comparisons=comparisons)
+        for one in orderings
+    ]
+
+
+def name_correction(comparisons: int) -> str:
+    """How verdicts were corrected, for sentences below a table."""
+    return f"corrected for {comparisons} comparison{'' if comparisons == 1 else 's'} (Holm)"
+
+
+def _of(count: int, total: int) -> str:
+    if total == 1:
+        return "Its one pair stands" if count else "Its one pair does not stand"
+    return f"{count} of {total} pairs stand"
