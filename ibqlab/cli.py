@@ -334,7 +334,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.generating.sampling_runs import SampleRequest, read_classes, sample_images  # noqa: PLC0415
     from ibqlab.generator.cards import SAMPLING_CARDS  # noqa: PLC0415
     from ibqlab.generator.sampling import SamplingConfig  # noqa: PLC0415
-    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
+    from ibqlab.pretrained import is_generator  # noqa: PLC0415
     from ibqlab.runs import RunError  # noqa: PLC0415
     from ibqlab.runs.finding import output_folder  # noqa: PLC0415
     from ibqlab.runs.root import locate  # noqa: PLC0415
@@ -435,25 +435,25 @@ def plan(
     trained; neither data nor weight files nor a GPU are needed. Without --images-per-second, --gpus takes the speeds
     measured under experiments/results/training_step; where there are none, it gives the hours that no GPU can beat.
     """
-    from ibqlab.costs.generator_cost import plan_recipe  # noqa: PLC0415
-    from ibqlab.costs.tokenizer_cost import Speed, cost_of_run  # noqa: PLC0415
+    from ibqlab.costs.run_cost import count_recipe  # noqa: PLC0415
+    from ibqlab.costs.time_and_price import TrainingSpeed, training_time  # noqa: PLC0415
     from ibqlab.recipes.recipe_files import find_recipes  # noqa: PLC0415
 
-    plans = [plan_recipe(str(file), settings) for file in find_recipes(recipe)]
+    plans = [count_recipe(str(file), settings) for file in find_recipes(recipe)]
     if images_per_second is not None:
-        speeds = {p.name: Speed(images_per_second=images_per_second, origin="as given") for p in plans}
+        speeds = {p.name: TrainingSpeed(images_per_second=images_per_second, origin="as given") for p in plans}
     elif gpus is not None or gpu_hour_price is not None:
         speeds = _known_speeds(plans)
     else:
         speeds = {}
-    costs = {p.name: cost_of_run(p, speeds[p.name].images_per_second, gpus, gpu_hour_price) for p in plans if speeds}
+    costs = {p.name: training_time(p, speeds[p.name].images_per_second, gpus, gpu_hour_price) for p in plans if speeds}
     if len(plans) == 1:
         _say(plans[0].describe())
         _say(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
     else:
         # A folder may hold recipes of both kinds.
-        kinds = dict.fromkeys(map(type, plans))
-        _say("\n\n".join(_plan_rows([p for p in plans if type(p) is kind], costs, speeds) for kind in kinds))
+        networks = dict.fromkeys(plan.network for plan in plans)
+        _say("\n\n".join(_plan_rows([p for p in plans if p.network == network], costs, speeds) for network in networks))
         if not costs:
             _say(_how_to_measure(plans[0]))
     if any(speed.is_bound for speed in speeds.values()):
@@ -464,14 +464,14 @@ def plan(
         )
 
 
-def _known_speeds(plans: "Sequence[AnyPlan]") -> "dict[str, Speed]":
+def _known_speeds(plans: "Sequence[RunCost]") -> "dict[str, TrainingSpeed]":
     """Recipe → measured speed, or the bound where nothing was measured.
 
     Raises:
         ConfigError: a recipe for CPUs, whose speed nothing bounds.
     """
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.costs.tokenizer_cost import measured_speeds, speed_of  # noqa: PLC0415
+    from ibqlab.costs.time_and_price import measured_speeds, speed_of  # noqa: PLC0415
 
     measured = measured_speeds()
     for one in plans:
@@ -482,12 +482,11 @@ def _known_speeds(plans: "Sequence[AnyPlan]") -> "dict[str, Speed]":
     return {one.name: speed_of(one, measured, plans) for one in plans}
 
 
-def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]", speeds: "dict[str, Speed]") -> str:
+def _plan_rows(plans: "Sequence[RunCost]", costs: "dict[str, TrainingTime]", speeds: "dict[str, TrainingSpeed]") -> str:
     """Plans of one kind as a table."""
-    from ibqlab.costs.generator_cost import GeneratorPlan, generator_plan_table  # noqa: PLC0415
-    from ibqlab.costs.tokenizer_cost import plan_table  # noqa: PLC0415
+    from ibqlab.costs.run_cost import cost_table  # noqa: PLC0415
 
-    table = (generator_plan_table if isinstance(plans[0], GeneratorPlan) else plan_table)(plans)
+    table = cost_table(plans)
     for column in ("gpu_hours", "days", "price") if costs else ():
         table[column] = [getattr(costs[plan.name], column) for plan in plans]
     if speeds:
@@ -499,7 +498,7 @@ def _plan_rows(plans: "Sequence[AnyPlan]", costs: "dict[str, RunCost]", speeds: 
     return shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
 
 
-def _how_to_measure(plan: "AnyPlan") -> str:
+def _how_to_measure(plan: "RunCost") -> str:
     """No speed is assumed: the line that stands in its place."""
     return (
         "time: measure a speed on the GPU that will be used and give it as --images-per-second; "
@@ -526,8 +525,11 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     in it is executed.
     """
     from ibqlab.config import dump_yaml  # noqa: PLC0415
-    from ibqlab.pretrained import load_generator, load_tokenizer  # noqa: PLC0415
-    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
+    from ibqlab.pretrained import (  # noqa: PLC0415
+        is_generator,
+        load_generator,
+        load_tokenizer,
+    )
 
     if is_generator(checkpoint):
         model = load_generator(checkpoint, num_heads=num_heads, grid_size=grid_size)
@@ -571,9 +573,12 @@ def download(name: str | None, folder: Path | None) -> None:
 def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | None, grid_size: int | None) -> None:
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError  # noqa: PLC0415
-    from ibqlab.pretrained import export_published, export_tokenizer  # noqa: PLC0415
-    from ibqlab.pretrained.checkpoint import held_weights  # noqa: PLC0415
-    from ibqlab.pretrained.generators import is_generator  # noqa: PLC0415
+    from ibqlab.pretrained import (  # noqa: PLC0415
+        export_published,
+        export_tokenizer,
+        held_weights,
+        is_generator,
+    )
 
     generator = is_generator(checkpoint)
     if generator and weights:

@@ -15,7 +15,7 @@ from ibqlab.recipes.tokenizer_config import LossConfig, OptimizerConfig
 from ibqlab.tokenizer import TokenizerOutput
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ibqlab.training import TrainConfig
-from ibqlab.training.discriminator_training import Adversary
+from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 
 def assert_near(actual, expected, tolerance):

@@ -17,13 +17,13 @@ from PIL import Image
 
 from ibqlab.cli import describe_metrics, main
 from ibqlab.costs.fitting import least_bytes, require_fits
-from ibqlab.costs.tokenizer_cost import plan_tokenizer
+from ibqlab.costs.run_cost import count_run
 from ibqlab.generating.pipeline import GeneratorRunParameters, plan_pipeline
 from ibqlab.runs import Run, provenance
 from ibqlab.runs.finding import find_run, output_folder
 from ibqlab.runs.root import locate
 from ibqlab.studies import AblationParameters, LinkParameters, StudyParameters, open_study
-from ibqlab.training import RunParameters, plan_run, recipe_config, train, train_generator
+from ibqlab.training import RunParameters, prepare_run, recipe_config, train, train_generator
 
 PARAMETERS = """\
 # what the notebook may be told
@@ -415,7 +415,7 @@ def test_what_does_not_fit_is_refused_without_the_command_too(somewhere, monkeyp
 
 def test_the_plan_itself_decides_where_memory_may_be_short(monkeypatch):
     config = recipe_config("builtin/smoke", {"accelerator": "cpu"})
-    planned = plan_tokenizer(config).memory_bytes
+    planned = count_run(config).memory_bytes
     assert least_bytes(config) < planned
     monkeypatch.setattr("ibqlab.costs.fitting.memory_bytes", lambda: planned)
     require_fits(config)
@@ -595,13 +595,13 @@ def test_outputs_that_no_folder_can_have_are_refused_at_every_door(mine, text, s
     if "\0" not in text:
         assert says in ibqlab("train", "tiny.yaml", "--output", text, code=2)
     with pytest.raises(ValueError, match=re.escape(says)):
-        plan_run(RunParameters(recipe="tiny.yaml", output=text))
+        prepare_run(RunParameters(recipe="tiny.yaml", output=text))
 
 
 def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
     (somewhere / "tiny.yaml").write_text(TINY)
     for text in ("x", "runs/x"):
-        assert plan_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
+        assert prepare_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
         assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
         ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
         assert open_study("ablations", ablations).folder == somewhere / "runs" / "x"

@@ -1,9 +1,7 @@
 """The one door for settings: what comes in right, and what each kind of wrong says."""
 
-import dataclasses
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +24,9 @@ from ibqlab.config import (
     to_dict,
 )
 from ibqlab.quantizers import available_quantizers, quantizer_config
+from ibqlab.recipes.run_config import RunConfig, ordered_keys
 from ibqlab.tokenizer import TokenizerConfig
-from ibqlab.training import TrainConfig
+from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -547,53 +546,33 @@ def test_read_parameters_names_a_value_that_is_no_setting():
         read_parameters(Outer, {"steps": math})
 
 
-def test_every_setting_is_read_somewhere():
-    from ibqlab.data import DataConfig  # noqa: PLC0415
-    from ibqlab.generating.sampling_runs import SampleRequest  # noqa: PLC0415
-    from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SamplingConfig  # noqa: PLC0415
-    from ibqlab.grids.cells import EvaluationRequest  # noqa: PLC0415
-    from ibqlab.quantizers.base import _PRESETS  # noqa: PLC0415
-    from ibqlab.studies import AblationParameters, LinkParameters, StudyParameters  # noqa: PLC0415
-    from ibqlab.studies.table_files import (  # noqa: PLC0415
-        GeneratorTranslation,
-        Preset,
-        TableFile,
-        TableRow,
-        TokenizerTranslation,
-    )
-    from ibqlab.tokenizer import TokenizerConfig  # noqa: PLC0415
-    from ibqlab.tokenizer.autoencoder import AutoencoderConfig  # noqa: PLC0415
-    from ibqlab.tokenizer.discriminator import DiscriminatorConfig  # noqa: PLC0415
-    from ibqlab.training import (  # noqa: PLC0415
-        GeneratorOptimizerConfig,
-        GeneratorRecordConfig,
-        GeneratorSpeedConfig,
-        GeneratorTrainConfig,
-        LossConfig,
-        OptimizerConfig,
-        RecordConfig,
-        RunParameters,
-        SpeedConfig,
-        TrainConfig,
-    )
+@pytest.mark.parametrize(
+    ("cls", "hashed", "keys"),
+    [
+        (
+            TrainConfig,
+            "c97a0964a0be",
+            "data tokenizer loss optimizer record speed steps batch_size accumulate processes accelerator precision "
+            "ema_decay ema_codebook_start start_from seed",
+        ),
+        (
+            GeneratorTrainConfig,
+            "9d8c2ab13e81",
+            "tokenizer tokenizer_weights data tokens index_permutation generator optimizer record speed steps "
+            "batch_size accumulate processes accelerator precision seed",
+        ),
+    ],
+)
+def test_settings_of_runs_keep_the_order_of_their_keys_and_their_hash(cls, hashed, keys):
+    assert list(to_dict(cls())) == keys.split() and content_hash(cls()) == hashed
+    assert issubclass(cls, RunConfig)
 
-    package = Path(__file__).resolve().parents[1] / "ibqlab"
-    code = "\n".join(path.read_text() for path in package.rglob("*.py"))
-    read = set(
-        re.findall(
-            r"\b(?:config|record|self|parameters|grid|autoencoder|optimizer|loss|data|request|preset|translation|measure|row|file)\.(\w+)",
-            code,
-        )
-    )
-    read |= set(re.findall(r"self\.(?:parameters|preset|grid|grid\.preset|study\.parameters)\.(\w+)", code))
-    read |= set(re.findall(r"\b(?:cells\.row|paper)\.(\w+)", code))
-    read |= set(re.findall(r"config\.(?:optimizer|record|data|tokenizer|loss|quantizer)\.(\w+)", code))
-    named = {DataConfig, TokenizerConfig, AutoencoderConfig, StudyParameters, RunParameters}
-    classes = named | {DiscriminatorConfig, LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig}
-    classes |= {GeneratorConfig, FactorizedGeneratorConfig, GeneratorTrainConfig, SamplingConfig, SampleRequest}
-    classes |= {GeneratorOptimizerConfig, GeneratorRecordConfig, GeneratorSpeedConfig}
-    classes |= {AblationParameters, LinkParameters, Preset, GeneratorTranslation, TokenizerTranslation}
-    classes |= {TableFile, TableRow, EvaluationRequest}
-    classes |= {p.config for p in _PRESETS.values()}
-    unread = {f"{c.__name__}.{f.name}" for c in classes for f in dataclasses.fields(c) if f.name not in read}
-    assert not unread
+
+def test_an_order_of_keys_names_every_field():
+    with pytest.raises(ValueError, match="Short has the fields first, second; order them all"):
+
+        @ordered_keys("second")
+        @dataclass(frozen=True, kw_only=True)
+        class Short:
+            first: int = 0
+            second: int = 0

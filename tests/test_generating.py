@@ -73,8 +73,8 @@ def here(pipeline, monkeypatch):
 
 def test_each_step_is_done_once(here, monkeypatch):
     assert sorted(path.name for path in here.folder.iterdir()) == ["generator", "tokenizer", "tokens"]
-    monkeypatch.setattr("ibqlab.training.loop._TokenizerTrainer.fit", None)
-    monkeypatch.setattr("ibqlab.training.generator_loop._GeneratorTrainer.fit", None)
+    monkeypatch.setattr("ibqlab.training.tokenizer.loop._TokenizerTrainer.fit", None)
+    monkeypatch.setattr("ibqlab.training.generator.loop._GeneratorTrainer.fit", None)
     tokenizer = here.train_tokenizer()
     monkeypatch.setattr(tokenizer, "encode_indices", None)
     assert here.write_tokens(tokenizer).manifest.tokenizer == tokenizer.fingerprint()

@@ -27,8 +27,12 @@ from ibqlab.training import (
     train,
     train_generator,
 )
-from ibqlab.training.generator_step import GeneratorStep, build_generator_optimizer
-from ibqlab.training.schedules import learning_rate_at, weight_decay_at
+from ibqlab.training.generator.step import GeneratorStep
+from ibqlab.training.optimisation import (
+    build_generator_optimizer,
+    generator_learning_rate_at,
+    generator_weight_decay_at,
+)
 
 TIMINGS = ["seconds", "images_per_second"]
 TINY = {
@@ -113,8 +117,10 @@ def test_rates_and_decays_are_the_published_ones():
         assert len(given["rows"]) > 5
         for row in given["rows"]:
             step = row["it"] + 1
-            assert [learning_rate_at(step, steps, config)] * 2 == pytest.approx(row["lr"], rel=1e-9), row
-            assert [weight_decay_at(step, steps, config)] * 2 == pytest.approx(row["weight_decay"], rel=1e-9), row
+            assert [generator_learning_rate_at(step, steps, config)] * 2 == pytest.approx(row["lr"], rel=1e-9), row
+            assert [generator_weight_decay_at(step, steps, config)] * 2 == pytest.approx(
+                row["weight_decay"], rel=1e-9
+            ), row
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,9 @@ def test_other_schedules_are_the_published_ones(name, schedule, final):
         final_share=final,
     )
     for step, share in given["multiplier"].items():
-        assert learning_rate_at(int(step) + 1, steps, config) == pytest.approx(2 * share, rel=1e-9, abs=1e-12), step
+        assert generator_learning_rate_at(int(step) + 1, steps, config) == pytest.approx(
+            2 * share, rel=1e-9, abs=1e-12
+        ), step
 
 
 def published_run(facts):
@@ -185,7 +193,7 @@ def test_the_loop_repeats_six_published_steps(tmp_path, monkeypatch):
     images = tensors["images_nhwc"].float().permute(0, 3, 1, 2)
     parts = zip(images.split(2), tensors["labels"].split(2), strict=True)
     batches = [Batch(pictures, labels, []) for pictures, labels in parts] * facts["epochs"]
-    monkeypatch.setattr("ibqlab.training.generator_data.training_batches", lambda *_, **__: iter(batches))
+    monkeypatch.setattr("ibqlab.training.generator.token_source.training_batches", lambda *_, **__: iter(batches))
     made = GeneratorStep.__init__
 
     def started(self, config, generator, fabric):
@@ -246,7 +254,7 @@ def test_ctrl_c_while_a_run_is_made_ready_says_how_to_go_on(tmp_path, tokenizer,
     def opening(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ibqlab.training.generator_loop.open_tokens", opening)
+    monkeypatch.setattr("ibqlab.training.generator.loop.open_tokens", opening)
     with pytest.raises(TrainingInterrupted, match="before the training began, nothing is lost; go on with the same"):
         trained(tmp_path / "run", tiny(tokenizer))
     assert not (tmp_path / "run").exists()
@@ -317,7 +325,7 @@ def test_a_permutation_renames_the_codes(tmp_path, tokenizer, whole):
 )
 def test_other_ways_to_compute_a_step_give_the_same_weights(tmp_path, monkeypatch, tokenizer, settings, rtol):
     # Tracing is the part of torch.compile that could change a result; the C++ behind it is torch's.
-    monkeypatch.setattr("ibqlab.training.generator_step.COMPILER", "aot_eager")
+    monkeypatch.setattr("ibqlab.training.speed.COMPILER", "aot_eager")
     still = {f"generator__{name}_dropout": 0.0 for name in ("attention", "feed_forward", "token", "label")}
     plain = trained(tmp_path / "plain", tiny(tokenizer, precision="64-true", steps=4, **still))
     other = trained(tmp_path / "other", tiny(tokenizer, steps=4, **still, **settings))

@@ -9,20 +9,21 @@ import pytest
 from golden import golden_file
 from PIL import Image
 
-from ibqlab.grids import measuring
-from ibqlab.grids.measuring import (
-    ComparisonParameters,
-    EvaluationParameters,
+from ibqlab.grids import evaluation_session
+from ibqlab.grids.comparison import (
     comparison_table,
     dots_table,
     find_published,
     judge_comparison,
     open_comparison,
-    open_evaluation,
     usage_table,
 )
-from ibqlab.grids.subjects import Subject
+from ibqlab.grids.evaluation_parameters import ComparisonParameters, EvaluationParameters
+from ibqlab.grids.evaluation_rules import TokenizerUnderTest
+from ibqlab.grids.evaluation_session import open_evaluation
 from ibqlab.metrics import PROTOCOLS
+from ibqlab.pretrained import export_tokenizer, load_tokenizer
+from ibqlab.recipes.published import published_rows
 from ibqlab.runs import runs_root
 from ibqlab.training import recipe_config
 
@@ -79,8 +80,10 @@ def test_shards_are_measured_as_their_folder_is(folder, tmp_path):
 def test_what_stands_is_read_again_and_what_changed_is_measured_anew(monkeypatch):
     (first,) = evaluation().measure(progress=False)
     computed = []
-    compute = measuring.evaluate_reconstruction
-    monkeypatch.setattr(measuring, "evaluate_reconstruction", lambda *a, **k: computed.append(k) or compute(*a, **k))
+    compute = evaluation_session.evaluate_reconstruction
+    monkeypatch.setattr(
+        evaluation_session, "evaluate_reconstruction", lambda *a, **k: computed.append(k) or compute(*a, **k)
+    )
     (again,) = evaluation().measure(progress=False)
     assert not computed
     np.testing.assert_equal(again.values, first.values)
@@ -132,11 +135,11 @@ def test_two_tokenizers_side_by_side():
     assert len(distance) == 1 and table[distance[0]].gt(0).all()
     assert "rfid" not in table  # another network's distance is no FID, in no table and no CSV
     assert "Nothing is published" in judge_comparison(measurement.rules, {})
-    published = {"ibq": next(iter(measuring.published_rows().values()))}
+    published = {"ibq": next(iter(published_rows().values()))}
     assert "is not a published one; 8 images" in judge_comparison(measurement.rules, published)
     dots = dots_table(measured, published, measurement.rules).set_index(["label", "key"])["published"]
     assert dots.isna().all()
-    default = find_published(measurement.subjects)
+    default = find_published(measurement.tokenizers)
     assert {label: row.rfid for label, row in default.items()} == {"vq": 3.98, "ibq": 1.37}
     allowed = dataclasses.replace(measurement.rules, protocol=PROTOCOLS["seed-voken-ibq"], weights="ema")
     allowed.images.count = 50_000
@@ -148,8 +151,8 @@ def test_two_tokenizers_side_by_side():
 
 def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
     config = recipe_config("imagenet/ibq_16384").tokenizer
-    mine = Subject(label="mine", path=tmp_path, config=config)
-    other = Subject(label="other", path=tmp_path, config=recipe_config("builtin/smoke").tokenizer)
+    mine = TokenizerUnderTest(label="mine", path=tmp_path, config=config)
+    other = TokenizerUnderTest(label="other", path=tmp_path, config=recipe_config("builtin/smoke").tokenizer)
     found = find_published([mine, other])
     assert found.keys() == {"mine"} and found["mine"].rfid == 1.37
     assert find_published([other], ["other=imagenet/ibq_262144"])["other"].rfid == 1.00
@@ -157,7 +160,7 @@ def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
         find_published([mine], ["yours=imagenet/ibq_16384"])
     with pytest.raises(ValueError, match="nothing is published for 'imagenet/none'"):
         find_published([mine], ["mine=imagenet/none"])
-    twice = Subject(label="two", path=tmp_path, config=recipe_config("imagenet/ibq_16384_blocks2").tokenizer)
+    twice = TokenizerUnderTest(label="two", path=tmp_path, config=recipe_config("imagenet/ibq_16384_blocks2").tokenizer)
     assert not find_published([twice])
     trained_so = dataclasses.replace(twice, data=recipe_config("imagenet/ibq_16384").data)
     assert find_published([trained_so])["two"].rfid == 1.55
@@ -167,13 +170,28 @@ def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
 
 def test_columns_may_be_compared_only_under_the_published_rules():
     measurement = open_comparison(ComparisonParameters(preset="smoke", limit=8))
-    published = {"ibq": next(iter(measuring.published_rows().values()))}
+    published = {"ibq": next(iter(published_rows().values()))}
     protocol = PROTOCOLS["seed-voken-ibq"]
     rules = dataclasses.replace(measurement.rules, protocol=protocol, weights="ema")
     assert "8 images were measured, the published numbers are from 50,000" in judge_comparison(rules, published)
     rules.images.count = protocol.samples
     assert "may be compared with them if the images are ImageNet's" in judge_comparison(rules, published)
-    rows = measuring.published_rows()
+    rows = published_rows()
     assert "were made under open-magvit2" in judge_comparison(rules, {"lfq": rows["imagenet/lfq_262144"]})
     raw = dataclasses.replace(rules, weights="raw")
     assert "must not be compared" in judge_comparison(raw, published)
+
+
+def test_an_export_that_does_not_tell_its_weights_is_called_so(folder, tmp_path):
+    tokenizer = load_tokenizer(golden_file("tokenizer_ema_official_ckpt.ckpt"))
+    unlabelled = export_tokenizer(tokenizer, tmp_path / "unlabelled.safetensors")
+    labelled = export_tokenizer(tokenizer, tmp_path / "labelled.safetensors", "ema")
+    settings = {"preset": "smoke", "images": str(folder), "weights": "ema", "metrics": ("psnr",)}
+    measurement = evaluation(checkpoint=str(unlabelled), **settings)
+    (measured,) = measurement.measure(progress=False)
+    assert (measurement.folder / "cards.md").read_text().startswith("Of weights as they were given.")
+    assert "weights as they were given" in measured.report and "averaged" not in measured.report
+    both = open_comparison(ComparisonParameters(checkpoints=(str(unlabelled), str(labelled)), **settings))
+    both.measure(progress=False)
+    first = (both.folder / "cards.md").read_text().splitlines()[0]
+    assert first == "Of averaged weights; of unlabelled: weights as they were given."

@@ -12,7 +12,7 @@ from ibqlab.cli import main
 from ibqlab.config import field_types
 from ibqlab.config.annotations import dataclasses_in
 from ibqlab.pretrained import CheckpointError
-from ibqlab.pretrained.architecture import infer_config
+from ibqlab.pretrained.tokenizer_architecture import infer_config
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 PACKAGE = Path(ibqlab.__file__).parent

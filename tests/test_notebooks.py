@@ -12,13 +12,10 @@ import papermill
 import pytest
 
 from ibqlab.config import load_yaml
-from ibqlab.generating.pipeline import GENERATOR_PRESETS
-from ibqlab.grids.subjects import PRESETS as EVALUATION_PRESETS
 from ibqlab.notebooks.parameters import notebook_parameters
-from ibqlab.recipes.presets import PRESETS as RUN_PRESETS
+from ibqlab.recipes.presets import preset_names
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.studies.table_files import PRESETS_FILE, TABLES
-from ibqlab.studies.token_costs import LINK_PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -26,10 +23,10 @@ NAMES = [path.stem for path in NOTEBOOKS]
 PRESETS = {
     **{name: load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml") for name in ("explore_collapse", "scale_codebook")},
     "ablations": load_yaml(TABLES / PRESETS_FILE),
-    "train_tokenizer": RUN_PRESETS,
-    **dict.fromkeys(("evaluate_tokenizer", "compare_published"), EVALUATION_PRESETS),
-    **dict.fromkeys(("train_generator", "generation_gallery"), GENERATOR_PRESETS),
-    "link_stages": LINK_PRESETS,
+    "train_tokenizer": preset_names("tokenizer"),
+    **dict.fromkeys(("evaluate_tokenizer", "compare_published"), preset_names("evaluation")),
+    **dict.fromkeys(("train_generator", "generation_gallery"), preset_names("generator")),
+    "link_stages": preset_names("link"),
 }
 
 

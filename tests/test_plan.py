@@ -14,26 +14,18 @@ from torch import nn
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
-from ibqlab.costs.generator_cost import plan_generator, published_generation
-from ibqlab.costs.step_cost import count_step
-from ibqlab.costs.tokenizer_cost import (
-    PEAK_OPERATIONS,
-    cost_of_run,
-    measured_speeds,
-    plan_table,
-    plan_tokenizer,
-    speed_of,
-)
+from ibqlab.costs.run_cost import cost_table, count_run
+from ibqlab.costs.time_and_price import PEAK_OPERATIONS, measured_speeds, speed_of, training_time
+from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
 from ibqlab.generator import generator_config, make_generator
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes import snapshots
+from ibqlab.recipes.published import PublishedRow, published_row, published_rows
 from ibqlab.recipes.recipe_files import (
     EXPERIMENTS,
     find_recipes,
     load_recipe,
     merge_settings,
-    published_row,
-    published_rows,
     read_recipe,
 )
 from ibqlab.recipes.snapshots import SNAPSHOTS_BYTES, snapshot_schedule
@@ -244,12 +236,17 @@ def smoke(**settings):
 
 @cache
 def counted(**settings):
-    return count_step(smoke(**settings))
+    return count_tokenizer_step(smoke(**settings))
 
 
 @cache
 def planned(**settings):
-    return plan_tokenizer(smoke(**settings))
+    return count_run(smoke(**settings))
+
+
+def frozen_bytes(cost):
+    """Of a run on one process with averages: what its state holds beside five float32 numbers per learned one."""
+    return cost.state_bytes - 5 * 4 * cost.parameters.trained
 
 
 def operations_by_hand(tokenizer, image):
@@ -280,7 +277,7 @@ class TestCounts:
         tokens = (size // 2) ** 2
         by_hand = operations_by_hand(Tokenizer.from_config(config.tokenizer), torch.zeros(1, 3, size, size))
         lookup = 2 * tokens * quantizer.codebook_size * quantizer.code_dim
-        assert count_step(config).forward.of(1) == by_hand + lookup
+        assert count_tokenizer_step(config).forward.of(1) == by_hand + lookup
 
     def test_index_backpropagation_counts_five_products(self):
         few, many = (
@@ -312,7 +309,7 @@ class TestCounts:
             out = tokenizer(images)
             loss = nn.functional.l1_loss(out.reconstruction, images) + out.quantizer.loss
         assert loss.requires_grad
-        assert count_step(config).activations.of(4) == pytest.approx(sum(kept.values()), rel=0.02)
+        assert count_tokenizer_step(config).activations.of(4) == pytest.approx(sum(kept.values()), rel=0.02)
 
     def test_precision_moves_activations_and_only_float64_the_weights(self):
         single, double = planned(), planned(precision="64-true")
@@ -339,7 +336,7 @@ class TestCounts:
         first = 2 * 3 * 16 * 16 * 16 * 64
         assert extra == 2 * (3 * forward - first) + 2 * forward
         assert seen.training.of(1) > plain.training.of(1)
-        assert plain.parameters.perceptual == plain.parameters.discriminator == plain.frozen_bytes == 0
+        assert plain.parameters.perceptual == plain.parameters.discriminator == frozen_bytes(plain) == 0
 
     def test_parts_cost_another_reconstruction(self):
         settings = {"loss__adversarial_weight": 0.1, "data__image_size": 32}
@@ -375,19 +372,19 @@ class TestCounts:
     def test_every_quantizer_can_be_planned(self, name):
         settings = {"tokenizer.quantizer": {"name": name, "codebook_size": 64}} | TINY
         dim = recipe_config("builtin/smoke", settings).tokenizer.quantizer.code_dim
-        plan = plan_tokenizer(recipe_config("builtin/smoke", settings), name)
+        plan = count_run(recipe_config("builtin/smoke", settings), name)
         assert plan.parameters.codebook in (0, 64 * dim, dim**2, dim**2 + dim, 64 * dim + dim**2)
         assert 0 < plan.forward_operations < plan.training_operations
         assert plan.memory_bytes > plan.state_bytes > 0
 
     def test_counting_leaves_random_numbers_and_default_type_alone(self):
         before = torch.get_rng_state()
-        count_step(smoke(precision="64-true"))
+        count_tokenizer_step(smoke(precision="64-true"))
         assert torch.equal(torch.get_rng_state(), before) and torch.get_default_dtype() == torch.float32
 
     def test_images_that_do_not_fit_are_refused(self):
         with pytest.raises(ValueError, match="multiples of the downsampling"):
-            plan_tokenizer(smoke(data__image_size=17))
+            count_run(smoke(data__image_size=17))
 
 
 class TestPlan:
@@ -395,12 +392,12 @@ class TestPlan:
         config = smoke(steps=1, record__tokens_per_code=1, loss__adversarial_weight=0.1, data__image_size=32)
         train(config, tmp_path / "run", progress=False)
         size = next((tmp_path / "run" / "checkpoints").glob("*.pt")).stat().st_size
-        assert plan_tokenizer(config).checkpoint_bytes == pytest.approx(size, rel=0.05)
+        assert count_run(config).checkpoint_bytes == pytest.approx(size, rel=0.05)
 
     def test_snapshots_are_as_many_and_as_large_as_the_real_ones(self, tmp_path):
         config = smoke(steps=7, record__validate_every=3, record__tokens_per_code=1)
         run = train(config, tmp_path / "run", progress=False)
-        schedule = plan_tokenizer(config).snapshots
+        schedule = count_run(config).snapshots
         assert run.snapshot_steps == [0, 2, 3, 6, 7]
         assert schedule.count == 5 and schedule.every == 3
         size = (run.path / "snapshots" / "step_00000003.npz").stat().st_size
@@ -420,13 +417,13 @@ class TestPlan:
             assert schedule.count == sum(map(schedule.includes, range(steps + 1)))
 
     def test_the_largest_codebook_keeps_a_snapshot_of_every_thirteenth_validation(self):
-        told = plan_tokenizer(recipe_config("imagenet/ibq_262144")).describe()
+        told = count_run(recipe_config("imagenet/ibq_262144")).describe()
         assert "30 snapshots, thinned to one every 65,000 steps (one at each validation would be 335)" in told
 
     def test_a_thinned_run_validates_as_ever_and_resumes_to_the_same_snapshots(self, tmp_path, monkeypatch):
         config = smoke(steps=24, record__validate_every=3, record__tokens_per_code=1, record__checkpoint_every=4)
         whole = train(config, tmp_path / "whole", progress=False)
-        monkeypatch.setattr(snapshots, "SNAPSHOTS_BYTES", 6 * plan_tokenizer(config).snapshots.bytes_each)
+        monkeypatch.setattr(snapshots, "SNAPSHOTS_BYTES", 6 * count_run(config).snapshots.bytes_each)
         thinned = train(config, tmp_path / "thinned", progress=False)
         assert thinned.snapshot_steps == [0, 2, 9, 18, 24]
         assert (
@@ -448,11 +445,11 @@ class TestPlan:
 
     def test_time_and_price_are_arithmetic(self):
         plan = planned(steps=900, batch_size=8)
-        cost = cost_of_run(plan, 2.0, gpus=4, gpu_hour_price=3.0)
+        cost = training_time(plan, 2.0, gpus=4, gpu_hour_price=3.0)
         assert (cost.gpu_hours, cost.price) == (1.0, 3.0)
         assert cost.days == pytest.approx(1 / 96)
-        assert cost_of_run(plan, 2.0).gpus == plan.processes == 1
-        assert cost_of_run(plan, 2.0).price is None
+        assert training_time(plan, 2.0).gpus == plan.processes == 1
+        assert training_time(plan, 2.0).price is None
 
     @pytest.mark.parametrize(
         ("speed", "gpus", "price", "says"),
@@ -460,7 +457,7 @@ class TestPlan:
     )
     def test_impossible_costs(self, speed, gpus, price, says):
         with pytest.raises(ValueError, match=says):
-            cost_of_run(planned(), speed, gpus, price)
+            training_time(planned(), speed, gpus, price)
 
     def test_state_counts_each_copy(self):
         plain = planned(ema_decay=0.0)
@@ -492,7 +489,7 @@ class TestCommand:
 
     def test_without_a_measured_gpu_hours_are_a_bound_and_say_so(self):
         told = self.ask("imagenet/ibq_1024", "--gpus", "64").output
-        plan = plan_tokenizer(recipe_config("imagenet/ibq_1024"))
+        plan = count_run(recipe_config("imagenet/ibq_1024"))
         hours = plan.images * plan.training_operations / PEAK_OPERATIONS / 3600
         assert f"{hours:,.0f} GPU-hours" in told and "no speed was measured on a GPU" in told
 
@@ -511,7 +508,7 @@ class TestCommand:
         speeds = measured_speeds(tmp_path)
         assert {name: speed.images_per_second for name, speed in speeds.items()} == {"imagenet/ibq_1024": 80.0}
         measured, other = (
-            plan_tokenizer(recipe_config(name), name) for name in ("imagenet/ibq_1024", "imagenet/ibq_16384_blocks1")
+            count_run(recipe_config(name), name) for name in ("imagenet/ibq_1024", "imagenet/ibq_16384_blocks1")
         )
         scaled = speed_of(other, speeds, [measured, other])
         ratio = measured.training_operations / other.training_operations
@@ -541,8 +538,21 @@ class TestCommand:
         assert "did you mean 'batch_size'" in self.ask("builtin/smoke", "batch_sise=2").output
 
     def test_the_table_has_a_row_per_plan(self):
-        table = plan_table([plan_tokenizer(smoke(), "a", published_row("imagenet/ibq_1024"))])
+        table = cost_table([count_run(smoke(), "a", published_row("imagenet/ibq_1024"))])
         assert table.loc[0, ["recipe", "rfid", "steps"]].tolist() == ["a", 2.24, 12]
+
+
+def test_a_published_row_is_a_tokenizers_or_a_generators():
+    printed = {"table": "table 1", "source": "a paper"}
+    assert PublishedRow(rfid=1.5, lpips=0.2, usage=0.5, **printed).describe() == (
+        "rFID 1.50, LPIPS 0.2000, usage 50 % (a paper, table 1)"
+    )
+    assert PublishedRow(gfid=2.0, inception_score=250, precision=0.8, recall=0.6, **printed).describe() == (
+        "gFID 2.00, IS 250.00, precision 0.80, recall 0.60 (a paper, table 1)"
+    )
+    for numbers in ({}, {"gfid": 2.0}, {"rfid": 1.0, "gfid": 2.0, "inception_score": 250}):
+        with pytest.raises(ValueError, match="a published row has rfid"):
+            PublishedRow(**numbers, **printed)
 
 
 def test_the_experiments_page_lists_every_imagenet_recipe_with_what_plan_counts():
@@ -551,12 +561,12 @@ def test_the_experiments_page_lists_every_imagenet_recipe_with_what_plan_counts(
     assert sorted(rows) == sorted(f"{name}.yaml" for name in IMAGENET)
     for name, row in published_rows().items():
         assert f"| {row.rfid:.2f} |" in rows[f"{name}.yaml"] or "soft_vq" in name
-    plan = plan_tokenizer(recipe_config("imagenet/ibq_1024"))
+    plan = count_run(recipe_config("imagenet/ibq_1024"))
     line = rows["imagenet/ibq_1024.yaml"]
     printed = [float(number.replace(",", "")) for cell in line.split("|")[6:9] for number in cell.split("/")]
     assert printed == pytest.approx(
         [
-            plan.parameters.tokenizer / 1e6,
+            plan.parameters.total / 1e6,
             plan.forward_operations / 1e9,
             plan.training_operations / 1e9,
             plan.activations.per_image / 2**30,
@@ -591,7 +601,7 @@ class TestGenerators:
 
     def plan(self, **settings):
         dotted = {key.replace("__", "."): value for key, value in settings.items()}
-        return plan_generator(recipe_config("builtin/digits_generator", TINY_GENERATOR | dotted))
+        return count_run(recipe_config("builtin/digits_generator", TINY_GENERATOR | dotted))
 
     def test_parameters_are_those_of_the_generator(self):
         for settings in (TINY_GENERATOR["generator"], TINY_FACTORIZED):
@@ -599,7 +609,7 @@ class TestGenerators:
             assert plan.parameters.total == sum(
                 p.numel() for p in make_generator(generator_config(settings)).parameters()
             )
-            assert min(plan.parameters) > 0
+            assert min(plan.parameters.embeddings, plan.parameters.blocks, plan.parameters.head) > 0
 
     def test_operations_are_the_matrix_products(self):
         plan, (width, hidden, tokens, heads, words) = self.plan(), (16, 48, 16, 2, 64)
@@ -624,7 +634,7 @@ class TestGenerators:
 
     @pytest.mark.parametrize("name", [f"generators/{file.stem}" for file in find_recipes("generators")])
     def test_published_recipes_are_the_published_models(self, name):
-        config, printed = recipe_config(name), published_generation(name)
+        config, printed = recipe_config(name), published_row(name)
         assert type(config) is GeneratorTrainConfig and printed.gfid > 2
         assert config.batch_size == 768 and config.batch_size % config.processes == 0
         assert config.generator.head_dim == 64 or config.generator.config_name == "magvit2"

@@ -25,16 +25,16 @@ from ibqlab.pretrained import (
     download_published,
     export_published,
     export_tokenizer,
+    is_generator,
     load_first_stage,
     load_generator,
     load_tokenizer,
     read_checkpoint,
 )
-from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
-from ibqlab.pretrained.generators import is_generator
-from ibqlab.pretrained.names import place_published
-from ibqlab.pretrained.stored import Stored
+from ibqlab.pretrained.names import tokenizer_roles
+from ibqlab.pretrained.tensor_files import TensorFile
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
 from ibqlab.quantizers import quantizer_config
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run, RunError
@@ -153,7 +153,7 @@ class TestPublished:
         listed, _ = golden("official_state_dict_keys")
         tensors = {key: torch.empty(shape, device="meta") for key, (shape, _) in listed[model].items()}
         config = infer_config({key: tuple(value.shape) for key, value in tensors.items()})
-        places = place_published(tensors, empty_tokenizer(config))
+        places = tokenizer_roles(tensors, empty_tokenizer(config))
         names = ["tokenizer", "tokenizer_ema", "discriminator", "discriminator_ema", "perceptual loss", "bookkeeping"]
         assert len(places) == keys == len(tensors)
         assert [sum(place.part == name for place in places.values()) for name in names] == parts
@@ -236,7 +236,7 @@ class TestFamilies:
         assert set(listed) == set(self.FULL_SIZE)
         for model, says in self.FULL_SIZE.items():
             tensors = {key: torch.empty(shape, device="meta") for key, (shape, _) in listed[model].items()}
-            stored = Stored(path=Path("file"), format="", tensors=tensors)
+            stored = TensorFile(path=Path("file"), format="", tensors=tensors)
             with pytest.raises(CheckpointError, match=says):
                 refuse_other_families(tensors)
                 check_quantizer_is_told(stored, tensors, None)

@@ -24,10 +24,12 @@ from ibqlab.pretrained import (
     load_first_stage,
     load_generator,
     load_tokenizer,
+    read_checkpoint,
 )
-from ibqlab.pretrained.architecture import empty_tokenizer, infer_config
+from ibqlab.pretrained.export import published_generator_state
 from ibqlab.pretrained.generator_architecture import infer_generator_config
-from ibqlab.pretrained.generators import FIRST_STAGE, published_generator_state
+from ibqlab.pretrained.names import FIRST_STAGE
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
 from ibqlab.quantizers import join_indices, quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -194,6 +196,19 @@ def test_weights_are_the_generators_own(tmp_path):
     path.write_bytes(b"\0" * path.stat().st_size)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.train().loss(tokens(12), LABELS).backward()
+
+
+def test_one_opener_says_what_a_generators_file_holds(tmp_path):
+    model = make(SMALL)
+    path = export_generator(model, tmp_path / "out.safetensors")
+    checkpoint = read_checkpoint(path, "generator")
+    assert checkpoint.network == "generator" and checkpoint.config == SMALL
+    assert checkpoint.part("generator").keys() == model.state_dict().keys()
+    assert checkpoint.report.accounted == checkpoint.report.keys == len(model.state_dict())
+    with pytest.raises(ValueError, match=r"network must be one of .*generator"):
+        read_checkpoint(path, "generators")
+    with pytest.raises(FileNotFoundError, match="IBQ-AR-B is a published generator and no file here; fetch it first"):
+        load_generator("IBQ-AR-B")
 
 
 # --- refused ---

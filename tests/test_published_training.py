@@ -12,7 +12,7 @@ from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ibqlab.training import OptimizerConfig, TrainConfig, TrainingError, recipe_config
-from ibqlab.training.optimizers import build_optimizer, learning_rate_at
+from ibqlab.training.optimisation import build_optimizer, learning_rate_at
 
 ADVERSARIAL = {
     "data__image_size": 32,
@@ -80,9 +80,10 @@ def test_the_loop_repeats_the_published_training(tmp_path, monkeypatch, tag, pre
     batches = values["images_nhwc"].double().permute(0, 3, 1, 2).split(told["batch_size"])
     labels = torch.zeros(told["batch_size"], dtype=torch.int64)
     monkeypatch.setattr(
-        "ibqlab.training.loop.training_batches", lambda *_, **__: [Batch(images, labels, []) for images in batches]
+        "ibqlab.training.tokenizer.loop.training_batches",
+        lambda *_, **__: [Batch(images, labels, []) for images in batches],
     )
-    monkeypatch.setattr("ibqlab.training.step.to_model_range", lambda images: images)
+    monkeypatch.setattr("ibqlab.training.tokenizer.step.to_model_range", lambda images: images)
     config = published_run(told)
     run = trained(tmp_path / "run", TrainConfig(**{**vars(config), "precision": precision}))
     first, later, last = TOLERANCES[precision]

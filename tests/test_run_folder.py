@@ -354,7 +354,7 @@ def test_ctrl_c_while_a_run_is_made_ready_says_how_to_go_on(tmp_path, monkeypatc
     def opening(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ibqlab.training.loop.open_data", opening)
+    monkeypatch.setattr("ibqlab.training.tokenizer.loop.open_data", opening)
     with pytest.raises(TrainingInterrupted, match="before the training began, nothing is lost; go on with the same"):
         trained(tmp_path / "run", smoke())
     assert not (tmp_path / "run").exists()
@@ -373,7 +373,7 @@ def test_a_stop_at_the_last_step_finishes_the_run(tmp_path, whole):
 
 
 def test_ctrl_c_in_the_middle_of_a_step_saves_no_half_step(tmp_path, whole, monkeypatch):
-    from ibqlab.training.step import TokenizerStep  # noqa: PLC0415
+    from ibqlab.training.tokenizer.step import TokenizerStep  # noqa: PLC0415
 
     learn = TokenizerStep.learn
 

@@ -23,7 +23,7 @@ with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.tokenizer.autoencoder import AutoencoderConfig
     from ibqlab.recipes.tokenizer_config import LossConfig
     from ibqlab.training.ema import WeightAverage
-    from ibqlab.training.evaluation import take_snapshot, validate
+    from ibqlab.training.tokenizer.validation import take_snapshot, validate
     from ibqlab.losses.tokenizer_loss import name_first_nonfinite, tokenizer_loss
 
 settings = [(name, {}) for name in available_quantizers()]

@@ -14,12 +14,14 @@ from ibqlab.recipes.tokenizer_config import SpeedConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.autoencoder import ResidualBlock
-from ibqlab.training import discriminator_training as adversary_module
-from ibqlab.training import speed, step
+from ibqlab.tokenizer.recomputing import find_blocks
+from ibqlab.training import speed
 from ibqlab.training.launch import launch
-from ibqlab.training.models import build_models
-from ibqlab.training.optimizers import build_optimizer
-from ibqlab.training.step import TokenizerStep
+from ibqlab.training.optimisation import build_optimizer
+from ibqlab.training.tokenizer import discriminator_training as adversary_module
+from ibqlab.training.tokenizer import step
+from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.step import TokenizerStep
 
 JUDGED = {
     "data__image_size": 32,
@@ -112,8 +114,8 @@ def test_recomputed_blocks_are_called_twice_and_keep_less(monkeypatch):
     for recomputing in (False, True):
         calls.clear()
         tokenizer = Tokenizer.from_config(smoke().tokenizer)
-        speed.prepare(SpeedConfig(activation_checkpointing=recomputing), tokenizer)
-        blocks = sum(isinstance(block, ResidualBlock) for block in speed.find_blocks(tokenizer))
+        speed.prepare_tokenizer(SpeedConfig(activation_checkpointing=recomputing), tokenizer)
+        blocks = sum(isinstance(block, ResidualBlock) for block in find_blocks(tokenizer))
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = tokenizer(torch.rand(2, 3, 16, 16))

@@ -17,7 +17,7 @@ from ibqlab.notebooks.parameters import find_notebook, notebook_parameters
 from ibqlab.plots import plot_scaling, scaling_table
 from ibqlab.plots.style import CAPTION_SIZE
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.recipes.presets import PRESETS
+from ibqlab.recipes.presets import PRESETS, load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.provenance_record import command_line
@@ -137,8 +137,16 @@ class TestRecipes:
         for path in (EXPERIMENTS / "studies").glob("*.yaml"):
             for preset in load_yaml(path):
                 assert open_study(path.stem, StudyParameters(preset=preset)).cells
-        for name in PRESETS.values():
-            assert find_recipe(name).is_file()
+        for preset in PRESETS.values():
+            for name in (preset.tokenizer, *preset.generator, *preset.link):
+                assert not name or find_recipe(name).is_file()
+
+    def test_every_file_of_grids_uses_the_words_of_the_one_table(self, tmp_path):
+        for path in (*(EXPERIMENTS / "studies").glob("*.yaml"), EXPERIMENTS / "tables" / "presets.yaml"):
+            assert load_presets(path)
+        (tmp_path / "grid.yaml").write_text("smoke: {}\nlabtop: {}\n")
+        with pytest.raises(ConfigError, match=r"grid.yaml: the preset 'labtop' is none of smoke, demo, laptop"):
+            load_presets(tmp_path / "grid.yaml")
 
     def test_the_imagenet_recipe_is_the_published_one(self):
         config = recipe_config("imagenet/ibq_16384")

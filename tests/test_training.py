@@ -28,8 +28,8 @@ from ibqlab.quantizers import Quantizer, nearest_code
 from ibqlab.runs import Run, RunError
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
-from ibqlab.training.evaluation import probe_usage, validate
-from ibqlab.training.models import build_models
+from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.validation import validate
 
 TIMINGS = ["seconds", "images_per_second"]
 NO_ENTROPY = {"name": "ibq", "entropy_weight": 0.0}
@@ -107,7 +107,9 @@ def assert_finite(run):
 def small_numbers(monkeypatch):
     """Plain gradient steps: Adam divides by a gradient's size and so makes a rounding of 1e-10 into a step of 1e-3."""
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr))
-    monkeypatch.setattr("ibqlab.training.step.learning_rate_at", lambda step, config: 30 * config.learning_rate)
+    monkeypatch.setattr(
+        "ibqlab.training.tokenizer.step.learning_rate_at", lambda step, config: 30 * config.learning_rate
+    )
 
 
 # --- what a run leaves behind ---
@@ -159,8 +161,9 @@ def test_usage_alone_is_what_a_whole_validation_says(name):
     source = open_data(config.data, "validation")
     batches = list(validation_batches(source, images=10, batch_size=4))
     whole = validate(tokenizer, batches, torch.device("cpu")).row()
-    alone, broken = probe_usage(tokenizer, batches, torch.device("cpu"))
-    assert alone == {key: whole[key] for key in alone} and broken == []
+    result = validate(tokenizer, batches, torch.device("cpu"), reconstruct=False)
+    alone = result.row()
+    assert alone == {key: whole[key] for key in alone} and result.broken == []
     assert set(alone) == {f"validation_{key}" for key in ("usage", "perplexity", "tokens", "images")}
     assert tokenizer.training
 
@@ -362,8 +365,8 @@ import os, sys
 import torch
 from ibqlab.cli import main
 from ibqlab.data import to_model_range
-from ibqlab.training import step
-from ibqlab.training.discriminator_training import Adversary
+from ibqlab.training.tokenizer import step
+from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 torch.set_num_threads(1)
 torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr)
@@ -499,7 +502,7 @@ def test_nan_in_a_batch_stops_the_run(tmp_path, monkeypatch):
         calls.append(images)
         return to_model_range(images) * (float("nan") if len(calls) == 9 else 1.0)
 
-    monkeypatch.setattr("ibqlab.training.step.to_model_range", poisoned)
+    monkeypatch.setattr("ibqlab.training.tokenizer.step.to_model_range", poisoned)
     with pytest.raises(TrainingError) as caught:
         trained(tmp_path / "run", smoke())
     for part in ("step 9: the batch of images is the first", "step_00000006.pt", "mend the data", "'photos'"):

@@ -25,11 +25,11 @@ import published_form  # noqa: F401 - registers the quantizer of the published f
 import torch
 from rows import origin_columns
 
-from ibqlab.costs.step_cost import Lpips
+from ibqlab.costs.tokenizer_step_cost import Lpips
 from ibqlab.training import TrainConfig, recipe_config
 from ibqlab.training.launch import launch
-from ibqlab.training.models import build_models
-from ibqlab.training.step import Models, TokenizerStep
+from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.step import Models, TokenizerStep
 
 RECIPES = ["imagenet/ibq_16384", "imagenet/ibq_262144", "imagenet/vqgan_16384", "imagenet/lfq_262144"]
 CONFIGURED, PUBLISHED = "as configured", "published form"

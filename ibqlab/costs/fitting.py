@@ -1,6 +1,6 @@
 """Whether a run fits into the memory of the device that trains it, told before anything is made.
 
-A rough count from below costs nothing. Where it comes near the memory there is, the recipe's own plan is counted, which
+A rough count from below costs nothing. Where it comes near the memory there is, the recipe's own cost is counted, which
 takes seconds.
 """
 
@@ -8,14 +8,13 @@ import torch
 
 from ibqlab.base.checks import gib, memory_bytes
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
-from ibqlab.recipes.tokenizer_config import TrainConfig
+from ibqlab.recipes.run_config import RunConfig
 
 NEAR = 0.02
 """Share of the memory from which on the rough count is not trusted."""
-AnyConfig = TrainConfig | GeneratorTrainConfig
 
 
-def require_fits(config: AnyConfig) -> None:
+def require_fits(config: RunConfig) -> None:
     """Refuse a run that needs more memory than its device has.
 
     Args:
@@ -25,22 +24,22 @@ def require_fits(config: AnyConfig) -> None:
     Cost: nothing for small runs; seconds where memory may be short.
     """
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    there = torch.cuda.get_device_properties(0).total_memory if on_gpu else memory_bytes()
+    available = torch.cuda.get_device_properties(0).total_memory if on_gpu else memory_bytes()
     needed = least_bytes(config)
-    if there is None or needed < NEAR * there:
+    if available is None or needed < NEAR * available:
         return
-    if needed <= there:
-        needed = max(needed, _planned_bytes(config))
-    if needed > there:
+    if needed <= available:
+        needed = max(needed, _counted_bytes(config))
+    if needed > available:
         device = "the GPU" if on_gpu else "this machine"
         raise ValueError(
             f"one process of this run needs at least {gib(needed)} of memory, {device} "
-            f"has {gib(there)}; lower batch_size, or raise accumulate, or lower the sizes of networks, codebook and "
-            "record. `ibqlab plan` counts what each takes"
+            f"has {gib(available)}; lower batch_size, or raise accumulate, or lower the sizes of networks, codebook "
+            "and record. `ibqlab plan` counts what each takes"
         )
 
 
-def least_bytes(config: AnyConfig) -> int:
+def least_bytes(config: RunConfig) -> int:
     """Bytes that one process needs at the very least: weights with Adam's averages, a batch and what is recorded."""
     at_once = config.batch_size // (config.processes * config.accumulate)
     pixels = config.data.image_size**2
@@ -55,10 +54,7 @@ def least_bytes(config: AnyConfig) -> int:
     return 16 * codes + images + recorded
 
 
-def _planned_bytes(config: AnyConfig) -> int:
-    """What the recipe's plan counts for one process."""
-    from ibqlab.costs.generator_cost import plan_generator  # noqa: PLC0415 - seconds, needed only here
-    from ibqlab.costs.tokenizer_cost import plan_tokenizer  # noqa: PLC0415
+def _counted_bytes(config: RunConfig) -> int:
+    from ibqlab.costs.run_cost import count_run  # noqa: PLC0415 - torch's counter takes a while to import
 
-    plan = plan_generator(config) if isinstance(config, GeneratorTrainConfig) else plan_tokenizer(config)
-    return plan.memory_bytes
+    return count_run(config).memory_bytes

@@ -1,4 +1,4 @@
-"""Counting on tensors that have shapes but no contents: operations, kept tensors, and CUDA's habits told to a CPU."""
+"""Counting on tensors that have shapes but no contents: operations, saved tensors, and CUDA's habits told to a CPU."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +15,7 @@ FLOAT32_ON_CUDA = (F.group_norm, torch.pow, torch.sum)
 """What autocast computes in float32 on CUDA but not on the CPU, as far as these networks use it."""
 
 
-class Cost(NamedTuple):
+class LinearCost(NamedTuple):
     """What grows with the images of a step, and what does not."""
 
     fixed: int
@@ -37,7 +37,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def fit_line(count: Callable[[int], int]) -> Cost:
+def fit_line(count: Callable[[int], int]) -> LinearCost:
     """The cost of any number of images, from that of two and of three.
 
     Args:
@@ -45,10 +45,10 @@ def fit_line(count: Callable[[int], int]) -> Cost:
     """
     # A single image's tokens are a view that no fused attention takes, so it says nothing about larger batches.
     two, three = count(2), count(3)
-    return Cost(3 * two - 2 * three, three - two)
+    return LinearCost(3 * two - 2 * three, three - two)
 
 
-class Kept:
+class SavedTensors:
     """Tensors that wait for the backward pass, each storage once.
 
     Args:
@@ -64,7 +64,7 @@ class Kept:
         """Their size."""
         return sum(storage.nbytes() for storage in self.storages.values())
 
-    def keep(self, tensor: Tensor) -> Tensor:
+    def add(self, tensor: Tensor) -> Tensor:
         """Note a tensor's storage; the tensor itself comes back."""
         # The storage itself is held, so that its address cannot be given to another one meanwhile.
         storage = tensor.untyped_storage()
@@ -74,7 +74,7 @@ class Kept:
 
     def watching(self) -> AbstractContextManager:
         """Inside the block every tensor that autograd saves is noted."""
-        return torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        return torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor)
 
 
 class _AsOnCuda(TorchFunctionMode):
@@ -121,13 +121,30 @@ def counting() -> Iterator[FlopCounterMode]:
         yield counter
 
 
+def largest_block_bytes(network: nn.Module, blocks: Iterable[nn.Module], call: Callable[[], Any], mixed: bool) -> int:
+    """Bytes that one block of a network keeps for its backward pass: the largest of them.
+
+    Args:
+        network: that holds the blocks, none of which is computed again.
+        call: runs the network once.
+        mixed: whether the run's precision is bf16-mixed.
+    """
+    saved, before, sizes = SavedTensors(storages_of([network])), [], []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda *_: before.append(saved.bytes))
+        block.register_forward_hook(lambda *_: sizes.append(saved.bytes - before[-1]))
+    with saved.watching(), cuda_precision(mixed):
+        call()
+    return max(sizes)
+
+
 def _addmm_operations(total: tuple, left: tuple, right: tuple, **_: Any) -> int:
     """A product that is added to a gradient in place (codebook's, head's), which torch does not count."""
     return 2 * left[0] * left[1] * right[1]
 
 
 def storages_of(networks: Iterable[nn.Module]) -> set[int]:
-    """What `Kept` takes as known of networks: their weights and buffers."""
+    """What `SavedTensors` takes as known of networks: their weights and buffers."""
     return {
         tensor.untyped_storage()._cdata
         for network in networks
@@ -138,3 +155,58 @@ def storages_of(networks: Iterable[nn.Module]) -> set[int]:
 def count_parameters(module: nn.Module | None) -> int:
     """Learned numbers of a module; 0 for none."""
     return sum(p.numel() for p in module.parameters()) if module else 0
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """The type of weights, gradients and Adam's averages at a recipe's precision."""
+    return torch.float64 if precision == "64-true" else torch.float32
+
+
+class Parameters(NamedTuple):
+    """Learned numbers, part by part; 0 for what a run has not. Those of LPIPS are frozen."""
+
+    encoder: int = 0
+    decoder: int = 0
+    codebook: int = 0
+    """Everything that the quantizer learns; 0 for LFQ."""
+    convolutions: int = 0
+    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
+    discriminator: int = 0
+    """0 where the adversarial loss is off."""
+    perceptual: int = 0
+    """LPIPS: its trunk and its five layers of weights; 0 where it is off."""
+    embeddings: int = 0
+    """A generator's, of tokens and classes."""
+    blocks: int = 0
+    """A generator's."""
+    head: int = 0
+    """A generator's, with its norm."""
+
+    @property
+    def total(self) -> int:
+        """The network's own: all that encodes and decodes, or that predicts tokens."""
+        return sum(self) - self.discriminator - self.perceptual
+
+    @property
+    def trained(self) -> int:
+        """All that an optimiser moves."""
+        return self.total + self.discriminator
+
+
+class StepCost(NamedTuple):
+    """What one training step of a recipe takes, on one process."""
+
+    parameters: Parameters
+    """Learned numbers, part by part."""
+    forward: LinearCost
+    """Operations without gradients, by images; a multiply-add is two."""
+    training: LinearCost
+    """Operations of a training step on one process's part of a batch, by images."""
+    activations: LinearCost
+    """Bytes kept for the backward pass, at the step's fullest moment; `fixed` are the weights' copies in bfloat16."""
+    state_bytes: int
+    """Weights, gradients, Adam's averages, averaged and frozen weights, whatever the batch."""
+    checkpoint_bytes: int
+    """One checkpoint on disk."""
+    cache_bytes: int = 0
+    """Keys and values of one image while a generator samples it, float32."""

@@ -27,7 +27,6 @@ from ibqlab.base.checks import (
 from ibqlab.base.progress import counted, tell, why_too_short
 from ibqlab.data import Batch, first_images, open_data
 from ibqlab.generating.pipeline import (
-    GENERATOR_PRESETS,
     GeneratorRunParameters,
     Pair,
     class_names,
@@ -42,9 +41,10 @@ from ibqlab.metrics import truncate_to_uint8
 from ibqlab.metrics.digits_classifier import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
+from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run, runs_root
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.training.generator_data import check_fit, find_folder
+from ibqlab.training.generator.token_source import check_fit, find_folder
 
 BATCH = 64
 """Images drawn and decoded at once."""
@@ -57,8 +57,8 @@ class GalleryParameters:
     """What the `parameters` cell of the gallery notebook may set."""
 
     preset: str = "digits"
-    """Where no generator is given: a key of `GENERATOR_PRESETS`, whose tokenizer and generator are trained first unless
-    they were before."""
+    """Where no generator is given: one of `preset_names("generator")`, whose tokenizer and generator are trained first
+    unless they were before."""
     generator: str = ""
     """A trained generator: a run folder, an export or a published file; empty: the preset's."""
     tokenizer: str = ""
@@ -80,7 +80,7 @@ class GalleryParameters:
     """Columns of the gallery of seeds, at least 1."""
 
     def __post_init__(self):
-        require_choice("preset", self.preset, GENERATOR_PRESETS)
+        find_preset(self.preset, "generator")
         if self.card:
             require_choice("card", self.card, SAMPLING_CARDS)
         require_between("images_per_class", self.images_per_class, 1, GALLERY_IMAGES)

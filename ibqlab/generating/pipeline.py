@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from ibqlab.base.checks import require, require_choice
+from ibqlab.base.checks import require
 from ibqlab.config import content_hash, parse, to_dict
 from ibqlab.data import DataConfig, open_data
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
 from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
+from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.tokenizer import Tokenizer
@@ -20,16 +21,8 @@ from ibqlab.tokens.report import TokenReport
 from ibqlab.tokens.store import TokenStore, TokenStoreError
 from ibqlab.tokens.writing import write_tokens
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
-from ibqlab.training.generator_data import find_folder
+from ibqlab.training.generator.token_source import find_folder
 from ibqlab.training.trainer import Watch
-
-GENERATOR_PRESETS = {
-    "smoke": ("builtin/smoke", "builtin/smoke_generator"),
-    "digits": ("builtin/digits", "builtin/digits_generator"),
-    "photos": ("builtin/photos", "builtin/photos_generator"),
-    "paper": ("imagenet/ibq_16384", "generators/ibq_b"),
-}
-"""Presets of notebooks that train a generator: the recipes of its tokenizer and of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +30,7 @@ class GeneratorRunParameters:
     """What the `parameters` cell of a notebook that trains a generator may set."""
 
     preset: str = "digits"
-    """A key of `GENERATOR_PRESETS`."""
+    """One of `preset_names("generator")`."""
     tokenizer: str = ""
     """A trained tokenizer: a run, an export or a published file; empty: the preset's is trained first."""
     tokenizer_settings: tuple[str, ...] = ()
@@ -51,7 +44,7 @@ class GeneratorRunParameters:
     or ~; empty: named by preset and settings."""
 
     def __post_init__(self):
-        require_choice("preset", self.preset, GENERATOR_PRESETS)
+        find_preset(self.preset, "generator")
         require(
             not (self.tokenizer and self.tokenizer_settings),
             "tokenizer_settings are for the preset's tokenizer; got them with a trained one. Use [].",
@@ -116,7 +109,7 @@ def plan_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
         ConfigError: no such recipe, or settings that do not fit it.
         RunError: the folder holds runs with other settings.
     """
-    first, second = GENERATOR_PRESETS[parameters.preset]
+    first, second = find_preset(parameters.preset, "generator")
     tokenizer = None if parameters.tokenizer else recipe_config(first, assignments=parameters.tokenizer_settings)
     plain = recipe_config(second, assignments=parameters.settings)
     given = to_dict(tokenizer) if tokenizer else parameters.tokenizer

@@ -47,7 +47,7 @@ from ibqlab.data.pictures import open_picture
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.metrics import truncate_to_uint8
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
-from ibqlab.training.generator_data import check_fit
+from ibqlab.training.generator.token_source import check_fit
 
 MANIFEST, ARCHIVE, SHARD = "manifest.json", "samples.npz", "samples-{:06d}.tar"
 NAMES_SHOWN = 10

@@ -2,5 +2,5 @@
 
 A cell is one run of the grid and its folder; a file in the store says that it is finished, so a grid that was stopped
 trains only what is missing (`cells`, `engine`). `local` and `slurm` start workers, and `worker` is what runs inside
-one. `measuring` evaluates tokenizers that are already there. Start with `engine`.
+one. `evaluation_session` measures tokenizers that are already there. Start with `engine`.
 """

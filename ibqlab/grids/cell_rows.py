@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibqlab.costs.meter import Kept, storages_of
+from ibqlab.costs.meter import SavedTensors, storages_of
 from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -113,10 +113,10 @@ def quantizer_cost(quantizer: Quantizer, features: Tensor, tokens: int) -> dict[
     repeated = features.repeat(-(-tokens // len(features)), 1)[:tokens].T.reshape(1, dim, tokens, 1).contiguous()
     state = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.train()
-    seconds, memory = [], Kept(())
+    seconds, memory = [], SavedTensors(())
     for repeat in range(REPEATS + 1):
         inputs = repeated.clone().requires_grad_()
-        memory = Kept({*storages_of([quantizer]), inputs.untyped_storage()._cdata})
+        memory = SavedTensors({*storages_of([quantizer]), inputs.untyped_storage()._cdata})
         began = _now(inputs)
         with memory.watching():
             out = quantizer(inputs)

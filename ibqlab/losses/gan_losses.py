@@ -57,8 +57,9 @@ def adaptive_weight(likelihood: Scalar, adversarial: Scalar, last_layer: Tensor)
         The weight, without a gradient.
     Source: VQGAN (Esser et al., 2021), eq. 7; in the published IBQ code, but unused by its configurations.
     """
-    pulls = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (likelihood, adversarial)]
-    return (pulls[0] / (pulls[1] + 1e-4)).clamp(0, 1e4).detach()
+    # Gradients have the layer's shape (3, C, 3, 3); only their lengths count. The graphs stay for the backward pass.
+    lengths = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (likelihood, adversarial)]
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0, 1e4).detach()
 
 
 class LeCam:

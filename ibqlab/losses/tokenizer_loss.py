@@ -77,5 +77,5 @@ def name_first_nonfinite(
         "the reconstruction": out.reconstruction,
         **{f"the loss term {name!r}": term for name, term in parts.items()},
     }
-    found = next((name for name, value in chain.items() if not torch.isfinite(value).all()), None)
-    return found or "the sum of the losses, here or on another process,"
+    culprit = next((name for name, value in chain.items() if not torch.isfinite(value).all()), None)
+    return culprit or "the sum of the losses, here or on another process,"

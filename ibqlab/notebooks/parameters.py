@@ -52,7 +52,7 @@ NOTE_BYTES = 1024
 COPY_BYTES = 2**30
 """Largest executed copy that is looked at before it is replaced."""
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
-PLANNERS = ("open_study", "plan_run", "plan_pipeline")
+PLANNERS = ("open_study", "prepare_run", "plan_pipeline")
 """What a notebook's third cell may call to turn its parameters into a plan. They start and write nothing."""
 TRAINED = ("checkpoint", "tokenizer", "generator")
 """Parameters that name something trained, which must be there."""

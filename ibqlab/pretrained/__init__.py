@@ -1,18 +1,25 @@
-"""Trained tokenizers and generators: published checkpoints, runs and exports, in and out."""
+"""Trained tokenizers and generators: published checkpoints, runs and exports, in and out.
 
-from ibqlab.pretrained.checkpoint import Checkpoint, read_checkpoint
-from ibqlab.pretrained.export import export_published, export_tokenizer
-from ibqlab.pretrained.generators import (
+The main idea: whatever kind of file it is, and whichever of the two networks it holds, one function opens it and says
+what every key is (`read_checkpoint`, a `Checkpoint`). Nothing in a file is executed, and no key is ignored silently.
+Tokenizers and generators differ in two things only: how the architecture is inferred from shapes
+(`tokenizer_architecture`, `generator_architecture`) and how published names translate (`names`). Start with `loading`,
+which makes a network of a checkpoint, then `reading`.
+"""
+
+from ibqlab.pretrained.checkpoint import Checkpoint
+from ibqlab.pretrained.export import (
     export_generator,
+    export_published,
     export_published_generator,
-    load_first_stage,
-    load_generator,
+    export_tokenizer,
 )
 from ibqlab.pretrained.hub import PUBLISHED, PublishedTokenizer, download_published
-from ibqlab.pretrained.loading import load_tokenizer
+from ibqlab.pretrained.loading import load_first_stage, load_generator, load_tokenizer
 from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
+from ibqlab.pretrained.reading import held_weights, is_generator, read_checkpoint
 from ibqlab.pretrained.report import LoadReport
-from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.pretrained.tensor_files import CheckpointError
 
 __all__ = [
     "PUBLISHED",
@@ -27,6 +34,8 @@ __all__ = [
     "export_published",
     "export_published_generator",
     "export_tokenizer",
+    "held_weights",
+    "is_generator",
     "load_first_stage",
     "load_generator",
     "load_tokenizer",

@@ -1,4 +1,4 @@
-"""Trained tokenizers as files for others: one safetensors file with its settings, or a checkpoint with published names.
+"""Trained networks as files for others: one safetensors file with its settings, or a checkpoint with published names.
 
 Files appear under their name when they are complete, and never in place of one that is there.
 """
@@ -18,11 +18,22 @@ from ibqlab.base.checks import require, require_choice
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, explained, replacing_path, sweep
 from ibqlab.config import to_dict
-from ibqlab.pretrained.architecture import CODEBOOK
-from ibqlab.pretrained.checkpoint import AS_GIVEN, EXPORT, Checkpoint, open_contents, read_checkpoint
-from ibqlab.pretrained.names import DECAY, DISCRIMINATOR, OUR_CODEBOOK, UPDATES, average_name, published_name
-from ibqlab.pretrained.report import WEIGHTS
-from ibqlab.tokenizer import Tokenizer
+from ibqlab.generator import AnyGenerator
+from ibqlab.pretrained.loading import load_first_stage, load_generator
+from ibqlab.pretrained.names import (
+    DECAY,
+    DISCRIMINATOR,
+    FIRST_STAGE,
+    OUR_CODEBOOK,
+    TRANSFORMER,
+    UPDATES,
+    average_name,
+    published_name,
+)
+from ibqlab.pretrained.reading import EXPORT, read_checkpoint
+from ibqlab.pretrained.report import AS_GIVEN, WEIGHTS
+from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
+from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
 """Parts of a published state dict in its order. The published loader wants a weight ahead of its average."""
@@ -48,25 +59,35 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
         ValueError: another ending, another value of weights; and whatever `load_tokenizer` raises.
         RunError: the disk is full or the folder may not be written to.
     """
-    target = Path(target)
-    require(target.suffix == ".safetensors", f"target must end in .safetensors, got {target.name!r}")
+    target = _free_target(target)
     if weights is not None:
         require_choice("weights", weights, WEIGHTS)
-    check_free(target)
     if isinstance(tokenizer, Tokenizer):
         config, label, tensors = tokenizer.config, weights or AS_GIVEN, tokenizer.state_dict()
     else:
-        contents = open_contents(tokenizer)
-        chosen = contents.choose(weights or "ema")
-        config, label = contents.config, contents.only or weights or "ema"
-        warning = contents.report(label, {}).warning if label in WEIGHTS else ""
+        checkpoint = read_checkpoint(tokenizer)
+        keys = checkpoint.choose(weights or "ema")
+        config, label = checkpoint.config, checkpoint.weights or weights or "ema"
+        warning = checkpoint.load_report(label, {}).warning
         if warning:
             warnings.warn(f"{for_terminal(tokenizer)}: {warning}", stacklevel=2)
-        tensors = {name: contents.tensors[key] for name, key in chosen.items()}
-    header = json.dumps({"weights": label, "tokenizer": to_dict(config)})
-    with whole_file(target) as unfinished:
-        save_tensors(tensors, unfinished, {EXPORT: header})
-    return target
+        tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
+    return _write_export(target, {"weights": label, "tokenizer": to_dict(config)}, tensors)
+
+
+def export_generator(generator: AnyGenerator | str | Path, target: str | Path) -> Path:
+    """Write a generator's weights and its settings as a safetensors file, which `load_generator` reads.
+
+    Every tensor comes back equal in every bit and of the same type. The tokenizer is not in it: `export_tokenizer`.
+
+    Args:
+        generator: a generator, or whatever `load_generator` takes.
+        target: the file to write, ending in .safetensors; what comes back and errors are those of `export_tokenizer`.
+    """
+    target = _free_target(target)
+    if isinstance(generator, str | Path):
+        generator = load_generator(generator)
+    return _write_export(target, {"generator": to_dict(generator.config)}, generator.state_dict())
 
 
 def export_published(source: str | Path, target: str | Path) -> Path:
@@ -90,14 +111,42 @@ def export_published(source: str | Path, target: str | Path) -> Path:
     target = Path(target)
     check_free(target)
     checkpoint = read_checkpoint(source)
-    content = {
-        "epoch": 0,
-        "global_step": checkpoint.step,
-        "pytorch-lightning_version": LIGHTNING_VERSION,
-        "state_dict": _published_state(checkpoint),
-        EXPORT: {"quantizer": checkpoint.config.quantizer.config_name},
-    }
-    save_checkpoint_file(content, target)
+    state = published_tokenizer_state(
+        checkpoint.config,
+        checkpoint.tokenizer,
+        tokenizer_ema=checkpoint.tokenizer_ema,
+        discriminator=checkpoint.discriminator,
+        discriminator_ema=checkpoint.discriminator_ema,
+        decay=checkpoint.ema_decay,
+    )
+    header = {EXPORT: {"quantizer": checkpoint.config.quantizer.config_name}}
+    save_checkpoint_file(_lightning(state, checkpoint.step) | header, target)
+    return target
+
+
+def export_published_generator(
+    source: AnyGenerator | str | Path, target: str | Path, tokenizer: Tokenizer | None = None
+) -> Path:
+    """Write a checkpoint with published names: the generator, and its tokenizer as the first stage.
+
+    Args:
+        source: a generator, or whatever `load_generator` takes.
+        target: the file to write, usually .ckpt.
+        tokenizer: the first stage; None: the one in `source`.
+    Raises:
+        ValueError: no tokenizer; and whatever `export_published` and `load_generator` raise.
+    """
+    target = Path(target)
+    check_free(target)
+    is_path = isinstance(source, str | Path)
+    require(
+        is_path or tokenizer is not None,
+        "a published checkpoint holds the tokenizer, too; got a generator alone. Give tokenizer=…",
+    )
+    tokenizer = tokenizer or load_first_stage(source)
+    generator = load_generator(source) if is_path else source
+    state = published_generator_state(generator, tokenizer)
+    save_checkpoint_file(_lightning({key: value.detach().cpu() for key, value in state.items()}, step=0), target)
     return target
 
 
@@ -132,35 +181,47 @@ def save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, 
         raise RunError(f"{target}: cannot be written ({error}); make room, or choose another folder") from error
 
 
-def published_state_of(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """A tokenizer's weights as they are by their published names, in the published order.
+def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The weights of both stages as they are, by their published names and in the published order.
 
     Raises:
         ValueError: a quantizer with more to it than one learned codebook.
     """
-    tensors = _without_upkeep(tokenizer.state_dict())
-    _check_publishable(tokenizer.config.quantizer.config_name, tensors)
-    weights = {published_name(name): value for name, value in tensors.items()}
-    return {key: weights[key] for part in PUBLISHED_ORDER for key in weights if key.startswith(part)}
+    first_stage = published_tokenizer_state(tokenizer.config, tokenizer.state_dict())
+    state = {FIRST_STAGE + key: value for key, value in first_stage.items()}
+    return state | {TRANSFORMER + key: value for key, value in generator.state_dict().items()}
 
 
-def _published_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All weights by their published names, in the published order."""
-    tokenizer = _without_upkeep(checkpoint.tokenizer)
-    _check_publishable(checkpoint.config.quantizer.config_name, tokenizer)
-    weights = {published_name(name): value for name, value in tokenizer.items()}
-    weights |= {DISCRIMINATOR + name: value for name, value in (checkpoint.discriminator or {}).items()}
+def published_tokenizer_state(
+    config: TokenizerConfig,
+    tokenizer: Mapping[str, Tensor],
+    *,
+    tokenizer_ema: Mapping[str, Tensor] | None = None,
+    discriminator: Mapping[str, Tensor] | None = None,
+    discriminator_ema: Mapping[str, Tensor] | None = None,
+    decay: float | None = None,
+) -> dict[str, Tensor]:
+    """A tokenizer's weights by their published names, in the published order; arguments as in `Checkpoint`.
+
+    Raises:
+        ValueError: a quantizer with more to it than one learned codebook.
+    """
+    tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
+    _check_publishable(config.quantizer.config_name, tokenizer)
+    weights = _published_names(tokenizer, discriminator)
     state = {key: weights[key] for part in PUBLISHED_ORDER for key in weights if key.startswith(part)}
-    averages = {published_name(name): value for name, value in (checkpoint.tokenizer_ema or {}).items()}
-    averages |= {DISCRIMINATOR + name: value for name, value in (checkpoint.discriminator_ema or {}).items()}
+    averages = _published_names(tokenizer_ema, discriminator_ema)
     if averages:
-        state[DECAY] = torch.tensor(checkpoint.ema_decay or PUBLISHED_DECAY, dtype=torch.float32)
+        state[DECAY] = torch.tensor(decay or PUBLISHED_DECAY, dtype=torch.float32)
         state[UPDATES] = torch.tensor(-1, dtype=torch.int32)
     return state | {average_name(key): averages[key] for key in state if key in averages}
 
 
-def _without_upkeep(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in tensors.items() if not name.startswith("quantizer.upkeep.")}
+def _published_names(
+    tokenizer: Mapping[str, Tensor] | None, discriminator: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    named = {published_name(name): value for name, value in (tokenizer or {}).items()}
+    return named | {DISCRIMINATOR + name: value for name, value in (discriminator or {}).items()}
 
 
 def _check_publishable(quantizer: str, tensors: Mapping[str, Tensor]) -> None:
@@ -170,6 +231,23 @@ def _check_publishable(quantizer: str, tensors: Mapping[str, Tensor]) -> None:
         f"the published format holds one codebook ({CODEBOOK}) or none; the quantizer {quantizer!r} also has "
         f"{', '.join(more[:4])}. Use export_tokenizer, which holds any quantizer",
     )
+
+
+def _lightning(state: Mapping[str, Tensor], step: int) -> dict[str, object]:
+    return {"epoch": 0, "global_step": step, "pytorch-lightning_version": LIGHTNING_VERSION, "state_dict": state}
+
+
+def _free_target(target: str | Path) -> Path:
+    target = Path(target)
+    require(target.suffix == ".safetensors", f"target must end in .safetensors, got {target.name!r}")
+    check_free(target)
+    return target
+
+
+def _write_export(target: Path, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Path:
+    with whole_file(target) as unfinished:
+        save_tensors(tensors, unfinished, {EXPORT: json.dumps(settings)})
+    return target
 
 
 class TargetExists(RunError, FileExistsError):

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ibqlab.pretrained.architecture import CODEBOOK
-from ibqlab.pretrained.stored import CheckpointError, Stored
+from ibqlab.pretrained.tensor_files import CheckpointError, TensorFile
+from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
 
 OTHERS: dict[str, tuple[str, ...]] = {
     "a tokenizer of LlamaGen": ("encoder.conv_blocks.", "quantize.codebook_used"),
@@ -60,11 +60,11 @@ def refuse_other_families(names: Mapping[str, object]) -> None:
         )
 
 
-def check_quantizer_is_told(stored: Stored, tensors: Mapping[str, Tensor], quantizer: str | None) -> str | None:
+def check_quantizer_is_told(file: TensorFile, tensors: Mapping[str, Tensor], quantizer: str | None) -> str | None:
     """The quantizer to open a published file with, asked for where the file does not tell.
 
     Args:
-        stored: the file.
+        file: the file.
         tensors: those of the tokenizer in it, by published name.
         quantizer: what the user said.
     Returns:
@@ -75,15 +75,15 @@ def check_quantizer_is_told(stored: Stored, tensors: Mapping[str, Tensor], quant
     codebook = tensors.get(CODEBOOK)
     if quantizer is not None or codebook is None or any(name.startswith("encoder.mid_block.") for name in tensors):
         return quantizer
-    if stored.quantizer is not None:
-        return stored.quantizer
+    if file.quantizer is not None:
+        return file.quantizer
     near_zero = codes_within_start_of_vq(codebook)
-    generator = any(name.startswith("transformer.class_emb.") for name in stored.tensors)
+    generator = any(name.startswith("transformer.class_emb.") for name in file.tensors)
     averaged = any(name.startswith("model_ema.") for name in tensors)
     if near_zero:
         finding = f"{near_zero:,} of its codes lie within ±1/K, where VQ starts and IBQ does not, so it is likely VQ"
-    elif stored.lightning and int(stored.lightning.split(".")[0]) < 2:
-        finding = f"it was written by Lightning {stored.lightning}, older than IBQ's code, so it is likely a VQGAN"
+    elif file.lightning and int(file.lightning.split(".")[0]) < 2:
+        finding = f"it was written by Lightning {file.lightning}, older than IBQ's code, so it is likely a VQGAN"
     elif averaged or generator:
         return None
     else:

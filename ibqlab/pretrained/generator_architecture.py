@@ -5,11 +5,15 @@ dropouts and the scale that gates start at (the published defaults, which only t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
+
+import torch
 
 from ibqlab.base.checks import require
-from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SequenceConfig
-from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.generator import AnyGenerator, FactorizedGeneratorConfig, GeneratorConfig, SequenceConfig, make_generator
+from ibqlab.pretrained.names import FIRST_STAGE
+from ibqlab.pretrained.tensor_files import CheckpointError
+from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, Shapes, tensor_shape
 
 HEAD_DIM = 64
 """Channels of a head in every published generator."""
@@ -17,8 +21,6 @@ GRID_SIZE = 16
 MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """What hidden widths are tried to be multiples of; published: 256."""
 TOKENS, PARTS, CLASSES = "tok_emb.weight", ("pre_emb.weight", "post_emb.weight"), "class_emb.embedding_table.weight"
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def infer_generator_config(
@@ -57,6 +59,30 @@ def infer_generator_config(
         raise CheckpointError(f"the shapes of the tensors fit no generator: {error}") from None
 
 
+def check_is_generator(names: Iterable[str], tensors: Iterable[str]) -> None:
+    """Raise CheckpointError unless the names are a generator's.
+
+    Args:
+        names: of the generator's tensors, without prefix.
+        tensors: keys of the whole file.
+    """
+    if TOKENS in names or PARTS[0] in names:
+        return
+    if any(key.startswith(("encoder.", FIRST_STAGE)) for key in tensors):
+        raise CheckpointError("this is a tokenizer, not a generator over its tokens; use load_tokenizer")
+    first = ", ".join(dict.fromkeys(key.split(".")[0] for key in tensors))
+    raise CheckpointError(
+        f"this is no generator of IBQ's or Open-MAGVIT2's design, which has a tensor {TOKENS} or {PARTS[0]}; its "
+        f"tensors' names begin with {first:.120}"
+    )
+
+
+def empty_generator(config: SequenceConfig) -> AnyGenerator:
+    """A generator whose parameters have names and shapes but no memory, for weights to be put in."""
+    with torch.device("meta"), NothingDrawn():
+        return make_generator(config)
+
+
 def _heads(width: int, num_heads: int | None) -> int:
     if num_heads is None:
         require(
@@ -76,17 +102,17 @@ def _heads(width: int, num_heads: int | None) -> int:
 def _multiple(width: int, hidden: int) -> int:
     least = 8 * width // 3
     fits = (multiple for multiple in (*MULTIPLES, hidden) if -(-least // multiple) * multiple == hidden)
-    found = next(fits, None)
-    if found is None:
+    multiple = next(fits, None)
+    if multiple is None:
         raise CheckpointError(
             f"the feed-forward layers' hidden width must be 8/3 of the width, rounded up; got {hidden} for {width}. "
             "The tensors are of another architecture"
         )
-    return found
+    return multiple
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    numbers = {int(found[1]) for key in shapes if (found := re.match(rf"{prefix}\.([0-9]{{1,6}})\.", key))}
+    numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{prefix}\.([0-9]{{1,6}})\.", key))}
     return max(numbers, default=-1) + 1
 
 
@@ -96,9 +122,5 @@ def _bits(size: int) -> int:
     return size.bit_length() - 1
 
 
-def _shape(shapes: Shapes, key: str) -> tuple[int, int]:
-    if key not in shapes:
-        raise CheckpointError(f"the tensor {key!r} is missing, which every generator of this design has")
-    if len(shapes[key]) != 2:
-        raise CheckpointError(f"the tensor {key!r} must have 2 dimensions; got {tuple(shapes[key])}")
-    return shapes[key]
+def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
+    return tensor_shape(shapes, key, 2, "generator")

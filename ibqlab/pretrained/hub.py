@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ibqlab.base.checks import require_choice
 from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
-from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.pretrained.tensor_files import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,12 @@ class PublishedTokenizer:
     """Reported share of codes used, 0 to 1; None if not reported."""
 
 
-def _ibq(size: int, rfid: float, lpips: float, usage: float) -> PublishedTokenizer:
+def _ibq(
+    size: int, rfid: float, lpips: float | None = None, usage: float | None = None, *, pretrain: bool = False
+) -> PublishedTokenizer:
     return PublishedTokenizer(
-        repository=f"TencentARC/IBQ-Tokenizer-{size}",
-        file=f"imagenet256_{size}.ckpt",
+        repository=f"TencentARC/IBQ-Tokenizer-{size}{'-Pretrain' if pretrain else ''}",
+        file=f"{'IBQ_pretrain' if pretrain else 'imagenet256'}_{size}.ckpt",
         codebook_size=size,
         code_dim=256,
         rfid=rfid,
@@ -45,19 +47,9 @@ def _ibq(size: int, rfid: float, lpips: float, usage: float) -> PublishedTokeniz
     )
 
 
-def _ibq_pretrained(size: int, rfid: float) -> PublishedTokenizer:
+def _magvit2(suffix: str, file: str, bits: int, rfid: float, usage: float | None = None) -> PublishedTokenizer:
     return PublishedTokenizer(
-        repository=f"TencentARC/IBQ-Tokenizer-{size}-Pretrain",
-        file=f"IBQ_pretrain_{size}.ckpt",
-        codebook_size=size,
-        code_dim=256,
-        rfid=rfid,
-    )
-
-
-def _magvit2(place: str, file: str, bits: int, rfid: float, usage: float | None = None) -> PublishedTokenizer:
-    return PublishedTokenizer(
-        repository=f"TencentARC/Open-MAGVIT2-Tokenizer-{place}",
+        repository=f"TencentARC/Open-MAGVIT2-Tokenizer-{suffix}",
         file=file,
         codebook_size=2**bits,
         code_dim=bits,
@@ -71,8 +63,8 @@ PUBLISHED = {
     "IBQ-8192": _ibq(8192, 1.87, 0.2437, 0.98),
     "IBQ-16384": _ibq(16384, 1.37, 0.2235, 0.96),
     "IBQ-262144": _ibq(262144, 1.00, 0.2030, 0.84),
-    "IBQ-16384-Pretrain": _ibq_pretrained(16384, 2.06),
-    "IBQ-262144-Pretrain": _ibq_pretrained(262144, 1.53),
+    "IBQ-16384-Pretrain": _ibq(16384, 2.06, pretrain=True),
+    "IBQ-262144-Pretrain": _ibq(262144, 1.53, pretrain=True),
     "Open-MAGVIT2-256": _magvit2("256-resolution", "imagenet_256_L.ckpt", 18, 1.17, 1.0),
     "Open-MAGVIT2-128": _magvit2("128-resolution", "imagenet_128_L.ckpt", 18, 1.18, 1.0),
     "Open-MAGVIT2-16384-Pretrain": _magvit2("16384-Pretrain", "pretrain256_16384.ckpt", 14, 2.55),
@@ -110,13 +102,13 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
     except Exception as error:
         # Which exceptions say "no network" changes with the hub's versions and its HTTP library.
         raise CheckpointError(_unreachable(name, entry, error)) from error
-    expected, found = (facts.etag or "").strip('"'), _sha256(path)
-    if found != expected:
+    expected, actual = (facts.etag or "").strip('"'), _sha256(path)
+    if actual != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{path}: sha256 {found[:12]}… is not the hub's {expected[:12] or 'missing one'}…: the file was damaged on "
-            f'its way or replaced. It was deleted; call download_published("{name}") again'
+            f"{path}: sha256 {actual[:12]}… is not the hub's {expected[:12] or 'missing one'}…: the file was damaged "
+            f'on its way or replaced. It was deleted; call download_published("{name}") again'
         )
     return path
 

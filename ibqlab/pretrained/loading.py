@@ -1,37 +1,25 @@
-"""A trained tokenizer, ready to use, from any checkpoint.
+"""Trained networks, ready to use, from any checkpoint.
 
-The tokenizer is built without memory and takes over copies of the file's tensors, the largest first and some at a time;
-the file is mapped anew for each portion, so that what was copied is let go. At its peak loading holds the tokenizer and
-one portion (or the largest tensor twice), whatever else is in the file.
+A network is built without memory and takes over copies of the file's tensors (`Checkpoint.copy_tensors`). So loading
+holds the network and little more, whatever else is in the file.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
 
 from ibqlab.base.checks import require_choice
 from ibqlab.base.escaping import for_terminal
-from ibqlab.pretrained.architecture import empty_tokenizer
-from ibqlab.pretrained.checkpoint import open_contents
+from ibqlab.generator import AnyGenerator
+from ibqlab.pretrained.checkpoint import Checkpoint
+from ibqlab.pretrained.names import FIRST_STAGE
+from ibqlab.pretrained.reading import read_checkpoint, read_published
 from ibqlab.pretrained.report import WEIGHTS
+from ibqlab.pretrained.tensor_files import CheckpointError, existing_path, open_tensor_file
+from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
 
-PORTION = 2**26
-"""Bytes copied before the file is mapped anew."""
-
-
-@runtime_checkable
-class Mapped(Protocol):
-    """An opened checkpoint."""
-
-    tensors: Mapping[str, Tensor]
-    """By the file's keys, mapped."""
-
-    reopen: Callable[[], Mapping[str, Tensor]]
-    """Maps them anew."""
+FIRST_STAGE_FILE = "tokenizer.safetensors"
+"""A generator's run keeps its tokenizer under this name."""
 
 
 def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | None = None) -> Tokenizer:
@@ -61,30 +49,72 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
     Cost: at most about 1.1 times the memory of the tokenizer, or it and its codebook where that is larger.
     """
     require_choice("weights", weights, WEIGHTS)
-    contents = open_contents(path, quantizer)
-    chosen = contents.choose(weights)
-    report = contents.report(weights, {key: name for name, key in chosen.items()})
-    if report.warning:
-        warnings.warn(f"{for_terminal(report.path)}: {report.warning}", stacklevel=2)
-    tokenizer = empty_tokenizer(contents.config)
-    copies = dict(copy_tensors(contents, chosen))
-    tokenizer.load_state_dict(copies, strict=True, assign=True)
-    tokenizer.load_report = report
-    return tokenizer.eval()
+    return _load(read_checkpoint(path, quantizer=quantizer), weights)
 
 
-def copy_tensors(contents: Mapped, chosen: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """Every chosen tensor by its name, in memory of its own.
+def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size: int | None = None) -> AnyGenerator:
+    """The generator of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
+
+    Its weights are its own. What became of every key of the file is in its attribute `load_report`. The tokenizer that
+    decodes its tokens is `load_first_stage(path)`.
 
     Args:
-        contents: an opened checkpoint.
-        chosen: names → keys of the file.
+        path: a published file of IBQ or Open-MAGVIT2, whose architecture is inferred, its bare state dict, a run folder
+            (its last checkpoint), or a file from `export_generator`.
+        num_heads: of a published file, which does not tell it; None: 64 channels per head, as published.
+        grid_size: likewise, tokens along one side of an image; None: 16, as published.
+    Returns:
+        A generator; move it with `.to(device)`.
+    Raises:
+        FileNotFoundError: nothing there.
+        CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
+        RunError: a folder that is no run, or a run without a checkpoint.
+        ValueError: numbers that do not fit, or that were given for a file that stores its own.
+    Cost: at most about 1.1 times the memory of the generator, or its largest tensor twice.
     """
-    sizes = {name: contents.tensors[key].nbytes for name, key in chosen.items()}
-    tensors, copied = contents.reopen(), 0
-    for name in sorted(chosen, key=sizes.__getitem__, reverse=True):
-        if copied > PORTION:
-            del tensors
-            tensors, copied = contents.reopen(), 0
-        yield name, tensors[chosen[name]].clone()
-        copied += sizes[name]
+    return _load(read_checkpoint(path, "generator", num_heads=num_heads, grid_size=grid_size), "raw")
+
+
+def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Tokenizer:
+    """The tokenizer that a generator's tokens belong to, from the generator's own checkpoint.
+
+    Args:
+        path: a published generator's file, or the run folder of a generator of ours.
+        quantizer: of a published file, as in `load_tokenizer`.
+    Returns:
+        A tokenizer in evaluation mode, on the CPU. What became of every key of the first stage is in its attribute
+        `load_report`.
+    Raises:
+        FileNotFoundError: nothing there.
+        CheckpointError: the file holds no tokenizer; the message says what to do.
+    """
+    path = existing_path(path)
+    if path.is_dir():
+        tokenizer = path / FIRST_STAGE_FILE
+        if not tokenizer.is_file():
+            raise CheckpointError(f"{path} holds no {FIRST_STAGE_FILE}; give the tokenizer: load_tokenizer(PATH)")
+        permutation = Run(path).config.get("index_permutation", -1)
+        if permutation >= 0:
+            raise CheckpointError(
+                f"{path} numbers the codes anew (index_permutation {permutation}), to measure what their order is "
+                "worth; no tokenizer decodes its tokens. Train with index_permutation=-1 to draw images"
+            )
+        return load_tokenizer(tokenizer, "raw")
+    file = open_tensor_file(path)
+    if not any(key.startswith(FIRST_STAGE) for key in file.tensors):
+        raise CheckpointError(
+            f"{path} holds no tokenizer (no tensor {FIRST_STAGE}…); give the one that the generator was trained on: "
+            "load_tokenizer(PATH)"
+        )
+    return _load(read_published(file, "tokenizer", prefix=FIRST_STAGE, quantizer=quantizer), "raw")
+
+
+def _load(checkpoint: Checkpoint, weights: str) -> Tokenizer | AnyGenerator:
+    keys = checkpoint.choose(weights)
+    report = checkpoint.load_report(weights, {key: name for name, key in keys.items()})
+    if report.warning:
+        warnings.warn(f"{for_terminal(report.path)}: {report.warning}", stacklevel=3)
+    network = checkpoint.empty_network()
+    network.load_state_dict(dict(checkpoint.copy_tensors(keys)), strict=True, assign=True)
+    network.load_report = report
+    return network.eval()

@@ -1,35 +1,40 @@
 """Published names: which key of a published state dict is which tensor of ours.
 
+A generator's file holds the generator under `transformer.`, where names are ours already, and its tokenizer, the first
+stage, under `first_stage_model.`.
+
 Submodules of ours carry their published names, all but the codebook. Averaged weights (EMA) are stored under the
 parameter's name with its dots removed, which cannot be undone from the name alone; so every name is built from the
 parameter it belongs to, and none is taken apart.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.pretrained.architecture import CODEBOOK
-from ibqlab.pretrained.stored import NUMBER_TYPES, CheckpointError
+from ibqlab.pretrained.tensor_files import NUMBER_TYPES, CheckpointError
+from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
 
 OUR_CODEBOOK = "quantizer.codes.weight"
 AVERAGE = "model_ema."
 DECAY, UPDATES = f"{AVERAGE}decay", f"{AVERAGE}num_updates"
 DISCRIMINATOR = "loss.discriminator."
 PERCEPTUAL = "loss.perceptual_loss."
+TRANSFORMER, FIRST_STAGE, CACHE = "transformer.", "first_stage_model.", ".kv_cache."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of names of batch-norm buffers, which are not averaged."""
 
 
-class Place(NamedTuple):
-    """Where a tensor of a file belongs."""
+class TensorRole(NamedTuple):
+    """What a tensor of a file is."""
 
     part: str
-    """"tokenizer", "tokenizer_ema", "discriminator", "discriminator_ema", "perceptual loss" or "bookkeeping"."""
+    """"tokenizer", "tokenizer_ema", "discriminator", "discriminator_ema", "perceptual loss", "bookkeeping",
+    "generator", "first stage (tokenizer)" or "caches of keys and values"."""
     name: str
-    """Its name there."""
+    """Its name in that part."""
 
 
 def published_name(name: str) -> str:
@@ -42,76 +47,94 @@ def average_name(published: str) -> str:
     return AVERAGE + published.replace(".", "")
 
 
-def place_published(tensors: Mapping[str, Tensor], tokenizer: nn.Module) -> dict[str, Place]:
-    """Where every tensor of a published file belongs.
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of the name."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def tokenizer_roles(tensors: Mapping[str, Tensor], tokenizer: nn.Module) -> dict[str, TensorRole]:
+    """What every tensor of a published tokenizer's file is.
 
     Args:
         tensors: by published name.
         tokenizer: of the architecture that the file holds; only names and shapes are looked at.
     Raises:
-        CheckpointError: a tensor of the tokenizer is missing or has another shape, or a key has no known place.
+        CheckpointError: a tensor of the tokenizer is missing or has another shape, or a key is none of the known ones.
     """
     parameters = {name for name, _ in tokenizer.named_parameters()}
-    like: dict[str, Tensor] = {}
-    places: dict[str, Place] = {}
+    model: dict[str, Tensor] = {}
+    roles: dict[str, TensorRole] = {}
     averaged = any(key.startswith(AVERAGE) and key not in (DECAY, UPDATES) for key in tensors)
     for name, value in tokenizer.state_dict().items():
         key = published_name(name)
-        places[key], like[key] = Place("tokenizer", name), value
+        roles[key], model[key] = TensorRole("tokenizer", name), value
         if averaged and name in parameters:
-            places[average_name(key)], like[average_name(key)] = Place("tokenizer_ema", name), value
+            roles[average_name(key)], model[average_name(key)] = TensorRole("tokenizer_ema", name), value
     for key, value in tensors.items():
         if key.startswith(DISCRIMINATOR):
             name = key.removeprefix(DISCRIMINATOR)
-            places[key] = Place("discriminator", name)
+            roles[key] = TensorRole("discriminator", name)
             if average_name(key) in tensors and not name.endswith(STATISTICS):
-                places[average_name(key)] = Place("discriminator_ema", name)
-                like[average_name(key)] = value
+                roles[average_name(key)] = TensorRole("discriminator_ema", name)
+                model[average_name(key)] = value
         elif key.startswith(PERCEPTUAL):
-            places[key] = Place("perceptual loss", key.removeprefix(PERCEPTUAL))
+            roles[key] = TensorRole("perceptual loss", key.removeprefix(PERCEPTUAL))
         elif key in (DECAY, UPDATES):
-            places[key] = Place("bookkeeping", key.removeprefix(AVERAGE))
-    check_filled(tensors, places, like)
-    return {key: places[key] for key in tensors}
+            roles[key] = TensorRole("bookkeeping", key.removeprefix(AVERAGE))
+    check_complete(tensors, roles, model)
+    return {key: roles[key] for key in tensors}
 
 
-def check_filled(
+def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
+    """What every tensor of a published generator's file is; what is none of the known ones counts as the generator's.
+
+    Args:
+        tensors: by published name, with or without the prefix `transformer.`.
+    """
+    prefix = TRANSFORMER if any(key.startswith(TRANSFORMER) for key in tensors) else ""
+    first_stage = {key: TensorRole("first stage (tokenizer)", key) for key in tensors if key.startswith(FIRST_STAGE)}
+    caches = {key: TensorRole("caches of keys and values", key) for key in tensors if CACHE in key}
+    generator = {key: TensorRole("generator", key.removeprefix(prefix)) for key in tensors}
+    return generator | caches | first_stage
+
+
+def check_complete(
     tensors: Mapping[str, Tensor],
-    places: Mapping[str, Place],
-    like: Mapping[str, Tensor],
+    names: Collection[str],
+    model: Mapping[str, Tensor],
     *,
-    kind: str = "tokenizer",
+    network: str = "tokenizer",
 ) -> None:
-    """Every place has its tensor, every tensor its place, and every tensor of the model its shape and kind of number.
+    """Every expected tensor is there and no other, each with the shape and kind of number that the model has.
 
     Args:
         tensors: what arrived, by the file's keys.
-        places: where each belongs.
-        like: tensors of the model, by the same keys; they may be without memory.
-        kind: what the model is, for the message.
+        names: keys that belong to the file.
+        model: tensors of the model, by the same keys; they may be without memory.
+        network: what the model is, for the message.
     Raises:
         CheckpointError: the message lists what is missing, what is left over, and what has another shape or type.
     """
-    pairs = {key: (tensors[key], like[key]) for key in like if key in tensors}
-    differ = [
-        f"{key} {tuple(value.shape)}, not {tuple(model.shape)}"
-        for key, (value, model) in pairs.items()
-        if value.shape != model.shape
+    pairs = {key: (tensors[key], model[key]) for key in model if key in tensors}
+    shapes = [
+        f"{key} {tuple(value.shape)}, not {tuple(expected.shape)}"
+        for key, (value, expected) in pairs.items()
+        if value.shape != expected.shape
     ]
     types = [
-        f"{key} {value.dtype}, not {model.dtype}"
-        for key, (value, model) in pairs.items()
-        if not _same_kind(value, model)
+        f"{key} {value.dtype}, not {expected.dtype}"
+        for key, (value, expected) in pairs.items()
+        if not _same_kind(value, expected)
     ]
     findings = [
-        _list("missing", [key for key in places if key not in tensors]),
-        _list("unknown", [key for key in tensors if key not in places]),
-        _list("of another shape", differ),
+        _list("missing", [key for key in names if key not in tensors]),
+        _list("unknown", [key for key in tensors if key not in names]),
+        _list("of another shape", shapes),
         _list("of another type", types),
     ]
     if any(findings):
         raise CheckpointError(
-            f"the tensors must be those of one {kind}, all of them and no others (perceptual loss, discriminator, "
+            f"the tensors must be those of one {network}, all of them and no others (perceptual loss, discriminator, "
             f"averages and first stage aside); {'; '.join(filter(None, findings))}. Give the file as it was saved"
         )
 

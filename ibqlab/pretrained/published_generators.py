@@ -32,39 +32,27 @@ class PublishedGenerator:
     """How those images were drawn."""
 
 
-def _ibq(size: str, gfid: float, inception_score: float) -> PublishedGenerator:
+def _generator(design: str, size: str, gfid: float, inception_score: float) -> PublishedGenerator:
+    ibq = design == "ibq"
     return PublishedGenerator(
-        repository=f"TencentARC/IBQ-AR-{size}",
+        repository=f"TencentARC/IBQ-AR-{size}" if ibq else f"TencentARC/Open-MAGVIT2-AR-{size}-256-resolution",
         file=f"AR_256_{size}.ckpt",
-        design="ibq",
+        design=design,
         preset=size,
-        tokenizer="IBQ-16384",
+        tokenizer="IBQ-16384" if ibq else "Open-MAGVIT2-256",
         gfid=gfid,
         inception_score=inception_score,
-        sampling=SAMPLING_CARDS[f"ibq_{size.lower()}"],
-    )
-
-
-def _magvit2(size: str, gfid: float, inception_score: float) -> PublishedGenerator:
-    return PublishedGenerator(
-        repository=f"TencentARC/Open-MAGVIT2-AR-{size}-256-resolution",
-        file=f"AR_256_{size}.ckpt",
-        design="magvit2",
-        preset=size,
-        tokenizer="Open-MAGVIT2-256",
-        gfid=gfid,
-        inception_score=inception_score,
-        sampling=SAMPLING_CARDS[f"magvit2_{size.lower()}"],
+        sampling=SAMPLING_CARDS[f"{design}_{size.lower()}"],
     )
 
 
 PUBLISHED_GENERATORS = {
-    "IBQ-AR-B": _ibq("B", 2.88, 254.73),
-    "IBQ-AR-L": _ibq("L", 2.45, 267.48),
-    "IBQ-AR-XL": _ibq("XL", 2.14, 278.99),
-    "IBQ-AR-XXL": _ibq("XXL", 2.05, 286.73),
-    "Open-MAGVIT2-AR-B": _magvit2("B", 3.08, 258.26),
-    "Open-MAGVIT2-AR-L": _magvit2("L", 2.51, 271.70),
-    "Open-MAGVIT2-AR-XL": _magvit2("XL", 2.33, 271.77),
+    "IBQ-AR-B": _generator("ibq", "B", 2.88, 254.73),
+    "IBQ-AR-L": _generator("ibq", "L", 2.45, 267.48),
+    "IBQ-AR-XL": _generator("ibq", "XL", 2.14, 278.99),
+    "IBQ-AR-XXL": _generator("ibq", "XXL", 2.05, 286.73),
+    "Open-MAGVIT2-AR-B": _generator("magvit2", "B", 3.08, 258.26),
+    "Open-MAGVIT2-AR-L": _generator("magvit2", "L", 2.51, 271.70),
+    "Open-MAGVIT2-AR-XL": _generator("magvit2", "XL", 2.33, 271.77),
 }
 """Published generators by name."""

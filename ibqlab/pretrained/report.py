@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from ibqlab.base.escaping import for_terminal
 
 WEIGHTS = ("ema", "raw")
-WORDS = {"ema": "averaged weights", "raw": "weights as trained", "both": "all weights"}
+AS_GIVEN = "as given"
+"""An export's word for weights of which nobody said whether they are averaged."""
+WORDS = {
+    "ema": "averaged weights",
+    "raw": "weights as trained",
+    "both": "all weights",
+    AS_GIVEN: "weights as they were given",
+}
 NAMES = {
     "tokenizer": "tokenizer, as trained",
     "tokenizer_ema": "tokenizer, averaged",
+    "generator": "generator",
     "discriminator": "discriminator",
     "discriminator_ema": "discriminator, averaged",
 }
@@ -32,7 +40,8 @@ class LoadReport:
     format: str
     """What it is, in words."""
     weights: str
-    """"ema" or "raw": the weights that were taken; "both" where the whole checkpoint was read."""
+    """"ema" or "raw": the weights that were taken, or AS_GIVEN where the file does not tell which it holds; "both"
+    where the whole checkpoint was read."""
     keys: int
     """Tensors in the file."""
     used: Mapping[str, str]

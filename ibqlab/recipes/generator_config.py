@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 
 from ibqlab.base import checks as bounds
 from ibqlab.base.checks import require, require_at_most, require_choice
-from ibqlab.data import DataConfig
 from ibqlab.generator import GeneratorConfig, SequenceConfig
-from ibqlab.recipes.tokenizer_config import check_sizes
+from ibqlab.recipes.run_config import RunConfig, ordered_keys
 
 SCHEDULES = ("plateau", "constant", "cosine")
 
@@ -84,8 +83,13 @@ class GeneratorSpeedConfig:
     weights are gathered where they are needed. For XXL. Published: False."""
 
 
+@ordered_keys(
+    *("tokenizer", "tokenizer_weights", "data", "tokens", "index_permutation", "generator"),
+    *("optimizer", "record", "speed", "steps", "batch_size", "accumulate", "processes"),
+    *("accelerator", "precision", "seed"),
+)
 @dataclass(frozen=True, kw_only=True)
-class GeneratorTrainConfig:
+class GeneratorTrainConfig(RunConfig):
     """One training run of a generator over a trained tokenizer's tokens."""
 
     tokenizer: str = ""
@@ -93,9 +97,6 @@ class GeneratorTrainConfig:
     kept in the run folder. Paper: IBQ with 16,384 codes."""
     tokenizer_weights: str = "ema"
     """"ema" (published for IBQ) or "raw" (published for Open-MAGVIT2)."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Images that the tokenizer turns into tokens at every step, as published; with `tokens`, those that the store must
-    have been made from."""
     tokens: str = ""
     """A folder that `ibqlab tokenize` wrote, or its name in the folder of all runs, which saves the tokenizer's work at
     every step; empty: tokenize on the fly, as published."""
@@ -110,25 +111,9 @@ class GeneratorTrainConfig:
     """What is written down."""
     speed: GeneratorSpeedConfig = field(default_factory=GeneratorSpeedConfig)
     """How a step is computed; changes no result beyond rounding."""
-    steps: int = 300
-    """Optimiser steps, ≥ 1."""
-    batch_size: int = 16
-    """Images per optimiser step over all processes and accumulated parts, ≥ 1. Published: 768."""
-    accumulate: int = 1
-    """Parts into which each process's share of a batch is cut to save memory, ≥ 1."""
-    processes: int = 1
-    """Processes that train together, started by torchrun; fewer is an error. Published: 32 to 96."""
-    accelerator: str = "auto"
-    """"cpu", "cuda", or "auto": CUDA where there is one."""
-    precision: str = "32-true"
-    """"32-true", "bf16-mixed" or "64-true" (for proofs of equality). With "bf16-mixed" norms, rotations, the sum over
-    the vocabulary and the loss stay in float32."""
-    seed: int = 0
-    """Seed of weights, dropouts, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's
-    number."""
 
     def __post_init__(self):
-        check_sizes(self)
+        super().__post_init__()
         check_generator_sizes(self.generator)
         require(
             self.processes > 1 or not self.speed.sharded,
@@ -137,7 +122,6 @@ class GeneratorTrainConfig:
         )
         require_choice("tokenizer_weights", self.tokenizer_weights, ("ema", "raw"))
         require(-1 <= self.index_permutation < 2**31, f"index_permutation must be ≥ −1, got {self.index_permutation}")
-        require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")
 
 
 def check_generator_sizes(config: SequenceConfig) -> None:

@@ -1,10 +1,94 @@
-"""Names for a size of work, the same at every door, and what each stands for."""
+"""The one table of presets: words for a size of work, the same at every door, and what each stands for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibqlab.base.checks import require_choice
+from ibqlab.config import ConfigError, load_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPreset:
+    """What holds where a parameter of an evaluation notebook is empty."""
+
+    weights: str
+    """"ema" or "raw". Averages over 0.999 of the past mean nothing after a few hundred steps."""
+    extractor: str = ""
+    """Feature extractor in place of the protocol's Inception; empty: the protocol's."""
+    metrics: tuple[str, ...] = ()
+    """What is measured; empty: everything."""
+    optional: tuple[str, ...] = ()
+    """Metrics that are left out, with a line in the table, while their weight files are missing."""
+    endless_images: int = 0
+    """How many images are taken of a source without end (the built-in photographs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What one word stands for, by use; empty: the word has no meaning there."""
+
+    tokenizer: str = ""
+    """Recipe of the one tokenizer that a notebook trains."""
+    generator: tuple[str, ...] = ()
+    """Recipes of a tokenizer and of the generator over its tokens."""
+    link: tuple[str, ...] = ()
+    """The same, where many pairs are trained to compare them."""
+    evaluation: EvaluationPreset | None = None
+    """How tokenizers are measured. Where `tokenizer` is empty, too, a checkpoint must be named, and images."""
+
+
+_SMALL = ("rfid", "lpips_vgg", "psnr", "ssim", "usage", "perplexity")
+_SMOKE_PAIR = ("builtin/smoke", "builtin/smoke_generator")
+_DIGITS_PAIR = ("builtin/digits", "builtin/digits_generator")
+
+
+def _trial(images: int) -> EvaluationPreset:
+    return EvaluationPreset(
+        weights="raw", extractor="digits", metrics=_SMALL, optional=("lpips_vgg",), endless_images=images
+    )
+
 
 PRESETS = {
-    "smoke": "builtin/smoke",
-    "laptop": "builtin/photos",
-    "digits": "builtin/digits",
-    "h200": "h200/photos",
-    "paper": "imagenet/ibq_16384",
+    "smoke": Preset(tokenizer="builtin/smoke", generator=_SMOKE_PAIR, link=_SMOKE_PAIR, evaluation=_trial(128)),
+    "demo": Preset(),
+    "laptop": Preset(tokenizer="builtin/photos", link=_DIGITS_PAIR, evaluation=_trial(1024)),
+    "digits": Preset(tokenizer="builtin/digits", generator=_DIGITS_PAIR),
+    "photos": Preset(generator=("builtin/photos", "builtin/photos_generator")),
+    "h200": Preset(tokenizer="h200/photos"),
+    "paper": Preset(tokenizer="imagenet/ibq_16384", generator=("imagenet/ibq_16384", "generators/ibq_b")),
+    "published": Preset(evaluation=EvaluationPreset(weights="ema")),
 }
-"""Presets of notebooks that train one run, and the recipes they stand for."""
+"""Every preset. What smoke, demo, laptop, h200 and paper mean to studies and tables stands in the YAML files under
+experiments/studies and experiments/tables: those hold grids."""
+
+
+def preset_names(use: str) -> list[str]:
+    """The words that a use knows; a use is a field of `Preset`."""
+    return [name for name, preset in PRESETS.items() if getattr(preset, use)]
+
+
+def find_preset(name: str, use: str) -> Any:
+    """What a word stands for in one use.
+
+    Raises:
+        ValueError: the use does not know the word; the message lists those it knows.
+    """
+    require_choice("preset", name, preset_names(use))
+    return getattr(PRESETS[name], use)
+
+
+def load_presets(file: Path) -> dict[str, Any]:
+    """A file of grids under experiments/studies or experiments/tables: preset → its settings, as they stand.
+
+    Raises:
+        ConfigError: a preset that is none of `PRESETS`, or a file that is no YAML.
+    """
+    presets = load_yaml(file)
+    unknown = [name for name in presets if name not in PRESETS]
+    if unknown:
+        raise ConfigError(
+            f"{file.name}: the preset {unknown[0]!r} is none of {', '.join(PRESETS)}; use one of these words, or add "
+            "it to ibqlab/recipes/presets.py"
+        )
+    return presets

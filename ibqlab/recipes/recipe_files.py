@@ -7,7 +7,6 @@ reference, so a run stays readable when a recipe changes.
 import copy
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,12 @@ def find_recipes(name: str, folder: Path = EXPERIMENTS) -> list[Path]:
     Raises:
         ConfigError: no such recipe or folder, or a folder without recipes.
     """
-    for place in (Path(name), folder / name):
-        if place.is_dir():
-            found = sorted(place.glob("*.yaml"))
-            if found:
-                return found
-            raise ConfigError(f"{place} holds no recipe; give a folder with *.yaml files, such as imagenet")
+    for candidate in (Path(name), folder / name):
+        if candidate.is_dir():
+            recipes = sorted(candidate.glob("*.yaml"))
+            if recipes:
+                return recipes
+            raise ConfigError(f"{candidate} holds no recipe; give a folder with *.yaml files, such as imagenet")
     return [find_recipe(name, folder)]
 
 
@@ -69,7 +68,7 @@ def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, a missing base, or recipes that extend each other in a circle.
     """
-    chain, layers = [], []
+    chain, layers = [], []  # files from the recipe to its last base, and what each holds
     following: Path | None = file
     while following:
         if following.resolve() in chain:
@@ -105,14 +104,14 @@ def _base_of(file: Path, recipe: dict[str, Any], folder: Path) -> Path | None:
             f"{file}: {EXTENDS} must name one recipe, like {EXTENDS}: imagenet/ibq_16384; got {name!r}. "
             "Leave the key out where there is no base"
         )
-    places = [place / end for place in (file.parent, folder) for end in (name, f"{name}.yaml")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    candidates = [parent / end for parent in (file.parent, folder) for end in (name, f"{name}.yaml")]
+    base = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if base is None:
         raise ConfigError(
             f"{file}: it extends {name!r}, and there is no such recipe, neither beside it nor under "
             f"experiments/{_hint(name, folder)}"
         )
-    return found
+    return base
 
 
 def _hint(name: str, folder: Path) -> str:
@@ -142,10 +141,10 @@ def load_recipe(
     recipe = apply_overrides(recipe, assignments, _kind(recipe, assignments))
     for key, value in (settings or {}).items():
         *parents, last = key.split(".")
-        place = recipe
+        section = recipe
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = copy.deepcopy(value)  # a later key may lead into it, and the caller's stays as it is
+            section = section.setdefault(parent, {})
+        section[last] = copy.deepcopy(value)  # a later key may lead into it, and the caller's stays as it is
     return recipe
 
 
@@ -164,48 +163,3 @@ def _kind(recipe: Mapping[str, Any], assignments: Sequence[str] = ()) -> type[Tr
     """Whose settings a recipe holds, once the assignments are made."""
     is_generators = GENERATOR in recipe or any(one.partition("=")[0].split(".")[0] == GENERATOR for one in assignments)
     return GeneratorTrainConfig if is_generators else TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedRow:
-    """What a paper printed for the tokenizer of a recipe."""
-
-    table: str
-    """Where it stands: "table 6 (codebook size)"."""
-    rfid: float
-    """Fréchet Inception distance of reconstructions of the ImageNet validation set, 256 pixels."""
-    lpips: float | None = None
-    """Printed LPIPS; the papers do not say with which network. None: not printed."""
-    usage: float | None = None
-    """Share of codes hit by the validation set, 0 to 1. None: not printed."""
-    source: str
-    """The paper."""
-    protocol: str = "seed-voken-ibq"
-    """The protocol of `ibqlab.metrics` that the numbers were made under."""
-    remarks: str = ""
-    """What is odd about the row."""
-
-    def describe(self) -> str:
-        """The numbers in one line."""
-        lpips = "" if self.lpips is None else f", LPIPS {self.lpips:.4f}"
-        usage = "" if self.usage is None else f", usage {100 * self.usage:.3g} %"
-        return f"rFID {self.rfid:.2f}{lpips}{usage} ({self.source}, {self.table})"
-
-
-def published_rows(folder: Path = EXPERIMENTS) -> dict[str, PublishedRow]:
-    """The published numbers of tokenizers by recipe name, from experiments/published/tokenizers.yaml.
-
-    Raises:
-        ConfigError: an entry that is no `PublishedRow`; the message names it.
-    """
-    file = folder / "published" / "tokenizers.yaml"
-    return {name: parse(PublishedRow, row, source=f"{file.name}, {name}") for name, row in load_yaml(file).items()}
-
-
-def published_row(recipe: str) -> PublishedRow | None:
-    """What was published for a recipe, given as a path or a name under experiments/; None for recipes of our own.
-
-    Raises:
-        ConfigError: no such recipe.
-    """
-    return published_rows().get(recipe_name(find_recipe(recipe)))

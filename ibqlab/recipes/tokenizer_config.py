@@ -1,21 +1,13 @@
-"""Settings of a training run: what a recipe under experiments/ holds."""
+"""Settings of a tokenizer's training run: what its recipe under experiments/ holds."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ibqlab.base import checks as bounds
 from ibqlab.base.checks import require, require_at_most, require_choice
-from ibqlab.data import DataConfig
+from ibqlab.recipes.run_config import RunConfig, ordered_keys
 from ibqlab.tokenizer import TokenizerConfig
 from ibqlab.tokenizer.discriminator import DiscriminatorConfig
 
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
-ACCELERATORS = ("auto", "cpu", "cuda")
-OTHER_PRECISIONS = {"32": "32-true", "fp32": "32-true", "float32": "32-true", "64": "64-true", "float64": "64-true"} | {
-    name: "bf16-mixed" for name in ("16", "16-mixed", "bf16", "bfloat16", "fp16", "float16")
-}
-"""What other libraries call them, or what comes nearest."""
 LEVELS = 16
 """Levels of an autoencoder or discriminator, each of which halves the image."""
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla", "non_saturating")
@@ -72,7 +64,7 @@ class LossConfig:
         """The losses in a few words, for tables: "L1 + LPIPS (vgg) + hinge GAN"; what is missing is named."""
         perceptual = f" + LPIPS ({self.perceptual_net})" if self.perceptual_weight else ""
         adversarial = f" + {self.discriminator_loss} GAN" if self.adversarial_weight else ""
-        missing = [name for name, there in {"LPIPS": perceptual, "GAN": adversarial}.items() if not there]
+        missing = [name for name, words in {"LPIPS": perceptual, "GAN": adversarial}.items() if not words]
         return f"L1{perceptual}{adversarial}" + (f", no {', no '.join(missing)}" if missing else "")
 
 
@@ -152,12 +144,15 @@ class SpeedConfig:
     seventh more operations for the published tokenizer. Published: False."""
 
 
+@ordered_keys(
+    *("data", "tokenizer", "loss", "optimizer", "record", "speed"),
+    *("steps", "batch_size", "accumulate", "processes", "accelerator", "precision"),
+    *("ema_decay", "ema_codebook_start", "start_from", "seed"),
+)
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run."""
+class TrainConfig(RunConfig):
+    """One training run of a tokenizer."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    """Images."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Encoder, quantizer, decoder."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -168,20 +163,6 @@ class TrainConfig:
     """What is written down."""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     """How a step is computed; changes no result beyond rounding."""
-    steps: int = 300
-    """Optimiser steps, ≥ 1."""
-    batch_size: int = 16
-    """Images per optimiser step over all processes and accumulated parts, ≥ 1. Published: 256."""
-    accumulate: int = 1
-    """Parts into which each process's share of a batch is cut to save memory, ≥ 1. The entropy penalty and moving
-    averages see one part at a time."""
-    processes: int = 1
-    """Processes that train together, started by torchrun; fewer is an error. Published: 64."""
-    accelerator: str = "auto"
-    """"cpu", "cuda", or "auto": CUDA where there is one."""
-    precision: str = "32-true"
-    """"32-true", "bf16-mixed" or "64-true" (for proofs of equality). With "bf16-mixed" the quantizer and the losses
-    stay in float32; encoder, decoder, discriminator and LPIPS network do not."""
     ema_decay: float = 0.999
     """Decay per step of the averaged weights that evaluation may use, in [0, 1); 0 keeps none. Published: 0.999."""
     ema_codebook_start: str = "placeholder"
@@ -191,51 +172,12 @@ class TrainConfig:
     start_from: str = ""
     """A checkpoint to start from, published or a run folder: weights, averages, and the discriminator where it has one.
     The optimisers start fresh. Empty: fresh weights."""
-    seed: int = 0
-    """Seed of weights, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's number."""
 
     def __post_init__(self):
-        check_sizes(self)
+        super().__post_init__()
         check_tokenizer_sizes(self)
         require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")
-
-
-def check_sizes(config: Any) -> None:
-    """What every run's settings must hold: numbers within their bounds that divide, a device and precision there are.
-
-    Args:
-        config: of a tokenizer's or a generator's run.
-    Raises:
-        ValueError: one of them cannot be; the message names it and what to write.
-    """
-    limits = {
-        "steps": bounds.STEPS,
-        "batch_size": bounds.BATCH,
-        "accumulate": bounds.BATCH,
-        "processes": bounds.PROCESSES,
-    }
-    for name, limit in limits.items():
-        require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
-        require_at_most(name, getattr(config, name), limit)
-    require_at_most("data.workers", config.data.workers, bounds.WORKERS)
-    require_at_most("data.image_size", config.data.image_size, bounds.IMAGE_SIDE)
-    parts = config.processes * config.accumulate
-    require(
-        config.batch_size % parts == 0,
-        f"batch_size {config.batch_size} must be a multiple of processes × accumulate = {parts}",
-    )
-    _require_meant("accelerator", config.accelerator, ACCELERATORS, {"gpu": "cuda"})
-    _require_meant("precision", config.precision, PRECISIONS, OTHER_PRECISIONS)
-
-
-def _require_meant(setting: str, value: str, choices: Sequence[str], others: Mapping[str, str]) -> None:
-    """Like `require_choice`, with what other libraries call the same."""
-    if value in others:
-        shown = ", ".join(map(repr, choices))
-        raise ValueError(f"{setting} must be one of {shown}, got {value!r}; write {setting}={others[value]}")
-    require_choice(setting, value, choices)
 
 
 def check_tokenizer_sizes(config: TrainConfig) -> None:

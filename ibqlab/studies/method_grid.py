@@ -20,10 +20,11 @@ from ibqlab.base.checks import (
     require_between,
     require_choice,
 )
-from ibqlab.config import ConfigError, content_hash, load_yaml, nearest, parse, split_assignment, to_dict
+from ibqlab.config import ConfigError, content_hash, nearest, parse, split_assignment, to_dict
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.grids.cells import Cell
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
+from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
 from ibqlab.studies.study import SharedParameters
 
@@ -94,7 +95,7 @@ def read_preset(name: str, parameters: StudyParameters) -> StudyParameters:
     Raises:
         ConfigError: no such preset, or a mistake in the file.
     """
-    presets = load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml")
+    presets = load_presets(EXPERIMENTS / "studies" / f"{name}.yaml")
     if parameters.preset not in presets:
         near = nearest(parameters.preset, list(presets))
         raise ConfigError(f"the study {name} has no preset {parameters.preset!r}; {near}")

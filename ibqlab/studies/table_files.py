@@ -18,9 +18,10 @@ from ibqlab.base.checks import (
     require_choice,
 )
 from ibqlab.config import ConfigError, load_yaml, nearest, parse
-from ibqlab.costs.generator_cost import published_generations
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
-from ibqlab.recipes.recipe_files import EXPERIMENTS, published_rows
+from ibqlab.recipes.presets import load_presets
+from ibqlab.recipes.published import published_rows
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 
 TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
@@ -88,7 +89,7 @@ class TableRow:
         """The paper's numbers for this row."""
         values: dict[str, Any] = {}
         if not self.settings:
-            generation = published_generations().get(self.generator) if self.published is None else None
+            generation = published_rows("generator").get(self.generator) if self.published is None else None
             for row in (published_rows().get(self.recipe), generation):
                 names = [one.name for one in fields(Published) if getattr(row, one.name, None) is not None]
                 values |= {name: getattr(row, name) for name in names}
@@ -233,7 +234,7 @@ def read_preset(name: str) -> Preset:
     Raises:
         ConfigError: no such preset, or a mistake in the file.
     """
-    presets = load_yaml(TABLES / PRESETS_FILE)
+    presets = load_presets(TABLES / PRESETS_FILE)
     if name not in presets:
         raise ConfigError(f"the tables have no preset {name!r}; {nearest(name, list(presets))}")
     return parse(Preset, presets[name], source=f"{PRESETS_FILE}, {name}")

@@ -14,15 +14,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ibqlab.base.checks import CODES, SEED, STUDY_RUNS, require, require_at_most, require_between, require_choice
+from ibqlab.base.checks import CODES, SEED, STUDY_RUNS, require, require_at_most, require_between
 from ibqlab.base.escaping import for_markdown
 from ibqlab.base.progress import tell, why_too_short
 from ibqlab.config import content_hash, to_dict
-from ibqlab.generating.pipeline import GENERATOR_PRESETS
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
 from ibqlab.grids.cells import Cell
 from ibqlab.plots import plot_token_scaling, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run
 from ibqlab.runs.finding import run_name
 from ibqlab.studies.figures import save_study_figure
@@ -31,8 +31,6 @@ from ibqlab.studies.study import SharedParameters, Study, StudyDefinition
 from ibqlab.tokens.report import TokenReport
 from ibqlab.training import recipe_config
 
-LINK_PRESETS = {"smoke": "smoke", "laptop": "digits"}
-"""Presets of the notebook, and the pairs of recipes they stand for."""
 PERMUTATION = 1
 """Seed of the permutation of the code numbers."""
 SMALL_GENERATOR = {"generator.width": 64, "generator.depth": 3, "generator.num_heads": 4}
@@ -58,7 +56,7 @@ class LinkParameters(SharedParameters):
 
     def __post_init__(self):
         super().__post_init__()
-        require_choice("preset", self.preset, LINK_PRESETS)
+        find_preset(self.preset, "link")
         require_at_most("codebook_sizes (how many)", len(self.codebook_sizes), STUDY_RUNS)
         for size in self.codebook_sizes:
             require_between("codebook_sizes", size, 2, CODES)
@@ -87,7 +85,7 @@ def _cells(parameters: LinkParameters, folder: Path) -> Iterator[Cell]:
         quantizers[f"lfq-{2**bits}"] = {
             "tokenizer.quantizer": {"name": "lfq", "codebook_size": 2**bits, "code_dim": bits}
         }
-    first, second = GENERATOR_PRESETS[LINK_PRESETS[parameters.preset]]
+    first, second = find_preset(parameters.preset, "link")
     for stem, settings in quantizers.items():
         config = recipe_config(first, {**settings, "seed": parameters.seed})
         quantizer = config.tokenizer.quantizer

@@ -1,6 +1,12 @@
-"""Training: one loop for one process or many, resumed exactly, stopped at the first number that is not one."""
+"""Training: from a recipe to a finished run folder, for tokenizers and generators.
 
-from ibqlab.losses.errors import TrainingInterrupted
+The main idea: one loop for one process or many (`trainer`), in which every step's randomness comes from the seed and
+the step's number alone. So a run that was killed is resumed bit for bit, and it stops at the first number that is not
+one. What differs between the two networks lies in the packages `tokenizer` and `generator`: where batches come from,
+what one step learns (`step`), what a validation measures. Start with `tokenizer/loop.py`, then `trainer`.
+"""
+
+from ibqlab.losses.errors import TrainingError, TrainingInterrupted
 from ibqlab.recipes.generator_config import (
     GeneratorOptimizerConfig,
     GeneratorRecordConfig,
@@ -9,9 +15,9 @@ from ibqlab.recipes.generator_config import (
 )
 from ibqlab.recipes.recipe_files import find_recipe, load_recipe, recipe_config
 from ibqlab.recipes.tokenizer_config import LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig
-from ibqlab.training.generator_loop import train_generator
-from ibqlab.training.loop import TrainingError, train
-from ibqlab.training.parameters import RunParameters, plan_run
+from ibqlab.training.generator.loop import train_generator
+from ibqlab.training.parameters import RunParameters, prepare_run
+from ibqlab.training.tokenizer.loop import train
 
 __all__ = [
     "GeneratorOptimizerConfig",
@@ -28,7 +34,7 @@ __all__ = [
     "TrainingInterrupted",
     "find_recipe",
     "load_recipe",
-    "plan_run",
+    "prepare_run",
     "recipe_config",
     "train",
     "train_generator",

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 from ibqlab.base.escaping import for_markdown, for_terminal
 from ibqlab.base.files import is_ordinary
 from ibqlab.config import parse, to_dict
-from ibqlab.costs.fitting import AnyConfig
 from ibqlab.data.broken import STAND_INS, UnreadableName, describe_unreadable
 from ibqlab.data.source import ImageSource
+from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.paths import located
 from ibqlab.runs.provenance_record import utc_now
 
 
-def reachable(config: AnyConfig, path: str | Path) -> AnyConfig:
+def reachable(config: RunConfig, path: str | Path) -> RunConfig:
     """Settings whose paths lead where they led when the run in a folder was started; as they are for a new one.
 
     Args:
@@ -25,6 +25,16 @@ def reachable(config: AnyConfig, path: str | Path) -> AnyConfig:
     if not is_ordinary(Path(path) / "config.yaml"):
         return config
     return parse(type(config), located(to_dict(config), Run(path).started_in, typed_here=True))
+
+
+def facts_of(source: ImageSource) -> dict[str, Any]:
+    """A source's identity, for provenance and to find it unchanged at resume."""
+    return {
+        "description": source.description,
+        "fingerprint": source.fingerprint,
+        "images": len(source),
+        "classes": list(source.classes),
+    }
 
 
 def compare_data(run: Run, data: Mapping[str, Any], accept: bool) -> dict[str, Any]:

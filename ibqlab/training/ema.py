@@ -1,7 +1,6 @@
 """Exponential moving average of weights."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +25,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Follow one optimiser step."""
+        # lerp(s, p, 1 − d) = s + (1 − d)(p − s), all shadows in one kernel.
         torch._foreach_lerp_(list(self.shadows.values()), list(self._parameters.values()), 1 - self.decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside the block the module has the averaged weights; after it, its own again."""
-        own = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._copy(self.shadows)
-        try:
-            yield
-        finally:
-            self._copy(own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shadows by parameter name."""
@@ -49,8 +39,3 @@ class WeightAverage:
             raise ValueError(f"averaged weights do not match the model: {sorted(state.keys() ^ self.shadows.keys())}")
         for name, shadow in self.shadows.items():
             shadow.copy_(state[name])
-
-    @torch.no_grad()
-    def _copy(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(values[name])

@@ -1,23 +1,16 @@
 """The processes and devices of a run."""
 
 import os
-import signal
-import sys
-import threading
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
 
-from ibqlab.losses.errors import TrainingError, TrainingInterrupted
-from ibqlab.recipes.tokenizer_config import TrainConfig
+from ibqlab.losses.errors import TrainingError
+from ibqlab.recipes.run_config import RunConfig
 
 
-def launch(config: TrainConfig) -> Any:
+def launch(config: RunConfig) -> Any:
     """Fabric with as many processes as the config asks for.
 
     Raises:
@@ -58,81 +51,14 @@ def launch(config: TrainConfig) -> Any:
     return fabric
 
 
-def _accelerator(wanted: str, devices: int) -> str:
+def _accelerator(setting: str, processes: int) -> str:
     """The kind of device for so many processes on this machine: cpu or cuda."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not there):
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if setting == "cpu" or (setting == "auto" and not devices):
         return "cpu"
-    if there < devices:
+    if devices < processes:
         raise TrainingError(
-            f"each process needs a CUDA device of its own; {devices} run here and there are {there}. Start at most "
-            f"{max(there, 1)}, or type accelerator=cpu"
+            f"each process needs a CUDA device of its own; {processes} run here and there are {devices}. Start at most "
+            f"{max(devices, 1)}, or type accelerator=cpu"
         )
     return "cuda"
-
-
-@contextmanager
-def preparation() -> Iterator[None]:
-    """Ctrl-C inside the block, in which a run is made ready, says how to go on like one that comes later.
-
-    Raises:
-        TrainingInterrupted: Ctrl-C came.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(
-            "stopped before the training began, nothing is lost; go on with the same command"
-        ) from None
-
-
-AT_ONCE_SECONDS = 2.0
-"""A second Ctrl-C so long after the first one ends training in the middle of its step."""
-
-
-class StopSignals:
-    """Ctrl-C and SIGTERM inside the block are noted, for the training to end after its step.
-
-    A second Ctrl-C, two seconds later or more, raises KeyboardInterrupt at once. torchrun passes each on twice, hence
-    the two seconds. Where a signal would have ended the process, it does so after the block has ended by it: whoever
-    waits for the process sees how it ended. In other threads than the main one, which get no signals, nothing happens.
-    """
-
-    received = 0
-    """Number of the signal; 0: none yet."""
-
-    def __enter__(self) -> "StopSignals":
-        self.process, self.since = os.getpid(), 0.0
-        self.handlers: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # None: set by a program in C around us. Ignored: by nohup.
-                if signal.getsignal(number) not in (None, signal.SIG_IGN):
-                    self.handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def ask(self) -> None:
-        """Note a Ctrl-C that came another way."""
-        self._note(signal.SIGINT, None)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self.process:
-            # A process that loads images: Ctrl-C is its parent's business, SIGTERM is what ends it.
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
-        now = time.monotonic()
-        if not self.received:
-            self.received, self.since = number, now
-        elif number == signal.SIGINT and now - self.since > AT_ONCE_SECONDS:
-            raise KeyboardInterrupt
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        handler = self.handlers.get(self.received)
-        if not isinstance(error, TrainingInterrupted) or handler in (None, signal.default_int_handler):
-            return
-        if handler is signal.SIG_DFL:
-            print(error, file=sys.stderr, flush=True)
-        os.kill(self.process, self.received)

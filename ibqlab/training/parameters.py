@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ibqlab.base.checks import require_choice
 from ibqlab.config import content_hash
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
-from ibqlab.recipes.presets import PRESETS
+from ibqlab.recipes.presets import find_preset
 from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
@@ -19,7 +19,7 @@ class RunParameters:
     """What the `parameters` cell of a notebook that trains one run may set."""
 
     preset: str = "laptop"
-    """A key of `PRESETS`."""
+    """One of `preset_names("tokenizer")`."""
     recipe: str = ""
     """Another recipe, a path or a name under experiments/; empty: the preset's."""
     settings: tuple[str, ...] = ()
@@ -31,26 +31,26 @@ class RunParameters:
     """How maps are drawn: "umap" or "pca"."""
 
     def __post_init__(self):
-        require_choice("preset", self.preset, PRESETS)
+        find_preset(self.preset, "tokenizer")
         require_choice("projection", self.projection, PROJECTION_METHODS)
 
 
-class PlannedRun(NamedTuple):
+class PreparedRun(NamedTuple):
     """A run that has not started."""
 
     config: TrainConfig
     path: Path
 
 
-def plan_run(parameters: RunParameters) -> PlannedRun:
+def prepare_run(parameters: RunParameters) -> PreparedRun:
     """Settings and folder of the run that a notebook's parameters describe.
 
     Raises:
         ConfigError: no such recipe, or settings that do not fit it.
         RunError: the folder holds a run with other settings.
     """
-    name = parameters.recipe or PRESETS[parameters.preset]
+    name = parameters.recipe or find_preset(parameters.preset, "tokenizer")
     config = recipe_config(name, assignments=parameters.settings)
     folder = output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}")
     Run.check(folder, config)
-    return PlannedRun(config, folder)
+    return PreparedRun(config, folder)

@@ -6,27 +6,27 @@ rank, never from a generator's history: a run that was killed and started again 
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ibqlab.base.devices import require_processes
-from ibqlab.base.files import is_ordinary
 from ibqlab.base.processes import names_of_all_processes, sum_over_processes
-from ibqlab.base.progress import ProgressLine, in_notebook, notice, time_left
+from ibqlab.base.progress import ProgressLine, in_notebook, notice, tell, time_left
 from ibqlab.costs.fitting import require_fits
-from ibqlab.data import BrokenImages, ImageSource
+from ibqlab.data import BrokenImages
 from ibqlab.data.broken import STAND_INS
-from ibqlab.losses.errors import NonFinite, TrainingError, TrainingInterrupted
-from ibqlab.losses.tokenizer_loss import IMAGES
+from ibqlab.losses.errors import NonFinite, TrainingInterrupted
+from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint
-from ibqlab.training.data_check import compare_data, count_images, note_unreadable, unreadable_of
-from ibqlab.training.launch import StopSignals, launch
+from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
+from ibqlab.training.failures import nonfinite_error, not_fitting, preparation
+from ibqlab.training.session import RunInputs, Session, finished_run, training_session
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the
@@ -53,112 +53,17 @@ class Networks(Protocol):
         """Take over what `state_dict` gave."""
 
 
-def finished_run(path: str | Path, config: Any) -> Run | None:
-    """The run, if it has nothing left to do.
-
-    Raises:
-        RunError: it was trained with another config.
-    """
-    if not is_ordinary(Path(path) / "config.yaml"):
-        return None
-    run = Run(path)
-    if run.status != "finished" or run.has_fewer_steps(config):
-        return None
-    return Run.start(path, config)
-
-
-def require_room(config: Any) -> None:
-    """Refuse what cannot be trained here, before anything is opened, built or written.
-
-    Args:
-        config: the run's settings.
-    Raises:
-        ValueError: it needs more memory than the device has, or the environment announces half of a launcher's
-            processes.
-    Cost: nothing for small runs; seconds where memory may be short.
-    """
-    require_processes(talking=True)
-    require_fits(config)
-
-
-class Session(NamedTuple):
-    """A run that is about to be trained by this process."""
-
-    run: Run
-    fabric: Any
-    signals: StopSignals
-    facts: dict[str, Any]
-    """What provenance is to say of its being resumed, beside the time."""
-    images: int
-    """Of both splits."""
-
-
-@contextmanager
-def training_session(
-    path: str | Path,
-    config: Any,
-    data: Mapping[str, Any],
-    *,
-    accept_changed_data: bool = False,
-    depends_on_steps: str = "",
-) -> Iterator[Session]:
-    """The run folder, made or claimed to be resumed, and the processes of the run; both are let go of at the end.
-
-    Args:
-        path: the run folder.
-        config: the run's settings.
-        data: identity of the images by split, as `facts_of` gives it.
-        accept_changed_data: resume a run whose images have changed.
-        depends_on_steps: which of its settings stretch over all steps, so that a run cannot be made longer; "" for
-            none.
-    Raises:
-        RunError: the folder holds another config, or something that is no run; another process trains there; the images
-            are not those that the run began with. Nothing was changed.
-        TrainingError: other than the config's number of processes run.
-    """
-    facts: dict[str, Any] = {}
-    if is_ordinary(Path(path) / "config.yaml"):
-        held = Run(path)
-        held.require_settings(config, more_steps=True)
-        if depends_on_steps and held.has_fewer_steps(config):
-            raise RunError(
-                f"{path} was begun with steps={held.config['steps']}, and {depends_on_steps} depends on it: with more "
-                f"steps it would be no run of {config.steps} steps; nothing was changed. Train a new one (--output "
-                f"FOLDER){held.how_to_start_from(config)}"
-            )
-        facts = compare_data(held, data, accept_changed_data)
-    fabric = launch(config)
-    with StopSignals() as signals:
-        run = Run.start(path, config, claim=True, more_steps=True) if fabric.is_global_zero else None
-        try:
-            fabric.barrier()
-            yield Session(run or Run(path), fabric, signals, facts, count_images(data))
-        finally:
-            if run:
-                run.release()
-
-
-def facts_of(source: ImageSource) -> dict[str, Any]:
-    """A source's identity, for provenance and to find it unchanged at resume."""
-    return {
-        "description": source.description,
-        "fingerprint": source.fingerprint,
-        "images": len(source),
-        "classes": list(source.classes),
-    }
-
-
 class Trainer(ABC):
-    """State of one run on one process.
+    """State of one run on one process; a subclass says what is trained.
 
     Args:
-        config: with the fields that all kinds of training have: steps, batch_size, seed, precision, optimizer, record.
+        config: of the run.
         session: the run and its processes.
         networks: what learns.
         watch: for live views.
     """
 
-    def __init__(self, config: Any, session: Session, networks: Networks, watch: Watch | None):
+    def __init__(self, config: RunConfig, session: Session, networks: Networks, watch: Watch | None):
         self.config, self.session, self.networks, self.watch = config, session, networks, watch
         self.run, self.fabric = session.run, session.fabric
         self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance).names)
@@ -173,6 +78,16 @@ class Trainer(ABC):
         """Step of the newest checkpoint."""
 
     # --- what is trained ---
+
+    @staticmethod
+    @abstractmethod
+    def prepare(config: RunConfig, path: Path) -> RunInputs:
+        """Open the data and build the networks of a run in a folder."""
+
+    @staticmethod
+    @abstractmethod
+    def depends_on_steps(config: RunConfig) -> str:
+        """The setting that stretches over all steps, which makes a longer run another from its start; "" for none."""
 
     @abstractmethod
     def batches(self, done: int) -> Iterable[Any]:
@@ -191,7 +106,7 @@ class Trainer(ABC):
         """Provenance of a new run, beside what every run has."""
 
     @abstractmethod
-    def shown(self, row: dict[str, Any]) -> dict[str, str]:
+    def line_numbers(self, row: dict[str, Any]) -> dict[str, str]:
         """What the progress line shows of a row."""
 
     @abstractmethod
@@ -199,20 +114,20 @@ class Trainer(ABC):
         """What a new run does before its first validation."""
 
     @abstractmethod
-    def kept(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the networks; every process calls it."""
 
     @abstractmethod
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `kept` gave."""
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what `extra_state` gave."""
 
-    def validating(self, step: int) -> bool:
+    def is_validation_step(self, step: int) -> bool:
         """Whether a step is followed by a validation."""
         return step % self.config.record.validate_every == 0 or step == self.config.steps
 
     # --- the loop ---
 
-    def saving(self, step: int) -> bool:
+    def is_checkpoint_step(self, step: int) -> bool:
         """Whether a step is followed by a checkpoint."""
         return step % self.config.record.checkpoint_every == 0 or step == self.config.steps
 
@@ -266,8 +181,8 @@ class Trainer(ABC):
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
-                    shown = self.shown(row) | {"images/s": f"{row['images_per_second']:.0f}"}
-                    numbers = "".join(f" · {name} {value}" for name, value in shown.items())
+                    texts = self.line_numbers(row) | {"images/s": f"{row['images_per_second']:.0f}"}
+                    numbers = "".join(f" · {name} {value}" for name, value in texts.items())
                     if self.broken.names:
                         numbers += f" · {len(self.broken.names):,} unreadable"
                 left = (time.monotonic() - began) / (step - done) * (config.steps - step)
@@ -326,12 +241,13 @@ class Trainer(ABC):
     def _step(self, step: int, batch: Any) -> dict[str, Any] | None:
         """One step with all that is due after it; the row of metrics where one is."""
         config, record = self.config, self.config.record
-        validating, saving = self.validating(step), self.saving(step)
+        validating, saving = self.is_validation_step(step), self.is_checkpoint_step(step)
+        # From seed, step and rank alone, so that a resumed run draws what the run would have drawn; 4096 ranks at most.
         torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank)
         try:
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
         except NonFinite as error:
-            self._stop_at_nonfinite(step, error.culprit)
+            raise nonfinite_error(step, error.culprit, config, self.run) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             row = {"step": step, "learning_rate": self.networks.learning_rate, **row, **self._pace(step)}
@@ -359,19 +275,7 @@ class Trainer(ABC):
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
         for name, value in self.networks.tensors().items():
             if not torch.isfinite(value).all():
-                self._stop_at_nonfinite(step, name)
-
-    def _stop_at_nonfinite(self, step: int, culprit: str) -> NoReturn:
-        good, config = self.run.last_checkpoint, self.config
-        remedy = f"lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
-        if config.precision != "32-true":
-            remedy += f" or type precision=32-true (now {config.precision})"
-        if culprit == IMAGES:
-            remedy = f"mend the data (data.source {config.data.source!r})"
-        raise TrainingError(
-            f"step {step}: {culprit} is the first tensor with NaN or infinity; training stops. To go on, {remedy}, in "
-            f"a new output folder. The last good checkpoint is {good.name if good else 'none'} in {self.run.name}"
-        )
+                raise nonfinite_error(step, name, self.config, self.run)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Numbers averaged over processes."""
@@ -396,16 +300,16 @@ class Trainer(ABC):
 
     def _describe(self) -> None:
         """Provenance of a new run."""
-        own = self.describe()
+        facts_of_kind = self.describe()  # on every process: it may exchange numbers
         if self.fabric.is_global_zero:
             facts = provenance(private=True) | {"seed": self.config.seed, "threads": torch.get_num_threads()}
             if self.run.started_in:  # begun before, and killed before its first checkpoint: its paths count from there
                 facts["started_in"] = str(self.run.started_in)
-            self.run.write_provenance(**facts, **own)
+            self.run.write_provenance(**facts, **facts_of_kind)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint."""
-        state = self.networks.state_dict() | self.kept() | {"seconds": self.seconds}
+        state = self.networks.state_dict() | self.extra_state() | {"seconds": self.seconds}
         self.broken.add(names_of_all_processes(self.broken.names))
         if self.fabric.is_global_zero:
             self.run.save_checkpoint(step, state, every=self.config.record.checkpoint_every)
@@ -428,6 +332,7 @@ class Trainer(ABC):
             self.saved = checkpoint.step
         if self.fabric.is_global_zero and not self.run.is_new:
             self.run.note_resumed(self.config, **self.session.facts)
+            # Rows and snapshots after the checkpoint come again, bit for bit.
             self.run.truncate_metrics(self.saved)
             self.run.drop_snapshots_after(self.saved)
         self.fabric.barrier()
@@ -439,16 +344,42 @@ class Trainer(ABC):
             self.seconds = float(checkpoint.state["seconds"])
             self.networks.load_state_dict(checkpoint.state)
         except (*CONFUSED, ValueError) as error:
-            raise _not_fitting(checkpoint, error) from None
+            raise not_fitting(checkpoint, error) from None
         try:
-            self.restore(checkpoint.state)
+            self.load_extra_state(checkpoint.state)
         except CONFUSED as error:
-            raise _not_fitting(checkpoint, error) from None
+            raise not_fitting(checkpoint, error) from None
 
 
-def _not_fitting(checkpoint: Checkpoint, error: Exception) -> RunError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return RunError(
-        f"{checkpoint.file} does not fit this run's settings, it is damaged or another run's ({reason[:200]}); nothing "
-        "was changed. Restore it from a copy, or delete it to continue from the one before"
-    )
+def train_run(
+    trainer: type[Trainer],
+    config: RunConfig,
+    path: str | Path,
+    *,
+    progress: bool,
+    watch: Watch | None,
+    accept_changed_data: bool,
+) -> Run:
+    """Train into a run folder, or continue the one that is there; arguments and errors are those of `train`.
+
+    Args:
+        trainer: what is trained.
+    """
+    tell(folder=str(Path(path).resolve()))
+    config = reachable(config, path)
+    finished = finished_run(path, config)
+    if finished:
+        return finished
+    # Refused before anything is opened, built or written; seconds where memory may be short.
+    require_processes(talking=True)
+    require_fits(config)
+    with preparation():
+        inputs = trainer.prepare(config, Path(path))
+    with training_session(
+        path,
+        config,
+        inputs.data_facts,
+        accept_changed_data=accept_changed_data,
+        depends_on_steps=trainer.depends_on_steps(config),
+    ) as session:
+        return trainer(config, inputs, session, watch).train(progress)

@@ -1,4 +1,4 @@
-"""What a training step costs in operations and memory, counted on tensors that have shapes but no contents.
+"""What a tokenizer's training step costs in operations and memory, counted on tensors that have shapes but no contents.
 
 Nothing is computed, and no formula of ours stands in for the program: the run's own networks and losses are called on
 fake tensors (meta tensors that pass for CPU ones, because autocast does not know the meta device) while torch's counter
@@ -8,7 +8,6 @@ looks at every convolution and matrix product, and a hook at every tensor that a
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,14 +15,17 @@ from torch import Tensor, nn
 
 from ibqlab.base.recomputing import recompute
 from ibqlab.costs.meter import (
-    Cost,
-    Kept,
+    Parameters,
+    SavedTensors,
+    StepCost,
     count_parameters,
     counting,
     cuda_precision,
     default_dtype,
     fit_line,
+    largest_block_bytes,
     storages_of,
+    weight_dtype,
 )
 from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, generator_loss
 from ibqlab.losses.tokenizer_loss import tokenizer_loss
@@ -36,46 +38,7 @@ LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7
 """torchvision's name of the network, and the layers after which LPIPS compares."""
 
 
-class Parameters(NamedTuple):
-    """Learned numbers, part by part; those of LPIPS are frozen."""
-
-    encoder: int
-    decoder: int
-    codebook: int
-    """Everything that the quantizer learns; 0 for LFQ."""
-    convolutions: int
-    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
-    discriminator: int
-    """0 where the adversarial loss is off."""
-    perceptual: int
-    """LPIPS: its trunk and its five layers of weights; 0 where it is off."""
-
-    @property
-    def tokenizer(self) -> int:
-        """All that encodes and decodes."""
-        return self.encoder + self.decoder + self.codebook + self.convolutions
-
-    @property
-    def trained(self) -> int:
-        """All that an optimiser moves."""
-        return self.tokenizer + self.discriminator
-
-
-class StepCost(NamedTuple):
-    """What `count_step` returns."""
-
-    parameters: Parameters
-    forward: Cost
-    """Operations of one image's way to its reconstruction in evaluation; a multiply-add is two."""
-    training: Cost
-    """Operations of a training step on one process's part of a batch, by images."""
-    activations: Cost
-    """Bytes kept for the backward pass, at the step's fullest moment; `fixed` are the weights' copies in bfloat16."""
-    frozen_bytes: int
-    """Bytes of buffers and of the LPIPS network."""
-
-
-def count_step(config: TrainConfig) -> StepCost:
+def count_tokenizer_step(config: TrainConfig) -> StepCost:
     """Parameters, operations and activations of a training step of a recipe.
 
     Operations are those of torch.utils.flop_counter: convolutions, matrix products and attention, forward and backward,
@@ -88,6 +51,10 @@ def count_step(config: TrainConfig) -> StepCost:
     is not counted. Work space of kernels and of the quantizer's blocks comes on top. Both are counted with two and with
     three images; the rest follows, because they are linear in images.
 
+    Memory of the state is, per learned number, a weight, a gradient, Adam's two averages and (where ema_decay is above
+    0) an averaged weight, with several processes also the gradient's copy in the buckets that they exchange; frozen
+    weights and buffers once.
+
     Args:
         config: of the run; its data and weight files are not looked at.
     Raises:
@@ -96,17 +63,23 @@ def count_step(config: TrainConfig) -> StepCost:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
 
-    with FakeTensorMode(), default_dtype(weight_dtype(config)):
+    dtype = weight_dtype(config.precision)
+    with FakeTensorMode(), default_dtype(dtype):
         step = _Step(config)
-        forward, training, activations = (
-            fit_line(count) for count in (step.forward_operations, step.training_operations, step.activation_bytes)
-        )
-        return StepCost(step.parameters(), forward, training, activations, step.frozen_bytes())
-
-
-def weight_dtype(config: TrainConfig) -> torch.dtype:
-    """The type of weights, gradients and Adam's averages at a recipe's precision."""
-    return torch.float64 if config.precision == "64-true" else torch.float32
+        counts = (step.forward_operations, step.training_operations, step.activation_bytes)
+        forward, training, activations = map(fit_line, counts)
+        parameters, frozen = step.parameters(), step.frozen_bytes()
+    averages = 1 if config.ema_decay else 0
+    buckets = 1 if config.processes > 1 else 0
+    number = parameters.trained * dtype.itemsize
+    return StepCost(
+        parameters=parameters,
+        forward=forward,
+        training=training,
+        activations=activations,
+        state_bytes=number * (4 + averages + buckets) + frozen,
+        checkpoint_bytes=number * (3 + averages),
+    )
 
 
 class _Step:
@@ -130,10 +103,13 @@ class _Step:
     def parameters(self) -> Parameters:
         """Learned numbers, part by part."""
         tokenizer = self.tokenizer
-        count, convolutions = count_parameters, (tokenizer.quant_conv, tokenizer.post_quant_conv)
-        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
         return Parameters(
-            *map(count, parts), sum(map(count, convolutions)), count(self.discriminator), count(self.perceptual)
+            encoder=count_parameters(tokenizer.encoder),
+            decoder=count_parameters(tokenizer.decoder),
+            codebook=count_parameters(tokenizer.quantizer),
+            convolutions=count_parameters(tokenizer.quant_conv) + count_parameters(tokenizer.post_quant_conv),
+            discriminator=count_parameters(self.discriminator),
+            perceptual=count_parameters(self.perceptual),
         )
 
     def frozen_bytes(self) -> int:
@@ -167,10 +143,10 @@ class _Step:
         """The tokenizer's, and the most of those of the discriminator's step, the losses, or a block computed again."""
         pictures, known = self._images(images), storages_of(self._networks())
         mixed = self.config.precision == "bf16-mixed"
-        tokenizer = Kept(known)
+        tokenizer = SavedTensors(known)
         with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), cuda_precision(mixed):
             out = self.tokenizer(pictures)
-        learning, losses = (Kept(known | tokenizer.storages.keys()) for _ in range(2))
+        learning, losses = (SavedTensors(known | tokenizer.storages.keys()) for _ in range(2))
         if self.discriminator:
             with learning.watching(), cuda_precision(mixed):
                 self._discriminate(pictures, out.reconstruction.detach())
@@ -180,15 +156,9 @@ class _Step:
         return tokenizer.bytes + max(learning.bytes, losses.bytes, again)
 
     def _largest_block(self, pictures: Tensor) -> int:
-        """Bytes that one residual or attention block keeps for its backward pass: the largest of them."""
         tokenizer = Tokenizer.from_config(self.config.tokenizer)
-        kept, before, sizes = Kept(storages_of([tokenizer])), [], []
-        for block in find_blocks(tokenizer):
-            block.register_forward_pre_hook(lambda *_: before.append(kept.bytes))
-            block.register_forward_hook(lambda *_: sizes.append(kept.bytes - before[-1]))
-        with kept.watching(), cuda_precision(self.config.precision == "bf16-mixed"):
-            tokenizer(pictures)
-        return max(sizes)
+        mixed = self.config.precision == "bf16-mixed"
+        return largest_block_bytes(tokenizer, find_blocks(tokenizer), lambda: tokenizer(pictures), mixed)
 
     def _networks(self) -> list[nn.Module]:
         return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]
@@ -238,8 +208,8 @@ class Lpips(nn.Module):
         super().__init__()
         name, self.taps = LPIPS_TAPS[net]
         self.trunk = getattr(torchvision.models, name)(weights=None).features[: self.taps[-1] + 1]
-        convolutions = [(place, layer) for place, layer in enumerate(self.trunk) if isinstance(layer, nn.Conv2d)]
-        widths = [max((p, c.out_channels) for p, c in convolutions if p < tap)[1] for tap in self.taps]
+        convolutions = [(number, layer) for number, layer in enumerate(self.trunk) if isinstance(layer, nn.Conv2d)]
+        widths = [max((n, c.out_channels) for n, c in convolutions if n < tap)[1] for tap in self.taps]
         self.layers = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
         self.requires_grad_(False)
 
@@ -249,10 +219,10 @@ class Lpips(nn.Module):
         return sum(layer(torch.pow(left - right, 2)).mean((1, 2, 3)) for layer, left, right in pairs)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        found = []
-        for place, layer in enumerate(self.trunk):
+        features = []
+        for number, layer in enumerate(self.trunk):
             images = layer(images)
-            if place in self.taps:
+            if number in self.taps:
                 length = torch.sum(torch.pow(images, 2), dim=1, keepdim=True).sqrt()
-                found.append(images / (length + 1e-10))
-        return found
+                features.append(images / (length + 1e-10))
+        return features

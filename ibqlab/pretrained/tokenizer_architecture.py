@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.pretrained.stored import CheckpointError
+from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.quantizers import QuantizerConfig, quantizer_config
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
 
@@ -78,33 +78,33 @@ def _check_is_tokenizer(shapes: Shapes) -> None:
 
 def _vqgan(shapes: Shapes) -> AutoencoderConfig:
     channels = _level_channels(shapes)
-    latent = _shape(shapes, "decoder.conv_in.weight", 4)[1]
+    latent = tensor_shape(shapes, "decoder.conv_in.weight", 4)[1]
     attention = [n for n in range(len(channels)) if any(key.startswith(f"encoder.down.{n}.attn.") for key in shapes)]
     return _autoencoder(
         shapes,
         channels,
         design="vqgan",
         latent_channels=latent,
-        double_latent=_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
+        double_latent=tensor_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
         attention_resolutions=tuple(_resolution(channels) // 2**level for level in attention),
     )
 
 
 def _magvit2(shapes: Shapes) -> AutoencoderConfig:
-    latent = _shape(shapes, "decoder.conv_in.weight", 4)[1]
+    latent = tensor_shape(shapes, "decoder.conv_in.weight", 4)[1]
     channels = _level_channels(shapes)
     return _autoencoder(shapes, channels, design="magvit2", latent_channels=latent, attention_resolutions=())
 
 
 def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> AutoencoderConfig:
-    base, in_channels = _shape(shapes, "encoder.conv_in.weight", 4)[:2]
+    base, in_channels = tensor_shape(shapes, "encoder.conv_in.weight", 4)[:2]
     if any(width % base for width in channels):
         raise CheckpointError(
             f"every level's channels must be a multiple of the first convolution's; got {base} and {channels}. The "
             "tensors are of another architecture, or damaged"
         )
     blocks = {
-        int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.[0-9]+\.block\.([0-9]{1,6})\.", key))
+        int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.[0-9]+\.block\.([0-9]{1,6})\.", key))
     }
     try:
         return AutoencoderConfig(
@@ -113,7 +113,7 @@ def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> Autoen
             num_res_blocks=max(blocks, default=-1) + 1,
             resolution=_resolution(channels),
             in_channels=in_channels,
-            out_channels=_shape(shapes, "decoder.conv_out.weight", 4)[0],
+            out_channels=tensor_shape(shapes, "decoder.conv_out.weight", 4)[0],
             **settings,
         )
     except ValueError as error:
@@ -121,9 +121,9 @@ def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> Autoen
 
 
 def _level_channels(shapes: Shapes) -> list[int]:
-    levels = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.down\.([0-9]{1,3})\.", key))}
+    levels = {int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.([0-9]{1,3})\.", key))}
     names = [f"encoder.down.{level}.block.0.conv2.weight" for level in range(max(levels, default=0) + 1)]
-    return [_shape(shapes, name, 4)[0] for name in names]
+    return [tensor_shape(shapes, name, 4)[0] for name in names]
 
 
 def _resolution(channels: list[int]) -> int:
@@ -134,16 +134,21 @@ def _quantizer(shapes: Shapes, autoencoder: AutoencoderConfig, name: str | None)
     unstored = CODEBOOK not in shapes and (name == "lfq" or (name is None and autoencoder.design == "magvit2"))
     if unstored:
         magvit2 = autoencoder.design == "magvit2"
-        bits = autoencoder.latent_channels if magvit2 else _shape(shapes, "quant_conv.weight", 4)[0]
+        bits = autoencoder.latent_channels if magvit2 else tensor_shape(shapes, "quant_conv.weight", 4)[0]
         if bits <= MOST_BITS:
             return quantizer_config({"name": "lfq", "codebook_size": 2**bits, "code_dim": bits})
-    size, dim = _shape(shapes, CODEBOOK, 2)
+    size, dim = tensor_shape(shapes, CODEBOOK, 2)
     return quantizer_config({"name": name or "ibq", "codebook_size": size, "code_dim": dim})
 
 
-def _shape(shapes: Shapes, key: str, dimensions: int) -> tuple[int, ...]:
+def tensor_shape(shapes: Shapes, key: str, dimensions: int, network: str = "tokenizer") -> tuple[int, ...]:
+    """A tensor's shape.
+
+    Raises:
+        CheckpointError: there is none of that name, or it has another number of dimensions.
+    """
     if key not in shapes:
-        raise CheckpointError(f"the tensor {key!r} is missing, which every tokenizer of this design has")
+        raise CheckpointError(f"the tensor {key!r} is missing, which every {network} of this design has")
     if len(shapes[key]) != dimensions:
         raise CheckpointError(f"the tensor {key!r} must have {dimensions} dimensions; got {tuple(shapes[key])}")
     return shapes[key]

@@ -18,21 +18,19 @@ from torch import Tensor
 
 from ibqlab.base.checks import require
 from ibqlab.base.processes import sum_over_processes
-from ibqlab.base.progress import tell
 from ibqlab.data import Batch
-from ibqlab.generator import AnyGenerator, make_generator
+from ibqlab.generator import make_generator
 from ibqlab.pretrained import export_tokenizer
-from ibqlab.pretrained.generators import FIRST_STAGE_FILE
-from ibqlab.recipes.generator_config import GeneratorOptimizerConfig, GeneratorTrainConfig
+from ibqlab.pretrained.loading import FIRST_STAGE_FILE
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs import Run
 from ibqlab.tokens.store import TokenBatch
-from ibqlab.training.data_check import reachable
-from ibqlab.training.evaluation import require_images
-from ibqlab.training.generator_data import Tokens, TokenSource, open_tokens
-from ibqlab.training.generator_step import GeneratorStep
-from ibqlab.training.launch import preparation
+from ibqlab.training.generator.step import GeneratorStep
+from ibqlab.training.generator.token_source import Tokens, open_tokens
+from ibqlab.training.session import RunInputs, Session
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.trainer import Session, Trainer, Watch, finished_run, require_room, training_session
+from ibqlab.training.tokenizer.validation import require_images
+from ibqlab.training.trainer import Trainer, Watch, train_run
 
 
 def train_generator(
@@ -45,65 +43,44 @@ def train_generator(
 ) -> Run:
     """Train a generator into a run folder, or continue the one that is there.
 
-    A finished run is returned as it is. A run that was interrupted goes on from its last checkpoint, bit for bit; so
-    does one that is to have more steps, where its rates do not depend on their number. Ctrl-C and SIGTERM end training
-    after the step in progress, which is saved.
+    Arguments, result and errors are those of `ibqlab.training.train`. A run can be made longer where its rates do not
+    depend on the number of steps.
 
-    Args:
-        config: the run's settings.
-        path: the run folder; created, or continued if it holds the same settings.
-        progress: show where the run stands, on the first process.
-        watch: called on the first process with each row of metrics as it is logged, for live views.
-        accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
-    Returns:
-        The run.
     Raises:
-        RunError: the folder holds another config, or something that is no run; another process trains there; the images
-            have changed since; the disk is full.
-        TrainingInterrupted: Ctrl-C or SIGTERM came.
-        TrainingError: the loss or a weight is not finite, or other than the config's number of processes run.
-        ValueError: no tokenizer, or one that does not fit the generator, the stored tokens or the data, or more
-            memory needed than there is; nothing has been written then.
+        ValueError: also where there is no tokenizer, or one that does not fit the generator, the stored tokens or the
+            data; nothing has been written then.
     """
-    tell(folder=str(Path(path).resolve()))
-    config = reachable(config, path)
-    finished = finished_run(path, config)
-    if finished:
-        return finished
-    require_room(config)
-    with preparation():
-        source = open_tokens(config, Path(path))
-        torch.manual_seed(config.seed)
-        generator = make_generator(config.generator)
-        if config.precision == "64-true":
-            generator.double()
-    with training_session(
-        path,
-        config,
-        source.facts["data"],
-        accept_changed_data=accept_changed_data,
-        depends_on_steps=_depends_on_steps(config.optimizer),
-    ) as session:
-        return _GeneratorTrainer(source, generator, session, watch).train(progress)
-
-
-def _depends_on_steps(config: GeneratorOptimizerConfig) -> str:
-    """The setting that stretches over all steps, so that a longer run is another from its first step; "" for none."""
-    if config.schedule != "constant":
-        return f"the learning rate's schedule {config.schedule!r}"
-    if config.warmup_share:
-        return "the warm-up of the learning rate"
-    return "the weight decay" if config.weight_decay != config.final_weight_decay else ""
+    return train_run(
+        _GeneratorTrainer, config, path, progress=progress, watch=watch, accept_changed_data=accept_changed_data
+    )
 
 
 class _GeneratorTrainer(Trainer):
     """State of one generator's run on one process."""
 
-    def __init__(self, source: TokenSource, generator: AnyGenerator, session: Session, watch: Watch | None):
-        self.source = source
-        self.parameters = sum(p.numel() for p in generator.parameters())
-        super().__init__(source.config, session, GeneratorStep(source.config, generator, session.fabric), watch)
-        self.fabric.to_device(source.tokenizer)
+    @staticmethod
+    def prepare(config: GeneratorTrainConfig, path: Path) -> RunInputs:
+        source = open_tokens(config, path)
+        torch.manual_seed(config.seed)
+        generator = make_generator(config.generator)
+        return RunInputs(
+            source, generator.double() if config.precision == "64-true" else generator, source.facts["data"]
+        )
+
+    @staticmethod
+    def depends_on_steps(config: GeneratorTrainConfig) -> str:
+        optimizer = config.optimizer
+        if optimizer.schedule != "constant":
+            return f"the learning rate's schedule {optimizer.schedule!r}"
+        if optimizer.warmup_share:
+            return "the warm-up of the learning rate"
+        return "the weight decay" if optimizer.weight_decay != optimizer.final_weight_decay else ""
+
+    def __init__(self, config: GeneratorTrainConfig, inputs: RunInputs, session: Session, watch: Watch | None):
+        self.source, generator = inputs.source, inputs.networks
+        self.parameters = sum(p.numel() for p in generator.parameters())  # before they are cut into shards
+        super().__init__(config, session, GeneratorStep(config, generator, session.fabric), watch)
+        self.fabric.to_device(self.source.tokenizer)
 
     def start(self) -> None:
         target = self.run.path / FIRST_STAGE_FILE
@@ -113,15 +90,15 @@ class _GeneratorTrainer(Trainer):
     def describe(self) -> dict[str, Any]:
         return {**self.source.facts, "parameters": self.parameters}
 
-    def kept(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         return {"tokenizer": self.source.facts["tokenizer"]["fingerprint"]}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        given = self.source.facts["tokenizer"]["fingerprint"]
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        fingerprint = self.source.facts["tokenizer"]["fingerprint"]
         require(
-            state["tokenizer"] == given,
+            state["tokenizer"] == fingerprint,
             f"{self.run.path} was begun with another tokenizer (fingerprint {state['tokenizer']}); "
-            f"{self.config.tokenizer} now has {given}. Put the tokenizer back, or choose another folder.",
+            f"{self.config.tokenizer} now has {fingerprint}. Put the tokenizer back, or choose another folder.",
         )
 
     def batches(self, done: int) -> Iterable[Batch | TokenBatch]:
@@ -132,32 +109,34 @@ class _GeneratorTrainer(Trainer):
         measured = self.networks.learn(step, *self.source.tokens(batch, self.fabric.device))
         return {"weight_decay": self.networks.weight_decay, **self.mean(measured)} if logging else None
 
-    def shown(self, row: dict[str, Any]) -> dict[str, str]:
+    def line_numbers(self, row: dict[str, Any]) -> dict[str, str]:
         return {"loss": f"{row['loss']:.3f}", "bits/token": f"{row['loss'] / math.log(2):.2f}"}
 
     def measure(self, step: int) -> dict[str, Any]:
         with uncompiled(self.config.speed):
             losses = self._validate()
         if self.fabric.is_global_zero:
-            self.run.save_snapshot(step, position_loss=losses.given, position_loss_unconditional=losses.unconditional)
+            self.run.save_snapshot(
+                step, position_loss=losses.conditional, position_loss_unconditional=losses.unconditional
+            )
         return losses.row(self.config.data.image_size)
 
     @cached_property
     def _validation_tokens(self) -> list[Tokens]:
         """This process's share of the validation images, on its device."""
         rank, world_size = self.fabric.global_rank, self.fabric.world_size
-        found = []
+        tokens = []
         for batch in self.source.validation_batches(rank, world_size):
             self.broken.add(getattr(batch, "broken", ()))
             if len(batch.labels):
-                found.append(self.source.tokens(batch, self.fabric.device))
-        return found
+                tokens.append(self.source.tokens(batch, self.fabric.device))
+        return tokens
 
-    def _validate(self) -> "Losses":
+    def _validate(self) -> "PositionLosses":
         """Mean losses of the validation images by position, with and without their classes."""
         tokens, null = self.config.generator.num_tokens, self.config.generator.num_classes
         device = self.fabric.device
-        sums = torch.zeros(2, tokens, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, tokens, dtype=torch.float64, device=device)  # (2, T): with the class, without
         seen = torch.zeros(1, dtype=torch.int64, device=device)
         rounds = self.fabric.all_gather(torch.tensor(len(self._validation_tokens), device=device)).max()
         for number in range(int(rounds)):
@@ -169,14 +148,14 @@ class _GeneratorTrainer(Trainer):
             seen += 0 if spare else len(indices)
         images = int(sum_over_processes(seen))
         require_images(images, self.broken.names)
-        given, unconditional = (sum_over_processes(sums) / images).cpu()
-        return Losses(given, unconditional, images)
+        conditional, unconditional = (sum_over_processes(sums) / images).cpu()
+        return PositionLosses(conditional, unconditional, images)
 
 
-class Losses(NamedTuple):
+class PositionLosses(NamedTuple):
     """A validation's result."""
 
-    given: Float[Tensor, " T"]
+    conditional: Float[Tensor, " T"]
     """Nats per token at each position, the class given."""
     unconditional: Float[Tensor, " T"]
     """Likewise with the null class."""
@@ -185,7 +164,7 @@ class Losses(NamedTuple):
 
     def row(self, image_size: int) -> dict[str, Any]:
         """The numbers as a row of metrics."""
-        loss, tokens = float(self.given.mean()), len(self.given)
+        loss, tokens = float(self.conditional.mean()), len(self.conditional)
         bits = loss / math.log(2)
         return {
             "validation_loss": loss,

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibqlab.pretrained import read_checkpoint
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.ema import WeightAverage
-from ibqlab.training.step import Models, TokenizerStep
+from ibqlab.training.tokenizer.step import Models, TokenizerStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +66,27 @@ def build_models(config: TrainConfig) -> tuple[Models, Start | None]:
 
 def _read_start(config: TrainConfig, models: Models) -> Start:
     """Fill the networks from the checkpoint."""
-    from ibqlab.pretrained import read_checkpoint  # noqa: PLC0415 - it reads run folders, which hold this config
-
-    found = read_checkpoint(config.start_from)
-    _fill(models.tokenizer, found.tokenizer, "tokenizer", config.start_from)
-    if models.discriminator and found.discriminator:
-        _fill(models.discriminator, found.discriminator, "loss.discriminator", config.start_from)
+    checkpoint = read_checkpoint(config.start_from)
+    _fill(models.tokenizer, checkpoint.tokenizer, "tokenizer", config.start_from)
+    if models.discriminator and checkpoint.discriminator:
+        _fill(models.discriminator, checkpoint.discriminator, "loss.discriminator", config.start_from)
     return Start(
         path=config.start_from,
-        discriminator=bool(found.discriminator),
-        tokenizer_average=found.tokenizer_ema,
-        discriminator_average=found.discriminator_ema,
+        discriminator=bool(checkpoint.discriminator),
+        tokenizer_average=checkpoint.tokenizer_ema,
+        discriminator_average=checkpoint.discriminator_ema,
     )
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, Tensor], setting: str, path: str) -> None:
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    differ = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    stored = {name: tuple(value.shape) for name, value in weights.items()}
+    differ = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
     if differ:
         name = differ[0]
         raise ValueError(
             f"start_from {path}: {len(differ)} tensors do not fit the settings under {setting}, first {name!r}: "
-            f"{given.get(name, 'none')} in the checkpoint, {own.get(name, 'none')} by the settings. Change the "
+            f"{stored.get(name, 'none')} in the checkpoint, {expected.get(name, 'none')} by the settings. Change the "
             "settings to the checkpoint's, which `ibqlab inspect` prints"
         )
     module.load_state_dict(weights)

@@ -21,14 +21,13 @@ from ibqlab.data import (
 )
 from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.pretrained.generators import FIRST_STAGE_FILE
+from ibqlab.pretrained.loading import FIRST_STAGE_FILE
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs.root import locate
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.manifest import TOKENIZER
 from ibqlab.tokens.store import TokenBatch, TokenSplit, TokenStore
-from ibqlab.training.data_check import require_readable
-from ibqlab.training.trainer import facts_of
+from ibqlab.training.data_check import facts_of, require_readable
 
 
 class Tokens(NamedTuple):
@@ -128,11 +127,11 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
         training, validation = open_data(config.data, "train"), open_data(config.data, "validation")
         require_readable(training, validation)
         classes, about_data = training.classes, {"train": facts_of(training), "validation": facts_of(validation)}
-    wanted, there = len(classes), config.generator.num_classes
+    count, num_classes = len(classes), config.generator.num_classes
     require(
-        wanted <= there,
-        f"generator.num_classes must be at least the number of classes in the data, {wanted}; got {there}. "
-        f"Use generator.num_classes={wanted}.",
+        count <= num_classes,
+        f"generator.num_classes must be at least the number of classes in the data, {count}; got {num_classes}. "
+        f"Use generator.num_classes={count}.",
     )
     return TokenSource(
         config=config,
@@ -188,17 +187,17 @@ def find_folder(name: str) -> str:
 
 def _load_tokenizer(config: GeneratorTrainConfig, run_folder: Path, store: TokenStore | None) -> Tokenizer:
     """The tokenizer that the recipe names; where that is not there, the one of the stored tokens, or the run's."""
-    named, kept = find_folder(config.tokenizer), run_folder / FIRST_STAGE_FILE
-    places = [Path(named)] if named and Path(named).exists() else []
-    places += [file for file in (store and store.tokenizer_file, kept) if file and file.is_file()]
+    named, copy = find_folder(config.tokenizer), run_folder / FIRST_STAGE_FILE
+    files = [Path(named)] if named and Path(named).exists() else []
+    files += [file for file in (store and store.tokenizer_file, copy) if file and file.is_file()]
     require(
-        bool(named or places),
+        bool(named or files),
         (f"{config.tokens} is of an earlier version and holds no tokenizer: tokenizer" if store else "tokenizer")
         + " must name a trained one (a run, an export or a published file); got none. Train one and give its folder: "
         "ibqlab train builtin/digits --output runs/digits, then tokenizer=runs/digits; or give tokens=…, which bring "
         "theirs.",
     )
-    tokenizer = load_tokenizer(places[0] if places else named, config.tokenizer_weights)
+    tokenizer = load_tokenizer(files[0] if files else named, config.tokenizer_weights)
     return tokenizer.float().eval().requires_grad_(False)
 
 

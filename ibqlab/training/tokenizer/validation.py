@@ -1,6 +1,6 @@
 """Validation: reconstruction and usage on held-out images, usage alone, and the snapshot behind figures."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,10 @@ from ibqlab.tokenizer import Tokenizer
 class Validation:
     """Result of `validate`."""
 
-    l1: float
-    """Mean |x − x̂| on the [−1, 1] scale."""
-    psnr: float
-    """Mean over images of 10·log10(4 / mean (x − x̂)²), dB, with x̂ clamped to [−1, 1]."""
+    l1: float | None
+    """Mean |x − x̂| on the [−1, 1] scale; None where nothing was reconstructed."""
+    psnr: float | None
+    """Mean over images of 10·log10(4 / mean (x − x̂)²), dB, with x̂ clamped to [−1, 1]; likewise."""
     counts: Int[Tensor, " K"]
     """Hits per code."""
     images: int
@@ -34,93 +34,64 @@ class Validation:
 
     def row(self) -> dict[str, Any]:
         """The numbers as a row of metrics."""
-        return {"validation_l1": self.l1, "validation_psnr": self.psnr, **usage_row(self.counts, self.images)}
-
-
-def usage_row(counts: Int[Tensor, " K"], images: int) -> dict[str, Any]:
-    """Hits per code on validation images as the columns of a row of metrics."""
-    return {
-        "validation_usage": int((counts > 0).sum()) / len(counts),
-        "validation_perplexity": perplexity(counts),
-        "validation_tokens": int(counts.sum()),
-        "validation_images": images,
-    }
+        quality = {} if self.l1 is None else {"validation_l1": self.l1, "validation_psnr": self.psnr}
+        return quality | {
+            "validation_usage": int((self.counts > 0).sum()) / len(self.counts),
+            "validation_perplexity": perplexity(self.counts),
+            "validation_tokens": int(self.counts.sum()),
+            "validation_images": self.images,
+        }
 
 
 @torch.no_grad()
-def validate(tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device) -> Validation:
+def validate(
+    tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device, *, reconstruct: bool = True
+) -> Validation:
     """Reconstruct validation images in eval mode, in the weights' own precision, and count the codes they use.
 
     Args:
-        tokenizer: evaluated as it is; wrap in `WeightAverage.applied()` for averaged weights.
-        batches: this process's share of the images, from `validation_batches`.
+        tokenizer: evaluated as it is.
+        batches: this process's share of the images, from `validation_batches`; unreadable ones are left out.
         device: where the tokenizer is.
+        reconstruct: False: count the codes alone, without a decoder's pass.
+    Cost: one pass of the tokenizer over the images; a third of it without reconstructions.
     """
     size = tokenizer.quantizer.config.codebook_size
     counts = torch.zeros(size, dtype=torch.int64, device=device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # of |x − x̂|, of dB, of images
     was_training = tokenizer.training
     broken: list[str] = []
     tokenizer.eval()
-    for pictures in _pictures(tokenizer, batches, device, broken):
-        out = tokenizer(pictures)
-        error = out.reconstruction.float().clamp(-1, 1) - pictures
-        squares = error.double().square().flatten(1).mean(1)
-        sums += torch.stack(
-            [
-                error.double().abs().flatten(1).mean(1).sum(),
-                (10 * torch.log10(4 / squares.clamp_min(1e-12))).sum(),
-                squares.new_tensor(len(pictures)),
-            ]
-        )
-        counts += count_indices(out.quantizer.indices, size)
-    tokenizer.train(was_training)
-    l1, psnr, seen = sum_over_processes(sums).tolist()
-    counts = sum_over_processes(counts)
-    require_images(int(seen), broken)
-    return Validation(l1=l1 / seen, psnr=psnr / seen, counts=counts, images=int(seen), broken=broken)
-
-
-def _pictures(
-    tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device, broken: list[str]
-) -> Iterator[Tensor]:
-    """Batches in the model's range and precision; unreadable files are left out, their names added to `broken`."""
     for batch in batches:
         broken += batch.broken
-        if len(batch.images):
-            yield to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
-
-
-@torch.no_grad()
-def probe_usage(
-    tokenizer: Tokenizer, batches: Iterable[Batch], device: torch.device
-) -> tuple[dict[str, Any], list[str]]:
-    """Usage on validation images and nothing else: the counts of `validate` without a decoder's pass.
-
-    Args:
-        tokenizer: as it is, in eval mode.
-        batches: as for `validate`.
-        device: where the tokenizer is.
-    Returns:
-        The columns of a row of metrics, and unreadable files that this process met.
-    Cost: one pass of the encoder over the images, about a third of `validate`.
-    """
-    size = tokenizer.quantizer.config.codebook_size
-    counts = torch.zeros(size, dtype=torch.int64, device=device)
-    seen = torch.zeros((), dtype=torch.int64, device=device)
-    was_training = tokenizer.training
-    broken: list[str] = []
-    tokenizer.eval()
-    for pictures in _pictures(tokenizer, batches, device, broken):
+        if not len(batch.images):
+            continue
+        pictures = to_model_range(batch.images.to(device, non_blocking=True)).to(tokenizer.decoder.last_layer.dtype)
+        sums[2] += len(pictures)
+        if reconstruct:
+            out = tokenizer(pictures)
+            sums[:2] += _sum_errors(pictures, out.reconstruction)
+            counts += count_indices(out.quantizer.indices, size)
+            continue
         features = tokenizer.quant_conv(tokenizer.encoder(pictures))
         # Features that overflow have no code; the next step stops the run and names what went wrong.
         if torch.isfinite(features).all():
             counts += count_indices(tokenizer.quantizer.encode(features), size)
-        seen += len(pictures)
     tokenizer.train(was_training)
-    counts, images = sum_over_processes(counts), int(sum_over_processes(seen))
-    require_images(images, broken)
-    return usage_row(counts, images), broken
+    l1, psnr, images = sum_over_processes(sums).tolist()
+    counts = sum_over_processes(counts)
+    require_images(int(images), broken)
+    if not reconstruct:
+        return Validation(l1=None, psnr=None, counts=counts, images=int(images), broken=broken)
+    return Validation(l1=l1 / images, psnr=psnr / images, counts=counts, images=int(images), broken=broken)
+
+
+def _sum_errors(pictures: Tensor, reconstruction: Tensor) -> Tensor:
+    """Sums over images of mean |x − x̂| and of the PSNR."""
+    error = reconstruction.float().clamp(-1, 1) - pictures
+    squares = error.double().square().flatten(1).mean(1)  # (B,)
+    decibels = 10 * torch.log10(4 / squares.clamp_min(1e-12))
+    return torch.stack([error.double().abs().flatten(1).mean(1).sum(), decibels.sum()])
 
 
 def require_images(seen: int, broken: list[str]) -> None:

@@ -14,10 +14,10 @@ from ibqlab.quantizers import IndexBackpropQuantizer
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.training.discriminator_training import Adversary
 from ibqlab.training.ema import WeightAverage
-from ibqlab.training.optimizers import build_optimizer, learning_rate_at, named_moments, set_learning_rate
-from ibqlab.training.speed import memory_format, prepare
+from ibqlab.training.optimisation import build_optimizer, learning_rate_at, named_moments, set_learning_rate
+from ibqlab.training.speed import memory_format, prepare_tokenizer
+from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 Losses = dict[str, Float[Tensor, ""]]
 
@@ -47,7 +47,7 @@ class TokenizerStep:
 
     def __init__(self, config: TrainConfig, models: Models, fabric: Any):
         self.config, self.fabric = config, fabric
-        prepare(config.speed, *models)
+        prepare_tokenizer(config.speed, *models)
         optimizer = build_optimizer(models.tokenizer, config.optimizer)
         self.model, self.optimizer = fabric.setup(models.tokenizer, optimizer)
         self.tokenizer: Tokenizer = self.model.module
@@ -78,10 +78,12 @@ class TokenizerStep:
         judge = adversary.judge if adversary else None
         losses: Losses = {}
         if adversary and config.loss.discriminator_first and len(parts) > 1:
+            # It must have learned from the whole batch before it judges the first part.
             losses |= adversary.learn([self._rebuild(part) for part in parts], rate)
-        pairs = []
+        pairs = []  # (B/parts, C, H, W) images with their reconstructions, without a graph
         for number, part in enumerate(parts, start=1):
             pictures = self._pictures(part)
+            # Processes exchange gradients once, with the last part.
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
                 out = self.model(pictures)
                 pairs.append((pictures, out.reconstruction.detach()))
@@ -172,6 +174,7 @@ def _weight_average(tokenizer: Tokenizer, config: TrainConfig) -> WeightAverage:
         return WeightAverage(tokenizer, config.ema_decay)
     codebook = tokenizer.quantizer.codes.weight
     size = len(codebook)
+    # The published code makes its averages before the codebook gets its own start, so they begin at U(±1/K).
     start = torch.empty(codebook.shape).uniform_(
         -1 / size, 1 / size, generator=torch.Generator().manual_seed(config.seed)
     )

@@ -47,7 +47,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class TensorFile:
     """Tensors of one file under the file's own names."""
 
     path: Path
@@ -90,7 +90,7 @@ def existing_path(name: str | Path, more: str = "") -> Path:
     return path
 
 
-def open_stored(path: Path) -> Stored:
+def open_tensor_file(path: Path) -> TensorFile:
     """The tensors of a checkpoint file of any known kind.
 
     Args:
@@ -113,23 +113,23 @@ def open_stored(path: Path) -> Stored:
     weights = content[holder] if holder else content
     strangers = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strangers or not weights:
-        there = ", ".join(for_terminal(key, 40) for key in strangers[:6]) or "nothing"
+        entries = ", ".join(for_terminal(key, 40) for key in strangers[:6]) or "nothing"
         raise CheckpointError(
-            f"{path}: must hold tensors by name, or under {' or '.join(map(repr, HOLDERS))}; got {there} instead. Save "
-            "model.state_dict()."
+            f"{path}: must hold tensors by name, or under {' or '.join(map(repr, HOLDERS))}; got {entries} instead. "
+            "Save model.state_dict()."
         )
     check_tensors(path, weights)
     weights, wrappers = _unwrapped(path, weights)
     if holder not in (None, "state_dict"):
         wrappers = (f"entry {holder!r}", *wrappers)
-    told, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
-    return Stored(
+    header, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
+    return TensorFile(
         path=path,
         format=LIGHTNING if holder == "state_dict" else BARE,
         tensors=weights,
         entries=tuple(str(key) for key in content if key != holder) if holder else (),
         wrappers=wrappers,
-        quantizer=told.get("quantizer") if isinstance(told, dict) else None,
+        quantizer=header.get("quantizer") if isinstance(header, dict) else None,
         lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
     )
 
@@ -231,8 +231,8 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: cut short or damaged ({error}); copy or download it again") from None
     names = [for_terminal(entry.filename, 40) for entry in entries]
     if not any(name.endswith("data.pkl") for name in names):
-        there = ", ".join(names[:4]) or "nothing"
-        raise CheckpointError(f"{path} is no checkpoint: it is a zip archive of {there}")
+        entries = ", ".join(names[:4]) or "nothing"
+        raise CheckpointError(f"{path} is no checkpoint: it is a zip archive of {entries}")
     # torch.save compresses nothing; what is compressed could unpack to any size.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(f"{path} is a compressed archive, which torch.save does not write; unpack and save it")
@@ -240,7 +240,7 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: its table of contents is larger than any checkpoint's; save its tensors alone")
 
 
-def _open_safetensors(path: Path) -> Stored:
+def _open_safetensors(path: Path) -> TensorFile:
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - reading runs needs none of it
 
     try:
@@ -253,7 +253,7 @@ def _open_safetensors(path: Path) -> Stored:
         ) from None
     check_tensors(path, tensors)
     tensors, wrappers = _unwrapped(path, tensors)
-    return Stored(path=path, format=SAFETENSORS, tensors=tensors, metadata=metadata, wrappers=wrappers)
+    return TensorFile(path=path, format=SAFETENSORS, tensors=tensors, metadata=metadata, wrappers=wrappers)
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
@@ -273,10 +273,10 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
 
 def _foreign_classes(path: Path, message: str) -> list[str]:
     """Classes that the weights-only reader does not know, by name; the file is scanned, not executed."""
-    found: list[str] = []
+    classes: list[str] = []
     with contextlib.suppress(Exception):  # it reads archives only, and raises what its scanner meets in others
-        found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    return found[:6] or re.findall(r"GLOBAL ([\w.]+)", message)[:1]
+        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return classes[:6] or re.findall(r"GLOBAL ([\w.]+)", message)[:1]
 
 
 def _article(content: Any) -> str:

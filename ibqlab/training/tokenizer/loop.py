@@ -4,35 +4,23 @@ import time
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from ibqlab.base.progress import tell
-from ibqlab.data import Batch, ImageSource, first_images, open_data, training_batches, validation_batches
+from ibqlab.data import Batch, first_images, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
-from ibqlab.losses.errors import TrainingError
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.recipes.snapshots import snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
-from ibqlab.training.data_check import reachable, require_readable
-from ibqlab.training.evaluation import probe_usage, take_snapshot, validate
-from ibqlab.training.launch import preparation
-from ibqlab.training.models import Start, build_models
+from ibqlab.training.data_check import facts_of, require_readable
+from ibqlab.training.session import RunInputs, Session
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.step import Models, TokenizerStep
-from ibqlab.training.trainer import (
-    Session,
-    Trainer,
-    Watch,
-    facts_of,
-    finished_run,
-    require_room,
-    training_session,
-)
-
-__all__ = ["TrainingError", "train"]
+from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.step import TokenizerStep
+from ibqlab.training.tokenizer.validation import take_snapshot, validate
+from ibqlab.training.trainer import Trainer, Watch, train_run
 
 
 def train(
@@ -64,77 +52,51 @@ def train(
         ValueError: no images, images that the tokenizer cannot take, or more memory needed than there is; nothing has
             been written then.
     """
-    tell(folder=str(Path(path).resolve()))
-    config = reachable(config, path)
-    finished = finished_run(path, config)
-    if finished:
-        return finished
-    require_room(config)
-    with preparation():
-        material = _prepare(config)
-    with training_session(
-        path,
-        config,
-        material.describe_data(),
-        accept_changed_data=accept_changed_data,
-        depends_on_steps=_depends_on_steps(config),
-    ) as session:
-        return _TokenizerTrainer(config, material, session, watch).train(progress)
-
-
-def _depends_on_steps(config: TrainConfig) -> str:
-    """The setting that stretches over all steps, so that a longer run is another from its first step; "" for none."""
-    quantizer = config.tokenizer.quantizer
-    if isinstance(quantizer, SoftVectorQuantizerConfig) and quantizer.temperature_start != quantizer.temperature_end:
-        return "Soft VQ's temperature, which falls over all steps,"
-    return ""
-
-
-class _Material(NamedTuple):
-    """What a run is made of."""
-
-    training_data: ImageSource
-    validation_data: ImageSource
-    models: Models
-    origin: Start | None
-    """The checkpoint to start from; None: fresh weights."""
-    grid: tuple[int, int]
-    """Rows and columns of tokens per image."""
-
-    def describe_data(self) -> dict[str, Any]:
-        """Identity of the images, for provenance."""
-        return {"train": facts_of(self.training_data), "validation": facts_of(self.validation_data)}
-
-
-def _prepare(config: TrainConfig) -> _Material:
-    """Open the data and build the networks: all that can be wrong with either shows before anything is written."""
-    training_data, validation_data = open_data(config.data, "train"), open_data(config.data, "validation")
-    require_readable(training_data, validation_data)
-    models, origin = build_models(config)
-    grid = models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)
-    return _Material(training_data, validation_data, models, origin, grid)
+    return train_run(
+        _TokenizerTrainer, config, path, progress=progress, watch=watch, accept_changed_data=accept_changed_data
+    )
 
 
 class _TokenizerTrainer(Trainer):
     """State of one tokenizer's run on one process."""
 
-    def __init__(self, config: TrainConfig, material: _Material, session: Session, watch: Watch | None):
-        self.material = material
-        self.training_data, self.validation_data, models, self.origin, self.grid = material
+    @staticmethod
+    def prepare(config: TrainConfig, path: Path) -> RunInputs:
+        data = open_data(config.data, "train"), open_data(config.data, "validation")
+        require_readable(*data)
+        models, start = build_models(config)
+        models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)  # refuses what it cannot take
+        facts = {"train": facts_of(data[0]), "validation": facts_of(data[1])}
+        return RunInputs(data, (models, start), facts)
+
+    @staticmethod
+    def depends_on_steps(config: TrainConfig) -> str:
+        quantizer = config.tokenizer.quantizer
+        soft = isinstance(quantizer, SoftVectorQuantizerConfig)
+        if soft and quantizer.temperature_start != quantizer.temperature_end:
+            return "Soft VQ's temperature, which falls over all steps,"
+        return ""
+
+    def __init__(self, config: TrainConfig, inputs: RunInputs, session: Session, watch: Watch | None):
+        self.training_data, self.validation_data = inputs.source
+        models, self.start_checkpoint = inputs.networks
+        self.data_facts = inputs.data_facts
         super().__init__(config, session, TokenizerStep(config, models, session.fabric), watch)
         self.tokenizer = tokenizer = self.networks.tokenizer
-        wanted = config.record.tokens_per_code * tokenizer.quantizer.config.codebook_size
-        tokens = self.grid[0] * self.grid[1]
-        self.validation_images = -(-wanted // tokens)
+        least_tokens = config.record.tokens_per_code * tokenizer.quantizer.config.codebook_size
+        rows, columns = tokenizer.latent_grid(config.data.image_size, config.data.image_size)
+        self.tokens_per_image = rows * columns
+        self.validation_images = -(-least_tokens // self.tokens_per_image)
         # A window of whole steps holds the same tokens however many processes share it.
-        window = -(-wanted // (config.batch_size * tokens)) * config.batch_size * tokens
+        step_tokens = config.batch_size * self.tokens_per_image
+        window = -(-least_tokens // step_tokens) * step_tokens
         self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, self.fabric.world_size)
         self.recorder_seconds = 0.0
         self.snapshots = snapshot_schedule(config)
 
     def start(self) -> None:
-        if self.origin:
-            self.origin.load_averages(self.networks)
+        if self.start_checkpoint:
+            self.start_checkpoint.load_averages(self.networks)
 
     def batches(self, done: int) -> Iterable[Batch]:
         return training_batches(
@@ -148,12 +110,12 @@ class _TokenizerTrainer(Trainer):
             workers=self.config.data.workers,
         )
 
-    def validating(self, step: int) -> bool:
-        return self._validating_whole(step) or step in EARLY_STEPS
+    def is_validation_step(self, step: int) -> bool:
+        return self._is_whole_validation(step) or step in EARLY_STEPS
 
-    def _validating_whole(self, step: int) -> bool:
+    def _is_whole_validation(self, step: int) -> bool:
         """Whether a step is followed by a validation with reconstructions, not by usage alone."""
-        return super().validating(step) or step in self.config.record.early_snapshots
+        return super().is_validation_step(step) or step in self.config.record.early_snapshots
 
     def learn(self, step: int, batch: Batch, logging: bool) -> dict[str, Any] | None:
         self.broken.add(batch.broken)
@@ -168,7 +130,7 @@ class _TokenizerTrainer(Trainer):
         self.networks.optimizer.zero_grad()
         return row
 
-    def shown(self, row: dict[str, Any]) -> dict[str, str]:
+    def line_numbers(self, row: dict[str, Any]) -> dict[str, str]:
         return {"loss": f"{row['loss']:.3f}", "window usage": f"{row['usage']:.1%}"}
 
     def measure(self, step: int) -> dict[str, Any]:
@@ -177,13 +139,10 @@ class _TokenizerTrainer(Trainer):
 
     def _measure(self, step: int) -> dict[str, Any]:
         record = self.config.record
-        if not self._validating_whole(step):
-            usage, broken = probe_usage(self.tokenizer, self._validation_batches, self.fabric.device)
-            self.broken.add(broken)
-            return usage
-        result = validate(self.tokenizer, self._validation_batches, self.fabric.device)
+        whole = self._is_whole_validation(step)
+        result = validate(self.tokenizer, self._validation_batches, self.fabric.device, reconstruct=whole)
         self.broken.add(result.broken)
-        if not self.snapshots.includes(step):
+        if not whole or not self.snapshots.includes(step):
             return result.row()
         last_hit = self.recorder.last_hits()
         if self.fabric.is_global_zero:
@@ -214,33 +173,39 @@ class _TokenizerTrainer(Trainer):
     def _snapshot_pictures(self) -> Tensor:
         """The first readable validation images, as many as the snapshot's features and pictures need."""
         record = self.config.record
-        count = max(record.snapshot_images, -(-record.snapshot_features // (self.grid[0] * self.grid[1])))
+        count = max(record.snapshot_images, -(-record.snapshot_features // self.tokens_per_image))
         return first_images(self.validation_data, count).images
 
     def describe(self) -> dict[str, Any]:
         return {
-            "data": self.material.describe_data(),
+            "data": self.data_facts,
             "parameters": sum(p.numel() for p in self.tokenizer.parameters()),
             "losses": self.config.loss.describe(),
-            **({"start": self.origin.describe()} if self.origin else {}),
+            **({"start": self.start_checkpoint.describe()} if self.start_checkpoint else {}),
         }
 
-    def kept(self) -> dict[str, Any]:
-        mine = self.recorder.state_dict()
-        windows = self.fabric.all_gather(mine["window"]).reshape(self.fabric.world_size, -1)
-        hits = self.fabric.all_gather(mine["last_hit"]).reshape(self.fabric.world_size, -1)
+    def extra_state(self) -> dict[str, Any]:
+        recorder = self.recorder.state_dict()
+        # (processes, …): every process has its own window of tokens and its own last hits.
+        windows = self.fabric.all_gather(recorder["window"]).reshape(self.fabric.world_size, -1)
+        hits = self.fabric.all_gather(recorder["last_hit"]).reshape(self.fabric.world_size, -1)
         if self.fabric.is_global_zero:
             share = self.recorder_seconds / self.seconds if self.seconds else 0.0
             self.run.write_provenance(recorder_share_of_step=round(share, 5))
         return {
-            "recorder": {"window": windows, "last_hit": hits, "cursor": mine["cursor"]},
+            "recorder": {"window": windows, "last_hit": hits, "cursor": recorder["cursor"]},
             "recorder_seconds": self.recorder_seconds,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        rank, kept = self.fabric.global_rank, state["recorder"]
-        mine = {"window": kept["window"][rank], "last_hit": kept["last_hit"][rank], "cursor": kept["cursor"]}
-        self.recorder.load_state_dict(mine)
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        rank, recorder = self.fabric.global_rank, state["recorder"]
+        self.recorder.load_state_dict(
+            {
+                "window": recorder["window"][rank],
+                "last_hit": recorder["last_hit"][rank],
+                "cursor": recorder["cursor"],
+            }
+        )
         self.recorder_seconds = state["recorder_seconds"]
 
     def _timed(self, function: Any, *args: Any) -> Any:

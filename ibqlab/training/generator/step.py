@@ -3,7 +3,7 @@
 Sharded (torch's fully sharded data parallel), every process holds one piece of each weight, gradient and average, and
 gathers a block's weights when it is the block's turn. The numbers are those of plain data parallel training.
 
-What sharding needs of torch costs a second to import, hence inside the functions that shard.
+What sharding needs of torch costs a second to import, so it is imported where it is used.
 """
 
 from contextlib import nullcontext
@@ -13,15 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.base.recomputing import recompute
 from ibqlab.generator import AnyGenerator
-from ibqlab.generator.layers import Block
 from ibqlab.losses.errors import NonFinite, anywhere_nonfinite
 from ibqlab.losses.next_token_loss import NextTokenLoss
-from ibqlab.recipes.generator_config import GeneratorOptimizerConfig, GeneratorSpeedConfig, GeneratorTrainConfig
-from ibqlab.training.optimizers import named_moments
-from ibqlab.training.schedules import learning_rate_at, weight_decay_at
-from ibqlab.training.speed import COMPILER
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.training.optimisation import (
+    build_generator_optimizer,
+    generator_learning_rate_at,
+    generator_weight_decay_at,
+    named_moments,
+)
+from ibqlab.training.speed import prepare_generator, shard
 
 LOSS = "the loss or its gradient, here or on another process,"
 """What is not finite where all weights are."""
@@ -82,8 +84,8 @@ class GeneratorStep:
     def tensors(self) -> dict[str, Tensor]:
         """All learned tensors and Adam's averages with names for error messages; this process's pieces of them."""
         state = {f"the weight {name!r}": value for name, value in self.generator.named_parameters()}
-        found = state | named_moments(self.generator, self.optimizer)
-        return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in found.items()}
+        state |= named_moments(self.generator, self.optimizer)
+        return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; whole weights, also where they are in pieces. Every process calls it."""
@@ -128,49 +130,11 @@ class GeneratorStep:
 
     def _set_rates(self, step: int) -> None:
         config = self.config.optimizer
-        self.learning_rate = learning_rate_at(step, self.config.steps, config)
-        self.weight_decay = weight_decay_at(step, self.config.steps, config)
+        self.learning_rate = generator_learning_rate_at(step, self.config.steps, config)
+        self.weight_decay = generator_weight_decay_at(step, self.config.steps, config)
         matrices, flat = self.optimizer.param_groups
         matrices |= {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         flat |= {"lr": self.learning_rate, "weight_decay": self.weight_decay if config.decay_norms else 0.0}
 
     def _name_nonfinite(self) -> str:
         return next((name for name, value in self.tensors().items() if not torch.isfinite(value).all()), LOSS)
-
-
-def build_generator_optimizer(module: nn.Module, config: GeneratorOptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over two groups: weights of two and more dimensions, and norms and biases.
-
-    Args:
-        module: whose parameters to optimise.
-        config: averages; rates and decays are set anew before every step.
-    Source: published IBQ generator code.
-    """
-    parameters = list(module.parameters())
-    groups = [{"params": [p for p in parameters if p.ndim >= 2]}, {"params": [p for p in parameters if p.ndim < 2]}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
-
-
-def prepare_generator(config: GeneratorSpeedConfig, generator: AnyGenerator) -> None:
-    """Set a run's generator up as the config says, in place.
-
-    Args:
-        config: what to do.
-        generator: before its weights are given to an optimiser.
-    """
-    for block in generator.modules():
-        if isinstance(block, Block):
-            if config.activation_checkpointing:
-                recompute(block)
-            if config.compile:
-                block.compile(backend=COMPILER, dynamic=False)
-
-
-def shard(module: NextTokenLoss) -> nn.Module:
-    """Cut the weights into one piece per process, in place: each block on its own, then what is left."""
-    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
-
-    for block in module.modules():
-        if isinstance(block, Block):
-            fully_shard(block)
-    return fully_shard(module)

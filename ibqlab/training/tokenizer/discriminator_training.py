@@ -17,7 +17,7 @@ from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, LeCam, genera
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.ema import WeightAverage
-from ibqlab.training.optimizers import build_optimizer, named_moments, set_learning_rate
+from ibqlab.training.optimisation import build_optimizer, named_moments, set_learning_rate
 
 Pair = tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]
 """Images and their reconstructions, without a graph."""

@@ -1,0 +1,238 @@
+"""Which tokenizers an evaluation notebook measures, on which images, by which rules. Nothing is computed here.
+
+Everything that can be wrong with a request is found before a run is trained or an image is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ibqlab.base.checks import require, require_choice
+from ibqlab.config import ConfigError, parse
+from ibqlab.data import DataConfig, open_data
+from ibqlab.grids.evaluation_parameters import NETS, MeasuringParameters, split_labels
+from ibqlab.metrics import PROTOCOLS, MetricCard, Protocol, open_images
+from ibqlab.metrics.images import ImageSet
+from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
+from ibqlab.metrics.weights import INCEPTION, find_weights, import_metric_package
+from ibqlab.pretrained import read_checkpoint
+from ibqlab.pretrained.report import AS_GIVEN
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
+from ibqlab.quantizers import available_quantizers
+from ibqlab.recipes.presets import PRESETS, EvaluationPreset, find_preset
+from ibqlab.runs import Run
+from ibqlab.runs.root import locate
+from ibqlab.tokenizer import TokenizerConfig
+from ibqlab.training import RunParameters, TrainConfig, prepare_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerUnderTest:
+    """A tokenizer to measure."""
+
+    label: str
+    """Its name in tables and figures."""
+    path: Path
+    """Checkpoint, export or run folder; of a run still to be trained, where it will be."""
+    config: TokenizerConfig
+    """Architecture."""
+    quantizer: str | None = None
+    """What the shapes of a published file do not tell."""
+    data: DataConfig | None = None
+    """What it was trained on; None where the file does not tell."""
+    run: TrainConfig | None = None
+    """Settings of a run to train or finish first; None for a checkpoint that was named."""
+    labelled: bool = True
+    """Whether the file tells which weights it holds; False for exports that say "as given"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRules:
+    """How every tokenizer of a notebook is measured."""
+
+    protocol: Protocol
+    weights: str
+    """"ema" or "raw"."""
+    metrics: tuple[str, ...]
+    """What is computed."""
+    left_out: tuple[MetricCard, ...]
+    """Cards without a value for what the preset would measure if its weight files were there."""
+    images: ImageSet
+    """The same for all."""
+    source: Any
+    """The same images, as `evaluate_reconstruction` takes them."""
+    limit: int | None
+    lpips_weights: dict[str, str]
+    inception_weights: str
+    device: str
+    weight_files: dict[str, str]
+    """Metric → sha256 of the network it needs."""
+
+
+def prepare_tokenizer(label: str, preset: str, settings: tuple[str, ...] = ()) -> TokenizerUnderTest:
+    """The run that a preset trains where no checkpoint is named.
+
+    Raises:
+        ConfigError: the preset trains none.
+    """
+    if not PRESETS[preset].tokenizer:
+        raise ConfigError(
+            "this preset measures checkpoints that are there; name one: checkpoint=FILE of a published tokenizer "
+            "(ibqlab.pretrained.download_published fetches them), an export or a run folder"
+        )
+    config, path = prepare_run(RunParameters(preset=preset, settings=settings))
+    return TokenizerUnderTest(label=label, path=path, config=config.tokenizer, data=config.data, run=config)
+
+
+def find_tokenizer(label: str, checkpoint: str, quantizer: str = "") -> TokenizerUnderTest:
+    """A checkpoint that was named: a published file, an export, or a run folder (also by its name among all runs).
+
+    Raises:
+        FileNotFoundError, CheckpointError, RunError, ValueError: as `read_checkpoint`.
+    """
+    if quantizer:
+        require_choice("quantizer", quantizer, available_quantizers())
+    path = locate(checkpoint)
+    opened = read_checkpoint(path, quantizer=quantizer or None)
+    run = Run(path) if path.is_dir() else None
+    return TokenizerUnderTest(
+        label=label,
+        path=path,
+        config=opened.config,
+        quantizer=quantizer or None,
+        data=parse(TrainConfig, run.located_config, source=f"run {path.name}").data if run else None,
+        labelled=opened.weights != AS_GIVEN,
+    )
+
+
+def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUnderTest]) -> EvaluationRules:
+    """Protocol, images, metrics and weight files for these tokenizers, all of them looked at.
+
+    Raises:
+        ConfigError: images are needed and not named, or the runs' own images differ.
+        FileNotFoundError: no such folder, or weight files that are missing: all of them in one message.
+        ValueError: an empty folder, unreadable or too few images, a size that a tokenizer cannot take, or weights of
+            another content.
+        ImportError: a package of `ibqlab[metrics]` is missing.
+    """
+    preset = find_preset(parameters.preset, "evaluation")
+    sizes = [tokenizer.config.autoencoder.resolution for tokenizer in tokenizers]
+    protocol = fit_protocol(PROTOCOLS[parameters.protocol], preset, max(sizes))
+    source = parameters.images or _validation_images(tokenizers, protocol, parameters.preset)
+    endless = getattr(source, "endless", False)
+    limit = parameters.limit or (preset.endless_images if endless else None)
+    images = open_images(
+        source, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
+    )
+    for tokenizer in tokenizers:
+        _check_size(tokenizer, images.side)
+    lpips_weights = split_labels("lpips_weights", parameters.lpips_weights)
+    requested = parameters.metrics or preset.metrics or RECONSTRUCTION_METRICS
+    optional = () if parameters.metrics else preset.optional
+    files, left_out = _find_weight_files(requested, optional, protocol, lpips_weights, parameters.inception_weights)
+    metrics = tuple(metric for metric in requested if metric not in left_out)
+    require("rfid" not in metrics or images.count >= 2, f"rfid needs at least 2 images, got {images.count}")
+    import_metric_package("torchmetrics")
+    return EvaluationRules(
+        protocol=protocol,
+        weights=parameters.weights or preset.weights,
+        metrics=metrics,
+        left_out=tuple(_empty_card(metric, protocol, why) for metric, why in left_out.items()),
+        images=images,
+        source=source,
+        limit=limit,
+        lpips_weights=lpips_weights,
+        inception_weights=parameters.inception_weights,
+        device=parameters.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        weight_files=files,
+    )
+
+
+def fit_protocol(protocol: Protocol, preset: EvaluationPreset, resolution: int) -> Protocol:
+    """A published protocol as it is, or under smoke and laptop a variant for tokenizers of that resolution.
+
+    The variant's name says what was changed, so that its numbers cannot pass for published ones.
+    """
+    if not preset.extractor:
+        return protocol
+    size = "" if protocol.resize == "none" else f" at {resolution} px"
+    return replace(
+        protocol,
+        name=f"{protocol.name}{size}, {preset.extractor} features",
+        purpose=f"A trial of {protocol.name} on small images and without Inception; compares with nothing published.",
+        image_size=resolution,
+        extractor=preset.extractor,
+        published_extractor="",
+        deviation=f"Other image size and other features than {protocol.name}.",
+        source="",
+    )
+
+
+def _validation_images(tokenizers: Sequence[TokenizerUnderTest], protocol: Protocol, preset: str) -> Any:
+    """The validation images of the runs, at the protocol's size; the built-in photographs where no run tells any."""
+    if not PRESETS[preset].tokenizer:
+        raise ConfigError("published protocols need images of that size; name their folder: images=FOLDER")
+    trained_on = {tokenizer.label: tokenizer.data for tokenizer in tokenizers if tokenizer.data}
+    sources = [replace(data, image_size=protocol.image_size, workers=0, flip=False) for data in trained_on.values()]
+    if any(source != sources[0] for source in sources):
+        raise ConfigError(
+            f"these runs were validated on different images ({', '.join(trained_on)}); name one folder for all: "
+            "images=FOLDER"
+        )
+    data = sources[0] if sources else DataConfig(source="photos", image_size=protocol.image_size)
+    return open_data(data, "validation")
+
+
+def _check_size(tokenizer: TokenizerUnderTest, side: tuple[int, int]) -> None:
+    try:
+        empty_tokenizer(tokenizer.config).latent_grid(*side)
+    except ValueError as error:
+        raise ValueError(f"the tokenizer {tokenizer.label} cannot take these images: {error}") from None
+
+
+def _find_weight_files(
+    requested: Sequence[str], optional: Sequence[str], protocol: Protocol, lpips: dict[str, str], inception: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """sha256 of the networks that metrics need, and why optional metrics are left out."""
+    needs = {f"lpips_{net}": (file, lpips.get(net, "")) for net, file in NETS.items()}
+    if protocol.extractor.startswith("inception-"):
+        needs["rfid"] = (INCEPTION, inception)
+    files: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    missing = []
+    for metric in (metric for metric in requested if metric in needs):
+        file, path = needs[metric]
+        try:
+            files[metric] = find_weights(file, path).sha256
+        except FileNotFoundError as error:
+            if metric in optional and not path:
+                option = f'lpips_weights=["{metric.removeprefix("lpips_")}=FILE"]'
+                left_out[metric] = (
+                    f"not computed: fetch {file.url} ({file.size}) into torch's hub/checkpoints, or give {option}"
+                )
+            else:
+                missing.append(str(error))
+        else:
+            import_metric_package("torch_fidelity" if metric == "rfid" else "lpips")
+    if missing:
+        raise FileNotFoundError("\n".join([f"{len(missing)} weight files are missing:", *missing]))
+    return files, left_out
+
+
+def _empty_card(metric: str, protocol: Protocol, why: str) -> MetricCard:
+    return MetricCard(
+        key=metric,
+        metric=f"LPIPS ({metric.removeprefix('lpips_')})",
+        value=float("nan"),
+        unit="",
+        better="lower",
+        images=0,
+        protocol=protocol.name,
+        resize="",
+        crop="",
+        rounding="",
+        remarks=(why,),
+    )

@@ -1,0 +1,331 @@
+"""Opens any checkpoint: a published file, a run folder or an export, of a tokenizer or a generator.
+
+checkpoint = read_checkpoint("imagenet256_16384.ckpt")
+print(checkpoint.report)                       # what every key of the file is
+checkpoint.tokenizer["encoder.conv_in.weight"] # by our names, whatever the file calls it
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ibqlab.base.checks import require, require_choice
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import RunError, UnreadableFile, parse_json
+from ibqlab.config import parse
+from ibqlab.generator import generator_config
+from ibqlab.pretrained.checkpoint import Checkpoint
+from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
+from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
+from ibqlab.pretrained.hub import PUBLISHED
+from ibqlab.pretrained.names import (
+    DECAY,
+    TRANSFORMER,
+    TensorRole,
+    below,
+    check_complete,
+    generator_roles,
+    tokenizer_roles,
+)
+from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS
+from ibqlab.pretrained.report import AS_GIVEN, WORDS
+from ibqlab.pretrained.tensor_files import (
+    SAFETENSORS,
+    CheckpointError,
+    TensorFile,
+    check_tensors,
+    existing_path,
+    load_pickle,
+    open_tensor_file,
+)
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
+from ibqlab.quantizers import available_quantizers
+from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.recipes.tokenizer_config import TrainConfig
+from ibqlab.runs import Run
+from ibqlab.runs.root import locate
+from ibqlab.tokenizer import TokenizerConfig
+
+EXPORT = "ibqlab"
+"""Key of an export's settings in the header of its file."""
+NETWORKS = {"tokenizer": PUBLISHED, "generator": PUBLISHED_GENERATORS}
+"""The two networks, and the published checkpoints of each."""
+OTHER_NETWORK = {"tokenizer": "generator", "generator": "tokenizer"}
+OTHER_WEIGHTS = {"ema": "raw", "raw": "ema"}
+"""The one set of weights of an export, and the set that it does not hold."""
+RUN_PARTS = {
+    "tokenizer": {
+        "model": "tokenizer",
+        "ema": "tokenizer_ema",
+        "discriminator": "discriminator",
+        "discriminator_ema": "discriminator_ema",
+    },
+    "generator": {"model": "generator"},
+}
+"""Entries of a run's checkpoint and the parts that they hold."""
+RUN_CONFIGS = {"tokenizer": TrainConfig, "generator": GeneratorTrainConfig}
+
+
+def read_checkpoint(
+    path: str | Path,
+    network: str = "tokenizer",
+    *,
+    quantizer: str | None = None,
+    num_heads: int | None = None,
+    grid_size: int | None = None,
+) -> Checkpoint:
+    """Everything that a checkpoint holds of a network and of what was trained beside it.
+
+    Args:
+        path: a published Lightning checkpoint of IBQ or Open-MAGVIT2, its bare state dict (.ckpt, .pt, .safetensors),
+            a run folder, or a file from `export_tokenizer` or `export_generator`.
+        network: "tokenizer" or "generator".
+        quantizer: of a published tokenizer that does not tell it: "ibq", or "vq" for a VQGAN of taming-transformers or
+            latent-diffusion, whose tensors have the same names. None: as the file tells, "lfq" for Open-MAGVIT2.
+        num_heads: of a published generator, which does not tell it; None: 64 channels per head, as published.
+        grid_size: likewise, tokens along one side of an image; None: 16, as published.
+    Raises:
+        FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
+        CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
+        RunError: a folder that is no run, or a run without a checkpoint.
+        ValueError: an unknown network or quantizer, numbers that do not fit, or what a file that stores its own was
+            asked to be.
+    """
+    require_choice("network", network, NETWORKS)
+    if quantizer is not None:
+        require_choice("quantizer", quantizer, available_quantizers())
+    path = _existing_checkpoint(path, network)
+    if path.is_dir():
+        checkpoint = _read_run(path, network)
+    else:
+        file = open_tensor_file(path)
+        if EXPORT not in file.metadata:
+            return read_published(file, network, quantizer=quantizer, num_heads=num_heads, grid_size=grid_size)
+        checkpoint = _read_export(file, network)
+    if network == "tokenizer":
+        settings = {"quantizer": (quantizer, checkpoint.config.quantizer.config_name)}
+    else:
+        settings = {"num_heads": (num_heads, checkpoint.config.num_heads)}
+        settings["grid_size"] = (grid_size, checkpoint.config.grid_size)
+    for name, (value, stored) in settings.items():
+        require(
+            value in (None, stored),
+            f"{name} is asked of published files, which do not tell it; {path} holds {stored!r}. Leave {name} out",
+        )
+    return checkpoint
+
+
+def read_published(
+    file: TensorFile,
+    network: str,
+    *,
+    prefix: str = "",
+    quantizer: str | None = None,
+    num_heads: int | None = None,
+    grid_size: int | None = None,
+) -> Checkpoint:
+    """The checkpoint in a published file; settings and errors are those of `read_checkpoint`.
+
+    Args:
+        prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
+    """
+    tensors = below(prefix, file.tensors)
+    with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
+        refuse_other_families(tensors)
+        if network == "tokenizer":
+            quantizer = check_quantizer_is_told(file, tensors, quantizer)
+            config = infer_config({key: tuple(value.shape) for key, value in tensors.items()}, quantizer)
+            roles = tokenizer_roles(tensors, empty_tokenizer(config))
+        else:
+            roles = generator_roles(tensors)
+            shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
+            check_is_generator(shapes, tensors)
+            config = infer_generator_config(shapes, num_heads, grid_size)
+    decay = tensors.get(DECAY)
+    checkpoint = Checkpoint(
+        path=file.path,
+        network=network,
+        format=f"first stage of a {file.format}" if prefix else f"{file.format} with published names",
+        config=config,
+        tensors=tensors,
+        roles=roles,
+        reopen=lambda: below(prefix, open_tensor_file(file.path).tensors),
+        entries=file.entries,
+        wrappers=file.wrappers,
+        ema_decay=None if decay is None else float(decay),
+    )
+    if network == "generator":
+        _check_own_tensors(checkpoint)
+    return checkpoint
+
+
+def held_weights(path: str | Path) -> str:
+    """Which weights a tokenizer's file holds, in words that say how the others are had; errors of `read_checkpoint`."""
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.weights
+    if weights in OTHER_WEIGHTS:
+        other = OTHER_WEIGHTS[weights]
+        return f"{WORDS[weights]}; for the {WORDS[other]}: --weights {other}"
+    if weights:
+        return WORDS[weights]
+    return "weights as trained" + (" and averaged weights" if checkpoint.tokenizer_ema else " alone")
+
+
+def is_generator(path: str | Path) -> bool:
+    """Whether a checkpoint, a run or an export is a generator's; False where nothing is there."""
+    try:
+        path = existing_path(path)
+    except FileNotFoundError:
+        return False
+    if path.is_dir():
+        return (path / "config.yaml").is_file() and "generator" in Run(path).config
+    file = open_tensor_file(path)
+    if EXPORT in file.metadata:
+        return '"generator"' in file.metadata[EXPORT]
+    return any(key.removeprefix(TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+
+
+def _existing_checkpoint(path: str | Path, network: str) -> Path:
+    name, path, published = str(path), locate(path), NETWORKS[network]
+    if name in published and not path.exists():
+        raise FileNotFoundError(
+            f"{name} is a published {network} and no file here; fetch it first (ibqlab download {name}), and give the "
+            "path that comes back: "
+            f'load_{network}(download_published("{name}"))'
+        )
+    return existing_path(path, f". Published {network}s that `ibqlab download` fetches: {', '.join(published)}")
+
+
+def _read_export(file: TensorFile, network: str) -> Checkpoint:
+    other = OTHER_NETWORK[network]
+    try:
+        header = parse_json(file.metadata[EXPORT], "header")
+        if other in header:
+            raise CheckpointError(f"{file.path} is a {other}'s export, not a {network}'s; use load_{other}")
+        settings, weights = header[network], header.get("weights")
+        require(
+            weights in (("ema", "raw", AS_GIVEN) if network == "tokenizer" else (None,)), f"weights {weights!r:.60}"
+        )
+    except CheckpointError:
+        raise
+    except (UnreadableFile, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file.path}: its header is damaged ({error}); export it again") from None
+    if network == "tokenizer":
+        config = parse(TokenizerConfig, settings, source=f"{file.path}, header")
+    else:
+        config = generator_config(settings)
+    checkpoint = Checkpoint(
+        path=file.path,
+        network=network,
+        format=f"{SAFETENSORS} exported by ibqlab",
+        config=config,
+        tensors=file.tensors,
+        roles={key: TensorRole(network, key) for key in file.tensors},
+        reopen=lambda: open_tensor_file(file.path).tensors,
+        weights=weights,
+    )
+    _check_own_tensors(checkpoint)
+    return checkpoint
+
+
+def _read_run(path: Path, network: str) -> Checkpoint:
+    run = Run(path)
+    if network == "tokenizer" and "generator" in run.config:
+        raise CheckpointError(f"{path} is a generator's run; its tokenizer is load_first_stage({str(path)!r})")
+    if network == "generator" and "generator" not in run.config:
+        raise CheckpointError(f"{path} is a tokenizer's run, not a generator's; use load_tokenizer")
+    parts = RUN_PARTS[network]
+    file, step, state = _last_state(run, parts)
+    config = parse(RUN_CONFIGS[network], run.config, source=f"run {run.name}")
+    tensors = _tensors_of_parts(state, parts)
+    roles = {key: TensorRole(parts[entry], name) for (entry, name, key) in _keys_of_parts(state, parts)}
+    checkpoint = Checkpoint(
+        path=path,
+        network=network,
+        format=f"run at step {step}",
+        config=getattr(config, network),
+        tensors=tensors,
+        roles=roles,
+        reopen=(lambda: _tensors_of_parts(load_pickle(file)["state"], parts)) if file else (lambda: tensors),
+        entries=tuple(entry for entry in state if entry not in parts),
+        ema_decay=(config.ema_decay or None) if network == "tokenizer" else None,
+        step=step,
+    )
+    _check_own_tensors(checkpoint)
+    return checkpoint
+
+
+def _last_state(run: Run, parts: Mapping[str, str]) -> tuple[Path | None, int, dict[str, Any]]:
+    """File, step and state of a run's last checkpoint; without a file where it is read whole.
+
+    Raises:
+        RunError: there is none, or none that can be read.
+        CheckpointError: it holds no networks.
+    """
+    file = run.last_checkpoint
+    if file is None and run.status == "finished":
+        raise RunError(
+            f"the run {run.name} is finished and its checkpoints are gone ({run.path / 'checkpoints'}); put them back "
+            "from a copy, or train the run anew in another folder"
+        )
+    if file is None:
+        raise RunError(f"the run {run.name} has no checkpoint yet; let it train to its first one")
+    try:
+        content = load_pickle(file)
+        step, state = int(content["step"]), content["state"]
+        if not isinstance(state, dict):
+            raise ValueError("no state")
+    except (CheckpointError, OSError, LookupError, TypeError, ValueError):
+        file = None
+        step, state = run.load_checkpoint()  # goes back to the one before with a warning, or says that none is good
+    for entry in parts:
+        _check_network(file or run.path, state, entry)
+    return file, step, state
+
+
+def _check_network(path: Path, state: Mapping[str, Any], entry: str) -> None:
+    """A run's checkpoint holds a network as plain tensors by name; the trained one must be there."""
+    network = state.get(entry) or {}
+    by_name = isinstance(network, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in network.items()
+    )
+    if not by_name or (entry == "model" and not network):
+        entries = ", ".join(for_terminal(key, 40) for key in [*state][:6]) or "nothing"
+        raise CheckpointError(
+            f"{path}: a run's checkpoint must hold tensors by name under {entry!r}; its entries are: {entries}. Put "
+            "it back from a copy, or delete it to use the one before"
+        )
+    check_tensors(path, network)
+
+
+def _keys_of_parts(state: Mapping[str, Any], parts: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Entry, name and key of every tensor of a run's networks; where there is one network, keys are its names."""
+    for entry in parts:
+        for name in state.get(entry) or {}:
+            yield entry, name, f"{entry}.{name}" if len(parts) > 1 else name
+
+
+def _tensors_of_parts(state: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, Tensor]:
+    return {key: state[entry][name] for entry, name, key in _keys_of_parts(state, parts)}
+
+
+def _check_own_tensors(checkpoint: Checkpoint) -> None:
+    """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them."""
+    network, model = checkpoint.network, checkpoint.empty_network().state_dict()
+    averages = checkpoint.part(f"{network}_ema")
+    with _naming(checkpoint.path):
+        check_complete(checkpoint.part(network), model, model, network=network)
+        averaged = {name: value for name, value in model.items() if name in averages}
+        check_complete(averages, averaged, averaged, network=network)
+
+
+@contextmanager
+def _naming(file: Path | str) -> Iterator[None]:
+    """Errors about a file's contents name the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None

@@ -1,0 +1,1 @@
+"""Training of tokenizers: `loop` is the whole run, `step` what is learned from one batch."""
