@@ -41,7 +41,7 @@ from test_tokens_store import DIGITS, make_tokenizer
 
 from ibqlab.base.files import is_temporary
 from ibqlab.base.locking import is_held
-from ibqlab.grids import cell_rows, worker  # noqa: F401 - as above
+from ibqlab.grids import cell_rows  # noqa: F401 - as above
 from ibqlab.grids import local as launching
 from ibqlab.runs import Run
 from ibqlab.tokens import writing as token_writing
@@ -66,7 +66,7 @@ def train_smoke(folder: Path) -> None:
 
 def run_study(folder: Path) -> None:
     """Two cells in two workers."""
-    launching._Server = ForkedServer
+    launching.START_METHOD = "fork"  # of the engine, which has imported everything
     small(folder, seeds=[0], workers=2).run(progress=False).check()
 
 
@@ -87,51 +87,6 @@ WORK: dict[str, Callable[[Path], None]] = {
     "study": run_study,
     "sample": sample,
 }
-
-
-class ForkedServer(launching._Server):
-    """The server of workers as a fork of its engine, which need not import anything."""
-
-    def __init__(self, threads: int):
-        down, up = os.pipe(), os.pipe()
-        engine, process = os.getpid(), os.fork()
-        if not process:
-            with suppress(BaseException):
-                os.setsid()
-                for handle in (down[1], up[0]):
-                    os.close(handle)
-                os.dup2(down[0], 0)
-                os.dup2(up[1], 1)
-                sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
-                worker.serve(engine)
-            os._exit(0)
-        for handle in (down[0], up[1]):
-            os.close(handle)
-        os.set_blocking(up[0], False)
-        self.process = ForkedProcess(process, os.fdopen(down[1], "wb"), os.fdopen(up[0], "rb"))
-        self.rest, self.pids, self.codes = b"", {}, {}
-
-
-@dataclass
-class ForkedProcess:
-    """What an engine asks of its server's process."""
-
-    number: int
-    stdin: Any
-    stdout: Any
-    code: int | None = None
-
-    def poll(self) -> int | None:
-        """As subprocess.Popen."""
-        if self.code is None:
-            ended, status = os.waitpid(self.number, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if ended else None
-        return self.code
-
-    def wait(self) -> None:
-        """As subprocess.Popen."""
-        while self.poll() is None:
-            time.sleep(0.01)
 
 
 # --- processes ---

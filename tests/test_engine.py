@@ -2,19 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from ibqlab.base.files import is_alive
 from ibqlab.config import ConfigError
-from ibqlab.grids import worker
 from ibqlab.grids.cells import NO_ROOM, Cell, CellStore, StudyError, cause_of
 from ibqlab.grids.engine import run_cells
 from ibqlab.grids.local import LocalLauncher
@@ -113,8 +114,7 @@ class TestKills:
         store.prepare(long)
         job = LAUNCHER.start(long, store)
         _wait(lambda: store.last_step(long.name) >= 30)
-        job.ended()
-        os.kill(job.server.pids[long.name], signal.SIGKILL)
+        os.kill(job.process.pid, signal.SIGKILL)
         _wait(job.ended)
         assert job.reason() == "killed by signal 9"
         step, _ = Run(tmp_path / long.name).load_checkpoint()
@@ -142,34 +142,42 @@ class TestKills:
         assert run([long], tmp_path).finished == [long.name]
         assert store.failure(long) is None
 
-    @pytest.mark.parametrize("seconds", [0.5, 20])
-    def test_a_server_ends_with_its_engine_though_its_input_stays_open(self, seconds):
-        """Half a second: in the middle of its imports."""
-        code = (
-            "import os, subprocess, sys, time\n"
-            "command = [sys.executable, '-P', sys.argv[1], '--serve', str(os.getpid())]\n"
-            "print(subprocess.Popen(command, stdin=0, stdout=1).pid, flush=True)\n"
-            "time.sleep(600)"
-        )
-        command = [sys.executable, "-c", code, worker.__file__]
-        engine = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        server = int(engine.stdout.readline())
-        time.sleep(seconds)
-        assert is_alive(server)
-        engine.kill()
-        engine.wait()
-        _wait(lambda: not is_alive(server), 10)
-
     def test_a_cell_outlives_its_engine_and_is_found_by_the_next(self, tmp_path):
         long = cell(0, steps=400, **{"record.checkpoint_every": 20, "record.validate_every": 400})
         store = CellStore(tmp_path)
         starter = _other_engine(tmp_path, 400)
         _wait(lambda: store.last_step(long.name) >= 10)
+        process = _worker_of(store, long.name)
+        status = Path(f"/proc/{process}/status").read_text()
+        assert "Name:\tibqlab-cell\n" in status
+        server = int(re.search(r"PPid:\t(\d+)", status)[1])
         starter.kill()
         starter.wait()
         assert store.is_taken(long.name)
         assert run([long], tmp_path).finished == [long.name]
+        _wait(lambda: not is_alive(server), 60)  # it ends with its engine and the last of its cells
         assert "resumed" not in Run(tmp_path / long.name).provenance
+
+    def test_a_script_that_ends_leaves_its_cell_at_work_and_is_run_once(self, tmp_path):
+        """Without `if __name__ == "__main__"`, and with two threads for its cell."""
+        script, short = tmp_path / "script.py", cell(0)
+        script.write_text(
+            "import sys, os; sys.path.insert(0, sys.argv[1])\n"
+            "print('begun', flush=True)\n"
+            "from test_engine import LocalLauncher, CellStore, cell\n"
+            "store = CellStore(sys.argv[2])\n"
+            "store.prepare(cell(0))\n"
+            "LocalLauncher(1, threads=2).start(cell(0), store)\n"
+        )
+        command = [sys.executable, str(script), os.path.dirname(__file__), str(tmp_path / "grid")]
+        with open(tmp_path / "out", "w") as out:  # no pipe: the server of forks would hold it open to the cell's end
+            subprocess.run(command, stdout=out, check=True)
+        store = CellStore(tmp_path / "grid")
+        assert store.row(short) is None
+        _wait(lambda: store.row(short))
+        assert (tmp_path / "out").read_text() == "begun\n"
+        assert "begun" not in store.log(short.name).read_text()
+        assert Run(store.folder / short.name).provenance["threads"] == 2
 
 
 class TestBadInput:

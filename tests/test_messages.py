@@ -10,7 +10,7 @@ import pytest
 import ibqlab
 from ibqlab.cli import main
 from ibqlab.config import field_types
-from ibqlab.config.settings import _dataclasses_in as dataclasses_in
+from ibqlab.config.annotations import dataclasses_in
 from ibqlab.pretrained import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import infer_config
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
@@ -23,7 +23,6 @@ OTHER_OPTIONS = {
     "torchrun": {"--nproc-per-node", "--nnodes", "--rdzv-id", "--rdzv-backend", "--rdzv-endpoint", "--standalone"},
     "git": {"--porcelain", "--show-toplevel"},
     "squeue": {"--noheader"},
-    "ibqlab's own worker": {"--serve"},
     "papermill": {"--log-level"},
     "every command": {"--help"},
 }

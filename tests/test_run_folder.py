@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ibqlab.base.files import temporary_beside
+from ibqlab.base.locking import SILENT_SECONDS
 from ibqlab.cli import main
 from ibqlab.config import to_dict
 from ibqlab.plots.style import save_figure
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
-from ibqlab.runs.lock import SILENT_SECONDS, FolderLock
+from ibqlab.runs.folder import claim_folder, writing
 from ibqlab.tokens.store import TokenStore
 from ibqlab.training import TrainingInterrupted, recipe_config, train
 
@@ -220,8 +221,8 @@ def test_a_second_training_of_a_folder_is_refused(tmp_path, whole):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ibqlab.runs.lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
+from ibqlab.runs.folder import claim_folder
+lock = claim_folder(Path(sys.argv[1]))
 if not os.fork():
     time.sleep(60)  # a process that loads images and outlives its parent for a while
 print("held", flush=True)
@@ -248,18 +249,18 @@ def test_a_lock_ends_with_its_process_whatever_its_children_do(run):
 def test_a_claim_is_let_go_of_with_its_run(run):
     claimed = Run.start(run.path, CONFIG, claim=True)
     with pytest.raises(RunError, match="is training here"):
-        FolderLock(run.path)
+        claim_folder(run.path)
     del claimed
-    FolderLock(run.path).release()
+    claim_folder(run.path).release()
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"process": "x"}', b"\xff", b"[" * 3000])
 def test_a_lock_without_its_holders_name_still_locks(run, content):
-    lock = FolderLock(run.path)
+    lock = claim_folder(run.path)
     lock.file.write_bytes(content)
     assert run.status == "running"
     with pytest.raises(RunError, match="another process is training here"):
-        FolderLock(run.path)
+        claim_folder(run.path)
 
 
 @pytest.mark.parametrize(("age", "status"), [(0, "running"), (2 * SILENT_SECONDS, "interrupted")])
@@ -272,7 +273,7 @@ def test_another_machines_training_lives_by_its_signs_of_life(run, age, status):
 
 
 def test_a_training_gives_signs_of_life(run, monkeypatch):
-    monkeypatch.setattr("ibqlab.runs.lock.BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("ibqlab.base.locking.BEAT_SECONDS", 0.0)
     claimed = Run.start(run.path, CONFIG, claim=True)
     os.utime(run.path / "lock", (1, 1))
     claimed.give_sign_of_life()
@@ -730,14 +731,13 @@ def test_more_steps_give_the_longer_run(tmp_path, copy, start):
 
 
 def test_a_kill_between_the_files_of_an_extension_is_continued(copy, monkeypatch):
-    def killed(self, file):
+    def killed(path, file):
         if file.name == "config.yaml":
             raise ZeroDivisionError
-        return whole_file(self, file)
+        return writing(path, file)
 
-    whole_file = Run._whole
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_whole", killed)
+        patched.setattr("ibqlab.runs.run.writing", killed)
         with pytest.raises(ZeroDivisionError):
             trained(copy.path, smoke(steps=18))
     assert Run(copy.path).config["steps"] == 12
@@ -805,5 +805,5 @@ def test_a_link_in_the_locks_place_is_named(run, tmp_path):
     (run.path / "lock").unlink(missing_ok=True)
     (run.path / "lock").symlink_to(tmp_path / "other")
     with pytest.raises(RunError, match=r"lock must be an ordinary file and no link; nothing was changed\. Delete it"):
-        FolderLock(run.path)
+        claim_folder(run.path)
     assert not (tmp_path / "other").exists()

@@ -103,7 +103,7 @@ def test_start_refuses_folders_and_files_that_are_no_run(tmp_path):
 
 
 def test_start_leaves_nothing_when_it_breaks(tmp_path, monkeypatch):
-    monkeypatch.setattr("ibqlab.runs.run.dump_yaml", lambda config: 1 / 0)
+    monkeypatch.setattr("ibqlab.runs.folder.dump_yaml", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Run.start(tmp_path / "run", CONFIG)
     assert list(tmp_path.iterdir()) == []

@@ -56,10 +56,7 @@ def measure(given: argparse.Namespace, workers: int, folder: str) -> tuple[float
     ]
     store, launcher = CellStore(folder), LocalLauncher(workers, given.threads)
     began = time.perf_counter()
-    try:
-        run_cells(cells, store, launcher, progress=False).check()
-    finally:
-        launcher.close()
+    run_cells(cells, store, launcher, progress=False).check()
     return time.perf_counter() - began, store.table(cells)["seconds"].tolist()
 
 

@@ -189,17 +189,17 @@ def _shown(value: Any) -> str:
 
 def memory_bytes() -> int | None:
     """Memory that this process may come to use: the machine's, or the container's limit where that is less."""
-    found = []
+    sizes = []
     with suppress(AttributeError, OSError, ValueError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(file).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             continue
         if text.isdecimal():
-            found.append(int(text))
-    return min(found) if found else None
+            sizes.append(int(text))
+    return min(sizes) if sizes else None
 
 
 def require_memory(needed: int, what: str, remedy: str) -> None:
@@ -212,9 +212,9 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
     Raises:
         ValueError: it needs more than the machine has; the message gives both in GiB.
     """
-    there = memory_bytes()
-    if there is not None and needed > there:
-        raise ValueError(f"{what} needs {gib(needed)} of memory, this machine has {gib(there)}; {remedy}")
+    memory = memory_bytes()
+    if memory is not None and needed > memory:
+        raise ValueError(f"{what} needs {gib(needed)} of memory, this machine has {gib(memory)}; {remedy}")
 
 
 def gib(count: Any) -> str:

@@ -29,13 +29,13 @@ def require_device(device: str, setting: str = "device") -> str:
     import torch  # noqa: PLC0415 - "cpu" needs no look at the machine
 
     if kind == "mps":
-        there = int(torch.backends.mps.is_available())
+        count = int(torch.backends.mps.is_available())
     else:
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= there:
-        known = f"there are {there}, numbered from 0" if there else f"torch finds no {kind} device here"
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        known = f"there are {count}, numbered from 0" if count else f"torch finds no {kind} device here"
         raise ValueError(
-            f"{setting}={device}: {known}; use {setting}=cpu" + (f" or {kind}:{there - 1}" if there else "")
+            f"{setting}={device}: {known}; use {setting}=cpu" + (f" or {kind}:{count - 1}" if count else "")
         )
     return device
 
@@ -49,16 +49,16 @@ def require_processes(variables: Mapping[str, str] = os.environ, talking: bool =
     Raises:
         ValueError: some of the variables are missing or are no numbers that fit together.
     """
-    given = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in variables]
+    names = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in variables]
     alone = variables.get("WORLD_SIZE", "1") == "1" and variables.get("RANK", "0") == "0"
-    if not given or alone:
+    if not names or alone:
         return
     missing = [name for name in (TALKING if talking else LAUNCHED) if name not in variables]
     if missing:
         raise ValueError(
-            f"{', '.join(f'{name}={variables[name]}' for name in given)} is set in the environment and "
+            f"{', '.join(f'{name}={variables[name]}' for name in names)} is set in the environment and "
             f"{', '.join(missing)} not, as if a launcher had started one of several processes. Start them with "
-            f"torchrun --nproc-per-node N -m ibqlab …, or unset {', '.join(given)}"
+            f"torchrun --nproc-per-node N -m ibqlab …, or unset {', '.join(names)}"
         )
     rank, count = variables["RANK"], variables["WORLD_SIZE"]
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):

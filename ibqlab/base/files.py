@@ -173,21 +173,21 @@ def read_json(path: str | Path, kind: type | tuple[type, ...] = dict, limit: int
     return parse_json(read_text(path, limit), str(path), kind)
 
 
-def parse_json(text: str | bytes, place: str, kind: type | tuple[type, ...] = dict) -> Any:
-    """JSON text checked like a file's; the message starts with its place."""
+def parse_json(text: str | bytes, source: str, kind: type | tuple[type, ...] = dict) -> Any:
+    """JSON text checked like a file's; the message starts with its source."""
     try:
         value = json.loads(text)
     except RecursionError:
-        raise UnreadableFile(f"{place}: nested deeper than {NESTING} levels, which no file of its kind is") from None
+        raise UnreadableFile(f"{source}: nested deeper than {NESTING} levels, which no file of its kind is") from None
     except ValueError as error:
         reason = f"a number of more than {INTEGER_DIGITS:,} digits" if "digits" in str(error) else f"no JSON ({error})"
-        raise UnreadableFile(f"{place}: {reason}") from None
+        raise UnreadableFile(f"{source}: {reason}") from None
     if nesting(value) > NESTING:
-        raise UnreadableFile(f"{place}: nested deeper than {NESTING} levels, which no file of its kind is")
+        raise UnreadableFile(f"{source}: nested deeper than {NESTING} levels, which no file of its kind is")
     if not isinstance(value, kind):
         words = {dict: "an object {…}", list: "an array […]"}
-        wanted = " or ".join(words.get(one, one.__name__) for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UnreadableFile(f"{place}: must hold {wanted}; got {str(value)[:40]!r}")
+        kinds = " or ".join(words.get(one, one.__name__) for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UnreadableFile(f"{source}: must hold {kinds}; got {str(value)[:40]!r}")
     return value
 
 
@@ -305,16 +305,16 @@ def replacing(file: str | Path, what_is_left: Callable[[], str] = str) -> Iterat
         RunError: the disk is full, or the folder may not be written to.
     """
     file = Path(file)
-    part = temporary_beside(file)
+    temporary = temporary_beside(file)
     with explained(file, what_is_left):
         try:
-            with create_new(part) as stream:
+            with create_new(temporary) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(part, file)
+            os.replace(temporary, file)
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         force_to_disk(file.parent)
 
 
@@ -327,16 +327,16 @@ def replacing_path(file: str | Path, publish: Callable[[Path, Path], object] = o
         publish: gives what was written (first) its name (second).
     """
     file = Path(file)
-    part = temporary_beside(file)
+    temporary = temporary_beside(file)
     with explained(file):
         try:
-            create_new(part).close()
-            yield part
-            with open(part, "rb") as stream:
+            create_new(temporary).close()
+            yield temporary
+            with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
-            publish(part, file)
+            publish(temporary, file)
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         force_to_disk(file.parent)
 
 
@@ -381,8 +381,8 @@ def _behind(error: BaseException | None, outer: BaseException | None) -> Iterato
 def _reason(cause: OSError, file: Path) -> str:
     if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"cannot be written ({os.strerror(cause.errno)}); choose a folder that you may write to"
-    place = next(folder for folder in file.absolute().parents if folder.exists())
-    free = shutil.disk_usage(place).free / 2**30
+    disk = next(folder for folder in file.absolute().parents if folder.exists())
+    free = shutil.disk_usage(disk).free / 2**30
     return (
         f"the disk or a quota is full ({os.strerror(cause.errno)}; {free:.2f} GiB free on the disk), nothing was left "
         f"half written. Make room or raise the quota, then start the same command again"

@@ -228,11 +228,11 @@ def tell(**facts: str) -> None:
     if not file or not in_notebook():
         return
     _told.update(facts)
-    part = f"{file}.part"
+    temporary = f"{file}.part"
     # A line that cannot be shown must not end the work.
     with suppress(OSError):
-        Path(part).write_text(json.dumps(_told), encoding="utf-8")
-        os.replace(part, file)
+        Path(temporary).write_text(json.dumps(_told), encoding="utf-8")
+        os.replace(temporary, file)
 
 
 def heard(file: str | Path) -> dict[str, str]:

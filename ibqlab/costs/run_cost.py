@@ -18,7 +18,7 @@ from ibqlab.recipes.published import PublishedRow, published_row
 from ibqlab.recipes.recipe_files import recipe_config, recipe_name
 from ibqlab.recipes.snapshots import SnapshotSchedule, snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
-from ibqlab.runs.run import CHECKPOINTS_KEPT
+from ibqlab.runs.checkpoints import CHECKPOINTS_KEPT
 
 if TYPE_CHECKING:
     import pandas as pd

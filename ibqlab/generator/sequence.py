@@ -124,7 +124,7 @@ def generator_config(settings: Any) -> SequenceConfig:
     designs = {design.config_name: design for design in SequenceConfig.__subclasses__()}
     if not isinstance(settings, dict) or "name" not in settings:
         raise ValueError(f"a generator needs a name, one of {', '.join(sorted(designs))}; got {settings!r}")
-    from ibqlab import config as door  # noqa: PLC0415 - the door needs pydantic, a plain generator does not
+    from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain generator does not
 
     rest = {key: value for key, value in settings.items() if key not in ("name", "preset")}
     require_choice("generator name", settings["name"], designs)
@@ -132,7 +132,7 @@ def generator_config(settings: Any) -> SequenceConfig:
     if "preset" in settings:
         require_choice("preset", settings["preset"], design.presets)
         rest = {**design.presets[settings["preset"]], **rest}
-    return door.parse(design, rest, source=f"generator {settings['name']!r}")
+    return config.parse(design, rest, source=f"generator {settings['name']!r}")
 
 
 def block_parts(config: SequenceConfig) -> tuple[Attention, FeedForward]:

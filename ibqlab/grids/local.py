@@ -1,36 +1,53 @@
 """Where cells are worked on: what every launcher does, and the one for processes of this machine.
 
-A cell is `python -m ibqlab.grids.worker FOLDER CELL` in a process that outlives whoever started it; `slurm` makes
-jobs of a cluster of the same.
+A cell is the work of `python -m ibqlab.grids.worker FOLDER CELL` in a process that outlives whoever started it; `slurm`
+makes jobs of a cluster of the same. Both need Linux or macOS. On Windows every package can be imported, runs train and
+results are read, but cells are not started: `LocalLauncher` says so.
 """
 
-import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
+from types import ModuleType
 from typing import Protocol, runtime_checkable
 
 from ibqlab.grids.cells import NO_ROOM, Cell, CellStore, StudyError
+from ibqlab.grids.worker import run_cell
+
+START_METHOD = "forkserver"
+"""How multiprocessing starts a cell's process."""
+SERVER_GONE = 255
+"""multiprocessing's exit code of a process whose server of forks is gone."""
 
 
-@runtime_checkable
-class Job(Protocol):
-    """A cell that is being worked on."""
+class Job:
+    """A cell that a process works on: here somebody else's, known by the lock that it holds."""
+
+    def __init__(self, name: str, store: CellStore):
+        self.name, self.store = name, store
 
     def ended(self) -> bool:
         """Whether its process is gone."""
+        return not self.store.is_taken(self.name)
 
     def code(self) -> int | None:
         """Exit code of a process that has ended, negative for a signal; None where nobody saw it."""
+        return None
 
     def reason(self) -> str:
-        """How it ended, in words: "exit code 1", "killed by signal 9"."""
+        """How it ended, in words."""
+        code = self.code()
+        if code is None:
+            return "ended, and nobody saw how"
+        if code == NO_ROOM:
+            return "the disk or the memory was full"
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
     def stop(self) -> None:
-        """End it now; it can be gone on with."""
+        """End it now, so that it can be resumed. Somebody else's is left alone: they may still want it."""
 
 
 @runtime_checkable
@@ -45,9 +62,6 @@ class Launcher(Protocol):
 
     def find(self, cell: Cell, store: CellStore) -> Job | None:
         """The job of an earlier engine that still works on a cell."""
-
-    def close(self) -> None:
-        """Let go of what it holds; cells that are being worked on go on."""
 
 
 def worker_command(cell: Cell, store: CellStore) -> list[str]:
@@ -65,6 +79,10 @@ class LocalLauncher:
     """
 
     def __init__(self, workers: int = 1, threads: int = 0):
+        if START_METHOD not in multiprocessing.get_all_start_methods():
+            raise StudyError(
+                "studies need Linux or macOS: this system cannot start their processes. Use WSL on Windows"
+            )
         self.workers = max(1, workers)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
         self.threads = threads or max(1, len(cores) // self.workers)
@@ -73,7 +91,6 @@ class LocalLauncher:
             for slot in range(self.workers)
         ]
         self.slots: list[Job | None] = [None] * self.workers
-        self.server: _Server | None = None
 
     def _free_slots(self) -> list[int]:
         return [number for number, job in enumerate(self.slots) if job is None or job.ended()]
@@ -91,15 +108,14 @@ class LocalLauncher:
         """A process of its own session, so that a notebook that dies leaves it alone."""
         taken = self._free_slots()[: cell.config.processes]
         cores = list(dict.fromkeys(core for slot in taken for core in self.cores[slot]))
-        environment = {}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "MPLBACKEND": "agg"}
         if cell.config.accelerator != "cpu":
             devices = _devices()
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot] for slot in taken if slot < len(devices))
         if cell.config.processes == 1:
-            self.server = self.server if self.server and self.server.alive() else _Server(self.threads)
-            job = self.server.start(cell, store, cores, environment)
+            job = _CellProcess(cell, store, cores, environment)
         else:
-            job = _ChildJob(cell, store, _environment(self.threads) | environment)
+            job = _ChildJob(cell, store, environment)
         for slot in taken:
             self.slots[slot] = job
         return job
@@ -108,121 +124,72 @@ class LocalLauncher:
         """A process of an earlier engine, known by the lock that it holds; it takes a slot meanwhile."""
         if not store.is_taken(cell.name):
             return None
-        job = FoundJob(cell.name, store)
+        job = Job(cell.name, store)
         for slot in self._free_slots()[:1]:
             self.slots[slot] = job
         return job
 
-    def close(self) -> None:
-        """End the server; its forks go on."""
-        if self.server:
-            self.server.process.stdin.close()
-            self.server.process.wait()
-            self.server.process.stdout.close()
-            self.server = None
-
 
 def _devices() -> list[str]:
     """CUDA devices by the names that a child's CUDA_VISIBLE_DEVICES takes."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        return [name for name in names.split(",") if name]
     import torch  # noqa: PLC0415
 
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _environment(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "agg"}
+class _CellProcess(Job):
+    """A cell in a process that multiprocessing's server of forks has started: what cells need is imported already.
 
+    A cell goes on to its row when its engine ends, and the next engine finds it. The server ends with its engine and
+    the last of its cells.
+    """
 
-class _Server:
-    """The process that forks a process per cell (see `worker`)."""
-
-    def __init__(self, threads: int):
-        package = Path(__file__).resolve().parents[2]
-        places = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.process = subprocess.Popen(
-            # By its path, since -m imports the whole package first, and a server that imports must notice its engine's
-            # end, too. -P: this folder is no place to import from.
-            [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), "--serve", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **_environment(threads), "PYTHONPATH": os.pathsep.join(places)},
-            start_new_session=True,
-        )
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.rest, self.pids, self.codes = b"", {}, {}
-
-    def alive(self) -> bool:
-        """Whether it still answers."""
-        return self.process.poll() is None
-
-    def start(self, cell: Cell, store: CellStore, cores: list[int], environment: dict[str, str]) -> "_ForkedJob":
-        """Ask for a cell's process on these cores."""
-        self.pids.pop(cell.name, None)
-        self.codes.pop(cell.name, None)
-        request = {
-            "folder": str(store.folder.resolve()),
-            "name": cell.name,
-            "log": str(store.log(cell.name).resolve()),
-            "cores": cores,
-            "environment": environment,
-        }
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        self.process.stdin.flush()
-        return _ForkedJob(cell.name, store, self)
-
-    def listen(self) -> None:
-        """Take in what it has answered since."""
-        with suppress(BlockingIOError):
-            self.rest += os.read(self.process.stdout.fileno(), 65536)
-        *lines, self.rest = self.rest.split(b"\n")
-        for line in map(json.loads, lines):
-            where, key = (self.codes, "code") if "code" in line else (self.pids, "pid")
-            where[line["name"]] = line[key]
-
-
-class _ForkedJob:
-    """A cell's process that the server has forked."""
-
-    def __init__(self, name: str, store: CellStore, server: _Server):
-        self.name, self.store, self.server = name, store, server
+    def __init__(self, cell: Cell, store: CellStore, cores: list[int], environment: dict[str, str]):
+        super().__init__(cell.name, store)
+        folder, log = str(store.folder.resolve()), str(store.log(cell.name).resolve())
+        context = multiprocessing.get_context(START_METHOD)
+        context.set_forkserver_preload(["lightning_fabric", "ibqlab.grids.cell_rows"])
+        self.process = context.Process(target=run_cell, args=(folder, cell.name, log, cores, environment))
+        # multiprocessing would run the engine's script again in every cell, which a cell has no use for.
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            self.process.start()
+        finally:
+            sys.modules["__main__"] = script
+        # At its end the engine would wait for its children; a cell is meant to outlive it.
+        multiprocessing.process._children.discard(self.process)
 
     def ended(self) -> bool:
         """As `Job`."""
-        self.server.listen()
-        if self.name in self.server.codes:
-            return True
-        return not self.server.alive() and not self.store.is_taken(self.name)
+        # Without the server nobody knows how a process ended, and only its lock tells whether it has.
+        code = self.process.exitcode
+        return code is not None and (code != SERVER_GONE or not self.store.is_taken(self.name))
 
     def code(self) -> int | None:
         """As `Job`."""
-        return self.server.codes.get(self.name)
-
-    def reason(self) -> str:
-        """As `Job`."""
-        return how_it_ended(self.code())
+        return None if self.process.exitcode == SERVER_GONE else self.process.exitcode
 
     def stop(self) -> None:
         """As `Job`."""
-        self.server.listen()
-        if self.name in self.server.pids and self.name not in self.server.codes:
-            with suppress(ProcessLookupError):
-                os.kill(self.server.pids[self.name], signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            self.process.terminate()
 
 
-class _ChildJob:
+class _ChildJob(Job):
     """A torchrun of this machine."""
 
     def __init__(self, cell: Cell, store: CellStore, environment: dict[str, str]):
+        super().__init__(cell.name, store)
         with open(store.log(cell.name), "ab") as log:
             self.process = subprocess.Popen(
                 worker_command(cell, store),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env=environment,
                 start_new_session=True,
             )
 
@@ -234,42 +201,7 @@ class _ChildJob:
         """As `Job`."""
         return self.process.returncode
 
-    def reason(self) -> str:
-        """As `Job`."""
-        return how_it_ended(self.code())
-
     def stop(self) -> None:
         """As `Job`."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
-
-
-def how_it_ended(code: int | None) -> str:
-    """An exit code in words."""
-    if code is None:
-        return "ended, and nobody saw how"
-    if code == NO_ROOM:
-        return "the disk or the memory was full"
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-
-
-class FoundJob:
-    """Somebody else's process at a cell of this folder."""
-
-    def __init__(self, name: str, store: CellStore):
-        self.name, self.store = name, store
-
-    def ended(self) -> bool:
-        """As `Job`."""
-        return not self.store.is_taken(self.name)
-
-    def code(self) -> int | None:
-        """As `Job`."""
-        return None
-
-    def reason(self) -> str:
-        """As `Job`."""
-        return how_it_ended(self.code())
-
-    def stop(self) -> None:
-        """Left alone: whoever started it may still want it."""

@@ -15,7 +15,7 @@ from typing import Any
 from ibqlab.base.files import write_whole
 from ibqlab.config import ConfigError, nearest, read_assigned, split_assignment
 from ibqlab.grids.cells import Cell, CellStore, StudyError, as_json, read_json
-from ibqlab.grids.local import FoundJob, Job, how_it_ended
+from ibqlab.grids.local import Job
 
 SLURM_SETTINGS = {
     "partition": "slurm_partition",
@@ -110,10 +110,7 @@ class SlurmLauncher:
             if not job.ended():
                 self.jobs.append(job)
                 return job
-        return FoundJob(cell.name, store) if store.is_taken(cell.name) else None
-
-    def close(self) -> None:
-        """Nothing to let go of: jobs belong to the cluster."""
+        return Job(cell.name, store) if store.is_taken(cell.name) else None
 
 
 class SlurmWork:
@@ -155,8 +152,8 @@ class SlurmWork:
         return DelayedSubmission(self)
 
 
-class _SlurmJob:
-    """A job by its number."""
+class _SlurmJob(Job):
+    """A job by its number. It is never stopped: it was given away so that it goes on alone."""
 
     def __init__(self, job: Any):
         self.job = job
@@ -174,10 +171,7 @@ class _SlurmJob:
     def reason(self) -> str:
         """As `Job`."""
         code = self.code()
-        return f"job {self.job.job_id}: {self.job.state}" if code is None else how_it_ended(code)
-
-    def stop(self) -> None:
-        """Left in the queue: it was given away so that it goes on alone."""
+        return f"job {self.job.job_id}: {self.job.state}" if code is None else super().reason()
 
 
 def _whole_number(name: str, value: Any) -> int:

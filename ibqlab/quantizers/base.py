@@ -304,10 +304,10 @@ def quantizer_config(settings: Any) -> QuantizerConfig:
         return settings
     if not isinstance(settings, dict) or "name" not in settings:
         raise ValueError(f"a quantizer needs a name, one of {', '.join(available_quantizers())}; got {settings!r}")
-    from ibqlab import config as door  # noqa: PLC0415 - the door needs pydantic, a plain quantizer does not
+    from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain quantizer does not
 
     rest = {key: value for key, value in settings.items() if key != "name"}
-    return door.parse(_preset(settings["name"]).config, rest, source=f"quantizer {settings['name']!r}")
+    return config.parse(_preset(settings["name"]).config, rest, source=f"quantizer {settings['name']!r}")
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:

@@ -9,6 +9,7 @@
 
 Every file but metrics.jsonl is written under another name, forced to disk and then renamed: at any moment it is there
 whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
+Start with `view`, what a folder tells, then `run`, which writes it; `finding` says what a name means.
 """
 
 from ibqlab.base.files import RunError

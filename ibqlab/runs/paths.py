@@ -26,26 +26,26 @@ def located(settings: Mapping[str, Any], start: str, *, typed_here: bool = False
 
     def change(_: str, text: str) -> str:
         path = os.path.expanduser(text)
-        there = os.path.join(start, path)
-        is_elsewhere = start and _is_path(text) and not os.path.isabs(path) and _leads_somewhere(there)
-        if not is_elsewhere or os.path.realpath(there) == os.path.realpath(path):
+        from_start = os.path.join(start, path)
+        is_elsewhere = start and _is_path(text) and not os.path.isabs(path) and _leads_somewhere(from_start)
+        if not is_elsewhere or os.path.realpath(from_start) == os.path.realpath(path):
             return text
-        return text if typed_here and _leads_somewhere(path) else there
+        return text if typed_here and _leads_somewhere(path) else from_start
 
     return _with_paths(settings, change)
 
 
-def spelt_as(settings: Mapping[str, Any], held: Mapping[str, Any], start: str) -> dict[str, Any]:
-    """Settings in which each path that leads where that of `held` leads is spelt as it is there.
+def spelt_as(settings: Mapping[str, Any], recorded: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """Settings in which each path that leads where that of `recorded` leads is spelt as it is there.
 
     Args:
         settings: typed in the current folder.
-        held: those of a run.
+        recorded: those of a run.
         start: the folder that the run was started in; "" where it is not known.
     """
 
     def change(key: str, text: str) -> str:
-        old = _value(held, key)
+        old = _value(recorded, key)
         if not isinstance(old, str) or not (_is_path(text) and _is_path(old)):
             return text
         return old if _target(key, text, "") == _target(key, old, start) else text

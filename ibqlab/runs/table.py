@@ -44,10 +44,10 @@ def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    for place, inner, files in os.walk(folder):
+    for path, inner, files in os.walk(folder):
         if "config.yaml" in files and {"provenance.json", "metrics.jsonl"} & set(files):
             inner.clear()
-            yield Path(place)
+            yield Path(path)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
 
 

@@ -159,7 +159,6 @@ class Study:
         try:
             return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)
         finally:
-            launcher.close()
             os.environ.pop(COMMAND, None)
 
     def rows(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from ibqlab.losses.errors import TrainingError, TrainingInterrupted
 from ibqlab.losses.tokenizer_loss import IMAGES
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.run import Checkpoint
+from ibqlab.runs.checkpoints import Checkpoint
 
 
 @contextmanager

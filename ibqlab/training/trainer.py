@@ -23,7 +23,7 @@ from ibqlab.data.broken import STAND_INS
 from ibqlab.losses.errors import NonFinite, TrainingInterrupted
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
-from ibqlab.runs.run import Checkpoint
+from ibqlab.runs.checkpoints import Checkpoint
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
 from ibqlab.training.failures import nonfinite_error, not_fitting, preparation
 from ibqlab.training.session import RunInputs, Session, finished_run, training_session

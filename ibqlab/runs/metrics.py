@@ -1,0 +1,142 @@
+"""metrics.jsonl: one object per logged step. It only grows, and a last line that a kill cut short is left out."""
+
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ibqlab.base.files import RunError, UnreadableFile, explained, is_ordinary, parse_json, read_bytes
+from ibqlab.runs.folder import require_own_files, what_is_left, writing
+
+METRICS_FILE = "metrics.jsonl"
+METRICS_BYTES = 2**33
+"""Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Write a row behind the last whole one of a run folder; as `Run.log`."""
+    line = json.dumps(plain_row(row, "row"), allow_nan=False) + "\n"
+    file = path / METRICS_FILE
+    require_own_files(path, file.name)
+    with explained(file, lambda: what_is_left(path)), _open_to_append(file) as stream:
+        size = _end_of_last_row(stream)
+        stream.truncate(size)
+        stream.seek(size)
+        try:
+            stream.write(line.encode())
+            stream.flush()
+        except OSError:
+            os.truncate(file, size)
+            raise
+
+
+def _open_to_append(file: Path) -> BinaryIO:
+    """An ordinary file for reading and writing, made where it is missing; a pipe is refused instead of waited for."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RunError(f"{file} must be an ordinary file; delete it, or choose another folder")
+    return os.fdopen(handle, "r+b")
+
+
+def _end_of_last_row(stream: io.BufferedRandom) -> int:
+    """Where the next row belongs: after the last newline, before what a kill left of a row."""
+    size = stream.seek(0, os.SEEK_END)
+    if size == 0:
+        return 0
+    stream.seek(size - 1)
+    if stream.read(1) == b"\n":
+        return size
+    stream.seek(0)
+    return stream.read().rfind(b"\n") + 1
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a run folder; a RunError that names the line where one is damaged."""
+    file = path / METRICS_FILE
+    *lines, rest = _read_text(path).split(b"\n")
+    rows = [read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+    try:
+        return [*rows, read_row(rest, "last line")] if rest else rows
+    except RunError:
+        return rows
+
+
+def _read_text(path: Path) -> bytes:
+    file = path / METRICS_FILE
+    try:
+        return read_bytes(file, METRICS_BYTES)
+    except FileNotFoundError:
+        return b""
+    except UnreadableFile as error:
+        raise RunError(
+            f"{file} cannot be read ({str(error).removeprefix(f'{file}').lstrip(': ')}); mend or restore it"
+        ) from None
+
+
+def read_row(line: bytes, source: str) -> dict[str, Any]:
+    """One line of metrics; a RunError that names its source where it is damaged."""
+    try:
+        row = parse_json(line, source)
+    except UnreadableFile as error:
+        reason = str(error).removeprefix(f"{source}: ")
+        raise RunError(f"{source}: damaged ({reason}); mend or delete this line") from None
+    step = row.get("step")
+    if type(step) is not int or not 0 <= step < 2**63:
+        shown = f"{step!r:.40}" if "step" in row else "none"
+        raise RunError(f"{source}: step must be a whole number ≥ 0, got {shown}; mend or delete this line")
+    return row
+
+
+def plain_row(value: Any, source: str) -> Any:
+    """A value as JSON can hold it; NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_row(item, f"{source}[{str(key)!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_row(item, f"{source}[{index}]") for index, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if callable(getattr(value, "item", None)) and math.prod(getattr(value, "shape", ())) == 1:
+        return plain_row(value.item(), source)
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    raise ValueError(f"{source} must be a number, text, or a list of them; got {type(value).__name__}{shape}")
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Drop rows later than a step, and a cut last line."""
+    text = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step).encode()
+    file = path / METRICS_FILE
+    if is_ordinary(file) and read_bytes(file, METRICS_BYTES) != text:
+        with writing(path, file) as stream:
+            stream.write(text)
+
+
+def last_step(path: Path) -> int:
+    """Step of the last whole row; −1 where there is none or none that can be read."""
+    return _last_step(_read_text(path))
+
+
+def _last_step(text: bytes) -> int:
+    """Step of the last whole row of metrics; −1 where there is none or none that can be read."""
+    line = text[: text.rfind(b"\n") + 1].rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        return read_row(line, "last line")["step"]
+    except RunError:
+        return -1
+
+
+def force_rows(path: Path) -> dict[str, Any]:
+    """Force what is logged to disk; how many rows there are and the last one's step."""
+    file = path / METRICS_FILE
+    if is_ordinary(file):
+        with explained(file), open(file, "r+b") as stream:
+            os.fsync(stream.fileno())
+    text = _read_text(path)
+    last = _last_step(text)
+    return {"count": text.count(b"\n"), "last_step": None if last < 0 else last}

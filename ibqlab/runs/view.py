@@ -1,0 +1,209 @@
+"""One run folder as it can be looked at: its settings, how it stands, and what it has logged and stored."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_json, read_npz
+from ibqlab.base.locking import SILENT_SECONDS, find_holder
+from ibqlab.config import ConfigError, content_hash, load_yaml
+from ibqlab.runs import metrics
+from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint
+from ibqlab.runs.commands import train_command
+from ibqlab.runs.folder import LOCK_FILE, last_checkpoint, step_file, steps_of_files
+from ibqlab.runs.paths import located
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDS = ("finished", "failed", "stopped")
+"""How a training notes its own end."""
+STATUSES = ("running", *ENDS, "interrupted", "unknown")
+"""All that `RunView.status` may say."""
+SNAPSHOT_BYTES = 2**36
+"""Largest snapshot, unpacked; the largest published codebook, 262,144 × 256 in float32, makes 0.25 GiB."""
+
+
+class RunView:
+    """What a run folder tells; nothing in it is changed.
+
+    Args:
+        path: an existing run folder.
+    Raises:
+        FileNotFoundError: there is no such folder.
+        RunError: the folder is no run, or its config.yaml is damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not os.path.isdir(self.path):
+            raise FileNotFoundError(
+                f"{self.path}: there is no such run folder; list the runs there are with: ibqlab runs"
+            )
+        if not is_ordinary(self.path / "config.yaml"):
+            study = is_ordinary(self.path / "study.json")
+            remedy = f"it is a study: ibqlab report {self.path}" if study else "list the runs there are: ibqlab runs"
+            raise RunError(f"{self.path} is no run: it holds no config.yaml; {remedy}")
+        try:
+            self._config = load_yaml(self.path / "config.yaml")
+        except ConfigError as error:
+            raise RunError(f"damaged run: {error}; restore the file or delete the folder") from None
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings as plain dictionaries; `ibqlab.config.parse` makes them typed."""
+        return self._config
+
+    @property
+    def config_hash(self) -> str:
+        """Content hash of config.yaml as it stands there."""
+        return content_hash(self._config)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What provenance.json holds; {} if the file is missing.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = self.path / "provenance.json"
+        try:
+            return read_json(file)
+        except FileNotFoundError:
+            return {}
+        except UnreadableFile as error:
+            raise RunError(
+                f"{file} is damaged ({str(error).removeprefix(f'{file}').lstrip(': ')}); restore or delete it"
+            ) from None
+
+    @property
+    def started_in(self) -> str:
+        """The folder that the run was started in, from which its relative paths count; "" where nothing was noted."""
+        folder = self.provenance.get("started_in")
+        return folder if isinstance(folder, str) and os.path.isabs(folder) else ""
+
+    @property
+    def located_config(self) -> dict[str, Any]:
+        """The settings, their relative paths made to lead from the current folder to where they led at the start."""
+        return located(self.config, self.started_in)
+
+    @property
+    def status(self) -> str:
+        """How the run stands: "running", "finished", "failed" (by an error), "stopped" (by hand, its step saved),
+        "interrupted" (its process is gone and noted no end), or "unknown" where provenance.json does not say.
+
+        A process of this machine is known to live by its lock on the folder; one of another machine, where disks are
+        shared without locks, by a sign of life in the last ten minutes.
+        """
+        noted = self.provenance.get("status")
+        if noted not in STATUSES:
+            return "unknown"
+        return "interrupted" if noted == "running" and not self._is_alive() else noted
+
+    def _is_alive(self) -> bool:
+        if is_ordinary(self.path / LOCK_FILE):
+            return find_holder(self.path / LOCK_FILE) is not None
+        # Written without a lock: by another program, or by an older version of this one.
+        files = (self.path / name for name in ("metrics.jsonl", "provenance.json"))
+        return any(time.time() - file.stat().st_mtime < SILENT_SECONDS for file in files if is_ordinary(file))
+
+    def describe_status(self) -> str:
+        """How the run stands, in one line for people: "interrupted at step 60 of 300; go on with: ibqlab train …"."""
+        status, steps = self.status, self.config.get("steps")
+        last = self.last_checkpoint
+        step = max(metrics.last_step(self.path), 0) if status == "running" else self.step
+        line = f"{status} at step {step}" + (f" of {steps}" if type(steps) is int else "")
+        if status == "running":
+            holder = find_holder(self.path / LOCK_FILE)
+            return f"{line}, {holder}" if holder else line
+        if status == "finished":
+            return line if last else f"{line}, but its checkpoints are gone: it can be looked at, not used or continued"
+        return f"{line}; go on with: {self.continue_command()}"
+
+    @property
+    def step(self) -> int:
+        """The step that the run would continue from: its last checkpoint's; else the last row's, 0 before the first."""
+        last = self.last_checkpoint
+        return _step_of(last) if last else max(metrics.last_step(self.path), 0)
+
+    def continue_command(self) -> str:
+        """What to type in a shell to continue the run from its last checkpoint; works for every recipe."""
+        return train_command(self.path / "config.yaml", self.path, {}, self.config.get("processes"))
+
+    @property
+    def duration(self) -> float:
+        """Seconds spent on the run by now, 0 where provenance.json does not say."""
+        seconds = self.provenance.get("duration_s")
+        return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e12 else 0.0
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """All logged rows, one per row of the frame; numbers that were not finite are NaN.
+
+        Raises:
+            RunError: a line other than a cut last one is damaged; the message names file and line.
+        """
+        import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
+
+        rows = metrics.read_rows(self.path)
+        return pd.DataFrame(rows) if rows else pd.DataFrame({"step": pd.Series(dtype="int64")})
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """Steps that have a snapshot, ascending."""
+        return sorted(steps_of_files(self.path / "snapshots", ".npz"))
+
+    def snapshot(self, step: int = -1) -> dict[str, np.ndarray]:
+        """The arrays of a step's snapshot; −1 for the last one.
+
+        Raises:
+            RunError: there is none of that step (the message lists those there are), or its file is damaged.
+        """
+        steps = self.snapshot_steps
+        if not steps or (step != -1 and step not in steps):
+            listed = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"{self.path} has no snapshot of step {step}; there are: {listed}")
+        file = step_file(self.path, "snapshots", steps[-1] if step == -1 else step, ".npz")
+        try:
+            return read_npz(file, SNAPSHOT_BYTES)
+        except (FileNotFoundError, UnreadableFile) as error:
+            raise RunError(f"{error}; delete {file.name} or train again") from error
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint's file; None before the first."""
+        return last_checkpoint(self.path)
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint that can be read.
+
+        Returns:
+            Step and state, tensors on the CPU; None if there is no checkpoint. An unreadable newest one is passed over
+            with a warning.
+        Raises:
+            RunError: there are checkpoints and none can be read.
+        """
+        checkpoint = self.read_checkpoint()
+        return (checkpoint.step, checkpoint.state) if checkpoint else None
+
+    def read_checkpoint(self) -> Checkpoint | None:
+        """Like `load_checkpoint`, with the file and what it knows of the metrics."""
+        return read_checkpoint(self.path)
+
+    def __repr__(self) -> str:
+        try:
+            return f"Run({str(self.path)!r}, {self.status})"
+        except RunError:
+            return f"Run({str(self.path)!r}, unreadable)"
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.removeprefix("step_"))
