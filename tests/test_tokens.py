@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from ibqlab.training.generator.token_source import open_tokens
 
 from ibqlab.tokens.entropy import (
     bits_per_image,
@@ -18,6 +17,7 @@ from ibqlab.tokens.entropy import (
 from ibqlab.tokens.ngrams import BASELINES, measure_ngrams
 from ibqlab.tokens.report import ModelCost, report_tokens
 from ibqlab.training import recipe_config, train
+from ibqlab.training.generator.token_source import open_tokens
 
 GRID = (4, 6)
 T = 24
