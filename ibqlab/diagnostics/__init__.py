@@ -1,6 +1,6 @@
 """What a codebook is doing: who is used, who can learn, and where codes and features lie.
 
-usage.py         usage under every published definition, perplexity, rarefaction, dead codes
+usage.py         usage under every published definition, perplexity
 geometry.py      distances between codes and features, norms, softmax perplexity
 gradient.py      gradient reach: share of codes that a step moves
 projection.py    codes and features in one jointly fitted plane
@@ -21,11 +21,9 @@ from ibqlab.diagnostics.usage import (
     USAGE_DEFINITIONS,
     Usage,
     count_indices,
-    dead_codes,
     measure_usage,
     measure_usage_of_counts,
     perplexity,
-    rarefaction,
 )
 
 __all__ = [
@@ -37,7 +35,6 @@ __all__ = [
     "Usage",
     "code_feature_distances",
     "count_indices",
-    "dead_codes",
     "exact_neighbours",
     "gradient_reach",
     "measure_usage",
@@ -46,6 +43,5 @@ __all__ = [
     "norm_statistics",
     "perplexity",
     "project_codes",
-    "rarefaction",
     "softmax_perplexity",
 ]
