@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ibqlab.base.checks import require
+from ibqlab.base.measures import measure
 from ibqlab.data.source import Unreadable
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluation import (
@@ -145,8 +146,8 @@ def evaluate_generation(
             key=name,
             metric=metric_name(name, network),
             value=scores[name].mean,
-            unit="share" if name in ("precision", "recall") else "",
-            better="lower" if name in ("fid", "kid") else "higher",
+            unit=measure(name).unit,
+            better=measure(name).better,
             reference=_reference_of(name, real, found),
             remarks=(*_remarks(name, scores[name], setup, found, count), *unreadable_remarks(left_out)),
             **shared,
