@@ -29,7 +29,8 @@ from ibqlab.plots import (
 )
 from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
-from ibqlab.plots.style import method_label, print_style
+from ibqlab.plots.printing import print_style
+from ibqlab.plots.style import method_label
 from ibqlab.studies.ablation_tables import MEASURES, PRINTED
 from ibqlab.studies.scaling import FITTED
 from ibqlab.studies.statistics import name_interval

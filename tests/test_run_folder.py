@@ -22,7 +22,7 @@ from PIL import Image
 from ibqlab.base.files import temporary_beside
 from ibqlab.cli import main
 from ibqlab.config import to_dict
-from ibqlab.plots.style import save_figure
+from ibqlab.plots.printing import save_figure
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
 from ibqlab.runs.lock import SILENT_SECONDS, FolderLock
 from ibqlab.tokens.store import TokenStore

@@ -9,11 +9,14 @@ here. A new measure is two files: where it is computed, and this one.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ibqlab.base.checks import is_finite_number
+
 SHARE = "share"
-"""Unit of what lies in 0 to 1."""
+"""Unit of what lies in 0 to 1 and is shown in %; precision and recall are not, since papers print 0.62."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Quantity:
     key: str
     """Column of metrics.jsonl, of rows and of tables."""
     title: str
-    """For headings of tables, without the unit; `heading` begins with a capital letter."""
+    """What it is called, without the unit."""
     unit: str
     """"share", "codes", "dB", "bits", "nats per token", "ms", …; "" for a plain number."""
     definition: str
@@ -38,8 +41,6 @@ class Quantity:
     """What an axis says in place of the title: "codes hit" for usage."""
     whole: str = ""
     """Of what it is a share: "codes"."""
-    in_percent: bool = True
-    """Whether a share is shown in %; precision and recall are printed as 0.62 in papers."""
     tokens: str = ""
     """Column that says in how many tokens it was counted."""
 
@@ -49,32 +50,55 @@ class Quantity:
         return self.least, self.most
 
     @property
-    def higher(self) -> bool:
-        """Whether more is better, or at least not worse."""
-        return self.better != "lower"
-
-    @property
     def scale(self) -> float:
         """Factor from the value to what is shown: 100 for shares in %."""
-        return 100.0 if self.sign == "%" else 1.0
+        return 100.0 if self.unit == SHARE else 1.0
 
     @property
     def sign(self) -> str:
         """What stands behind a number that was multiplied by `scale`: "%", "dB", or nothing."""
-        if self.unit != SHARE:
-            return self.unit
-        return "%" if self.in_percent else ""
+        return "%" if self.unit == SHARE else self.unit
 
     @property
     def heading(self) -> str:
-        """The title at the head of a panel or a column: "Usage", "PSNR"."""
+        """For columns of tables, whose cells write shares in %: "usage", "PSNR (dB)", "bits per token"."""
+        return self.title if self.unit == SHARE else self._with_unit(self.title)
+
+    @property
+    def panel_title(self) -> str:
+        """For the head of a panel: "Usage", "PSNR"."""
         return self.title[:1].upper() + self.title[1:]
 
     @property
     def axis(self) -> str:
         """For axes: "codes hit (%)", "PSNR (dB)", "bits per token"."""
-        name = self.label or self.title
-        return f"{name} ({self.sign})" if self.sign and self.sign not in name.split() else name
+        return self._with_unit(self.label or self.title)
+
+    def _with_unit(self, name: str) -> str:
+        """A name with its unit, unless it says it: "dead codes", "bits per token"."""
+        is_said = self.sign.partition(" ")[0] in ("", *name.split())
+        return name if is_said else f"{name} ({self.sign})"
+
+    def text(self, value: float, row: Mapping[str, Any]) -> str:
+        """A value for reading: "25.00 % of codes in 640 tokens", "20.5 dB".
+
+        Args:
+            value: finite.
+            row: the numbers beside it, which say in how many tokens it was counted.
+        """
+        if self.sign == "%":
+            shown = f"{self.scale * value:.2f} %" + (f" of {self.whole}" if self.whole else "")
+        else:
+            shown = f"{whole_or_short(value)} {self.sign}".rstrip()
+        if not self.tokens:
+            return shown
+        tokens = row.get(self.tokens)
+        return f"{shown} in {f'{tokens:,.0f}' if is_finite_number(tokens) else 'an unknown number of'} tokens"
+
+
+def whole_or_short(value: float) -> str:
+    """A finite number in five digits, a whole one in full."""
+    return f"{value:,.5g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
 
 
 def _share(key: str, title: str, definition: str, **more: Any) -> Quantity:
@@ -82,19 +106,22 @@ def _share(key: str, title: str, definition: str, **more: Any) -> Quantity:
     return Quantity(key, title, SHARE, definition, "higher", most=1.0, **more)
 
 
-def _loss(key: str, title: str, definition: str, unit: str = "") -> Quantity:
+def _loss(key: str, title: str, definition: str, unit: str = "", tokens: str = "") -> Quantity:
     """A loss or a part of one, which a negative entropy can bring below zero."""
-    return Quantity(key, title, unit, definition, "lower", least=-math.inf)
+    return Quantity(key, title, unit, definition, "lower", least=-math.inf, tokens=tokens)
 
 
 _HITS = {"whole": "codes", "label": "codes hit", "tokens": "usage_tokens"}
+_TRAINING = {**_HITS, "tokens": "training_usage_tokens"}
 _REACH = {"whole": "codes", "label": "codes reached"}
+_NATS = ("nats per token", "validation_tokens")
 _FID = "of Inception's features; biased upward by few images"
 _OTHER = "of another network's features"
 
 _LISTED = (
     # The codebook.
     _share("usage", "usage", "share of codes hit at least once in so many tokens", **_HITS),
+    _share("training_usage", "training usage (window)", "usage of the window of latest training tokens", **_TRAINING),
     _share("step_usage_even", "even usage", "usage that even use of all codes would show in a step", whole="codes"),
     _share("gradient_reach", "gradient reach", "codes whose gradient exceeds 10⁻³ of the step's largest", **_REACH),
     Quantity("perplexity", "perplexity", "codes", "exp of the codes' entropy", "higher", 1.0, tokens="usage_tokens"),
@@ -129,13 +156,14 @@ _LISTED = (
     Quantity("psnr", "PSNR", "dB", "peak signal-to-noise ratio, mean over images", "higher", -math.inf),
     Quantity("soft_psnr", "PSNR of averages", "dB", "PSNR from averages of all codes", "higher", -math.inf),
     Quantity("ssim", "SSIM", "", "structural similarity, mean over images", "higher", -1.0, 1.0),
+    Quantity("lpips", "LPIPS", "", "perceptual distance as papers print it, its network not named", "lower"),
     Quantity("lpips_vgg", "LPIPS (VGG)", "", "perceptual distance by VGG16, mean over images", "lower"),
     Quantity("lpips_alex", "LPIPS (AlexNet)", "", "perceptual distance by AlexNet, mean over images", "lower"),
     Quantity("rfid", "rFID", "", f"Fréchet distance of images and their reconstructions {_FID}", "lower"),
     Quantity("reconstruction_frechet_distance", "Fréchet distance", "", f"like rFID, {_OTHER}", "lower"),
     # Generators and samples.
-    _loss("validation_loss", "validation loss", "of next tokens, the class given", "nats per token"),
-    _loss("validation_loss_unconditional", "loss, class unknown", "likewise, the class unknown", "nats per token"),
+    _loss("validation_loss", "validation loss", "of next tokens, the class given", *_NATS),
+    _loss("validation_loss_unconditional", "loss, class unknown", "likewise, the class unknown", *_NATS),
     Quantity("bits_per_token", "bits per token", "bits", "mean −log₂ probability of the next token", "lower"),
     Quantity("bits_per_pixel", "bits per pixel", "bits", "bits of an image's tokens over its pixels", "lower"),
     Quantity("fid", "FID", "", f"Fréchet distance of samples and real images {_FID}", "lower"),
@@ -145,8 +173,8 @@ _LISTED = (
     Quantity("class_score", "class score", "", "like the Inception Score, of another network's classes", "higher", 1.0),
     Quantity("kid", "KID", "", "kernel distance of Inception's features, without bias", "lower", -math.inf),
     Quantity("kernel_distance", "kernel distance", "", f"like KID, {_OTHER}", "lower", -math.inf),
-    _share("precision", "precision", "samples within the manifold of real images", in_percent=False),
-    _share("recall", "recall", "real images within the manifold of samples", in_percent=False),
+    Quantity("precision", "precision", "", "samples within the manifold of real images", "higher", most=1.0),
+    Quantity("recall", "recall", "", "real images within the manifold of samples", "higher", most=1.0),
     _share("recognised", "digits recognised", "samples that a classifier takes for the class asked for"),
     _share("recognised_real", "real digits recognised", "likewise, of real images: the most to expect"),
     # Costs.
@@ -161,7 +189,6 @@ MEASURES: dict[str, Quantity] = {quantity.key: quantity for quantity in _LISTED}
 _PREFIXES = {
     "validation_": ("validation {}", "validation images", "validation_tokens"),
     "step_": ("{} (each step's tokens)", "one step's own tokens", "step_tokens"),
-    "training_": ("{} (window)", "the window of latest training tokens", "training_usage_tokens"),
 }
 """Prefix of a key → title, of what it was measured, the column that counts its tokens."""
 _SUFFIXES = {"_mean": ("{}", "mean"), "_std": ("{}, spread", "standard deviation")}
@@ -181,7 +208,7 @@ OTHER_NETWORK = {
 def measure(key: str) -> Quantity:
     """A measure by its key.
 
-    `validation_`, `step_` and `training_` in front of a listed key say of what it was measured, `_mean` and `_std`
+    `validation_` and `step_` in front of a listed key say of what it was measured, `_mean` and `_std`
     behind it which statistic it is. `term_` stands before a quantizer's own loss terms. The name of a feature extractor
     may follow a distance in its features: "frechet_distance_digits".
 
@@ -217,13 +244,3 @@ def is_measure(key: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def of_network(key: str, extractor: str) -> Quantity:
-    """The measure that a feature extractor gives in place of Inception: FID and its kin are called so only with it.
-
-    Args:
-        key: "rfid", "fid", "gfid", "is", "kid"; any other stays what it is.
-        extractor: name of the other network; empty: Inception.
-    """
-    return measure(f"{OTHER_NETWORK[key]}_{extractor}" if extractor and key in OTHER_NETWORK else key)

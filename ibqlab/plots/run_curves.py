@@ -1,25 +1,13 @@
 """One run while it trains: loss, usage, perplexity and PSNR against the step."""
 
-import math
-from collections.abc import Sequence
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.base.checks import is_finite_number
-from ibqlab.plots.curves import scale_steps
-from ibqlab.plots.style import (
-    EACH_STEP,
-    PAGE_WIDTH,
-    TRAINING_COLOR,
-    VALIDATION_LOOK,
-    WINDOW,
-    add_caption,
-    fix_tick_size,
-    styled_figure,
-)
+from ibqlab.base.measures import measure
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.steps import draw_measured, finish_panel, finish_steps, metrics_by_step, tokens_text
+from ibqlab.plots.style import EACH_STEP, TRAINING_COLOR, VALIDATION_LOOK, WINDOW, add_caption
 
 _COLUMNS = (
     *("step", "loss", "usage", "usage_tokens", "perplexity", "step_usage", "step_tokens"),
@@ -50,25 +38,6 @@ def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics_by_step(metrics, _COLUMNS)
 
 
-def metrics_by_step(metrics: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Some columns of a run's metrics as numbers, by step; empty where a step did not measure.
-
-    Raises:
-        ValueError: no column "step", or no rows.
-    """
-    if "step" not in metrics:
-        raise ValueError(f"metrics need the column step; got {', '.join(map(str, metrics)) or 'no columns'}")
-    if metrics.empty:
-        raise ValueError("metrics hold no rows: train first; a run logs its first row at step 0")
-    table = metrics.reindex(columns=list(columns)).map(_number)
-    return table.astype(float).astype({"step": int}).sort_values("step")
-
-
-def _number(value: object) -> float:
-    """A logged value, NaN where it is no number: the files of others may hold anything."""
-    return float(value) if is_finite_number(value) else math.nan
-
-
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     """Four panels against the training step: loss, usage, perplexity (log scale) and validation PSNR.
 
@@ -88,42 +57,28 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
         _draw(loss, table, "loss", _TRAINING)
-        _draw(usage, table, "step_usage", _STEP, 100)
-        for axes, measure, scale in ((usage, "usage", 100), (perplexity, "perplexity", 1)):
-            _draw(axes, table, measure, _WINDOW, scale)
-            _draw(axes, table, f"validation_{measure}", _VALIDATION, scale)
+        _draw(usage, table, "step_usage", _STEP)
+        for axes, key in ((usage, "usage"), (perplexity, "perplexity")):
+            _draw(axes, table, key, _WINDOW)
+            _draw(axes, table, f"validation_{key}", _VALIDATION)
         _draw(psnr, table, "validation_psnr", _VALIDATION)
-        loss.set(title="Loss, all terms weighted", ylabel="loss (no unit)")
-        usage.set(title="Usage", ylabel="codes hit (%)", ylim=(-3, 103))
-        perplexity.set(title="Perplexity", ylabel="perplexity (codes)", yscale="log", ylim=(0.8, _above(table)))
-        perplexity.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
-        perplexity.yaxis.set_minor_formatter(NullFormatter())
-        psnr.set(title="Reconstruction", ylabel="PSNR (dB)")
-        for axes in (loss, usage, perplexity, psnr):
-            scale_steps(axes, table["step"])
-            fix_tick_size(axes)
-        for axes in (perplexity, psnr):
-            axes.set_xlabel("training step")
+        quantity = measure("loss")
+        title, label = f"{quantity.panel_title}, all terms weighted", f"{quantity.title} (no unit)"
+        finish_panel(loss, quantity, title=title, label=label)
+        finish_panel(usage, measure("usage"))
+        finish_panel(perplexity, measure("perplexity"), highest=_above(table))
+        finish_panel(psnr, measure("psnr"), title="Reconstruction")
+        for axes, label in ((loss, ""), (usage, ""), (perplexity, "training step"), (psnr, "training step")):
+            finish_steps(axes, table["step"], label)
         handles = {line.get_label(): line for axes in (loss, usage, psnr) for line in axes.get_lines()}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
         add_caption(figure, _caption(table))
     return figure
 
 
-def _draw(axes: Axes, table: pd.DataFrame, measure: str, source: str, scale: int = 1) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, column: str, source: str) -> None:
     """What one source says of a measure, where it says anything."""
-    measured = table.dropna(subset=[measure])
-    if measured.empty:
-        return
-    validation = source == _VALIDATION
-    axes.plot(
-        measured["step"],
-        measured[measure] * scale,
-        **({} if validation else {"marker": "o" if len(measured) == 1 else None}),
-        **_LOOKS[source],
-        markersize=5,
-        label=source,
-    )
+    draw_measured(axes, table, column, measure(column).scale, label=source, **_LOOKS[source])
 
 
 def _above(table: pd.DataFrame) -> float:
@@ -134,15 +89,10 @@ def _above(table: pd.DataFrame) -> float:
 
 def _caption(table: pd.DataFrame) -> str:
     """The last step, and the tokens behind usage and perplexity."""
-    columns = ("usage_tokens", "step_tokens", "validation_tokens")
-    window, step, validation = (table[column].dropna() for column in columns)
-    counted = []
-    if len(window):
-        grown = f" (at first {int(window.min()):,})" if window.min() < window.max() else ""
-        counted.append(f"a window of the last {int(window.max()):,} training tokens{grown}")
-    if len(step):
-        counted.append(f"{int(step.max()):,} tokens of each step")
-    if len(validation):
-        counted.append(f"{int(validation.max()):,} validation tokens")
+    window = table["usage_tokens"].dropna()
+    counted = [tokens_text(window, "a window of the last {} training tokens")] if len(window) else []
+    for column, words in (("step_tokens", "{} tokens of each step"), ("validation_tokens", "{} validation tokens")):
+        if table[column].notna().any():
+            counted.append(words.format(f"{int(table[column].max()):,}"))
     tokens = f"; usage and perplexity over {', '.join(counted)}" if counted else ""
     return f"step {int(table['step'].max()):,}{tokens}"
