@@ -68,14 +68,15 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
         raise ValueError("points must hold at least one vector; got none")
     # The origin changes no distance; near it the expanded form rounds least.
     origin = points.mean(0)
-    queries, points = queries - origin, points - origin
+    points = points - origin
     squares = points.square().sum(1)
+    distances = []
     with full_precision(points.device):
-        blocks = [
-            torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
-            for block in queries.split(_rows(len(points)))
-        ]
-    return _finite(torch.cat(blocks), "queries and points").float()
+        for rows in queries.split(_rows(len(points))):
+            block = rows - origin  # (R, D); the queries may be a whole codebook
+            nearest = (squares - 2 * block @ points.T).argmin(1)  # (R, M) scores, never (N, M)
+            distances.append(torch.linalg.vector_norm(block - points[nearest], dim=1))
+    return _finite(torch.cat(distances), "queries and points").float()
 
 
 def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tensor, "N D"]) -> CodeFeatureDistances:
@@ -225,7 +226,9 @@ def _alike(first: Any, second: Any, first_name: str, second_name: str) -> list[T
 
 def _without_overflow(*vectors: Tensor) -> list[Tensor]:
     """In float32; in float64 where numbers are so large that their products overflow float32."""
-    largest = max((float(v.abs().max()) for v in vectors if v.numel()), default=0.0)
+    # Both ends rather than absolute values: no second copy of a codebook at every logged step.
+    ends = (torch.stack(v.aminmax()).abs().max() for v in vectors if v.numel())
+    largest = max(map(float, ends), default=0.0)
     # Not for NaN and infinity, which no type mends.
     wide = _LARGE < largest < math.inf
     return [vector.double() if wide else vector.float() for vector in vectors]

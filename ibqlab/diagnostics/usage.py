@@ -62,16 +62,22 @@ class Usage:
         """The highest value so many tokens allow, min(1, tokens / K): 0.25 for 65,536 tokens and K = 262,144."""
         return min(1.0, self.tokens / self.codebook_size)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What must be said of a number that so few tokens give."""
+        remarks = ()
+        if not self.enough_tokens:
+            remarks += (f"too few tokens: at least 10·K = {TOKENS_PER_CODE * self.codebook_size:,}",)
+        if self.cap < 1:
+            remarks += (f"usage cannot exceed {100 * self.cap:.1f} %",)
+        return remarks
+
     def __str__(self) -> str:
-        """The sentence for a table or a caption; warns of too few tokens and names a cap below 100 %."""
+        """The sentence for a table or a caption, with its remarks."""
         text = f"{100 * self.value:.1f} % of {self.codebook_size:,} codes in {self.tokens:,} tokens"
         if self.definition != "any_hit":
             text += f" ({self.definition})"
-        if not self.enough_tokens:
-            text += f"; too few tokens: at least 10·K = {TOKENS_PER_CODE * self.codebook_size:,}"
-        if self.cap < 1:
-            text += f"; cannot exceed {100 * self.cap:.1f} %"
-        return text
+        return "; ".join((text, *self.remarks))
 
 
 def count_indices(indices: AnyIndices, codebook_size: int) -> Int[Tensor, "K"]:
