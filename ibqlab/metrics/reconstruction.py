@@ -14,7 +14,7 @@ from ibqlab.base.measures import measure
 from ibqlab.base.processes import sum_over_processes
 from ibqlab.data.pixels import to_uint8
 from ibqlab.data.source import Unreadable
-from ibqlab.diagnostics.usage import TOKENS_PER_CODE, Usage, count_indices, measure_usage_of_counts, perplexity
+from ibqlab.diagnostics.usage import count_indices, measure_usage_of_counts, perplexity
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluation import (
     Evaluation,
@@ -248,7 +248,7 @@ class _Sums:
             # Perplexity counts hits as usage does, but its name needs no definition of a hit.
             facts |= {"metric": f"{quantity.title} (any hit)"} if name == "usage" else {}
             facts |= {"rounding": "", "reference": f"{usage.codebook_size:,} codes", "tokens": usage.tokens}
-            facts["remarks"] += _few_tokens_remarks(usage)
+            facts["remarks"] += usage.remarks
         return MetricCard(key=name, value=value, **facts)
 
 
@@ -260,16 +260,6 @@ def _lpips_facts(distance: PerceptualDistance) -> dict[str, Any]:
         "extractor": f"LPIPS 0.1, {distance.net}",
         "weights": str(distance.weights),
     }
-
-
-def _few_tokens_remarks(usage: Usage) -> tuple[str, ...]:
-    """What must be said about a usage or perplexity of so few tokens."""
-    remarks = ()
-    if not usage.enough_tokens:
-        remarks += (f"too few tokens: at least 10·K = {TOKENS_PER_CODE * usage.codebook_size:,}",)
-    if usage.cap < 1:
-        remarks += (f"usage cannot exceed {100 * usage.cap:.1f} % with so few tokens",)
-    return remarks
 
 
 def _check_images(opened: ImageSet, metrics: tuple[str, ...], tokenizer: nn.Module) -> None:
