@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ibqlab.base.measures import measure
 from ibqlab.base.progress import tell
 from ibqlab.data import Batch, ImageSource, first_images, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
@@ -169,7 +170,7 @@ class _TokenizerTrainer(Trainer):
         return row
 
     def shown(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"loss": f"{row['loss']:.3f}", "window usage": f"{row['usage']:.1%}"}
+        return {measure("loss").title: f"{row['loss']:.3f}", f"window {measure('usage').title}": f"{row['usage']:.1%}"}
 
     def measure(self, step: int) -> dict[str, Any]:
         with uncompiled(self.config.speed):

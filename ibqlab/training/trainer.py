@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ibqlab.base.devices import require_processes
 from ibqlab.base.files import is_ordinary
+from ibqlab.base.measures import measure
 from ibqlab.base.processes import names_of_all_processes, sum_over_processes
 from ibqlab.base.progress import ProgressLine, in_notebook, notice, time_left
 from ibqlab.costs.fitting import require_fits
@@ -266,7 +267,7 @@ class Trainer(ABC):
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
-                    shown = self.shown(row) | {"images/s": f"{row['images_per_second']:.0f}"}
+                    shown = self.shown(row) | {measure("images_per_second").unit: f"{row['images_per_second']:.0f}"}
                     numbers = "".join(f" · {name} {value}" for name, value in shown.items())
                     if self.broken.names:
                         numbers += f" · {len(self.broken.names):,} unreadable"
