@@ -15,6 +15,7 @@ from ibqlab.data import DigitsSource
 from ibqlab.grids.cell_rows import RECORDED, quantizer_cost
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
+from ibqlab.plots import run_curve_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.runs import Run
@@ -49,6 +50,12 @@ def test_every_column_of_a_tokenizers_run_is_listed(tokenizer):
     assert {key for key in written if not is_measure(key)} <= BOOKKEEPING.keys()
     for key in written & {"usage", "step_usage", "validation_usage", "perplexity", "dead_codes"}:
         assert measure(key).tokens in written, f"{key} does not say in how many tokens it was counted"
+
+
+def test_every_measure_of_a_run_is_in_the_table_behind_its_curves(tokenizer):
+    table = run_curve_table(tokenizer.metrics)
+    assert {key for key in tokenizer.metrics if is_measure(key)} <= set(table)
+    assert table["code_norm_mean"].dropna().tolist() == tokenizer.metrics["code_norm_mean"].dropna().tolist()
 
 
 def test_every_column_of_a_generators_run_is_listed(tokenizer, tmp_path):

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ibqlab.base.measures import measure
+from ibqlab.base.measures import is_measure, measure
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
 from ibqlab.plots.steps import draw_measured, finish_panel, finish_steps, metrics_by_step, tokens_text
 from ibqlab.plots.style import EACH_STEP, TRAINING_COLOR, VALIDATION_LOOK, WINDOW, add_caption
@@ -23,7 +23,7 @@ _LOOKS = {
 
 
 def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The numbers behind `plot_run_curves`: the columns it draws, by step.
+    """The numbers behind `plot_run_curves`, and every further measure that the run logged, by step.
 
     Args:
         metrics: rows of one run as `Run.metrics` holds them; rows without validation, and a first row without a loss,
@@ -31,11 +31,12 @@ def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per logged step: step, loss, usage (share of codes hit in the training window of usage_tokens),
         perplexity (codes), step_usage (share hit by the step's own step_tokens), and validation_usage,
-        validation_perplexity, validation_tokens, validation_psnr (dB); empty where a step did not measure.
+        validation_perplexity, validation_tokens, validation_psnr (dB); then what else `ibqlab.base.measures` lists.
+        Empty where a step did not measure.
     Raises:
         ValueError: no column "step", or no rows.
     """
-    return metrics_by_step(metrics, _COLUMNS)
+    return metrics_by_step(metrics, [*_COLUMNS, *(key for key in metrics if key not in _COLUMNS and is_measure(key))])
 
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
@@ -53,7 +54,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as for `run_curve_table`.
     """
-    table = run_curve_table(metrics)
+    table = metrics_by_step(metrics, _COLUMNS)
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
         _draw(loss, table, "loss", _TRAINING)
