@@ -144,6 +144,7 @@ def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "
     # An infinite code may have probability 0 and leave no trace in the result.
     _finite(torch.linalg.vector_norm(codes, dim=1), "features and codebook")
     with full_precision(codes.device):
+        # (R, K) logits of one block of tokens, never (N, K).
         blocks = [_softmax_entropy(block @ codes.T).exp() for block in features.split(_rows(len(codes)))]
     return _finite(torch.cat(blocks), "features and codebook").float()
 
@@ -173,11 +174,11 @@ def exact_neighbours(points: Float[Tensor, "N D"], k: int) -> tuple[Int[np.ndarr
     indices, distances = [], []
     for rows in torch.arange(len(points), device=points.device).split(_rows(len(points))):
         with full_precision(points.device):
-            scores = squares - 2 * points[rows] @ points.T
+            scores = squares - 2 * points[rows] @ points.T  # (R, N); ‖p‖² of the row itself changes no order
         # A duplicate, or rounding, must not push a point out of its own first place.
         scores[torch.arange(len(rows)), rows] = -torch.inf
         nearest = scores.topk(k, largest=False).indices
-        gaps = torch.linalg.vector_norm(points[nearest] - points[rows, None], dim=2)
+        gaps = torch.linalg.vector_norm(points[nearest] - points[rows, None], dim=2)  # (R, k)
         # Exact distances may order near-ties otherwise than the scores did; the sort keeps the point itself first.
         gaps, order = gaps.sort(dim=1, stable=True)
         indices.append(nearest.gather(1, order))

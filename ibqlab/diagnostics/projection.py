@@ -107,16 +107,17 @@ def project_codes(
     code_budget, feature_budget = _budgets(code_frames, feature_frames, max_points)
     fitted_ids = _sample_codes(code_frames, live, code_budget, (seed, 0))
     feature_ids = _sample(feature_frames, feature_budget, (seed, 1))
-    kept = [frame[ids] for frame, ids in zip(code_frames + feature_frames, fitted_ids + feature_ids, strict=True)]
+    # One matrix of all frames' codes, then of all features: the plane is fitted once, to all of them.
+    vectors = [frame[ids] for frame, ids in zip(code_frames + feature_frames, fitted_ids + feature_ids, strict=True)]
     # A code that never moved would be its own copy in every frame, and all its neighbours would be itself.
-    distinct, inverse = np.unique(np.concatenate(kept), axis=0, return_inverse=True)
+    distinct, inverse = np.unique(np.concatenate(vectors), axis=0, return_inverse=True)
     used, explained = None, None
     if method == "pca":
         plane, position, explained = _fit_pca(distinct, np.bincount(inverse.reshape(-1)))
     else:
         plane, used = fit_umap(distinct, neighbours, seed)
         position = partial(place_in_umap, fitted=distinct, plane=plane, neighbours=used)
-    positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in kept])[:-1])
+    positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in vectors])[:-1])
     code_positions, code_ids = positions[: len(code_frames)], fitted_ids
     if live is not None:
         shown = _sample(code_frames, code_budget, (seed, 0))
@@ -243,11 +244,11 @@ def _sample_codes(
 def _sample(frames: list[np.ndarray], budget: int, seed: tuple[int, int]) -> list[np.ndarray]:
     """Sorted random rows of each frame, in proportion to its length; frames of equal length keep the same rows."""
     total = sum(map(len, frames))
-    kept = {}
-    for rows in {len(frame) for frame in frames}:
-        share = rows if total <= budget else max(1, rows * budget // total)
-        kept[rows] = np.sort(np.random.default_rng((*seed, rows)).permutation(rows)[:share])
-    return [kept[len(frame)] for frame in frames]
+    rows_of = {}
+    for length in {len(frame) for frame in frames}:
+        share = length if total <= budget else max(1, length * budget // total)
+        rows_of[length] = np.sort(np.random.default_rng((*seed, length)).permutation(length)[:share])
+    return [rows_of[len(frame)] for frame in frames]
 
 
 def _fit_pca(

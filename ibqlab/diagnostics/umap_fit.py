@@ -61,6 +61,7 @@ def place_in_umap(
     fitted_rows, rest = both[: len(fitted)], both[len(fitted) :]
     parts = []
     for rows in rest.split(max(1, 2**22 // len(fitted))):
+        # (R, P) distances of one block; only the nearest few are kept.
         nearest = torch.cdist(rows, fitted_rows).topk(neighbours, largest=False).indices
         # cdist rounds; the distances that weigh are exact.
         gaps, order = torch.linalg.vector_norm(fitted_rows[nearest] - rows[:, None], dim=2).sort(dim=1)

@@ -180,11 +180,11 @@ def _reference_features(real: Reference, setup: _Setup, cache: bool) -> FeatureS
     if real.images is None or (real.statistics is not None and not keep):
         return real.statistics and FeatureSet(statistics=real.statistics)
     key = reference_key(real.images, setup.extractor, setup.protocol.rounding, keep) if cache else None
-    found = load_reference(key)
-    if found is None:
-        found = _collect(real.images, setup, keep_features=keep)
-        save_reference(key, found)
-    return FeatureSet(statistics=real.statistics or found.statistics, features=found.features)
+    reference = load_reference(key)
+    if reference is None:
+        reference = _collect(real.images, setup, keep_features=keep)
+        save_reference(key, reference)
+    return FeatureSet(statistics=real.statistics or reference.statistics, features=reference.features)
 
 
 def _collect(images: ImageSet, setup: _Setup, **keep: bool) -> FeatureSet:
@@ -227,20 +227,20 @@ def _shared(setup: _Setup, drawn: ImageSet, real: Reference, count: int) -> dict
     }
 
 
-def _left_out_of_reference(real: Reference, found: FeatureSet | None) -> int:
+def _left_out_of_reference(real: Reference, reference: FeatureSet | None) -> int:
     """How many files of the reference are unreadable, which is known of features kept from last time, too."""
-    if real.images is None or real.images.count is None or real.statistics is not None or found is None:
+    if real.images is None or real.images.count is None or real.statistics is not None or reference is None:
         return 0
     tell_unreadable(real.images)
-    return real.images.count - found.statistics.count
+    return real.images.count - reference.statistics.count
 
 
-def _reference_of(name: str, real: Reference, found: FeatureSet | None) -> str:
+def _reference_of(name: str, real: Reference, reference: FeatureSet | None) -> str:
     """What a metric was compared with, where statistics and images may lie in one file."""
     if name == "is":
         return "none"
-    if real.statistics is None and real.images and real.images.count and found:
-        count = found.statistics.count
+    if real.statistics is None and real.images and real.images.count and reference:
+        count = reference.statistics.count
         return real.images.describe(count, real.images.count - count)
     return real.images.description if name in KEEPS_FEATURES and real.images else real.description
 

@@ -117,7 +117,7 @@ def _draw_row(panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, s
         quantity = measure(key)
         for (method, init), group in part.groupby(["method", "init"], sort=False):
             style = replace(styles[method], line=start_line(init), label=text_label(f"{method}, {init}"))
-            draw_band(axes, group, column, quantity.scale, style, place=list(styles).index(method))
+            draw_band(axes, group, column, style, number=list(styles).index(method))
         window = column == key and key != "gradient_reach"
         finish_panel(
             axes,
@@ -166,8 +166,8 @@ def _mark_even_use(axes: Axes, size: int) -> None:
 def _add_legend(figure: Figure, table: pd.DataFrame, styles: dict[str, LineStyle], starts: Sequence[str]) -> None:
     """Methods by colour, marker and width, starts by line style, and what the lines beside them are."""
     handles = [
-        Line2D([], [], markersize=5, linewidth=stacked_width(place), label=style.label, **style.look)
-        for place, style in enumerate(styles.values())
+        Line2D([], [], markersize=5, linewidth=stacked_width(number), label=style.label, **style.look)
+        for number, style in enumerate(styles.values())
     ]
     handles += start_handles(starts)
     beside = {"step_usage": (EACH_STEP, "each step's tokens"), "usage": (WINDOW, "window")}.get(_beside_measure(table))

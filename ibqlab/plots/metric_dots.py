@@ -61,10 +61,10 @@ def _draw_metric(axes: Axes, rows: pd.DataFrame, labels: list[str], styles: dict
     first = rows.iloc[0]
     scale, unit = (100, "%") if first["unit"] == SHARE else (1, first["unit"])
     for _, row in rows.iterrows():
-        place, look = labels.index(row["label"]), styles[row["label"]]
-        axes.plot(row["value"] * scale, place, color=look.color, marker=look.marker, markersize=6, linestyle="")
+        number, look = labels.index(row["label"]), styles[row["label"]]
+        axes.plot(row["value"] * scale, number, color=look.color, marker=look.marker, markersize=6, linestyle="")
         if pd.notna(row["published"]):
-            axes.plot(row["published"] * scale, place, markersize=8, **PAPER)
+            axes.plot(row["published"] * scale, number, markersize=8, **PAPER)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), [textwrap.fill(styles[label].label, 22) for label in labels])
     axes.margins(x=0.15)

@@ -80,12 +80,12 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
     with styled_figure(PAGE_WIDTH, 5.2) as figure:
         (norms, spread), (reach, usage) = figure.subplots(2, 2)
         panels = {"feature_norm_mean": norms, "softmax_perplexity": spread, "gradient_reach": reach, of_usage: usage}
-        for place, (name, group) in enumerate(table.groupby("row", sort=False)):
+        for number, (name, group) in enumerate(table.groupby("row", sort=False)):
             style = styles[name]
             codes = group.dropna(subset=["code_norm_mean_mean"])
             for key, axes in panels.items():
                 if axes is not spread or group["method"].iloc[0] in SOFTMAX_METHODS:
-                    draw_band(axes, group, key, measure(key).scale, style, place=place)
+                    draw_band(axes, group, key, style, number=number)
             thin = {"color": style.color, "linestyle": style.line, "linewidth": 0.7}
             norms.plot(codes["step"], codes["code_norm_mean_mean"], **thin)
         finish_panel(norms, measure("feature_norm"), title=f"{measure('feature_norm').panel_title} (thin: of codes)")

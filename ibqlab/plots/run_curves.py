@@ -77,9 +77,9 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, table: pd.DataFrame, column: str, source: str) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, key: str, source: str) -> None:
     """What one source says of a measure, where it says anything."""
-    draw_measured(axes, table, column, measure(column).scale, label=source, **_LOOKS[source])
+    draw_measured(axes, table, key, label=source, **_LOOKS[source])
 
 
 def _above(table: pd.DataFrame) -> float:

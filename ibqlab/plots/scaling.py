@@ -98,10 +98,10 @@ def dimension_looks(methods: list[str], dims: list[int], starts: dict[str, str])
     styles = styles_for(methods)
     looks = {}
     for method in methods:
-        for place, dim in enumerate(dims):
+        for number, dim in enumerate(dims):
             label = text_label(f"{method_label(method)}, D = {dim:,}")
             look = replace(styles[method], label=label, line=start_line(starts.get(method, "")))
-            looks[method, dim] = vary(look, place)
+            looks[method, dim] = vary(look, number)
     return looks
 
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ibqlab.base.checks import is_finite_number
-from ibqlab.base.measures import SHARE, Quantity
+from ibqlab.base.measures import SHARE, Quantity, measure
 from ibqlab.plots.printing import fix_tick_size
 from ibqlab.plots.style import REFERENCE_GREY, LineStyle, stacked_width, start_line, text_label
 
@@ -50,7 +50,7 @@ def over_seeds(
     columns |= {name: (name, how) for name, how in facts.items() if name in metrics}
     groups = metrics.reindex(columns=list(dict.fromkeys([*metrics, *measures]))).groupby([*line, "step"], sort=False)
     table = groups.agg(seeds=("seed", "nunique"), **columns).reset_index()
-    orders = {column: {name: place for place, name in enumerate(metrics[column].unique())} for column in line}
+    orders = {column: {name: number for number, name in enumerate(metrics[column].unique())} for column in line}
     return table.sort_values(
         [*line, "step"],
         kind="stable",
@@ -58,40 +58,39 @@ def over_seeds(
     ).reset_index(drop=True)
 
 
-def draw_measured(axes: Axes, table: pd.DataFrame, column: str, scale: float = 1, **look: object) -> None:
-    """One run's line through the steps that measured a column; a single point gets a marker."""
-    measured = table.dropna(subset=[column])
+def draw_measured(axes: Axes, table: pd.DataFrame, key: str, **look: object) -> None:
+    """One run's line through the steps that took a measure; a single point gets a marker."""
+    measured = table.dropna(subset=[key])
     if measured.empty:
         return
     if look.get("marker") is None and len(measured) == 1:
         look["marker"] = "o"
-    axes.plot(measured["step"], measured[column] * scale, **look, markersize=5)
+    axes.plot(measured["step"], measured[key] * measure(key).scale, **look, markersize=5)
 
 
-def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: float, style: LineStyle, *, place: int = 0) -> None:
+def draw_band(axes: Axes, group: pd.DataFrame, key: str, style: LineStyle, *, number: int = 0) -> None:
     """One line: the mean over seeds within their range.
 
     Args:
         axes: to draw on.
         group: of one line, as `spread_over_seeds` makes it, with the column step.
-        measure: whose *_mean, *_min and *_max are drawn.
-        scale: factor on its values, 100 for shares in percent.
+        key: of the measure whose *_mean, *_min and *_max are drawn.
         style: of the line, and its name for legends.
-        place: number of the line in its panel. Later ones are thinner and set their markers elsewhere, so that lines
+        number: of the line in its panel. Later ones are thinner and set their markers elsewhere, so that lines
             which coincide show as stripes.
     """
-    group = group.dropna(subset=[f"{measure}_mean"])
+    group = group.dropna(subset=[f"{key}_mean"])
     if group.empty:
         return
-    low, mean, high = (group[f"{measure}_{part}"] * scale for part in ("min", "mean", "max"))
+    low, mean, high = (group[f"{key}_{part}"] * measure(key).scale for part in ("min", "mean", "max"))
     axes.fill_between(group["step"], low, high, color=style.color, alpha=0.18, linewidth=0)
     every = max(1, len(group) // 5)
     axes.plot(
         group["step"],
         mean,
-        linewidth=stacked_width(place),
+        linewidth=stacked_width(number),
         markersize=4,
-        markevery=(place * every // 6 % every, every),
+        markevery=(number * every // 6 % every, every),
         label=style.label,
         **style.look,
     )

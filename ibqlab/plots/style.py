@@ -220,9 +220,9 @@ def even_columns(entries: int, most: int) -> int:
     return -(-entries // -(-entries // most))
 
 
-def stacked_width(place: int) -> float:
+def stacked_width(number: int) -> float:
     """Width of the n-th line of a panel: later ones are thinner, so that lines which coincide show as stripes."""
-    return max(1.0, 2.4 - 0.3 * place)
+    return max(1.0, 2.4 - 0.3 * number)
 
 
 def mark_too_short(figure: Figure, reason: str) -> None:
