@@ -138,13 +138,13 @@ def _beside_measure(table: pd.DataFrame) -> str:
     return "usage" if table["validation_usage_mean"].notna().any() else ""
 
 
-def _draw_beside(axes: Axes, part: pd.DataFrame, measure: str, styles: dict[str, LineStyle]) -> None:
+def _draw_beside(axes: Axes, part: pd.DataFrame, key: str, styles: dict[str, LineStyle]) -> None:
     """Usage of each step's own tokens, behind the validation's; of the window in runs that have none."""
-    if not measure:
+    if not key:
         return
-    for (method, _), group in part.dropna(subset=[f"{measure}_mean"]).groupby(["method", "init"], sort=False):
-        look = EACH_STEP if measure == "step_usage" else WINDOW
-        shares = 100 * group[f"{measure}_mean"]
+    look = EACH_STEP if key == "step_usage" else WINDOW
+    for (method, _), group in part.dropna(subset=[f"{key}_mean"]).groupby(["method", "init"], sort=False):
+        shares = group[f"{key}_mean"] * measure(key).scale
         axes.plot(group["step"], shares, color=styles[method].color, label="_beside", zorder=1.5, **look)
 
 

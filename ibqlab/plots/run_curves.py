@@ -1,7 +1,6 @@
 """One run while it trains: loss, usage, perplexity and PSNR against the step."""
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ibqlab.base.measures import is_measure, measure
@@ -13,13 +12,10 @@ _COLUMNS = (
     *("step", "loss", "usage", "usage_tokens", "perplexity", "step_usage", "step_tokens"),
     *("validation_usage", "validation_perplexity", "validation_tokens", "validation_psnr"),
 )
-_TRAINING, _WINDOW, _STEP, _VALIDATION = "training", "training, window", "training, each step", "validation"
-_LOOKS = {
-    _TRAINING: {"color": TRAINING_COLOR, "linestyle": "-"},
-    _WINDOW: {"color": TRAINING_COLOR, **WINDOW},
-    _STEP: {"color": TRAINING_COLOR, **EACH_STEP},
-    _VALIDATION: VALIDATION_LOOK,
-}
+_TRAINING = {"label": "training", "color": TRAINING_COLOR, "linestyle": "-"}
+_WINDOW = {"label": "training, window", "color": TRAINING_COLOR, **WINDOW}
+_STEP = {"label": "training, each step", "color": TRAINING_COLOR, **EACH_STEP}
+_VALIDATION = {"label": "validation", **VALIDATION_LOOK}
 
 
 def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -57,12 +53,12 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     table = metrics_by_step(metrics, _COLUMNS)
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
-        _draw(loss, table, "loss", _TRAINING)
-        _draw(usage, table, "step_usage", _STEP)
+        draw_measured(loss, table, "loss", **_TRAINING)
+        draw_measured(usage, table, "step_usage", **_STEP)
         for axes, key in ((usage, "usage"), (perplexity, "perplexity")):
-            _draw(axes, table, key, _WINDOW)
-            _draw(axes, table, f"validation_{key}", _VALIDATION)
-        _draw(psnr, table, "validation_psnr", _VALIDATION)
+            draw_measured(axes, table, key, **_WINDOW)
+            draw_measured(axes, table, f"validation_{key}", **_VALIDATION)
+        draw_measured(psnr, table, "validation_psnr", **_VALIDATION)
         quantity = measure("loss")
         title, label = f"{quantity.panel_title}, all terms weighted", f"{quantity.title} (no unit)"
         finish_panel(loss, quantity, title=title, label=label)
@@ -75,11 +71,6 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
         add_caption(figure, _caption(table))
     return figure
-
-
-def _draw(axes: Axes, table: pd.DataFrame, key: str, source: str) -> None:
-    """What one source says of a measure, where it says anything."""
-    draw_measured(axes, table, key, label=source, **_LOOKS[source])
 
 
 def _above(table: pd.DataFrame) -> float:
