@@ -35,7 +35,8 @@ from ibqlab.plots import (
 )
 from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
-from ibqlab.plots.style import extend_caption, mark_too_short, method_label, print_style
+from ibqlab.plots.printing import print_style
+from ibqlab.plots.style import extend_caption, mark_too_short, method_label
 from ibqlab.studies.ablation_figures import measure_panel, paper_panel
 from ibqlab.studies.ablation_tables import COLUMNS, STANDS_IN
 from ibqlab.studies.scaling import FITTED

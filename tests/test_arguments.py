@@ -38,8 +38,6 @@ CALLS = {
     ),
     "measure_usage_of_counts": (diagnostics.measure_usage_of_counts, {"counts": COUNTS, "definition": "any_hit"}),
     "perplexity": (diagnostics.perplexity, {"counts": COUNTS}),
-    "rarefaction": (diagnostics.rarefaction, {"counts": COUNTS, "tokens": torch.tensor([0, 3])}),
-    "dead_codes": (diagnostics.dead_codes, {"last_hit": torch.zeros(8, dtype=torch.int64), "step": 5, "patience": 2}),
     "nearest_distances": (diagnostics.nearest_distances, {"queries": FEATURES, "points": CODEBOOK}),
     "code_feature_distances": (diagnostics.code_feature_distances, {"codebook": CODEBOOK, "features": FEATURES}),
     "norm_statistics": (diagnostics.norm_statistics, {"x": FEATURES}),

@@ -55,7 +55,7 @@ def test_a_published_file_is_measured_on_a_folder(folder, monkeypatch):
     assert cards["rfid"].metric == "Fréchet distance (digits-cnn)" and cards["rfid"].images == 4
     assert "vgg16-397923af.pth" in cards["lpips_vgg"].remarks[0]
     written = (measurement.folder / "cards.md").read_text()
-    assert "| LPIPS (vgg) ↓ | – |" in written and "FID" not in written
+    assert "| LPIPS (VGG) ↓ | – |" in written and "FID" not in written
     facts = json.loads((measurement.folder / "provenance.json").read_text())
     assert facts["command"].startswith("ibqlab run evaluate_tokenizer preset=smoke") and "/" not in facts["command"]
     assert measured.counts.sum() == 4 * 128 * 128

@@ -23,7 +23,7 @@ from ibqlab.base.files import temporary_beside
 from ibqlab.base.locking import SILENT_SECONDS
 from ibqlab.cli import main
 from ibqlab.config import to_dict
-from ibqlab.plots.style import save_figure
+from ibqlab.plots.printing import save_figure
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
 from ibqlab.runs.folder import claim_folder, writing
 from ibqlab.tokens.store import TokenStore

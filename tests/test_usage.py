@@ -10,12 +10,10 @@ from ibqlab.diagnostics import (
     USAGE_DEFINITIONS,
     Usage,
     count_indices,
-    dead_codes,
     gradient_reach,
     measure_usage,
     measure_usage_of_counts,
     perplexity,
-    rarefaction,
 )
 
 
@@ -126,47 +124,6 @@ def test_perplexity_of_known_distributions():
     assert perplexity(np.array([0, 9, 0])) == pytest.approx(1)
     assert perplexity(torch.tensor([2, 1, 1])) == pytest.approx(2**1.5)
     assert math.isnan(perplexity(torch.zeros(4, dtype=torch.int64)))
-
-
-def test_rarefaction_agrees_with_drawing_tokens():
-    rng = np.random.default_rng(0)
-    counts = np.array([40, 20, 5, 1, 1, 0, 0, 3])
-    tokens = np.repeat(np.arange(8), counts)
-    sizes = [1, 5, 20, 60]
-    drawn = [np.mean([len(set(rng.choice(tokens, n, replace=False))) / 8 for _ in range(2000)]) for n in sizes]
-    assert rarefaction(counts, sizes) == pytest.approx(drawn, abs=0.01)
-
-
-def test_rarefaction_ends_at_the_measured_usage():
-    counts = torch.tensor([1_000_000, 3, 1, 0])
-    curve = rarefaction(counts, [0, 1, int(counts.sum())])
-    assert curve == pytest.approx([0, 1 / 4, 3 / 4], abs=1e-6)
-    with pytest.raises(ValueError, match="0 to 1,000,004"):
-        rarefaction(counts, [1_000_005])
-
-
-def test_dead_codes_need_patience():
-    last_hit = torch.tensor([-1, 0, 50, 99])
-    assert dead_codes(last_hit, step=99, patience=50).tolist() == [True, True, False, False]
-    assert dead_codes(last_hit, step=99, patience=49).tolist() == [True, True, True, False]
-    assert not dead_codes(torch.full((4,), -1), step=48, patience=50).any()
-    assert dead_codes(torch.full((4,), -1), step=49, patience=50).all()
-    with pytest.raises(ValueError, match="patience must be at least 1"):
-        dead_codes(last_hit, step=9, patience=0)
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (torch.tensor([0, 250, 3]), r"from −1 to the present one, 99; got 0 to 250. Hits per code .* counts == 0"),
-        (torch.tensor([-2, 3]), "got -2 to 3"),
-        (torch.tensor([0.5, 3.0]), r"one training step per code, shape \(K,\); got torch.float32"),
-        (torch.zeros(2, 2, dtype=torch.int64), r"shape \(2, 2\)"),
-    ],
-)
-def test_dead_codes_refuse_other_things_than_steps(other, message):
-    with pytest.raises((ValueError, TypeError), match=rf"{message}|[Tt]ype-check error"):
-        dead_codes(other, step=99, patience=5)
 
 
 def test_masks_are_neither_counts_nor_indices():

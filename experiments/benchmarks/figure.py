@@ -5,16 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.plots.style import (
-    METHOD_STYLES,
-    PAGE_WIDTH,
-    REFERENCE_GREY,
-    REFERENCE_LINE,
-    add_caption,
-    even_columns,
-    fix_tick_size,
-    styled_figure,
-)
+from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
+from ibqlab.plots.style import METHOD_STYLES, REFERENCE_GREY, REFERENCE_LINE, add_caption, even_columns
 
 LOOKS = {
     "written out": {"marker": METHOD_STYLES["ibq"].marker, "markerfacecolor": "white", "linewidth": 1.0},

@@ -10,6 +10,7 @@ import click
 
 from ibqlab.base.checks import is_finite_number
 from ibqlab.base.escaping import for_terminal
+from ibqlab.base.measures import is_measure, measure, whole_or_short
 from ibqlab.cli.terminal import say, say_loading, section
 
 if TYPE_CHECKING:
@@ -132,28 +133,7 @@ def describe_metrics(last: dict[str, Any]) -> list[str]:
 def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
     if not is_finite_number(value):
         return for_terminal(value)
-    shown = f"{value:,.5g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
-    tokens = last.get("validation_tokens" if name.startswith("validation_") else "usage_tokens")
-    counted = f" in {tokens:,.0f} tokens" if tokens and is_finite_number(tokens) else " in an unknown number of tokens"
-    kind = name.removeprefix("validation_")
-    if kind == "usage":
-        return f"{100 * value:.2f} % of codes{counted}"
-    if kind == "gradient_reach":
-        return f"{100 * value:.2f} % of codes"
-    if name in ("validation_loss", "validation_loss_unconditional"):
-        return f"{shown} nats per token{counted}"
-    if kind in ("perplexity", "dead_codes"):
-        return f"{shown} codes{counted}"
-    units = {
-        "psnr": "dB",
-        "seconds": "s",
-        "softmax_perplexity": "codes per token",
-        "steps_since_hit": "steps (median over codes)",
-        "images_per_second": "images/s",
-        "bits_per_token": "bits",
-        "bits_per_pixel": "bits",
-    }
-    return f"{shown} {units[kind]}" if kind in units else shown
+    return measure(name).text(value, last) if is_measure(name) else whole_or_short(value)
 
 
 @click.command()

@@ -1,9 +1,15 @@
-"""What a codebook is doing: who is used, who can learn, and where codes and features lie.
+"""What a codebook is doing: which codes are used, which can learn, and where codes and features lie. Every function
+takes plain arrays (indices, features, a codebook) and returns numbers that carry what is needed to read them, such
+as the token count of a usage. A run that trains calls them through the recorder. Start reading at `usage`.
 
-usage.py         usage under every published definition, perplexity, rarefaction, dead codes
-geometry.py      distances between codes and features, norms, softmax perplexity
+    print(measure_usage(indices, codebook_size=1024))     # 73.1 % of 1,024 codes in 10,240 tokens
+
+usage.py         usage under every published definition, perplexity
 gradient.py      gradient reach: share of codes that a step moves
+geometry.py      distances between codes and features, norms, softmax perplexity
+recorder.py      all of these for a run while it trains
 projection.py    codes and features in one jointly fitted plane
+umap_fit.py      that plane by UMAP
 """
 
 from ibqlab.diagnostics.geometry import (
@@ -21,11 +27,9 @@ from ibqlab.diagnostics.usage import (
     USAGE_DEFINITIONS,
     Usage,
     count_indices,
-    dead_codes,
     measure_usage,
     measure_usage_of_counts,
     perplexity,
-    rarefaction,
 )
 
 __all__ = [
@@ -37,7 +41,6 @@ __all__ = [
     "Usage",
     "code_feature_distances",
     "count_indices",
-    "dead_codes",
     "exact_neighbours",
     "gradient_reach",
     "measure_usage",
@@ -46,6 +49,5 @@ __all__ = [
     "norm_statistics",
     "perplexity",
     "project_codes",
-    "rarefaction",
     "softmax_perplexity",
 ]

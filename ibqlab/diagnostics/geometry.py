@@ -68,14 +68,15 @@ def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"
         raise ValueError("points must hold at least one vector; got none")
     # The origin changes no distance; near it the expanded form rounds least.
     origin = points.mean(0)
-    queries, points = queries - origin, points - origin
+    points = points - origin
     squares = points.square().sum(1)
+    distances = []
     with full_precision(points.device):
-        blocks = [
-            torch.linalg.vector_norm(block - points[(squares - 2 * block @ points.T).argmin(1)], dim=1)
-            for block in queries.split(_rows(len(points)))
-        ]
-    return _finite(torch.cat(blocks), "queries and points").float()
+        for rows in queries.split(_rows(len(points))):
+            block = rows - origin  # (R, D); the queries may be a whole codebook
+            nearest = (squares - 2 * block @ points.T).argmin(1)  # (R, M) scores, never (N, M)
+            distances.append(torch.linalg.vector_norm(block - points[nearest], dim=1))
+    return _finite(torch.cat(distances), "queries and points").float()
 
 
 def code_feature_distances(codebook: Float[Tensor, "K D"], features: Float[Tensor, "N D"]) -> CodeFeatureDistances:
@@ -143,6 +144,7 @@ def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "
     # An infinite code may have probability 0 and leave no trace in the result.
     _finite(torch.linalg.vector_norm(codes, dim=1), "features and codebook")
     with full_precision(codes.device):
+        # (R, K) logits of one block of tokens, never (N, K).
         blocks = [_softmax_entropy(block @ codes.T).exp() for block in features.split(_rows(len(codes)))]
     return _finite(torch.cat(blocks), "features and codebook").float()
 
@@ -172,11 +174,11 @@ def exact_neighbours(points: Float[Tensor, "N D"], k: int) -> tuple[Int[np.ndarr
     indices, distances = [], []
     for rows in torch.arange(len(points), device=points.device).split(_rows(len(points))):
         with full_precision(points.device):
-            scores = squares - 2 * points[rows] @ points.T
+            scores = squares - 2 * points[rows] @ points.T  # (R, N); ‖p‖² of the row itself changes no order
         # A duplicate, or rounding, must not push a point out of its own first place.
         scores[torch.arange(len(rows)), rows] = -torch.inf
         nearest = scores.topk(k, largest=False).indices
-        gaps = torch.linalg.vector_norm(points[nearest] - points[rows, None], dim=2)
+        gaps = torch.linalg.vector_norm(points[nearest] - points[rows, None], dim=2)  # (R, k)
         # Exact distances may order near-ties otherwise than the scores did; the sort keeps the point itself first.
         gaps, order = gaps.sort(dim=1, stable=True)
         indices.append(nearest.gather(1, order))
@@ -225,7 +227,9 @@ def _alike(first: Any, second: Any, first_name: str, second_name: str) -> list[T
 
 def _without_overflow(*vectors: Tensor) -> list[Tensor]:
     """In float32; in float64 where numbers are so large that their products overflow float32."""
-    largest = max((float(v.abs().max()) for v in vectors if v.numel()), default=0.0)
+    # Both ends rather than absolute values: no second copy of a codebook at every logged step.
+    ends = (torch.stack(v.aminmax()).abs().max() for v in vectors if v.numel())
+    largest = max(map(float, ends), default=0.0)
     # Not for NaN and infinity, which no type mends.
     wide = _LARGE < largest < math.inf
     return [vector.double() if wide else vector.float() for vector in vectors]

@@ -5,30 +5,22 @@ fitted together, once, so that a slider over snapshots moves points within a fix
 it beside the numbers of `code_feature_distances`.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.checks import whole_number
-from ibqlab.diagnostics.geometry import exact_neighbours
+from ibqlab.diagnostics.umap_fit import fit_umap, place_in_umap
 from ibqlab.quantizers.indices import indices_in_memory
 from ibqlab.quantizers.vectors import to_vectors
 
 PROJECTION_METHODS = ("umap", "pca")
-_UMAP_EPOCHS = 200
-_UMAP_SMALLEST = 5
 _FARTHEST = 1e37
 """Positions are cut off here, well within float32."""
-_FARTHEST_NORM = 1e6
-"""Median norms: UMAP sees no point beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +107,17 @@ def project_codes(
     code_budget, feature_budget = _budgets(code_frames, feature_frames, max_points)
     fitted_ids = _sample_codes(code_frames, live, code_budget, (seed, 0))
     feature_ids = _sample(feature_frames, feature_budget, (seed, 1))
-    kept = [frame[ids] for frame, ids in zip(code_frames + feature_frames, fitted_ids + feature_ids, strict=True)]
+    # One matrix of all frames' codes, then of all features: the plane is fitted once, to all of them.
+    vectors = [frame[ids] for frame, ids in zip(code_frames + feature_frames, fitted_ids + feature_ids, strict=True)]
     # A code that never moved would be its own copy in every frame, and all its neighbours would be itself.
-    distinct, inverse = np.unique(np.concatenate(kept), axis=0, return_inverse=True)
+    distinct, inverse = np.unique(np.concatenate(vectors), axis=0, return_inverse=True)
     used, explained = None, None
     if method == "pca":
         plane, position, explained = _fit_pca(distinct, np.bincount(inverse.reshape(-1)))
     else:
-        plane, used = _fit_umap(distinct, neighbours, seed)
-        position = partial(_place, fitted=distinct, plane=plane, neighbours=used)
-    positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in kept])[:-1])
+        plane, used = fit_umap(distinct, neighbours, seed)
+        position = partial(place_in_umap, fitted=distinct, plane=plane, neighbours=used)
+    positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in vectors])[:-1])
     code_positions, code_ids = positions[: len(code_frames)], fitted_ids
     if live is not None:
         shown = _sample(code_frames, code_budget, (seed, 0))
@@ -251,11 +244,11 @@ def _sample_codes(
 def _sample(frames: list[np.ndarray], budget: int, seed: tuple[int, int]) -> list[np.ndarray]:
     """Sorted random rows of each frame, in proportion to its length; frames of equal length keep the same rows."""
     total = sum(map(len, frames))
-    kept = {}
-    for rows in {len(frame) for frame in frames}:
-        share = rows if total <= budget else max(1, rows * budget // total)
-        kept[rows] = np.sort(np.random.default_rng((*seed, rows)).permutation(rows)[:share])
-    return [kept[len(frame)] for frame in frames]
+    rows_of = {}
+    for length in {len(frame) for frame in frames}:
+        share = length if total <= budget else max(1, length * budget // total)
+        rows_of[length] = np.sort(np.random.default_rng((*seed, length)).permutation(length)[:share])
+    return [rows_of[len(frame)] for frame in frames]
 
 
 def _fit_pca(
@@ -295,105 +288,3 @@ def _with_late_codes(
     whole[np.searchsorted(ids, fitted_ids)] = fitted
     whole[np.searchsorted(ids, late)] = position(codebook[late])
     return whole
-
-
-def _place(
-    points: Float[np.ndarray, "R D"],
-    *,
-    fitted: Float[np.ndarray, "P D"],
-    plane: Float[np.ndarray, "P 2"],
-    neighbours: int,
-) -> Float[np.ndarray, "R 2"]:
-    """Positions for further points in a finished UMAP: the mean of their nearest neighbours' there, near ones first.
-
-    Weights are 1 / distance², so that a point which equals a fitted one gets its position.
-    """
-    if not len(points):
-        return np.empty((0, 2), np.float32)
-    both = torch.from_numpy(_within_reach(np.concatenate([fitted, points])))
-    fitted_rows, rest = both[: len(fitted)], both[len(fitted) :]
-    parts = []
-    for rows in rest.split(max(1, 2**22 // len(fitted))):
-        nearest = torch.cdist(rows, fitted_rows).topk(neighbours, largest=False).indices
-        # cdist rounds; the distances that weigh are exact.
-        gaps, order = torch.linalg.vector_norm(fitted_rows[nearest] - rows[:, None], dim=2).sort(dim=1)
-        nearest = nearest.gather(1, order)
-        weights = (gaps / gaps[:, :1].clamp_min(1e-6)).clamp_min(1e-6) ** -2.0
-        places = torch.from_numpy(plane)[nearest]
-        parts.append((weights[..., None] * places).sum(1) / weights.sum(1, keepdim=True))
-    return torch.cat(parts).numpy()
-
-
-def _within_reach(points: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P D"]:
-    """Points in units of their median norm, those beyond a million of them brought nearer along their direction.
-
-    Neighbourhoods need no scale, and squares of 10¹⁹ overflow float32.
-    """
-    wide = points.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit = np.median(norms) or norms.max() or 1.0
-    if unit * 1e-12 < 1 < unit * 1e12 and norms.max() <= _FARTHEST_NORM * unit:
-        return points
-    return (wide / np.maximum(unit, norms / _FARTHEST_NORM)).astype(np.float32)
-
-
-def _fit_umap(points: Float[np.ndarray, "P D"], neighbours: int, seed: int) -> tuple[Float[np.ndarray, "P 2"], int]:
-    """Positions by UMAP on exact neighbours, and the neighbours used."""
-    if len(points) < _UMAP_SMALLEST:
-        raise ValueError(
-            f"UMAP needs at least {_UMAP_SMALLEST} distinct points; got {len(points)} (codes and features together, "
-            "equal rows counted once): pass method='pca'"
-        )
-    points = _within_reach(points)
-    # UMAP refuses a neighbourhood that holds every point.
-    neighbours = min(neighbours, len(points) - 1)
-    knn = exact_neighbours(torch.from_numpy(points), neighbours)
-    with _threads_kept(), warnings.catch_warnings():
-        # It warns that new points cannot be placed later, and of points far from all others; neither matters here.
-        warnings.simplefilter("ignore")
-        mapper = _import_umap().UMAP(
-            n_neighbors=neighbours,
-            n_epochs=_UMAP_EPOCHS,
-            # The spectral start needs more points than this to have eigenvectors to start from.
-            init="spectral" if len(points) > 4 * _UMAP_SMALLEST else "random",
-            precomputed_knn=knn,
-            force_approximation_algorithm=True,
-            random_state=seed,
-            n_jobs=1,
-        )
-        return mapper.fit_transform(points).astype(np.float32), neighbours
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Give torch back its number of threads: numba sets it for the whole process, and a run trained afterwards would
-    differ in the last bits from one trained before."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _import_umap() -> ModuleType:
-    """umap-learn, imported late: it compiles for seconds and training machines do without it.
-
-    It keeps the machine code of some functions on disk and compiles three more in every process. Asking numba to keep
-    these as well takes about eight seconds off each later process's first map and changes no result.
-    """
-    try:
-        import umap  # noqa: PLC0415
-    except ImportError as error:
-        raise ImportError(
-            "method='umap' needs umap-learn, which is not installed: pip install umap-learn, or pass method='pca'"
-        ) from error
-    for module, name in (
-        (umap.umap_, "smooth_knn_dist"),
-        (umap.umap_, "compute_membership_strengths"),
-        (umap.layouts, "_nb_optimize_layout_euclidean_single_epoch"),
-    ):
-        function = getattr(module, name, None)
-        # Another version may name them otherwise; then it is only slower.
-        if hasattr(function, "enable_caching"):
-            function.enable_caching()
-    return umap

@@ -64,11 +64,12 @@ class Recorder:
         self.last_hit[flat] = step
         self._step_tokens = flat.numel() + (self._step_tokens if step == self._step else 0)
         self._step = step
-        kept = flat[-len(self.window) :].to(torch.int32)
-        end = min(len(kept), len(self.window) - self.cursor)
-        self.window[self.cursor : self.cursor + end] = kept[:end]
-        self.window[: len(kept) - end] = kept[end:]
-        self.cursor = (self.cursor + len(kept)) % len(self.window)
+        # The window is a ring: what does not fit before its end goes to its beginning.
+        latest = flat[-len(self.window) :].to(torch.int32)
+        end = min(len(latest), len(self.window) - self.cursor)
+        self.window[self.cursor : self.cursor + end] = latest[:end]
+        self.window[: len(latest) - end] = latest[end:]
+        self.cursor = (self.cursor + len(latest)) % len(self.window)
 
     @torch.no_grad()
     def counts(self) -> Int[Tensor, " K"]:
@@ -101,7 +102,7 @@ class Recorder:
         """
         codebook = self.quantizer.codebook if self._before is None else self._before
         dim = features.shape[1]
-        tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)
+        tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)  # (N, D)
         probe = tokens[:: max(1, len(tokens) // self.probe_tokens)][: self.probe_tokens]
         counts, last_hit = self.counts(), self.last_hits()
         hit = int((counts > 0).sum())

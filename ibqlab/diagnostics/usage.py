@@ -2,8 +2,7 @@
 
 A usage without its token count means nothing: 65,536 tokens cannot hit more than a quarter of 262,144 codes, and a
 codebook in which one code takes nearly everything can still be "100 % used". Therefore every `Usage` carries the
-number of tokens and the name of its definition, and stands beside `perplexity` (how even) and `rarefaction` (how far
-the number would still rise).
+number of tokens and the name of its definition, and stands beside `perplexity`, which says how even the use is.
 """
 
 import math
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from ibqlab.base.checks import CODES, whole_number
@@ -63,16 +62,22 @@ class Usage:
         """The highest value so many tokens allow, min(1, tokens / K): 0.25 for 65,536 tokens and K = 262,144."""
         return min(1.0, self.tokens / self.codebook_size)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What must be said of a number that so few tokens give."""
+        remarks = ()
+        if not self.enough_tokens:
+            remarks += (f"too few tokens: at least 10·K = {TOKENS_PER_CODE * self.codebook_size:,}",)
+        if self.cap < 1:
+            remarks += (f"usage cannot exceed {100 * self.cap:.1f} %",)
+        return remarks
+
     def __str__(self) -> str:
-        """The sentence for a table or a caption; warns of too few tokens and names a cap below 100 %."""
+        """The sentence for a table or a caption, with its remarks."""
         text = f"{100 * self.value:.1f} % of {self.codebook_size:,} codes in {self.tokens:,} tokens"
         if self.definition != "any_hit":
             text += f" ({self.definition})"
-        if not self.enough_tokens:
-            text += f"; too few tokens: at least 10·K = {TOKENS_PER_CODE * self.codebook_size:,}"
-        if self.cap < 1:
-            text += f"; cannot exceed {100 * self.cap:.1f} %"
-        return text
+        return "; ".join((text, *self.remarks))
 
 
 def count_indices(indices: AnyIndices, codebook_size: int) -> Int[Tensor, "K"]:
@@ -209,80 +214,6 @@ def even_usage(codebook_size: int, tokens: int) -> float:
     return -math.expm1(tokens * math.log1p(-1 / codebook_size))
 
 
-def rarefaction(counts: Counts, tokens: Sequence[int] | Int[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
-    """Usage that fewer tokens would have shown: the expected "any_hit" usage of a random subset of the tokens counted.
-
-    E[usage(n)] = 1/K · Σ_k (1 − C(N − c_k, n) / C(N, n)), drawing n of the N tokens without replacement. Still rising
-    at n = N: more tokens would find more codes, and the usage measured is a lower bound. Flat: the rest is dead.
-
-    Args:
-        counts: hits per code, N in total.
-        tokens: sizes n of the subsets, 0 to N, in any order.
-    Returns:
-        Expected usage for each n, share 0 to 1; at n = N exactly the measured usage.
-    Raises:
-        ValueError: a size below 0 or above N, or negative counts.
-    Cost: O(distinct counts · sizes).
-    Source: Hurlbert 1971, "The nonconcept of species diversity", rarefaction of species counts.
-    """
-    hits = _as_counts(counts)
-    total = int(hits.sum())
-    sizes = indices_in_memory(tokens, "tokens").cpu().double().reshape(1, -1)
-    if sizes.numel() and (sizes.min() < 0 or sizes.max() > total):
-        raise ValueError(
-            f"subset sizes must lie in 0 to {total:,}, the tokens counted; got {int(sizes.min()):,} to "
-            f"{int(sizes.max()):,}: count more tokens or ask for smaller subsets"
-        )
-    values, codes = hits[hits > 0].unique(return_counts=True)
-    values = values.double().reshape(-1, 1)
-    rest = total - values - sizes
-    # ln of C(N − c, n) / C(N, n); rest < 0 means that no subset of that size can avoid the code.
-    log_missed = (
-        torch.lgamma(total - values + 1)
-        + torch.lgamma(total - sizes + 1)
-        - torch.lgamma(rest.clamp_min(0) + 1)
-        - math.lgamma(total + 1)
-    )
-    missed = torch.where(rest < 0, 0.0, log_missed.exp()).clamp_max(1)  # rounding may end above
-    seen = ((1 - missed) * codes.double().reshape(-1, 1)).sum(0)
-    return (seen / len(hits)).numpy()
-
-
-def dead_codes(last_hit: Int[Tensor, "K"], step: int, patience: int) -> Bool[Tensor, "K"]:
-    """Which codes no token has chosen for a while.
-
-    dead[k] = (step − last_hit[k] ≥ patience). A code never hit (−1) counts as last seen before the first step, so
-    nothing can be dead before `patience` steps have passed.
-
-    Args:
-        last_hit: training step of each code's last hit, −1 for never.
-        step: the present step, counted from 0.
-        patience: steps of silence after which a code counts as dead, at least 1.
-    Returns:
-        True where dead; `.sum()` is the number of dead codes.
-    Raises:
-        ValueError: patience below 1, or a last hit after the present step or before −1, as hits per code would have.
-    """
-    step, patience = whole_number("step", step, 0), whole_number("patience", patience, 1)
-    try:
-        hits = indices_in_memory(last_hit, "last_hit")
-    except ValueError:
-        hits = None
-    if hits is None or hits.ndim != 1 or hits.numel() == 0:
-        raise ValueError(
-            f"last_hit must be one training step per code, shape (K,); got {_kind(last_hit)}: pass the steps of the "
-            "last hits, −1 for never"
-        )
-    last_hit = hits
-    earliest, latest = (int(bound) for bound in torch.aminmax(last_hit))
-    if earliest < -1 or latest > step:
-        raise ValueError(
-            f"last_hit must hold training steps from −1 to the present one, {step:,}; got {earliest:,} to {latest:,}. "
-            "Hits per code tell dead codes by themselves: counts == 0"
-        )
-    return step - last_hit >= patience
-
-
 def _usage(alive: Bool[Tensor, "K"], tokens: int, definition: str) -> Usage:
     """The result for one mask of codes that count as used."""
     value = int(alive.sum()) / alive.numel()
@@ -300,24 +231,13 @@ def _usage_in_image_groups(flat: Int[Tensor, "N"], codebook_size: int, tokens_pe
 
 def _as_counts(counts: Counts) -> Int[Tensor, "K"]:
     """Counts as a tensor on the CPU, refused when they cannot be hits per code."""
-    try:
-        hits = indices_in_memory(counts, "counts").cpu()
-    except ValueError:
-        hits = None
-    if hits is None or hits.ndim != 1 or hits.numel() == 0 or int(hits.min()) < 0:
+    hits = indices_in_memory(counts, "counts").cpu()
+    if hits.ndim != 1 or hits.numel() == 0 or int(hits.min()) < 0:
         raise ValueError(
             "counts must be hits per code, one whole number ≥ 0 each, shape (K,), and no mask of codes; got "
-            f"{_kind(counts)}: pass count_indices(indices, codebook_size)"
+            f"{hits.dtype} of shape {tuple(hits.shape)}: pass count_indices(indices, codebook_size)"
         )
     return hits
-
-
-def _kind(values: Any) -> str:
-    """What arrived in place of whole numbers, in words."""
-    if hasattr(values, "shape"):
-        return f"{getattr(values, 'dtype', type(values).__name__)} of shape {tuple(values.shape)}"
-    size = f" of length {len(values)}" if isinstance(values, Sequence) else ""
-    return f"{type(values).__name__}{size}"
 
 
 def _check_definition(definition: str) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ibqlab.base.measures import measure
 from ibqlab.base.progress import ProgressLine, last_values, tell, time_left
 from ibqlab.grids.cells import Cell, CellStore
 
@@ -89,4 +90,4 @@ def describe_labels(cell: Cell, cells: Sequence[Cell]) -> str:
 
 def describe_value(name: str, form: str, row: Mapping[str, Any]) -> list[str]:
     """A number of a row of metrics in words; [] where the row has none."""
-    return [f"{name} {form.format(row[name])}"] if isinstance(row.get(name), (int, float)) else []
+    return [f"{measure(name).title} {form.format(row[name])}"] if isinstance(row.get(name), (int, float)) else []

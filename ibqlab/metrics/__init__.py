@@ -1,4 +1,8 @@
-"""How good reconstructions and samples are, in numbers that say how they were measured.
+"""How good reconstructions and samples are, in numbers that say how they were measured. An evaluation goes through the
+images once, batch by batch, and returns a card per metric: value, protocol, number of images, resize, crop,
+rounding, reference, network and the hash of its weights. A name like FID or LPIPS is only given to the published
+network with the published weights, which are never replaced by random ones. Nothing is downloaded. Start reading at
+`protocols`, then `reconstruction`.
 
     from ibqlab.metrics import PROTOCOLS, evaluate_reconstruction
     from ibqlab.pretrained import load_tokenizer
@@ -6,10 +10,6 @@
     result = evaluate_reconstruction(load_tokenizer("runs/ibq"), "imagenet/val", device="cuda")
     result["rfid"].value, result["rfid"].remarks             # one card; result.table() has them all
     evaluate_generation("samples.npz", "VIRTUAL_imagenet256_labeled.npz", device="cuda").table()
-
-What is unusual: a number never travels alone. Each comes on a card with the protocol, the number of images, resize,
-crop, rounding, reference, network and the hash of its weights; and a name like FID or LPIPS is only given to the
-published network with the published weights, which are never replaced by random ones. Nothing is downloaded.
 """
 
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table

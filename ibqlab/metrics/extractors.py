@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
+from ibqlab.base.measures import OTHER_NETWORK, measure
 from ibqlab.metrics.weights import INCEPTION, PUBLISHED, find_weights, import_metric_package, read_state
 
 INCEPTION_SIDE = 299
@@ -166,8 +167,6 @@ def metric_name(key: str, extractor: FeatureExtractor) -> str:
     Args:
         key: "rfid", "fid", "is", "kid", "precision" or "recall".
     """
-    inception = {"rfid": "rFID", "fid": "FID", "is": "Inception Score", "kid": "KID"}
-    other = {"rfid": "Fréchet distance", "fid": "Fréchet distance", "is": "class score", "kid": "kernel distance"}
     if is_published_inception(extractor):
-        return inception.get(key, key)
-    return f"{other.get(key, key)} ({extractor.name})"
+        return measure(key).title
+    return f"{measure(OTHER_NETWORK.get(key, key)).title} ({extractor.name})"

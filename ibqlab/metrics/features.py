@@ -63,8 +63,8 @@ class FeatureCollector:
 
     def result(self) -> FeatureSet:
         """Over all processes; every process must call it."""
-        kept = {name: self._gathered(name) for name, wanted in self.keep.items() if wanted}
-        return FeatureSet(statistics=self.running.result(), **kept)
+        rows = {name: self._gathered(name) for name, is_kept in self.keep.items() if is_kept}
+        return FeatureSet(statistics=self.running.result(), **rows)
 
     def _gathered(self, name: str) -> Tensor:
         width = self.extractor.dimension if not self.rows[name] else self.rows[name][0].shape[1]

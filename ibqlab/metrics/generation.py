@@ -1,17 +1,13 @@
 """How close generated samples come to real images, and how much of them they cover."""
 
-import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import require
+from ibqlab.base.measures import SHARE, measure
 from ibqlab.data.source import Unreadable
-from ibqlab.metrics.archives import open_array, stored_names
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.evaluation import (
@@ -35,28 +31,14 @@ from ibqlab.metrics.features import (
 from ibqlab.metrics.images import ImageSet, check_pixels, this_process
 from ibqlab.metrics.pixels import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
+from ibqlab.metrics.reference import KEEPS_FEATURES, Reference, open_reference
 from ibqlab.metrics.statistics import (
-    FeatureStatistics,
     Score,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
 )
-
-FEATURES = 2**14
-"""Largest dimension of stored statistics; Inception has 2,048."""
-KEEPS_FEATURES = ("kid", "precision", "recall")
-"""Metrics that need the features themselves, n × D float32 of samples and reference."""
-
-
-class _Reference(NamedTuple):
-    """What samples are compared with."""
-
-    images: ImageSet | None
-    statistics: FeatureStatistics | None
-    """Stored ones, which take the place of the images' for the Fréchet distance."""
-    description: str
 
 
 class _Setup(NamedTuple):
@@ -126,31 +108,31 @@ def evaluate_generation(
     chosen = choose_metrics(metrics, GENERATION_METRICS)
     check_batch_size(batch_size)
     drawn = open_images(samples, limit=limit, unreadable=unreadable)
-    real = _open_reference(reference, chosen, protocol, drawn, unreadable)
+    real = open_reference(reference, chosen, protocol, drawn, unreadable)
     _check_counts(drawn.count, chosen, protocol, "samples")
     _check_counts(real.images and real.images.count, chosen, protocol, "reference images")
     device = torch.device(device)
     network = open_extractor(extractor or protocol.extractor, inception_weights, check_weights, device, drawn.side)
     setup = _Setup(protocol, chosen, network, device, batch_size, progress)
     _check_extractor(setup, real)
-    found = _reference_features(real, setup, cache)
+    of_reference = _reference_features(real, setup, cache)
     of_samples = _collect(drawn, setup, keep_features=setup.keeps_features, keep_logits="is" in chosen)
     count = of_samples.statistics.count
     _check_counts(count, chosen, protocol, "samples")
-    if found is not None and found.features is not None:
-        _check_counts(len(found.features), chosen, protocol, "reference images")
-    scores = decided_by_first(_scores(setup, of_samples, found) if this_process().rank == 0 else None)
+    if of_reference is not None and of_reference.features is not None:
+        _check_counts(len(of_reference.features), chosen, protocol, "reference images")
+    scores = decided_by_first(_scores(setup, of_samples, of_reference) if this_process().rank == 0 else None)
     shared = _shared(setup, drawn, real, count)
-    left_out = len(tell_unreadable(drawn)) + _left_out_of_reference(real, found)
+    left_out = len(tell_unreadable(drawn)) + _left_out_of_reference(real, of_reference)
     cards = tuple(
         MetricCard(
             key=name,
             metric=metric_name(name, network),
             value=scores[name].mean,
-            unit="share" if name in ("precision", "recall") else "",
-            better="lower" if name in ("fid", "kid") else "higher",
-            reference=_reference_of(name, real, found),
-            remarks=(*_remarks(name, scores[name], setup, found, count), *unreadable_remarks(left_out)),
+            unit=SHARE if measure(name).bounds == (0, 1) else measure(name).unit,
+            better=measure(name).better,
+            reference=_reference_of(name, real, of_reference),
+            remarks=(*_remarks(name, scores[name], setup, of_reference, count), *unreadable_remarks(left_out)),
             **shared,
         )
         for name in chosen
@@ -158,71 +140,7 @@ def evaluate_generation(
     return Evaluation(cards=cards, images=count, protocol=protocol)
 
 
-def _open_reference(
-    reference: Any, metrics: tuple[str, ...], protocol: Protocol, drawn: ImageSet, unreadable: Unreadable
-) -> _Reference:
-    """The reference, refused when it lacks what the metrics need."""
-    if metrics == ("is",):
-        return _Reference(None, None, "none")
-    require(
-        reference is not None,
-        f"{', '.join(name for name in metrics if name != 'is')} compare samples with real images; got no reference. "
-        "Pass reference=…, or metrics='is'",
-    )
-    statistics = None
-    reference = Path(os.path.expanduser(reference)) if isinstance(reference, (str, Path)) else reference
-    if isinstance(reference, Path) and reference.suffix == ".npz" and reference.is_file():
-        statistics, has_images = _stored_statistics(reference)
-        if statistics is not None and not has_images:
-            lacking = [name for name in metrics if name in KEEPS_FEATURES]
-            require(
-                not lacking,
-                f"{', '.join(lacking)} need reference images; {reference} holds only mu and sigma. Pass an .npz with "
-                "arr_0 too, or leave them out: metrics=('fid', 'is')",
-            )
-            return _Reference(None, statistics, _stored_description(reference))
-    size = min(drawn.side) if drawn.side else protocol.image_size
-    images = open_images(reference, resize=protocol.resize, image_size=size, crop=protocol.crop, unreadable=unreadable)
-    require(
-        None in (images.side, drawn.side) or tuple(images.side) == tuple(drawn.side),
-        f"samples and reference must have one size; got {drawn.side} and {images.side} (height, width). Use a protocol "
-        "that resizes a folder of reference images, for example 'torch-fidelity', or references of that size",
-    )
-    description = images.description if statistics is None else _stored_description(reference)
-    return _Reference(images, statistics, description)
-
-
-def _stored_statistics(path: Path) -> tuple[FeatureStatistics | None, bool]:
-    """Mean and covariance of a published file, None when it holds none; and whether it holds images, too."""
-    names = stored_names(path)
-    has_images = "arr_0" in names
-    if not {"mu", "sigma"} <= set(names):
-        return None, has_images
-    with open_array(path, "mu") as mu, open_array(path, "sigma") as sigma:
-        size = math.prod(mu.shape)
-        require(
-            mu.shape == (size,) and sigma.shape == (size, size) and size <= FEATURES,
-            f"mu and sigma of {path} must be (D,) and (D, D), D at most {FEATURES:,}; got {mu.shape} and {sigma.shape}",
-        )
-        require(
-            mu.dtype.kind == sigma.dtype.kind == "f",
-            f"mu and sigma of {path} must be float; got {mu.dtype} and {sigma.dtype}",
-        )
-        mean = mu.read(size).astype(np.float64)
-        covariance = sigma.read(size * size).astype(np.float64).reshape(size, size)
-    covariance = covariance if sigma.c_order else covariance.T
-    require(
-        bool(np.isfinite(mean).all() and np.isfinite(covariance).all()),
-        f"mu and sigma of {path} must be finite; got NaN or infinity. Make them again",
-    )
-    return FeatureStatistics(mean=mean, covariance=covariance, count=None), has_images
-
-
-def _stored_description(path: Path) -> str:
-    return f"stored statistics of {path.name}, sha256 {hash_file(path)[:16]}"
-
-
-def _check_extractor(setup: _Setup, real: _Reference) -> None:
+def _check_extractor(setup: _Setup, real: Reference) -> None:
     """Refuse statistics of another extractor, and an Inception Score without classes."""
     extractor = setup.extractor
     require(
@@ -257,17 +175,17 @@ def _check_counts(count: int | None, metrics: tuple[str, ...], protocol: Protoco
         check_count(count, least.get(name, 1), name, what, remedy)
 
 
-def _reference_features(real: _Reference, setup: _Setup, cache: bool) -> FeatureSet | None:
+def _reference_features(real: Reference, setup: _Setup, cache: bool) -> FeatureSet | None:
     """Features of the reference: stored with it, kept from last time, or computed now."""
     keep = setup.keeps_features
     if real.images is None or (real.statistics is not None and not keep):
         return real.statistics and FeatureSet(statistics=real.statistics)
     key = reference_key(real.images, setup.extractor, setup.protocol.rounding, keep) if cache else None
-    found = load_reference(key)
-    if found is None:
-        found = _collect(real.images, setup, keep_features=keep)
-        save_reference(key, found)
-    return FeatureSet(statistics=real.statistics or found.statistics, features=found.features)
+    reference = load_reference(key)
+    if reference is None:
+        reference = _collect(real.images, setup, keep_features=keep)
+        save_reference(key, reference)
+    return FeatureSet(statistics=real.statistics or reference.statistics, features=reference.features)
 
 
 def _collect(images: ImageSet, setup: _Setup, **keep: bool) -> FeatureSet:
@@ -296,7 +214,7 @@ def _scores(setup: _Setup, samples: FeatureSet, reference: FeatureSet | None) ->
     return scores
 
 
-def _shared(setup: _Setup, drawn: ImageSet, real: _Reference, count: int) -> dict[str, Any]:
+def _shared(setup: _Setup, drawn: ImageSet, real: Reference, count: int) -> dict[str, Any]:
     """What all cards of this evaluation have in common."""
     return {
         "images": count,
@@ -310,20 +228,20 @@ def _shared(setup: _Setup, drawn: ImageSet, real: _Reference, count: int) -> dic
     }
 
 
-def _left_out_of_reference(real: _Reference, found: FeatureSet | None) -> int:
+def _left_out_of_reference(real: Reference, reference: FeatureSet | None) -> int:
     """How many files of the reference are unreadable, which is known of features kept from last time, too."""
-    if real.images is None or real.images.count is None or real.statistics is not None or found is None:
+    if real.images is None or real.images.count is None or real.statistics is not None or reference is None:
         return 0
     tell_unreadable(real.images)
-    return real.images.count - found.statistics.count
+    return real.images.count - reference.statistics.count
 
 
-def _reference_of(name: str, real: _Reference, found: FeatureSet | None) -> str:
+def _reference_of(name: str, real: Reference, reference: FeatureSet | None) -> str:
     """What a metric was compared with, where statistics and images may lie in one file."""
     if name == "is":
         return "none"
-    if real.statistics is None and real.images and real.images.count and found:
-        count = found.statistics.count
+    if real.statistics is None and real.images and real.images.count and reference:
+        count = reference.statistics.count
         return real.images.describe(count, real.images.count - count)
     return real.images.description if name in KEEPS_FEATURES and real.images else real.description
 

@@ -107,11 +107,11 @@ def load_lpips(
 
 def _load_trunk(trunk: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Copy torchvision's `features.*` into lpips' slices, which number the same layers."""
-    wanted = trunk.state_dict()
-    source = {name: "features." + name.split(".", 1)[1] for name in wanted}
-    wrong = [there for name, there in source.items() if there not in state or state[there].shape != wanted[name].shape]
+    needed = trunk.state_dict()
+    keys = {name: "features." + name.split(".", 1)[1] for name in needed}
+    wrong = [key for name, key in keys.items() if key not in state or state[key].shape != needed[name].shape]
     require(
         not wrong,
         f"{path} is not the state dict of this network: {', '.join(wrong[:3])} missing or of another shape. {_REMEDY}",
     )
-    trunk.load_state_dict({name: state[there] for name, there in source.items()}, strict=True)
+    trunk.load_state_dict({name: state[key] for name, key in keys.items()}, strict=True)

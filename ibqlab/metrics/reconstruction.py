@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
+from ibqlab.base.measures import measure
 from ibqlab.base.processes import sum_over_processes
 from ibqlab.data.pixels import to_uint8
 from ibqlab.data.source import Unreadable
-from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, measure_usage_of_counts, perplexity
+from ibqlab.diagnostics.usage import count_indices, measure_usage_of_counts, perplexity
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.evaluation import (
@@ -48,15 +49,6 @@ PAIRS = 8
 """Images kept beside their reconstructions."""
 RFID_IMAGES = (2, "rfid", "images", "Leave it out of metrics=…, or give more images")
 """How many rfid needs, in the words of `check_count`."""
-
-
-class _Networks(NamedTuple):
-    """What looks at the pictures."""
-
-    lpips: dict[str, PerceptualDistance]
-    extractor: FeatureExtractor | None
-    reference: FeatureSet | None
-    """Features of the images where they are known from an earlier evaluation."""
 
 
 def evaluate_reconstruction(
@@ -124,13 +116,12 @@ def evaluate_reconstruction(
     device = torch.device(device or next(tokenizer.parameters()).device)
     _check_images(opened, chosen, tokenizer)
     lpips = _open_lpips(chosen, lpips_weights or {}, check_weights, opened, device)
-    features = "rfid" in chosen
     network = None
-    if features:
+    if "rfid" in chosen:
         network = open_extractor(extractor or protocol.extractor, inception_weights, check_weights, device, opened.side)
-    key = reference_key(opened, network, protocol.rounding, False) if features and cache else None
-    networks = _Networks(lpips, network, load_reference(key))
-    sums = _Sums(tokenizer.to(device), protocol, chosen, networks, device)
+    key = reference_key(opened, network, protocol.rounding, False) if network and cache else None
+    sums = _Sums(tokenizer.to(device), protocol, chosen, device, lpips=lpips, extractor=network)
+    sums.reference = load_reference(key)
     was_training = tokenizer.training
     tokenizer.eval()
     try:
@@ -149,19 +140,22 @@ class _Sums:
         tokenizer: nn.Module,
         protocol: Protocol,
         metrics: tuple[str, ...],
-        networks: _Networks,
         device: torch.device,
+        *,
+        lpips: dict[str, PerceptualDistance],
+        extractor: FeatureExtractor | None,
     ) -> None:
-        self.tokenizer, self.protocol, self.metrics = tokenizer, protocol, metrics
-        self.networks, self.device = networks, device
+        self.tokenizer, self.protocol, self.metrics, self.device = tokenizer, protocol, metrics, device
+        self.lpips, self.extractor = lpips, extractor
+        self.reference: FeatureSet | None = None
+        """Features of the images where they are known from an earlier evaluation."""
         self.dtype = next(tokenizer.parameters()).dtype
-        self.per_image = tuple(name for name in metrics if name in PIXEL_METRICS or name in networks.lpips)
+        self.per_image = tuple(name for name in metrics if name in PIXEL_METRICS or name in lpips)
         self.sums = torch.zeros(len(self.per_image) + 1, dtype=torch.float64, device=device)
         self.counts = torch.zeros(tokenizer.quantizer.config.codebook_size, dtype=torch.int64, device=device)
         self.pairs: list[tuple[int, Tensor, Tensor]] = []
-        if networks.extractor is not None:
-            self.rebuilt = FeatureCollector(networks.extractor, device)
-            self.original = FeatureCollector(networks.extractor, device)
+        if extractor is not None:
+            self.rebuilt, self.original = FeatureCollector(extractor, device), FeatureCollector(extractor, device)
 
     @torch.no_grad()
     def update(self, batch: Numbered) -> None:
@@ -172,17 +166,17 @@ class _Sums:
         self.counts += count_indices(out.quantizer.indices, len(self.counts))
         values = [self._measure(name, x, y).double().sum() for name in self.per_image]
         self.sums += torch.stack([*values, self.sums.new_tensor(len(x))])
-        if self.networks.extractor is not None:
+        if self.extractor is not None:
             self.rebuilt.update(batch.numbers, to_unit_range(y, self.protocol.rounding))
-            if self.networks.reference is None:
+            if self.reference is None:
                 self.original.update(batch.numbers, to_unit_range(x, self.protocol.rounding))
         pairs = zip(batch.numbers.tolist(), batch.images, to_uint8(y).cpu(), strict=True)
         self.pairs += islice(pairs, PAIRS - len(self.pairs))
 
     def _measure(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """One value per image."""
-        if name in self.networks.lpips:
-            return self.networks.lpips[name](x, y)
+        if name in self.lpips:
+            return self.lpips[name](x, y)
         cut = partial(to_unit_range, rounding=self.protocol.pixel_rounding)
         return PIXEL_METRICS[name](cut(x), cut(y))
 
@@ -211,7 +205,7 @@ class _Sums:
 
     def _frechet(self, key: str | None) -> float:
         """Fréchet distance of the reconstructions to the images; the first process computes it for all."""
-        reference = self.networks.reference
+        reference = self.reference
         if reference is None:
             reference = self.original.result()
             save_reference(key, reference)
@@ -238,60 +232,34 @@ class _Sums:
 
     def _card(self, name: str, value: float, counts: Tensor, shared: dict[str, Any]) -> MetricCard:
         """The card of a metric."""
+        quantity = measure(name)
+        facts: dict[str, Any] = {"metric": quantity.title, "unit": quantity.unit, "better": quantity.better}
+        facts |= shared
         if name == "rfid":
-            own = self._feature_card()
-            own["remarks"] = (*shared["remarks"], *few_images_remarks(shared["images"], own.pop("dimension")))
-        elif name in self.networks.lpips:
-            own = _lpips_card(self.networks.lpips[name])
+            extractor = self.extractor
+            facts |= {"metric": metric_name(name, extractor), "rounding": ROUNDINGS[self.protocol.rounding]}
+            facts |= {"extractor": extractor.name, "weights": extractor.weights}
+            facts["remarks"] += few_images_remarks(shared["images"], extractor.dimension)
+        elif name in self.lpips:
+            facts |= _lpips_facts(self.lpips[name])
         elif name in PIXEL_METRICS:
-            unit = "dB" if name == "psnr" else ""
-            rounding = ROUNDINGS[self.protocol.pixel_rounding]
-            own = {"metric": name.upper(), "unit": unit, "better": "higher", "rounding": rounding}
+            facts["rounding"] = ROUNDINGS[self.protocol.pixel_rounding]
         else:
-            own = _usage_card(name, counts)
-            own["remarks"] = (*shared["remarks"], *own["remarks"])
-        return MetricCard(key=name, value=value, **(shared | own))
-
-    def _feature_card(self) -> dict[str, Any]:
-        extractor = self.networks.extractor
-        return {
-            "metric": metric_name("rfid", extractor),
-            "unit": "",
-            "better": "lower",
-            "rounding": ROUNDINGS[self.protocol.rounding],
-            "extractor": extractor.name,
-            "weights": extractor.weights,
-            "dimension": extractor.dimension,
-        }
+            usage = measure_usage_of_counts(counts)
+            # Perplexity counts hits as usage does, but its name needs no definition of a hit.
+            facts |= {"metric": f"{quantity.title} (any hit)"} if name == "usage" else {}
+            facts |= {"rounding": "", "reference": f"{usage.codebook_size:,} codes", "tokens": usage.tokens}
+            facts["remarks"] += usage.remarks
+        return MetricCard(key=name, value=value, **facts)
 
 
-def _lpips_card(distance: PerceptualDistance) -> dict[str, Any]:
-    name = "LPIPS" if distance.weights.published else "LPIPS formula on other weights"
-    return {
-        "metric": f"{name} ({distance.net})",
-        "unit": "",
-        "better": "lower",
+def _lpips_facts(distance: PerceptualDistance) -> dict[str, Any]:
+    """What the card of LPIPS says beside its value; it is called so only with the published weights."""
+    other = {} if distance.weights.published else {"metric": f"LPIPS formula on other weights ({distance.net})"}
+    return other | {
         "rounding": "not rounded, float in [−1, 1]",
         "extractor": f"LPIPS 0.1, {distance.net}",
         "weights": str(distance.weights),
-    }
-
-
-def _usage_card(name: str, counts: Tensor) -> dict[str, Any]:
-    usage = measure_usage_of_counts(counts)
-    remarks = ()
-    if not usage.enough_tokens:
-        remarks += (f"too few tokens: at least 10·K = {TOKENS_PER_CODE * usage.codebook_size:,}",)
-    if usage.cap < 1:
-        remarks += (f"usage cannot exceed {100 * usage.cap:.1f} % with so few tokens",)
-    return {
-        "metric": "usage (any hit)" if name == "usage" else "perplexity",
-        "unit": "share" if name == "usage" else "codes",
-        "better": "higher",
-        "rounding": "",
-        "reference": f"{usage.codebook_size:,} codes",
-        "tokens": usage.tokens,
-        "remarks": remarks,
     }
 
 

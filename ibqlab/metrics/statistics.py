@@ -60,6 +60,7 @@ class RunningStatistics:
         _check_finite(features)
         batch = features.to(self.mean.device, torch.float64)
         total = self.count + len(batch)
+        # Sums about the batch's own mean, then the step between both means: no difference of two large sums.
         centred = batch - batch.mean(0)
         step = batch.mean(0) - self.mean
         self.scatter += centred.T @ centred + torch.outer(step, step) * (self.count * len(batch) / total)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, read_json, write_whole
+from ibqlab.base.measures import measure
 from ibqlab.base.progress import few_tokens, last_values, why_too_short
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -72,7 +73,7 @@ def _result_of_study(folder: Path) -> str:
     shares = ", ".join(f"{name} {mean:.1%}" for name, mean in sorted(means.items(), key=lambda pair: pair[1]))
     counted = f" in {min(tokens):,.0f} validation tokens or more" if all(tokens) else ""
     runs = sum(map(len, usages.values()))
-    return f"codes hit{counted}, mean over {runs} runs by method: {shares}"
+    return f"{measure('usage').label}{counted}, mean over {runs} runs by method: {shares}"
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
@@ -88,10 +89,11 @@ def _settings_of(folder: Path) -> dict[str, Any]:
 def _result_of_run(folder: Path) -> str:
     """What the last validation of a run came to."""
     row = last_values(folder / "metrics.jsonl")
+    psnr = measure("psnr")
     texts = {
-        "validation_usage": "{:.1%} of codes hit",
-        "validation_psnr": "PSNR {:.1f} dB",
-        "validation_loss": "loss {:.3f} nats per token",
+        "validation_usage": f"{{:.1%}} of {measure('usage').label}",
+        "validation_psnr": f"{psnr.title} {{:.1f}} {psnr.unit}",
+        "validation_loss": f"loss {{:.3f}} {measure('validation_loss').unit}",
     }
     words = [text.format(row[name]) for name, text in texts.items() if isinstance(row.get(name), (int, float))]
     tokens = row.get("validation_tokens")

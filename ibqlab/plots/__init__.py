@@ -1,19 +1,29 @@
-"""Figures: each function returns a matplotlib Figure, and a table function beside it gives the numbers drawn.
+"""Figures of codebooks, runs and samples. Each plot function returns a matplotlib Figure; a table function beside it
+gives the numbers drawn, and either draws again from its saved CSV. What a measure is called, its unit and its scale
+come from `ibqlab.base.measures`; colours, markers and line styles mean the same in every figure. Start reading at
+`run_curves`, the smallest, and `style`.
 
-curves.py           usage, perplexity and gradient reach against the training step
+    figure = plot_run_curves(run.metrics)
+    save_figure(figure, "curves.png", run_curve_table(run.metrics))
+
+run_curves.py       one tokenizer's run while it trains
+generator_curves.py one generator's run while it trains
+curves.py           usage, perplexity and gradient reach of several methods against the training step
+norms.py            norms of features and codes, and how far the softmax over codes is spread
+steps.py            what panels against the training step share
 histogram.py        hits per code by rank
 code_map.py         codes and features in one plane, dead codes marked
 map_details.py      what the marks of a map would hide
 reconstructions.py  images before and after the codebook
-run_curves.py       one tokenizer's run while it trains
-generator_curves.py one generator's run while it trains
 gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric
 ablation_dots.py    one table of a paper: rows, measures, seeds, the paper's numbers
-power_laws.py       what grows or falls with the codebook, fitted
 scaling.py          usage and PSNR against codebook size
-token_link.py       what tokens cost a generator, for one tokenizer and for several
-style.py            colours, line styles, saving a figure with its data
+power_laws.py       what grows or falls with the codebook, fitted
+token_link.py       what tokens cost a generator, for one tokenizer
+token_scaling.py    the same, for several tokenizers
+style.py            colours, line styles, captions
+printing.py         the house style, and saving a figure with its data
 """
 
 from ibqlab.plots.code_map import code_map_table, plot_code_map, plot_code_maps
@@ -23,11 +33,13 @@ from ibqlab.plots.generator_curves import generator_curve_table, plot_generator_
 from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
 from ibqlab.plots.metric_dots import plot_metric_dots
 from ibqlab.plots.norms import norm_curve_table, plot_norm_curves
+from ibqlab.plots.printing import save_figure
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
 from ibqlab.plots.run_curves import plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
-from ibqlab.plots.style import METHOD_STYLES, save_figure
-from ibqlab.plots.token_link import plot_token_link, plot_token_scaling, token_link_table, token_scaling_table
+from ibqlab.plots.style import METHOD_STYLES
+from ibqlab.plots.token_link import plot_token_link, token_link_table
+from ibqlab.plots.token_scaling import plot_token_scaling, token_scaling_table
 
 __all__ = [
     "METHOD_STYLES",

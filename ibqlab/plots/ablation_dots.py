@@ -9,16 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_matplotlib
+from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.style import (
     LONGEST_LABEL,
     METHOD_STYLES,
-    PAGE_WIDTH,
     PAPER,
     REFERENCE_GREY,
     add_caption,
-    fix_tick_size,
     method_label,
-    styled_figure,
+    require_columns,
     text_label,
 )
 
@@ -64,9 +63,9 @@ def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, capti
     Raises:
         ValueError: a missing column, or nothing to show.
     """
-    missing = [column for column in _COLUMNS if column not in table]
-    if missing or table.empty or not panels:
-        raise ValueError(f"an ablation figure needs rows, panels and the columns {_COLUMNS}; missing: {missing}")
+    require_columns(table, _COLUMNS, "a table of an ablation")
+    if not panels:
+        raise ValueError("an ablation figure needs at least one panel; got none: name a measure to show")
     rows = list(dict.fromkeys(table["row"]))
     labels = [_row_label(table, row) for row in rows]
     lines = 1 + max(label.count("\n") for label in labels)

@@ -1,7 +1,6 @@
 """Codes among the features they should serve: the map of a projection."""
 
 import textwrap
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -20,7 +19,8 @@ from ibqlab.base.escaping import for_matplotlib
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.plots.histogram import STEP
 from ibqlab.plots.map_details import magnify_crowd, point_at_features
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, as_array, fix_tick_size, styled_figure, styles_for
+from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
+from ibqlab.plots.style import add_caption, as_array, number_range, require_columns, styles_for
 
 Counts = Int[np.ndarray, "K"] | Int[Tensor, "K"]
 Panel = tuple[Projection, int, Counts | None]
@@ -103,9 +103,7 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
         ValueError: as for `code_map_table`, or a table without a column that it has.
     """
     table = panels if isinstance(panels, pd.DataFrame) else code_map_table(panels)
-    missing = [name for name in ("panel", "kind", "x", "y", "hits", *_FACTS) if name not in table]
-    if missing:
-        raise ValueError(f"a table of maps needs the columns of code_map_table; missing: {', '.join(missing)}")
+    require_columns(table, ("panel", "kind", "x", "y", "hits", *_FACTS), "a table of maps")
     facts = table.drop_duplicates("panel").set_index("panel")
     columns, rows, magnified = min(len(facts), _COLUMNS), -(-len(facts) // _COLUMNS), False
     width = PAGE_WIDTH if columns > 1 else 5.2
@@ -235,7 +233,7 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
 def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series, rows: int) -> None:
     """One colour bar of hits for all panels."""
     scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
-    scale.set_label(f"hits per code in {_range(tokens)} tokens")
+    scale.set_label(f"hits per code in {number_range(tokens)} tokens")
     scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda hits, _: f"{hits:,.0f}"))
     scale.ax.yaxis.set_minor_formatter(NullFormatter())
     fix_tick_size(scale.ax)
@@ -286,8 +284,8 @@ def _caption(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     of_them = "" if shown == frames else f", {shown} of them here"
     over = "" if frames == 1 else f" over {frames} snapshots{of_them}"
     kinds = {title: part["kind"].value_counts() for title, part in points.items()}
-    drawn = _range([kinds[title].get("feature", 0) for title in points])
-    of = "" if drawn == _range(facts["features"]) else f" of {_range(facts['features'])}"
+    drawn = number_range([kinds[title].get("feature", 0) for title in points])
+    of = "" if drawn == number_range(facts["features"]) else f" of {number_range(facts['features'])}"
     lines = [f"{method} of codes and features, jointly fitted{over}; drawn: {_codes_drawn(points, facts)}"]
     return f"{lines[0]}, {drawn}{of} encoder features"
 
@@ -296,18 +294,12 @@ def _codes_drawn(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     """Which codes are drawn: those in use all, unless the map was fitted without their counts."""
     codes = {title: part[part["kind"] == "code"] for title, part in points.items()}
     if facts["in_use"].isna().any():
-        shown, size = _range(map(len, codes.values())), _range(facts["codebook_size"])
+        shown, size = number_range(map(len, codes.values())), number_range(facts["codebook_size"])
         return f"{shown} codes" if shown == size else f"{shown} of {size} codes"
     lost = {title: int(facts.loc[title, "in_use"] - (part["hits"] > 0).sum()) for title, part in codes.items()}
     if any(lost.values()):
-        shown = _range([(part["hits"] > 0).sum() for part in codes.values()])
-        return f"{shown} of {_range(facts['in_use'])} codes in use (thinned: give project_codes the counts)"
+        shown = number_range([(part["hits"] > 0).sum() for part in codes.values()])
+        return f"{shown} of {number_range(facts['in_use'])} codes in use (thinned: give project_codes the counts)"
     dead = [(int((part["hits"] == 0).sum()), int(facts.loc[title, "codebook_size"])) for title, part in codes.items()]
     whole = all(len(part) == size for part, (_, size) in zip(codes.values(), dead, strict=True))
     return "all codes" if whole else "every code in use, part of the dead codes"
-
-
-def _range(values: Sequence[float] | pd.Series) -> str:
-    """One number, or the lowest to the highest."""
-    numbers = sorted({int(value) for value in values})
-    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"

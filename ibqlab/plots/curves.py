@@ -8,23 +8,32 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from pandas.core.groupby import DataFrameGroupBy
 
+from ibqlab.base.measures import measure
+from ibqlab.diagnostics.usage import TOKENS_PER_CODE
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.steps import (
+    draw_band,
+    finish_panel,
+    finish_steps,
+    over_seeds,
+    sizes_text,
+    start_handles,
+    tokens_text,
+)
 from ibqlab.plots.style import (
     EACH_STEP,
-    PAGE_WIDTH,
     REFERENCE_GREY,
     REFERENCE_LINE,
     WINDOW,
     LineStyle,
     add_caption,
     even_columns,
-    fix_tick_size,
     in_order,
+    require_columns,
+    seeds_text,
     stacked_width,
     start_line,
-    styled_figure,
     styles_for,
     table_of,
     text_label,
@@ -34,7 +43,6 @@ _WITHOUT_MEMORY = ("step_usage", "validation_usage", "validation_perplexity")
 _TOKENS = ("usage_tokens", "step_tokens", "validation_tokens")
 _MEASURES = ("usage", "perplexity", "gradient_reach", *_WITHOUT_MEMORY)
 _COLUMNS = ("step", "method", "seed", "init", *_MEASURES[:3], "usage_tokens", "codebook_size")
-_TOKENS_PER_CODE = 10
 
 
 def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -55,31 +63,10 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
         ValueError: a missing column, no rows, or more than one codebook size.
     """
     _check_metrics(metrics)
-    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, *_WITHOUT_MEMORY, *_TOKENS])))
-    groups = metrics.groupby(["method", "init", "step"], sort=False)
-    table = spread_over_seeds(groups, _MEASURES).join(groups[list(_TOKENS[1:])].min())
-    table["codebook_size"], table["usage_tokens"] = groups["codebook_size"].first(), groups["usage_tokens"].min()
-    if "code_dim" in metrics:
-        table["code_dim"] = groups["code_dim"].max()
-    table = table.reset_index()
-    for column in ("init", "method"):
-        order = {name: place for place, name in enumerate(metrics[column].unique())}
-        table[f"_{column}"] = table[column].map(order)
-    table = table.sort_values(["_method", "_init", "step"], kind="stable")
-    return table.drop(columns=["_method", "_init"]).reset_index(drop=True)
-
-
-def spread_over_seeds(groups: DataFrameGroupBy, measures: Sequence[str]) -> pd.DataFrame:
-    """Mean and range of measures within each group.
-
-    Args:
-        groups: of lines with the column seed and the measures.
-        measures: columns.
-    Returns:
-        One line per group: seeds (how many), *_mean, *_min, *_max.
-    """
-    columns = {f"{name}_{part}": (name, part) for name in measures for part in ("mean", "min", "max")}
-    return groups.agg(seeds=("seed", "nunique"), **columns)
+    # Columns that older runs lack stay empty.
+    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, *_TOKENS])))
+    facts = {"step_tokens": "min", "validation_tokens": "min", "codebook_size": "first", "usage_tokens": "min"}
+    return over_seeds(metrics, ("method", "init"), _MEASURES, facts | {"code_dim": "max"})
 
 
 def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
@@ -123,66 +110,25 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
 
 def _draw_row(panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
     """Usage, perplexity and reach of the methods of one row of panels; `table` holds all rows."""
-    usage, perplexity, reach = panels
     size = int(table["codebook_size"].iloc[0])
-    probed = table["validation_usage_mean"].notna().any()
-    for axes, measure, scale in (
-        (usage, "validation_usage" if probed else "usage", 100),
-        (perplexity, "validation_perplexity" if probed else "perplexity", 1),
-        (reach, "gradient_reach", 100),
-    ):
+    validated = table["validation_usage_mean"].notna().any()
+    for axes, key in zip(panels, ("usage", "perplexity", "gradient_reach"), strict=True):
+        column = f"validation_{key}" if validated and key != "gradient_reach" else key
+        quantity = measure(key)
         for (method, init), group in part.groupby(["method", "init"], sort=False):
             style = replace(styles[method], line=start_line(init), label=text_label(f"{method}, {init}"))
-            draw_band(axes, group, measure, scale, style, place=list(styles).index(method))
-        axes.set_xlabel("training step")
-        scale_steps(axes, table["step"])
-        fix_tick_size(axes)
-    _draw_beside(usage, part, _beside_measure(table), styles)
-    window = "" if probed else " (window)"
-    _finish_share(usage, f"Usage{window}", f"codes hit (% of {size:,})")
-    _finish_perplexity(perplexity, size, f"Perplexity{window}")
-    _finish_share(reach, "Gradient reach", f"codes reached (% of {size:,})")
-
-
-def draw_band(axes: Axes, group: pd.DataFrame, measure: str, scale: int, style: LineStyle, *, place: int = 0) -> None:
-    """One line: the mean over seeds within their range.
-
-    Args:
-        axes: to draw on.
-        group: of one line, as `spread_over_seeds` makes it, with the column step.
-        measure: whose *_mean, *_min and *_max are drawn.
-        scale: factor on its values, 100 for shares in percent.
-        style: of the line, and its name for legends.
-        place: number of the line in its panel. Later ones are thinner and set their markers elsewhere, so that lines
-            which coincide show as stripes.
-    """
-    group = group.dropna(subset=[f"{measure}_mean"])
-    if group.empty:
-        return
-    low, mean, high = (group[f"{measure}_{part}"] * scale for part in ("min", "mean", "max"))
-    axes.fill_between(group["step"], low, high, color=style.color, alpha=0.18, linewidth=0)
-    every = max(1, len(group) // 5)
-    axes.plot(
-        group["step"],
-        mean,
-        linewidth=stacked_width(place),
-        markersize=4,
-        markevery=(place * every // 6 % every, every),
-        label=style.label,
-        **style.look,
-    )
-
-
-def scale_steps(axes: Axes, steps: pd.Series) -> None:
-    """The axis of training steps: logarithmic from step 1 on where steps below a hundredth of the last have a row."""
-    positive = steps[steps > 0]
-    if len(positive) and positive.min() * 100 <= positive.max():
-        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-        axes.set_xlim(-0.15, positive.max() * 1.15)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            draw_band(axes, group, column, style, number=list(styles).index(method))
+        window = column == key and key != "gradient_reach"
+        finish_panel(
+            axes,
+            quantity,
+            title=f"{quantity.panel_title} (window)" if window else "",
+            label=f"{quantity.label} (% of {size:,})" if quantity.whole else "",
+            highest=size * 2.2,
+        )
+        finish_steps(axes, table["step"])
+    _draw_beside(panels[0], part, _beside_measure(table), styles)
+    _mark_even_use(panels[1], size)
 
 
 def _beside_measure(table: pd.DataFrame) -> str:
@@ -192,23 +138,18 @@ def _beside_measure(table: pd.DataFrame) -> str:
     return "usage" if table["validation_usage_mean"].notna().any() else ""
 
 
-def _draw_beside(axes: Axes, part: pd.DataFrame, measure: str, styles: dict[str, LineStyle]) -> None:
+def _draw_beside(axes: Axes, part: pd.DataFrame, key: str, styles: dict[str, LineStyle]) -> None:
     """Usage of each step's own tokens, behind the validation's; of the window in runs that have none."""
-    if not measure:
+    if not key:
         return
-    for (method, _), group in part.dropna(subset=[f"{measure}_mean"]).groupby(["method", "init"], sort=False):
-        look = EACH_STEP if measure == "step_usage" else WINDOW
-        shares = 100 * group[f"{measure}_mean"]
+    look = EACH_STEP if key == "step_usage" else WINDOW
+    for (method, _), group in part.dropna(subset=[f"{key}_mean"]).groupby(["method", "init"], sort=False):
+        shares = group[f"{key}_mean"] * measure(key).scale
         axes.plot(group["step"], shares, color=styles[method].color, label="_beside", zorder=1.5, **look)
 
 
-def _finish_share(axes: Axes, title: str, label: str) -> None:
-    """A panel in percent from 0 to 100."""
-    axes.set(title=title, ylabel=label, ylim=(-3, 103))
-
-
-def _finish_perplexity(axes: Axes, size: int, title: str) -> None:
-    """A logarithmic panel from 1 to K, with K as the line that even use would reach."""
+def _mark_even_use(axes: Axes, size: int) -> None:
+    """K as the line that even use of all codes would reach."""
     axes.axhline(size, color=REFERENCE_GREY, linewidth=1, linestyle=REFERENCE_LINE)
     axes.annotate(
         f"even use of all {size:,}",
@@ -220,17 +161,13 @@ def _finish_perplexity(axes: Axes, size: int, title: str) -> None:
         fontsize=8,
         color=REFERENCE_GREY,
     )
-    axes.set_yscale("log")
-    axes.set(title=title, ylabel="perplexity (codes)", ylim=(0.8, size * 2.2))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
 
 
 def _add_legend(figure: Figure, table: pd.DataFrame, styles: dict[str, LineStyle], starts: Sequence[str]) -> None:
     """Methods by colour, marker and width, starts by line style, and what the lines beside them are."""
     handles = [
-        Line2D([], [], markersize=5, linewidth=stacked_width(place), label=style.label, **style.look)
-        for place, style in enumerate(styles.values())
+        Line2D([], [], markersize=5, linewidth=stacked_width(number), label=style.label, **style.look)
+        for number, style in enumerate(styles.values())
     ]
     handles += start_handles(starts)
     beside = {"step_usage": (EACH_STEP, "each step's tokens"), "usage": (WINDOW, "window")}.get(_beside_measure(table))
@@ -240,63 +177,35 @@ def _add_legend(figure: Figure, table: pd.DataFrame, styles: dict[str, LineStyle
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
 
 
-def start_handles(starts: Sequence[str]) -> list[Line2D]:
-    """Legend entries that tell starts by their line style.
-
-    Args:
-        starts: as `START_LINES` calls them.
-    """
-    return [
-        Line2D([], [], color=REFERENCE_GREY, linestyle=start_line(start), label=text_label(f"start {start}"))
-        for start in starts
-    ]
-
-
 def _caption(table: pd.DataFrame) -> str:
     """Sizes, tokens and seeds: what a lone picture must say."""
     size = int(table["codebook_size"].iloc[0])
-    sizes = f"K = {size:,}"
-    if "code_dim" in table:
-        sizes += ", D = " + " and ".join(f"{int(dim):,}" for dim in sorted(table["code_dim"].unique()))
-    tokens = table["usage_tokens"].dropna()
-    seeds = int(table["seeds"].max())
-    spread = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     beside, window = _beside_measure(table), "the window of the last {} training tokens"
-    counted = _few(tokens, size, window)
+    counted = _counted(table["usage_tokens"].dropna(), size, window)
     if table["validation_usage_mean"].notna().any():
-        counted = _few(table["validation_tokens"].dropna(), size, "{} validation tokens")
+        counted = _counted(table["validation_tokens"].dropna(), size, "{} validation tokens")
     behind = ""
     if beside:
-        few = table[{"step_usage": "step_tokens", "usage": "usage_tokens"}[beside]].max()
         words, which = ("the step's own {} tokens", "thin") if beside == "step_usage" else (window, "broad pale")
-        behind = f"{which} lines: usage over {words.format(f'{int(few):,}')}\n"
+        tokens = int(table[measure(beside).tokens].max())
+        behind = f"{which} lines: usage over {words.format(f'{tokens:,}')}\n"
     return (
-        f"{sizes}; usage and perplexity over {counted}; {spread}\n{behind}"
+        f"{sizes_text(table)}; usage and perplexity over {counted}; {seeds_text(table['seeds'])}\n{behind}"
         "codes reached: gradient norm above 10⁻³ of the largest code's in that step"
     )
 
 
-def _few(tokens: pd.Series, size: int, text: str) -> str:
+def _counted(tokens: pd.Series, size: int, words: str) -> str:
     """How many tokens a usage was counted on, with a word where they are too few for so many codes."""
     if tokens.empty:
         return "no tokens"
-    counted = text.format(f"{int(tokens.max()):,}")
-    if tokens.min() < tokens.max():
-        counted += f" (at first {int(tokens.min()):,})"
-    if tokens.max() < _TOKENS_PER_CODE * size:
-        counted += f", fewer than 10·K = {_TOKENS_PER_CODE * size:,}: reads low"
-    return counted
+    few = tokens.max() < TOKENS_PER_CODE * size
+    return tokens_text(tokens, words) + (f", fewer than 10·K = {TOKENS_PER_CODE * size:,}: reads low" if few else "")
 
 
 def _check_metrics(metrics: pd.DataFrame) -> None:
     """Refuse a frame that cannot be drawn in one figure."""
-    missing = [name for name in _COLUMNS if name not in metrics]
-    if missing:
-        raise ValueError(
-            f"metrics need the columns {', '.join(_COLUMNS)}; missing {', '.join(missing)}, got {', '.join(metrics)}"
-        )
-    if metrics.empty:
-        raise ValueError("metrics hold no rows: train at least one run, or check the filter")
+    require_columns(metrics, _COLUMNS, "a frame of metrics")
     sizes = sorted(metrics["codebook_size"].unique())
     if len(sizes) > 1:
         raise ValueError(

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, styled_figure, text_label
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.style import CAPTION_SIZE, add_caption, text_label
 
 _LABEL_WIDTH = 1.0
 _LARGEST_SIDE = 1.2
@@ -48,10 +50,7 @@ def plot_gallery(
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, picture in zip(grid.flat, images.reshape(-1, *images.shape[2:]), strict=True):
-            axes.imshow(picture, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            axes.grid(False)
+            show_picture(axes, picture)
         for axes, label in zip(grid[:, 0], row_labels, strict=True):
             axes.set_ylabel(text_label(label), rotation=0, ha="right", va="center", labelpad=4)
         for axes, label in zip(grid[0], column_labels, strict=True):
@@ -59,3 +58,11 @@ def plot_gallery(
         if caption:
             add_caption(figure, caption)
     return figure
+
+
+def show_picture(axes: Axes, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    """An image and nothing else."""
+    axes.imshow(picture, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.grid(False)

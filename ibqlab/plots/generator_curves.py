@@ -3,20 +3,13 @@
 import math
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from ibqlab.plots.run_curves import metrics_by_step
-from ibqlab.plots.style import (
-    PAGE_WIDTH,
-    TRAINING_COLOR,
-    VALIDATION_LOOK,
-    add_caption,
-    fix_tick_size,
-    styled_figure,
-    table_of,
-)
+from ibqlab.base.measures import measure
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.steps import draw_measured, finish_panel, metrics_by_step, write_numbers
+from ibqlab.plots.style import TRAINING_COLOR, VALIDATION_LOOK, add_caption, table_of
 
 _LOSSES = {
     "loss": ("training", {"color": TRAINING_COLOR}),
@@ -64,32 +57,23 @@ def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
         loss = figure.add_subplot(grid[:, 0])
         norm, rate = (figure.add_subplot(grid[row, 1], sharex=loss) for row in range(2))
         for name, (label, look) in _LOSSES.items():
-            _draw(loss, table, name, label=label, **look)
-        _draw(norm, table, "gradient_norm", color=TRAINING_COLOR)
-        _draw(rate, table, "learning_rate", color=TRAINING_COLOR)
-        loss.set(title="Loss", ylabel="bits per token", xlabel="training step")
-        norm.set(title="Gradient before clipping", ylabel="length")
-        rate.set(title="Learning rate", ylabel="rate", xlabel="training step", ylim=(0, None))
-        # Written out: a power of ten above the axis is overlooked.
-        rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            draw_measured(loss, table, name, label=label, **look)
+        draw_measured(norm, table, "gradient_norm", color=TRAINING_COLOR)
+        draw_measured(rate, table, "learning_rate", color=TRAINING_COLOR)
+        finish_panel(loss, measure("loss"), label=measure("bits_per_token").axis)
+        finish_panel(norm, measure("gradient_norm"))
+        finish_panel(rate, measure("learning_rate"))
+        rate.set_ylim(0, None)
+        write_numbers(rate.yaxis, "g")
         norm.tick_params(labelbottom=False)
         for axes in (loss, norm, rate):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-            fix_tick_size(axes)
+        for axes in (loss, rate):
+            axes.set_xlabel("training step")
         if loss.get_lines():
             loss.legend()
         add_caption(figure, _caption(table))
     return figure
-
-
-def _draw(axes: Axes, table: pd.DataFrame, measure: str, **look: object) -> None:
-    """A measure, where it was taken."""
-    measured = table.dropna(subset=[measure])
-    if measured.empty:
-        return
-    if look.get("marker") is None and len(measured) == 1:
-        look["marker"] = "o"
-    axes.plot(measured["step"], measured[measure], markersize=5, **look)
 
 
 def _caption(table: pd.DataFrame) -> str:

@@ -14,16 +14,15 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from ibqlab.diagnostics.usage import count_indices
+from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.style import (
     CAPTION_SIZE,
-    PAGE_WIDTH,
     REFERENCE_GREY,
     REFERENCE_LINE,
     LineStyle,
     add_caption,
     as_array,
-    fix_tick_size,
-    styled_figure,
+    number_range,
     styles_for,
     vary,
 )
@@ -222,6 +221,5 @@ def _log_spaced(points: int, place: int) -> list[int]:
 
 def _caption(table: pd.DataFrame) -> str:
     """Codes and tokens behind each line: whoever gave code numbers for counts sees it here."""
-    sizes, tokens = (sorted(int(count) for count in table[name].unique()) for name in ("codebook_size", "tokens"))
-    codes, hits = (f"{few[0]:,}" if len(few) == 1 else f"{few[0]:,} to {few[-1]:,}" for few in (sizes, tokens))
-    return f"hits of {codes} codes; {hits} tokens per codebook"
+    codes, tokens = number_range(table["codebook_size"]), number_range(table["tokens"])
+    return f"hits of {codes} codes; {tokens} tokens per codebook"

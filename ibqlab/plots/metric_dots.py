@@ -9,19 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ibqlab.plots.style import (
-    PAGE_WIDTH,
-    PAPER,
-    LineStyle,
-    add_caption,
-    fix_tick_size,
-    styled_figure,
-    styles_for,
-)
+from ibqlab.base.measures import SHARE
+from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
+from ibqlab.plots.style import PAPER, LineStyle, add_caption, require_columns, styles_for
 
 _COLUMNS = ["label", "key", "metric", "value", "unit", "better", "published"]
 _PER_ROW = 3
-_SHARE = 100
 
 
 def plot_metric_dots(table: pd.DataFrame, caption: str = "") -> Figure:
@@ -39,9 +32,9 @@ def plot_metric_dots(table: pd.DataFrame, caption: str = "") -> Figure:
     Raises:
         ValueError: a missing column, or no value at all.
     """
-    missing = [column for column in _COLUMNS if column not in table]
-    if missing or table["value"].notna().sum() == 0:
-        raise ValueError(f"metric dots need rows with the columns {_COLUMNS}; missing: {missing or 'every value'}")
+    require_columns(table, _COLUMNS, "a table of metric dots")
+    if table["value"].isna().all():
+        raise ValueError("metric dots need at least one value; got none: choose metrics whose weights are there")
     table = table[table.groupby("key")["value"].transform(lambda values: values.notna().any())]
     labels = list(dict.fromkeys(table["label"]))
     styles = styles_for(labels)
@@ -66,12 +59,12 @@ def plot_metric_dots(table: pd.DataFrame, caption: str = "") -> Figure:
 
 def _draw_metric(axes: Axes, rows: pd.DataFrame, labels: list[str], styles: dict[str, LineStyle]) -> None:
     first = rows.iloc[0]
-    scale, unit = (_SHARE, "%") if first["unit"] == "share" else (1, first["unit"])
+    scale, unit = (100, "%") if first["unit"] == SHARE else (1, first["unit"])
     for _, row in rows.iterrows():
-        place, look = labels.index(row["label"]), styles[row["label"]]
-        axes.plot(row["value"] * scale, place, color=look.color, marker=look.marker, markersize=6, linestyle="")
+        number, look = labels.index(row["label"]), styles[row["label"]]
+        axes.plot(row["value"] * scale, number, color=look.color, marker=look.marker, markersize=6, linestyle="")
         if pd.notna(row["published"]):
-            axes.plot(row["published"] * scale, place, markersize=8, **PAPER)
+            axes.plot(row["published"] * scale, number, markersize=8, **PAPER)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), [textwrap.fill(styles[label].label, 22) for label in labels])
     axes.margins(x=0.15)

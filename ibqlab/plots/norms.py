@@ -9,17 +9,25 @@ from dataclasses import replace
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ibqlab.plots.curves import draw_band, scale_steps, spread_over_seeds, start_handles
+from ibqlab.base.measures import measure
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.steps import (
+    draw_band,
+    finish_panel,
+    finish_steps,
+    over_seeds,
+    sizes_text,
+    start_handles,
+    write_numbers,
+)
 from ibqlab.plots.style import (
-    PAGE_WIDTH,
     LineStyle,
     add_caption,
     even_columns,
-    fix_tick_size,
+    require_columns,
+    seeds_text,
     start_line,
-    styled_figure,
     styles_for,
     table_of,
 )
@@ -44,25 +52,11 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a missing column, or no lines.
     """
-    missing = [name for name in _COLUMNS if name not in metrics]
-    if missing or metrics.empty:
-        raise ValueError(
-            f"metrics need lines with the columns {', '.join(_COLUMNS)}; "
-            + (f"missing {', '.join(missing)}" if missing else "there are none: train at least one run")
-        )
-    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, "step_usage", "step_tokens"])))
-    groups = metrics.groupby(["row", "method", "step"], sort=False)
-    table = spread_over_seeds(groups, MEASURES)
-    for column in ("codebook_size", "code_dim", "usage_tokens", "step_tokens"):
-        if column in metrics:
-            table[column] = groups[column].max()
-    if "init" in metrics:
-        table["init"] = groups["init"].first()
-    table = table.reset_index()
-    order = {name: place for place, name in enumerate(metrics["row"].unique())}
-    return table.sort_values(
-        ["row", "step"], kind="stable", key=lambda column: column.map(order) if column.name == "row" else column
-    ).reset_index(drop=True)
+    require_columns(metrics, _COLUMNS, "a frame of metrics")
+    # A column that older runs lack stays empty.
+    metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, "step_tokens"])))
+    facts = dict.fromkeys(("codebook_size", "code_dim", "usage_tokens", "step_tokens"), "max")
+    return over_seeds(metrics, ("row", "method"), MEASURES, facts | {"init": "first"})
 
 
 def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
@@ -81,50 +75,36 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
     """
     table = table_of(metrics, "usage_mean", norm_curve_table)
     styles = _row_styles(table)
-    own = "step_usage_mean" in table and table["step_usage_mean"].notna().any()
-    measure = "step_usage" if own else "usage"
+    has_steps = "step_usage_mean" in table and table["step_usage_mean"].notna().any()
+    of_usage = "step_usage" if has_steps else "usage"
     with styled_figure(PAGE_WIDTH, 5.2) as figure:
         (norms, spread), (reach, usage) = figure.subplots(2, 2)
-        for place, (name, group) in enumerate(table.groupby("row", sort=False)):
+        panels = {"feature_norm_mean": norms, "softmax_perplexity": spread, "gradient_reach": reach, of_usage: usage}
+        for number, (name, group) in enumerate(table.groupby("row", sort=False)):
             style = styles[name]
-            draw_band(norms, group, "feature_norm_mean", 1, style, place=place)
             codes = group.dropna(subset=["code_norm_mean_mean"])
-            norms.plot(
-                codes["step"], codes["code_norm_mean_mean"], color=style.color, linestyle=style.line, linewidth=0.7
-            )
-            if group["method"].iloc[0] in SOFTMAX_METHODS:
-                draw_band(spread, group, "softmax_perplexity", 1, style, place=place)
-            draw_band(reach, group, "gradient_reach", 100, style, place=place)
-            draw_band(usage, group, measure, 100, style, place=place)
-        norms.set(title="Norm of features (thin: of codes)", ylabel="mean norm", yscale="log")
-        spread.set(title="Codes in softmax(z·C)", ylabel="perplexity (codes)", yscale="log", ylim=(0.8, None))
-        reach.set(title="Gradient reach", ylabel="codes reached (%)", ylim=(-3, 103))
-        usage.set(
-            title="Usage (each step's tokens)" if measure == "step_usage" else "Usage (window)",
-            ylabel="codes hit (%)",
-            ylim=(-3, 103),
-        )
-        for axes in (norms, spread):
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        for axes in (norms, spread, reach, usage):
-            axes.set_xlabel("training step")
-            scale_steps(axes, table["step"])
-            fix_tick_size(axes)
+            for key, axes in panels.items():
+                if axes is not spread or group["method"].iloc[0] in SOFTMAX_METHODS:
+                    draw_band(axes, group, key, style, number=number)
+            thin = {"color": style.color, "linestyle": style.line, "linewidth": 0.7}
+            norms.plot(codes["step"], codes["code_norm_mean_mean"], **thin)
+        finish_panel(norms, measure("feature_norm"), title=f"{measure('feature_norm').panel_title} (thin: of codes)")
+        norms.set_yscale("log")
+        write_numbers(norms.yaxis)
+        finish_panel(spread, measure("softmax_perplexity"), label=measure("perplexity").axis)
+        finish_panel(reach, measure("gradient_reach"))
+        window = "" if has_steps else f"{measure('usage').panel_title} (window)"
+        finish_panel(usage, measure(of_usage), title=window)
+        for axes in panels.values():
+            finish_steps(axes, table["step"])
         starts = list(dict.fromkeys(table["init"])) if "init" in table else []
         handles = [*usage.get_lines(), *start_handles(starts)]
         figure.legend(
             handles=handles, loc="outside upper center", ncols=even_columns(len(handles), 3), handlelength=2.8
         )
-        sizes = [
-            f"{letter} = {_listed(table[column])}"
-            for letter, column in (("K", "codebook_size"), ("D", "code_dim"))
-            if column in table
-        ]
-        seeds = int(table["seeds"].max())
-        counted = _tokens(table, measure)
-        over = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-        add_caption(figure, "; ".join(filter(None, [", ".join(sizes), counted and f"usage over {counted}", over])))
+        counted = _tokens(table, of_usage)
+        facts = [sizes_text(table), counted and f"usage over {counted}", seeds_text(table["seeds"])]
+        add_caption(figure, "; ".join(filter(None, facts)))
     return figure
 
 
@@ -137,15 +117,11 @@ def _row_styles(table: pd.DataFrame) -> dict[str, LineStyle]:
     return {row: replace(style, line=start_line(starts[row])) for row, style in styles.items()}
 
 
-def _tokens(metrics: pd.DataFrame, measure: str) -> str:
+def _tokens(metrics: pd.DataFrame, key: str) -> str:
     """What a usage was counted on; "" where that was not recorded."""
-    column = {"step_usage": "step_tokens", "usage": "usage_tokens"}[measure]
+    column = measure(key).tokens
     counted = metrics[column].dropna() if column in metrics else pd.Series(dtype=float)
     if counted.empty:
         return ""
-    words = "{} tokens of each step" if measure == "step_usage" else "the window of the last {} training tokens"
+    words = "{} tokens of each step" if key == "step_usage" else "the window of the last {} training tokens"
     return words.format(f"{int(counted.max()):,}")
-
-
-def _listed(values: pd.Series) -> str:
-    return " and ".join(f"{int(value):,}" for value in sorted(values.unique()))

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ibqlab.base.intervals import exponent_text
-from ibqlab.plots.scaling import dimension_looks
-from ibqlab.plots.style import CAPTION_SIZE, PAGE_WIDTH, add_caption, fix_tick_size, in_order, styled_figure
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.scaling import beside, dimension_looks, finish_sizes
+from ibqlab.plots.style import CAPTION_SIZE, add_caption, in_order, number_range
 
 
 def plot_power_laws(runs: pd.DataFrame, laws: pd.DataFrame, quantities: Mapping[str, str]) -> Figure:
@@ -67,9 +68,7 @@ def _caption(laws: pd.DataFrame, seeds: int) -> str:
     text = f"each point one run, {seeds} seed{'s' if seeds > 1 else ''}; lines: least squares of logarithms"
     if laws["low"].isna().all():
         return text
-    fewest, most = laws["points"].min(), laws["points"].max()
-    runs = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    return f"{text}; interval: Student's, of the slope through the {runs} runs of a line"
+    return f"{text}; interval: Student's, of the slope through the {number_range(laws['points'])} runs of a line"
 
 
 def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: tuple) -> None:
@@ -79,9 +78,8 @@ def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: t
         if (method, dim) not in parts:
             continue
         part = parts[method, dim]
-        beside = 2 ** (0.12 * (dims.index(dim) - (len(dims) - 1) / 2))
         points = look.look | {"linestyle": "none"}
-        axes.plot(part["codebook_size"] * beside, part[key], markersize=4, alpha=0.8, **points)
+        axes.plot(part["codebook_size"] * beside(dims, dim), part[key], markersize=4, alpha=0.8, **points)
         law = laws[(laws["method"] == method) & (laws["code_dim"] == dim)]
         if len(law):
             factor, slope = law.iloc[0][["factor", "exponent"]]
@@ -94,13 +92,8 @@ def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: t
                 markersize=4,
                 **look.look,
             )
-    axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("codebook size K (codes)")
-    fix_tick_size(axes)
+    finish_sizes(axes, runs["codebook_size"], "codebook size K (codes)")

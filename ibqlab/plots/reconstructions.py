@@ -7,7 +7,10 @@ import pandas as pd
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from ibqlab.plots.style import PAGE_WIDTH, add_caption, styled_figure, styles_for
+from ibqlab.base.measures import measure
+from ibqlab.plots.gallery import show_picture
+from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
+from ibqlab.plots.style import add_caption, styles_for
 
 _LETTER_WIDTH = 0.062
 """Inches that a letter of a row's label takes, on average."""
@@ -62,9 +65,11 @@ def plot_reconstructions(
     if max_images < 1:
         raise ValueError(f"max_images must be at least 1; got {max_images}")
     means = reconstruction_table(images, reconstructions).groupby("label", sort=False)["psnr_db"].mean()
-    styles = styles_for(list(reconstructions))
+    styles, unit = styles_for(list(reconstructions)), measure("psnr").sign
     rows = {"original": images}
-    rows |= {f"{styles[label].label}\n{means[label]:.1f} dB": pictures for label, pictures in reconstructions.items()}
+    rows |= {
+        f"{styles[label].label}\n{means[label]:.1f} {unit}": pictures for label, pictures in reconstructions.items()
+    }
     chosen = _most_contrast(images, max_images)
     columns = len(chosen)
     # Few images stay of readable size instead of filling the page.
@@ -77,10 +82,7 @@ def plot_reconstructions(
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, pictures) in zip(grid, rows.items(), strict=True):
             for axes, picture in zip(row, pictures[chosen], strict=True):
-                axes.imshow(picture, interpolation="nearest")
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-                axes.grid(False)
+                show_picture(axes, picture)
             row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
         add_caption(figure, _caption(images, columns, which))
     return figure
@@ -104,7 +106,7 @@ def _psnr(images: UInt8[np.ndarray, "B H W 3"], pictures: UInt8[np.ndarray, "B H
 def _caption(images: UInt8[np.ndarray, "B H W 3"], shown: int, which: str) -> str:
     """What the decibels are a mean of, and which images are seen."""
     count = f"{len(images):,} images" if len(images) > 1 else "1 image"
-    text = f"PSNR: mean over {count} of {images.shape[1]} × {images.shape[2]} pixels"
+    text = f"{measure('psnr').title}: mean over {count} of {images.shape[1]} × {images.shape[2]} pixels"
     if which:
         text += f", {which}"
     return text if shown == len(images) else f"{text}; drawn: the {shown} with most contrast"

@@ -7,17 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ibqlab.base.measures import measure
+from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
+from ibqlab.plots.steps import IN_PERCENT
 from ibqlab.plots.style import (
-    PAGE_WIDTH,
     LineStyle,
     add_caption,
     at_least,
     even_columns,
-    fix_tick_size,
     in_order,
     method_label,
+    require_columns,
+    seeds_text,
     start_line,
-    styled_figure,
     styles_for,
     text_label,
     vary,
@@ -38,9 +40,7 @@ def scaling_table(summary: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a missing column or no rows.
     """
-    missing = [column for column in _COLUMNS if column not in summary]
-    if missing or summary.empty:
-        raise ValueError(f"a scaling table needs rows with the columns {_COLUMNS}; missing: {missing or 'all rows'}")
+    require_columns(summary, _COLUMNS, "a scaling table")
     return summary[_COLUMNS].sort_values(_KEYS, kind="stable").reset_index(drop=True)
 
 
@@ -71,22 +71,15 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
             if (method, dim) not in lines:
                 continue
             group = lines[method, dim]
-            beside = 2 ** (0.12 * (dims.index(dim) - (len(dims) - 1) / 2))
-            for axes, measure, scale in ((usage, "validation_usage", 100), (psnr, "validation_psnr", 1)):
-                mean, low, high = (group[f"{measure}_{part}"] * scale for part in ("mean", "min", "max"))
-                axes.errorbar(
-                    group["codebook_size"] * beside,
-                    mean,
-                    yerr=[mean - low, high - mean],
-                    capsize=2,
-                    label=look.label,
-                    **look.look,
-                )
-        usage.set_ylabel("validation codes hit (% of K)")
-        usage.set_ylim(-3, 103)
-        psnr.set_ylabel("validation PSNR (dB)")
+            sizes = group["codebook_size"] * beside(dims, dim)
+            for axes, key in ((usage, "validation_usage"), (psnr, "validation_psnr")):
+                mean, low, high = (group[f"{key}_{part}"] * measure(key).scale for part in ("mean", "min", "max"))
+                bars = [mean - low, high - mean]
+                axes.errorbar(sizes, mean, yerr=bars, capsize=2, label=look.label, **look.look)
+        usage.set(ylabel=f"validation {measure('usage').label} (% of K)", ylim=IN_PERCENT)
+        psnr.set_ylabel(measure("validation_psnr").axis)
         for axes in (usage, psnr):
-            _finish_sizes(axes, sorted(table["codebook_size"].unique()))
+            finish_sizes(axes, table["codebook_size"])
         handles, labels = usage.get_legend_handles_labels()
         columns = even_columns(len(handles), 3)
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=4)
@@ -105,19 +98,25 @@ def dimension_looks(methods: list[str], dims: list[int], starts: dict[str, str])
     styles = styles_for(methods)
     looks = {}
     for method in methods:
-        for place, dim in enumerate(dims):
+        for number, dim in enumerate(dims):
             label = text_label(f"{method_label(method)}, D = {dim:,}")
             look = replace(styles[method], label=label, line=start_line(starts.get(method, "")))
-            looks[method, dim] = vary(look, place)
+            looks[method, dim] = vary(look, number)
     return looks
 
 
-def _finish_sizes(axes: Axes, sizes: list[int]) -> None:
+def beside(dims: list[int], dim: int) -> float:
+    """Factor on a codebook size that sets the code dimensions beside each other on a logarithmic axis."""
+    return 2 ** (0.12 * (dims.index(dim) - (len(dims) - 1) / 2))
+
+
+def finish_sizes(axes: Axes, sizes: pd.Series, label: str = "codebook size K (codes, log scale)") -> None:
+    """The axis of codebook sizes: logarithmic, with a number at each size that there is."""
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_major_locator(FixedLocator(sorted(sizes.unique())))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-    axes.set_xlabel("codebook size K (codes, log scale)")
+    axes.set_xlabel(label)
     fix_tick_size(axes)
 
 
@@ -125,6 +124,5 @@ def _caption(table: pd.DataFrame) -> str:
     pairs = table[["method", "init"]].drop_duplicates()
     starts = "; ".join(f"{method_label(method)} from {init}" for method, init in pairs.to_numpy())
     fewest = (table["validation_tokens"] / table["codebook_size"]).min()
-    seeds, steps = int(table["seeds"].max()), int(table["steps"].max())
-    runs = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-    return f"{starts}\n{steps:,} steps, {runs}, at least {at_least(fewest)} validation tokens per code"
+    runs = f"{int(table['steps'].max()):,} steps, {seeds_text(table['seeds'])}"
+    return f"{starts}\n{runs}, at least {at_least(fewest)} validation tokens per code"

@@ -1,54 +1,27 @@
-"""How every figure looks, and how it is saved together with the numbers behind it.
+"""How every figure looks: colours, markers, lines, captions.
 
 One meaning everywhere: colour and marker are the method, dashes are the codebook's start, shades and open markers are
 variants of one method. Grey dots are a reference and no measurement, an open grey diamond is a paper's number. Where no
 methods are compared, other colours and markers are used. Colours are Okabe and Ito's, which stay apart for colour-blind
-readers; markers, dashes and shades do so in grey. No figure changes matplotlib's global settings or opens a window.
+readers; markers, dashes and shades do so in grey.
 """
 
-import io
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from ibqlab.base.escaping import for_matplotlib
-from ibqlab.base.files import explained, replacing_path
 
-PAGE_WIDTH = 7.2
-"""Inches: the text width of a two-column paper, so that fonts keep their size in print."""
-_PRINT = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.labelsize": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "legend.fontsize": 8.5,
-    "figure.dpi": 110.0,
-    "lines.linewidth": 1.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 CAPTION_SIZE = 8.0
 """Points: the smallest text in any figure."""
 LONGEST_LABEL = 60
@@ -133,35 +106,6 @@ _SHADES = (0.0, -0.55, 0.55, 0.3, -0.7)
 """Variants of one colour: towards black below zero, towards white above. They stay apart in grey."""
 
 
-class PrintFigure(Figure):
-    """A Figure that notebooks show by themselves, whatever plotting backend is set.
-
-    Jupyter shows a plain Figure only under its inline backend, which papermill runs with MPLBACKEND=agg do not have.
-    """
-
-    def _repr_png_(self) -> bytes:
-        """The picture for a notebook's output cell."""
-        picture = io.BytesIO()
-        with print_style():
-            canvas = FigureCanvasAgg(self)
-            # `savefig` would draw everything twice, once for the layout alone; the pixels are the same.
-            canvas.draw()
-            Image.fromarray(np.asarray(canvas.buffer_rgba())).save(picture, "png")
-        return picture.getvalue()
-
-
-def print_style() -> AbstractContextManager[None]:
-    """matplotlib settings of all figures, in force only within a `with` block."""
-    return mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **_PRINT})
-
-
-@contextmanager
-def styled_figure(width: float, height: float, layout: str = "constrained") -> Iterator[PrintFigure]:
-    """A new figure of so many inches in the house style; "compressed" suits panels of a fixed shape."""
-    with print_style():
-        yield PrintFigure(figsize=(width, height), layout=layout)
-
-
 def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
     """A distinct look for every name.
 
@@ -207,9 +151,9 @@ def vary(style: LineStyle, variant: int) -> LineStyle:
     return replace(style, color=color if variant else style.color, open_marker=variant % 2 == 1)
 
 
-def text_label(name: str) -> str:
+def text_label(name: str, longest: int = LONGEST_LABEL) -> str:
     """A name from outside as a figure shows it. matplotlib leaves labels out that begin with an underscore."""
-    label = for_matplotlib(name, LONGEST_LABEL)
+    label = for_matplotlib(name, longest)
     return f" {label}" if label.startswith("_") else label
 
 
@@ -224,35 +168,21 @@ def table_of(data: pd.DataFrame, column: str, make: Callable[[pd.DataFrame], pd.
     return data if column in data else make(data)
 
 
-def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Path]:
-    """Write a figure as PNG and, beside it, the numbers it shows as CSV.
-
-    Both are written under another name first, so that a full disk or a kill leaves the old pair as it was.
+def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Refuse a table that cannot be drawn.
 
     Args:
-        figure: any matplotlib Figure.
-        path: file name with or without ".png"; folders are made.
-        data: what is drawn, from the figure's own table function.
-    Returns:
-        The two paths, PNG first.
-    Raises:
-        ValueError: another suffix that asks for another format.
-        RunError: the disk is full, or the folder may not be written to.
+        columns: that it must have, besides at least one row.
+        what: the table, in the message: "a scaling table".
     """
-    path = Path(path)
-    if path.suffix.lower() in {".pdf", ".svg", ".jpg", ".jpeg", ".csv"}:
+    missing = [name for name in columns if name not in table]
+    if missing:
         raise ValueError(
-            f"figures are saved as .png with a .csv beside it; got {path.name!r}: pass {path.stem + '.png'!r}"
+            f"{what} needs the columns {', '.join(columns)}; missing {', '.join(missing)}, got "
+            f"{', '.join(map(str, table)) or 'none'}"
         )
-    stem = path.name.removesuffix(".png")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    png, csv = path.with_name(stem + ".png"), path.with_name(stem + ".csv")
-    with print_style(), replacing_path(png) as part:
-        figure.savefig(part, format="png", dpi=180)
-    with replacing_path(csv) as part:
-        data.to_csv(part, index=False)
-    return [png, csv]
+    if table.empty:
+        raise ValueError(f"{what} has no rows: train at least one run, or check the filter")
 
 
 def add_caption(figure: Figure, text: str) -> None:
@@ -290,9 +220,9 @@ def even_columns(entries: int, most: int) -> int:
     return -(-entries // -(-entries // most))
 
 
-def stacked_width(place: int) -> float:
+def stacked_width(number: int) -> float:
     """Width of the n-th line of a panel: later ones are thinner, so that lines which coincide show as stripes."""
-    return max(1.0, 2.4 - 0.3 * place)
+    return max(1.0, 2.4 - 0.3 * number)
 
 
 def mark_too_short(figure: Figure, reason: str) -> None:
@@ -318,14 +248,20 @@ def as_array(counts: Int[Tensor, "K"] | Int[np.ndarray, "K"]) -> Int[np.ndarray,
     return torch.as_tensor(counts).cpu().numpy()
 
 
+def number_range(values: Iterable[float]) -> str:
+    """One number, or the lowest to the highest: "256 to 4,096"."""
+    numbers = sorted({int(value) for value in values})
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+
+
+def seeds_text(seeds: pd.Series) -> str:
+    """What lines and bands or bars are of: "1 seed", "mean and range of 3 seeds"."""
+    return "1 seed" if seeds.max() == 1 else f"mean and range of {int(seeds.max())} seeds"
+
+
 def at_least(ratio: float) -> str:
     """A number of tokens per code, rounded down to a whole one; below 1 two digits."""
     return f"{int(ratio):,}" if ratio >= 1 else f"{ratio:.2g}"
-
-
-def fix_tick_size(axes: Axes) -> None:
-    """Ticks that appear only when drawn would otherwise take the reader's own settings."""
-    axes.tick_params(which="both", labelsize=_PRINT["xtick.labelsize"])
 
 
 def _normal(name: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ibqlab.base.devices import require_processes
+from ibqlab.base.measures import measure
 from ibqlab.base.processes import names_of_all_processes, sum_over_processes
 from ibqlab.base.progress import ProgressLine, in_notebook, notice, tell, time_left
 from ibqlab.costs.fitting import require_fits
@@ -181,7 +182,8 @@ class Trainer(ABC):
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
                 if row is not None:
-                    texts = self.line_numbers(row) | {"images/s": f"{row['images_per_second']:.0f}"}
+                    texts = self.line_numbers(row)
+                    texts |= {measure("images_per_second").unit: f"{row['images_per_second']:.0f}"}
                     numbers = "".join(f" · {name} {value}" for name, value in texts.items())
                     if self.broken.names:
                         numbers += f" · {len(self.broken.names):,} unreadable"

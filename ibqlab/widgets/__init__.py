@@ -1,8 +1,11 @@
-"""Interactive views for notebooks: extra views of what plots draw as static figures. Needs ipywidgets.
+"""Interactive views for notebooks. Each is an extra view of data that a plot function draws as a static figure, so that
+a notebook says the same without a kernel. A widget holds no results: it reads run folders or models and shows
+pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which needs no controls.
 
-explorer.py   a study's runs: method, start, sizes and training step by hand
 live.py       one run's curves while it trains
+explorer.py   a study's runs: method, start, sizes and training step by hand
 sampler.py    one generated image at a time
+twin.py       what a widget shows, as a page without a kernel
 """
 
 from ibqlab.widgets.explorer import StudyExplorer, explore_study

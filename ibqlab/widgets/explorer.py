@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from ibqlab.base.escaping import for_html
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.grids.cells import Cell
-from ibqlab.plots import METHOD_STYLES, plot_code_map, plot_usage_histogram
+from ibqlab.plots import plot_code_map, plot_usage_histogram
+from ibqlab.plots.style import method_label
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
 from ibqlab.studies.figures import map_run
@@ -36,18 +36,6 @@ _CONTROL = {"style": {"description_width": "initial"}, "layout": {"width": "max-
 _WRAPPED = {"flex_flow": "row wrap", "align_items": "flex-start"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """What the explorer shows of one snapshot, as HTML."""
-
-    code_map: str
-    """Codes and features in the run's one fitted space."""
-    histogram: str
-    """Hits by rank."""
-    numbers: str
-    """Usage with its token count, perplexity, dead codes."""
-
-
 class StudyExplorer(StaticTwin, ipywidgets.VBox):
     """Controls over a study's finished runs and two pictures of one snapshot, drawn from the run folder.
 
@@ -66,7 +54,8 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
             )
         self._projection = study.grid.projection
         self._maps: dict[Path, tuple[Projection, list[int], int]] = {}
-        self._frames: dict[tuple[Path, int], Frame] = {}
+        self._pages: dict[tuple[Path, int], dict[str, str]] = {}
+        """Run and step → what map, histogram and numbers show, as HTML."""
         self._busy = False
         self.choices = {axis: ipywidgets.Dropdown(description=title, **_CONTROL) for axis, title in AXES.items()}
         self.step = ipywidgets.SelectionSlider(
@@ -113,8 +102,8 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
 
     def _matching(self, axes: list[str]) -> list[tuple[Cell, Run]]:
         """Finished cells that agree with what is chosen on these axes."""
-        wanted = {axis: self.choices[axis].value for axis in axes}
-        return [(cell, run) for cell, run in self._cells if wanted.items() <= cell.labels.items()]
+        chosen = {axis: self.choices[axis].value for axis in axes}
+        return [(cell, run) for cell, run in self._cells if chosen.items() <= cell.labels.items()]
 
     def _offer(self, own_start: bool = False) -> None:
         """Offer on each axis what exists together with the choices before it; a choice that still exists stays.
@@ -125,11 +114,11 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
         for place, (axis, dropdown) in enumerate(self.choices.items()):
             matching = self._matching(list(AXES)[:place])
             possible = {_option(axis, cell): cell.labels[axis] for cell, _ in matching}
-            kept = dropdown.value
+            choice = dropdown.value
             if axis == "init" and own_start:
-                kept = next((cell.labels[axis] for cell, _ in matching if cell.labels["published_init"]), kept)
+                choice = next((cell.labels[axis] for cell, _ in matching if cell.labels["published_init"]), choice)
             dropdown.options = list(possible.items())
-            dropdown.value = kept if kept in possible.values() else next(iter(possible.values()))
+            dropdown.value = choice if choice in possible.values() else next(iter(possible.values()))
             dropdown.disabled = len(possible) == 1
         steps = self.run.snapshot_steps or [0]
         nearest = min(steps, key=lambda step: abs(step - self.step.value))
@@ -157,34 +146,35 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
     def _redraw(self) -> None:
         """Show the chosen snapshot, or why it cannot be shown: an error in a callback would be seen by nobody."""
         cell, run = self._chosen()
-        if (run.path, self.step.value) not in self._frames:
+        if (run.path, self.step.value) not in self._pages:
             self._mark_stale(f"{_title(cell, self.step.value)}: drawing …")
         try:
-            frame = self._frame()
+            pages = self._frame()
         except (RunError, ValueError, ImportError) as error:
-            frame = Frame(code_map="", histogram="", numbers=f"<b>{for_html(error, None)}</b>")
-        self.code_map.value, self.histogram.value, self.numbers.value = frame.code_map, frame.histogram, frame.numbers
+            pages = {"code_map": "", "histogram": "", "numbers": f"<b>{for_html(error, None)}</b>"}
+        for name, page in pages.items():
+            getattr(self, name).value = page
 
-    def _mark_stale(self, told: str) -> None:
+    def _mark_stale(self, text: str) -> None:
         """Dim the pictures of what was chosen before, and say what is being drawn."""
-        self.numbers.value = for_html(told)
+        self.numbers.value = for_html(text)
         for picture in (self.code_map, self.histogram):
             picture.value = faded(picture.value)
 
-    def _frame(self) -> Frame:
+    def _frame(self) -> dict[str, str]:
         """The chosen snapshot, drawn when it is first asked for."""
         cell, run = self._chosen()
         step = self.step.value
-        if (run.path, step) not in self._frames:
+        if (run.path, step) not in self._pages:
             counts = run.snapshot(step)["counts"]
             projection, steps, most_hits = self._map(run)
             title = _title(cell, step)
-            self._frames[run.path, step] = Frame(
-                code_map=_map_html(projection, (steps.index(step), most_hits), counts, title),
-                histogram=_histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
-                numbers=for_html(f"{title}: {_numbers(counts)}", None),
-            )
-        return self._frames[run.path, step]
+            self._pages[run.path, step] = {
+                "code_map": _map_html(projection, (steps.index(step), most_hits), counts, title),
+                "histogram": _histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
+                "numbers": for_html(f"{title}: {_numbers(counts)}", None),
+            }
+        return self._pages[run.path, step]
 
     def _map(self, run: Run) -> tuple[Projection, list[int], int]:
         """The one space of all of a run's snapshots, fitted once; their steps; the most hits that any code ever has."""
@@ -220,7 +210,7 @@ def _option(axis: str, cell: Cell) -> str:
     """A cell's place on an axis, as it is offered."""
     value = cell.labels[axis]
     if axis == "method":
-        return METHOD_STYLES[value].label if value in METHOD_STYLES else value
+        return method_label(value)
     if axis == "init":
         return name_start(value, cell.labels["published_init"])
     return f"{value:,}"

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.plots import plot_generator_curves, plot_run_curves
-from ibqlab.plots.style import PrintFigure
+from ibqlab.plots.printing import PrintFigure
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 _SHARE_OF_TIME = 0.125

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ibqlab.base.checks import require
+from ibqlab.base.measures import measure
 from ibqlab.base.processes import sum_over_processes
 from ibqlab.data import Batch
 from ibqlab.generator import make_generator
@@ -110,7 +111,8 @@ class _GeneratorTrainer(Trainer):
         return {"weight_decay": self.networks.weight_decay, **self.mean(measured)} if logging else None
 
     def line_numbers(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"loss": f"{row['loss']:.3f}", "bits/token": f"{row['loss'] / math.log(2):.2f}"}
+        bits = f"{row['loss'] / math.log(2):.2f}"
+        return {measure("loss").title: f"{row['loss']:.3f}", measure("bits_per_token").title: bits}
 
     def measure(self, step: int) -> dict[str, Any]:
         with uncompiled(self.config.speed):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ibqlab.base.measures import measure
 from ibqlab.data import Batch, first_images, open_data, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
@@ -131,7 +132,7 @@ class _TokenizerTrainer(Trainer):
         return row
 
     def line_numbers(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"loss": f"{row['loss']:.3f}", "window usage": f"{row['usage']:.1%}"}
+        return {measure("loss").title: f"{row['loss']:.3f}", f"window {measure('usage').title}": f"{row['usage']:.1%}"}
 
     def measure(self, step: int) -> dict[str, Any]:
         with uncompiled(self.config.speed):
