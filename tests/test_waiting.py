@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import ibqlab
-from ibqlab.base.progress import CountingLine, ProgressLine, counted, last_values, time_left
+from ibqlab.base.progress import CountingLine, ProgressLine, counted, time_left
 from ibqlab.cli import main
 from ibqlab.grids.cells import Cell, CellStore
 from ibqlab.grids.engine import run_cells
@@ -27,6 +27,7 @@ from ibqlab.grids.progress import StudyProgress
 from ibqlab.notebooks.execution import execute
 from ibqlab.notebooks.results import results_of, without_widgets
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.metrics import last_values
 from ibqlab.studies import run_figures
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator

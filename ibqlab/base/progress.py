@@ -10,19 +10,17 @@ Start with `ProgressLine`; `CountingLine` and `counted` say how many of how many
 """
 
 import json
-import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import UnreadableFile, parse_json
 
 FILE_VARIABLE = "IBQLAB_PROGRESS"
 """Environment variable: the file that a kernel leaves its line in."""
@@ -30,10 +28,6 @@ EVERY = 0.5
 """Least seconds between two states of a line that can be written over."""
 LOG_EVERY = 10.0
 """Least seconds between two lines of a log."""
-SHORTEST = 100
-"""Training steps; figures and results of shorter runs say that they mean nothing."""
-TAIL_BYTES = 32 * 1024
-"""Of a run's metrics that are read: some twenty rows."""
 T = TypeVar("T")
 
 
@@ -170,45 +164,6 @@ def time_left(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def why_too_short(steps: Any, preset: str = "") -> str:
-    """Why runs are too short to mean anything: their preset, or their steps; "" where they are not."""
-    if preset == "smoke":
-        return "preset smoke"
-    return f"{steps:,.0f} steps" if isinstance(steps, (int, float)) and steps < SHORTEST else ""
-
-
-def few_tokens(tokens: float, config: Mapping[str, Any]) -> str:
-    """What to keep in mind of usage in few tokens; "" from ten tokens per code on.
-
-    Args:
-        tokens: in which usage was counted.
-        config: of the run.
-    """
-    size: Any = config
-    for key in ("tokenizer", "quantizer", "codebook_size"):
-        size = size.get(key) if isinstance(size, Mapping) else None
-    if type(size) is not int or size < 2 or not 0 < tokens < 10 * size:
-        return ""
-    even = -math.expm1(tokens * math.log1p(-1 / size))
-    return f"even use of all {size:,} codes would hit {even:.0%} in so few"
-
-
-def last_values(file: Path) -> dict[str, Any]:
-    """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
-    values: dict[str, Any] = {}
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-            lines = stream.read().split(b"\n")
-    except OSError:
-        return values
-    for line in lines:
-        # The first line may be cut, and so may the last one, which is being written.
-        with suppress(UnreadableFile, UnicodeDecodeError):
-            values |= {key: value for key, value in parse_json(line, file.name).items() if value is not None}
-    return values
 
 
 # --- between a notebook's kernel and the command that executes it -----------------------------------------------------

@@ -23,7 +23,7 @@ from ibqlab.base.checks import (
     require_between,
     require_choice,
 )
-from ibqlab.base.progress import counted, tell, why_too_short
+from ibqlab.base.progress import counted, tell
 from ibqlab.data import first_images, open_data
 from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
 from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery
@@ -36,6 +36,7 @@ from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run, runs_root
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.root import locate
 
 COMPARED = ("cfg_scales", "temperatures", "top_ps")

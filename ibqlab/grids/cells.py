@@ -36,8 +36,8 @@ from ibqlab.base.files import (
     write_whole,
 )
 from ibqlab.base.locking import holding, is_held
-from ibqlab.base.progress import last_values
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.runs.metrics import last_values
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 FOLDERS = ("cells", "rows", "failed", "logs", "locks")

@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 
 from ibqlab.base.cache import ENTRY_BYTES, content_key
 from ibqlab.base.files import UnreadableFile, explained, parse_json, read_npz, replacing, sweep, write_whole
-from ibqlab.base.progress import tell, why_too_short
+from ibqlab.base.progress import tell
 from ibqlab.grids.evaluation_parameters import EvaluationParameters, MeasuringParameters, command_of
 from ibqlab.grids.evaluation_rules import TokenizerUnderTest, find_rules, find_tokenizer, prepare_tokenizer
 from ibqlab.metrics import MetricCard, cards_markdown, cards_table, evaluate_reconstruction
@@ -25,6 +25,7 @@ from ibqlab.metrics.weights import hash_file
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.report import AS_GIVEN, WORDS
 from ibqlab.runs import Run, provenance
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder
 from ibqlab.training import train
 

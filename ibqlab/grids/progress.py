@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ibqlab.base.measures import measure
-from ibqlab.base.progress import ProgressLine, last_values, tell, time_left
+from ibqlab.base.progress import ProgressLine, tell, time_left
 from ibqlab.grids.cells import Cell, CellStore
+from ibqlab.runs.metrics import last_values
 
 
 class StudyProgress(ProgressLine):

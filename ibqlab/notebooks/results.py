@@ -14,7 +14,8 @@ from typing import Any
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, read_json, write_whole
 from ibqlab.base.measures import measure
-from ibqlab.base.progress import few_tokens, last_values, why_too_short
+from ibqlab.runs.caveats import few_tokens, why_too_short
+from ibqlab.runs.metrics import last_values
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"

@@ -6,6 +6,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,8 @@ from ibqlab.runs.folder import require_own_files, what_is_left, writing
 METRICS_FILE = "metrics.jsonl"
 METRICS_BYTES = 2**33
 """Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""
+TAIL_BYTES = 32 * 1024
+"""Of a run's metrics that are read: some twenty rows."""
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -129,6 +132,22 @@ def _last_step(text: bytes) -> int:
         return read_row(line, "last line")["step"]
     except RunError:
         return -1
+
+
+def last_values(file: Path) -> dict[str, Any]:
+    """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
+    values: dict[str, Any] = {}
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+            lines = stream.read().split(b"\n")
+    except OSError:
+        return values
+    for line in lines:
+        # The first line may be cut, and so may the last one, which is being written.
+        with suppress(UnreadableFile, UnicodeDecodeError):
+            values |= {key: value for key, value in parse_json(line, file.name).items() if value is not None}
+    return values
 
 
 def force_rows(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import partial
 
 from ibqlab.base.escaping import for_markdown
 from ibqlab.base.intervals import name_student_interval
-from ibqlab.base.progress import SHORTEST
+from ibqlab.runs.caveats import SHORTEST
 from ibqlab.studies.ablation_figures import compared_methods, figure_methods, figure_norms, figure_table, order_text
 from ibqlab.studies.ablation_grid import AblationParameters, PaperTables, table_cells, table_facts
 from ibqlab.studies.ablation_tables import AblationTables

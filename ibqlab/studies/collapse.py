@@ -7,9 +7,9 @@ import pandas as pd
 from ibqlab.base.escaping import for_markdown
 from ibqlab.base.intervals import seed_range
 from ibqlab.base.measures import SHARE, measure
-from ibqlab.base.progress import SHORTEST
 from ibqlab.grids.cells import StudyError
 from ibqlab.plots.style import method_label
+from ibqlab.runs.caveats import SHORTEST
 from ibqlab.studies.figures import (
     figure_collapse,
     figure_histogram,

@@ -4,7 +4,6 @@ import shlex
 
 from matplotlib.figure import Figure
 
-from ibqlab.base.progress import why_too_short
 from ibqlab.generating.class_labels import SHOWN_CLASSES
 from ibqlab.generating.gallery import GalleryParameters, choose_classes, open_gallery
 from ibqlab.plots import (
@@ -18,6 +17,7 @@ from ibqlab.plots import (
 )
 from ibqlab.plots.style import mark_too_short
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.studies.figures import map_run
 
 MOST_WORK = 1e12

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.checks import is_finite_number, require_choice
 from ibqlab.base.escaping import for_markdown, for_terminal
-from ibqlab.base.progress import SHORTEST, few_tokens, notice
+from ibqlab.base.progress import notice
 from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.plots import (
@@ -26,6 +26,7 @@ from ibqlab.plots import (
     save_figure,
 )
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.caveats import SHORTEST, few_tokens
 from ibqlab.runs.provenance_record import portable
 from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown, write_pages
 from ibqlab.studies.provenance import provenance_text

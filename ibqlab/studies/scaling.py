@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from ibqlab.base.escaping import for_markdown
 from ibqlab.base.intervals import LEVEL, Interval, exponent_text, name_student_interval, student_interval
 from ibqlab.base.measures import SHARE, measure
-from ibqlab.base.progress import SHORTEST
 from ibqlab.plots import plot_scaling, save_figure, scaling_table
 from ibqlab.plots.power_laws import exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import method_label
+from ibqlab.runs.caveats import SHORTEST
 from ibqlab.studies.collapse import summary_table
 from ibqlab.studies.comparisons import correct_holm, is_clear, name_correction, welch_p
 from ibqlab.studies.figures import save_study_figure, save_study_table

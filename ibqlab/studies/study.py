@@ -19,13 +19,13 @@ import pandas as pd
 
 from ibqlab.base.checks import PROCESSES, STEPS, require, require_between, require_choice
 from ibqlab.base.files import write_whole
-from ibqlab.base.progress import why_too_short
 from ibqlab.config import content_hash
 from ibqlab.grids.cells import PARAMETERS_FILE, STUDY_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.grids.engine import Outcome, run_cells
 from ibqlab.grids.local import Launcher, LocalLauncher
 from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.runs import Run
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.runs.provenance_record import COMMAND, portable
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.checks import CODES, SEED, STUDY_RUNS, require, require_at_most, require_between
 from ibqlab.base.escaping import for_markdown
-from ibqlab.base.progress import tell, why_too_short
+from ibqlab.base.progress import tell
 from ibqlab.config import content_hash, to_dict
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
 from ibqlab.grids.cells import Cell
@@ -24,6 +24,7 @@ from ibqlab.plots import plot_token_scaling, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import run_name
 from ibqlab.studies.figures import save_study_figure
 from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown
