@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ibqlab.base.files import write_whole
 from ibqlab.base.intervals import name_student_interval
 from ibqlab.base.measures import measure
-from ibqlab.base.progress import why_too_short
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.data.pictures import open_picture
 from ibqlab.diagnostics.usage import Usage
 from ibqlab.plots import (
@@ -83,8 +83,9 @@ def redraw(folder: Path) -> tuple[list[str], list[str]]:
 
 def _note_runs(picture: Path, figure: Figure) -> None:
     """Write on a figure what its CSV does not hold and provenance.json does: the seed shown, and runs too short."""
-    file = picture.with_name("provenance.json")
-    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # Beside stored figures; in a study's own folder one level above them.
+    files = [folder / "provenance.json" for folder in (picture.parent, picture.parent.parent)]
+    facts = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
     seeds, preset = facts.get("seeds") or [], re.search(r"preset=(\w+)", str(facts.get("command")))
     if len(seeds) > 1 and picture.stem.startswith(OF_ONE_SEED):
         extend_caption(figure, f"seed {seeds[0]}, the first of {len(seeds)}")

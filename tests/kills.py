@@ -44,6 +44,7 @@ from ibqlab.base.locking import is_held
 from ibqlab.grids import cell_rows  # noqa: F401 - as above
 from ibqlab.grids import local as launching
 from ibqlab.runs import Run
+from ibqlab.tokens import pieces
 from ibqlab.tokens import writing as token_writing
 from ibqlab.training import recipe_config, train
 
@@ -72,7 +73,7 @@ def run_study(folder: Path) -> None:
 
 def tokenize(folder: Path) -> None:
     """All digits, in twelve pieces."""
-    token_writing.PIECE = 150
+    pieces.PIECE = 150
     token_writing.write_tokens(make_tokenizer(), DIGITS, folder, progress=False)
 
 

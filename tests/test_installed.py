@@ -66,8 +66,9 @@ def test_the_wheel_holds_the_recipes_and_notebooks_of_the_checkout(installed):
 
 NAMES = """
 import json, sys, ibqlab
-from ibqlab.costs.tokenizer_cost import measured_speeds
-from ibqlab.recipes.recipe_files import published_rows, recipe_config
+from ibqlab.costs.time_and_price import measured_speeds
+from ibqlab.recipes.published import published_rows
+from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.studies.table_files import read_table, table_names
 
 recipes = json.loads(sys.argv[1])
@@ -94,8 +95,8 @@ def test_every_recipe_and_table_is_found_by_its_name(installed, run):
 def test_a_notebook_runs_by_its_name(ibqlab, tmp_path):
     said = ibqlab("run", "explore_collapse", "preset=smoke", "projection=pca")
     study = tmp_path / "runs" / "explore_collapse-smoke"
-    assert f"report: {study / 'figures' / 'report.md'}" in said and "result: " in said
-    (facts, *_) = [json.loads(file.read_text()) for file in study.rglob("provenance.json")]
+    assert f"report: {study / 'report.html'}" in said and "result: " in said
+    (facts, *_) = [json.loads(file.read_text()) for file in study.glob("*/provenance.json")]
     # What ran was the installed package, in the kernel and in the cells' processes, too.
     assert facts["commit"] is None and facts["versions"]["ibqlab"]
 
