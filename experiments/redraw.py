@@ -37,8 +37,8 @@ from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.printing import print_style
 from ibqlab.plots.style import extend_caption, mark_too_short, method_label
-from ibqlab.studies.ablation_figures import measure_panel, paper_panel
 from ibqlab.studies.ablation_tables import COLUMNS, STANDS_IN
+from ibqlab.studies.ablations import paper_panel
 from ibqlab.studies.scaling import FITTED
 from ibqlab.studies.table_files import read_table, table_names
 from ibqlab.tokens.entropy import TokenEntropy
@@ -154,7 +154,7 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
     for key in sorted(set(table["measure"]), key=lambda key: COLUMNS.index(PAIRED.get(key, key))):
         if key in COLUMNS:
             quantity = measure(key)
-            panels.append(measure_panel(replace(quantity, title=distance) if key == "gfid" else quantity))
+            panels.append(replace(quantity, title=distance) if key == "gfid" else quantity)
         else:
             panels.append(paper_panel(key.removeprefix("paper_")))
     file = read_table(picture.stem)

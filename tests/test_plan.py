@@ -29,7 +29,7 @@ from ibqlab.recipes.recipe_files import (
     read_recipe,
 )
 from ibqlab.recipes.snapshots import SNAPSHOTS_BYTES, snapshot_schedule
-from ibqlab.studies.run_figures import figure_run_codes
+from ibqlab.studies.run_report import figure_run_codes
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.tokenizer.discriminator import PatchDiscriminator

@@ -41,7 +41,7 @@ from ibqlab.studies.method_grid import fill_in, grid_cells
 from ibqlab.studies.pages import to_markdown
 from ibqlab.studies.provenance import provenance_text
 from ibqlab.studies.study import Study
-from ibqlab.studies.table_files import GeneratorTranslation, Preset, Published, TokenizerTranslation
+from ibqlab.studies.table_files import GeneratorTranslation, Preset, TableRow, TokenizerTranslation
 from ibqlab.training import find_recipe, load_recipe, recipe_config
 
 GRID = {
@@ -113,8 +113,9 @@ def test_more_workers_and_threads_than_any_machine_has_are_refused(name):
         (TokenizerTranslation, {"num_res_blocks": {1: 10**5}}, "num_res_blocks must be at most 1,024"),
         (GeneratorTranslation, {"depths": {16: 10**6}}, "depths must be at most 1,024"),
         (GeneratorTranslation, {"width_per_depth": 0}, "width_per_depth must be at least 1"),
-        (Published, {"usage": 98.0}, "usage must lie in 0 to 1; got 98"),
-        (Published, {"rfid": -1.0}, "rfid must lie in 0 to 1,000"),
+        (TableRow, {"published": {"usage": 98.0}}, "usage must lie in 0 to 1; got 98"),
+        (TableRow, {"published": {"rfid": -1.0}}, "rfid must lie in 0 to 1,000"),
+        (TableRow, {"published": {"recal": 0.5}}, "published must be one of .*; did you mean 'recall'"),
         (EvaluationRequest, {"samples_per_class": 10**12}, "samples_per_class must be at most"),
     ],
 )

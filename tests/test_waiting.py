@@ -28,7 +28,7 @@ from ibqlab.notebooks.execution import execute
 from ibqlab.notebooks.results import results_of, without_widgets
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.metrics import last_values
-from ibqlab.studies import run_figures
+from ibqlab.studies import run_report
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingInterrupted, recipe_config, train, train_generator
 
@@ -458,7 +458,7 @@ class TestRunReport:
         assert list(drawn[["class", "seed"]].itertuples(index=False, name=None)) == [
             (label, seed) for label in range(config.generator.num_classes) for seed in range(4)
         ]
-        monkeypatch.setattr(run_figures, "MOST_WORK", 1)
+        monkeypatch.setattr(run_report, "MOST_WORK", 1)
         assert pictures_of(write_run_report(made)) == 1
         text = (made.path / "report.md").read_text(encoding="utf-8")
         assert re.search(r"Not drawn: samples \(with 0 million weights they take minutes: type ibqlab run ", text)

@@ -17,8 +17,7 @@ from ibqlab.plots import plot_run_curves, run_curve_table
 from ibqlab.runs import Run
 from ibqlab.studies import StudyError, StudyParameters, figure_collapse, figure_reconstructions, open_study
 from ibqlab.studies.method_grid import name_start
-from ibqlab.studies.run_figures import figure_run_histogram
-from ibqlab.studies.run_report import _figure_curves
+from ibqlab.studies.run_report import _figure_curves, figure_run_histogram
 from ibqlab.training import train
 from ibqlab.widgets import LiveCurves, explore_study, live
 

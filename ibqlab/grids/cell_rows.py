@@ -94,7 +94,9 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
             extractor=measure.extractor or None,
             progress=False,
         )
-        values |= {_column(name, measure): result[name].value for name in measure.metrics}
+        # rFID alone is of the extractor's features.
+        columns = {"rfid": column_of("rfid", measure.extractor)}
+        values |= {columns.get(name, name): result[name].value for name in measure.metrics}
     return values
 
 
@@ -203,8 +205,3 @@ def sample_measures(archive: Path, measure: EvaluationRequest, source: Any) -> d
         )
         values |= {column_of(name, measure.extractor): result[name].value for name in measure.generation_metrics}
     return values
-
-
-def _column(metric: str, measure: EvaluationRequest) -> str:
-    """Of a reconstruction's metric; rFID alone is of the extractor's features."""
-    return column_of(metric, measure.extractor) if metric == "rfid" else metric

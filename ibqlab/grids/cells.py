@@ -23,19 +23,12 @@ from typing import Any
 
 import pandas as pd
 
+from ibqlab.base import files
 from ibqlab.base.checks import IMAGES, require_between, require_choice
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import (
-    RunError,
-    UnreadableFile,
-    explained,
-    is_ordinary,
-    open_ordinary,
-    parse_json,
-    sweep,
-    write_whole,
-)
+from ibqlab.base.files import RunError, UnreadableFile, explained, is_ordinary, sweep, write_whole
 from ibqlab.base.locking import holding, is_held
+from ibqlab.base.measures import OTHER_NETWORK
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
 from ibqlab.runs.metrics import last_values
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
@@ -104,11 +97,6 @@ class EvaluationRequest:
         require_between("samples_per_class", self.samples_per_class, 0, IMAGES)
 
 
-OTHER_FEATURES = {"rfid": "reconstruction_frechet_distance", "fid": "frechet_distance"}
-OTHER_FEATURES |= {"is": "class_score", "kid": "kernel_distance"}
-"""What metrics of the features of another network than Inception are called."""
-
-
 def column_of(metric: str, extractor: str) -> str:
     """The column of a row for a metric of features: FID and its kin are called so only with Inception's.
 
@@ -117,8 +105,14 @@ def column_of(metric: str, extractor: str) -> str:
         extractor: another network than Inception, whose name the column then bears; empty: Inception.
     """
     if extractor and not extractor.startswith("inception-"):
-        return f"{OTHER_FEATURES.get(metric, metric)}_{extractor}"
+        return f"{OTHER_NETWORK.get(metric, metric)}_{extractor}"
     return "gfid" if metric == "fid" else metric
+
+
+def codebook_labels(quantizer: Any) -> dict[str, Any]:
+    """What tells the codebooks of a grid apart, as labels of cells: method, codebook_size, code_dim."""
+    sizes = {"codebook_size": quantizer.codebook_size, "code_dim": quantizer.code_dim}
+    return {"method": quantizer.config_name, **sizes}
 
 
 @dataclass(frozen=True)
@@ -181,10 +175,10 @@ class CellStore:
         is_new = read_json(file) is None
         with explained(file):
             self.folder.mkdir(parents=True, exist_ok=True)
-        folders = [self.folder / name for name in FOLDERS]
-        nested = [below for folder in folders for below in folder.glob("*/")]
-        for folder in (self.folder, *folders, *nested):
-            sweep(folder)
+        sweep(self.folder)
+        for name in FOLDERS:
+            for folder in (self.folder / name, *(self.folder / name).glob("*/")):
+                sweep(folder)
         if is_new:
             write_whole(file, as_json(dict(facts)))
             return
@@ -326,7 +320,7 @@ class CellStore:
         Raises:
             RunError: the lock's file cannot be made.
         """
-        file = self._lock(name)
+        file = self.folder / "locks" / name
         with ExitStack() as stack:
             with explained(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -335,10 +329,7 @@ class CellStore:
 
     def is_taken(self, name: str) -> bool:
         """Whether some process works on a cell now."""
-        return is_held(self._lock(name))
-
-    def _lock(self, name: str) -> Path:
-        return self.folder / "locks" / name
+        return is_held(self.folder / "locks" / name)
 
     def last_step(self, name: str) -> int:
         """The last step that a cell's run has logged, 0 before the first."""
@@ -359,8 +350,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
         RunError: there is something that may not be read, or that is no file.
     """
     try:
-        with open_ordinary(file) as stream:
-            return parse_json(stream.read(FILE_BYTES), str(file), dict)
+        return files.read_json(file, limit=FILE_BYTES)
     except FileNotFoundError:
         return None
     except UnreadableFile as error:

@@ -13,7 +13,7 @@ from ibqlab.diagnostics.usage import measure_usage_of_counts, perplexity
 from ibqlab.grids.evaluation_parameters import ComparisonParameters, split_labels
 from ibqlab.grids.evaluation_rules import EvaluationRules, TokenizerUnderTest, find_tokenizer, prepare_tokenizer
 from ibqlab.grids.evaluation_session import EvaluationResult, EvaluationSession
-from ibqlab.metrics import PROTOCOLS
+from ibqlab.metrics import PROTOCOLS, MetricCard
 from ibqlab.recipes.published import PublishedRow, published_rows
 from ibqlab.recipes.recipe_files import recipe_config
 
@@ -81,7 +81,7 @@ def comparison_table(results: Sequence[EvaluationResult], published: dict[str, P
                 "K": quantizer.codebook_size,
                 "D": quantizer.code_dim,
                 "images": max(card.images for card in result.cards),
-                **{_column_of(result, key): value for key, value in result.values.items()},
+                **{_column_of(card): card.value for card in result.cards},
                 "published_rfid": printed.rfid if printed else math.nan,
                 "published_lpips": printed.lpips if printed and printed.lpips is not None else math.nan,
                 "published_usage": printed.usage if printed and printed.usage is not None else math.nan,
@@ -99,31 +99,22 @@ def dots_table(
     LPIPS has none, because papers do not name its network.
     """
     published = {} if reasons_against(rules, published) else published
-    printed = {
-        (label, key): value
-        for label, row in published.items()
-        for key, value in {"rfid": row.rfid, "usage": row.usage}.items()
-    }
-    return pd.DataFrame(
-        [
-            {
-                "label": result.tokenizer.label,
-                **{field: getattr(card, field) for field in ("key", "metric", "value", "unit", "better")},
-                "key": _column_of(result, card.key),
-                "published": printed.get((result.tokenizer.label, _column_of(result, card.key)), math.nan),
-            }
-            for result in results
-            for card in result.cards
-        ]
-    )
+    rows = []
+    for result in results:
+        printed = published.get(result.tokenizer.label)
+        values = {"rfid": printed.rfid, "usage": printed.usage} if printed else {}
+        for card in result.cards:
+            row = {"label": result.tokenizer.label, "key": _column_of(card)}
+            row |= {field: getattr(card, field) for field in ("metric", "value", "unit", "better")}
+            rows.append(row | {"published": values.get(row["key"], math.nan)})
+    return pd.DataFrame(rows)
 
 
-def _column_of(result: EvaluationResult, key: str) -> str:
+def _column_of(card: MetricCard) -> str:
     """A metric's column: a distance in the features of another network than Inception's bears that network's name."""
-    name = next((card.metric for card in result.cards if card.key == key), "")
-    if not name.startswith("Fréchet distance"):
-        return key
-    return re.sub(r"\W+", "_", name.replace("é", "e").lower()).strip("_")
+    if not card.metric.startswith("Fréchet distance"):
+        return card.key
+    return re.sub(r"\W+", "_", card.metric.replace("é", "e").lower()).strip("_")
 
 
 def reasons_against(rules: EvaluationRules, published: dict[str, PublishedRow]) -> list[str]:

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, Cell, CellStore, StudyError, check_distinct
-from ibqlab.grids.local import Job, Launcher
+from ibqlab.grids.local import Job, LocalLauncher
 from ibqlab.grids.progress import StudyProgress
+from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.training import TrainingInterrupted
 
 POLL_SECONDS = 0.5
+Launcher = LocalLauncher | SlurmLauncher
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,12 @@ def split_labels(name: str, entries: Sequence[str]) -> dict[str, str]:
 
 def command_of(notebook: str, parameters: MeasuringParameters) -> str:
     """What makes the results again; of absolute paths only the last part, since they tell whose machine it was."""
-    words = [f"preset={parameters.preset}"]
-    for field in fields(parameters):
-        value = getattr(parameters, field.name)
-        default = field.default if field.default is not MISSING else None
-        if field.name != "preset" and value != default:
-            words.append(f"{field.name}={_as_typed(value)}")
-    return " ".join(["ibqlab run", notebook, *map(shlex.quote, words)])
+    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
+    changed = {"preset": parameters.preset} | {
+        field.name: values[field.name] for field in fields(parameters) if values[field.name] != field.default
+    }
+    words = [shlex.quote(f"{name}={_as_typed(value)}") for name, value in changed.items()]
+    return " ".join(["ibqlab run", notebook, *words])
 
 
 def _as_typed(value: Any) -> str:

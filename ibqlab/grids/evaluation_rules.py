@@ -128,7 +128,10 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
         source, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
     )
     for tokenizer in tokenizers:
-        _check_size(tokenizer, images.side)
+        try:
+            empty_tokenizer(tokenizer.config).latent_grid(*images.side)
+        except ValueError as error:
+            raise ValueError(f"the tokenizer {tokenizer.label} cannot take these images: {error}") from None
     lpips_weights = split_labels("lpips_weights", parameters.lpips_weights)
     requested = parameters.metrics or preset.metrics or RECONSTRUCTION_METRICS
     optional = () if parameters.metrics else preset.optional
@@ -184,13 +187,6 @@ def _validation_images(tokenizers: Sequence[TokenizerUnderTest], protocol: Proto
         )
     data = sources[0] if sources else DataConfig(source="photos", image_size=protocol.image_size)
     return open_data(data, "validation")
-
-
-def _check_size(tokenizer: TokenizerUnderTest, side: tuple[int, int]) -> None:
-    try:
-        empty_tokenizer(tokenizer.config).latent_grid(*side)
-    except ValueError as error:
-        raise ValueError(f"the tokenizer {tokenizer.label} cannot take these images: {error}") from None
 
 
 def _find_weight_files(

@@ -94,11 +94,15 @@ class EvaluationSession:
             "images": {"description": self.rules.images.description, "content": self.images_key},
             "checkpoints": {result.tokenizer.label: result.checkpoint for result in results},
         }
+        files = {
+            "cards.csv": cards_table(cards).to_csv(index=False),
+            "cards.md": f"Of {weights}.\n\n{cards_markdown(cards)}\n",
+            "keys.txt": "\n\n".join(reports) + "\n",
+            "provenance.json": json.dumps(facts, indent=2, ensure_ascii=False) + "\n",
+        }
         sweep(self.folder)
-        _write(self.folder / "cards.csv", cards_table(cards).to_csv(index=False))
-        _write(self.folder / "cards.md", f"Of {weights}.\n\n{cards_markdown(cards)}\n")
-        _write(self.folder / "keys.txt", "\n\n".join(reports) + "\n")
-        _write(self.folder / "provenance.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        for name, text in files.items():
+            write_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))
         sentence = describe_results(results, weights, self.parameters.preset)
         tell(folder=str(self.folder.resolve()), result=sentence)
         return results
@@ -124,7 +128,12 @@ class EvaluationSession:
         # A file that a full disk or another program damaged is measured again.
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             return _read(stored, tokenizer, rules.left_out, checkpoint)
-        _store(stored, self._compute(tokenizer, progress))
+        content = self._compute(tokenizer, progress)
+        with explained(stored):
+            stored.parent.mkdir(parents=True, exist_ok=True)
+        sweep(stored.parent)
+        with replacing(stored) as stream:
+            np.savez_compressed(stream, **content)
         return _read(stored, tokenizer, rules.left_out, checkpoint)
 
     def _compute(self, tokenizer: TokenizerUnderTest, progress: bool) -> dict[str, Any]:
@@ -162,11 +171,7 @@ def open_evaluation(parameters: EvaluationParameters) -> EvaluationSession:
 
 
 def describe_weights(tokenizers: Sequence[TokenizerUnderTest], weights: str) -> str:
-    """Which weights are measured, in words; an export that does not tell which it holds is named.
-
-    Args:
-        weights: "ema" or "raw", as asked for.
-    """
+    """Which weights ("ema" or "raw") are measured, in words; an export that does not tell which it holds is named."""
     unlabelled = [tokenizer.label for tokenizer in tokenizers if not tokenizer.labelled]
     if not unlabelled:
         return WORDS[weights]
@@ -176,25 +181,21 @@ def describe_weights(tokenizers: Sequence[TokenizerUnderTest], weights: str) -> 
 
 
 def describe_results(results: Sequence[EvaluationResult], weights: str, preset: str) -> str:
-    """All tokenizers' values, and of which weights they are, in a sentence.
-
-    Args:
-        weights: in words.
-    """
+    """All tokenizers' values in a sentence, and of which weights, given in words, they are."""
     texts = []
     for result in results:
-        values = [_value_of(card) for card in result.cards if card.value == card.value]
+        values = [
+            f"{card.metric} {card.value:.1%}"
+            if card.unit == "share"
+            else f"{card.metric} {card.value:.4g} {card.unit}".rstrip()
+            for card in result.cards
+            if card.value == card.value  # no NaN: what was left out
+        ]
         texts.append(f"{result.tokenizer.label}: {', '.join(values)}")
     images = max(card.images for result in results for card in result.cards)
     reason = why_too_short(None, preset)
     sentence = f"{weights} on {images:,} images, {'; '.join(texts)}"
     return f"{sentence} ({reason}: too short to mean anything)" if reason else sentence
-
-
-def _value_of(card: MetricCard) -> str:
-    if card.unit == "share":
-        return f"{card.metric} {card.value:.1%}"
-    return f"{card.metric} {card.value:.4g} {card.unit}".rstrip()
 
 
 def hash_checkpoint(path: Path) -> str:
@@ -203,15 +204,6 @@ def hash_checkpoint(path: Path) -> str:
         return hash_file(path)
     run = Run(path)
     return content_key(checkpoint=hash_file(run.last_checkpoint), config=run.config_hash)
-
-
-def _store(target: Path, content: dict[str, Any]) -> None:
-    """Write a result, whole or not at all."""
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target.parent)
-    with replacing(target) as stream:
-        np.savez_compressed(stream, **content)
 
 
 def _read(
@@ -233,9 +225,3 @@ def _read(
         report=str(content["report"]),
         checkpoint=checkpoint,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode("utf-8", "backslashreplace"))

@@ -1,4 +1,7 @@
-"""Where cells are worked on: what every launcher does, and the one for processes of this machine.
+"""Where cells are worked on: jobs, and the launcher for processes of this machine.
+
+A launcher starts cells: `free` says whether there is room for one, `start` starts one that `CellStore.prepare` has
+written down, and `find` returns the job of an earlier engine that still works on it.
 
 A cell is the work of `python -m ibqlab.grids.worker FOLDER CELL` in a process that outlives whoever started it; `slurm`
 makes jobs of a cluster of the same. Both need Linux or macOS. On Windows every package can be imported, runs train and
@@ -12,7 +15,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from types import ModuleType
-from typing import Protocol, runtime_checkable
 
 from ibqlab.grids.cells import NO_ROOM, Cell, CellStore, StudyError
 from ibqlab.grids.worker import run_cell
@@ -50,28 +52,8 @@ class Job:
         """End it now, so that it can be resumed. Somebody else's is left alone: they may still want it."""
 
 
-@runtime_checkable
-class Launcher(Protocol):
-    """Starts cells."""
-
-    def free(self, cell: Cell) -> bool:
-        """Whether there is room for a cell now."""
-
-    def start(self, cell: Cell, store: CellStore) -> Job:
-        """Start a cell that `store.prepare` has written down."""
-
-    def find(self, cell: Cell, store: CellStore) -> Job | None:
-        """The job of an earlier engine that still works on a cell."""
-
-
-def worker_command(cell: Cell, store: CellStore) -> list[str]:
-    """What works on a cell of several processes, on the machine where it is typed."""
-    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cell.config.processes)]
-    return [sys.executable, *together, "-m", "ibqlab.grids.worker", str(store.folder.resolve()), cell.name]
-
-
 class LocalLauncher:
-    """Processes of this machine, one per GPU or per group of cores.
+    """A launcher of processes of this machine, one per GPU or per group of cores.
 
     Args:
         workers: cells at a time, at least 1; with CUDA at most as many as there are devices.
@@ -183,9 +165,11 @@ class _ChildJob(Job):
 
     def __init__(self, cell: Cell, store: CellStore, environment: dict[str, str]):
         super().__init__(cell.name, store)
+        together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cell.config.processes)]
+        work = ["-m", "ibqlab.grids.worker", str(store.folder.resolve()), cell.name]
         with open(store.log(cell.name), "ab") as log:
             self.process = subprocess.Popen(
-                worker_command(cell, store),
+                [sys.executable, *together, *work],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

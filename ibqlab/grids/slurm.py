@@ -37,7 +37,7 @@ TIME_LIMITS = 1000
 
 
 class SlurmLauncher:
-    """Jobs of the Slurm cluster that this machine may submit to, through submitit.
+    """A launcher of jobs of the Slurm cluster that this machine may submit to, through submitit.
 
     Args:
         folder: of the study, on a disk that the cluster's machines share.
@@ -96,7 +96,8 @@ class SlurmLauncher:
         try:
             submitted = executor.submit(work)
         except self.submitit.core.utils.FailedJobError as error:
-            raise StudyError(f"Slurm refused {cell.name}: {_last_line(error)}; mend cluster_settings") from None
+            *_, reason = [type(error).__name__, *(line for line in str(error).splitlines() if line.strip())]
+            raise StudyError(f"Slurm refused {cell.name}: {reason}; mend cluster_settings") from None
         number = self.folder / f"{cell.name}.json"
         write_whole(number, as_json({"job": submitted.job_id}))
         self.jobs.append(_SlurmJob(submitted))
@@ -178,8 +179,3 @@ def _whole_number(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"cluster_settings: {name} must be a whole number of at least 1; got {value!r}")
     return value
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -21,21 +21,17 @@ def main(folder: str, name: str) -> int:
     """Work on a cell to its row. Returns the exit code: 0 done, 1 failed, 74 no room, 75 taken by another process."""
     # The tokenizer that a generator needs is named as a run of this folder.
     os.environ["IBQLAB_RUNS"] = str(Path(folder).resolve())
+    store = CellStore(folder)
     try:
-        return _take(CellStore(folder), name)
+        if os.environ.get("RANK", "0") != "0":
+            return _work(store, name, first=False)
+        with store.working(name) as ours:
+            if ours:
+                return _work(store, name, first=True)
+        print(f"another process works on {name}", file=sys.stderr)
+        return BUSY
     except Exception as error:
         return _fail(error)
-
-
-def _take(store: CellStore, name: str) -> int:
-    """Work on a cell if nobody else does."""
-    if os.environ.get("RANK", "0") != "0":
-        return _work(store, name, first=False)
-    with store.working(name) as ours:
-        if ours:
-            return _work(store, name, first=True)
-    print(f"another process works on {name}", file=sys.stderr)
-    return BUSY
 
 
 def _fail(error: BaseException) -> int:
@@ -78,7 +74,9 @@ def run_cell(folder: str, name: str, log: str, cores: list[int], environment: di
     try:
         # A session of its own: the end of the engine's terminal does not reach it.
         os.setsid()
-        _show_name("ibqlab-cell")
+        # What `ps` shows, where the system can.
+        with suppress(OSError):
+            Path("/proc/self/comm").write_text("ibqlab-cell", encoding="ascii")
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (1, 2):
             os.dup2(handle, stream)
@@ -100,12 +98,6 @@ def run_cell(folder: str, name: str, log: str, cores: list[int], environment: di
         code = _fail(error)
     # Not sys.exit: what libraries do at a process's end takes seconds, and the engine waits for them.
     os._exit(code)
-
-
-def _show_name(name: str) -> None:
-    """Name this process in `ps`, where the system can."""
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
 if __name__ == "__main__":

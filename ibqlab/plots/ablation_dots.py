@@ -1,7 +1,6 @@
 """One table of a paper as a picture: rows downwards, a panel per measure, seeds as dots, the paper's numbers beside."""
 
 import textwrap
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_matplotlib
+from ibqlab.base.measures import SHARE, Quantity
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.style import (
     LONGEST_LABEL,
@@ -32,24 +32,8 @@ DOTS_KEY = "small open markers: single seeds; grey diamonds: the paper, on Image
 """What the marks are, for captions."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DotPanel:
-    """A measure, and how its panel looks."""
-
-    key: str
-    """Value of the column `measure`."""
-    label: str
-    """Axis label with its unit."""
-    scale: float = 1.0
-    """Factor, 100 for shares in %."""
-    higher: bool = True
-    """More is better; else the axis runs the other way, so that better is always to the right."""
-    share: bool = False
-    """The axis runs from 0 to 100 %."""
-
-
-def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, caption: str) -> Figure:
-    """Rows of a table against their measures. Better is to the right in every panel.
+def plot_ablation(table: pd.DataFrame, panels: list[Quantity], title: str, caption: str) -> Figure:
+    """Rows of a table against their measures. Better is to the right in every panel, so some axes run the other way.
 
     Filled markers: means over seeds with their 95 % intervals; small open ones below them: single seeds; grey diamonds:
     the paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
@@ -57,7 +41,7 @@ def plot_ablation(table: pd.DataFrame, panels: list[DotPanel], title: str, capti
     Args:
         table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed; and here, where
             it is known what was run: "ibq, K 256, D 64".
-        panels: one per measure to show.
+        panels: the measures to show, by the keys in the column `measure`; shares have an axis from 0 to 100 %.
         title: of the figure.
         caption: what runs these are.
     Raises:
@@ -94,13 +78,14 @@ def _row_label(table: pd.DataFrame, row: str) -> str:
     return "\n".join(textwrap.fill(text, _ROW_LETTERS) for text in texts)
 
 
-def _axis_label(panel: DotPanel, panels: int) -> str:
+def _axis_label(panel: Quantity, panels: int) -> str:
     """What a panel measures, in lines that fit its width."""
-    lines = [panel.label] if panel.higher else [panel.label, "(axis reversed)"]
+    lines = [f"{panel.heading}, %" if panel.unit == SHARE else panel.heading]
+    lines += ["(axis reversed)"] if panel.better == "lower" else []
     return "\n".join(textwrap.fill(line, _AXIS_LETTERS // panels) for line in lines)
 
 
-def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, panel: Quantity, rows: list[str]) -> None:
     places = {row: number for number, row in enumerate(rows)}
     for _, point in table.iterrows():
         y, x = places[point["row"]], point["value"] * panel.scale
@@ -114,8 +99,8 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: DotPanel, rows: list[str]) -> 
             low, high = point["low"] * panel.scale, point["high"] * panel.scale
             error = [[x - low], [high - x]] if np.isfinite(low) else None
             axes.errorbar(x, y, xerr=error, marker=marker, color=color, capsize=2)
-    if panel.share:
+    if panel.unit == SHARE:
         axes.set_xlim(-6, 106)
-    if not panel.higher:
+    if panel.better == "lower":
         axes.invert_xaxis()
     fix_tick_size(axes)

@@ -7,9 +7,9 @@ writes reports, and `run_report` is the same for a single run.
 """
 
 from ibqlab.grids.cells import StudyError
-from ibqlab.studies.ablation_figures import figure_methods, figure_norms, figure_table
 from ibqlab.studies.ablation_grid import AblationParameters
 from ibqlab.studies.ablation_tables import AblationTables
+from ibqlab.studies.ablations import figure_methods, figure_norms, figure_table
 from ibqlab.studies.collapse import describe_collapse, show_table, summary_table
 from ibqlab.studies.figures import (
     figure_code_maps,

@@ -9,17 +9,17 @@ as its own recipe has it. Rows of several tables that are the same run are train
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ibqlab.base.checks import SEED, STUDY_RUNS, require, require_at_most, require_between
+from ibqlab.base.checks import SEED, STUDY_RUNS, require_at_most, require_between
 from ibqlab.config import ConfigError, content_hash, nearest
-from ibqlab.grids.cells import Cell, EvaluationRequest
+from ibqlab.grids.cells import Cell, EvaluationRequest, codebook_labels
 from ibqlab.recipes.recipe_files import load_recipe, recipe_config
-from ibqlab.studies.study import SharedParameters
-from ibqlab.studies.table_files import Published, TableFile, TableRow, read_preset, read_table, table_names
+from ibqlab.studies.study import SharedParameters, require_distinct
+from ibqlab.studies.table_files import TableFile, TableRow, read_preset, read_table, table_names
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 
@@ -37,17 +37,16 @@ class AblationParameters(SharedParameters):
         require_at_most("seeds (how many)", len(self.seeds), STUDY_RUNS)
         for seed in self.seeds:
             require_between("seeds", seed, 0, SEED)
-        for axis in ("tables", "seeds"):
-            values = getattr(self, axis)
-            require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")
+        require_distinct("tables", self.tables)
+        require_distinct("seeds", self.seeds)
 
 
 class RowCells(NamedTuple):
     """A row of a table, and the runs behind it, one per seed."""
 
     row: TableRow
-    printed: Published
-    """The paper's numbers."""
+    printed: dict[str, float]
+    """The paper's numbers, by the keys of `PRINTED`."""
     tokenizers: Sequence[Cell]
     generators: Sequence[Cell]
     """Empty where the row has none."""
@@ -66,6 +65,7 @@ class PaperTables:
     def __init__(self, parameters: AblationParameters):
         self.parameters, self.preset = parameters, read_preset(parameters.preset)
         self.seeds, self.workers = parameters.seeds or self.preset.seeds, self.preset.workers
+        self._steps = {"steps": parameters.steps} if parameters.steps else {}
         known = table_names()
         for name in parameters.tables:
             if name not in known:
@@ -95,22 +95,13 @@ class PaperTables:
             rows[label] = RowCells(row, row.printed(), tokenizers, generators)
         return rows
 
-    @property
-    def _steps(self) -> dict[str, int]:
-        return {"steps": self.parameters.steps} if self.parameters.steps else {}
-
     def _tokenizers(self, row: TableRow) -> list[Cell]:
         """A row's tokenizers. Their settings are resolved once; seeds differ in nothing else."""
         config = self._tokenizer_config(row)
         made, blocks = config.tokenizer.quantizer, config.tokenizer.autoencoder.num_res_blocks
         measure = EvaluationRequest(weights=self.preset.weights, metrics=self.preset.metrics)
         stem = f"{made.config_name}-K{made.codebook_size}-D{made.code_dim}-blocks{blocks}"
-        labels = {
-            "method": made.config_name,
-            "codebook_size": made.codebook_size,
-            "code_dim": made.code_dim,
-            "num_res_blocks": blocks,
-        }
+        labels = codebook_labels(made) | {"num_res_blocks": blocks}
         return [
             _named(f"{stem}-seed{seed}", Cell("", replace(config, seed=seed), labels | {"seed": seed}, "", measure))
             for seed in self.seeds
@@ -122,16 +113,14 @@ class PaperTables:
             return recipe_config(row.recipe, {**row.settings, **self._steps})
         paper = load_recipe(row.recipe, {**row.settings, **row.small_settings})["tokenizer"]
         quantizer, blocks = dict(paper["quantizer"]), paper["autoencoder"]["num_res_blocks"]
-        size = self._translated(translation.codebook_sizes, "codebook_sizes", quantizer["codebook_size"])
+        size = self._translated(translation, "codebook_sizes", quantizer["codebook_size"])
         if quantizer["name"] == "lfq":
             dim = int(math.log2(size))  # LFQ's codes are the corners of a cube
         else:
-            dim = self._translated(translation.code_dims, "code_dims", quantizer["code_dim"])
+            dim = self._translated(translation, "code_dims", quantizer["code_dim"])
         settings = {
             "tokenizer.quantizer": quantizer | {"codebook_size": size, "code_dim": dim},
-            "tokenizer.autoencoder.num_res_blocks": self._translated(
-                translation.num_res_blocks, "num_res_blocks", blocks
-            ),
+            "tokenizer.autoencoder.num_res_blocks": self._translated(translation, "num_res_blocks", blocks),
             **translation.settings,
             **self._steps,
         }
@@ -165,7 +154,7 @@ class PaperTables:
         if translation is None:
             return recipe_config(row.generator, shared)
         paper = recipe_config(row.generator).generator
-        depth = self._translated(translation.depths, "depths", paper.depth)
+        depth = self._translated(translation, "depths", paper.depth)
         settings = {
             "generator.depth": depth,
             "generator.width": translation.width_per_depth * depth,
@@ -175,7 +164,8 @@ class PaperTables:
         }
         return recipe_config(translation.recipe, shared | settings)
 
-    def _translated(self, known: Mapping[int, int], axis: str, value: int) -> int:
+    def _translated(self, translation: Any, axis: str, value: int) -> int:
+        known = getattr(translation, axis)
         if value not in known:
             raise ConfigError(
                 f"preset {self.parameters.preset} does not say what {value:,} becomes: add it to its {axis} in "
@@ -190,12 +180,7 @@ def _named(stem: str, cell: Cell) -> Cell:
 
 
 def table_cells(grid: PaperTables, folder: Path) -> list[Cell]:
-    """All runs, each once; tokenizers before the generators over them.
-
-    Args:
-        grid: at its preset.
-        folder: of the study; runs do not depend on it.
-    """
+    """All runs, each once; tokenizers before the generators over them. They do not depend on the study's folder."""
     rows = [row for table in grid.tables.values() for row in table.values()]
     cells = {cell.name: cell for row in rows for cell in (*row.tokenizers, *row.generators)}
     # The longest of those that wait for others come first, so that no worker is left alone with one.

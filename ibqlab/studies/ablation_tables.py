@@ -9,8 +9,8 @@ images that a preset has not, another one stands in its place and is called by i
 in another network's features for gFID.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,22 +19,15 @@ import pandas as pd
 
 from ibqlab.base.intervals import student_interval
 from ibqlab.base.measures import SHARE, Quantity, measure
-from ibqlab.grids.cells import Cell, column_of
+from ibqlab.grids.cells import column_of
 from ibqlab.studies.ablation_grid import RowCells
 from ibqlab.studies.comparisons import Ordering, compare_ordering, correct_orderings
 from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import SHOWN_ON_REQUEST
 
-PAPER = {
-    "usage": "usage",
-    "rfid": "rfid",
-    "lpips": "lpips",
-    "gfid": "gfid",
-    "inception_score": "is",
-    "precision": "precision",
-    "recall": "recall",
-}
-"""The paper's measures, fields of `Published` → keys of `ibqlab.base.measures`."""
+PAPER = {"usage": "usage", "rfid": "rfid", "lpips": "lpips", "gfid": "gfid", "inception_score": "is"}
+PAPER |= {"precision": "precision", "recall": "recall"}
+"""The paper's measures, as in `PRINTED` → keys of `ibqlab.base.measures`."""
 SAME = {"usage": "usage", "rfid": "rfid", "lpips_vgg": "lpips", "gfid": "gfid", "is": "inception_score"}
 SAME |= {"precision": "precision", "recall": "recall"}
 """Ours → the paper's measure that it is compared with."""
@@ -113,7 +106,7 @@ class AblationTables:
                 ]
             lines += [
                 {**shared, "measure": f"paper_{key}", "kind": "paper", "value": value}
-                for key, value in _printed(cells).items()
+                for key, value in cells.printed.items()
             ]
         columns = ["row", "method", "measure", "kind", "value", "low", "high", "seed", "seeds"]
         return pd.DataFrame(lines, columns=columns)
@@ -128,7 +121,7 @@ class AblationTables:
         """Our measure → how the paper's order fares in it; all verdicts of a table are corrected together."""
         values, rows, orderings = self.values(name), self.grid.tables[name], {}
         for key, paper in self.compared(values).items():
-            printed = {label: _printed(cells)[paper] for label, cells in rows.items() if paper in _printed(cells)}
+            printed = {label: cells.printed[paper] for label, cells in rows.items() if paper in cells.printed}
             printed_higher = measure(PAPER[paper]).better == "higher"
             higher = self.measures[key].better == "higher"
             ordering = compare_ordering(printed, values[key], printed_higher=printed_higher, higher=higher)
@@ -138,12 +131,17 @@ class AblationTables:
 
     def sentences(self, name: str) -> str:
         """Whether the paper's ordering holds here and how sure that is, one line per measure. Computed."""
-        papers = self.compared(self.values(name))
+        values = self.values(name)
+        papers = self.compared(values)
         lines = [
             f"- {ordering.describe(self.measures[key].heading, paper_title(papers[key]))}"
             for key, ordering in self.orderings(name).items()
         ]
-        absent = self._not_measured(name)
+        # What this preset does not take. A distance in other features is none of the paper's measures.
+        taken = {self.same[key] for key in values if key in self.same}
+        taken -= {"gfid"} if self.grid.preset.extractor else set()
+        printed = self._printed_measures(name, run_here=True)
+        absent = ", ".join(paper_title(key) for key in printed if key not in taken)
         if absent:
             lines.append(f"- Of the paper's measures not taken at preset {self.study.parameters.preset}: {absent}.")
         missing = self._missing(name)
@@ -188,14 +186,8 @@ class AblationTables:
 
     def _printed_measures(self, name: str, run_here: bool = False) -> list[str]:
         """The paper's measures that any row of a table has; with `run_here` any row that is run."""
-        rows = [_printed(cells) for cells in self.grid.tables[name].values() if cells.tokenizers or not run_here]
+        rows = [cells.printed for cells in self.grid.tables[name].values() if cells.tokenizers or not run_here]
         return [key for key in PAPER if any(key in row for row in rows)]
-
-    def _not_measured(self, name: str) -> str:
-        """The paper's measures that this preset does not take. A distance in other features is none of them."""
-        other = "gfid" if self.grid.preset.extractor else ""
-        taken = {self.same[key] for key in self.values(name) if key in self.same} - {other}
-        return ", ".join(paper_title(key) for key in self._printed_measures(name, run_here=True) if key not in taken)
 
     def _missing(self, name: str) -> list[str]:
         """Rows with runs that are not finished, with their seeds and the first failure."""
@@ -203,14 +195,15 @@ class AblationTables:
         for label, cells in self.grid.tables[name].items():
             lost = [cell for cell in (*cells.tokenizers, *cells.generators) if cell.name not in self.rows]
             failures = [failure for cell in lost if (failure := self.study.store.failure(cell))]
+            seeds = sorted({cell.labels["seed"] for cell in lost})
             if lost:
                 why = f"; failed: {failures[0]['error'][:160]}" if failures else ""
-                missing.append(f"{label} ({_seeds(lost)}{why})")
+                missing.append(f"{label} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{why})")
         return missing
 
 
 def paper_title(key: str) -> str:
-    """What a measure of the paper, a field of `Published`, is called."""
+    """What a measure of the paper, one of `PAPER`, is called."""
     return measure(PAPER[key]).title
 
 
@@ -227,19 +220,9 @@ def describe_cells(cells: RowCells) -> str:
     return f"{text}, {labels['num_res_blocks']} blocks{inference}"
 
 
-def _printed(cells: RowCells) -> dict[str, float]:
-    """The paper's numbers of a row."""
-    return {key: value for key, value in asdict(cells.printed).items() if value is not None}
-
-
 def _paper_column(cells: RowCells, key: str) -> dict[str, str]:
     """A cell of the paper's column, by the column's title."""
-    value = _printed(cells).get(key)
+    value = cells.printed.get(key)
     share = measure(PAPER[key]).unit == SHARE
     text = "–" if value is None else f"{100 * value:.3g} %" if share else f"{value:g}"
     return {f"paper's {paper_title(key)}": text}
-
-
-def _seeds(cells: Sequence[Cell]) -> str:
-    seeds = sorted({cell.labels["seed"] for cell in cells})
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

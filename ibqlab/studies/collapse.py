@@ -9,17 +9,11 @@ from ibqlab.base.intervals import seed_range
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.grids.cells import StudyError
 from ibqlab.plots.style import method_label
-from ibqlab.runs.caveats import SHORTEST
-from ibqlab.studies.figures import (
-    figure_collapse,
-    figure_histogram,
-    figure_reconstructions,
-    save_study_table,
-)
+from ibqlab.studies.figures import figure_collapse, figure_histogram, figure_reconstructions, save_study_table
 from ibqlab.studies.lead_lag import lead_lag, lead_lag_text
-from ibqlab.studies.method_grid import StudyParameters, grid_cells, grid_facts, name_start, read_preset
-from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown
-from ibqlab.studies.study import Study, StudyDefinition
+from ibqlab.studies.method_grid import grid_study, name_start
+from ibqlab.studies.pages import join_parts, picture, to_markdown, too_short_note
+from ibqlab.studies.study import Study
 
 AXES = ["method", "init", "published_init", "codebook_size", "code_dim"]
 SUMMARY = {
@@ -99,32 +93,27 @@ def describe_collapse(study: Study) -> str:
     table = summary_table(study)
     save_study_table(study, "table", table)
     shares = [run.provenance.get("recorder_share_of_step", 0.0) for _, run in study.finished()]
+    per_code = float((table["validation_tokens"] / table["codebook_size"]).min())
+    enough = "at least 10 per code" if per_code >= 10 else f"only {per_code:.1f} per code at the least: it reads low"
     losses = "; ".join(sorted({cell.config.loss.describe() for cell in study.cells}))
     lines = [
         f"- recipe: {for_markdown(study.grid.base)}, {int(table['steps'].max())} steps; seeds {list(study.grid.seeds)}",
         "- start: \"default\" marks the one that a method has of its own; VQ's and IBQ's are the published ones, the "
         "paper does not state Soft VQ's",
         f"- losses beside the quantizer's: {losses}",
-        f"- usage: share of codes hit at least once in the tokens named; {_tokens_per_code(table)}",
+        f"- usage: share of codes hit at least once in the tokens named; {enough}",
         *(["- in brackets: lowest to highest over seeds"] if table["seeds"].max() > 1 else []),
         f"- PSNR: mean over the {int(table['images'].max()):,} validation images behind usage; that of a picture is "
         "over the images it names",
         f"- recording took {max(shares, default=0.0):.1%} of a step at most",
     ]
     order = lead_lag_text(lead_lag(study.metrics())) if table["seeds"].max() > 1 else ""
-    parts = [
-        *([TOO_SHORT] if int(table["steps"].max()) < SHORTEST else []),
+    return join_parts(
+        too_short_note(table["steps"].max()),
         to_markdown(show_table(table)),
         "\n".join(lines),
-        *([f"## What changes first\n\n{order}"] if order else []),
-    ]
-    return "\n\n".join(parts)
-
-
-def _tokens_per_code(table: pd.DataFrame) -> str:
-    """Whether usage was counted on tokens enough."""
-    least = float((table["validation_tokens"] / table["codebook_size"]).min())
-    return "at least 10 per code" if least >= 10 else f"only {least:.1f} per code at the least: it reads low"
+        f"## What changes first\n\n{order}" if order else "",
+    )
 
 
 def _report(study: Study, redraw: bool) -> str:
@@ -137,14 +126,7 @@ def _report(study: Study, redraw: bool) -> str:
     pictures = [
         f"## {title}\n\n{picture(study.folder, name, title, draw, redraw)}" for name, (title, draw) in figures.items()
     ]
-    return "\n\n".join([f"# {for_markdown(study.name)}", describe_collapse(study), *pictures])
+    return join_parts(f"# {for_markdown(study.name)}", describe_collapse(study), *pictures)
 
 
-EXPLORE_COLLAPSE = StudyDefinition(
-    name="explore_collapse",
-    parameters=StudyParameters,
-    grid=partial(read_preset, "explore_collapse"),
-    cells=grid_cells,
-    facts=grid_facts,
-    report=_report,
-)
+EXPLORE_COLLAPSE = grid_study("explore_collapse", _report)

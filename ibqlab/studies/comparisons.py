@@ -112,7 +112,10 @@ class Ordering:
         if not self.pairs:
             return f"{measure}{against}: no two rows to compare."
         total = len(self.pairs)
-        start = f"{measure}{against}: the paper's ordering {self.verdict()} here. {_of(self.same, total)} as there"
+        stand = f"{self.same} of {total} pairs stand"
+        if total == 1:
+            stand = "Its one pair stands" if self.same else "Its one pair does not stand"
+        start = f"{measure}{against}: the paper's ordering {self.verdict()} here. {stand} as there"
         if self.seeds < 2:
             return f"{start}; one seed cannot say how sure that is."
         reversed_pairs = self.reversed_pairs
@@ -166,9 +169,3 @@ def correct_orderings(orderings: Sequence[Ordering]) -> list[Ordering]:
 def name_correction(comparisons: int) -> str:
     """How verdicts were corrected, for sentences below a table."""
     return f"corrected for {comparisons} comparison{'' if comparisons == 1 else 's'} (Holm)"
-
-
-def _of(count: int, total: int) -> str:
-    if total == 1:
-        return "Its one pair stands" if count else "Its one pair does not stand"
-    return f"{count} of {total} pairs stand"

@@ -1,14 +1,11 @@
 """Figures of a study, each drawn from the run folders and saved with the numbers behind it."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.base.files import explained, write_whole
 from ibqlab.diagnostics.projection import Projection, project_codes
-from ibqlab.grids.cells import Cell
 from ibqlab.plots import (
     code_map_table,
     collapse_curve_table,
@@ -33,14 +30,15 @@ STARTS = {"published": "collapse_curves", "same": "collapse_curves_same_start"}
 """What `figure_collapse` may show, and the name of its file."""
 
 
-def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> list[Path]:
-    """Write a figure and its numbers into the study's `figures/`; the paths of picture and CSV.
+def save_study_figure(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> Figure:
+    """Write a figure and its numbers into the study's `figures/`; the same figure.
 
     A figure of a study whose runs are too short says so on its face.
     """
     if study.too_short:
         mark_too_short(figure, study.too_short)
-    return save_figure(figure, study.folder / "figures" / name, data)
+    save_figure(figure, study.folder / "figures" / name, data)
+    return figure
 
 
 def save_study_table(study: Study, name: str, table: pd.DataFrame) -> None:
@@ -51,12 +49,12 @@ def save_study_table(study: Study, name: str, table: pd.DataFrame) -> None:
     write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
 
 
-def _save_of_one_seed(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> None:
+def _save_of_one_seed(study: Study, name: str, figure: Figure, data: pd.DataFrame) -> Figure:
     """`save_study_figure` of a figure that shows the first seed alone, which its caption says where there are more."""
     seeds = {cell.labels["seed"] for cell, _ in study.finished()}
     if len(seeds) > 1:
         extend_caption(figure, f"seed {study.grid.seeds[0]}, the first of {len(seeds)}")
-    save_study_figure(study, name, figure, data)
+    return save_study_figure(study, name, figure, data)
 
 
 def figure_collapse(study: Study, starts: str = "published") -> Figure:
@@ -80,17 +78,13 @@ def figure_collapse(study: Study, starts: str = "published") -> Figure:
         metrics = metrics[metrics[axis] == metrics[axis].max()]
     if starts == "published" and metrics["published_init"].any():
         metrics = metrics[metrics["published_init"]]
-    figure = plot_collapse_curves(metrics)
-    save_study_figure(study, STARTS[starts], figure, collapse_curve_table(metrics))
-    return figure
+    return save_study_figure(study, STARTS[starts], plot_collapse_curves(metrics), collapse_curve_table(metrics))
 
 
 def figure_histogram(study: Study) -> Figure:
     """Rank and frequency of codes on the validation images after training; saved as `usage_histogram`."""
     counts = {label: run.snapshot()["counts"] for label, run in labelled_runs(study).items()}
-    figure = plot_usage_histogram(counts)
-    _save_of_one_seed(study, "usage_histogram", figure, usage_histogram_table(counts))
-    return figure
+    return _save_of_one_seed(study, "usage_histogram", plot_usage_histogram(counts), usage_histogram_table(counts))
 
 
 def figure_code_maps(study: Study) -> Figure:
@@ -99,9 +93,7 @@ def figure_code_maps(study: Study) -> Figure:
     for label, run in labelled_runs(study).items():
         projection, steps = map_run(run, study.grid.projection)
         panels[label] = (projection, len(steps) - 1, run.snapshot()["counts"])
-    figure = plot_code_maps(panels)
-    _save_of_one_seed(study, "code_maps", figure, code_map_table(panels))
-    return figure
+    return _save_of_one_seed(study, "code_maps", plot_code_maps(panels), code_map_table(panels))
 
 
 def figure_maps_through_training(study: Study) -> Figure:
@@ -110,12 +102,10 @@ def figure_maps_through_training(study: Study) -> Figure:
     panels = {}
     for label, run in labelled_runs(study, own_start=True).items():
         projection, steps = map_run(run, study.grid.projection)
-        for frame in dict.fromkeys((0, len(steps) // 2, len(steps) - 1)):
-            counts = run.snapshot(steps[frame])["counts"]
-            panels[f"{label}, step {steps[frame]:,}"] = (projection, frame, counts)
-    figure = plot_code_maps(panels)
-    _save_of_one_seed(study, "code_maps_through_training", figure, code_map_table(panels))
-    return figure
+        for step in first_middle_last(steps):
+            counts = run.snapshot(step)["counts"]
+            panels[f"{label}, step {step:,}"] = (projection, steps.index(step), counts)
+    return _save_of_one_seed(study, "code_maps_through_training", plot_code_maps(panels), code_map_table(panels))
 
 
 def figure_histogram_through_training(study: Study) -> Figure:
@@ -123,12 +113,10 @@ def figure_histogram_through_training(study: Study) -> Figure:
     Saved as `usage_histogram_through_training`."""
     counts = {}
     for label, run in labelled_runs(study, own_start=True).items():
-        steps = mapped_steps(run)
-        for step in dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])):
+        for step in first_middle_last(mapped_steps(run)):
             counts[f"{label}, step {step:,}"] = run.snapshot(step)["counts"]
     figure = plot_usage_histogram(counts)
-    _save_of_one_seed(study, "usage_histogram_through_training", figure, usage_histogram_table(counts))
-    return figure
+    return _save_of_one_seed(study, "usage_histogram_through_training", figure, usage_histogram_table(counts))
 
 
 def figure_reconstructions(study: Study) -> Figure:
@@ -140,14 +128,18 @@ def figure_reconstructions(study: Study) -> Figure:
     tokens = int(study.rows()["tokens"].min())
     which = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
     figure = plot_reconstructions(images, rebuilt, which=which)
-    _save_of_one_seed(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
-    return figure
+    return _save_of_one_seed(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
 
 
 def mapped_steps(run: Run, frames: int = MAP_FRAMES) -> list[int]:
     """Steps of at most `frames` snapshots, evenly chosen, first and last included."""
     steps = run.snapshot_steps
     return sorted({steps[i] for i in np.linspace(0, len(steps) - 1, frames).round().astype(int)})
+
+
+def first_middle_last(steps: list[int]) -> list[int]:
+    """The steps that a figure shows of a run, each once."""
+    return sorted({steps[0], steps[len(steps) // 2], steps[-1]})
 
 
 def map_run(
@@ -191,9 +183,7 @@ def labelled_runs(study: Study, own_start: bool = False) -> dict[str, Run]:
     if own_start and any(cell.labels["published_init"] for cell, _ in finished):
         shown["published_init"] = True
     return {
-        _label(cell): run for cell, run in finished if all(cell.labels[key] == value for key, value in shown.items())
+        f"{cell.labels['method']} from {name_start(cell.labels['init'], cell.labels['published_init'])}": run
+        for cell, run in finished
+        if shown.items() <= cell.labels.items()
     }
-
-
-def _label(cell: Cell) -> str:
-    return f"{cell.labels['method']} from {name_start(cell.labels['init'], cell.labels['published_init'])}"

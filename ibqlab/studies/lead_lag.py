@@ -111,14 +111,9 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
     return pd.DataFrame(lines, columns=columns)
 
 
-def lead_lag_sentences(table: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> str:
-    """What `lead_lag` found, one line per group and measure; an order is claimed only where it is told apart.
-
-    Args:
-        table: from `lead_lag`.
-        by: as there.
-    """
-    lines = []
+def lead_lag_sentences(table: pd.DataFrame) -> str:
+    """What `lead_lag` found, one line per group and measure; an order is claimed only where it is told apart."""
+    lines, by = [], table.columns[: table.columns.get_loc("measure")]
     for _, row in table.iterrows():
         group, name = ", ".join(str(row[key]) for key in by), CAUSES[row["measure"]]
         dated = f"{name} at step {row['measure_step']:.0f}, usage at step {row['usage_step']:.0f}"
@@ -134,12 +129,12 @@ def lead_lag_sentences(table: pd.DataFrame, by: Sequence[str] = ("method", "init
     return "\n".join(lines)
 
 
-def lead_lag_text(table: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> str:
+def lead_lag_text(table: pd.DataFrame) -> str:
     """The sentences with what they mean, for reports; "" where no run has what they need."""
     if table.empty:
         return ""
     return (
         "Each measure is dated by the step at which half of its change is done; usage is that of each step's own "
         "tokens. Differences with Student's 95 % interval over seeds; above 0: the measure changes before usage. An "
-        "order in time is no proof of a cause.\n\n" + lead_lag_sentences(table, by)
+        "order in time is no proof of a cause.\n\n" + lead_lag_sentences(table)
     )

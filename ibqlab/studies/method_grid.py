@@ -5,30 +5,23 @@ The studies of collapse and of scaling are such grids; their presets are files u
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ibqlab.base.checks import (
-    CODE_DIM,
-    CODES,
-    SEED,
-    STUDY_RUNS,
-    require,
-    require_at_most,
-    require_between,
-    require_choice,
-)
+from ibqlab.base import checks
+from ibqlab.base.checks import require, require_at_most, require_between, require_choice
 from ibqlab.config import ConfigError, content_hash, nearest, parse, split_assignment, to_dict
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.grids.cells import Cell
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
-from ibqlab.studies.study import SharedParameters
+from ibqlab.studies.study import SharedParameters, Study, StudyDefinition, require_distinct
 
-BOUNDS = {"codebook_sizes": (1, CODES), "code_dims": (1, CODE_DIM), "seeds": (0, SEED)}
+BOUNDS = {"codebook_sizes": (1, checks.CODES), "code_dims": (1, checks.CODE_DIM), "seeds": (0, checks.SEED)}
 AXES = ("methods", "initialisations", *BOUNDS)
 DEFAULTS = {"initialisations": ["published"], "seeds": [0], "workers": 1, "projection": "umap"}
 """Of what neither the parameters nor the preset say."""
@@ -62,10 +55,9 @@ class StudyParameters(SharedParameters):
             for value in getattr(self, axis):
                 require_between(axis, value, least, most)
         lengths = [len(getattr(self, axis)) or 1 for axis in AXES]
-        require_at_most("runs of the grid", math.prod(lengths), STUDY_RUNS)
+        require_at_most("runs of the grid", math.prod(lengths), checks.STUDY_RUNS)
         for axis in AXES:
-            values = getattr(self, axis)
-            require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")
+            require_distinct(axis, getattr(self, axis))
         for method in self.methods:
             require_choice("methods", method, available_quantizers())
         for start in self.initialisations:
@@ -124,11 +116,9 @@ def fill_in(parameters: StudyParameters, preset: Mapping[str, Any], source: str)
 
 
 def grid_cells(grid: StudyParameters, folder: Path) -> list[Cell]:
-    """The runs of a grid. A start that is a method's published one anyway is not trained twice.
+    """The runs of a grid with its preset's values in it; they do not depend on the study's folder.
 
-    Args:
-        grid: with its preset's values in it.
-        folder: of the study; runs do not depend on it.
+    A start that is a method's published one anyway is not trained twice.
     """
     cells: dict[str, Cell] = {}
     for method, start, size, dim, seed in itertools.product(*(getattr(grid, axis) for axis in AXES)):
@@ -154,6 +144,23 @@ def grid_facts(grid: StudyParameters) -> dict[str, Any]:
     """What all runs of a folder have in common; sizes, methods and seeds may be added."""
     facts: dict[str, Any] = {"recipe": grid.recipe, "steps": grid.steps}
     return facts | ({"settings": list(grid.settings)} if grid.settings else {})
+
+
+def grid_study(name: str, report: Callable[[Study, bool], str]) -> StudyDefinition:
+    """The definition of a study that is a grid.
+
+    Args:
+        name: of the study, of its notebook and of its presets under experiments/studies/.
+        report: as in `StudyDefinition`.
+    """
+    return StudyDefinition(
+        name=name,
+        parameters=StudyParameters,
+        grid=partial(read_preset, name),
+        cells=grid_cells,
+        facts=grid_facts,
+        report=report,
+    )
 
 
 def name_start(start: str, is_default: bool) -> str:

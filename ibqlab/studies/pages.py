@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_html, for_markdown, for_terminal
 from ibqlab.base.files import read_bytes, write_whole
+from ibqlab.runs.caveats import SHORTEST
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}"
@@ -29,6 +30,16 @@ TOO_SHORT = (
 )
 PICTURE_BYTES = 64 * 2**20
 """Largest picture that a page takes in."""
+
+
+def join_parts(*parts: str) -> str:
+    """Parts of a page, one below the other; empty ones are left out."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def too_short_note(steps: float) -> str:
+    """The warning that stands above results of so few steps; "" where they are enough."""
+    return TOO_SHORT if steps < SHORTEST else ""
 
 
 def to_markdown(table: pd.DataFrame) -> str:

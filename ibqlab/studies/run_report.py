@@ -13,31 +13,24 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ibqlab import plots
 from ibqlab.base.checks import is_finite_number, require_choice
 from ibqlab.base.escaping import for_markdown, for_terminal
 from ibqlab.base.progress import notice
 from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
-from ibqlab.plots import (
-    generator_curve_table,
-    plot_generator_curves,
-    plot_run_curves,
-    run_curve_table,
-    save_figure,
-)
+from ibqlab.generating.class_labels import SHOWN_CLASSES
+from ibqlab.generating.gallery import GalleryParameters, choose_classes, open_gallery
+from ibqlab.plots.style import mark_too_short
 from ibqlab.runs import Run, RunError
-from ibqlab.runs.caveats import SHORTEST, few_tokens
+from ibqlab.runs.caveats import few_tokens, why_too_short
 from ibqlab.runs.provenance_record import portable
-from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown, write_pages
+from ibqlab.studies.figures import first_middle_last, map_run
+from ibqlab.studies.pages import as_code, join_parts, picture, to_markdown, too_short_note, write_pages
 from ibqlab.studies.provenance import provenance_text
-from ibqlab.studies.run_figures import (
-    figure_run_codes,
-    figure_run_histogram,
-    figure_run_reconstructions,
-    figure_run_samples,
-    mark_short_run,
-)
 
+MOST_WORK = 1e12
+"""Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
 MEASURES = {
     "loss": ("training loss", "{:.4g}"),
     "validation_loss": ("validation loss, nats per token", "{:.4g}"),
@@ -72,18 +65,21 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     if missing:
         notice(f"not drawn: {'; '.join(missing)}")
     step = int(metrics["step"].iloc[-1])
-    parts = [
+    # Pages are sent on: the folder that the run lies in is nobody else's business.
+    reasons = "; ".join(for_markdown(reason.replace(str(run.path), run.name)) for reason in missing)
+    # Indented, so that no fence inside can end the code.
+    settings = "\n".join(f"    {for_terminal(line, None)}" for line in dump_yaml(_in_brief(run.config)).splitlines())
+    text = join_parts(
         f"# {for_markdown(run.name)}",
         _standing(run, step),
-        *([TOO_SHORT] if step < SHORTEST else []),
+        too_short_note(step),
         _numbers(metrics, run),
         *(f"## {title}\n\n{shown}" for title, shown in drawn.items()),
-        *([f"Not drawn: {'; '.join(for_markdown(_public(one, run)) for one in missing)}."] if missing else []),
-        f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n"
-        + _as_code(dump_yaml(_in_brief(run.config))),
+        f"Not drawn: {reasons}." if missing else "",
+        f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n" + settings,
         _provenance(run),
-    ]
-    return write_pages(run.path, "\n\n".join(parts) + "\n", run.name)
+    )
+    return write_pages(run.path, f"{text}\n", run.name)
 
 
 def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, str], list[str]]:
@@ -113,12 +109,79 @@ def is_generator_run(run: Run) -> bool:
 
 def _figure_curves(run: Run) -> Figure:
     """The run's curves, saved as `curves`."""
-    plot, table = plot_run_curves, run_curve_table
+    plot, table = plots.plot_run_curves, plots.run_curve_table
     if is_generator_run(run):
-        plot, table = plot_generator_curves, generator_curve_table
-    figure = plot(run.metrics)
-    mark_short_run(figure, run)
-    save_figure(figure, run.figure_path("curves"), table(run.metrics))
+        plot, table = plots.plot_generator_curves, plots.generator_curve_table
+    return save_run_figure(run, "curves", plot(run.metrics), table(run.metrics))
+
+
+def figure_run_codes(run: Run, method: str = "umap") -> Figure:
+    """Codes and features at the first, a middle and the last snapshot, in one fitted space; saved as `code_maps`.
+
+    Args:
+        run: with at least one snapshot.
+        method: "umap" or "pca".
+    """
+    projection, steps = map_run(run, method)
+    panels = {
+        _step_label(run, step): (projection, steps.index(step), run.snapshot(step)["counts"])
+        for step in first_middle_last(steps)
+    }
+    return save_run_figure(run, "code_maps", plots.plot_code_maps(panels), plots.code_map_table(panels))
+
+
+def figure_run_histogram(run: Run) -> Figure:
+    """Hits per code by rank on the validation images, at the first and the last snapshot; saved as
+    `usage_histogram`."""
+    ends = (run.snapshot_steps[0], run.snapshot_steps[-1])
+    counts = {_step_label(run, step): run.snapshot(step)["counts"] for step in ends}
+    figure = plots.plot_usage_histogram(counts)
+    return save_run_figure(run, "usage_histogram", figure, plots.usage_histogram_table(counts))
+
+
+def figure_run_reconstructions(run: Run) -> Figure:
+    """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
+    last = run.snapshot()
+    rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
+    figure = plots.plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
+    return save_run_figure(run, "reconstructions", figure, plots.reconstruction_table(last["images"], rebuilt))
+
+
+def figure_run_samples(run: Run, images_per_class: int = 4) -> Figure:
+    """Images that a generator's run draws now, a row per class with the same seeds; saved as `samples`.
+
+    Args:
+        run: of a generator, with a checkpoint.
+        images_per_class: columns.
+    Raises:
+        RunError: that many images would take minutes.
+        CheckpointError: no checkpoint, or none with its tokenizer.
+    """
+    config = run.config.get("generator", {})
+    classes = min(config.get("num_classes", 0), SHOWN_CLASSES)
+    weights = run.provenance.get("parameters") or 0
+    if weights * config.get("grid_size", 0) ** 2 * classes * images_per_class > MOST_WORK:
+        command = f"ibqlab run generation_gallery {shlex.quote(f'generator={run.path}')}"
+        raise RunError(f"with {weights / 1e6:,.0f} million weights they take minutes: type {command}")
+    gallery = open_gallery(GalleryParameters(generator=str(run.path), images_per_class=images_per_class))
+    return gallery.figure_seeds(choose_classes(gallery.parameters, gallery.generator), "samples")
+
+
+def _step_label(run: Run, step: int) -> str:
+    """The step of a snapshot; of the last one besides where the run itself stands, if that is elsewhere."""
+    now = int(run.metrics["step"].max())
+    if step < run.snapshot_steps[-1] or step == now:
+        return f"step {step:,}"
+    return f"step {step:,}, the last snapshot (the run is at step {now:,})"
+
+
+def save_run_figure(run: Run, name: str, figure: Figure, data: pd.DataFrame) -> Figure:
+    """Write a figure and its numbers into the run's `figures/`, a run that is too short named on its face; the same
+    figure."""
+    reason = why_too_short(float(run.metrics["step"].max()))
+    if reason:
+        mark_too_short(figure, reason)
+    plots.save_figure(figure, run.figure_path(name), data)
     return figure
 
 
@@ -126,9 +189,9 @@ def _standing(run: Run, step: int) -> str:
     """Status, step, and what to type next."""
     steps = run.config.get("steps")
     of_all = f" of {steps:,}" if isinstance(steps, int) else ""
-    next_step = f"look at it with `ibqlab show {_word(run.name)}`"
-    if run.status != "finished":
-        next_step = "the command below goes on where it stopped"
+    next_step = "the command below goes on where it stopped"
+    if run.status == "finished":
+        next_step = f"look at it with {as_code(f'ibqlab show {run.name}')}"
     return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
 
 
@@ -170,18 +233,3 @@ def _provenance(run: Run) -> str:
     more = {"time": "{started} to {ended}, {duration_s} s of training".format(**time), "losses": facts.get("losses")}
     row = {"seed": facts.get("seed", "not noted"), "provenance": facts}
     return provenance_text([row], command or "not noted", **{name: text for name, text in more.items() if text})
-
-
-def _public(text: str, run: Run) -> str:
-    """A reason without the folder that the run lies in."""
-    return text.replace(str(run.path), run.name)
-
-
-def _as_code(text: str) -> str:
-    """Lines as Markdown shows them unchanged: indented, so that no fence inside can end them."""
-    return "\n".join(f"    {for_terminal(line, None)}" for line in text.splitlines())
-
-
-def _word(name: str) -> str:
-    """A name inside backticks."""
-    return for_terminal(name).replace("`", "'")

@@ -5,7 +5,7 @@ Tables are made of `study.rows()`, one row per finished run.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,12 @@ from ibqlab.base.measures import SHARE, measure
 from ibqlab.plots import plot_scaling, save_figure, scaling_table
 from ibqlab.plots.power_laws import exponent_title, plot_power_laws, supported_intervals
 from ibqlab.plots.style import method_label
-from ibqlab.runs.caveats import SHORTEST
 from ibqlab.studies.collapse import summary_table
 from ibqlab.studies.comparisons import correct_holm, is_clear, name_correction, welch_p
 from ibqlab.studies.figures import save_study_figure, save_study_table
-from ibqlab.studies.method_grid import StudyParameters, grid_cells, grid_facts, read_preset
-from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown
-from ibqlab.studies.study import Study, StudyDefinition
+from ibqlab.studies.method_grid import grid_study
+from ibqlab.studies.pages import join_parts, picture, to_markdown, too_short_note
+from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import read_table
 
 FITTED = {
@@ -32,29 +31,19 @@ FITTED = {
 }
 """Quantities that power laws in K are fitted to."""
 SETTINGS = ["method", "init", "codebook_size", "code_dim"]
+LAW_COLUMNS = ["quantity", "method", "code_dim", "factor", "exponent", "low", "high", "points"]
 SHOWN = ("usage", "perplexity", "psnr")
 
 
-class PowerLaw(NamedTuple):
-    """y = factor · x^exponent, and how sure the exponent is."""
-
-    factor: float
-    exponent: float
-    low: float
-    """Lower end of the exponent's 95 % interval; NaN with fewer than three points."""
-    high: float
-    """Upper end."""
-    points: int
-
-
-def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
-    """Least squares of log y on log x over all runs, and Student's 95 % interval of the slope.
+def fit_power_law(x: Sequence[float], y: Sequence[float]) -> dict[str, float] | None:
+    """y = factor · x^exponent: least squares of log y on log x over all runs, and Student's interval of the slope.
 
     Args:
         x: above 0; one per run, seeds of a setting repeat it.
         y: above 0, else the point is left out.
     Returns:
-        The law; None with fewer than two different x.
+        factor; exponent; low and high, the ends of its 95 % interval, NaN with fewer than three points; points, their
+        number. None with fewer than two different x.
     """
     from scipy import stats  # noqa: PLC0415 - half a second, needed only for tables
 
@@ -64,8 +53,8 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     logs = np.log(np.asarray(points, dtype=float))
     fit = stats.linregress(logs[:, 0], logs[:, 1])
     half = np.nan if len(points) < 3 else float(stats.t.ppf((1 + LEVEL) / 2, len(points) - 2) * fit.stderr)
-    slope = float(fit.slope)
-    return PowerLaw(float(np.exp(fit.intercept)), slope, slope - half, slope + half, len(points))
+    law = {"factor": float(np.exp(fit.intercept)), "exponent": float(fit.slope)}
+    return law | {"low": law["exponent"] - half, "high": law["exponent"] + half, "points": len(points)}
 
 
 def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -133,8 +122,8 @@ def power_laws(rows: pd.DataFrame) -> pd.DataFrame:
         for quantity in FITTED:
             law = fit_power_law(runs["codebook_size"].tolist(), runs[quantity].tolist())
             if law:
-                laws.append({"quantity": quantity, "method": method, "code_dim": dim, **law._asdict()})
-    return pd.DataFrame(laws, columns=["quantity", "method", "code_dim", *PowerLaw._fields])
+                laws.append({"quantity": quantity, "method": method, "code_dim": dim, **law})
+    return pd.DataFrame(laws, columns=LAW_COLUMNS)
 
 
 def show_laws(rows: pd.DataFrame) -> pd.DataFrame:
@@ -154,9 +143,7 @@ def show_laws(rows: pd.DataFrame) -> pd.DataFrame:
 def figure_scaling(study: Study) -> Figure:
     """Validation usage and PSNR against codebook size, per method and dimension; saved as `scaling`."""
     table = scaling_table(summary_table(study))
-    figure = plot_scaling(table)
-    save_study_figure(study, "scaling", figure, table)
-    return figure
+    return save_study_figure(study, "scaling", plot_scaling(table), table)
 
 
 def figure_laws(study: Study) -> Figure:
@@ -233,9 +220,9 @@ def published_scaling() -> pd.DataFrame:
             lines.append(
                 {
                     "paper's row": f"IBQ, {label}",
-                    "usage": f"{100 * printed.usage:.3g} %",
-                    "rFID": f"{printed.rfid:.2f}",
-                    "LPIPS": f"{printed.lpips:.4f}",
+                    "usage": f"{100 * printed['usage']:.3g} %",
+                    "rFID": f"{printed['rfid']:.2f}",
+                    "LPIPS": f"{printed['lpips']:.4f}",
                     "table": file.table,
                 }
             )
@@ -245,33 +232,23 @@ def published_scaling() -> pd.DataFrame:
 def _report(study: Study, redraw: bool) -> str:
     rows = study.rows()
     save_study_table(study, "table", setting_table(rows))
-    scaling = picture(
-        study.folder, "scaling", "Usage and PSNR against codebook size", partial(figure_scaling, study), redraw
-    )
-    parts = [
+    title = "Usage and PSNR against codebook size"
+    return join_parts(
         f"# Scaling the codebook, {for_markdown(study.folder.name)}",
         f"{len(rows)} of {len(study.cells)} runs of {for_markdown(study.grid.base)} finished. "
         f"In brackets: {name_student_interval(rows['seed'].nunique())}. Usage: share of codes hit at least once in "
         "the tokens named. quantizer: one pass forward and backward over a step's tokens, float32, while other "
         "runs went on beside it; MiB: what autograd keeps for it.",
-        *([TOO_SHORT] if rows["steps"].max() < SHORTEST else []),
+        too_short_note(rows["steps"].max()),
         to_markdown(show_settings(rows)),
         scaling_sentences(rows),
-        scaling,
+        picture(study.folder, "scaling", title, partial(figure_scaling, study), redraw),
         "## Power laws\n\nLeast squares of logarithms over single runs, which are the points of the figure and the "
         "rows of figures/power_laws.csv.\n\n" + to_markdown(show_laws(rows)),
         picture(study.folder, "power_laws", "Power laws", partial(figure_laws, study), redraw),
         "## The paper's column\n\nIBQ on ImageNet at 256 pixels. Orders can be compared, values cannot.\n\n"
         + to_markdown(published_scaling()),
-    ]
-    return "\n\n".join(parts)
+    )
 
 
-SCALE_CODEBOOK = StudyDefinition(
-    name="scale_codebook",
-    parameters=StudyParameters,
-    grid=partial(read_preset, "scale_codebook"),
-    cells=grid_cells,
-    facts=grid_facts,
-    report=_report,
-)
+SCALE_CODEBOOK = grid_study("scale_codebook", _report)

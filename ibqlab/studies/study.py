@@ -22,7 +22,7 @@ from ibqlab.base.files import write_whole
 from ibqlab.config import content_hash
 from ibqlab.grids.cells import PARAMETERS_FILE, STUDY_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.grids.engine import Outcome, run_cells
-from ibqlab.grids.local import Launcher, LocalLauncher
+from ibqlab.grids.local import LocalLauncher
 from ibqlab.grids.slurm import SlurmLauncher
 from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
@@ -64,18 +64,10 @@ class SharedParameters:
             "cluster=slurm",
         )
 
-    def launcher(self, folder: Path, workers: int) -> Launcher:
-        """What starts runs.
 
-        Args:
-            folder: of the study.
-            workers: of the preset.
-        Raises:
-            StudyError: cluster=slurm where there is none.
-        """
-        if self.cluster == "slurm":
-            return SlurmLauncher(folder, self.cluster_settings)
-        return LocalLauncher(self.workers or workers, self.threads)
+def require_distinct(axis: str, values: Sequence[Any]) -> None:
+    """Refuse a list of settings that holds one of them twice."""
+    require(len(set(values)) == len(values), f"{axis} holds a value twice: {list(values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +147,13 @@ class Study:
         self.store.claim(self.facts)
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.parameters)}))
         os.environ[COMMAND] = self.command_to(run_name(self.folder))
-        launcher = self.parameters.launcher(self.folder, self.grid.workers)
+        typed = self.parameters
+        if typed.cluster == "slurm":
+            launcher = SlurmLauncher(self.folder, typed.cluster_settings)
+        else:
+            launcher = LocalLauncher(typed.workers or self.grid.workers, typed.threads)
         try:
-            return run_cells(self.cells, self.store, launcher, retry=self.parameters.retry, progress=progress)
+            return run_cells(self.cells, self.store, launcher, retry=typed.retry, progress=progress)
         finally:
             os.environ.pop(COMMAND, None)
 
@@ -184,16 +180,14 @@ class Study:
         Raises:
             RunError: a cell's folder holds another config.
         """
-        runs = [
-            (cell, self._run_of(cell)) for cell in self.cells if (self.folder / cell.name / "config.yaml").is_file()
-        ]
+        runs = []
+        for cell in self.cells:
+            if (self.folder / cell.name / "config.yaml").is_file():
+                run = Run(self.folder / cell.name)
+                if run.config_hash != content_hash(cell.config):
+                    Run.start(run.path, cell.config)  # refuses, and names the keys that differ
+                runs.append((cell, run))
         return [(cell, run) for cell, run in runs if run.status == "finished"]
-
-    def _run_of(self, cell: Cell) -> Run:
-        run = Run(self.folder / cell.name)
-        if run.config_hash != content_hash(cell.config):
-            Run.start(run.path, cell.config)  # refuses, and names the keys that differ
-        return run
 
     def metrics(self) -> pd.DataFrame:
         """All logged rows of all finished runs, with the cells' labels as columns.

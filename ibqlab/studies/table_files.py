@@ -1,64 +1,27 @@
 """The files under experiments/tables/: what the paper printed, as which recipe each row stands, and the presets."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from ibqlab.base.checks import (
-    BLOCKS,
-    CHANNELS,
-    CODE_DIM,
-    CODES,
-    IMAGES,
-    PROCESSES,
-    SEED,
-    STUDY_RUNS,
-    require,
-    require_at_most,
-    require_between,
-    require_choice,
-)
+from ibqlab.base import checks
+from ibqlab.base.checks import require, require_at_most, require_between, require_choice
 from ibqlab.config import ConfigError, load_yaml, nearest, parse
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
 from ibqlab.recipes.presets import load_presets
-from ibqlab.recipes.published import published_rows
+from ibqlab.recipes.published import PublishedRow, published_rows
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 
 TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
 ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
 """Tables as they are shown; others follow by name."""
-LARGEST_PRINTED = 1000
-"""Of distances and scores; the Inception Score cannot exceed its 1,000 classes."""
+PRINTED = {"rfid": 1000, "lpips": 1000, "usage": 1, "gfid": 1000, "inception_score": 1000, "precision": 1, "recall": 1}
+"""What papers print for a row, on ImageNet at 256 pixels, fields of `PublishedRow` → the largest number. The Inception
+Score cannot exceed its 1,000 classes; shares lie in 0 to 1."""
 SHOWN_ON_REQUEST = ("feature_norm", "code_norm", "softmax_perplexity")
 """Measures of a tokenizer's features that say why its codes live or die: mean norms, and the number of codes that a
 token's softmax over z·C is spread over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What a paper printed for a row, on ImageNet at 256 pixels. None: not printed."""
-
-    rfid: float | None = None
-    """Fréchet Inception distance of reconstructions."""
-    lpips: float | None = None
-    """Perceptual distance; the paper does not say with which network."""
-    usage: float | None = None
-    """Share of codes hit by the validation set, 0 to 1."""
-    gfid: float | None = None
-    """Fréchet Inception distance of samples."""
-    inception_score: float | None = None
-    """Of the same."""
-    precision: float | None = None
-    """Of the same, 0 to 1."""
-    recall: float | None = None
-    """Of the same, 0 to 1."""
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            if value is not None:
-                share = name in ("usage", "precision", "recall")
-                most = 1 if share else LARGEST_PRINTED
-                require(0 <= value <= most, f"{name} must lie in 0 to {most:,}; got {value:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,24 +40,25 @@ class TableRow:
     """"hard": single codes; "soft": averages of codes, Soft VQ's way in training."""
     skip: tuple[str, ...] = ()
     """Presets that leave this row out."""
-    published: Published | None = None
-    """Printed numbers. What is missing comes from the tokenizer's recipe, where the row has no settings of its own, and
-    from the generator's, where no numbers are given here."""
+    published: dict[str, float] | None = None
+    """Printed numbers, by the keys of `PRINTED`. What is missing comes from the tokenizer's recipe, where the row has
+    no settings of its own, and from the generator's, where no numbers are given here."""
 
     def __post_init__(self):
         require_choice("inference", self.inference, ("hard", "soft"))
         require(bool(self.recipe) or not (self.generator or self.settings), "a row with settings needs a recipe")
+        for name, value in (self.published or {}).items():
+            require_choice("published", name, PRINTED)
+            require(0 <= value <= PRINTED[name], f"{name} must lie in 0 to {PRINTED[name]:,}; got {value:g}")
 
-    def printed(self) -> Published:
-        """The paper's numbers for this row."""
-        values: dict[str, Any] = {}
-        if not self.settings:
-            generation = published_rows("generator").get(self.generator) if self.published is None else None
-            for row in (published_rows().get(self.recipe), generation):
-                names = [one.name for one in fields(Published) if getattr(row, one.name, None) is not None]
-                values |= {name: getattr(row, name) for name in names}
-        stated = asdict(self.published or Published())
-        return Published(**(values | {name: value for name, value in stated.items() if value is not None}))
+    def printed(self) -> dict[str, float]:
+        """The paper's numbers for this row; what it did not print is left out."""
+        values: dict[str, float] = {}
+        for recipe in (self.recipe, self.generator if self.published is None else "") if not self.settings else ():
+            row = all_published().get(recipe)
+            values |= {name: getattr(row, name) for name in PRINTED if getattr(row, name, None) is not None}
+        values |= self.published or {}
+        return {name: values[name] for name in PRINTED if name in values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +78,7 @@ class TableFile:
 
     def __post_init__(self):
         require(len(self.rows) > 0, "rows is empty: give at least one row")
-        require_at_most("rows (how many)", len(self.rows), STUDY_RUNS)
+        require_at_most("rows (how many)", len(self.rows), checks.STUDY_RUNS)
         for name in self.also:
             require_choice("also", name, SHOWN_ON_REQUEST)
 
@@ -135,7 +99,10 @@ class TokenizerTranslation:
     """The paper's residual blocks per level → here."""
 
     def __post_init__(self):
-        require_translations(self, codebook_sizes=CODES, code_dims=CODE_DIM, num_res_blocks=BLOCKS)
+        bounds = {"codebook_sizes": checks.CODES, "code_dims": checks.CODE_DIM, "num_res_blocks": checks.BLOCKS}
+        for name, most in bounds.items():
+            for value in getattr(self, name).values():
+                require_between(name, value, 1, most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +117,9 @@ class GeneratorTranslation:
     """Width = this × depth (eq. 12). Paper: 64."""
 
     def __post_init__(self):
-        require_translations(self, depths=BLOCKS)
-        require_between("width_per_depth", self.width_per_depth, 1, CHANNELS)
+        for depth in self.depths.values():
+            require_between("depths", depth, 1, checks.BLOCKS)
+        require_between("width_per_depth", self.width_per_depth, 1, checks.CHANNELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,25 +159,17 @@ class Preset:
             require_choice("metrics", metric, RECONSTRUCTION_METRICS)
         for metric in self.generation_metrics:
             require_choice("generation_metrics", metric, GENERATION_METRICS)
-        require_between("samples_per_class", self.samples_per_class, 0, IMAGES)
-        require_between("workers", self.workers, 1, PROCESSES)
-        require_between("seeds (how many)", len(self.seeds), 1, STUDY_RUNS)
+        require_between("samples_per_class", self.samples_per_class, 0, checks.IMAGES)
+        require_between("workers", self.workers, 1, checks.PROCESSES)
+        require_between("seeds (how many)", len(self.seeds), 1, checks.STUDY_RUNS)
         for seed in self.seeds:
-            require_between("seeds", seed, 0, SEED)
+            require_between("seeds", seed, 0, checks.SEED)
 
 
-def require_translations(translation: Any, **bounds: int) -> None:
-    """Refuse numbers that no run can have, in what the paper's numbers become.
-
-    Args:
-        translation: whose fields are mappings.
-        **bounds: field → its largest number.
-    Raises:
-        ValueError: the message names the field.
-    """
-    for name, most in bounds.items():
-        for value in getattr(translation, name).values():
-            require_between(name, value, 1, most)
+@cache
+def all_published() -> dict[str, PublishedRow]:
+    """What papers printed for tokenizers and generators, by recipe; read once for all rows of all tables."""
+    return published_rows() | published_rows("generator")
 
 
 def table_names() -> list[str]:

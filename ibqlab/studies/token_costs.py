@@ -19,7 +19,7 @@ from ibqlab.base.escaping import for_markdown
 from ibqlab.base.progress import tell
 from ibqlab.config import content_hash, to_dict
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
-from ibqlab.grids.cells import Cell
+from ibqlab.grids.cells import Cell, codebook_labels
 from ibqlab.plots import plot_token_scaling, token_scaling_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.recipes.presets import find_preset
@@ -27,7 +27,7 @@ from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import run_name
 from ibqlab.studies.figures import save_study_figure
-from ibqlab.studies.pages import TOO_SHORT, picture, to_markdown
+from ibqlab.studies.pages import TOO_SHORT, join_parts, picture, to_markdown
 from ibqlab.studies.study import SharedParameters, Study, StudyDefinition
 from ibqlab.tokens.report import TokenReport
 from ibqlab.training import recipe_config
@@ -35,7 +35,6 @@ from ibqlab.training import recipe_config
 PERMUTATION = 1
 """Seed of the permutation of the code numbers."""
 SMALL_GENERATOR = {"generator.width": 64, "generator.depth": 3, "generator.num_heads": 4}
-SCALING_FIGURE = "token_scaling"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +89,7 @@ def _cells(parameters: LinkParameters, folder: Path) -> Iterator[Cell]:
     for stem, settings in quantizers.items():
         config = recipe_config(first, {**settings, "seed": parameters.seed})
         quantizer = config.tokenizer.quantizer
-        labels = {
-            "method": quantizer.config_name,
-            "codebook_size": quantizer.codebook_size,
-            "code_dim": quantizer.code_dim,
-            "seed": parameters.seed,
-        }
+        labels = codebook_labels(quantizer) | {"seed": parameters.seed}
         tokenizer = Cell(f"{stem}/tokenizer", config, labels)
         yield tokenizer
         orders = {"generator": -1} | ({"permuted": PERMUTATION} if parameters.permute else {})
@@ -161,13 +155,8 @@ def _title(cell: Cell) -> str:
 
 
 def figure_tokens(study: Study, reports: Mapping[str, TokenReport], tokenizer: str) -> Figure:
-    """Where one tokenizer's tokens are uncertain and what they cost; saved as `token_link_…` with its table beside it.
-
-    Args:
-        study: for its folder.
-        reports: of `token_reports`.
-        tokenizer: a key of them.
-    """
+    """Where the tokens of one tokenizer, a key of `token_reports`, are uncertain and what they cost; saved as
+    `token_link_…` with its table beside it."""
     return save_token_figure(reports[tokenizer], study.folder / "figures" / _figure_name(study, tokenizer), tokenizer)
 
 
@@ -177,17 +166,10 @@ def _figure_name(study: Study, tokenizer: str) -> str:
 
 
 def figure_token_scaling(study: Study, reports: Mapping[str, TokenReport]) -> Figure:
-    """Bits against codebook size and usage, saved as `token_scaling`.
-
-    Args:
-        study: for its folder.
-        reports: of `token_reports`.
-    """
+    """Bits against codebook size and usage, of the reports of `token_reports`; saved as `token_scaling`."""
     table = token_scaling_table(reports)
     tell(result=describe_costs(table, study.parameters.preset))
-    figure = plot_token_scaling(table)
-    save_study_figure(study, SCALING_FIGURE, figure, table)
-    return figure
+    return save_study_figure(study, "token_scaling", plot_token_scaling(table), table)
 
 
 def permutation_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -225,28 +207,20 @@ def describe_costs(table: pd.DataFrame, preset: str) -> str:
 def _report(study: Study, redraw: bool) -> str:
     reports = token_reports(study)
     table = token_scaling_table(reports)
-    pictures = [
-        picture(study.folder, _figure_name(study, name), name, partial(figure_tokens, study, reports, name), redraw)
-        for name in reports
-    ]
-    permuted = permutation_table(table)
-    parts = [
+    permuted, title = permutation_table(table), "Bits against codebook size and usage"
+    return join_parts(
         f"# What a tokenizer's tokens cost the generator, {for_markdown(study.folder.name)}",
         f"{len(study.finished())} of {len(study.cells)} runs finished; {describe_costs(table, '')}.",
-        *([TOO_SHORT] if study.too_short else []),
-        picture(
-            study.folder,
-            SCALING_FIGURE,
-            "Bits against codebook size and usage",
-            partial(figure_token_scaling, study, reports),
-            redraw,
-        ),
+        TOO_SHORT if study.too_short else "",
+        picture(study.folder, "token_scaling", title, partial(figure_token_scaling, study, reports), redraw),
         to_markdown(table),
         *(["## Does a code's number matter?", to_markdown(permuted)] if len(permuted) else []),
         "## Tokenizer by tokenizer",
-        *pictures,
-    ]
-    return "\n\n".join(parts)
+        *(
+            picture(study.folder, _figure_name(study, name), name, partial(figure_tokens, study, reports, name), redraw)
+            for name in reports
+        ),
+    )
 
 
 LINK_STAGES = StudyDefinition(
