@@ -16,13 +16,12 @@ from golden import golden_file
 from PIL import Image
 
 from ibqlab.cli import main
-from ibqlab.cli.run_commands import describe_metrics
+from ibqlab.cli.run_commands import describe_metric
 from ibqlab.costs.fitting import least_bytes, require_fits
 from ibqlab.costs.run_cost import count_run
 from ibqlab.generating.pipeline import GeneratorRunParameters, prepare_pipeline
 from ibqlab.runs import Run, provenance
-from ibqlab.runs.finding import find_run, output_folder
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import find_run, locate, output_folder
 from ibqlab.studies import AblationParameters, LinkParameters, StudyParameters, open_study
 from ibqlab.training import RunParameters, prepare_run, recipe_config, train, train_generator
 
@@ -658,7 +657,7 @@ def test_metrics_are_described_with_units_and_token_counts():
         "validation_psnr": 20.5,
         "gradient_reach": 1.0,
     }
-    assert describe_metrics(last) == [
+    assert [describe_metric(name, last) for name in last] == [
         "usage: 50.00 % of codes in an unknown number of tokens",
         "validation_usage: 25.00 % of codes in 640 tokens",
         "validation_tokens: 640",

@@ -20,9 +20,9 @@ from ibqlab.config import (
     load_yaml,
     parse,
     read_parameters,
-    split_items,
     to_dict,
 )
+from ibqlab.config.assignments import split_items
 from ibqlab.quantizers import available_quantizers, quantizer_config
 from ibqlab.recipes.run_config import RunConfig, ordered_keys
 from ibqlab.tokenizer import TokenizerConfig

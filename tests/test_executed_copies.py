@@ -30,7 +30,7 @@ def test_a_dated_copy_has_a_name_of_its_own_and_its_folder_is_swept(source):
 
 def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):
     target = tmp_path / "out.ipynb"
-    assert execute(source, target, {"a": 5}).failure is None
+    assert execute(source, target, {"a": 5})[0] is None
     content = target.read_bytes()
     assert json.loads(content)["cells"][-1]["outputs"][0]["text"] in ("5\n", ["5\n"])
     assert sorted(path.name for path in tmp_path.glob("*.ipynb")) == ["out.ipynb", "tiny.ipynb"]

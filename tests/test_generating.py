@@ -18,7 +18,7 @@ from test_transformer import SMALL, make
 import ibqlab.generating
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
-from ibqlab.generating import GeneratorRunParameters, Pair, describe_run, draw_gallery, draw_images, prepare_pipeline
+from ibqlab.generating import GeneratorRunParameters, describe_run, draw_gallery, draw_images, prepare_pipeline
 from ibqlab.generating.gallery import GalleryParameters, choose_classes, gallery_settings, open_gallery
 from ibqlab.generating.pairs import class_names, open_pair
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -104,14 +104,14 @@ def test_the_tokens_cost_is_drawn_into_the_run(here):
 
 
 def test_images_depend_on_their_seed_and_class_alone():
-    pair = Pair(make(SMALL), tiny_tokenizer())
+    pair = make(SMALL), tiny_tokenizer()
     drawn = draw_gallery(*pair, [0, 2], columns=3, seed=5, cfg_scale=2.0)
     assert drawn.images.shape == (2, 3, 6, 6, 3) and drawn.images.dtype == np.uint8
     assert drawn.seeds.tolist() == [[5, 6, 7]] * 2 and drawn.labels.tolist() == [[0] * 3, [2] * 3]
     alone = draw_images(*pair, torch.tensor([2]), seed=6, cfg_scale=2.0)
     assert np.array_equal(alone[0], drawn.images[1, 1])
     with pytest.raises(ValueError, match="vocabulary must be the tokenizer's codebook"):
-        draw_images(pair.generator, tiny_tokenizer("magvit2"), torch.tensor([2]))
+        draw_images(pair[0], tiny_tokenizer("magvit2"), torch.tensor([2]))
 
 
 def test_classes_have_names_without_images_or_tokens(tmp_path):

@@ -23,7 +23,7 @@ def test_every_package_imports_only_what_is_below_it():
 @pytest.mark.parametrize(
     ("module", "line", "broken"),
     [
-        ("base/names.py", "from ibqlab.runs import Run", "ibqlab.base is not allowed to import ibqlab.runs"),
+        ("base/resources.py", "from ibqlab.runs import Run", "ibqlab.base is not allowed to import ibqlab.runs"),
         ("plots/norms.py", "from ibqlab import metrics", "ibqlab.plots is not allowed to import ibqlab.metrics"),
         ("quantizers/indices.py", "from ibqlab.quantizers import base", "No cycles are allowed in ibqlab.quantizers"),
         ("extra/__init__.py", "", "extra"),

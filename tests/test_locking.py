@@ -13,7 +13,7 @@ import pytest
 
 import ibqlab
 from ibqlab.base.files import RunError
-from ibqlab.base.locking import FileLock, find_holder, holder, holding, is_held
+from ibqlab.base.locking import FileLock, find_holder, holding, is_held, read_holder
 
 
 def test_a_lock_has_one_holder_and_says_who(tmp_path):
@@ -21,7 +21,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path):
     with holding(file) as ours:
         assert ours
         assert is_held(file)
-        assert holder(file) == f"process {os.getpid()} on {socket.gethostname()}"
+        assert str(read_holder(file)) == f"process {os.getpid()} on {socket.gethostname()}"
         assert find_holder(file).process == os.getpid()
         with holding(file, remove=True) as again:
             assert not again

@@ -9,8 +9,7 @@ import pytest
 
 import ibqlab
 from ibqlab.cli import main
-from ibqlab.config import field_types
-from ibqlab.config.annotations import dataclasses_in
+from ibqlab.config.assignments import dataclasses_in, field_types
 from ibqlab.pretrained import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import infer_config
 from ibqlab.training import GeneratorTrainConfig, TrainConfig

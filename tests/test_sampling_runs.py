@@ -20,7 +20,7 @@ from test_transformer import SMALL, make
 from ibqlab.base.files import temporary_beside
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
-from ibqlab.generating import sample_picture
+from ibqlab.generating import sample_shards
 from ibqlab.generating.class_labels import read_classes
 from ibqlab.generating.drawing import draw_images
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
@@ -251,9 +251,9 @@ def test_the_picture_shows_the_first_images_of_the_first_classes(samples, tmp_pa
         seen.update(images=images, rows=rows, columns=columns, caption=caption)
         return plot_gallery(images, rows, columns, caption=caption)
 
-    monkeypatch.setattr(sample_picture, "plot_gallery", drawn)
-    monkeypatch.setattr(sample_picture, "COLUMNS", 3)
-    assert sample_picture.save_sample_picture(folder, ["cat", "dog"]) == folder / "samples.png"
+    monkeypatch.setattr("ibqlab.plots.plot_gallery", drawn)
+    monkeypatch.setattr(sample_shards, "COLUMNS", 3)
+    assert sample_shards.save_sample_picture(folder, ["cat", "dog"]) == folder / "samples.png"
     assert (seen["rows"], seen["columns"]) == (["cat", "dog", "class 2"], ["image 1", "image 2", "image 3"])
     assert seen["caption"] == "all: guidance 2.0, temperature 1.0; the first images of 3 of 3 classes"
     with np.load(samples) as stored:
@@ -264,5 +264,5 @@ def test_the_picture_shows_the_first_images_of_the_first_classes(samples, tmp_pa
     (folder / "samples-000001.tar").write_bytes(b"cut")
     before = (folder / "samples.png").read_bytes()
     with pytest.raises(RunError, match=r"samples-000001\.tar is missing or damaged"):
-        sample_picture.save_sample_picture(folder, [])
+        sample_shards.save_sample_picture(folder, [])
     assert (folder / "samples.png").read_bytes() == before

@@ -62,7 +62,7 @@ def open_ordinary(path: str | Path) -> BinaryIO:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        raise UnreadableFile(f"{_short(path)}: {why_not(error)}") from None
+        raise UnreadableFile(f"{for_terminal(path, 120)}: {why_not(error)}") from None
     kind = _kind(os.fstat(handle).st_mode)
     if kind:
         os.close(handle)
@@ -115,11 +115,6 @@ def why_not(error: BaseException) -> str:
     if "null byte" in str(error) or "null character" in str(error):
         return "the name holds a zero byte; no file can be called so"
     return f"{type(error).__name__}: {error}"
-
-
-def _short(path: Path, shown: int = 120) -> str:
-    text = str(path)
-    return text if len(text) <= shown else f"{text[: shown // 2]}…{text[-shown // 2 :]}"
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
@@ -304,18 +299,10 @@ def replacing(file: str | Path, what_is_left: Callable[[], str] = str) -> Iterat
     Raises:
         RunError: the disk is full, or the folder may not be written to.
     """
-    file = Path(file)
-    temporary = temporary_beside(file)
-    with explained(file, what_is_left):
-        try:
-            with create_new(temporary) as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        force_to_disk(file.parent)
+    with _becoming(Path(file), what_is_left) as temporary, create_new(temporary) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -326,14 +313,22 @@ def replacing_path(file: str | Path, publish: Callable[[Path, Path], object] = o
         file: as for `replacing`.
         publish: gives what was written (first) its name (second).
     """
-    file = Path(file)
+    with _becoming(Path(file), publish=publish) as temporary:
+        create_new(temporary).close()
+        yield temporary
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
+@contextmanager
+def _becoming(
+    file: Path, what_is_left: Callable[[], str] = str, publish: Callable[[Path, Path], object] = os.replace
+) -> Iterator[Path]:
+    """A temporary's name, which becomes the file's when the block ends well; else the temporary is deleted."""
     temporary = temporary_beside(file)
-    with explained(file):
+    with explained(file, what_is_left):
         try:
-            create_new(temporary).close()
             yield temporary
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
             publish(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
@@ -357,25 +352,18 @@ def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[Non
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if any(isinstance(one, KeyboardInterrupt) for one in _behind(error, outer)):
+        causes, cause = [], error  # the latest first, without `outer` and what led to that
+        while cause is not None and cause is not outer:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        if any(isinstance(one, KeyboardInterrupt) for one in causes):
             # Ctrl-C inside torch.save comes out as an error about positions in the file.
             raise KeyboardInterrupt from None
-        cause = _os_error(error, outer)
+        # torch.save reports the operating system's complaint as a RuntimeError about positions.
+        cause = next((one for one in causes if isinstance(one, OSError) and one.errno), None)
         if cause is None or isinstance(error, RunError):
             raise
-        raise RunError(f"{_short(file)}: {_reason(cause, file)}{what_is_left()}") from error
-
-
-def _os_error(error: BaseException | None, outer: BaseException | None = None) -> OSError | None:
-    """The operating system's complaint inside an error: torch.save reports it as a RuntimeError about positions."""
-    return next((one for one in _behind(error, outer) if isinstance(one, OSError) and one.errno), None)
-
-
-def _behind(error: BaseException | None, outer: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it, the latest first, without `outer` and what led to that."""
-    while error is not None and error is not outer:
-        yield error
-        error = error.__cause__ or error.__context__
+        raise RunError(f"{for_terminal(file, 120)}: {_reason(cause, file)}{what_is_left()}") from error
 
 
 def _reason(cause: OSError, file: Path) -> str:

@@ -242,11 +242,6 @@ def find_holder(file: Path) -> Holder | None:
     return holder if time.time() - _touched(file) < SILENT_SECONDS else None
 
 
-def holder(file: Path) -> str:
-    """Who holds a lock, as its file says: "process 4711 on node3"."""
-    return str(read_holder(file) or "its number is not known")
-
-
 def wait_for(done: Callable[[], bool], locks: Sequence[Path], work: str) -> None:
     """Wait for other processes of the same work as long as they live: hold their locks, or touch the files.
 

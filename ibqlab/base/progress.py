@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ibqlab.base.escaping import for_terminal
@@ -53,7 +52,7 @@ class ProgressLine:
     def __enter__(self) -> "ProgressLine":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -80,22 +79,19 @@ class ProgressLine:
     def _write(self) -> None:
         self._written, text = self.text, for_terminal(self.text, None)
         if self.in_notebook:
+            from IPython.display import display  # noqa: PLC0415 - only there is it certain to be installed
+
             tell(line=text)
-            self._show_in_notebook(text)
+            if self._output is None:
+                self._output = display({"text/plain": text}, raw=True, display_id=True)
+            else:
+                self._output.update({"text/plain": text}, raw=True)
         elif self.rewritable:
             # One letter less than the terminal is wide, or the line would break and stay.
             print(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
         self._due = time.monotonic() + (EVERY if self.rewritable else LOG_EVERY)
-
-    def _show_in_notebook(self, text: str) -> None:
-        from IPython.display import display  # noqa: PLC0415 - only there is it certain to be installed
-
-        if self._output is None:
-            self._output = display({"text/plain": text}, raw=True, display_id=True)
-        else:
-            self._output.update({"text/plain": text}, raw=True)
 
 
 class CountingLine(ProgressLine):
@@ -133,10 +129,8 @@ def counted(items: Iterable[T], label: str, unit: str, total: int | None = None,
 
     Args:
         items: what to go through.
-        label: what is done with them.
-        unit: what they are, in the plural.
+        label, unit, shown: as of `CountingLine`.
         total: how many there are; None: `len(items)`.
-        shown: False: nothing is shown anywhere.
     """
     with CountingLine(label, len(items) if total is None else total, unit, shown) as line:
         for item in items:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+BUILT_IN = ("photos", "digits")
+"""Images that installed packages bring; settings may name them in place of a path."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
 

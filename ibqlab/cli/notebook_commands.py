@@ -10,6 +10,8 @@ import click
 from ibqlab.cli.run_commands import report_on
 from ibqlab.cli.terminal import say, say_loading, sigterm_as_ctrl_c
 
+HELP = "Show this and all notebooks; with NOTEBOOK its parameters and presets."
+
 
 def _help_of_run(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     """Without a notebook the command's help and all notebooks, with one its parameters."""
@@ -33,13 +35,7 @@ def _help_of_run(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Executed copy; by default dated, under runs/notebooks."
 )
-@click.option(
-    "--help",
-    is_flag=True,
-    expose_value=False,
-    callback=_help_of_run,
-    help="Show this and all notebooks; with NOTEBOOK its parameters and presets.",
-)
+@click.option("--help", is_flag=True, expose_value=False, callback=_help_of_run, help=HELP)
 def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> None:
     """Execute NOTEBOOK, a path or a name under notebooks/, with some of its parameters replaced.
 
@@ -58,14 +54,14 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     values = read_settings(source, settings)
     target = prepare_copy(source, output)
     with sigterm_as_ctrl_c():
-        execution = execute(source, target, values)
-    if execution.folder and (execution.folder / "config.yaml").is_file():
-        report_on(execution.folder, redraw=False, result=execution.result)
-    elif execution.folder:
-        say("\n".join(results_of(execution.folder, execution.result)))
+        failure, folder, result = execute(source, target, values)
+    if folder and (folder / "config.yaml").is_file():
+        report_on(folder, redraw=False, result=result)
+    elif folder:
+        say("\n".join(results_of(folder, result)))
     say(f"executed copy: {target}")
-    if execution.failure:
-        say(f"Error: {execution.failure}", err=True)
+    if failure:
+        say(f"Error: {failure}", err=True)
         sys.exit(1)
 
 

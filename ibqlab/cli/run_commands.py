@@ -83,8 +83,8 @@ def show(name: str, everything: bool) -> None:
     from ibqlab.runs.finding import find_run
 
     run = Run(find_run(name))
-    last = _last_values(run)
-    lines = dict(zip(last, describe_metrics(last), strict=True))
+    last = run.last_values
+    lines = {name: describe_metric(name, last) for name in last}
     say(f"{run.name}: {run.describe_status()}\n{run.path}")
     if everything:
         settings, shown = dump_yaml(run.config), list(lines.values())
@@ -115,25 +115,12 @@ def _contents(run: "Run", everything: bool) -> Iterator[str]:
     yield f"report: {'report.html' if (run.path / 'report.html').exists() else 'none; make it with ibqlab report'}"
 
 
-def _last_values(run: "Run") -> dict[str, Any]:
-    """The last value of every metric that has one."""
-    columns = {name: column.dropna() for name, column in run.metrics.items()}
-    return {name: column.iloc[-1] for name, column in columns.items() if len(column)}
-
-
-def describe_metrics(last: dict[str, Any]) -> list[str]:
-    """Metrics as lines with units; usage and perplexity name the number of tokens they were counted in.
-
-    Args:
-        last: values by the names of metrics.jsonl.
-    """
-    return [f"{name}: {_with_unit(name, value, last)}" for name, value in last.items()]
-
-
-def _with_unit(name: str, value: Any, last: dict[str, Any]) -> str:
+def describe_metric(name: str, last: dict[str, Any]) -> str:
+    """One of a run's last values as a line with its unit; usage names the number of tokens that it was counted in."""
+    value = last[name]
     if not is_finite_number(value):
-        return for_terminal(value)
-    return measure(name).text(value, last) if is_measure(name) else whole_or_short(value)
+        return f"{name}: {for_terminal(value)}"
+    return f"{name}: {measure(name).text(value, last) if is_measure(name) else whole_or_short(value)}"
 
 
 @click.command()

@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -33,8 +32,8 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
     from ibqlab.config import apply_overrides, parse
     from ibqlab.data import DataConfig
     from ibqlab.pretrained import load_tokenizer
-    from ibqlab.runs.finding import output_folder
-    from ibqlab.runs.root import locate
+    from ibqlab.runs import Run
+    from ibqlab.runs.finding import locate, output_folder
     from ibqlab.tokens.store import TokenStore
     from ibqlab.tokens.writing import TokenSettings, write_tokens
 
@@ -47,7 +46,9 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
         say(f"every file of {folder} has its checksum")
         return
     loaded = load_tokenizer(path, options.pop("weights")).float()
-    data = parse(DataConfig, apply_overrides(_data_of(path), settings, DataConfig), source="data")
+    # A tokenizer that is no run has no data settings of its own.
+    trained_on = Run(path).located_config.get("data", {}) if path.is_dir() else {}
+    data = parse(DataConfig, apply_overrides(trained_on, settings, DataConfig), source="data")
     store = write_tokens(loaded, data, folder, TokenSettings(**options))
     say(f"{store.describe()}\ntrain a generator on them: ibqlab train RECIPE tokens={folder}")
 
@@ -79,14 +80,13 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.config import ConfigError, apply_overrides, parse, to_dict
     from ibqlab.generating.class_labels import read_classes
     from ibqlab.generating.pairs import class_names, open_pair
-    from ibqlab.generating.sample_picture import save_sample_picture
+    from ibqlab.generating.sample_shards import save_sample_picture
     from ibqlab.generating.sampling_runs import SampleRequest, sample_images
     from ibqlab.generator.cards import SAMPLING_CARDS
     from ibqlab.generator.sampling import SamplingConfig
     from ibqlab.pretrained import is_generator
     from ibqlab.runs import RunError
-    from ibqlab.runs.finding import output_folder
-    from ibqlab.runs.root import locate
+    from ibqlab.runs.finding import locate, output_folder
 
     require_device(options["device"], "--device")
     require_processes()
@@ -103,10 +103,10 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
             f"{checkpoint} is no generator; images are drawn from one that was trained over a tokenizer's tokens: "
             "ibqlab train builtin/digits_generator tokens=… (ibqlab tokenize writes them)"
         )
-    pair = open_pair(checkpoint, tokenizer)
+    generator, decoder = open_pair(checkpoint, tokenizer)
     names = class_names(checkpoint)
-    labels = read_classes(classes, names, pair.generator.config.num_classes)
-    archive = sample_images(*pair, folder, sampling, replace(request, classes=labels))
+    labels = read_classes(classes, names, generator.config.num_classes)
+    archive = sample_images(generator, decoder, folder, sampling, replace(request, classes=labels))
     if not is_first_process():
         return
     try:
@@ -117,10 +117,3 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     gallery = ["ibqlab", "run", "generation_gallery", f"generator={checkpoint}"]
     gallery += [f"tokenizer={tokenizer}"] if tokenizer else []
     say(f"other guidance, temperatures and top-p beside each other: {shlex.join(gallery)}")
-
-
-def _data_of(path: Path) -> dict[str, Any]:
-    """The data settings of a run; none for a tokenizer that is no run."""
-    from ibqlab.runs import Run
-
-    return dict(Run(path).located_config.get("data", {})) if path.is_dir() else {}

@@ -4,13 +4,16 @@ A value is text as it stands, unless it is plainly a list, a mapping, a number, 
 Where the setting takes text it is always text (`read_as`).
 """
 
+import dataclasses
+import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import NESTING, UnreadableFile
-from ibqlab.config.annotations import alternatives, dataclasses_in, derived_classes, field_types, takes_list, takes_text
 from ibqlab.config.plain_values import plain
 from ibqlab.config.problems import ConfigError, describe
 
@@ -43,7 +46,9 @@ def apply_overrides(mapping: Mapping[str, Any], assignments: Sequence[str], cls:
             if not isinstance(section, dict):
                 above = ".".join(parents[: depth + 1])
                 raise ConfigError(f"{assignment!r}: {above} holds {describe(section)}, it has no settings of its own")
-        section[last] = read_assigned(key, value, _types_at(cls, parents, last) if cls else ())
+        hints = [field_types(one).get(last) for one in sections_at(cls, parents)] if cls else []
+        choices = [choice for hint in hints if hint is not None for choice in alternatives(hint)]
+        section[last] = read_assigned(key, value, choices)
     return changed
 
 
@@ -121,6 +126,20 @@ def read_as(text: str, choices: Sequence[Any]) -> Any:
     return text if _want_text(choices) else read_value(text)
 
 
+def read_parameter(value: Any, hint: Any) -> Any:
+    """A notebook's parameter as the type of its field; what does not fit stays as it is, for `parse` to refuse."""
+    choices = alternatives(hint)
+    if isinstance(value, (int, float)) and all(takes_list(choice) for choice in choices):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    try:
+        typed = read_as(value, choices)
+    except ConfigError:
+        return value
+    return value if typed is None and type(None) not in choices else typed
+
+
 def as_list(arrived: Any, items_are_text: bool = False) -> list:
     """The list that someone meant who typed `[256, 1024]`, `(256, 1024)`, `256,1024`, or one value.
 
@@ -179,13 +198,52 @@ def _want_text(choices: Sequence[Any]) -> bool:
     return any(takes_text(choice) for choice in choices)
 
 
-def _types_at(cls: type, parents: Sequence[str], last: str) -> tuple[Any, ...]:
-    """The types that a setting may have, from the dataclass and those that may stand in its fields."""
+# --- what a field may hold, from its annotation -----------------------------------------------------------------------
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields by name."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def dataclasses_in(hint: Any) -> list[type]:
+    """The dataclasses that an annotation names."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    return [cls for inner in typing.get_args(hint) for cls in dataclasses_in(inner)]
+
+
+def sections_at(cls: type, path: Sequence[str | int]) -> list[type]:
+    """The dataclasses that keys lead to from a dataclass; a key that is none of its fields leads nowhere else."""
     sections = [cls]
-    for key in parents:
-        hints = [field_types(section).get(key) for section in sections]
-        bases = [base for hint in hints for base in dataclasses_in(hint)]
+    for key in path:
+        bases = [base for section in sections for base in dataclasses_in(field_types(section).get(key))]
         # A quantizer's own settings stand where its base class is annotated.
-        sections = list(dict.fromkeys(sub for base in bases for sub in (base, *derived_classes(base))))
-    hints = [hint for section in sections if (hint := field_types(section).get(last)) is not None]
-    return tuple(dict.fromkeys(choice for hint in hints for choice in alternatives(hint)))
+        inner = list(dict.fromkeys(sub for base in bases for sub in (base, *derived_classes(base))))
+        sections = inner or sections
+    return sections
+
+
+def derived_classes(cls: type) -> list[type]:
+    """The dataclasses derived from one, such as the settings of each quantizer."""
+    return [sub for child in cls.__subclasses__() for sub in (child, *derived_classes(child))]
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """The types that an annotation allows: `int | None` is two."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [inner for choice in typing.get_args(hint) for inner in alternatives(choice)]
+    return alternatives(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
+
+
+def takes_text(hint: Any) -> bool:
+    """Whether text is a value of this type."""
+    if typing.get_origin(hint) is typing.Literal:
+        return any(isinstance(choice, str) for choice in typing.get_args(hint))
+    return hint is Any or (isinstance(hint, type) and issubclass(hint, (str, Path, Enum)))
+
+
+def takes_list(hint: Any) -> bool:
+    """Whether a list is a value of this type."""
+    return (typing.get_origin(hint) or hint) in (tuple, list, Sequence)

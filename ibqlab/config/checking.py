@@ -4,25 +4,24 @@ Settings are plain frozen dataclasses that know nothing of this module; pydantic
 Everything passes through JSON on its way in, so that a YAML list fits a tuple while "3" never fits an int.
 """
 
+import ast
 import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ibqlab.base.checks import FLOAT32
+from ibqlab.base.checks import FLOAT32, WHOLE
 from ibqlab.base.escaping import for_terminal
-from ibqlab.config.annotations import dataclasses_in, field_types
-from ibqlab.config.assignments import as_list, read_or_none
+from ibqlab.config.assignments import as_list, field_types, read_or_none, read_parameter, sections_at
 from ibqlab.config.plain_values import plain, to_dict
 from ibqlab.config.problems import ConfigError, Problem, describe, nearest
 
 T = TypeVar("T")
-LARGEST_INTEGER = 2**63 - 1
-"""Settings are numbers of at most 64 bits."""
+_adapter = functools.cache(TypeAdapter)
 _OTHER_INT = re.compile(r"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|[0-9]+(?:_[0-9]+)+)$")
 """Whole numbers as Python and YAML 1.1 write them; settings do not."""
 # pydantic's words on the left.
@@ -83,11 +82,6 @@ def completed(cls: type, mapping: Any) -> Any:
         return mapping
 
 
-@functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
-
-
 def _impossible_values(value: Any, path: tuple) -> Iterator[Problem]:
     """Numbers that are none or too long, and text that no file could hold."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -95,7 +89,7 @@ def _impossible_values(value: Any, path: tuple) -> Iterator[Problem]:
         yield Problem(path, f"must be a finite number; got {word}")
     elif isinstance(value, float) and abs(value) > FLOAT32:
         yield Problem(path, f"must be a number that float32 holds, to {FLOAT32:.1e}; got {value:g}")
-    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+    elif isinstance(value, int) and abs(value) > WHOLE:
         yield Problem(path, f"must be a number of at most 64 bits; got one of {value.bit_length():,} bits")
     elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         yield Problem(path, f"must be text in UTF-8; got {for_terminal(value, 60)!r}. Rename the file or folder")
@@ -109,31 +103,18 @@ def _problems(cls: type, detail: Mapping[str, Any]) -> list[Problem]:
     path, arrived = tuple(detail["loc"]), detail["input"]
     cause = detail.get("ctx", {}).get("error")
     if detail["type"] == "unexpected_keyword_argument":
-        return [Problem(path, f"unknown key; {nearest(str(path[-1]), _keys_at(cls, path[:-1]))}")]
+        keys = dict.fromkeys(name for section in sections_at(cls, path[:-1]) for name in field_types(section))
+        return [Problem(path, f"unknown key; {nearest(str(path[-1]), list(keys))}")]
     if isinstance(cause, ConfigError) and cause.problems:
         return [Problem((*path, *inner.path), inner.text) for inner in cause.problems]
     if detail["type"] == "value_error":
         return [Problem(path, str(cause))]
     if detail["type"] == "missing":
         return [Problem(path, "must be given; it has no default")]
-    return [Problem(path, f"{_expected(detail['msg'])}; got {describe(arrived)}{_remedy(detail['type'], arrived)}")]
-
-
-def _keys_at(cls: type, path: Sequence[str | int]) -> list[str]:
-    """The field names of the dataclasses that a path into cls leads to."""
-    sections = [cls]
-    for key in path:
-        inner = [one for section in sections for one in dataclasses_in(field_types(section).get(key))]
-        sections = inner or sections
-    return [name for section in sections for name in field_types(section)]
-
-
-def _expected(message: str) -> str:
-    """pydantic's message in the words of this library."""
-    message = (message[:1].lower() + message[1:]).replace("input should be", "must be")
+    expected = (detail["msg"][:1].lower() + detail["msg"][1:]).replace("input should be", "must be")
     for phrase, words in _WORDS.items():
-        message = message.replace(phrase, words)
-    return message
+        expected = expected.replace(phrase, words)
+    return [Problem(path, f"{expected}; got {describe(arrived)}{_remedy(detail['type'], arrived)}")]
 
 
 def _remedy(kind: str, arrived: Any) -> str:
@@ -148,3 +129,58 @@ def _remedy(kind: str, arrived: Any) -> str:
     if kind in ("tuple_type", "list_type") and not isinstance(arrived, (dict, list)):
         return f"; write {json.dumps(as_list(arrived))}"
     return ""
+
+
+# --- the parameters of a notebook, also where papermill has made text of them -----------------------------------------
+
+
+def read_parameters(cls: type[T], namespace: Mapping[str, Any]) -> T:
+    """A notebook's parameters, checked: `settings = read_parameters(ExploreCollapse, globals())` in its third cell.
+
+    Papermill only warns about a parameter that the notebook does not have, and passes lists given with `-p` as text:
+    the first becomes an error here, the second a list.
+
+    Args:
+        cls: a dataclass whose fields are the parameters; what the notebook does not define takes its default.
+        namespace: the notebook's globals().
+    Raises:
+        ConfigError: a misspelt name, a wrong type or an impossible value.
+    """
+    valid = list(field_types(cls))
+    unknown = [name for name in _injected_names(namespace) if name not in valid]
+    if unknown:
+        problems = [Problem((name,), f"no such parameter; {nearest(name, valid)}") for name in unknown]
+        raise ConfigError.of("notebook parameters", problems)
+    values = {name: namespace[name] for name in valid if name in namespace}
+    return check_parameters(cls, values, "notebook parameters")
+
+
+def check_parameters(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Parameters that may arrive as text, checked against a dataclass.
+
+    Text is read wherever the field does not take text itself (`read_as`): "[256, 1024]" and "256,1024" become lists,
+    "none" becomes None where None is allowed. One value where a list belongs becomes a list of one.
+
+    Args:
+        cls: a dataclass whose fields are the parameters.
+        values: parameter values by name.
+        source: where they came from; starts the message.
+    Raises:
+        ConfigError: as `parse`; also text that cannot be read as the field's type.
+    """
+    types = field_types(cls)
+    typed = {name: read_parameter(value, types[name]) if name in types else value for name, value in values.items()}
+    return parse(cls, typed, source=source)
+
+
+def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
+    """Names assigned in the last cell that papermill injected; it starts with "# Parameters"."""
+    cells = [cell for cell in namespace.get("In", ()) if isinstance(cell, str)]
+    injected = [cell for cell in cells if cell.lstrip().split("\n", 1)[0].strip() == "# Parameters"]
+    try:
+        lines = ast.parse(injected[-1]).body if injected else []
+    except SyntaxError:
+        return []
+    targets = [target for line in lines if isinstance(line, ast.Assign) for target in line.targets]
+    targets += [line.target for line in lines if isinstance(line, ast.AnnAssign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

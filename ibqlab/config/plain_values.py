@@ -1,4 +1,4 @@
-"""Settings as plain dictionaries, lists, numbers and text, and their content hash."""
+"""Settings as plain dictionaries, lists, numbers and text: their content hash, and YAML files that hold them."""
 
 import dataclasses
 import hashlib
@@ -8,8 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ibqlab.base.files import NESTING
-from ibqlab.config.problems import ConfigError, Problem
+from ibqlab.base.files import NESTING, UnreadableFile, read_text
+from ibqlab.config.problems import ConfigError, Problem, describe
 
 NEWER_SETTINGS = {"unreadable": "skip"}
 """Settings that came after the first runs, with their defaults. A content hash leaves them out at these values, so that
@@ -71,3 +71,41 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: the file.
+    Returns:
+        Plain dictionaries, lists, numbers, text; 1e-3 is a number.
+    Raises:
+        ConfigError: no such file, no ordinary file, empty, not YAML, not a mapping, a key given twice, nested too deep,
+            or aliases that multiply; the message names the file.
+    """
+    from ibqlab.config.yaml_rules import read_yaml  # noqa: PLC0415 - heavy
+
+    path = Path(path)
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; give the path of a YAML file") from None
+    except UnreadableFile as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
+    try:
+        content = read_yaml(text)
+    except UnreadableFile as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if content is None:
+        raise ConfigError(f"{path}: the file is empty; write settings as `key: value`")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold settings as `key: value`; got {describe(content)}")
+    return content
+
+
+def dump_yaml(config: Any) -> str:
+    """A config as YAML, keys in the order of its fields; every value reads back equal."""
+    from ibqlab.config.yaml_rules import write_yaml  # noqa: PLC0415 - heavy
+
+    return write_yaml(to_dict(config))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ibqlab.base.names import BUILT_IN
+from ibqlab.base.resources import BUILT_IN
 from ibqlab.costs.generator_step_cost import count_generator_step
 from ibqlab.costs.meter import LinearCost, Parameters
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step

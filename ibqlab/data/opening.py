@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.names import BUILT_IN
+from ibqlab.base.resources import BUILT_IN
 from ibqlab.data.classes import warn_of_unseen
 from ibqlab.data.digits import DigitsSource
 from ibqlab.data.file_list import FileList

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ibqlab.base.checks import IMAGE_SIDE, WORKERS, require_at_most, require_choice
-from ibqlab.base.names import BUILT_IN
+from ibqlab.base.resources import BUILT_IN
 from ibqlab.data.resizing import RESIZERS
 
 Split = Literal["train", "validation"]

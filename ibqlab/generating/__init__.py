@@ -16,7 +16,6 @@ from typing import Any
 _HOMES = {
     "GalleryParameters": "gallery",
     "GeneratorRunParameters": "pipeline",
-    "Pair": "pairs",
     "SampleRequest": "sampling_runs",
     "choose_classes": "gallery",
     "describe_run": "pipeline",

@@ -14,20 +14,12 @@ import torch
 from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 
-from ibqlab.base.checks import (
-    CLASSES,
-    GALLERY_IMAGES,
-    SAMPLE_SEED,
-    require,
-    require_at_most,
-    require_between,
-    require_choice,
-)
+from ibqlab.base import checks
 from ibqlab.base.progress import counted, tell
 from ibqlab.data import first_images, open_data
 from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
 from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery
-from ibqlab.generating.pairs import Pair, class_names, data_of, open_pair
+from ibqlab.generating.pairs import class_names, data_of, open_pair
 from ibqlab.generating.pipeline import GeneratorRunParameters, prepare_pipeline
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.generator.cards import SAMPLING_CARDS
@@ -37,7 +29,8 @@ from ibqlab.plots.style import mark_too_short
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run, runs_root
 from ibqlab.runs.caveats import why_too_short
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import locate
+from ibqlab.tokenizer import Tokenizer
 
 COMPARED = ("cfg_scales", "temperatures", "top_ps")
 """Parameters whose values are compared with each other."""
@@ -73,17 +66,17 @@ class GalleryParameters:
     def __post_init__(self):
         find_preset(self.preset, "generator")
         if self.card:
-            require_choice("card", self.card, SAMPLING_CARDS)
-        require_between("images_per_class", self.images_per_class, 1, GALLERY_IMAGES)
+            checks.require_choice("card", self.card, SAMPLING_CARDS)
+        checks.require_between("images_per_class", self.images_per_class, 1, checks.GALLERY_IMAGES)
         rows = max(len(self.classes), 1)
-        require_at_most("images_per_class × classes", rows * self.images_per_class, GALLERY_IMAGES)
+        checks.require_at_most("images_per_class × classes", rows * self.images_per_class, checks.GALLERY_IMAGES)
         settings = math.prod(len(getattr(self, name)) for name in COMPARED)
-        require_at_most("classes × cfg_scales × temperatures × top_ps", rows * settings, GALLERY_IMAGES)
-        require_between("seed", self.seed, 0, SAMPLE_SEED)
+        checks.require_at_most("classes × cfg_scales × temperatures × top_ps", rows * settings, checks.GALLERY_IMAGES)
+        checks.require_between("seed", self.seed, 0, checks.SAMPLE_SEED)
         for label in self.classes:
-            require_between("classes", label, 0, CLASSES)
+            checks.require_between("classes", label, 0, checks.CLASSES)
         for name in COMPARED:
-            require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
+            checks.require(len(getattr(self, name)) > 0, f"{name} must hold at least one value; got none. Use [1.0].")
             for value in getattr(self, name):
                 SamplingConfig(**{name.removesuffix("s"): value})  # says what is wrong with it
 
@@ -99,9 +92,9 @@ def choose_classes(parameters: GalleryParameters, generator: AnyGenerator) -> li
     Raises:
         ValueError: a class that the generator has not.
     """
-    known = generator.config.num_classes
-    chosen = list(parameters.classes) or list(range(min(known, SHOWN_CLASSES)))
-    require(max(chosen) < known, f"classes must lie in 0 to {known - 1}; got {chosen}. Use [] for the first ten.")
+    last = generator.config.num_classes - 1
+    chosen = list(parameters.classes) or list(range(min(last + 1, SHOWN_CLASSES)))
+    checks.require(max(chosen) <= last, f"classes must lie in 0 to {last}; got {chosen}. Use [] for the first ten.")
     return chosen
 
 
@@ -124,12 +117,12 @@ class Gallery:
     """Figures of one generator's images, saved with what stands behind them.
 
     Args:
-        pair: generator and tokenizer.
+        pair: generator and tokenizer, as `open_pair` gives them.
         parameters: what to draw.
         path: of the generator: a run folder, or a file.
     """
 
-    def __init__(self, pair: Pair, parameters: GalleryParameters, path: str | Path) -> None:
+    def __init__(self, pair: tuple[AnyGenerator, Tokenizer], parameters: GalleryParameters, path: str | Path) -> None:
         self.generator, self.tokenizer = pair
         self.pair, self.parameters, self.path = pair, parameters, Path(path)
         self.sampling = gallery_settings(parameters)
@@ -152,10 +145,9 @@ class Gallery:
         drawn = self._draw(classes, parameters.images_per_class)
         caption = f"guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
         columns = [f"seed {seed}" for seed in drawn.seeds[0]]
-        figure = self._plot(drawn.images, row_names(drawn.labels[:, 0], self.names), columns, caption)
         # A schedule, such as guidance from 1 to 4, is one cell of the table.
         settings = {key: _shown(value) if isinstance(value, tuple) else value for key, value in vars(sampling).items()}
-        save_figure(figure, self.folder / name, gallery_table(drawn, **settings))
+        figure = self._figure(name, drawn, columns, caption, **settings)
         tell(folder=str((self.path if self.run else self.folder).resolve()))
         return figure
 
@@ -182,11 +174,8 @@ class Gallery:
         columns = [f"guidance {scale:g}" for scale in scales]
         for (temperature, top_p), drawn in self.compared.items():
             caption = f"temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
-            figure = self._plot(drawn.images, row_names(drawn.labels[:, 0], self.names), columns, caption)
-            table = gallery_table(drawn, temperature=temperature, top_p=top_p)
-            table["cfg_scale"] = [scales[column] for column in table["column"]]
-            save_figure(figure, self.folder / f"gallery_t{temperature:g}_p{top_p:g}", table)
-            yield figure
+            settings = {"temperature": temperature, "top_p": top_p, "cfg_scale": np.tile(scales, len(drawn.labels))}
+            yield self._figure(f"gallery_t{temperature:g}_p{top_p:g}", drawn, columns, caption, **settings)
 
     def table(self) -> pd.DataFrame:
         """Setting by setting: what was drawn, and for digits the share that a classifier recognises.
@@ -255,6 +244,12 @@ class Gallery:
 
     def _draw(self, classes: Sequence[int], columns: int) -> ImageGrid:
         return draw_gallery(*self.pair, classes, columns=columns, seed=self.parameters.seed, **vars(self.sampling))
+
+    def _figure(self, name: str, drawn: ImageGrid, columns: Sequence[str], caption: str, **settings: Any) -> Figure:
+        """A class a row; saved with the table of its images."""
+        figure = self._plot(drawn.images, row_names(drawn.labels[:, 0], self.names), columns, caption)
+        save_figure(figure, self.folder / name, gallery_table(drawn, **settings))
+        return figure
 
     def _plot(self, pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], caption: str) -> Figure:
         """`plot_gallery` that says whose images these are, and whether the run is too short."""

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from ibqlab.config import parse
 from ibqlab.data import DataConfig, open_data
@@ -10,20 +9,13 @@ from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.runs import Run
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.store import TokenStore, TokenStoreError
 
 
-class Pair(NamedTuple):
-    """A generator and the tokenizer that decodes what it draws."""
-
-    generator: AnyGenerator
-    tokenizer: Tokenizer
-
-
-def open_pair(generator: str | Path, tokenizer: str | Path = "") -> Pair:
-    """A trained generator with its tokenizer.
+def open_pair(generator: str | Path, tokenizer: str | Path = "") -> tuple[AnyGenerator, Tokenizer]:
+    """A trained generator, and the tokenizer that decodes what it draws.
 
     Args:
         generator: a run folder, an export or a published file.
@@ -34,7 +26,7 @@ def open_pair(generator: str | Path, tokenizer: str | Path = "") -> Pair:
     """
     path = locate(generator)
     first = load_tokenizer(locate(tokenizer)) if tokenizer else load_first_stage(path)
-    return Pair(load_generator(path), first)
+    return load_generator(path), first
 
 
 def data_of(generator: str | Path) -> DataConfig | None:

@@ -13,8 +13,7 @@ from ibqlab.generating.token_statistics import describe_tokenizer, save_token_fi
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run
-from ibqlab.runs.finding import output_folder, run_name
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import locate, output_folder, run_name
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.report import TokenReport
 from ibqlab.tokens.store import TokenStore

@@ -1,4 +1,6 @@
-"""The files that samples are kept in: tar shards of PNGs with class and seed, and the archive that evaluators read."""
+"""The files that samples are kept in: tar shards of PNGs with class and seed, the archive that evaluators read, and a
+picture to look at.
+"""
 
 import io
 import json
@@ -13,10 +15,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from ibqlab.base.files import RunError, UnreadableFile, open_ordinary, replacing
+from ibqlab.base.files import RunError, UnreadableFile, open_ordinary, read_json, replacing
 from ibqlab.data.pictures import open_picture
+from ibqlab.data.shards import SAMPLES_PICTURE
+from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
 
 MANIFEST, ARCHIVE, SHARD = "manifest.json", "samples.npz", "samples-{:06d}.tar"
+COLUMNS = 8
+"""Images of each class, at most."""
 
 
 def add_picture(tar: tarfile.TarFile, image: int, picture: UInt8[np.ndarray, "H W 3"], label: int, seed: int) -> None:
@@ -104,3 +110,35 @@ def is_archive(file: Path, count: int) -> bool:
             return whole and shape[:1] == (count,) and "arr_1.npy" in archive.namelist()
     except (OSError, UnreadableFile, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return False
+
+
+def save_sample_picture(folder: Path, names: list[str]) -> Path:
+    """The first images of the first classes in a grid, saved as `samples.png` beside the shards, with its table.
+
+    Args:
+        folder: whole, as `sample_images` leaves it.
+        names: of the classes by label; empty where nobody knows them.
+    Returns:
+        Path of the picture.
+    Raises:
+        RunError: a shard is missing or damaged; the disk is full.
+    """
+    import pandas as pd  # noqa: PLC0415 - the process of one run of a grid should not wait for it, nor for matplotlib
+
+    from ibqlab.plots import plot_gallery, save_figure  # noqa: PLC0415
+
+    manifest = read_json(folder / MANIFEST)
+    classes, per_class, sampling = manifest["classes"], manifest["images_per_class"], manifest["sampling"]
+    labels, columns = classes[:SHOWN_CLASSES], min(per_class, COLUMNS)
+    numbers = [row * per_class + column for row in range(len(labels)) for column in range(columns)]
+    pictures = np.stack(list(read_pictures(folder, numbers, manifest["shard_size"])))
+    figure = plot_gallery(
+        pictures.reshape(len(labels), columns, *pictures.shape[1:]),
+        row_names(labels, names),
+        [f"image {column + 1}" for column in range(columns)],
+        caption=f"{folder.name}: guidance {sampling['cfg_scale']}, temperature {sampling['temperature']}; the first "
+        f"images of {len(labels):,} of {len(classes):,} classes",
+    )
+    seeds = [manifest["seed"] + number for number in numbers]
+    table = pd.DataFrame({"image": numbers, "class": np.repeat(labels, columns), "seed": seeds})
+    return save_figure(figure, folder / SAMPLES_PICTURE, table)[0]

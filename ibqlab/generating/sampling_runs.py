@@ -18,33 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ibqlab.base.checks import BATCH, IMAGES, SAMPLE_SEED, require, require_at_most, require_memory
-from ibqlab.base.files import (
-    RunError,
-    UnreadableFile,
-    expanded,
-    explained,
-    is_temporary,
-    read_json,
-    replacing,
-    sweep,
-    write_whole,
-)
+from ibqlab.base import files
+from ibqlab.base.checks import BATCH, IMAGES, SAMPLE_SEED, require, require_at_most, require_between, require_memory
 from ibqlab.base.locking import holding, wait_for
 from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.base.progress import CountingLine
 from ibqlab.config import completed, to_dict
+from ibqlab.generating import sample_shards
 from ibqlab.generating.drawing import draw_images
-from ibqlab.generating.sample_shards import (
-    ARCHIVE,
-    MANIFEST,
-    SHARD,
-    add_picture,
-    is_archive,
-    picture_ranges,
-    read_pictures,
-    write_archive,
-)
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator.token_source import check_fit
@@ -73,11 +54,10 @@ class SampleRequest:
     """Where to compute: "cpu", "cuda" (one for each process of torchrun), or "cuda:1"."""
 
     def __post_init__(self):
-        for name in ("images_per_class", "batch_size", "shard_size"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-            require_at_most(name, getattr(self, name), BATCH if name == "batch_size" else IMAGES)
-        require_at_most("seed", self.seed, SAMPLE_SEED)
-        require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
+        require_between("images_per_class", self.images_per_class, 1, IMAGES)
+        require_between("batch_size", self.batch_size, 1, BATCH)
+        require_between("shard_size", self.shard_size, 1, IMAGES)
+        require_between("seed", self.seed, 0, SAMPLE_SEED)
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
 
 
@@ -110,18 +90,18 @@ def sample_images(
         ValueError: a tokenizer that does not fit the generator, or classes that it has not.
     """
     samples = _SampleFolder(
-        generator, tokenizer, expanded(folder), sampling or SamplingConfig(), request or SampleRequest()
+        generator, tokenizer, files.expanded(folder), sampling or SamplingConfig(), request or SampleRequest()
     )
     if samples.is_finished():
-        return samples.folder / ARCHIVE
-    with explained(samples.folder):
+        return samples.folder / sample_shards.ARCHIVE
+    with files.explained(samples.folder):
         samples.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(samples.folder / MANIFEST, json.dumps(samples.manifest, indent=2).encode())
+    files.write_whole(samples.folder / sample_shards.MANIFEST, json.dumps(samples.manifest, indent=2).encode())
     for model in (generator, tokenizer):
         model.to(samples.device).eval()
     with ExitStack() as stack:
         # Two commands at once draw the same images, so the second one may go on without the lock.
-        with explained(samples.folder):
+        with files.explained(samples.folder):
             stack.enter_context(holding(samples.lock(samples.rank), remove=True))
         samples.draw_shards(progress and samples.rank == 0)
         return samples.write_archive()
@@ -150,7 +130,7 @@ class _SampleFolder:
         self.labels = np.repeat(np.array(classes), request.images_per_class)
         starts = range(0, count, request.shard_size)
         self.shards = {
-            folder / SHARD.format(number): range(first, min(first + request.shard_size, count))
+            folder / sample_shards.SHARD.format(number): range(first, min(first + request.shard_size, count))
             for number, first in enumerate(starts)
         }
         """File → numbers of its images."""
@@ -172,35 +152,35 @@ class _SampleFolder:
 
         What killed processes left of unfinished files is deleted.
         """
-        sweep(self.folder)
-        with explained(self.folder):
+        files.sweep(self.folder)
+        with files.explained(self.folder):
             if self.folder.exists() and not self.folder.is_dir():
-                raise RunError(f"{self.folder} is no folder; nothing was changed. Choose another name")
+                raise files.RunError(f"{self.folder} is no folder; nothing was changed. Choose another name")
             # Beside locks and what is being written.
             ours = {LOCK.format(rank) for rank in range(self.world_size)}
             names = [file.name for file in self.folder.iterdir()] if self.folder.exists() else []
-            if all(name in ours or is_temporary(name) for name in names):
+            if all(name in ours or files.is_temporary(name) for name in names):
                 return False
-        file = self.folder / MANIFEST
+        file = self.folder / sample_shards.MANIFEST
         if not file.is_file():
-            raise RunError(
+            raise files.RunError(
                 f"{self.folder} exists and holds no samples; nothing was changed. Choose another folder, or empty it"
             )
         try:
-            manifest = read_json(file)
-        except UnreadableFile as error:
-            raise RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
+            manifest = files.read_json(file)
+        except files.UnreadableFile as error:
+            raise files.RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
         manifest["sampling"] = completed(SamplingConfig, manifest.get("sampling"))
         different = [name for name, value in self.manifest.items() if manifest.get(name) != value]
         if different:
-            raise RunError(
+            raise files.RunError(
                 f"{self.folder} holds samples of other settings ({', '.join(different)} differ); nothing was changed. "
                 "Choose another folder, or delete this one"
             )
         if not self._is_archive():
             return False
         for lock in self.folder.glob(LOCK.format("*")):
-            with explained(lock), holding(lock, remove=True):
+            with files.explained(lock), holding(lock, remove=True):
                 pass
         return True
 
@@ -221,13 +201,13 @@ class _SampleFolder:
     def _is_shard(self, file: Path) -> bool:
         """Whether a shard is there with its images; one that is empty, cut, or another's is drawn again."""
         try:
-            return list(picture_ranges(file)) == list(self.shards[file])
-        except RunError:
+            return list(sample_shards.picture_ranges(file)) == list(self.shards[file])
+        except files.RunError:
             return False
 
     def _draw_shard(self, file: Path, line: CountingLine) -> None:
         request, shard = self.request, self.shards[file]
-        with replacing(file) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        with files.replacing(file) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
             for first in range(shard.start, shard.stop, request.batch_size):
                 batch = range(first, min(first + request.batch_size, shard.stop))
                 pictures = draw_images(
@@ -240,7 +220,7 @@ class _SampleFolder:
                     **vars(self.sampling),
                 )
                 for image, picture in zip(batch, pictures, strict=True):
-                    add_picture(tar, image, picture, int(self.labels[image]), request.seed + image)
+                    sample_shards.add_picture(tar, image, picture, int(self.labels[image]), request.seed + image)
                 # A sign of life for those who wait on another machine.
                 with suppress(OSError):
                     os.utime(self.lock(self.rank))
@@ -248,7 +228,7 @@ class _SampleFolder:
 
     def write_archive(self) -> Path:
         """All images in one file once all shards are there; the other processes wait until that is done."""
-        target = self.folder / ARCHIVE
+        target = self.folder / sample_shards.ARCHIVE
         work = f"{self.folder} is not finished"
         if self.rank:
             wait_for(self._is_archive, [self.lock(0)], work)
@@ -256,8 +236,9 @@ class _SampleFolder:
         others = [self.lock(rank) for rank in range(1, self.world_size)]
         wait_for(lambda: all(file.is_file() for file in self.shards), others, work)
         order = np.random.default_rng(self.request.seed).permutation(len(self.labels))
-        write_archive(target, read_pictures(self.folder, order.tolist(), self.request.shard_size), self.labels[order])
+        pictures = sample_shards.read_pictures(self.folder, order.tolist(), self.request.shard_size)
+        sample_shards.write_archive(target, pictures, self.labels[order])
         return target
 
     def _is_archive(self) -> bool:
-        return is_archive(self.folder / ARCHIVE, len(self.labels))
+        return sample_shards.is_archive(self.folder / sample_shards.ARCHIVE, len(self.labels))

@@ -109,7 +109,9 @@ def describe_tokenizer(
     validation_source = open_data(data, "validation")
     most = math.inf if validation_source.endless else len(validation_source)
     held_out = min(validation_images, most)
-    named = _by_name(generators)
+    named = dict(generators) if isinstance(generators, Mapping) else {run.name: run for run in generators}
+    if len(named) < len(generators):  # one would hide another
+        raise ValueError("generators share a name; pass them as {name: run} with names of your own")
     fingerprint = tokenizer.fingerprint() if named else ""
     models: dict[str, ModelCost] = {}
     for name, run in named.items():
@@ -161,16 +163,6 @@ def save_token_figure(report: TokenReport, path: str | Path, title: str = "") ->
     picture, _ = save_figure(figure, path, token_link_table(report))
     report.table.to_csv(picture.with_name(f"{picture.stem}_table.csv"), index=False)
     return figure
-
-
-def _by_name(generators: Sequence[Run] | Mapping[str, Run]) -> dict[str, Run]:
-    """Name → run, refused where one name would hide another."""
-    if isinstance(generators, Mapping):
-        return dict(generators)
-    named = {run.name: run for run in generators}
-    if len(named) < len(generators):
-        raise ValueError("generators share a name; pass them as {name: run} with names of your own")
-    return named
 
 
 def _require_comparable(run: Run, fingerprint: str, data: DataConfig) -> GeneratorTrainConfig:

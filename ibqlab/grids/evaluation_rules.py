@@ -24,7 +24,7 @@ from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.presets import PRESETS, EvaluationPreset, find_preset
 from ibqlab.runs import Run
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import TokenizerConfig
 from ibqlab.training import RunParameters, TrainConfig, prepare_run
 

@@ -10,7 +10,7 @@ from ibqlab.notebooks.parameters import heading
 from ibqlab.runs import checkout_root
 
 NOTEBOOK_BYTES = 2**30
-"""Largest file of the same name that is compared before it is refused."""
+"""Largest file that is looked at before it is refused or replaced by a notebook."""
 
 
 def notebook_folder() -> Path:

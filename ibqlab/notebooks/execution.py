@@ -6,28 +6,19 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from ibqlab.base.files import (
-    UnreadableFile,
-    expanded,
-    explained,
-    parse_json,
-    read_bytes,
-    sweep,
-    write_whole,
-)
+from ibqlab.base.files import UnreadableFile, expanded, explained, parse_json, read_bytes, sweep, write_whole
 from ibqlab.base.progress import FILE_VARIABLE, ProgressLine, heard
 from ibqlab.config import ConfigError
+from ibqlab.notebooks.catalogue import NOTEBOOK_BYTES
 from ibqlab.notebooks.results import without_widgets
 from ibqlab.runs import runs_root
 
-COPY_BYTES = 2**30
-"""Largest executed copy that is looked at before it is replaced."""
 POLL_SECONDS = 0.5
 """Between two looks at what the kernel says."""
 
@@ -47,27 +38,20 @@ def prepare_copy(source: Path, output: Path | None) -> Path:
         target = runs_root() / "notebooks" / source.stem / name
     else:
         target = expanded(output)
-        _require_replaceable(target, source)
+        if target.is_dir():
+            raise ConfigError(f"{target} is a folder; give --output a file, such as {target / source.name}")
+        if os.path.lexists(target) and (not _is_executed_copy(target) or target.samefile(source)):
+            raise ConfigError(f"{target} exists and is not an executed copy of papermill's; give --output another file")
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
     return target
 
 
-def _require_replaceable(target: Path, source: Path) -> None:
-    """Refuse to write over anything but an earlier executed copy."""
-    if target.is_dir():
-        raise ConfigError(f"{target} is a folder; give --output a file, such as {target / source.name}")
-    if not os.path.lexists(target):
-        return
-    if not _is_executed_copy(target) or target.samefile(source):
-        raise ConfigError(f"{target} exists and is not an executed copy of papermill's; give --output another file")
-
-
 def _is_executed_copy(target: Path) -> bool:
     """Whether papermill wrote a file, also one that an earlier version left half written or empty."""
     try:
-        content = read_bytes(target, COPY_BYTES)
+        content = read_bytes(target, NOTEBOOK_BYTES)
     except (UnreadableFile, FileNotFoundError):
         return False
     try:
@@ -92,7 +76,14 @@ def _followed(notebook: Path) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="ibqlab-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "progress.json"
         os.environ[FILE_VARIABLE] = str(file)  # inherited by the kernel, which writes its line there
-        thread = threading.Thread(target=_follow, args=(file, facts, ended), daemon=True)
+
+        def follow() -> None:
+            with ProgressLine() as line:
+                line.show(facts["heading"])
+                while not ended.wait(POLL_SECONDS):
+                    line.show(heard(file).get("line") or facts["heading"])
+
+        thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
             yield facts
@@ -106,30 +97,12 @@ def _followed(notebook: Path) -> Iterator[dict[str, str]]:
                 os.environ[FILE_VARIABLE] = before
 
 
-def _follow(file: Path, facts: Mapping[str, str], ended: threading.Event) -> None:
-    with ProgressLine() as line:
-        line.show(facts["heading"])
-        while not ended.wait(POLL_SECONDS):
-            line.show(heard(file).get("line") or facts["heading"])
-
-
 def _write_copy(content: str, path: str) -> None:
     """Write an executed copy whole, after each cell, so that a kill spoils none."""
     write_whole(path, content.encode("utf-8", "backslashreplace"))
 
 
-class Execution(NamedTuple):
-    """What came of executing a notebook."""
-
-    failure: str | None
-    """What went wrong in it, in one line, or None."""
-    folder: Path | None
-    """The study, run or measurement that it worked on; None where it was none."""
-    result: str = ""
-    """What came of it in a sentence, where the notebook said so; otherwise the folder does."""
-
-
-def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
+def execute(source: Path, target: Path, values: dict[str, Any]) -> tuple[str | None, Path | None, str]:
     """Run a notebook in a kernel of its own, and show meanwhile where its work stands.
 
     Args:
@@ -137,7 +110,8 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
         target: its executed copy, which also holds what had run when it failed. Pictures stand where widgets were.
         values: of its parameters, as `read_settings` gives them.
     Returns:
-        The failure, if there was one, and what the notebook worked on.
+        What went wrong, in one line, or None; the study, run or measurement that the notebook worked on, None where it
+        was none; and what came of it in a sentence, "" where only the folder says.
     Raises:
         ValueError: papermill is not installed.
     """
@@ -177,4 +151,4 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> Execution:
         finally:
             without_widgets(target)
     folder = facts.get("folder")
-    return Execution(failure, Path(folder) if folder else None, facts.get("result", ""))
+    return failure, Path(folder) if folder else None, facts.get("result", "")

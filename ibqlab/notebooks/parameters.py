@@ -17,18 +17,8 @@ from typing import Any, NamedTuple
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, read_json
-from ibqlab.config import (
-    ConfigError,
-    alternatives,
-    as_list,
-    check_parameters,
-    field_types,
-    nearest,
-    read_as,
-    read_assigned,
-    split_assignment,
-    to_dict,
-)
+from ibqlab.config import ConfigError, check_parameters, nearest, to_dict
+from ibqlab.config.assignments import alternatives, as_list, field_types, read_as, read_assigned, split_assignment
 from ibqlab.runs.finding import find_run
 
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
@@ -62,9 +52,11 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
         raise ConfigError(f"{notebook} has no cell tagged `parameters`; tag one in JupyterLab's property inspector")
     try:
         lines = ast.parse(tagged[0]).body
-        comments = _comments(tagged[0])
+        tokens = list(tokenize.generate_tokens(io.StringIO(tagged[0]).readline))
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise ConfigError(f"{notebook}: the `parameters` cell is not plain Python: {error}") from None
+    # Line → the comment at its end.
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     return {name: parameter for line in lines for name, parameter in _parameters_of(line, comments)}
 
 
@@ -109,26 +101,15 @@ def describe_parameters(notebook: Path) -> str:
     return "\n".join(map(for_terminal, "\n".join(lines).split("\n")))
 
 
-def _comments(source: str) -> dict[int, str]:
-    """Line → the comment at its end."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-
-
 def _parameters_of(line: ast.stmt, comments: Mapping[int, str]) -> Iterator[tuple[str, Parameter]]:
     annotated = isinstance(line, ast.AnnAssign)
     targets = [line.target] if annotated else line.targets if isinstance(line, ast.Assign) else []
     for target in targets:
         if isinstance(target, ast.Name):
-            annotation = ast.unparse(line.annotation) if annotated else ""
-            yield target.id, Parameter(annotation, _literal(line.value), comments.get(line.end_lineno or 0, ""))
-
-
-def _literal(node: ast.expr | None) -> Any:
-    try:
-        return ast.literal_eval(node) if node else None
-    except ValueError:
-        return None
+            annotation, default = ast.unparse(line.annotation) if annotated else "", None
+            with contextlib.suppress(ValueError):  # no literal
+                default = ast.literal_eval(line.value)
+            yield target.id, Parameter(annotation, default, comments.get(line.end_lineno or 0, ""))
 
 
 # --- what a command puts in their place ------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ import html
 import json
 import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import UnreadableFile, read_json, write_whole
+from ibqlab.base.files import RunError, UnreadableFile, read_json, write_whole
 from ibqlab.base.measures import measure
 from ibqlab.runs.caveats import few_tokens, why_too_short
 from ibqlab.runs.metrics import last_values
@@ -77,18 +78,10 @@ def _result_of_study(folder: Path) -> str:
     return f"{measure('usage').label}{counted}, mean over {runs} runs by method: {shares}"
 
 
-def _settings_of(folder: Path) -> dict[str, Any]:
-    """A run's settings; {} where they cannot be read."""
-    from ibqlab.runs import Run, RunError  # noqa: PLC0415 - a command's first line is said before anything is imported
-
-    try:
-        return Run(folder).config
-    except RunError:
-        return {}
-
-
 def _result_of_run(folder: Path) -> str:
     """What the last validation of a run came to."""
+    from ibqlab.runs import Run  # noqa: PLC0415 - a command's first line is said before anything is imported
+
     row = last_values(folder / "metrics.jsonl")
     psnr = measure("psnr")
     texts = {
@@ -100,7 +93,9 @@ def _result_of_run(folder: Path) -> str:
     tokens = row.get("validation_tokens")
     if not words or not isinstance(tokens, (int, float)):
         return ", ".join(words)
-    few = few_tokens(tokens, _settings_of(folder)) if "validation_usage" in row else ""
+    few = ""
+    with suppress(RunError):  # settings that cannot be read
+        few = few_tokens(tokens, Run(folder).config) if "validation_usage" in row else ""
     return f"{', '.join(words)} in {tokens:,.0f} validation tokens{f': {few}' if few else ''}"
 
 
@@ -113,12 +108,10 @@ def without_widgets(file: Path) -> None:
     Args:
         file: a notebook of format 4; left alone where it is none, such as after a kill.
     """
-    try:
-        notebook = read_json(file)
-    except (OSError, UnreadableFile):
+    notebook = _read(file)
+    if not notebook:
         return
-    metadata = notebook.get("metadata", {})
-    state = metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    state = notebook.get("metadata", {}).pop("widgets", {}).get(STATE, {}).get("state", {})
     for cell in notebook.get("cells", []):
         if "outputs" in cell:
             shown = [_static(output, state) for output in cell["outputs"]]

@@ -46,7 +46,7 @@ from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"

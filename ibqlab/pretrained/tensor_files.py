@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, open_ordinary, why_not
-from ibqlab.runs.finding import hint
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import hint, locate
 
 LIGHTNING = "Lightning checkpoint"
 BARE = "state dict"

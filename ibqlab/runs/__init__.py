@@ -13,8 +13,8 @@ Start with `view`, what a folder tells, then `run`, which writes it; `finding` s
 """
 
 from ibqlab.base.files import RunError
+from ibqlab.runs.finding import checkout_root, runs_root
 from ibqlab.runs.provenance_record import provenance
-from ibqlab.runs.root import checkout_root, runs_root
 from ibqlab.runs.run import Run
 from ibqlab.runs.table import RUN_COLUMNS, list_runs
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ibqlab.runs.commands import leaves
+
 SHORTEST = 100
 """Training steps; figures and results of shorter runs say that they mean nothing."""
 
@@ -22,9 +24,7 @@ def few_tokens(tokens: float, config: Mapping[str, Any]) -> str:
         tokens: in which usage was counted.
         config: of the run.
     """
-    size: Any = config
-    for key in ("tokenizer", "quantizer", "codebook_size"):
-        size = size.get(key) if isinstance(size, Mapping) else None
+    size = dict(leaves(config)).get("tokenizer.quantizer.codebook_size")
     if type(size) is not int or size < 2 or not 0 < tokens < 10 * size:
         return ""
     even = -math.expm1(tokens * math.log1p(-1 / size))

@@ -41,17 +41,18 @@ def write_checkpoint(path: Path, step: int, state: dict[str, Any], every: int = 
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run folder that can be read; as `Run.load_checkpoint`."""
+    """The newest checkpoint of a run folder that can be read; None and errors as of `Run.load_checkpoint`."""
     failures = []
     for step in sorted(steps_of_files(path / "checkpoints", ".pt"), reverse=True):
         file = step_file(path, "checkpoints", step, ".pt")
         try:
             checkpoint = _read_file(file)
         except _DAMAGES as error:
-            failures.append(f"{file.name} ({_first_line(error)})")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            failures.append(f"{file.name} ({reason})")
             continue
         if failures:
-            warnings.warn(f"{path}: unreadable: {', '.join(failures)}; using {file.name}", stacklevel=4)
+            warnings.warn(f"{path}: unreadable: {', '.join(failures)}; using {file.name}", stacklevel=3)
         return checkpoint
     if failures:
         raise RunError(
@@ -73,7 +74,11 @@ def _read_file(file: Path) -> Checkpoint:
 
 
 def require_rows(path: Path, checkpoint: Checkpoint | None) -> None:
-    """Refuse to resume where rows of metrics, or all checkpoints, were lost; as `Run.check_rows`."""
+    """Refuse to resume where rows of metrics, or all checkpoints, were lost since they were written.
+
+    Raises:
+        RunError: the message names the file and what to do.
+    """
     steps = [row["step"] for row in read_rows(path)]
     if checkpoint is None:
         if max(steps, default=0) > 0:
@@ -115,7 +120,3 @@ def check_storable(value: Any, name: str) -> None:
             f"{name} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot hold; store "
             f"tensors and plain numbers: torch.as_tensor(array), number.item()"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:120]

@@ -20,7 +20,10 @@ def train_command(recipe: Path, output: Path, settings: Mapping[str, Any], proce
     """
     many = type(processes) is int and processes > 1
     start = ["torchrun", "--nproc-per-node", str(processes), "-m", "ibqlab"] if many else ["ibqlab"]
-    changes = [f"{key}={_typed(value)}" for key, value in settings.items()]
+    changes = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in settings.items()
+    ]
     # Absolute: a plain name would lie below the folder of all runs.
     return shlex.join([*start, "train", str(recipe.absolute()), *changes, "--output", str(output.absolute())])
 
@@ -43,8 +46,3 @@ def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _typed(value: Any) -> str:
-    """A value as typed behind `key=`."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -8,14 +8,81 @@ New: a name below the folder of all runs, unless it is plainly a path (`output_f
 """
 
 import os
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from ibqlab.base.checks import NAME
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import expanded
+from ibqlab.base.files import RunError, UnreadableFile, expanded, read_text
 from ibqlab.config import nearest
-from ibqlab.runs.root import ROOT_NAME, below_root, locate, runs_root
-from ibqlab.runs.table import _run_folders
+
+ROOT_NAME = "runs"
+"""What the folder of all runs is called in front of a name, wherever it lies."""
+
+
+def runs_root() -> Path:
+    """The folder that holds all runs.
+
+    $IBQLAB_RUNS; else `runs` of the ibqlab checkout around the current directory; else `runs` right here.
+
+    Raises:
+        RunError: $IBQLAB_RUNS is a file.
+    """
+    if os.environ.get("IBQLAB_RUNS"):
+        root = expanded(os.environ["IBQLAB_RUNS"])
+        if os.path.exists(root) and not os.path.isdir(root):
+            raise RunError(
+                f"IBQLAB_RUNS must name a folder; got {for_terminal(root)}, a file. Name another, or unset it"
+            )
+        return root
+    return (checkout_root() or Path.cwd()) / "runs"
+
+
+def checkout_root() -> Path | None:
+    """The nearest folder from the current directory upwards whose pyproject.toml is ibqlab's; None if there is none."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        try:
+            project = tomllib.loads(read_text(folder / "pyproject.toml")).get("project")
+        except (FileNotFoundError, UnreadableFile, tomllib.TOMLDecodeError, RecursionError):
+            continue
+        if isinstance(project, dict) and project.get("name") == "ibqlab":
+            return folder
+    return None
+
+
+def locate(name: str | Path) -> Path:
+    """Where something lies that is given as a path or by its name; where it would lie if there is nothing.
+
+    Args:
+        name: a path, in which ~ is the home folder, or a name below the folder of all runs, with or without `runs/`.
+    Returns:
+        The path, if something is there; else the place below the folder of all runs, if something is there; else the
+        path again.
+    """
+    path = Path(name)
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        path = expanded(path)
+    if not path.parts or path.is_absolute() or str(name).startswith(".") or os.path.exists(path):
+        return path
+    below = below_root(path)
+    return below if os.path.exists(below) else path
+
+
+def below_root(path: Path) -> Path:
+    """A relative path below the folder of all runs, without that folder's name in front of it."""
+    parts = path.parts[1:] if path.parts[:1] == (ROOT_NAME,) else path.parts
+    return runs_root().joinpath(*parts)
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The runs in a folder and its sub-folders, by name."""
+    for path, inner, files in os.walk(folder):
+        if "config.yaml" in files and {"provenance.json", "metrics.jsonl"} & set(files):
+            inner.clear()
+            yield Path(path)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
 
 
 def find_run(name: str | Path, what: str = "run") -> Path:
@@ -36,7 +103,7 @@ def find_run(name: str | Path, what: str = "run") -> Path:
 def hint(name: str | Path) -> str:
     """The end of a message about a name that nothing has: which come near it, or how to list them."""
     root = runs_root()
-    known = {path.relative_to(root).as_posix() for path in _run_folders(root)} - {"."} if root.is_dir() else set()
+    known = {path.relative_to(root).as_posix() for path in run_folders(root)} - {"."} if root.is_dir() else set()
     known |= {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
     near = nearest(str(name)[:NAME].removeprefix(f"{ROOT_NAME}/"), sorted(known))
     near = near if near.startswith("did you mean") else "list them with: ibqlab runs"

@@ -13,19 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ibqlab.base import files
 from ibqlab.base.checks import require_at_most
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import (
-    TEXT_BYTES,
-    RunError,
-    create_new,
-    explained,
-    force_to_disk,
-    is_ordinary,
-    replacing,
-    sweep,
-    temporary_beside,
-)
 from ibqlab.base.locking import FileLock, read_holder
 from ibqlab.config import content_hash, dump_yaml
 from ibqlab.runs.provenance_record import provenance
@@ -40,40 +30,42 @@ WRITTEN = ("config.yaml", "metrics.jsonl", "provenance.json", LOCK_FILE, *FOLDER
 
 def is_free(path: Path) -> bool:
     """Whether a folder is missing or empty; raises where it is neither that nor a run."""
-    with explained(path):
+    with files.explained(path):
         if os.path.isdir(path) and os.path.samefile(path, os.curdir):
-            raise RunError(f"a run needs a folder of its own, got {path}, the current one: --output NAME")
+            raise files.RunError(f"a run needs a folder of its own, got {path}, the current one: --output NAME")
         free = not os.path.lexists(path) or (os.path.isdir(path) and not any(os.scandir(path)))
-    if not free and not is_ordinary(path / "config.yaml"):
-        raise RunError(f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one")
+    if not free and not files.is_ordinary(path / "config.yaml"):
+        raise files.RunError(
+            f"{path} exists and is no run; nothing was changed. Choose another folder, or empty this one"
+        )
     return free
 
 
 def create(path: Path, config: dict[str, Any]) -> bool:
     """Make a new run folder in one move; False if another process was faster."""
     facts = {"status": "running", "config_hash": content_hash(config), **provenance(private=True)}
-    building = temporary_beside(path)
-    with explained(path):
+    building = files.temporary_beside(path)
+    with files.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             building.mkdir()
             for folder in FOLDERS:
                 (building / folder).mkdir()
             texts = {"provenance.json": json_text(facts), "metrics.jsonl": "", "config.yaml": config_text(config)}
-            require_at_most("bytes of a run's settings", len(texts["config.yaml"].encode()), TEXT_BYTES)
+            require_at_most("bytes of a run's settings", len(texts["config.yaml"].encode()), files.TEXT_BYTES)
             for name, text in texts.items():
-                with create_new(building / name) as stream:
+                with files.create_new(building / name) as stream:
                     stream.write(text.encode())
                     stream.flush()
                     os.fsync(stream.fileno())
-            force_to_disk(building)
+            files.force_to_disk(building)
             os.rename(building, path)
         except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 return False
             raise
-        force_to_disk(path.parent)
+        files.force_to_disk(path.parent)
     return True
 
 
@@ -84,17 +76,14 @@ def claim_folder(folder: Path) -> FileLock:
         RunError: another process, or another training of this one, holds it; or the folder cannot be written.
     """
     lock = FileLock(folder / LOCK_FILE)
-    with explained(lock.file):
+    with files.explained(lock.file):
         if lock.acquire(CLAIM_SECONDS):
             return lock
     holder = read_holder(lock.file)
-    training = (
-        f"{holder} is training here since {for_terminal(holder.since)}"
-        if holder
-        else "another process is training here"
-    )
-    raise RunError(
-        f"{folder}: {training}; nothing was changed. Wait for it, or choose another folder (--output FOLDER)"
+    since = f" since {for_terminal(holder.since)}" if holder else ""
+    raise files.RunError(
+        f"{folder}: {holder or 'another process'} is training here{since}; nothing was changed. Wait for it, or choose "
+        "another folder (--output FOLDER)"
     )
 
 
@@ -119,9 +108,9 @@ def writing(path: Path, file: Path) -> Iterator[BinaryIO]:
         RunError: the disk is full or the file cannot be written.
     """
     require_own_files(path, file.relative_to(path).parts[0])
-    with explained(file, lambda: what_is_left(path)):
+    with files.explained(file, lambda: what_is_left(path)):
         file.parent.mkdir(exist_ok=True)
-    with replacing(file, lambda: what_is_left(path)) as stream:
+    with files.replacing(file, lambda: what_is_left(path)) as stream:
         yield stream
 
 
@@ -133,7 +122,7 @@ def require_own_files(path: Path, *names: str) -> None:
             continue
         inside, target = os.path.realpath(path), os.path.realpath(file)
         if os.path.commonpath([inside, target]) != inside:
-            raise RunError(
+            raise files.RunError(
                 f"{file} is a link that leads out of the run folder, to {target}; nothing was written. Put the "
                 "files themselves there, or link to the whole run folder instead"
             )
@@ -144,15 +133,15 @@ def require_folders(path: Path) -> None:
     for name in FOLDERS:
         folder = path / name
         if os.path.lexists(folder) and not folder.is_dir():
-            raise RunError(f"{folder} must be a folder; nothing was changed. Move what is there away")
+            raise files.RunError(f"{folder} must be a folder; nothing was changed. Move what is there away")
 
 
 def sweep_run(path: Path) -> None:
     """Delete what killed processes left half written."""
-    sweep(path)
+    files.sweep(path)
     for name in FOLDERS:
         if not (path / name).is_symlink():
-            sweep(path / name)
+            files.sweep(path / name)
 
 
 def what_is_left(path: Path) -> str:

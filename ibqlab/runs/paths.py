@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ibqlab.base.names import BUILT_IN
-from ibqlab.runs.root import locate
+from ibqlab.base.resources import BUILT_IN
+from ibqlab.runs.commands import leaves
+from ibqlab.runs.finding import locate
 
 PATHS = ("data.source", "data.validation_source", "tokenizer", "tokens", "start_from")
 """Settings that may hold a path."""
@@ -44,8 +45,10 @@ def spelt_as(settings: Mapping[str, Any], recorded: Mapping[str, Any], start: st
         start: the folder that the run was started in; "" where it is not known.
     """
 
+    recorded_values = dict(leaves(recorded))
+
     def change(key: str, text: str) -> str:
-        old = _value(recorded, key)
+        old = recorded_values.get(key)
         if not isinstance(old, str) or not (_is_path(text) and _is_path(old)):
             return text
         return old if _target(key, text, "") == _target(key, old, start) else text
@@ -72,20 +75,11 @@ def _leads_somewhere(path: str) -> bool:
 def _with_paths(settings: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
     """A copy whose paths went through a function of key and text."""
     copy = dict(settings)
-    for key in PATHS:
-        text = _value(copy, key)
-        if not isinstance(text, str):
-            continue
-        section, _, name = key.rpartition(".")
-        if section:
-            copy[section] = {**copy[section], name: change(key, text)}
-        else:
-            copy[name] = change(key, text)
+    for key, text in leaves(settings):
+        if key in PATHS and isinstance(text, str):
+            section, _, name = key.rpartition(".")
+            if not section:
+                copy[name] = change(key, text)
+            elif isinstance(copy.get(section), dict):  # and no key that holds the dot itself
+                copy[section] = {**copy[section], name: change(key, text)}
     return copy
-
-
-def _value(settings: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
-    section, _, name = key.rpartition(".")
-    inner = settings.get(section) if section else settings
-    return inner.get(name) if isinstance(inner, Mapping) else None

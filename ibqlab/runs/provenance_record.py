@@ -6,20 +6,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "ibqlab",
-    "torch",
-    "torchvision",
-    "lightning-fabric",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "pydantic",
+    *("ibqlab", "torch", "torchvision", "lightning-fabric", "numpy", "pandas"),
+    *("scikit-learn", "pillow", "pydantic"),
 )
 
 
@@ -44,7 +38,7 @@ def provenance(private: bool = False) -> dict[str, Any]:
         **_commit(Path(__file__).resolve().parents[2]),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": f"{platform.system()} {platform.machine()}",
-        "hardware": {"cpu": _cpu(), "cores": _cores(), "memory_gib": _memory_gib(), "gpu": _gpus()},
+        "hardware": _hardware(),
     }
 
 
@@ -118,35 +112,21 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _cores() -> int | None:
-    """Of the machine, also where this process was given few of them."""
-    return os.cpu_count()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _gpus() -> list[str]:
+def _hardware() -> dict[str, Any]:
+    """Of the machine, also where this process was given little of it."""
     import torch  # noqa: PLC0415 - reading runs needs no torch
 
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    names, memory = [], None
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    with suppress(AttributeError, OSError, ValueError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    cpu = names[0] if names else platform.processor()
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": memory, "gpu": gpus}

@@ -10,23 +10,9 @@ import numpy as np
 from ibqlab.base.files import RunError, explained, sweep
 from ibqlab.base.locking import FileLock
 from ibqlab.config import completed, content_hash, to_dict
-from ibqlab.runs import metrics
-from ibqlab.runs.checkpoints import Checkpoint, require_rows, write_checkpoint
+from ibqlab.runs import folder, metrics
+from ibqlab.runs.checkpoints import write_checkpoint
 from ibqlab.runs.commands import differences, leaves, train_command
-from ibqlab.runs.folder import (
-    WRITTEN,
-    claim_folder,
-    config_text,
-    create,
-    is_free,
-    json_text,
-    require_folders,
-    require_own_files,
-    step_file,
-    steps_of_files,
-    sweep_run,
-    writing,
-)
 from ibqlab.runs.paths import spelt_as
 from ibqlab.runs.provenance_record import provenance, utc_now
 from ibqlab.runs.view import ENDS, RunView
@@ -59,20 +45,20 @@ class Run(RunView):
                 of it leads elsewhere; or it cannot be written.
         """
         path = Path(path)
-        is_new = is_free(path)
+        is_new = folder.is_free(path)
         if is_new:
             sweep(path.parent)
             # Where another process is faster, its run is judged like any other that was there before.
-            is_new = create(path, to_dict(config))
+            is_new = folder.create(path, to_dict(config))
         run = cls(path)
         run.is_new = is_new
         if not is_new:
             run.require_settings(config, more_steps=more_steps)
-            require_own_files(run.path, *WRITTEN)
-            require_folders(run.path)
+            folder.require_own_files(run.path, *folder.WRITTEN)
+            folder.require_folders(run.path)
         if claim:
-            run._lock = claim_folder(run.path)
-        sweep_run(run.path)
+            run._lock = folder.claim_folder(run.path)
+        folder.sweep_run(run.path)
         if not is_new and not claim and run.status != "finished":
             run.note_resumed(config)
         return run
@@ -84,7 +70,7 @@ class Run(RunView):
         Raises:
             RunError: the folder holds a run with other settings than these, or with more steps, or something else.
         """
-        if not is_free(Path(path)):
+        if not folder.is_free(Path(path)):
             cls(path).require_settings(config, more_steps=True)
 
     def release(self) -> None:
@@ -122,8 +108,8 @@ class Run(RunView):
             **facts,
         )
         if is_extended:
-            self._write("config.yaml", config_text(settings))
-            self._config = settings
+            self._write("config.yaml", folder.config_text(settings))
+            self.config = settings
 
     def has_fewer_steps(self, config: Any) -> bool:
         """Whether settings are the folder's but for a larger number of steps."""
@@ -166,7 +152,7 @@ class Run(RunView):
         old, new = dict(leaves(recorded)), dict(leaves(settings))
         changed = {key: value for key, value in new.items() if old.get(key, "not set") != value}
         fits = "start_from" in new and changed and not any(key.startswith("tokenizer.") for key in changed)
-        if not fits or not steps_of_files(self.path / "checkpoints", ".pt"):
+        if not fits or not folder.steps_of_files(self.path / "checkpoints", ".pt"):
             return ""
         command = train_command(
             self.path / "config.yaml",
@@ -210,15 +196,15 @@ class Run(RunView):
             RunError: the disk is full or the file cannot be written.
         """
         plain = {name: _plain_array(name, value) for name, value in arrays.items()}
-        file = step_file(self.path, "snapshots", step, ".npz")
-        with writing(self.path, file) as stream:
+        file = folder.step_file(self.path, "snapshots", step, ".npz")
+        with folder.writing(self.path, file) as stream:
             np.savez(stream, **plain)
 
     def drop_snapshots_after(self, step: int) -> None:
         """Delete snapshots later than a step: what resuming from that step's checkpoint will write again."""
         for later in self.snapshot_steps:
             if later > step:
-                step_file(self.path, "snapshots", later, ".npz").unlink()
+                folder.step_file(self.path, "snapshots", later, ".npz").unlink()
 
     def save_checkpoint(self, step: int, state: dict[str, Any], every: int = 1) -> None:
         """Store what resuming needs, whole or not at all; the newest two are kept, later ones than this are dropped.
@@ -236,14 +222,6 @@ class Run(RunView):
         """
         write_checkpoint(self.path, step, state, every)
 
-    def check_rows(self, checkpoint: Checkpoint | None) -> None:
-        """Refuse to resume where rows of metrics, or all checkpoints, were lost since they were written.
-
-        Raises:
-            RunError: the message names the file and what to do.
-        """
-        require_rows(self.path, checkpoint)
-
     def write_provenance(self, **facts: Any) -> None:
         """Add facts to provenance.json, or replace them; values as in `log`.
 
@@ -252,10 +230,10 @@ class Run(RunView):
             RunError: the file cannot be written; it is left as it was.
         """
         merged = self.provenance | metrics.plain_row(facts, "provenance")
-        self._write("provenance.json", json_text(merged))
+        self._write("provenance.json", folder.json_text(merged))
 
     def _write(self, name: str, text: str) -> None:
-        with writing(self.path, self.path / name) as stream:
+        with folder.writing(self.path, self.path / name) as stream:
             stream.write(text.encode())
 
     def finish(self, status: str, **facts: Any) -> None:
@@ -279,10 +257,10 @@ class Run(RunView):
         """
         if not name or Path(name).name != name:
             raise ValueError(f"a figure's name is a plain file name such as collapse.png; got {name!r}")
-        require_own_files(self.path, "figures")
+        folder.require_own_files(self.path, "figures")
         with explained(self.path / "figures"):
             (self.path / "figures").mkdir(exist_ok=True)
-        sweep_run(self.path)
+        folder.sweep_run(self.path)
         return self.path / "figures" / name
 
 

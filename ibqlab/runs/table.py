@@ -1,13 +1,12 @@
-"""Where runs lie, and all of them in one table."""
+"""All runs in one table."""
 
-import numbers
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ibqlab.base.checks import is_finite_number
 from ibqlab.base.escaping import for_terminal
-from ibqlab.runs.root import runs_root
+from ibqlab.runs.commands import leaves
+from ibqlab.runs.finding import run_folders, runs_root
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -40,62 +39,35 @@ def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
     import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
 
     folder = Path(folder) if folder is not None else runs_root()
-    return pd.DataFrame([_table_row(path, folder) for path in _run_folders(folder)], columns=list(RUN_COLUMNS))
-
-
-def _run_folders(folder: Path) -> Iterator[Path]:
-    for path, inner, files in os.walk(folder):
-        if "config.yaml" in files and {"provenance.json", "metrics.jsonl"} & set(files):
-            inner.clear()
-            yield Path(path)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+    return pd.DataFrame([_table_row(path, folder) for path in run_folders(folder)], columns=list(RUN_COLUMNS))
 
 
 def _table_row(path: Path, folder: Path) -> dict[str, Any]:
     name = path.name if path == folder else path.relative_to(folder).as_posix()
     try:
         run = Run(path)
-        quantizer = _inner(_inner(run.config, "tokenizer"), "quantizer")
-        generator = _inner(run.config, "generator")
-        facts = run.provenance
+        settings, facts = dict(leaves(run.config)), run.provenance
+        vocabulary = settings.get("generator.vocabulary_size")
         row = {
-            **_last_values(run.metrics),
+            **run.last_values,
             "name": name,
             "path": str(path),
             "status": run.status,
-            "kind": "generator" if generator else "tokenizer",
-            "quantizer": _text(quantizer.get("name")),
-            "codebook_size": quantizer.get("codebook_size", generator.get("vocabulary_size")),
-            "code_dim": quantizer.get("code_dim"),
-            "seed": run.config.get("seed"),
-            "losses": _text(facts.get("losses")),
+            "kind": "generator" if isinstance(run.config.get("generator"), dict) else "tokenizer",
+            "quantizer": settings.get("tokenizer.quantizer.name"),
+            "codebook_size": settings.get("tokenizer.quantizer.codebook_size", vocabulary),
+            "code_dim": settings.get("tokenizer.quantizer.code_dim"),
+            "seed": settings.get("seed"),
+            "losses": facts.get("losses"),
             "duration_s": facts.get("duration_s"),
             "config_hash": run.config_hash,
         }
-        return {column: value for column, value in row.items() if column in TEXTS or _is_number(value)}
+        return {column: value for column, value in row.items() if _fits(column, value)}
     except Exception as error:  # one run's files, whatever they hold, must not hide the others
         problem = for_terminal(str(error) or type(error).__name__)
         return {"name": name, "path": str(path), "status": "unreadable", "problem": problem}
 
 
-def _last_values(metrics: "pd.DataFrame") -> dict[str, Any]:
-    """The last number of each of the table's columns that the metrics have."""
-    last = {}
-    for column in set(RUN_COLUMNS) & set(metrics.columns):
-        values = [value for value in metrics[column] if _is_number(value)]
-        last |= {column: values[-1]} if values else {}
-    return last
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is one that fits a column of numbers."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 2**63  # not NaN
-
-
-def _inner(mapping: dict[str, Any], key: str) -> dict[str, Any]:
-    value = mapping.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def _fits(column: str, value: Any) -> bool:
+    """Whether a value out of a run's files is one of its column: text, or a number that 64 bits hold."""
+    return isinstance(value, str) if column in TEXTS else is_finite_number(value) and abs(value) < 2**63

@@ -11,7 +11,7 @@ from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_json, 
 from ibqlab.base.locking import SILENT_SECONDS, find_holder
 from ibqlab.config import ConfigError, content_hash, load_yaml
 from ibqlab.runs import metrics
-from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint
+from ibqlab.runs.checkpoints import read_checkpoint
 from ibqlab.runs.commands import train_command
 from ibqlab.runs.folder import LOCK_FILE, last_checkpoint, step_file, steps_of_files
 from ibqlab.runs.paths import located
@@ -48,7 +48,8 @@ class RunView:
             remedy = f"it is a study: ibqlab report {self.path}" if study else "list the runs there are: ibqlab runs"
             raise RunError(f"{self.path} is no run: it holds no config.yaml; {remedy}")
         try:
-            self._config = load_yaml(self.path / "config.yaml")
+            self.config = load_yaml(self.path / "config.yaml")
+            """The settings as plain dictionaries; `ibqlab.config.parse` makes them typed."""
         except ConfigError as error:
             raise RunError(f"damaged run: {error}; restore the file or delete the folder") from None
 
@@ -58,14 +59,9 @@ class RunView:
         return self.path.resolve().name
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The settings as plain dictionaries; `ibqlab.config.parse` makes them typed."""
-        return self._config
-
-    @property
     def config_hash(self) -> str:
         """Content hash of config.yaml as it stands there."""
-        return content_hash(self._config)
+        return content_hash(self.config)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -132,7 +128,7 @@ class RunView:
     def step(self) -> int:
         """The step that the run would continue from: its last checkpoint's; else the last row's, 0 before the first."""
         last = self.last_checkpoint
-        return _step_of(last) if last else max(metrics.last_step(self.path), 0)
+        return int(last.stem.removeprefix("step_")) if last else max(metrics.last_step(self.path), 0)
 
     def continue_command(self) -> str:
         """What to type in a shell to continue the run from its last checkpoint; works for every recipe."""
@@ -155,6 +151,12 @@ class RunView:
 
         rows = metrics.read_rows(self.path)
         return pd.DataFrame(rows) if rows else pd.DataFrame({"step": pd.Series(dtype="int64")})
+
+    @property
+    def last_values(self) -> dict[str, Any]:
+        """The last value of every metric that has one; errors as of `metrics`."""
+        rows = metrics.read_rows(self.path)
+        return {name: value for row in rows for name, value in row.items() if value is not None}
 
     @property
     def snapshot_steps(self) -> list[int]:
@@ -191,19 +193,11 @@ class RunView:
         Raises:
             RunError: there are checkpoints and none can be read.
         """
-        checkpoint = self.read_checkpoint()
+        checkpoint = read_checkpoint(self.path)
         return (checkpoint.step, checkpoint.state) if checkpoint else None
-
-    def read_checkpoint(self) -> Checkpoint | None:
-        """Like `load_checkpoint`, with the file and what it knows of the metrics."""
-        return read_checkpoint(self.path)
 
     def __repr__(self) -> str:
         try:
             return f"Run({str(self.path)!r}, {self.status})"
         except RunError:
             return f"Run({str(self.path)!r}, unreadable)"
-
-
-def _step_of(file: Path) -> int:
-    return int(file.stem.removeprefix("step_"))

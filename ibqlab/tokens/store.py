@@ -27,7 +27,7 @@ from torch import Tensor
 from ibqlab.base.cache import hash_file
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, is_ordinary, open_ordinary, why_not
-from ibqlab.base.names import BUILT_IN
+from ibqlab.base.resources import BUILT_IN
 from ibqlab.config import to_dict
 from ibqlab.data.batch_loading import Requests
 from ibqlab.data.broken import describe_unreadable

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ibqlab.base.files import UnreadableFile, explained, is_temporary, read_json, sweep
-from ibqlab.base.locking import holder, holding
+from ibqlab.base.locking import holding, read_holder
 from ibqlab.config import completed, to_dict
 from ibqlab.data.source import DataConfig, Split
 from ibqlab.tokens.manifest import MANIFEST, UNFINISHED, TokenManifest, TokenStoreError
@@ -40,7 +40,8 @@ def locked(folder: Path, rank: int) -> Iterator[None]:
         with explained(file):
             is_ours = stack.enter_context(holding(file, remove=True))
         if not is_ours:
-            raise TokenStoreError(f"another process ({holder(file)}) is writing this store, {folder}; wait for it")
+            holder = read_holder(file) or "its number is not known"
+            raise TokenStoreError(f"another process ({holder}) is writing this store, {folder}; wait for it")
         yield
 
 

@@ -24,7 +24,7 @@ from ibqlab.data.broken import STAND_INS
 from ibqlab.losses.errors import NonFinite, TrainingInterrupted
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
-from ibqlab.runs.checkpoints import Checkpoint
+from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
 from ibqlab.training.failures import nonfinite_error, not_fitting, preparation
 from ibqlab.training.session import RunInputs, Session, finished_run, training_session
@@ -326,9 +326,9 @@ class Trainer(ABC):
         Raises:
             RunError: the checkpoint does not fit, or rows of metrics are lost; nothing was changed.
         """
-        checkpoint = self.run.read_checkpoint()
+        checkpoint = read_checkpoint(self.run.path)
         if self.fabric.is_global_zero:
-            self.run.check_rows(checkpoint)
+            require_rows(self.run.path, checkpoint)
         if checkpoint:
             self._load(checkpoint)
             self.saved = checkpoint.step

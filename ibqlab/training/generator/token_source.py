@@ -23,7 +23,7 @@ from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.loading import FIRST_STAGE_FILE
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
-from ibqlab.runs.root import locate
+from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.entropy import index_permutation
 from ibqlab.tokens.manifest import TOKENIZER
