@@ -210,6 +210,8 @@ def test_yaml_values_follow_version_1_2(tmp_path, text, value):
         (b"# only a comment\n", "empty"),
         (b"a: 1\nb: 2\na: 3\n", "the key 'a' is given twice (line 3"),
         (b"x:\n  a: 1\n  a: 1\n", "the key 'a' is given twice"),
+        (b"x: &x {a: 1}\ny: {<<: *x, b: 1, b: 2}\n", "the key 'b' is given twice"),
+        (b"{1: a, '1': b}\n", "the key '1' is given twice"),
         (b"a: [1\n", "not valid YAML"),
         (b"a: 1\nb: [1, }\n", "(line 2, column 8)"),
         (b"a: !!python/object:os.system x\n", "not valid YAML"),

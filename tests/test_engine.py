@@ -170,12 +170,14 @@ class TestKills:
             "LocalLauncher(1, threads=2).start(cell(0), store)\n"
         )
         command = [sys.executable, str(script), os.path.dirname(__file__), str(tmp_path / "grid")]
-        with open(tmp_path / "out", "w") as out:  # no pipe: the server of forks would hold it open to the cell's end
-            subprocess.run(command, stdout=out, check=True)
+        # A pipe ends with the script: neither its cell nor the server that this was forked from holds it open.
+        printed = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+        ).stdout
         store = CellStore(tmp_path / "grid")
         assert store.row(short) is None
         _wait(lambda: store.row(short))
-        assert (tmp_path / "out").read_text() == "begun\n"
+        assert printed == "begun\n"
         assert "begun" not in store.log(short.name).read_text()
         assert Run(store.folder / short.name).provenance["threads"] == 2
 

@@ -208,7 +208,9 @@ def is_held(file: Path) -> bool:
         finally:
             os.close(handle)
         # Held: by the process that the file names, or for an instant by another one that asks.
-        if _lives_here(read_holder(file)) or time.monotonic() >= deadline:
+        named = read_holder(file)
+        is_abroad = named is not None and named.host != socket.gethostname()
+        if is_abroad or _lives_here(named) or time.monotonic() >= deadline:
             return True
         time.sleep(0.02)
 

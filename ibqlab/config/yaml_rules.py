@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
-from ruamel.yaml.nodes import CollectionNode, Node, ScalarNode
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
@@ -44,10 +44,15 @@ class _Constructor(SafeConstructor):
             raise ConstructorError(None, None, f"its aliases stand for more than {VALUES:,} values", node.start_mark)
         return super().construct_document(node)
 
-    def check_mapping_key(self, node: Node, key_node: Node, mapping: dict, key: Any, value: Any) -> bool:
-        if key in mapping:
-            raise DuplicateKeyError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-        return True
+    def flatten_mapping(self, node: MappingNode) -> Any:
+        # Here, since ruamel looks for keys given twice only where there is no `<<`. Keys become text: 1 is "1".
+        keys: set[str] = set()
+        for key, _ in node.value if node.merge is None else ():
+            text = key.value if isinstance(key, ScalarNode) else None
+            if text in keys:
+                raise DuplicateKeyError(None, None, f"the key {text!r} is given twice", key.start_mark)
+            keys |= {text} if text is not None else set()
+        return super().flatten_mapping(node)
 
     def construct_yaml_int(self, node: ScalarNode) -> int:
         if len(node.value) > INTEGER_DIGITS:

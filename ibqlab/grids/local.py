@@ -4,8 +4,8 @@ A launcher starts cells: `free` says whether there is room for one, `start` star
 written down, and `find` returns the job of an earlier engine that still works on it.
 
 A cell is the work of `python -m ibqlab.grids.worker FOLDER CELL` in a process that outlives whoever started it; `slurm`
-makes jobs of a cluster of the same. Both need Linux or macOS. On Windows every package can be imported, runs train and
-results are read, but cells are not started: `LocalLauncher` says so.
+makes jobs of a cluster of the same. On Windows every package can be imported and nothing more is promised: training
+and studies need Linux, macOS or WSL.
 """
 
 import multiprocessing
@@ -17,6 +17,7 @@ from contextlib import suppress
 from types import ModuleType
 
 from ibqlab.grids.cells import NO_ROOM, Cell, CellStore, StudyError
+from ibqlab.grids.fork_server import end_server, start_server
 from ibqlab.grids.worker import run_cell
 
 START_METHOD = "forkserver"
@@ -125,20 +126,25 @@ def _devices() -> list[str]:
 class _CellProcess(Job):
     """A cell in a process that multiprocessing's server of forks has started: what cells need is imported already.
 
-    A cell goes on to its row when its engine ends, and the next engine finds it. The server ends with its engine and
-    the last of its cells.
+    A cell goes on to its row when its engine ends, and the next engine finds it. The server stays for the engine's next
+    study, and ends with its engine and the last of its cells.
     """
 
     def __init__(self, cell: Cell, store: CellStore, cores: list[int], environment: dict[str, str]):
         super().__init__(cell.name, store)
         folder, log = str(store.folder.resolve()), str(store.log(cell.name).resolve())
         context = multiprocessing.get_context(START_METHOD)
-        context.set_forkserver_preload(["lightning_fabric", "ibqlab.grids.cell_rows"])
         self.process = context.Process(target=run_cell, args=(folder, cell.name, log, cores, environment))
         # multiprocessing would run the engine's script again in every cell, which a cell has no use for.
         script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
+            if START_METHOD == "forkserver":
+                start_server()
             self.process.start()
+        except BaseException:
+            # Interrupted while the server still imports: it must not begin a cell that nobody knows of.
+            end_server()
+            raise
         finally:
             sys.modules["__main__"] = script
         # At its end the engine would wait for its children; a cell is meant to outlive it.
@@ -156,8 +162,10 @@ class _CellProcess(Job):
 
     def stop(self) -> None:
         """As `Job`."""
-        with suppress(ProcessLookupError):
-            self.process.terminate()
+        # Not by multiprocessing, which signals nobody once the server is gone.
+        if not self.ended():
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
 
 
 class _ChildJob(Job):

@@ -88,17 +88,18 @@ class SlurmLauncher:
         """Submit a job; its number is kept in the study's folder, so that a later engine finds it."""
         nodes = -(-cell.config.processes // self.gpus_per_node)
         executor = self.submitit.AutoExecutor(folder=self.folder, cluster="slurm", slurm_max_num_timeout=TIME_LIMITS)
-        shared: dict[str, Any] = {"name": cell.name[:60], "nodes": nodes, "tasks_per_node": 1}
+        shared: dict[str, Any] = {"name": cell.name.replace("/", "-")[:60], "nodes": nodes, "tasks_per_node": 1}
         if cell.config.accelerator != "cpu":
             shared["gpus_per_node"] = min(cell.config.processes, self.gpus_per_node)
         executor.update_parameters(**{**self.settings, **shared})
         work = SlurmWork(str(store.folder.resolve()), cell.name, cell.config.processes)
+        number = self.folder / f"{cell.name}.json"
+        number.parent.mkdir(parents=True, exist_ok=True)
         try:
             submitted = executor.submit(work)
         except self.submitit.core.utils.FailedJobError as error:
             *_, reason = [type(error).__name__, *(line for line in str(error).splitlines() if line.strip())]
             raise StudyError(f"Slurm refused {cell.name}: {reason}; mend cluster_settings") from None
-        number = self.folder / f"{cell.name}.json"
         write_whole(number, as_json({"job": submitted.job_id}))
         self.jobs.append(_SlurmJob(submitted))
         return self.jobs[-1]
