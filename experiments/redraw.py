@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from ibqlab.base.files import write_whole
 from ibqlab.base.intervals import name_student_interval
 from ibqlab.base.measures import measure
-from ibqlab.base.progress import why_too_short
 from ibqlab.data.pictures import open_picture
 from ibqlab.diagnostics.usage import Usage
 from ibqlab.plots import (
@@ -37,7 +36,8 @@ from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.printing import print_style
 from ibqlab.plots.style import extend_caption, mark_too_short, method_label
-from ibqlab.studies.ablation_figures import measure_panel, paper_panel
+from ibqlab.runs.caveats import why_too_short
+from ibqlab.studies.ablation_figures import paper_measure
 from ibqlab.studies.ablation_tables import COLUMNS, STANDS_IN
 from ibqlab.studies.scaling import FITTED
 from ibqlab.studies.table_files import read_table, table_names
@@ -153,9 +153,9 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
     for key in sorted(set(table["measure"]), key=lambda key: COLUMNS.index(PAIRED.get(key, key))):
         if key in COLUMNS:
             quantity = measure(key)
-            panels.append(measure_panel(replace(quantity, title=distance) if key == "gfid" else quantity))
+            panels.append(replace(quantity, title=distance) if key == "gfid" else quantity)
         else:
-            panels.append(paper_panel(key.removeprefix("paper_")))
+            panels.append(paper_measure(key.removeprefix("paper_")))
     file = read_table(picture.stem)
     seeds = int(table["seeds"].max())
     caption = f"{name_student_interval(seeds)}; {DOTS_KEY}"

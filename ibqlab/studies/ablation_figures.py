@@ -4,10 +4,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.base.intervals import name_student_interval
-from ibqlab.base.measures import SHARE, Quantity, measure
+from ibqlab.base.measures import Quantity, measure
 from ibqlab.grids.cells import Cell
 from ibqlab.plots import collapse_curve_table, norm_curve_table, plot_collapse_curves, plot_norm_curves, save_figure
-from ibqlab.plots.ablation_dots import DOTS_KEY, DotPanel, plot_ablation
+from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
@@ -24,9 +24,9 @@ def figure_table(tables: AblationTables, name: str) -> Figure | None:
     orderings, panels, same_panel = tables.orderings(name), [], {}
     for key in orderings:
         paper = papers[key]
-        panels.append(measure_panel(tables.measures[key]))
+        panels.append(tables.measures[key])
         if key in STANDS_IN or paper in APART:
-            panels.append(paper_panel(paper))
+            panels.append(paper_measure(paper))
         else:
             same_panel[f"paper_{paper}"] = key  # the paper's number of the same measure
     if not panels:
@@ -44,19 +44,10 @@ def figure_table(tables: AblationTables, name: str) -> Figure | None:
     return figure
 
 
-def measure_panel(quantity: Quantity) -> DotPanel:
-    """The panel of one of our measures."""
-    share = quantity.unit == SHARE
-    label = f"{quantity.heading}, %" if share else quantity.heading
-    higher = quantity.better == "higher"
-    return DotPanel(key=quantity.key, label=label, scale=quantity.scale, higher=higher, share=share)
-
-
-def paper_panel(key: str) -> DotPanel:
-    """The panel of a measure of the paper, a field of `Published`."""
-    return DotPanel(
-        key=f"paper_{key}", label=f"paper's {paper_title(key)}", higher=measure(PAPER[key]).better == "higher"
-    )
+def paper_measure(key: str) -> Quantity:
+    """A measure of the paper, a field of `Published`, as something that has a panel of its own."""
+    ours = measure(PAPER[key])
+    return Quantity(f"paper_{key}", f"paper's {paper_title(key)}", "", "as the paper prints it", ours.better)
 
 
 def figure_norms(tables: AblationTables, name: str) -> Figure | None:
