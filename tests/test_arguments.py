@@ -74,7 +74,6 @@ CALLS = {
     "straight_through": (quantizers.straight_through, {"features": FEATURES, "codes": FEATURES}),
     "factorize_indices": (quantizers.factorize_indices, {"indices": INDICES, "bits": (1, 2)}),
     "join_indices": (quantizers.join_indices, {"parts": (INDICES % 2, INDICES // 2), "bits": (1, 2)}),
-    "feature_statistics": (metrics.feature_statistics, {"features": ROWS}),
     "inception_score": (metrics.inception_score, {"logits": ROWS, "splits": 2, "seed": 0}),
     "inception_score of splits": (metrics.inception_score, {"logits": ROWS, "split_size": 7}),
     "kernel_distance": (

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_metrics_features import feature_statistics
 
 from ibqlab.base.cache import load_arrays, save_arrays
 from ibqlab.data import DataConfig, DigitsSource, open_data
@@ -27,7 +28,6 @@ from ibqlab.metrics import (
     cards_table,
     evaluate_generation,
     evaluate_reconstruction,
-    feature_statistics,
     frechet_distance,
     inception_score,
     kernel_distance,

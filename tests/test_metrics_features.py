@@ -16,7 +16,6 @@ from ibqlab.metrics import (
     RunningStatistics,
     available_extractors,
     build_extractor,
-    feature_statistics,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -36,6 +35,13 @@ def cache(tmp_path_factory):
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("IBQLAB_CACHE", str(folder))
         yield folder
+
+
+def feature_statistics(rows):
+    """Mean and covariance of features that are all there at once."""
+    running = RunningStatistics(rows.shape[1])
+    running.update(torch.as_tensor(rows))
+    return running.result()
 
 
 def clouds(rows, dimension, seed=0):
@@ -67,10 +73,8 @@ def test_running_statistics_equal_those_of_all_features_at_once():
     running = RunningStatistics(6)
     for part in rows.split([1, 50, 49, 1]):
         running.update(part)
-    whole = feature_statistics(rows)
-    np.testing.assert_allclose(running.result().mean, whole.mean, rtol=1e-12)
-    np.testing.assert_allclose(running.result().covariance, whole.covariance, rtol=1e-9)
-    np.testing.assert_allclose(whole.covariance, np.cov(rows.numpy().T), rtol=1e-9)
+    np.testing.assert_allclose(running.result().mean, rows.numpy().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(running.result().covariance, np.cov(rows.numpy().T), rtol=1e-9)
     assert running.result().count == 101
 
 
@@ -125,7 +129,7 @@ def test_inception_score_in_consecutive_splits_and_shuffled():
         (lambda a: precision_recall(a[:3], a), "at least 4 rows"),
         (lambda a: kernel_distance(a, a[:, :2], subset_size=4), "one feature dimension"),
         (lambda a: frechet_distance(feature_statistics(a), feature_statistics(a[:, :2])), "one feature dimension"),
-        (lambda a: feature_statistics(a[:1]), "at least 2 rows"),
+        (lambda a: feature_statistics(a[:1]), "at least 2 images"),
         (lambda a: inception_score(a, splits=9), "at least 9 rows"),
         (lambda a: feature_statistics(a / 0), "finite"),
         (lambda a: RunningStatistics(3).result(), "at least 2 images"),

@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ibqlab.base.intervals import exponent_text
-from ibqlab.base.measures import Quantity, measure
+from ibqlab.base.measures import Quantity
 from ibqlab.diagnostics import project_codes
 from ibqlab.plots import (
     METHOD_STYLES,
@@ -875,7 +874,7 @@ def test_ablation_rows_say_what_was_run():
     shared = {"row": "K = 262,144", "method": "ibq", "measure": "psnr", "here": "ibq, K 4,096, D 64"}
     points = [{"kind": "mean", "value": 17.0, "low": 16, "high": 18}, {"kind": "seed", "value": 17.0, "seed": 0}]
     table = pd.DataFrame([{**shared, **point} for point in points])
-    figure = plot_ablation(table, [replace(measure("rfid"), key="psnr")], "Codebook size", "3 seeds")
+    figure = plot_ablation(table, [Quantity("psnr", "rFID", "", "", "lower")], "Codebook size", "3 seeds")
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["IBQ, K 4,096, D 64\n(paper: K = 262,144)"]
     assert axes.get_xlabel() == "rFID\n(axis reversed)"
@@ -898,8 +897,8 @@ def test_long_labels_of_dots_stay_apart():
         for key in "abcd"
     ]
     labels = ("Fréchet distance (digits)", "paper's gFID", "digits recognised, %", "paper's Inception Score")
-    panels = [Quantity(key, label, "", "", "higher") for key, label in zip("abcd", labels, strict=True)]
-    figure = plot_ablation(pd.DataFrame(rows), panels, "Generators", "3 seeds")
+    measures = [Quantity(key, label, "", "", "higher") for key, label in zip("abcd", labels, strict=True)]
+    figure = plot_ablation(pd.DataFrame(rows), measures, "Generators", "3 seeds")
     _assert_readable(figure)
     boxes = [axes.xaxis.label.get_window_extent() for axes in figure.axes]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

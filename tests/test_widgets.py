@@ -324,13 +324,13 @@ class TestLiveCurves:
 
     def test_drawing_takes_no_more_than_an_eighth_of_the_time(self, clock, monkeypatch):
         curves = LiveCurves()
-        draw = curves._draw
+        draw = curves._show
 
         def slow():
             clock[0] += 1.0
-            return draw()
+            draw()
 
-        monkeypatch.setattr(curves, "_draw", slow)
+        monkeypatch.setattr(curves, "_show", slow)
         curves({"step": 0, "loss": 1.0})
         shown = curves.widget.value
         clock[0] += 7.9
@@ -340,13 +340,15 @@ class TestLiveCurves:
         curves({"step": 2, "loss": 0.8})
         assert "up to step 2" in alt(curves.widget)
 
-    def test_follows_a_training_run_to_its_last_step(self, study, tmp_path):
+    def test_follows_a_training_run_to_its_last_step(self, study, tmp_path, monkeypatch):
         cell = study.cells[0]
         curves = LiveCurves(cell.config)
+        shown, show = [], curves.widget.show
+        monkeypatch.setattr(curves.widget, "show", lambda figure, text: (shown.append(figure), show(figure, text)))
         run = train(cell.config, tmp_path / "run", progress=False, watch=curves)
         assert [row["step"] for row in curves.rows] == run.metrics["step"].tolist() == [0, 1, 2, 3, 4]
         assert "up to step 4" in alt(curves.widget)
-        figure = curves.figure()
+        (figure,) = shown[-1:]
         losses = figure.axes[0].get_lines()[0].get_ydata()
         np.testing.assert_allclose(losses, run.metrics["loss"].dropna())
         assert figure.axes[0].get_xlim()[1] > cell.config.steps
@@ -387,16 +389,6 @@ class TestLiveCurves:
         assert base64.b64decode(sent[1]["image/png"]).startswith(b"\x89PNG")
         assert sent[1]["text/html"] == curves.widget.value
 
-    def test_figure_brings_the_widget_up_to_date(self, clock):
-        curves = LiveCurves()
-        curves({"step": 0, "loss": 1.0})
-        curves({"step": 1, "loss": 0.5})
-        assert "up to step 0" in alt(curves.widget)
-        assert curves.figure().axes[0].get_lines()[0].get_xdata().tolist() == [0, 1]
-        assert "up to step 1" in alt(curves.widget)
-
     def test_errors_say_what_to_do(self):
-        with pytest.raises(ValueError, match=r"plot_run_curves\(run\.metrics\)"):
-            LiveCurves().figure()
         with pytest.raises(ValueError, match="must be ≥ 0; got -1"):
             LiveCurves(every=-1)

@@ -5,8 +5,7 @@ as the token count of a usage. A run that trains calls them through the recorder
     print(measure_usage(indices, codebook_size=1024))     # 73.1 % of 1,024 codes in 10,240 tokens
 
 usage.py         usage under every published definition, perplexity
-gradient.py      gradient reach: share of codes that a step moves
-geometry.py      distances between codes and features, norms, softmax perplexity
+geometry.py      distances between codes and features, norms, softmax perplexity, gradient reach
 recorder.py      all of these for a run while it trains
 projection.py    codes and features in one jointly fitted plane
 umap_fit.py      that plane by UMAP
@@ -17,11 +16,11 @@ from ibqlab.diagnostics.geometry import (
     NormStatistics,
     code_feature_distances,
     exact_neighbours,
+    gradient_reach,
     nearest_distances,
     norm_statistics,
     softmax_perplexity,
 )
-from ibqlab.diagnostics.gradient import gradient_reach
 from ibqlab.diagnostics.projection import PROJECTION_METHODS, Projection, project_codes
 from ibqlab.diagnostics.usage import (
     USAGE_DEFINITIONS,

@@ -97,14 +97,21 @@ def project_codes(
         the first call's compilation, about 3 s afterwards. Memory O(P·D).
     Source: McInnes et al. 2018, UMAP; the paper's figure 2 shows codes and features separately fitted by t-SNE.
     """
-    max_points, neighbours, seed = _checked(method, max_points, neighbours, seed)
+    if method not in PROJECTION_METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, PROJECTION_METHODS))}; got {method!r:.60}")
+    max_points = whole_number("max_points", max_points, 10)
+    neighbours = whole_number("neighbours", neighbours, 2, what=" (a point and its nearest)")
+    seed = whole_number("seed", seed, 0)
+    # A single array of features serves all snapshots; it is fitted once however many frames show it.
+    shared = isinstance(features, np.ndarray | Tensor)
     code_frames = _as_frames(codes, "codes")
-    feature_frames = _feature_frames(features, len(code_frames))
-    _check_one_dimension(code_frames, feature_frames)
+    feature_frames = _as_frames([features] if shared else features, "features")
+    _check_together(code_frames, feature_frames, shared)
     live = None if counts is None else _live_codes(counts, code_frames)
-    # A single array of features is fitted once however many frames show it.
-    shared = len(feature_frames) == 1 and len(code_frames) > 1
-    code_budget, feature_budget = _budgets(code_frames, feature_frames, max_points)
+    # Half of the points for codes and half for features, more where the other needs less.
+    code_total, feature_total = (sum(map(len, frames)) for frames in (code_frames, feature_frames))
+    half = max_points // 2
+    code_budget, feature_budget = max(half, max_points - feature_total), max(half, max_points - code_total)
     fitted_ids = _sample_codes(code_frames, live, code_budget, (seed, 0))
     feature_ids = _sample(feature_frames, feature_budget, (seed, 1))
     # One matrix of all frames' codes, then of all features: the plane is fitted once, to all of them.
@@ -139,17 +146,6 @@ def project_codes(
     )
 
 
-def _checked(method: str, max_points: int, neighbours: int, seed: int) -> tuple[int, int, int]:
-    """Refuse settings that cannot give a map; the numbers as plain ones."""
-    if method not in PROJECTION_METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, PROJECTION_METHODS))}; got {method!r:.60}")
-    return (
-        whole_number("max_points", max_points, 10),
-        whole_number("neighbours", neighbours, 2, what=" (a point and its nearest)"),
-        whole_number("seed", seed, 0),
-    )
-
-
 def _as_frames(arrays: Sequence[np.ndarray | Tensor], name: str) -> list[np.ndarray]:
     """Arrays as float32 on the CPU, each checked to be finite vectors."""
     if not isinstance(arrays, Sequence) or isinstance(arrays, str | bytes) or len(arrays) == 0:
@@ -169,20 +165,13 @@ def _as_frames(arrays: Sequence[np.ndarray | Tensor], name: str) -> list[np.ndar
     return frames
 
 
-def _feature_frames(features: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor, snapshots: int) -> list[np.ndarray]:
-    """Features per snapshot, or the single array that serves all."""
-    if isinstance(features, np.ndarray | Tensor):
-        return _as_frames([features], "features")
-    frames = _as_frames(features, "features")
-    if len(frames) != snapshots:
+def _check_together(code_frames: list[np.ndarray], feature_frames: list[np.ndarray], shared: bool) -> None:
+    """Refuse frames that do not belong to one map."""
+    if not shared and len(feature_frames) != len(code_frames):
         raise ValueError(
-            f"features must be one array, or one per snapshot of codes; got {len(frames)} for {snapshots} snapshots"
+            f"features must be one array, or one per snapshot of codes; got {len(feature_frames)} for "
+            f"{len(code_frames)} snapshots"
         )
-    return frames
-
-
-def _check_one_dimension(code_frames: list[np.ndarray], feature_frames: list[np.ndarray]) -> None:
-    """All vectors of one map have the same length."""
     dimensions = {frame.shape[1] for frame in code_frames + feature_frames}
     if len(dimensions) > 1:
         raise ValueError(
@@ -213,13 +202,6 @@ def _live_codes(counts: Sequence[np.ndarray | Tensor], code_frames: list[np.ndar
                 "count_indices(indices, codebook_size)"
             )
     return [np.flatnonzero(array > 0) for array in hits]
-
-
-def _budgets(code_frames: list[np.ndarray], feature_frames: list[np.ndarray], max_points: int) -> tuple[int, int]:
-    """How many codes and features to fit: half of the points for each, more where the other needs less."""
-    codes, features = (sum(map(len, frames)) for frames in (code_frames, feature_frames))
-    half = max_points // 2
-    return max(half, max_points - features), max(half, max_points - codes)
 
 
 def _sample_codes(

@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.processes import largest_over_processes, sum_over_processes
-from ibqlab.diagnostics.geometry import code_feature_distances, norm_statistics, softmax_perplexity
-from ibqlab.diagnostics.gradient import gradient_reach
+from ibqlab.diagnostics.geometry import code_feature_distances, gradient_reach, norm_statistics, softmax_perplexity
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
 

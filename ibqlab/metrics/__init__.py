@@ -32,7 +32,6 @@ from ibqlab.metrics.reconstruction import evaluate_reconstruction
 from ibqlab.metrics.statistics import (
     FeatureStatistics,
     RunningStatistics,
-    feature_statistics,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -57,7 +56,6 @@ __all__ = [
     "cards_table",
     "evaluate_generation",
     "evaluate_reconstruction",
-    "feature_statistics",
     "frechet_distance",
     "inception_score",
     "kernel_distance",

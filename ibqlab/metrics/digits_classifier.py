@@ -96,7 +96,8 @@ class DigitsExtractor(nn.Module):
             self.classify = nn.Linear(self.dimension, 10)
         self._load_or_train()
         self.eval().requires_grad_(False)
-        self.weights = f"sha256 {self._hash()}"
+        content = b"".join(np.ascontiguousarray(value.numpy()).tobytes() for value in self.state_dict().values())
+        self.weights = f"sha256 {hashlib.sha256(content).hexdigest()[:16]}"
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         """Features of images in [0, 1], at least 8 × 8 pixels: mean over the channels, area mean to 8 × 8."""
@@ -148,12 +149,6 @@ class DigitsExtractor(nn.Module):
                         optimizer.step()
         finally:
             torch.set_num_threads(threads)
-
-    def _hash(self) -> str:
-        digest = hashlib.sha256()
-        for value in self.state_dict().values():
-            digest.update(np.ascontiguousarray(value.numpy()).tobytes())
-        return digest.hexdigest()[:16]
 
 
 @register_extractor("digits")

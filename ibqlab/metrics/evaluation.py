@@ -9,11 +9,11 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ibqlab.base.checks import BATCH, require, require_at_most, require_choice
+from ibqlab.base.processes import names_of_all_processes
 from ibqlab.base.progress import notice
 from ibqlab.data.broken import describe_unreadable
 from ibqlab.metrics.cards import MetricCard, cards_markdown, cards_table
 from ibqlab.metrics.extractors import FeatureExtractor, build_extractor
-from ibqlab.metrics.features import gather
 from ibqlab.metrics.images import ImageSet, this_process
 from ibqlab.metrics.protocols import Protocol
 from ibqlab.metrics.weights import PUBLISHED
@@ -65,15 +65,16 @@ def unreadable_remarks(count: int) -> tuple[str, ...]:
 
 def tell_unreadable(images: ImageSet) -> list[str]:
     """Names of a set's unreadable files over all processes, which all must call it; the first one says them."""
-    names = list(dict.fromkeys(name for part in gather(list(images.broken)) for name in part))
-    if names and this_process().rank == 0:
+    names = list(dict.fromkeys(names_of_all_processes(list(images.broken))))
+    rank, _ = this_process()
+    if names and rank == 0:
         notice(describe_unreadable(names, images.count or len(names)))
     return names
 
 
 def check_batch_size(batch_size: int) -> None:
     """Refuse a batch that the processes cannot share evenly."""
-    processes = this_process().processes
+    _, processes = this_process()
     require_at_most("batch_size", batch_size, BATCH, "images of a step over all processes")
     require(
         batch_size >= 1 and batch_size % processes == 0,

@@ -1,7 +1,7 @@
 """Features of a set of images, over all processes, and kept for the next time where the set is a reference."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,6 @@ from ibqlab.base.progress import CountingLine
 from ibqlab.metrics.extractors import FeatureExtractor
 from ibqlab.metrics.images import ImageSet, Numbered, this_process
 from ibqlab.metrics.statistics import FeatureStatistics, RunningStatistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSet:
-    """What is known of a set of images in feature space."""
-
-    statistics: FeatureStatistics | None = None
-    """Mean and covariance."""
-    features: Float[Tensor, "N D"] | None = None
-    """float32, in the order of the set, on the CPU; None unless they were asked for."""
-    logits: Float[Tensor, "N C"] | None = None
-    """Likewise."""
 
 
 class FeatureCollector:
@@ -61,10 +49,10 @@ class FeatureCollector:
             if self.keep[name]:
                 self.rows[name].append(getattr(out, name).float().cpu())
 
-    def result(self) -> FeatureSet:
+    def result(self) -> FeatureStatistics:
         """Over all processes; every process must call it."""
         rows = {name: self._gathered(name) for name, is_kept in self.keep.items() if is_kept}
-        return FeatureSet(statistics=self.running.result(), **rows)
+        return replace(self.running.result(), **rows)
 
     def _gathered(self, name: str) -> Tensor:
         width = self.extractor.dimension if not self.rows[name] else self.rows[name][0].shape[1]
@@ -77,7 +65,7 @@ class FeatureCollector:
 
 def gather(value: Any) -> list[Any]:
     """A value of every process, in the order of their ranks, on every process."""
-    processes = this_process().processes
+    _, processes = this_process()
     if processes == 1:
         return [value]
     values: list[Any] = [None] * processes
@@ -85,9 +73,10 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def decided_by_first(value: Any) -> Any:
-    """The first process's value, on every process."""
-    return gather(value)[0]
+def decided_by_first(compute: Callable[[], Any]) -> Any:
+    """What the first process computes, on every process; the others compute nothing."""
+    rank, _ = this_process()
+    return gather(None if rank else compute())[0]
 
 
 def reference_key(images: ImageSet, extractor: FeatureExtractor, rounding: str, keep_features: bool) -> str | None:
@@ -96,35 +85,28 @@ def reference_key(images: ImageSet, extractor: FeatureExtractor, rounding: str, 
     Depends on the content of the images, the extractor and its weights, and the rounding.
     Cost: reads all files, or for an image source all pixels, once; only in the first process.
     """
-    key = None
-    if this_process().rank == 0:
-        content = images.content()
-        parts = {"extractor": extractor.name, "weights": extractor.weights, "rounding": rounding}
-        key = content and content_key(images=content, features=keep_features, **parts)
-    return decided_by_first(key)
+    content = decided_by_first(images.content)
+    parts = {"extractor": extractor.name, "weights": extractor.weights, "rounding": rounding}
+    return content and content_key(images=content, features=keep_features, **parts)
 
 
-def load_reference(key: str | None) -> FeatureSet | None:
+def load_reference(key: str | None) -> FeatureStatistics | None:
     """A kept reference; None when there is none. The first process decides for all."""
-    stored = load_arrays("references", key) if key and this_process().rank == 0 else None
-    stored = decided_by_first(stored)
+    stored = decided_by_first(lambda: load_arrays("references", key)) if key else None
     # An entry that lacks something is damaged, and computed again.
     if stored is None or not {"mean", "covariance", "count"} <= set(stored):
         return None
     features = torch.from_numpy(stored["features"]) if "features" in stored else None
-    statistics = FeatureStatistics(mean=stored["mean"], covariance=stored["covariance"], count=int(stored["count"]))
-    return FeatureSet(statistics=statistics, features=features)
+    moments = {name: stored[name] for name in ("mean", "covariance")}
+    return FeatureStatistics(**moments, count=int(stored["count"]), features=features)
 
 
-def save_reference(key: str | None, reference: FeatureSet) -> None:
+def save_reference(key: str | None, reference: FeatureStatistics) -> None:
     """Keep a reference for the next evaluation; only the first process writes."""
-    if key is None or this_process().rank:
+    rank, _ = this_process()
+    if key is None or rank:
         return
-    arrays = {
-        "mean": reference.statistics.mean,
-        "covariance": reference.statistics.covariance,
-        "count": np.array(reference.statistics.count),
-    }
+    arrays = {"mean": reference.mean, "covariance": reference.covariance, "count": np.array(reference.count)}
     if reference.features is not None:
         arrays["features"] = reference.features.numpy()
     save_arrays("references", key, arrays)

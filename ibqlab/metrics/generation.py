@@ -1,5 +1,6 @@
 """How close generated samples come to real images, and how much of them they cover."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,37 +9,14 @@ import torch
 from ibqlab.base.checks import require
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.data.source import Unreadable
+from ibqlab.metrics import evaluation, features, statistics
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluated_images import open_images
-from ibqlab.metrics.evaluation import (
-    Evaluation,
-    check_batch_size,
-    check_count,
-    open_extractor,
-    tell_unreadable,
-    unreadable_remarks,
-)
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
-from ibqlab.metrics.features import (
-    FeatureCollector,
-    FeatureSet,
-    decided_by_first,
-    load_reference,
-    progress_bar,
-    reference_key,
-    save_reference,
-)
-from ibqlab.metrics.images import ImageSet, check_pixels, this_process
+from ibqlab.metrics.images import ImageSet, check_pixels
 from ibqlab.metrics.pixels import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.reference import KEEPS_FEATURES, Reference, open_reference
-from ibqlab.metrics.statistics import (
-    Score,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
 
 
 class _Setup(NamedTuple):
@@ -72,7 +50,7 @@ def evaluate_generation(
     limit: int | None = None,
     cache: bool = True,
     unreadable: Unreadable = "skip",
-) -> Evaluation:
+) -> evaluation.Evaluation:
     """Compare generated samples with real images in feature space, under a named protocol.
 
     Metrics: "fid", "is", "kid", "precision" and "recall". Memory grows with the images only for "kid", "precision" and
@@ -106,24 +84,26 @@ def evaluate_generation(
     """
     protocol = find_protocol(protocol)
     chosen = choose_metrics(metrics, GENERATION_METRICS)
-    check_batch_size(batch_size)
+    evaluation.check_batch_size(batch_size)
     drawn = open_images(samples, limit=limit, unreadable=unreadable)
     real = open_reference(reference, chosen, protocol, drawn, unreadable)
     _check_counts(drawn.count, chosen, protocol, "samples")
     _check_counts(real.images and real.images.count, chosen, protocol, "reference images")
     device = torch.device(device)
-    network = open_extractor(extractor or protocol.extractor, inception_weights, check_weights, device, drawn.side)
+    network = evaluation.open_extractor(
+        extractor or protocol.extractor, inception_weights, check_weights, device, drawn.side
+    )
     setup = _Setup(protocol, chosen, network, device, batch_size, progress)
     _check_extractor(setup, real)
     of_reference = _reference_features(real, setup, cache)
     of_samples = _collect(drawn, setup, keep_features=setup.keeps_features, keep_logits="is" in chosen)
-    count = of_samples.statistics.count
+    count = of_samples.count
     _check_counts(count, chosen, protocol, "samples")
     if of_reference is not None and of_reference.features is not None:
         _check_counts(len(of_reference.features), chosen, protocol, "reference images")
-    scores = decided_by_first(_scores(setup, of_samples, of_reference) if this_process().rank == 0 else None)
+    scores = features.decided_by_first(lambda: _scores(setup, of_samples, of_reference))
     shared = _shared(setup, drawn, real, count)
-    left_out = len(tell_unreadable(drawn)) + _left_out_of_reference(real, of_reference)
+    left_out = len(evaluation.tell_unreadable(drawn)) + _left_out_of_reference(real, of_reference)
     cards = tuple(
         MetricCard(
             key=name,
@@ -132,12 +112,15 @@ def evaluate_generation(
             unit=SHARE if measure(name).bounds == (0, 1) else measure(name).unit,
             better=measure(name).better,
             reference=_reference_of(name, real, of_reference),
-            remarks=(*_remarks(name, scores[name], setup, of_reference, count), *unreadable_remarks(left_out)),
+            remarks=(
+                *_remarks(name, scores[name], setup, of_reference, count),
+                *evaluation.unreadable_remarks(left_out),
+            ),
             **shared,
         )
         for name in chosen
     )
-    return Evaluation(cards=cards, images=count, protocol=protocol)
+    return evaluation.Evaluation(cards=cards, images=count, protocol=protocol)
 
 
 def _check_extractor(setup: _Setup, real: Reference) -> None:
@@ -172,45 +155,50 @@ def _check_counts(count: int | None, metrics: tuple[str, ...], protocol: Protoco
     }
     for name in metrics:
         remedy = f"{remedies.get(name, 'Give more images')}, or leave {name!r} out of metrics=…"
-        check_count(count, least.get(name, 1), name, what, remedy)
+        evaluation.check_count(count, least.get(name, 1), name, what, remedy)
 
 
-def _reference_features(real: Reference, setup: _Setup, cache: bool) -> FeatureSet | None:
+def _reference_features(real: Reference, setup: _Setup, cache: bool) -> statistics.FeatureStatistics | None:
     """Features of the reference: stored with it, kept from last time, or computed now."""
     keep = setup.keeps_features
     if real.images is None or (real.statistics is not None and not keep):
-        return real.statistics and FeatureSet(statistics=real.statistics)
-    key = reference_key(real.images, setup.extractor, setup.protocol.rounding, keep) if cache else None
-    reference = load_reference(key)
+        return real.statistics
+    key = features.reference_key(real.images, setup.extractor, setup.protocol.rounding, keep) if cache else None
+    reference = features.load_reference(key)
     if reference is None:
         reference = _collect(real.images, setup, keep_features=keep)
-        save_reference(key, reference)
-    return FeatureSet(statistics=real.statistics or reference.statistics, features=reference.features)
+        features.save_reference(key, reference)
+    return replace(real.statistics or reference, features=reference.features)
 
 
-def _collect(images: ImageSet, setup: _Setup, **keep: bool) -> FeatureSet:
+def _collect(images: ImageSet, setup: _Setup, **keep: bool) -> statistics.FeatureStatistics:
     """One pass over a set of 8-bit images."""
-    collector = FeatureCollector(setup.extractor, setup.device, **keep)
-    for batch in progress_bar(images.batches(setup.batch_size), images, images.description, setup.progress):
+    collector = features.FeatureCollector(setup.extractor, setup.device, **keep)
+    for batch in features.progress_bar(images.batches(setup.batch_size), images, images.description, setup.progress):
         pixels = check_pixels(batch.images, images.side).to(setup.device)
         collector.update(batch.numbers, pixels.float() / 255)
     return collector.result()
 
 
-def _scores(setup: _Setup, samples: FeatureSet, reference: FeatureSet | None) -> dict[str, Score]:
+def _scores(
+    setup: _Setup, samples: statistics.FeatureStatistics, reference: statistics.FeatureStatistics | None
+) -> dict[str, statistics.Score]:
     """The values; a metric without parts counts as one part."""
     metrics, protocol, scores = setup.metrics, setup.protocol, {}
     if "fid" in metrics:
-        scores["fid"] = Score(frechet_distance(samples.statistics, reference.statistics), 0.0, 1)
+        scores["fid"] = statistics.Score(statistics.frechet_distance(samples, reference), 0.0, 1)
     if "is" in metrics:
         splits = {"splits": protocol.inception_splits, "split_size": protocol.inception_split_size}
-        scores["is"] = inception_score(samples.logits, **splits)
+        scores["is"] = statistics.inception_score(samples.logits, **splits)
     if "kid" in metrics:
         subsets = {"subsets": protocol.kid_subsets, "subset_size": protocol.kid_subset_size}
-        scores["kid"] = kernel_distance(samples.features, reference.features, **subsets)
+        scores["kid"] = statistics.kernel_distance(samples.features, reference.features, **subsets)
     if {"precision", "recall"} & set(metrics):
-        shares = precision_recall(samples.features, reference.features, neighbours=protocol.neighbours)
-        scores |= {"precision": Score(shares.precision, 0.0, 1), "recall": Score(shares.recall, 0.0, 1)}
+        shares = statistics.precision_recall(samples.features, reference.features, neighbours=protocol.neighbours)
+        scores |= {
+            "precision": statistics.Score(shares.precision, 0.0, 1),
+            "recall": statistics.Score(shares.recall, 0.0, 1),
+        }
     return scores
 
 
@@ -228,29 +216,30 @@ def _shared(setup: _Setup, drawn: ImageSet, real: Reference, count: int) -> dict
     }
 
 
-def _left_out_of_reference(real: Reference, reference: FeatureSet | None) -> int:
+def _left_out_of_reference(real: Reference, reference: statistics.FeatureStatistics | None) -> int:
     """How many files of the reference are unreadable, which is known of features kept from last time, too."""
     if real.images is None or real.images.count is None or real.statistics is not None or reference is None:
         return 0
-    tell_unreadable(real.images)
-    return real.images.count - reference.statistics.count
+    evaluation.tell_unreadable(real.images)
+    return real.images.count - reference.count
 
 
-def _reference_of(name: str, real: Reference, reference: FeatureSet | None) -> str:
+def _reference_of(name: str, real: Reference, reference: statistics.FeatureStatistics | None) -> str:
     """What a metric was compared with, where statistics and images may lie in one file."""
     if name == "is":
         return "none"
     if real.statistics is None and real.images and real.images.count and reference:
-        count = reference.statistics.count
-        return real.images.describe(count, real.images.count - count)
+        return real.images.describe(reference.count, real.images.count - reference.count)
     return real.images.description if name in KEEPS_FEATURES and real.images else real.description
 
 
-def _remarks(name: str, score: Score, setup: _Setup, reference: FeatureSet | None, count: int) -> tuple[str, ...]:
+def _remarks(
+    name: str, score: statistics.Score, setup: _Setup, reference: statistics.FeatureStatistics | None, count: int
+) -> tuple[str, ...]:
     """What a reader must know before comparing."""
     protocol = setup.protocol
     if name == "fid":
-        behind = reference.statistics.count
+        behind = reference.count
         remarks = few_images_remarks(min(count, behind or count), setup.extractor.dimension)
         return remarks if behind else (*remarks, "images behind the stored statistics unknown")
     if name == "is":

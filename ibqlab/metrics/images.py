@@ -36,18 +36,11 @@ class Numbered(NamedTuple):
     images: UInt8[Tensor, "B 3 H W"]
 
 
-class Share(NamedTuple):
-    """This process among those that share an evaluation."""
-
-    rank: int
-    processes: int
-
-
-def this_process() -> Share:
-    """Rank and number of processes; (0, 1) without torch.distributed."""
+def this_process() -> tuple[int, int]:
+    """Rank of this process among those that share an evaluation, and their number; (0, 1) without torch.distributed."""
     if dist.is_available() and dist.is_initialized():
-        return Share(dist.get_rank(), dist.get_world_size())
-    return Share(0, 1)
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 class ImageSet(ABC):

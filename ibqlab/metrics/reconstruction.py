@@ -15,33 +15,15 @@ from ibqlab.base.processes import sum_over_processes
 from ibqlab.data.pixels import to_uint8
 from ibqlab.data.source import Unreadable
 from ibqlab.diagnostics.usage import count_indices, measure_usage_of_counts, perplexity
+from ibqlab.metrics import evaluation, features
 from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluated_images import open_images
-from ibqlab.metrics.evaluation import (
-    Evaluation,
-    check_batch_size,
-    check_count,
-    check_side,
-    open_extractor,
-    tell_unreadable,
-    unreadable_remarks,
-)
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
-from ibqlab.metrics.features import (
-    FeatureCollector,
-    FeatureSet,
-    decided_by_first,
-    gather,
-    load_reference,
-    progress_bar,
-    reference_key,
-    save_reference,
-)
-from ibqlab.metrics.images import ImageSet, Numbered, check_pixels, this_process
+from ibqlab.metrics.images import ImageSet, Numbered, check_pixels
 from ibqlab.metrics.perceptual import SMALLEST_SIDE, PerceptualDistance, load_lpips
 from ibqlab.metrics.pixels import ROUNDINGS, WINDOW, psnr, published_range, ssim, to_unit_range
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS, Protocol, choose_metrics, find_protocol
-from ibqlab.metrics.statistics import frechet_distance
+from ibqlab.metrics.statistics import FeatureStatistics, frechet_distance
 from ibqlab.metrics.weights import PUBLISHED
 
 PIXEL_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
@@ -67,7 +49,7 @@ def evaluate_reconstruction(
     limit: int | None = None,
     cache: bool = True,
     unreadable: Unreadable = "skip",
-) -> Evaluation:
+) -> evaluation.Evaluation:
     """Reconstruct images and measure what was lost, under a named protocol.
 
     Metrics: "rfid", "lpips_vgg", "lpips_alex", "psnr", "ssim", "usage" (any hit) and "perplexity". Each is the mean
@@ -104,7 +86,7 @@ def evaluate_reconstruction(
     """
     protocol = find_protocol(protocol)
     chosen = choose_metrics(metrics, RECONSTRUCTION_METRICS)
-    check_batch_size(batch_size)
+    evaluation.check_batch_size(batch_size)
     opened = open_images(
         images,
         resize=protocol.resize,
@@ -118,14 +100,16 @@ def evaluate_reconstruction(
     lpips = _open_lpips(chosen, lpips_weights or {}, check_weights, opened, device)
     network = None
     if "rfid" in chosen:
-        network = open_extractor(extractor or protocol.extractor, inception_weights, check_weights, device, opened.side)
-    key = reference_key(opened, network, protocol.rounding, False) if network and cache else None
+        network = evaluation.open_extractor(
+            extractor or protocol.extractor, inception_weights, check_weights, device, opened.side
+        )
+    key = features.reference_key(opened, network, protocol.rounding, False) if network and cache else None
     sums = _Sums(tokenizer.to(device), protocol, chosen, device, lpips=lpips, extractor=network)
-    sums.reference = load_reference(key)
+    sums.reference = features.load_reference(key)
     was_training = tokenizer.training
     tokenizer.eval()
     try:
-        for batch in progress_bar(opened.batches(batch_size), opened, "reconstruct", progress):
+        for batch in features.progress_bar(opened.batches(batch_size), opened, "reconstruct", progress):
             sums.update(batch)
     finally:
         tokenizer.train(was_training)
@@ -147,7 +131,7 @@ class _Sums:
     ) -> None:
         self.tokenizer, self.protocol, self.metrics, self.device = tokenizer, protocol, metrics, device
         self.lpips, self.extractor = lpips, extractor
-        self.reference: FeatureSet | None = None
+        self.reference: FeatureStatistics | None = None
         """Features of the images where they are known from an earlier evaluation."""
         self.dtype = next(tokenizer.parameters()).dtype
         self.per_image = tuple(name for name in metrics if name in PIXEL_METRICS or name in lpips)
@@ -155,7 +139,7 @@ class _Sums:
         self.counts = torch.zeros(tokenizer.quantizer.config.codebook_size, dtype=torch.int64, device=device)
         self.pairs: list[tuple[int, Tensor, Tensor]] = []
         if extractor is not None:
-            self.rebuilt, self.original = FeatureCollector(extractor, device), FeatureCollector(extractor, device)
+            self.rebuilt, self.original = (features.FeatureCollector(extractor, device) for _ in range(2))
 
     @torch.no_grad()
     def update(self, batch: Numbered) -> None:
@@ -180,7 +164,7 @@ class _Sums:
         cut = partial(to_unit_range, rounding=self.protocol.pixel_rounding)
         return PIXEL_METRICS[name](cut(x), cut(y))
 
-    def result(self, opened: ImageSet, key: str | None) -> Evaluation:
+    def result(self, opened: ImageSet, key: str | None) -> evaluation.Evaluation:
         """Over all processes; every process must call it."""
         *sums, count = sum_over_processes(self.sums).tolist()
         images = round(count)
@@ -188,19 +172,20 @@ class _Sums:
         counts = sum_over_processes(self.counts).cpu()
         values = {name: total / images for name, total in zip(self.per_image, sums, strict=True)}
         if "rfid" in self.metrics:
-            check_count(images, *RFID_IMAGES)
+            evaluation.check_count(images, *RFID_IMAGES)
             values["rfid"] = self._frechet(key)
         usage = measure_usage_of_counts(counts)
         values |= {"usage": usage.value, "perplexity": perplexity(counts)}
         shared = self._shared(opened, images)
-        originals, rebuilt = self._gathered_pairs()
-        return Evaluation(
+        gathered = [pair for part in features.gather(self.pairs) for pair in part]
+        pairs = sorted(gathered, key=lambda pair: pair[0])[:PAIRS]
+        return evaluation.Evaluation(
             cards=tuple(self._card(name, values[name], counts, shared) for name in self.metrics),
             images=images,
             protocol=self.protocol,
             counts=counts,
-            originals=originals,
-            reconstructions=rebuilt,
+            originals=torch.stack([original for _, original, _ in pairs]),
+            reconstructions=torch.stack([rebuilt for *_, rebuilt in pairs]),
         )
 
     def _frechet(self, key: str | None) -> float:
@@ -208,19 +193,15 @@ class _Sums:
         reference = self.reference
         if reference is None:
             reference = self.original.result()
-            save_reference(key, reference)
-        rebuilt = self.rebuilt.result().statistics
-        return decided_by_first(frechet_distance(reference.statistics, rebuilt) if this_process().rank == 0 else None)
-
-    def _gathered_pairs(self) -> tuple[Tensor, Tensor]:
-        pairs = sorted((pair for part in gather(self.pairs) for pair in part), key=lambda pair: pair[0])[:PAIRS]
-        return torch.stack([pair[1] for pair in pairs]), torch.stack([pair[2] for pair in pairs])
+            features.save_reference(key, reference)
+        rebuilt = self.rebuilt.result()
+        return features.decided_by_first(lambda: frechet_distance(reference, rebuilt))
 
     def _shared(self, opened: ImageSet, images: int) -> dict[str, Any]:
         """What all cards of this evaluation have in common."""
         remarks = () if self.dtype == torch.float32 else (f"tokenizer run in {self.dtype}, published in float32",)
-        unreadable = tell_unreadable(opened)
-        remarks += unreadable_remarks(len(unreadable))
+        unreadable = evaluation.tell_unreadable(opened)
+        remarks += evaluation.unreadable_remarks(len(unreadable))
         return {
             "images": images,
             "protocol": self.protocol.name,
@@ -266,9 +247,9 @@ def _lpips_facts(distance: PerceptualDistance) -> dict[str, Any]:
 def _check_images(opened: ImageSet, metrics: tuple[str, ...], tokenizer: nn.Module) -> None:
     """Refuse images that a metric or the tokenizer cannot take, before any work."""
     if "rfid" in metrics:
-        check_count(opened.count, *RFID_IMAGES)
+        evaluation.check_count(opened.count, *RFID_IMAGES)
     if "ssim" in metrics:
-        check_side(opened.side, WINDOW, "ssim")
+        evaluation.check_side(opened.side, WINDOW, "ssim")
     if opened.side is not None and hasattr(tokenizer, "latent_grid"):
         tokenizer.latent_grid(*opened.side)
 
@@ -284,6 +265,6 @@ def _open_lpips(
         require_choice("lpips_weights", net, SMALLEST_SIDE)
     nets = [net for net in SMALLEST_SIDE if f"lpips_{net}" in metrics]
     for net in nets:
-        check_side(opened.side, SMALLEST_SIDE[net], f"lpips_{net}")
+        evaluation.check_side(opened.side, SMALLEST_SIDE[net], f"lpips_{net}")
     expected = PUBLISHED if check_weights else None
     return {f"lpips_{net}": load_lpips(net, weights.get(net, ""), expected_sha256=expected).to(device) for net in nets}

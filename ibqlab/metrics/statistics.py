@@ -28,7 +28,7 @@ SUBSETS = 10**6
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureStatistics:
-    """Mean and covariance of features: what the Fréchet distance needs of a set of images."""
+    """A set of images in feature space: mean and covariance, which the Fréchet distance needs, and more on demand."""
 
     mean: Float[np.ndarray, " D"]
     """float64."""
@@ -36,6 +36,10 @@ class FeatureStatistics:
     """float64, divided by count − 1."""
     count: int | None
     """Images; None when a published file does not tell."""
+    features: Float[Tensor, "N D"] | None = None
+    """The features themselves, float32, in the order of the images, on the CPU; None unless a metric needs them."""
+    logits: Float[Tensor, "N C"] | None = None
+    """Likewise."""
 
 
 class RunningStatistics:
@@ -100,16 +104,6 @@ class PrecisionRecall(NamedTuple):
     """Of the samples, inside the manifold of the reference: how good they are."""
     recall: float
     """Of the reference, inside the manifold of the samples: how much of it they cover."""
-
-
-def feature_statistics(features: Float[Tensor, "N D"] | Float[np.ndarray, "N D"]) -> FeatureStatistics:
-    """Mean and covariance (n − 1) of features, in float64.
-
-    Raises:
-        ValueError: fewer than 2 rows, or not finite.
-    """
-    rows = _matrix("features", features, least=2)
-    return FeatureStatistics(mean=rows.mean(0).numpy(), covariance=np.atleast_2d(rows.T.cov().numpy()), count=len(rows))
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

@@ -6,8 +6,7 @@ come from `ibqlab.base.measures`; colours, markers and line styles mean the same
     figure = plot_run_curves(run.metrics)
     save_figure(figure, "curves.png", run_curve_table(run.metrics))
 
-run_curves.py       one tokenizer's run while it trains
-generator_curves.py one generator's run while it trains
+run_curves.py       one run while it trains, a tokenizer's or a generator's
 curves.py           usage, perplexity and gradient reach of several methods against the training step
 norms.py            norms of features and codes, and how far the softmax over codes is spread
 steps.py            what panels against the training step share
@@ -29,13 +28,12 @@ printing.py         the house style, and saving a figure with its data
 from ibqlab.plots.code_map import code_map_table, plot_code_map, plot_code_maps
 from ibqlab.plots.curves import collapse_curve_table, plot_collapse_curves
 from ibqlab.plots.gallery import plot_gallery
-from ibqlab.plots.generator_curves import generator_curve_table, plot_generator_curves
 from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
 from ibqlab.plots.metric_dots import plot_metric_dots
 from ibqlab.plots.norms import norm_curve_table, plot_norm_curves
 from ibqlab.plots.printing import save_figure
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
-from ibqlab.plots.run_curves import plot_run_curves, run_curve_table
+from ibqlab.plots.run_curves import generator_curve_table, plot_generator_curves, plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
 from ibqlab.plots.style import METHOD_STYLES
 from ibqlab.plots.token_link import plot_token_link, token_link_table

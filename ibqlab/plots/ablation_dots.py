@@ -9,17 +9,8 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_matplotlib
 from ibqlab.base.measures import SHARE, Quantity
+from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
-from ibqlab.plots.style import (
-    LONGEST_LABEL,
-    METHOD_STYLES,
-    PAPER,
-    REFERENCE_GREY,
-    add_caption,
-    method_label,
-    require_columns,
-    text_label,
-)
 
 _ROW_LETTERS = 42
 """Letters of a row's label in one line."""
@@ -32,8 +23,8 @@ DOTS_KEY = "small open markers: single seeds; grey diamonds: the paper, on Image
 """What the marks are, for captions."""
 
 
-def plot_ablation(table: pd.DataFrame, panels: list[Quantity], title: str, caption: str) -> Figure:
-    """Rows of a table against their measures. Better is to the right in every panel, so some axes run the other way.
+def plot_ablation(table: pd.DataFrame, measures: list[Quantity], title: str, caption: str) -> Figure:
+    """Rows of a table against their measures. Better is to the right in every panel.
 
     Filled markers: means over seeds with their 95 % intervals; small open ones below them: single seeds; grey diamonds:
     the paper's numbers, on ImageNet. A row is called by what was run, the paper's name for it stands in brackets.
@@ -41,29 +32,32 @@ def plot_ablation(table: pd.DataFrame, panels: list[Quantity], title: str, capti
     Args:
         table: columns row, method, measure, kind ("mean", "seed" or "paper"), value, low, high, seed; and here, where
             it is known what was run: "ibq, K 256, D 64".
-        panels: the measures to show, by the keys in the column `measure`; shares have an axis from 0 to 100 %.
+        measures: those to show, a panel each; by their keys in the column measure. Where less is better, the axis runs
+            the other way. Shares run from 0 to 100 %.
         title: of the figure.
         caption: what runs these are.
     Raises:
         ValueError: a missing column, or nothing to show.
     """
-    require_columns(table, _COLUMNS, "a table of an ablation")
-    if not panels:
+    style.require_columns(table, _COLUMNS, "a table of an ablation")
+    if not measures:
         raise ValueError("an ablation figure needs at least one panel; got none: name a measure to show")
     rows = list(dict.fromkeys(table["row"]))
     labels = [_row_label(table, row) for row in rows]
     lines = 1 + max(label.count("\n") for label in labels)
     with styled_figure(PAGE_WIDTH, 1.6 + (0.14 + 0.14 * lines) * len(rows)) as figure:
-        all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-        for axes, panel in zip(all_axes, panels, strict=True):
-            _draw(axes, table[table["measure"] == panel.key], panel, rows)
-            axes.set_xlabel(_axis_label(panel, len(panels)))
+        all_axes = np.atleast_1d(figure.subplots(1, len(measures), sharey=True))
+        for axes, quantity in zip(all_axes, measures, strict=True):
+            _draw(axes, table[table["measure"] == quantity.key], quantity, rows)
+            words = [f"{quantity.heading}, %" if quantity.unit == SHARE else quantity.heading]
+            words += [] if quantity.better == "higher" else ["(axis reversed)"]
+            axes.set_xlabel("\n".join(textwrap.fill(line, _AXIS_LETTERS // len(measures)) for line in words))
             axes.margins(x=0.12)
-            axes.locator_params(axis="x", nbins=3 if len(panels) > 3 else 4)
+            axes.locator_params(axis="x", nbins=3 if len(measures) > 3 else 4)
         all_axes[0].set_yticks(range(len(rows)), labels)
         all_axes[0].set_ylim(len(rows) - 0.4, -0.6)
         figure.suptitle(for_matplotlib(title), fontsize=10)
-        add_caption(figure, caption)
+        style.add_caption(figure, caption)
     return figure
 
 
@@ -72,35 +66,29 @@ def _row_label(table: pd.DataFrame, row: str) -> str:
     facts = table[table["row"] == row].iloc[0]
     here = facts.get("here")
     if not isinstance(here, str):
-        return text_label(row)
+        return style.text_label(row)
     method, comma, rest = here.partition(",")
-    texts = text_label(method_label(method) + comma + rest), f"(paper: {for_matplotlib(row, LONGEST_LABEL)})"
+    run = style.text_label(style.method_label(method) + comma + rest)
+    texts = (run, f"(paper: {for_matplotlib(row, style.LONGEST_LABEL)})")
     return "\n".join(textwrap.fill(text, _ROW_LETTERS) for text in texts)
 
 
-def _axis_label(panel: Quantity, panels: int) -> str:
-    """What a panel measures, in lines that fit its width."""
-    lines = [f"{panel.heading}, %" if panel.unit == SHARE else panel.heading]
-    lines += ["(axis reversed)"] if panel.better == "lower" else []
-    return "\n".join(textwrap.fill(line, _AXIS_LETTERS // panels) for line in lines)
-
-
-def _draw(axes: Axes, table: pd.DataFrame, panel: Quantity, rows: list[str]) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, quantity: Quantity, rows: list[str]) -> None:
     places = {row: number for number, row in enumerate(rows)}
     for _, point in table.iterrows():
-        y, x = places[point["row"]], point["value"] * panel.scale
-        style = METHOD_STYLES.get(point["method"])
-        color, marker = (style.color, style.marker) if style else (REFERENCE_GREY, "s")
+        y, x = places[point["row"]], point["value"] * quantity.scale
+        look = style.METHOD_STYLES.get(point["method"])
+        color, marker = (look.color, look.marker) if look else (style.REFERENCE_GREY, "s")
         if point["kind"] == "paper":
-            axes.plot(x, y, markersize=7, zorder=1.9, **PAPER)
+            axes.plot(x, y, markersize=7, zorder=1.9, **style.PAPER)
         elif point["kind"] == "seed":
             axes.plot(x, y + 0.27, marker=marker, markersize=4, markerfacecolor="none", color=color, linestyle="none")
         else:
-            low, high = point["low"] * panel.scale, point["high"] * panel.scale
+            low, high = point["low"] * quantity.scale, point["high"] * quantity.scale
             error = [[x - low], [high - x]] if np.isfinite(low) else None
             axes.errorbar(x, y, xerr=error, marker=marker, color=color, capsize=2)
-    if panel.unit == SHARE:
+    if quantity.unit == SHARE:
         axes.set_xlim(-6, 106)
-    if panel.better == "lower":
+    if quantity.better != "higher":
         axes.invert_xaxis()
     fix_tick_size(axes)

@@ -12,7 +12,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from ibqlab.base.escaping import for_matplotlib
@@ -20,6 +19,7 @@ from ibqlab.diagnostics.projection import Projection
 from ibqlab.plots.histogram import STEP
 from ibqlab.plots.map_details import magnify_crowd, point_at_features
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
+from ibqlab.plots.steps import write_numbers
 from ibqlab.plots.style import add_caption, as_array, number_range, require_columns, styles_for
 
 Counts = Int[np.ndarray, "K"] | Int[Tensor, "K"]
@@ -234,8 +234,7 @@ def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Serie
     """One colour bar of hits for all panels."""
     scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
     scale.set_label(f"hits per code in {number_range(tokens)} tokens")
-    scale.ax.yaxis.set_major_formatter(FuncFormatter(lambda hits, _: f"{hits:,.0f}"))
-    scale.ax.yaxis.set_minor_formatter(NullFormatter())
+    write_numbers(scale.ax.yaxis, ",.0f")
     fix_tick_size(scale.ax)
 
 
@@ -286,8 +285,8 @@ def _caption(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     kinds = {title: part["kind"].value_counts() for title, part in points.items()}
     drawn = number_range([kinds[title].get("feature", 0) for title in points])
     of = "" if drawn == number_range(facts["features"]) else f" of {number_range(facts['features'])}"
-    lines = [f"{method} of codes and features, jointly fitted{over}; drawn: {_codes_drawn(points, facts)}"]
-    return f"{lines[0]}, {drawn}{of} encoder features"
+    text = f"{method} of codes and features, jointly fitted{over}; drawn: {_codes_drawn(points, facts)}"
+    return f"{text}, {drawn}{of} encoder features"
 
 
 def _codes_drawn(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:

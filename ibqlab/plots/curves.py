@@ -11,35 +11,12 @@ from matplotlib.lines import Line2D
 
 from ibqlab.base.measures import measure
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE
+from ibqlab.plots import steps, style
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
-from ibqlab.plots.steps import (
-    draw_band,
-    finish_panel,
-    finish_steps,
-    over_seeds,
-    sizes_text,
-    start_handles,
-    tokens_text,
-)
-from ibqlab.plots.style import (
-    EACH_STEP,
-    REFERENCE_GREY,
-    REFERENCE_LINE,
-    WINDOW,
-    LineStyle,
-    add_caption,
-    even_columns,
-    in_order,
-    require_columns,
-    seeds_text,
-    stacked_width,
-    start_line,
-    styles_for,
-    table_of,
-    text_label,
-)
 
 _WITHOUT_MEMORY = ("step_usage", "validation_usage", "validation_perplexity")
+_BESIDE = {"step_usage": style.EACH_STEP, "usage": style.WINDOW}
+"""Looks of the lines beside the marked ones of the first panel."""
 _TOKENS = ("usage_tokens", "step_tokens", "validation_tokens")
 _MEASURES = ("usage", "perplexity", "gradient_reach", *_WITHOUT_MEMORY)
 _COLUMNS = ("step", "method", "seed", "init", *_MEASURES[:3], "usage_tokens", "codebook_size")
@@ -62,11 +39,17 @@ def collapse_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a missing column, no rows, or more than one codebook size.
     """
-    _check_metrics(metrics)
+    style.require_columns(metrics, _COLUMNS, "a frame of metrics")
+    sizes = sorted(metrics["codebook_size"].unique())
+    if len(sizes) > 1:
+        raise ValueError(
+            f"one figure shows one codebook size; got {', '.join(f'{size:,}' for size in sizes)}: "
+            f"pass metrics[metrics.codebook_size == {sizes[-1]}]"
+        )
     # Columns that older runs lack stay empty.
     metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, *_TOKENS])))
     facts = {"step_tokens": "min", "validation_tokens": "min", "codebook_size": "first", "usage_tokens": "min"}
-    return over_seeds(metrics, ("method", "init"), _MEASURES, facts | {"code_dim": "max"})
+    return steps.over_seeds(metrics, ("method", "init"), _MEASURES, facts | {"code_dim": "max"})
 
 
 def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
@@ -89,26 +72,28 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as for `collapse_curve_table`.
     """
-    table = table_of(metrics, "usage_mean", collapse_curve_table)
+    table = metrics if "usage_mean" in metrics else collapse_curve_table(metrics)
     # The CSV of an older version has no columns without memory.
     table = table.reindex(
         columns=list(dict.fromkeys([*table, *(f"{name}_mean" for name in _WITHOUT_MEMORY), *_TOKENS]))
     )
-    styles = styles_for(in_order(table["method"]))
+    styles = style.styles_for(style.in_order(table["method"]))
     starts = list(dict.fromkeys(table["init"]))
     apart = table.groupby("method")["init"].nunique().max() > 1
     rows = [table[table["init"] == start] for start in starts] if apart else [table]
     with styled_figure(PAGE_WIDTH, 1.1 + (2.2 + 0.25 * apart) * len(rows)) as figure:
         for row, part in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
             if apart:
-                row.suptitle(text_label(f"all from {part['init'].iloc[0]}"), fontsize=10, fontweight="bold")
+                row.suptitle(style.text_label(f"all from {part['init'].iloc[0]}"), fontsize=10, fontweight="bold")
             _draw_row(row.subplots(1, 3), part, table, styles)
         _add_legend(figure, table, styles, starts)
-        add_caption(figure, _caption(table))
+        style.add_caption(figure, _caption(table))
     return figure
 
 
-def _draw_row(panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, styles: dict[str, LineStyle]) -> None:
+def _draw_row(
+    panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, styles: dict[str, style.LineStyle]
+) -> None:
     """Usage, perplexity and reach of the methods of one row of panels; `table` holds all rows."""
     size = int(table["codebook_size"].iloc[0])
     validated = table["validation_usage_mean"].notna().any()
@@ -116,17 +101,17 @@ def _draw_row(panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, s
         column = f"validation_{key}" if validated and key != "gradient_reach" else key
         quantity = measure(key)
         for (method, init), group in part.groupby(["method", "init"], sort=False):
-            style = replace(styles[method], line=start_line(init), label=text_label(f"{method}, {init}"))
-            draw_band(axes, group, column, style, number=list(styles).index(method))
+            look = replace(styles[method], line=style.start_line(init), label=style.text_label(f"{method}, {init}"))
+            steps.draw_band(axes, group, column, look, number=list(styles).index(method))
         window = column == key and key != "gradient_reach"
-        finish_panel(
+        steps.finish_panel(
             axes,
             quantity,
             title=f"{quantity.panel_title} (window)" if window else "",
             label=f"{quantity.label} (% of {size:,})" if quantity.whole else "",
             highest=size * 2.2,
         )
-        finish_steps(axes, table["step"])
+        steps.finish_steps(axes, table["step"])
     _draw_beside(panels[0], part, _beside_measure(table), styles)
     _mark_even_use(panels[1], size)
 
@@ -138,42 +123,34 @@ def _beside_measure(table: pd.DataFrame) -> str:
     return "usage" if table["validation_usage_mean"].notna().any() else ""
 
 
-def _draw_beside(axes: Axes, part: pd.DataFrame, key: str, styles: dict[str, LineStyle]) -> None:
+def _draw_beside(axes: Axes, part: pd.DataFrame, key: str, styles: dict[str, style.LineStyle]) -> None:
     """Usage of each step's own tokens, behind the validation's; of the window in runs that have none."""
     if not key:
         return
-    look = EACH_STEP if key == "step_usage" else WINDOW
     for (method, _), group in part.dropna(subset=[f"{key}_mean"]).groupby(["method", "init"], sort=False):
         shares = group[f"{key}_mean"] * measure(key).scale
-        axes.plot(group["step"], shares, color=styles[method].color, label="_beside", zorder=1.5, **look)
+        axes.plot(group["step"], shares, color=styles[method].color, label="_beside", zorder=1.5, **_BESIDE[key])
 
 
 def _mark_even_use(axes: Axes, size: int) -> None:
     """K as the line that even use of all codes would reach."""
-    axes.axhline(size, color=REFERENCE_GREY, linewidth=1, linestyle=REFERENCE_LINE)
-    axes.annotate(
-        f"even use of all {size:,}",
-        (0.98, size),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color=REFERENCE_GREY,
-    )
+    axes.axhline(size, linewidth=1, **style.REFERENCE)
+    look = {"xycoords": ("axes fraction", "data"), "ha": "right", "color": style.REFERENCE_GREY}
+    style.add_note(axes, f"even use of all {size:,}", (0.98, size), (0, 3), **look)
 
 
-def _add_legend(figure: Figure, table: pd.DataFrame, styles: dict[str, LineStyle], starts: Sequence[str]) -> None:
+def _add_legend(figure: Figure, table: pd.DataFrame, styles: dict[str, style.LineStyle], starts: Sequence[str]) -> None:
     """Methods by colour, marker and width, starts by line style, and what the lines beside them are."""
     handles = [
-        Line2D([], [], markersize=5, linewidth=stacked_width(number), label=style.label, **style.look)
-        for number, style in enumerate(styles.values())
+        Line2D([], [], markersize=5, linewidth=style.stacked_width(number), label=look.label, **look.look)
+        for number, look in enumerate(styles.values())
     ]
-    handles += start_handles(starts)
-    beside = {"step_usage": (EACH_STEP, "each step's tokens"), "usage": (WINDOW, "window")}.get(_beside_measure(table))
+    handles += steps.start_handles(starts)
+    beside = _beside_measure(table)
     if beside:
-        handles.append(Line2D([], [], color=REFERENCE_GREY, label=beside[1], **beside[0]))
-    columns = even_columns(len(handles), 6)
+        label = "each step's tokens" if beside == "step_usage" else "window"
+        handles.append(Line2D([], [], color=style.REFERENCE_GREY, label=label, **_BESIDE[beside]))
+    columns = style.even_columns(len(handles), 6)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
 
 
@@ -190,7 +167,7 @@ def _caption(table: pd.DataFrame) -> str:
         tokens = int(table[measure(beside).tokens].max())
         behind = f"{which} lines: usage over {words.format(f'{tokens:,}')}\n"
     return (
-        f"{sizes_text(table)}; usage and perplexity over {counted}; {seeds_text(table['seeds'])}\n{behind}"
+        f"{steps.sizes_text(table)}; usage and perplexity over {counted}; {style.seeds_text(table['seeds'])}\n{behind}"
         "codes reached: gradient norm above 10⁻³ of the largest code's in that step"
     )
 
@@ -200,15 +177,5 @@ def _counted(tokens: pd.Series, size: int, words: str) -> str:
     if tokens.empty:
         return "no tokens"
     few = tokens.max() < TOKENS_PER_CODE * size
-    return tokens_text(tokens, words) + (f", fewer than 10·K = {TOKENS_PER_CODE * size:,}: reads low" if few else "")
-
-
-def _check_metrics(metrics: pd.DataFrame) -> None:
-    """Refuse a frame that cannot be drawn in one figure."""
-    require_columns(metrics, _COLUMNS, "a frame of metrics")
-    sizes = sorted(metrics["codebook_size"].unique())
-    if len(sizes) > 1:
-        raise ValueError(
-            f"one figure shows one codebook size; got {', '.join(f'{size:,}' for size in sizes)}: "
-            f"pass metrics[metrics.codebook_size == {sizes[-1]}]"
-        )
+    remark = f", fewer than 10·K = {TOKENS_PER_CODE * size:,}: reads low" if few else ""
+    return steps.tokens_text(tokens, words) + remark

@@ -14,18 +14,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from ibqlab.diagnostics.usage import count_indices
+from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
-from ibqlab.plots.style import (
-    CAPTION_SIZE,
-    REFERENCE_GREY,
-    REFERENCE_LINE,
-    LineStyle,
-    add_caption,
-    as_array,
-    number_range,
-    styles_for,
-    vary,
-)
 
 Counts = Int[np.ndarray, "..."] | Int[Tensor, "..."]
 STEP = re.compile(r"^(.*), step ([\d,]+)$", re.DOTALL)
@@ -63,7 +53,7 @@ def usage_histogram_table(
         }
     if not counts_by_label:
         raise ValueError("counts_by_label must hold at least one codebook; got none")
-    tables = [_ranked(label, as_array(counts), codebook_size) for label, counts in counts_by_label.items()]
+    tables = [_ranked(label, style.as_array(counts), codebook_size) for label, counts in counts_by_label.items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -108,18 +98,11 @@ def plot_usage_histogram(
             for place, (label, look) in enumerate(looks.items()):
                 _draw(axes, part[part["label"] == label], look, place)
             for size in sorted(part["codebook_size"].unique()):
-                even = {"color": REFERENCE_GREY, "linestyle": REFERENCE_LINE, "label": f"even use, 1/{size:,}"}
-                axes.plot([1, size], [1 / size] * 2, **even)
+                axes.plot([1, size], [1 / size] * 2, label=f"even use, 1/{size:,}", **style.REFERENCE)
             _name_lone_codes(axes, part, looks)
             if len(panels) > 1:
-                axes.legend(
-                    title=title,
-                    loc="lower left",
-                    bbox_to_anchor=(-0.05, 1),
-                    fontsize=8,
-                    title_fontsize=9,
-                    handlelength=2,
-                )
+                sizes = {"fontsize": 8, "title_fontsize": 9, "handlelength": 2}
+                axes.legend(title=title, loc="lower left", bbox_to_anchor=(-0.05, 1), **sizes)
             _finish(axes)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
@@ -129,26 +112,29 @@ def plot_usage_histogram(
             axes.set_ylabel("share of tokens (%)")
         if len(panels) == 1:
             figure.legend(loc="outside upper center", ncols=2, handlelength=2.8)
-        add_caption(figure, _caption(table))
+        # Whoever gave code numbers for counts sees it here.
+        codes, tokens = style.number_range(table["codebook_size"]), style.number_range(table["tokens"])
+        style.add_caption(figure, f"hits of {codes} codes; {tokens} tokens per codebook")
     return figure
 
 
-def _panels(labels: list[str]) -> dict[str, dict[str, LineStyle]]:
+def _panels(labels: list[str]) -> dict[str, dict[str, style.LineStyle]]:
     """Which lines share a panel, and their looks: all in one, or one panel per run with its steps."""
     steps = {label: match for label in labels if (match := STEP.match(label))}
     if len(labels) <= _MANY or len(steps) < len(labels):
-        return {"": styles_for(labels)}
-    runs = styles_for(list(dict.fromkeys(match[1] for match in steps.values())))
-    panels: dict[str, dict[str, LineStyle]] = {}
+        return {"": style.styles_for(labels)}
+    runs = style.styles_for(list(dict.fromkeys(match[1] for match in steps.values())))
+    panels: dict[str, dict[str, style.LineStyle]] = {}
     for label, match in steps.items():
         look = runs[match[1]]
         looks = panels.setdefault(look.label, {})
         variant = _THROUGH_TRAINING[len(looks) % len(_THROUGH_TRAINING)]
-        looks[label] = vary(LineStyle(label=f"step {match[2]}", color=look.color, marker=look.marker), variant)
+        look = style.LineStyle(label=f"step {match[2]}", color=look.color, marker=look.marker)
+        looks[label] = style.vary(look, variant)
     return panels
 
 
-def _draw(axes: Axes, codes: pd.DataFrame, look: LineStyle, place: int) -> None:
+def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, place: int) -> None:
     """One codebook's live codes; later lines are thinner, so that coinciding ones both show."""
     live = codes[codes["hits"] > 0]
     alone = len(live) == 1
@@ -165,13 +151,13 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: LineStyle, place: int) -> None:
     )
 
 
-def _name_lone_codes(axes: Axes, part: pd.DataFrame, looks: dict[str, LineStyle]) -> None:
+def _name_lone_codes(axes: Axes, part: pd.DataFrame, looks: dict[str, style.LineStyle]) -> None:
     """Which codebooks are a ring: rings lie over each other, and grey paper does not tell them apart."""
     live = part[part["hits"] > 0].groupby("label").size()
     lone = [look.label for label, look in looks.items() if live[label] == 1]
     if lone:
         text = "one code takes all tokens:\n" + "\n".join(lone)
-        axes.annotate(text, (1, 1), xytext=(14, 8), textcoords="offset points", va="top", fontsize=CAPTION_SIZE)
+        style.add_note(axes, text, (1, 1), (14, 8), va="top")
 
 
 def _finish(axes: Axes) -> None:
@@ -217,9 +203,3 @@ def _log_spaced(points: int, place: int) -> list[int]:
     """Places of markers that look evenly spaced on a logarithmic axis, others for every line; the last among them."""
     spaced = np.geomspace(1, points, 8) * points ** (place % 4 / 4 / 7)
     return sorted({min(points, round(number)) - 1 for number in spaced})
-
-
-def _caption(table: pd.DataFrame) -> str:
-    """Codes and tokens behind each line: whoever gave code numbers for counts sees it here."""
-    codes, tokens = number_range(table["codebook_size"]), number_range(table["tokens"])
-    return f"hits of {codes} codes; {tokens} tokens per codebook"

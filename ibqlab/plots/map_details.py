@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ibqlab.plots.style import CAPTION_SIZE, REFERENCE_GREY
+from ibqlab.plots.style import CAPTION_SIZE, REFERENCE_GREY, add_note
 
 _SMALL = 0.22
 """Of a panel's side: dead codes in a smaller square are magnified where codes in use lie among them."""
@@ -54,11 +53,7 @@ def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]
 
 
 def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
-    """Name the place of the features where all of them lie under the mark of a code.
-
-    Args:
-        axes, points: as for `magnify_crowd`.
-    """
+    """Name the place of the features where all of them lie under the mark of a code."""
     features = points[points["kind"] == "feature"]
     if features.empty:
         return
@@ -69,14 +64,13 @@ def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
     left, right = axes.get_xlim()
     place = (x - left) / (right - left)
     above = y < np.mean(axes.get_ylim())
-    axes.annotate(
+    add_note(
+        axes,
         "all features",
         (x, y),
-        xytext=(0, 20 if above else -20),
-        textcoords="offset points",
+        (0, 20 if above else -20),
         ha="left" if place < 0.25 else "right" if place > 0.75 else "center",
         va="bottom" if above else "top",
-        fontsize=CAPTION_SIZE,
         arrowprops={"arrowstyle": "-", "color": REFERENCE_GREY, "linewidth": 0.8, "shrinkB": 5},
         zorder=6,
     )
@@ -103,15 +97,10 @@ def _middle(values: pd.Series) -> tuple[float, float]:
 
 def _emptiest_corner(axes: Axes, points: pd.DataFrame) -> tuple[float, float]:
     """Lower left corner, as a share of the panel, of the square that covers the fewest marks."""
-    places = _shares(axes, points)
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    places = (points[["x", "y"]].to_numpy() - (left, bottom)) / (right - left, top - bottom)  # shares of the sides
     margin = 0.03
     ends = (margin, 1 - _SQUARE - margin)
     corners = [(x, y) for y in ends for x in ends]
     covered = [((places >= corner) & (places <= np.add(corner, _SQUARE))).all(1).sum() for corner in corners]
     return corners[int(np.argmin(covered))]
-
-
-def _shares(axes: Axes, points: pd.DataFrame) -> Float[np.ndarray, "N 2"]:
-    """Positions as shares of the panel's sides."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    return (points[["x", "y"]].to_numpy() - (left, bottom)) / (right - left, top - bottom)

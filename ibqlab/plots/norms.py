@@ -11,26 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.base.measures import measure
+from ibqlab.plots import steps, style
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
-from ibqlab.plots.steps import (
-    draw_band,
-    finish_panel,
-    finish_steps,
-    over_seeds,
-    sizes_text,
-    start_handles,
-    write_numbers,
-)
-from ibqlab.plots.style import (
-    LineStyle,
-    add_caption,
-    even_columns,
-    require_columns,
-    seeds_text,
-    start_line,
-    styles_for,
-    table_of,
-)
 
 MEASURES = ("usage", "step_usage", "gradient_reach", "feature_norm_mean", "code_norm_mean", "softmax_perplexity")
 _COLUMNS = ("step", "row", "method", "seed", "codebook_size", "code_dim", *(m for m in MEASURES if m != "step_usage"))
@@ -52,11 +34,11 @@ def norm_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a missing column, or no lines.
     """
-    require_columns(metrics, _COLUMNS, "a frame of metrics")
+    style.require_columns(metrics, _COLUMNS, "a frame of metrics")
     # A column that older runs lack stays empty.
     metrics = metrics.reindex(columns=list(dict.fromkeys([*metrics, "step_tokens"])))
     facts = dict.fromkeys(("codebook_size", "code_dim", "usage_tokens", "step_tokens"), "max")
-    return over_seeds(metrics, ("row", "method"), MEASURES, facts | {"init": "first"})
+    return steps.over_seeds(metrics, ("row", "method"), MEASURES, facts | {"init": "first"})
 
 
 def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
@@ -73,7 +55,7 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as for `norm_curve_table`.
     """
-    table = table_of(metrics, "usage_mean", norm_curve_table)
+    table = metrics if "usage_mean" in metrics else norm_curve_table(metrics)
     styles = _row_styles(table)
     has_steps = "step_usage_mean" in table and table["step_usage_mean"].notna().any()
     of_usage = "step_usage" if has_steps else "usage"
@@ -81,40 +63,40 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
         (norms, spread), (reach, usage) = figure.subplots(2, 2)
         panels = {"feature_norm_mean": norms, "softmax_perplexity": spread, "gradient_reach": reach, of_usage: usage}
         for number, (name, group) in enumerate(table.groupby("row", sort=False)):
-            style = styles[name]
+            look = styles[name]
             codes = group.dropna(subset=["code_norm_mean_mean"])
             for key, axes in panels.items():
                 if axes is not spread or group["method"].iloc[0] in SOFTMAX_METHODS:
-                    draw_band(axes, group, key, style, number=number)
-            thin = {"color": style.color, "linestyle": style.line, "linewidth": 0.7}
+                    steps.draw_band(axes, group, key, look, number=number)
+            thin = {"color": look.color, "linestyle": look.line, "linewidth": 0.7}
             norms.plot(codes["step"], codes["code_norm_mean_mean"], **thin)
-        finish_panel(norms, measure("feature_norm"), title=f"{measure('feature_norm').panel_title} (thin: of codes)")
+        quantity = measure("feature_norm")
+        steps.finish_panel(norms, quantity, title=f"{quantity.panel_title} (thin: of codes)")
         norms.set_yscale("log")
-        write_numbers(norms.yaxis)
-        finish_panel(spread, measure("softmax_perplexity"), label=measure("perplexity").axis)
-        finish_panel(reach, measure("gradient_reach"))
+        steps.write_numbers(norms.yaxis)
+        steps.finish_panel(spread, measure("softmax_perplexity"), label=measure("perplexity").axis)
+        steps.finish_panel(reach, measure("gradient_reach"))
         window = "" if has_steps else f"{measure('usage').panel_title} (window)"
-        finish_panel(usage, measure(of_usage), title=window)
+        steps.finish_panel(usage, measure(of_usage), title=window)
         for axes in panels.values():
-            finish_steps(axes, table["step"])
+            steps.finish_steps(axes, table["step"])
         starts = list(dict.fromkeys(table["init"])) if "init" in table else []
-        handles = [*usage.get_lines(), *start_handles(starts)]
-        figure.legend(
-            handles=handles, loc="outside upper center", ncols=even_columns(len(handles), 3), handlelength=2.8
-        )
+        handles = [*usage.get_lines(), *steps.start_handles(starts)]
+        columns = style.even_columns(len(handles), 3)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8)
         counted = _tokens(table, of_usage)
-        facts = [sizes_text(table), counted and f"usage over {counted}", seeds_text(table["seeds"])]
-        add_caption(figure, "; ".join(filter(None, facts)))
+        facts = [steps.sizes_text(table), counted and f"usage over {counted}", style.seeds_text(table["seeds"])]
+        style.add_caption(figure, "; ".join(filter(None, facts)))
     return figure
 
 
-def _row_styles(table: pd.DataFrame) -> dict[str, LineStyle]:
+def _row_styles(table: pd.DataFrame) -> dict[str, style.LineStyle]:
     """The look of each row: its method's, or a variant of it, with the line of its start."""
-    styles = styles_for(list(table["row"].unique()))
+    styles = style.styles_for(list(table["row"].unique()))
     if "init" not in table:
         return styles
     starts = table.groupby("row")["init"].first()
-    return {row: replace(style, line=start_line(starts[row])) for row, style in styles.items()}
+    return {row: replace(look, line=style.start_line(starts[row])) for row, look in styles.items()}
 
 
 def _tokens(metrics: pd.DataFrame, key: str) -> str:

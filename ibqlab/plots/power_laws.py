@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ibqlab.base.intervals import exponent_text
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
-from ibqlab.plots.scaling import beside, dimension_looks, finish_sizes
-from ibqlab.plots.style import CAPTION_SIZE, add_caption, in_order, number_range
+from ibqlab.plots.scaling import dimension_lines, finish_sizes
+from ibqlab.plots.steps import write_numbers
+from ibqlab.plots.style import CAPTION_SIZE, add_caption, number_range
 
 
 def plot_power_laws(runs: pd.DataFrame, laws: pd.DataFrame, quantities: Mapping[str, str]) -> Figure:
@@ -30,30 +31,21 @@ def plot_power_laws(runs: pd.DataFrame, laws: pd.DataFrame, quantities: Mapping[
     """
     if runs.empty:
         raise ValueError("power laws need runs; got none")
-    dims = sorted(runs["code_dim"].unique(), reverse=True)
-    starts = runs.groupby("method")["init"].first().to_dict() if "init" in runs else {}
-    looks = dimension_looks(in_order(runs["method"]), dims, starts)
-    sizes = sorted(runs["codebook_size"].unique())
-    seeds = runs["seed"].nunique()
     laws = supported_intervals(runs, laws)
     with styled_figure(PAGE_WIDTH, 3.4 + 0.17 * runs.groupby(["method", "code_dim"]).ngroups) as figure:
         for axes, (key, label) in zip(
             np.atleast_1d(figure.subplots(1, len(quantities))), quantities.items(), strict=True
         ):
-            _draw(axes, runs, laws[laws["quantity"] == key], key, (looks, dims, sizes))
+            _draw(axes, runs, laws[laws["quantity"] == key], key)
             axes.set_ylabel(label)
             look = {"fontsize": CAPTION_SIZE, "title": exponent_title(laws), "title_fontsize": 9}
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), **look)
-        add_caption(figure, _caption(laws, seeds))
+        add_caption(figure, _caption(laws, runs["seed"].nunique()))
     return figure
 
 
 def supported_intervals(runs: pd.DataFrame, laws: pd.DataFrame) -> pd.DataFrame:
-    """The laws without intervals where seeds or sizes are too few for any: one seed, or a line through two sizes.
-
-    Args:
-        runs, laws: as for `plot_power_laws`.
-    """
+    """The laws without intervals where seeds or sizes are too few for any: one seed, or a line through two sizes."""
     if runs["seed"].nunique() < 2 or runs["codebook_size"].nunique() < 3:
         return laws.assign(low=np.nan, high=np.nan)
     return laws
@@ -71,15 +63,12 @@ def _caption(laws: pd.DataFrame, seeds: int) -> str:
     return f"{text}; interval: Student's, of the slope through the {number_range(laws['points'])} runs of a line"
 
 
-def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: tuple) -> None:
-    styles, dims, sizes = looks
-    parts = dict(iter(runs.groupby(["method", "code_dim"])))
-    for (method, dim), look in styles.items():
-        if (method, dim) not in parts:
-            continue
-        part = parts[method, dim]
+def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str) -> None:
+    sizes = sorted(runs["codebook_size"].unique())
+    for look, part, places in dimension_lines(runs):
         points = look.look | {"linestyle": "none"}
-        axes.plot(part["codebook_size"] * beside(dims, dim), part[key], markersize=4, alpha=0.8, **points)
+        axes.plot(places, part[key], markersize=4, alpha=0.8, **points)
+        method, dim = part[["method", "code_dim"]].iloc[0]
         law = laws[(laws["method"] == method) & (laws["code_dim"] == dim)]
         if len(law):
             factor, slope = law.iloc[0][["factor", "exponent"]]
@@ -93,7 +82,7 @@ def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str, looks: t
                 **look.look,
             )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    write_numbers(axes.yaxis, ",g")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     finish_sizes(axes, runs["codebook_size"], "codebook size K (codes)")

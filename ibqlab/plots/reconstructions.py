@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from ibqlab.base.measures import measure
@@ -32,10 +32,12 @@ def reconstruction_table(
         ValueError: no images, other types than uint8, or shapes that differ.
     """
     _check_images(images, reconstructions)
-    frames = [
-        pd.DataFrame({"label": label, "image": range(len(images)), "psnr_db": _psnr(images, pictures)})
-        for label, pictures in reconstructions.items()
-    ]
+    frames = []
+    for label, pictures in reconstructions.items():
+        errors = np.square(images.astype(np.float64) - pictures).mean((1, 2, 3))  # (B,)
+        with np.errstate(divide="ignore"):
+            decibels = 20 * math.log10(255) - 10 * np.log10(errors)
+        frames.append(pd.DataFrame({"label": label, "image": range(len(images)), "psnr_db": decibels}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -94,13 +96,6 @@ def _most_contrast(images: UInt8[np.ndarray, "B H W 3"], count: int) -> list[int
         return list(range(len(images)))
     spread = images.mean(-1).std((1, 2))
     return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
-
-
-def _psnr(images: UInt8[np.ndarray, "B H W 3"], pictures: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B"]:
-    """PSNR per image, in dB."""
-    errors = np.square(images.astype(np.float64) - pictures).mean((1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 20 * math.log10(255) - 10 * np.log10(errors)
 
 
 def _caption(images: UInt8[np.ndarray, "B H W 3"], shown: int, which: str) -> str:

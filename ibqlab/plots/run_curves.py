@@ -1,11 +1,14 @@
-"""One run while it trains: loss, usage, perplexity and PSNR against the step."""
+"""One run while it trains, a tokenizer's or a generator's: what it logs against the step."""
+
+import math
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ibqlab.base.measures import is_measure, measure
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
-from ibqlab.plots.steps import draw_measured, finish_panel, finish_steps, metrics_by_step, tokens_text
+from ibqlab.plots.steps import draw_measured, finish_panel, finish_steps, metrics_by_step, tokens_text, write_numbers
 from ibqlab.plots.style import EACH_STEP, TRAINING_COLOR, VALIDATION_LOOK, WINDOW, add_caption
 
 _COLUMNS = (
@@ -16,6 +19,15 @@ _TRAINING = {"label": "training", "color": TRAINING_COLOR, "linestyle": "-"}
 _WINDOW = {"label": "training, window", "color": TRAINING_COLOR, **WINDOW}
 _STEP = {"label": "training, each step", "color": TRAINING_COLOR, **EACH_STEP}
 _VALIDATION = {"label": "validation", **VALIDATION_LOOK}
+_LOSSES = {
+    "loss": ("training", {"color": TRAINING_COLOR}),
+    "validation_loss": ("validation, class given", VALIDATION_LOOK),
+    "validation_loss_unconditional": (
+        "validation, class unknown",
+        {"color": "#8C6D31", "marker": "H", "markerfacecolor": "white"},
+    ),
+}
+_GENERATOR_COLUMNS = ("step", *_LOSSES, "gradient_norm", "learning_rate", "validation_tokens")
 
 
 def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +75,9 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         title, label = f"{quantity.panel_title}, all terms weighted", f"{quantity.title} (no unit)"
         finish_panel(loss, quantity, title=title, label=label)
         finish_panel(usage, measure("usage"))
-        finish_panel(perplexity, measure("perplexity"), highest=_above(table))
+        # From 1 to the upper end lies at least one decade; `max` leaves NaN aside, where nothing was measured yet.
+        highest = 1.5 * table[["perplexity", "validation_perplexity"]].max().max()
+        finish_panel(perplexity, measure("perplexity"), highest=max(12.0, highest))
         finish_panel(psnr, measure("psnr"), title="Reconstruction")
         for axes, label in ((loss, ""), (usage, ""), (perplexity, "training step"), (psnr, "training step")):
             finish_steps(axes, table["step"], label)
@@ -73,10 +87,60 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def _above(table: pd.DataFrame) -> float:
-    """Upper end of the perplexity's axis; from 1 to there lies at least one decade."""
-    highest = table[["perplexity", "validation_perplexity"]].max().max()
-    return 12.0 if pd.isna(highest) else max(12.0, 1.5 * highest)
+def generator_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `plot_generator_curves`: the columns it draws, by step.
+
+    Args:
+        metrics: rows of one generator's run as `Run.metrics` holds them.
+    Returns:
+        One row per logged step: step; loss, validation_loss and validation_loss_unconditional (bits per token);
+        gradient_norm (before it is clipped); learning_rate; validation_tokens; unit ("bits", of the losses). Empty
+        where a step did not measure.
+    Raises:
+        ValueError: no column "step", or no rows.
+    """
+    table = metrics_by_step(metrics, _GENERATOR_COLUMNS)
+    return table.assign(**{name: table[name] / math.log(2) for name in _LOSSES}, unit="bits")
+
+
+def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
+    """Two panels against the training step: bits per token, and the gradient's length with the learning rate below.
+
+    What the class is worth is the distance between both validation lines. Where validation turns up while training goes
+    on falling, the generator has begun to learn its training images by heart.
+
+    Args:
+        metrics: as for `generator_curve_table`, of a run that may still be training, or what it returned.
+    Returns:
+        The figure; its numbers are `generator_curve_table(metrics)`.
+    Raises:
+        ValueError: as for `generator_curve_table`.
+    """
+    table = metrics if "unit" in metrics else generator_curve_table(metrics)
+    with styled_figure(PAGE_WIDTH, 3.6) as figure:
+        grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
+        loss = figure.add_subplot(grid[:, 0])
+        norm, rate = (figure.add_subplot(grid[row, 1], sharex=loss) for row in range(2))
+        for name, (label, look) in _LOSSES.items():
+            draw_measured(loss, table, name, label=label, **look)
+        draw_measured(norm, table, "gradient_norm", color=TRAINING_COLOR)
+        draw_measured(rate, table, "learning_rate", color=TRAINING_COLOR)
+        finish_panel(loss, measure("loss"), label=measure("bits_per_token").axis)
+        finish_panel(norm, measure("gradient_norm"))
+        finish_panel(rate, measure("learning_rate"))
+        rate.set_ylim(0, None)
+        write_numbers(rate.yaxis, "g")
+        norm.tick_params(labelbottom=False)
+        for axes in (loss, norm, rate):
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        for axes in (loss, rate):
+            axes.set_xlabel("training step")
+        if loss.get_lines():
+            loss.legend()
+        tokens = table["validation_tokens"].dropna()
+        counted = f"; validation on {int(tokens.max()):,} tokens" if len(tokens) else ""
+        add_caption(figure, f"step {int(table['step'].max()):,}{counted}")
+    return figure
 
 
 def _caption(table: pd.DataFrame) -> str:

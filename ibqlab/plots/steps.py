@@ -73,7 +73,7 @@ def draw_band(axes: Axes, group: pd.DataFrame, key: str, style: LineStyle, *, nu
 
     Args:
         axes: to draw on.
-        group: of one line, as `spread_over_seeds` makes it, with the column step.
+        group: of one line, as `over_seeds` makes it, with the column step.
         key: of the measure whose *_mean, *_min and *_max are drawn.
         style: of the line, and its name for legends.
         number: of the line in its panel. Later ones are thinner and set their markers elsewhere, so that lines

@@ -8,7 +8,7 @@ readers; markers, dashes and shades do so in grey.
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -33,6 +34,8 @@ _BAND = 0.3
 REFERENCE_GREY = "#555555"
 REFERENCE_LINE = (0, (1, 1.2))
 """Dotted, and grey: what is no measurement of a run, such as even use. No start has it."""
+REFERENCE = {"color": REFERENCE_GREY, "linestyle": REFERENCE_LINE}
+"""The look of such a line."""
 START_LINES: dict[str, str | tuple] = {
     "N(0, 1)": "-",
     "U(±1/K)": (0, (4, 1.5)),
@@ -157,17 +160,6 @@ def text_label(name: str, longest: int = LONGEST_LABEL) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def table_of(data: pd.DataFrame, column: str, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    """The table behind a figure: what `make` returned stays as it is, raw data go through it.
-
-    Args:
-        data: raw data, or a table such as a figure's CSV holds.
-        column: that only the table has.
-        make: the figure's table function.
-    """
-    return data if column in data else make(data)
-
-
 def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
     """Refuse a table that cannot be drawn.
 
@@ -196,6 +188,19 @@ def add_caption(figure: Figure, text: str) -> None:
     lines = [part for line in text.split("\n") for part in _balanced(line, width)]
     shown = "\n".join(for_matplotlib(line, None) for line in lines)
     figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+
+
+def add_note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """A small text beside a point of a panel.
+
+    Args:
+        axes: of the panel.
+        text: safe for matplotlib.
+        point: in the units of the axes, unless the look says otherwise.
+        offset: from the point to the text, in points of print.
+        look: as `Axes.annotate` takes it.
+    """
+    axes.annotate(text, point, xytext=offset, textcoords="offset points", fontsize=CAPTION_SIZE, **look)
 
 
 def extend_caption(figure: Figure, text: str) -> None:
@@ -264,14 +269,9 @@ def at_least(ratio: float) -> str:
     return f"{int(ratio):,}" if ratio >= 1 else f"{ratio:.2g}"
 
 
-def _normal(name: str) -> str:
-    """A label as a method's key would be written: "Soft VQ" → "soft_vq"."""
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
 def _method_of(name: str) -> str | None:
     """The built-in method a label begins with, the longest that fits, or None."""
-    normal = _normal(name)
+    normal = name.strip().lower().replace(" ", "_").replace("-", "_")  # as its key is written: "soft_vq"
     fits = [
         key for key in METHOD_STYLES if normal == key or (normal.startswith(key) and not normal[len(key)].isalnum())
     ]

@@ -10,15 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ibqlab.base.measures import measure
+from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
-from ibqlab.plots.style import (
-    OTHER_LOOKS,
-    REFERENCE_GREY,
-    REFERENCE_LINE,
-    LineStyle,
-    add_caption,
-    text_label,
-)
 from ibqlab.tokens.report import TokenReport
 
 BASELINE_NAMES: dict[str, str] = {
@@ -45,15 +38,15 @@ def token_link_table(report: TokenReport) -> pd.DataFrame:
         One row per number drawn: name ("entropy", a baseline or a generator), kind ("entropy", "baseline" or
         "generator"), position (0 to T − 1 row by row, empty for the mean over all), row, column, bits.
     """
-    parts = [_by_position(_ENTROPY, "entropy", report.entropy.position, report)]
     means = report.table[["name", "kind"]].assign(bits=report.table["bits_per_token"])
+    curves = [(_ENTROPY, "entropy", report.entropy.position), ("mix", "baseline", report.positions["mix"])]
     generators = report.table.query("kind == 'generator'")["name"]
-    parts.append(_by_position("mix", "baseline", report.positions["mix"], report))
-    parts += [
-        _by_position(name, "generator", report.positions[name], report)
-        for name in generators
-        if name in report.positions
-    ]
+    curves += [(name, "generator", report.positions[name]) for name in generators if name in report.positions]
+    parts = []
+    for name, kind, bits in curves:
+        row, column = np.divmod(np.arange(len(bits)), report.grid[1])
+        place = {"position": np.arange(len(bits)), "row": row, "column": column}
+        parts.append(pd.DataFrame({"name": name, "kind": kind, **place, "bits": bits}))
     table = pd.concat([means, *parts], ignore_index=True)
     whole = ["position", "row", "column"]
     table[whole] = table[whole].astype("Int64")
@@ -76,7 +69,7 @@ def plot_token_link(report: TokenReport, title: str = "") -> Figure:
     """
     table = token_link_table(report)
     rows = table[table["position"].isna()]
-    looks = _generator_looks(rows)
+    looks, grey = _generator_looks(rows), style.REFERENCE_GREY
     above = 2.2 + 0.2 * max(0, len(rows) - 7)
     with styled_figure(PAGE_WIDTH, above + 2.3) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[above, 1.9])
@@ -84,40 +77,27 @@ def plot_token_link(report: TokenReport, title: str = "") -> Figure:
         _draw_map(heat, report)
         _draw_costs(dots, report.table, looks)
         curves = lower.subplots()
-        _draw_positions(curves, table, looks | _curve_looks(report))
+        # The two curves that generators are held against.
+        bound = " (lower bound)" if report.entropy.lower_bound else ""
+        entropy = style.LineStyle(label=f"entropy{bound}", marker="", color=grey, line=style.REFERENCE_LINE)
+        mix = style.LineStyle(label=BASELINE_NAMES["mix"], marker="", color=grey)
+        _draw_positions(curves, table, looks | {_ENTROPY: entropy, "mix": mix})
         height, width = report.grid
         curves.xaxis.set_major_locator(MultipleLocator(width * -(-height // 8)))
         if title:
-            figure.suptitle(text_label(title))
-        add_caption(figure, textwrap.fill(_caption(report), 115))
+            figure.suptitle(style.text_label(title))
+        style.add_caption(figure, textwrap.fill(_caption(report), 115))
     return figure
 
 
-def _by_position(name: str, kind: str, bits: np.ndarray, report: TokenReport) -> pd.DataFrame:
-    place = np.arange(len(bits))
-    width = report.grid[1]
-    return pd.DataFrame(
-        {"name": name, "kind": kind, "position": place, "row": place // width, "column": place % width, "bits": bits}
-    )
-
-
-def _generator_looks(rows: pd.DataFrame) -> dict[str, LineStyle]:
+def _generator_looks(rows: pd.DataFrame) -> dict[str, style.LineStyle]:
     """Colour and marker of each generator, the same in both panels."""
     names = rows.query("kind == 'generator'")["name"]
     looks = {}
     for number, name in enumerate(names):
-        color, marker = OTHER_LOOKS[number % len(OTHER_LOOKS)]
-        looks[name] = LineStyle(label=name, color=color, marker=marker, open_marker=number % 2 == 0)
+        color, marker = style.OTHER_LOOKS[number % len(style.OTHER_LOOKS)]
+        looks[name] = style.LineStyle(label=name, color=color, marker=marker, open_marker=number % 2 == 0)
     return looks
-
-
-def _curve_looks(report: TokenReport) -> dict[str, LineStyle]:
-    """How the two curves look that generators are held against."""
-    bound = " (lower bound)" if report.entropy.lower_bound else ""
-    return {
-        _ENTROPY: LineStyle(label=f"entropy{bound}", color=REFERENCE_GREY, marker="", line=REFERENCE_LINE),
-        "mix": LineStyle(label=BASELINE_NAMES["mix"], color=REFERENCE_GREY, marker=""),
-    }
 
 
 def _draw_map(axes: Axes, report: TokenReport) -> None:
@@ -126,8 +106,7 @@ def _draw_map(axes: Axes, report: TokenReport) -> None:
     axes.grid(visible=False)
     bound = "\n(bits, lower bound)" if report.entropy.lower_bound else " (bits)"
     axes.set_title(f"entropy of the token{bound}", fontsize=9)
-    axes.set_xlabel("column of the grid")
-    axes.set_ylabel("row of the grid")
+    axes.set(xlabel="column of the grid", ylabel="row of the grid")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
     scale = axes.figure.colorbar(shown, ax=axes, shrink=0.8)
@@ -135,11 +114,11 @@ def _draw_map(axes: Axes, report: TokenReport) -> None:
     fix_tick_size(axes)
 
 
-def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> None:
+def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.LineStyle]) -> None:
     """One line per model, dearest baseline on top, with its number at the right."""
     names = list(table["name"])
     for place, (_, row) in enumerate(table.iterrows()):
-        look = looks.get(row["name"], LineStyle(label="", color=REFERENCE_GREY, marker=_BASELINE_MARKER))
+        look = looks.get(row["name"], style.LineStyle(label="", color=style.REFERENCE_GREY, marker=_BASELINE_MARKER))
         axes.plot(
             row["bits_per_token"],
             place,
@@ -150,16 +129,9 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle])
             clip_on=False,
             zorder=3,
         )
-        axes.annotate(
-            f"{row['bits_per_token']:.2f}",
-            (1, place),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    axes.set_yticks(range(len(names)), [text_label(BASELINE_NAMES.get(name, name), 35) for name in names])
+        beside = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
+        style.add_note(axes, f"{row['bits_per_token']:.2f}", (1, place), (4, 0), **beside)
+    axes.set_yticks(range(len(names)), [style.text_label(BASELINE_NAMES.get(name, name), 35) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.margins(x=0.05)
@@ -168,7 +140,7 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle])
     fix_tick_size(axes)
 
 
-def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> None:
+def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.LineStyle]) -> None:
     for number, (name, group) in enumerate(table[table["position"].notna()].groupby("name", sort=False)):
         look = looks[name]
         places = group["position"].to_numpy(dtype=int)
@@ -176,7 +148,7 @@ def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, LineSty
         axes.plot(
             places,
             group["bits"],
-            label=text_label(look.label, 29),
+            label=style.text_label(look.label, 29),
             linewidth=max(0.8, 2.4 - 0.3 * number) if look.marker else 1.2,
             markersize=4,
             markevery=(number * len(places) // 37 % max(1, len(places) // 6), max(1, len(places) // 6)),

@@ -1,7 +1,7 @@
 """What the tokens of several tokenizers cost a generator, against codebook size and usage."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from string import ascii_uppercase
 
@@ -14,19 +14,9 @@ from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.transforms import ScaledTranslation
 
 from ibqlab.base.measures import measure
+from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.scaling import finish_sizes
-from ibqlab.plots.style import (
-    PALETTE,
-    REFERENCE_GREY,
-    REFERENCE_LINE,
-    LineStyle,
-    add_caption,
-    at_least,
-    number_range,
-    require_columns,
-    styles_for,
-)
 from ibqlab.plots.token_link import BASELINE_NAMES
 from ibqlab.tokens.report import TokenReport
 
@@ -82,7 +72,7 @@ def plot_token_scaling(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: a missing column, or no row.
     """
-    require_columns(table, _COLUMNS, "a table of token scaling")
+    style.require_columns(table, _COLUMNS, "a table of token scaling")
     table = table.assign(model=_model_names(table), place=_dodged_sizes(table))
     looks = _distinct_looks(list(table["tokenizer"].unique()))
     with styled_figure(PAGE_WIDTH, 6.0) as figure:
@@ -91,19 +81,24 @@ def plot_token_scaling(table: pd.DataFrame) -> Figure:
             for panel, across in zip(axes, ("place", "usage"), strict=True):
                 _draw(panel, table, across, unit, looks)
             axes[0].set_ylabel(measure(unit).axis)
-        _draw_limit(grid[0, 0], table)
+        # log2 K as a step at each size, as wide as its tokenizers stand apart.
+        sizes, half = table["codebook_size"].unique(), 2 ** (0.6 * _DODGE)
+        grid[0, 0].hlines(np.log2(sizes), sizes / half, sizes * half, linewidth=1, **style.REFERENCE)
         for axes in grid[:, 0]:
             axes.set_ylim(bottom=0)
-        _finish(grid[1], table)
+        # The lower panels carry the axes of their columns.
+        finish_sizes(grid[1, 0], table["codebook_size"])
+        grid[1, 1].set_xlabel(f"{measure('usage').label} (% of K)")
+        fix_tick_size(grid[1, 1])
         figure.legend(handles=_legend(table, looks), loc="outside upper center", ncols=3)
-        add_caption(figure, _caption(table))
+        style.add_caption(figure, _caption(table))
     return figure
 
 
-def _distinct_looks(tokenizers: list[str]) -> dict[str, LineStyle]:
+def _distinct_looks(tokenizers: list[str]) -> dict[str, style.LineStyle]:
     """A colour for each tokenizer: its method's, or another where an earlier tokenizer of that method has it."""
-    looks = styles_for(tokenizers)
-    spare = [color for color in PALETTE if color not in {look.color for look in looks.values()}]
+    looks = style.styles_for(tokenizers)
+    spare = [color for color in style.PALETTE if color not in {look.color for look in looks.values()}]
     taken: set[str] = set()
     for name, look in looks.items():
         if look.color in taken and spare:
@@ -131,7 +126,7 @@ def _dodged_sizes(table: pd.DataFrame) -> list[float]:
     return [place[name] for name in table["tokenizer"]]
 
 
-def _draw(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mapping[str, LineStyle]) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mapping[str, style.LineStyle]) -> None:
     """The points of one panel, and each tokenizer's letter below its lowest, away from the line of log2 K."""
     right = ScaledTranslation(_PERMUTED / 72, 0, axes.figure.dpi_scale_trans)
     for letter, (name, group) in zip(ascii_uppercase, table.groupby("tokenizer", sort=False), strict=False):
@@ -148,56 +143,30 @@ def _draw(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mappin
                 linestyle="",
                 markersize=5,
             )
-        axes.annotate(
-            letter,
-            (group[across].iloc[0] * scale, group[unit].min()),
-            xytext=(0, -12),
-            textcoords="offset points",
-            ha="center",
-            color=color,
-            fontsize=8,
-        )
+        lowest = (group[across].iloc[0] * scale, group[unit].min())
+        style.add_note(axes, letter, lowest, (0, -12), ha="center", color=color)
     axes.margins(0.12)
 
 
-def _draw_limit(axes: Axes, table: pd.DataFrame) -> None:
-    """log2 K as a step at each size, as wide as its tokenizers stand apart."""
-    sizes, half = table["codebook_size"].unique(), 2 ** (0.6 * _DODGE)
-    look = {"color": REFERENCE_GREY, "linestyle": REFERENCE_LINE, "linewidth": 1}
-    axes.hlines(np.log2(sizes), sizes / half, sizes * half, **look)
-
-
-def _finish(row: Sequence[Axes], table: pd.DataFrame) -> None:
-    """The lower panels carry the axes of their columns."""
-    sizes, usage = row
-    finish_sizes(sizes, table["codebook_size"])
-    usage.set_xlabel(f"{measure('usage').label} (% of K)")
-    for axes in row:
-        fix_tick_size(axes)
-
-
-def _legend(table: pd.DataFrame, looks: Mapping[str, LineStyle]) -> list[Line2D]:
+def _legend(table: pd.DataFrame, looks: Mapping[str, style.LineStyle]) -> list[Line2D]:
     """Tokenizers by letter and colour, models by marker, numbering by filling."""
     entries = [
         Line2D([], [], color=look.color, linewidth=4, label=textwrap.fill(f"{letter}  {look.label}", 24))
         for letter, look in zip(ascii_uppercase, looks.values(), strict=False)
     ]
-    entries.append(
-        Line2D([], [], color=REFERENCE_GREY, linestyle=REFERENCE_LINE, linewidth=1, label=BASELINE_NAMES["uniform"])
-    )
-    plain = {"color": REFERENCE_GREY, "linestyle": "", "markersize": 5}
+    entries.append(Line2D([], [], linewidth=1, label=BASELINE_NAMES["uniform"], **style.REFERENCE))
+    plain = {"color": style.REFERENCE_GREY, "linestyle": "", "markersize": 5}
     shown = [name for name in _MODELS if name in set(table["model"])]
     entries += [Line2D([], [], marker=_MODELS[name], label=name, **plain) for name in shown]
     if table["permuted"].any():
-        entries.append(
-            Line2D([], [], marker=CARETLEFTBASE, markerfacecolor="white", label="open: codes numbered anew", **plain)
-        )
+        plain |= {"markerfacecolor": "white", "label": "open: codes numbered anew"}
+        entries.append(Line2D([], [], marker=CARETLEFTBASE, **plain))
     return entries
 
 
 def _caption(table: pd.DataFrame) -> str:
     fewest = (table["usage_tokens"] / table["codebook_size"]).min()
-    images = number_range(table["validation_images"])
-    text = f"usage in at least {at_least(fewest)} training tokens per code; bits on {images} validation images"
+    images = style.number_range(table["validation_images"])
+    text = f"usage in at least {style.at_least(fewest)} training tokens per code; bits on {images} validation images"
     several = table.drop_duplicates("tokenizer")["codebook_size"].duplicated().any()
     return f"{text}; tokenizers of one K stand beside each other" if several else text

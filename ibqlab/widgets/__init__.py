@@ -2,10 +2,9 @@
 a notebook says the same without a kernel. A widget holds no results: it reads run folders or models and shows
 pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which needs no controls.
 
-live.py       one run's curves while it trains
+live.py       one run's curves while it trains, and pictures as HTML
 explorer.py   a study's runs: method, start, sizes and training step by hand
 sampler.py    one generated image at a time
-twin.py       what a widget shows, as a page without a kernel
 """
 
 from ibqlab.widgets.explorer import StudyExplorer, explore_study

@@ -19,8 +19,7 @@ from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.method_grid import name_start
-from ibqlab.widgets.live import faded, picture_html
-from ibqlab.widgets.twin import StaticTwin
+from ibqlab.widgets.live import faded, picture_html, with_static_page
 
 AXES = {
     "method": "method",
@@ -36,7 +35,7 @@ _CONTROL = {"style": {"description_width": "initial"}, "layout": {"width": "max-
 _WRAPPED = {"flex_flow": "row wrap", "align_items": "flex-start"}
 
 
-class StudyExplorer(StaticTwin, ipywidgets.VBox):
+class StudyExplorer(ipywidgets.VBox):
     """Controls over a study's finished runs and two pictures of one snapshot, drawn from the run folder.
 
     Args:
@@ -84,6 +83,9 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
             f"<p>{self.numbers.value}</p>"
             f'<div style="{style}"><div>{self.code_map.value}</div><div>{self.histogram.value}</div></div>'
         )
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
 
     @property
     def run(self) -> Run:
@@ -147,19 +149,16 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
         """Show the chosen snapshot, or why it cannot be shown: an error in a callback would be seen by nobody."""
         cell, run = self._chosen()
         if (run.path, self.step.value) not in self._pages:
-            self._mark_stale(f"{_title(cell, self.step.value)}: drawing …")
+            # The pictures of what was chosen before are dimmed until the new ones are there.
+            self.numbers.value = for_html(f"{_title(cell, self.step.value)}: drawing …")
+            for picture in (self.code_map, self.histogram):
+                picture.value = faded(picture.value)
         try:
             pages = self._frame()
         except (RunError, ValueError, ImportError) as error:
             pages = {"code_map": "", "histogram": "", "numbers": f"<b>{for_html(error, None)}</b>"}
         for name, page in pages.items():
             getattr(self, name).value = page
-
-    def _mark_stale(self, text: str) -> None:
-        """Dim the pictures of what was chosen before, and say what is being drawn."""
-        self.numbers.value = for_html(text)
-        for picture in (self.code_map, self.histogram):
-            picture.value = faded(picture.value)
 
     def _frame(self) -> dict[str, str]:
         """The chosen snapshot, drawn when it is first asked for."""
@@ -170,7 +169,11 @@ class StudyExplorer(StaticTwin, ipywidgets.VBox):
             projection, steps, most_hits = self._map(run)
             title = _title(cell, step)
             self._pages[run.path, step] = {
-                "code_map": _map_html(projection, (steps.index(step), most_hits), counts, title),
+                # Colours mean the same at all steps.
+                "code_map": picture_html(
+                    plot_code_map(projection, steps.index(step), counts, title, most_hits=most_hits),
+                    f"map of codes and encoder features: {title}; {_numbers(counts)}",
+                ),
                 "histogram": _histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
                 "numbers": for_html(f"{title}: {_numbers(counts)}", None),
             }
@@ -219,13 +222,6 @@ def _option(axis: str, cell: Cell) -> str:
 def _title(cell: Cell, step: int) -> str:
     """What is shown: method, start, step."""
     return f"{_option('method', cell)} from {cell.labels['init']}, step {step:,}"
-
-
-def _map_html(projection: Projection, place: tuple[int, int], counts: Int[np.ndarray, "K"], title: str) -> str:
-    """The map of one frame, whose colours mean the same at all steps: place is the frame and the most hits of any."""
-    frame, most_hits = place
-    picture = plot_code_map(projection, frame, counts, title, most_hits=most_hits)
-    return picture_html(picture, f"map of codes and encoder features: {title}; {_numbers(counts)}")
 
 
 def _histogram_html(label: str, counts: Int[np.ndarray, "K"], title: str) -> str:

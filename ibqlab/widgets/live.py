@@ -1,4 +1,4 @@
-"""Curves of a run that grow while it trains."""
+"""Curves of a run that grow while it trains, and how all widgets show pictures in a page."""
 
 import base64
 import html
@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
+from ibqlab.notebooks.results import text_of
 from ibqlab.plots import plot_generator_curves, plot_run_curves
 from ibqlab.plots.printing import PrintFigure
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
@@ -87,43 +87,27 @@ class LiveCurves:
         last = self.config is not None and row["step"] >= self.config.steps
         if began < self._due and not last:
             return
-        self._show(self._draw())
+        self._show()
         ended = time.monotonic()
         self._due = ended + max(self.every, (ended - began) / _SHARE_OF_TIME)
 
     def finish(self) -> None:
         """Draw what was logged since the last drawing; training calls this when it ends, also when it is stopped."""
         if len(self.rows) > self._drawn:
-            self._show(self._draw())
+            self._show()
 
-    def figure(self) -> Figure:
-        """The curves so far as a static figure; the widget is brought up to date with it.
-
-        Raises:
-            ValueError: nothing was logged yet.
-        """
-        if not self.rows:
-            raise ValueError(
-                "nothing was logged yet: pass this object as train(…, watch=live); a run that was finished before is "
-                "drawn by plot_run_curves(run.metrics), or plot_generator_curves"
-            )
-        figure = self._draw()
-        self._show(figure)
-        return figure
-
-    def _draw(self) -> PrintFigure:
-        plot = plot_generator_curves if self.of_generator else plot_run_curves
+    def _show(self) -> None:
+        """Draw what was logged and put it into the notebook's output."""
+        if self.of_generator:
+            plot, shown = plot_generator_curves, "loss, gradient and learning rate"
+        else:
+            plot, shown = plot_run_curves, "loss, usage, perplexity and PSNR"
         figure = plot(pd.DataFrame(self.rows))
         if self.config is not None:
             for axes in figure.axes:
                 logarithmic = axes.get_xscale() != "linear"
                 axes.set_xlim(-0.15 if logarithmic else -0.02 * self.config.steps, 1.02 * self.config.steps)
-        return figure
-
-    def _show(self, figure: PrintFigure) -> None:
-        step = self.rows[-1]["step"]
-        shown = "loss, gradient and learning rate" if self.of_generator else "loss, usage, perplexity and PSNR"
-        self.widget.show(figure, f"{shown} against the step, up to step {step}")
+        self.widget.show(figure, f"{shown} against the step, up to step {self.rows[-1]['step']}")
         self._drawn = len(self.rows)
 
 
@@ -141,3 +125,18 @@ def picture_html(figure: PrintFigure, description: str) -> str:
 def faded(page: str) -> str:
     """HTML of what the controls do not describe any more, so that nobody takes it for what they do; "" stays ""."""
     return f'<div style="opacity: 0.25">{page}</div>' if page else ""
+
+
+def with_static_page(bundle: Any, page: str) -> Any:
+    """A widget's output in a notebook, with what it shows now as HTML and as text beside the live view.
+
+    A copy made by papermill, and every page that has no kernel to ask, then holds pictures and numbers in place of a
+    widget's name.
+
+    Args:
+        bundle: what the widget itself gives to a notebook.
+        page: what it shows, as HTML without controls.
+    """
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    data |= {"text/html": page, "text/plain": text_of(page)}
+    return bundle

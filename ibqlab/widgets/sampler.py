@@ -11,13 +11,12 @@ from ibqlab.generating.drawing import draw_images
 from ibqlab.generator import AnyGenerator
 from ibqlab.plots import plot_gallery
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.widgets.live import faded, picture_html
-from ibqlab.widgets.twin import StaticTwin
+from ibqlab.widgets.live import faded, picture_html, with_static_page
 
 _STYLE = {"description_width": "110px"}
 
 
-class SampleExplorer(StaticTwin, ipywidgets.VBox):
+class SampleExplorer(ipywidgets.VBox):
     """Controls for one image, and the image; it is drawn when the button is pressed, and fades when a control moves.
 
     Args:
@@ -54,6 +53,9 @@ class SampleExplorer(StaticTwin, ipywidgets.VBox):
     def static_html(self) -> str:
         """The image that was drawn last; its caption names its settings."""
         return self._drawn
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
 
     def draw(self) -> None:
         """Show the image that the controls describe, or why it cannot be: an error in a callback is seen by nobody."""
