@@ -624,7 +624,7 @@ def test_outputs_that_no_folder_can_have_are_refused_at_every_door(mine, text, s
 def test_a_notebook_and_a_command_mean_the_same_output(somewhere):
     (somewhere / "tiny.yaml").write_text(TINY)
     for text in ("x", "runs/x"):
-        assert prepare_run(RunParameters(recipe="tiny.yaml", output=text)).path == somewhere / "runs" / "x"
+        assert prepare_run(RunParameters(recipe="tiny.yaml", output=text))[1] == somewhere / "runs" / "x"
         assert open_study("scale_codebook", StudyParameters(preset="smoke", output=text)).folder == somewhere / "runs/x"
         ablations = AblationParameters(preset="smoke", tables=("lfq",), output=text)
         assert open_study("ablations", ablations).folder == somewhere / "runs" / "x"

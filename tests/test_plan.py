@@ -31,9 +31,8 @@ from ibqlab.recipes.recipe_files import (
 from ibqlab.recipes.snapshots import SNAPSHOTS_BYTES, snapshot_schedule
 from ibqlab.studies.run_report import figure_run_codes
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.tokenizer.autoencoder import ResidualBlock
+from ibqlab.tokenizer.autoencoder import ResidualBlock, find_blocks
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.tokenizer.recomputing import find_blocks
 from ibqlab.training import GeneratorTrainConfig, recipe_config, train
 
 IMAGENET = [f"imagenet/{file.stem}" for file in find_recipes("imagenet")]

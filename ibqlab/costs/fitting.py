@@ -29,7 +29,9 @@ def require_fits(config: RunConfig) -> None:
     if available is None or needed < NEAR * available:
         return
     if needed <= available:
-        needed = max(needed, _counted_bytes(config))
+        from ibqlab.costs.run_cost import count_run  # noqa: PLC0415 - torch's counter takes a while to import
+
+        needed = max(needed, count_run(config).memory_bytes)
     if needed > available:
         device = "the GPU" if on_gpu else "this machine"
         raise ValueError(
@@ -52,9 +54,3 @@ def least_bytes(config: RunConfig) -> int:
     images = 4 * at_once * pixels * (6 + 2 * autoencoder.base_channels)
     recorded = config.record.snapshot_images * pixels * 6
     return 16 * codes + images + recorded
-
-
-def _counted_bytes(config: RunConfig) -> int:
-    from ibqlab.costs.run_cost import count_run  # noqa: PLC0415 - torch's counter takes a while to import
-
-    return count_run(config).memory_bytes

@@ -4,20 +4,8 @@ import torch
 from torch import Tensor
 
 from ibqlab.base.recomputing import recompute
-from ibqlab.costs.meter import (
-    LinearCost,
-    Parameters,
-    SavedTensors,
-    StepCost,
-    count_parameters,
-    counting,
-    cuda_precision,
-    default_dtype,
-    fit_line,
-    largest_block_bytes,
-    storages_of,
-    weight_dtype,
-)
+from ibqlab.costs import meter
+from ibqlab.costs.meter import StepCost
 from ibqlab.generator import Generator, make_generator
 from ibqlab.generator.layers import Block
 from ibqlab.losses.next_token_loss import NextTokenLoss
@@ -37,21 +25,18 @@ def count_generator_step(config: GeneratorTrainConfig) -> StepCost:
         config: of the run.
     Cost: seconds; the numbers of the networks take no memory.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
-
-    dtype = weight_dtype(config.precision)
-    with FakeTensorMode(), default_dtype(dtype):
+    with meter.tensors_without_contents(config.precision) as dtype:
         step = _Step(config)
         parameters = step.parameters()
         # A single image's tokens are a view that no fused attention takes, so two are counted.
         forward, training = step.forward_operations(2) // 2, step.training_operations(2) // 2
-        activations = fit_line(step.activation_bytes)
+        activations = meter.fit_line(step.activation_bytes)
     copies = 4 if config.speed.sharded or config.processes == 1 else 5
     shards = config.processes if config.speed.sharded else 1
     return StepCost(
         parameters=parameters,
-        forward=LinearCost(0, forward),
-        training=LinearCost(0, training),
+        forward=meter.LinearCost(0, forward),
+        training=meter.LinearCost(0, training),
         activations=activations,
         state_bytes=parameters.total * dtype.itemsize * copies // shards,
         checkpoint_bytes=parameters.total * dtype.itemsize * 3,
@@ -72,30 +57,30 @@ class _Step:
         self.spatial_blocks = len(self.generator.blocks if plain else self.generator.spatial_blocks)
         self.model = NextTokenLoss(self.generator)
 
-    def parameters(self) -> Parameters:
+    def parameters(self) -> meter.Parameters:
         """Learned numbers, part by part."""
-        model, count = self.generator, count_parameters
+        model, count = self.generator, meter.count_parameters
         embeddings = (model.tok_emb,) if isinstance(model, Generator) else (model.pre_emb, model.post_emb)
         embedded = sum(map(count, (*embeddings, model.class_emb)))
         blocks = sum(map(count, self.blocks))
-        return Parameters(embeddings=embedded, blocks=blocks, head=count(model) - embedded - blocks)
+        return meter.Parameters(embeddings=embedded, blocks=blocks, head=count(model) - embedded - blocks)
 
     def forward_operations(self, images: int) -> int:
         """Operations for the loss, without gradients."""
-        with counting() as counter, torch.no_grad():
+        with meter.counting() as counter, torch.no_grad():
             self.model(*self._tokens(images))
         return counter.get_total_flops()
 
     def training_operations(self, images: int) -> int:
         """Operations of a training step, forward and backward."""
-        with counting() as counter:
+        with meter.counting() as counter:
             self.model(*self._tokens(images)).backward()
         return counter.get_total_flops()
 
     def activation_bytes(self, images: int) -> int:
         """What autograd keeps, the gradients that the loss makes ahead, and a block that is computed again."""
-        saved = SavedTensors(storages_of([self.generator]))
-        with saved.watching(), cuda_precision(self.config.precision == "bf16-mixed"):
+        saved = meter.SavedTensors(meter.storages_of([self.generator]))
+        with saved.watching(), meter.cuda_precision(self.config.precision == "bf16-mixed"):
             self.model(*self._tokens(images))
         config, item = self.config.generator, torch.get_default_dtype().itemsize
         words = (
@@ -110,7 +95,7 @@ class _Step:
         model = make_generator(self.config.generator)
         blocks = [block for block in model.modules() if isinstance(block, Block)]
         mixed = self.config.precision == "bf16-mixed"
-        return largest_block_bytes(model, blocks, lambda: model.loss(*self._tokens(images)), mixed)
+        return meter.largest_block_bytes(model, blocks, lambda: model.loss(*self._tokens(images)), mixed)
 
     def _tokens(self, images: int) -> tuple[Tensor, Tensor]:
         indices = torch.zeros(images, self.config.generator.num_tokens, dtype=torch.int64)

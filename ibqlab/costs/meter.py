@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,12 +28,19 @@ class LinearCost(NamedTuple):
 
 
 @contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block new tensors have this type unless they say otherwise."""
-    before = torch.get_default_dtype()
+def tensors_without_contents(precision: str) -> Iterator[torch.dtype]:
+    """Inside the block new tensors have shapes alone, and the type of weights, gradients and Adam's averages.
+
+    Args:
+        precision: of a recipe, which decides the type; the block gets it.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
+
+    before, dtype = torch.get_default_dtype(), torch.float64 if precision == "64-true" else torch.float32
     torch.set_default_dtype(dtype)
     try:
-        yield
+        with FakeTensorMode():
+            yield dtype
     finally:
         torch.set_default_dtype(before)
 
@@ -157,11 +165,6 @@ def count_parameters(module: nn.Module | None) -> int:
     return sum(p.numel() for p in module.parameters()) if module else 0
 
 
-def weight_dtype(precision: str) -> torch.dtype:
-    """The type of weights, gradients and Adam's averages at a recipe's precision."""
-    return torch.float64 if precision == "64-true" else torch.float32
-
-
 class Parameters(NamedTuple):
     """Learned numbers, part by part; 0 for what a run has not. Those of LPIPS are frozen."""
 
@@ -193,7 +196,8 @@ class Parameters(NamedTuple):
         return self.total + self.discriminator
 
 
-class StepCost(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
     """What one training step of a recipe takes, on one process."""
 
     parameters: Parameters
@@ -207,6 +211,6 @@ class StepCost(NamedTuple):
     state_bytes: int
     """Weights, gradients, Adam's averages, averaged and frozen weights, whatever the batch."""
     checkpoint_bytes: int
-    """One checkpoint on disk."""
+    """One checkpoint on disk; a run keeps two."""
     cache_bytes: int = 0
-    """Keys and values of one image while a generator samples it, float32."""
+    """Keys and values of one image while a generator samples it, float32; guidance needs twice that."""

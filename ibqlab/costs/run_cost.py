@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ibqlab.base.resources import BUILT_IN
 from ibqlab.costs.generator_step_cost import count_generator_step
-from ibqlab.costs.meter import LinearCost, Parameters
+from ibqlab.costs.meter import StepCost
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.published import PublishedRow, published_row
@@ -30,8 +30,8 @@ PART_NAMES = {"convolutions": "1 × 1 convolutions", "perceptual": "LPIPS networ
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCost:
-    """The cost of a recipe in everything but time. Operations count a multiply-add as two."""
+class RunCost(StepCost):
+    """The cost of a recipe in everything but time: that of one step on one process, and what the run makes of it."""
 
     network: str
     """"tokenizer" or "generator": what the run trains."""
@@ -39,18 +39,12 @@ class RunCost:
     """Of the recipe."""
     published: PublishedRow | None
     """The numbers that a paper printed for it; None for recipes of our own."""
-    parameters: Parameters
-    """Learned numbers, part by part."""
     tokens_per_image: int
     """Codes that stand for an image."""
     forward_operations: int
     """Operations of one image without gradients: to its reconstruction in evaluation, or to a generator's loss."""
     training_operations: int
     """Operations per image of a training step, forward and backward."""
-    state_bytes: int
-    """Memory per process for weights, gradients, Adam's averages and averaged weights, whatever the batch."""
-    activations: LinearCost
-    """Bytes kept for the backward pass."""
     images_at_once: int
     """Images of one forward and backward pass on one process."""
     steps: int
@@ -63,12 +57,8 @@ class RunCost:
     """Processes, one GPU each, that the recipe asks for."""
     accelerator: str
     """"cuda", "cpu" or "auto", as the recipe says."""
-    checkpoint_bytes: int
-    """One checkpoint on disk; a run keeps two."""
     snapshots: SnapshotSchedule | None
     """What a tokenizer's run writes down of its codebook, and when; None for a generator's."""
-    cache_bytes: int
-    """Keys and values of one image while a generator samples it, float32; guidance needs twice that."""
 
     @property
     def storage_bytes(self) -> int:
@@ -92,9 +82,11 @@ class RunCost:
         if generator:
             operations, forward = "matrix products and attention; the tokenizer's come on top", "loss"
             memory, state = "the tokenizer and kernels' work space come on top", "weights, gradients, Adam"
+            sampling = f"sampling: {gibi(self.cache_bytes)} of keys and values per image, twice that with guidance\n"
         else:
             operations, forward = "convolutions, matrix products and attention", "image to reconstruction"
             memory, state = "kernels' work space comes on top", "weights, gradients, Adam, averages"
+            sampling = ""
         return (
             f"{self.name}\n{published}{remarks}\n"
             f"parameters\n{counted}\n  {f'{self.network}, all':<23}{self.parameters.total:>14,}\n"
@@ -108,15 +100,10 @@ class RunCost:
             f"images at {gibi(self.activations.per_image)} each and {gibi(self.activations.fixed)} whatever their "
             "number\n"
             f"  together{gibi(self.memory_bytes):>38}\n"
-            f"{self._describe_sampling()}"
+            f"{sampling}"
             f"training: {self.steps:,} steps, {self.images:,} images{epochs}; processes: {self.processes}\n"
             f"{self._describe_disk()}"
         )
-
-    def _describe_sampling(self) -> str:
-        if self.network != "generator":
-            return ""
-        return f"sampling: {gibi(self.cache_bytes)} of keys and values per image, twice that with guidance\n"
 
     def _describe_disk(self) -> str:
         each = gibi(self.checkpoint_bytes)
@@ -167,24 +154,20 @@ def count_run(
     at_once = config.batch_size // (config.processes * config.accumulate)
     images = config.steps * config.batch_size
     return RunCost(
+        **vars(step),
         network=network,
         name=name,
         published=published,
-        parameters=step.parameters,
         tokens_per_image=tokens,
         forward_operations=step.forward.of(1),
         training_operations=step.training.of(at_once) // at_once,
-        state_bytes=step.state_bytes,
-        activations=step.activations,
         images_at_once=at_once,
         steps=config.steps,
         images=images,
         epochs=None if config.data.source in BUILT_IN else images / IMAGENET_IMAGES,
         processes=config.processes,
         accelerator=config.accelerator,
-        checkpoint_bytes=step.checkpoint_bytes,
         snapshots=snapshot_schedule(config) if network == "tokenizer" else None,
-        cache_bytes=step.cache_bytes,
     )
 
 

@@ -14,25 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ibqlab.base.recomputing import recompute
-from ibqlab.costs.meter import (
-    Parameters,
-    SavedTensors,
-    StepCost,
-    count_parameters,
-    counting,
-    cuda_precision,
-    default_dtype,
-    fit_line,
-    largest_block_bytes,
-    storages_of,
-    weight_dtype,
-)
+from ibqlab.costs import meter
+from ibqlab.costs.meter import StepCost
 from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, generator_loss
 from ibqlab.losses.tokenizer_loss import tokenizer_loss
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
+from ibqlab.tokenizer.autoencoder import find_blocks
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.tokenizer.recomputing import find_blocks
 
 LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 """torchvision's name of the network, and the layers after which LPIPS compares."""
@@ -61,13 +50,10 @@ def count_tokenizer_step(config: TrainConfig) -> StepCost:
         ValueError: images that the tokenizer or the discriminator cannot take.
     Cost: seconds, no memory for the numbers.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
-
-    dtype = weight_dtype(config.precision)
-    with FakeTensorMode(), default_dtype(dtype):
+    with meter.tensors_without_contents(config.precision) as dtype:
         step = _Step(config)
         counts = (step.forward_operations, step.training_operations, step.activation_bytes)
-        forward, training, activations = map(fit_line, counts)
+        forward, training, activations = map(meter.fit_line, counts)
         parameters, frozen = step.parameters(), step.frozen_bytes()
     averages = 1 if config.ema_decay else 0
     buckets = 1 if config.processes > 1 else 0
@@ -100,16 +86,16 @@ class _Step:
         if config.loss.perceptual_weight:
             self.perceptual = Lpips(config.loss.perceptual_net)
 
-    def parameters(self) -> Parameters:
+    def parameters(self) -> meter.Parameters:
         """Learned numbers, part by part."""
-        tokenizer = self.tokenizer
-        return Parameters(
-            encoder=count_parameters(tokenizer.encoder),
-            decoder=count_parameters(tokenizer.decoder),
-            codebook=count_parameters(tokenizer.quantizer),
-            convolutions=count_parameters(tokenizer.quant_conv) + count_parameters(tokenizer.post_quant_conv),
-            discriminator=count_parameters(self.discriminator),
-            perceptual=count_parameters(self.perceptual),
+        tokenizer, count = self.tokenizer, meter.count_parameters
+        return meter.Parameters(
+            encoder=count(tokenizer.encoder),
+            decoder=count(tokenizer.decoder),
+            codebook=count(tokenizer.quantizer),
+            convolutions=count(tokenizer.quant_conv) + count(tokenizer.post_quant_conv),
+            discriminator=count(self.discriminator),
+            perceptual=count(self.perceptual),
         )
 
     def frozen_bytes(self) -> int:
@@ -121,7 +107,7 @@ class _Step:
     def forward_operations(self, images: int) -> int:
         """Operations from images to reconstructions in evaluation."""
         self.tokenizer.eval()
-        with counting() as counter, torch.no_grad():
+        with meter.counting() as counter, torch.no_grad():
             self.tokenizer(self._images(images))
         self.tokenizer.train()
         return counter.get_total_flops()
@@ -129,7 +115,7 @@ class _Step:
     def training_operations(self, images: int) -> int:
         """Operations of a training step, forward and backward."""
         pictures, adversary = self._images(images), self.config.loss
-        with counting() as counter, self.tokenizer.quantizer.without_upkeep():
+        with meter.counting() as counter, self.tokenizer.quantizer.without_upkeep():
             out = self.tokenizer(pictures)
             if self.discriminator:
                 self._discriminate(pictures, out.reconstruction.detach()).backward()
@@ -141,24 +127,24 @@ class _Step:
 
     def activation_bytes(self, images: int) -> int:
         """The tokenizer's, and the most of those of the discriminator's step, the losses, or a block computed again."""
-        pictures, known = self._images(images), storages_of(self._networks())
+        pictures, known = self._images(images), meter.storages_of(self._networks())
         mixed = self.config.precision == "bf16-mixed"
-        tokenizer = SavedTensors(known)
-        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), cuda_precision(mixed):
+        tokenizer = meter.SavedTensors(known)
+        with self.tokenizer.quantizer.without_upkeep(), tokenizer.watching(), meter.cuda_precision(mixed):
             out = self.tokenizer(pictures)
-        learning, losses = (SavedTensors(known | tokenizer.storages.keys()) for _ in range(2))
+        learning, losses = (meter.SavedTensors(known | tokenizer.storages.keys()) for _ in range(2))
         if self.discriminator:
-            with learning.watching(), cuda_precision(mixed):
+            with learning.watching(), meter.cuda_precision(mixed):
                 self._discriminate(pictures, out.reconstruction.detach())
         with losses.watching():
-            self._loss(pictures, out, partial(cuda_precision, mixed))
+            self._loss(pictures, out, partial(meter.cuda_precision, mixed))
         again = self._largest_block(pictures) if self.config.speed.activation_checkpointing else 0
         return tokenizer.bytes + max(learning.bytes, losses.bytes, again)
 
     def _largest_block(self, pictures: Tensor) -> int:
         tokenizer = Tokenizer.from_config(self.config.tokenizer)
         mixed = self.config.precision == "bf16-mixed"
-        return largest_block_bytes(tokenizer, find_blocks(tokenizer), lambda: tokenizer(pictures), mixed)
+        return meter.largest_block_bytes(tokenizer, find_blocks(tokenizer), lambda: tokenizer(pictures), mixed)
 
     def _networks(self) -> list[nn.Module]:
         return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]

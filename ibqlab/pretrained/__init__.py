@@ -14,9 +14,14 @@ from ibqlab.pretrained.export import (
     export_published_generator,
     export_tokenizer,
 )
-from ibqlab.pretrained.hub import PUBLISHED, PublishedTokenizer, download_published
+from ibqlab.pretrained.hub import (
+    PUBLISHED,
+    PUBLISHED_GENERATORS,
+    PublishedGenerator,
+    PublishedTokenizer,
+    download_published,
+)
 from ibqlab.pretrained.loading import load_first_stage, load_generator, load_tokenizer
-from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
 from ibqlab.pretrained.reading import held_weights, is_generator, read_checkpoint
 from ibqlab.pretrained.report import LoadReport
 from ibqlab.pretrained.tensor_files import CheckpointError

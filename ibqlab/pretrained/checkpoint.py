@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ibqlab.base.files import RunError
-from ibqlab.generator import AnyGenerator, SequenceConfig
-from ibqlab.pretrained.generator_architecture import empty_generator
+from ibqlab.generator import AnyGenerator, SequenceConfig, make_generator
 from ibqlab.pretrained.names import TensorRole
 from ibqlab.pretrained.report import AS_GIVEN, NAMES, LoadReport, warn_of_start
 from ibqlab.pretrained.tensor_files import CheckpointError
-from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
+from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, empty_tokenizer
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PORTION = 2**26
@@ -123,7 +123,10 @@ class Checkpoint:
 
     def empty_network(self) -> Tokenizer | AnyGenerator:
         """The network of these settings; its parameters have names and shapes but no memory."""
-        return empty_tokenizer(self.config) if self.network == "tokenizer" else empty_generator(self.config)
+        if self.network == "tokenizer":
+            return empty_tokenizer(self.config)
+        with torch.device("meta"), NothingDrawn():
+            return make_generator(self.config)
 
     def copy_tensors(self, keys: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
         """Every chosen tensor by its name, in memory of its own.

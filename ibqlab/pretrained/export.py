@@ -19,23 +19,14 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, explained, replacing_path, sweep
 from ibqlab.config import to_dict
 from ibqlab.generator import AnyGenerator
+from ibqlab.pretrained import names
 from ibqlab.pretrained.loading import load_first_stage, load_generator
-from ibqlab.pretrained.names import (
-    DECAY,
-    DISCRIMINATOR,
-    FIRST_STAGE,
-    OUR_CODEBOOK,
-    TRANSFORMER,
-    UPDATES,
-    average_name,
-    published_name,
-)
 from ibqlab.pretrained.reading import EXPORT, read_checkpoint
 from ibqlab.pretrained.report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
-PUBLISHED_ORDER = ("encoder.", "decoder.", DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
+PUBLISHED_ORDER = ("encoder.", "decoder.", names.DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
 """Parts of a published state dict in its order. The published loader wants a weight ahead of its average."""
 PUBLISHED_DECAY = 0.999
 LIGHTNING_VERSION = "2.2.0"
@@ -108,8 +99,7 @@ def export_published(source: str | Path, target: str | Path) -> Path:
             whatever `read_checkpoint` raises.
         RunError: the disk is full or the folder may not be written to.
     """
-    target = Path(target)
-    check_free(target)
+    target = check_free(target)
     checkpoint = read_checkpoint(source)
     state = published_tokenizer_state(
         checkpoint.config,
@@ -136,8 +126,7 @@ def export_published_generator(
     Raises:
         ValueError: no tokenizer; and whatever `export_published` and `load_generator` raise.
     """
-    target = Path(target)
-    check_free(target)
+    target = check_free(target)
     is_path = isinstance(source, str | Path)
     require(
         is_path or tokenizer is not None,
@@ -162,25 +151,6 @@ def save_checkpoint_file(content: Mapping[str, object], target: Path) -> None:
         torch.save(content, stream)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], target: Path, header: dict[str, str]) -> None:
-    """Write tensors as a safetensors file with text in its header.
-
-    Raises:
-        OSError: the system did not let the file be written; whoever knows the file's final name explains it.
-        RunError: the library has another complaint.
-    """
-    from safetensors import SafetensorError  # noqa: PLC0415 - reading runs needs none of it
-    from safetensors.torch import save_file  # noqa: PLC0415 - as above
-
-    try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, target, header)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number:
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        raise RunError(f"{target}: cannot be written ({error}); make room, or choose another folder") from error
-
-
 def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The weights of both stages as they are, by their published names and in the published order.
 
@@ -188,8 +158,8 @@ def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> 
         ValueError: a quantizer with more to it than one learned codebook.
     """
     first_stage = published_tokenizer_state(tokenizer.config, tokenizer.state_dict())
-    state = {FIRST_STAGE + key: value for key, value in first_stage.items()}
-    return state | {TRANSFORMER + key: value for key, value in generator.state_dict().items()}
+    state = {names.FIRST_STAGE + key: value for key, value in first_stage.items()}
+    return state | {names.TRANSFORMER + key: value for key, value in generator.state_dict().items()}
 
 
 def published_tokenizer_state(
@@ -207,30 +177,26 @@ def published_tokenizer_state(
         ValueError: a quantizer with more to it than one learned codebook.
     """
     tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
-    _check_publishable(config.quantizer.config_name, tokenizer)
+    more = [name for name in tokenizer if name.startswith("quantizer.") and name != names.OUR_CODEBOOK]
+    require(
+        not more,
+        f"the published format holds one codebook ({CODEBOOK}) or none; the quantizer {config.quantizer.config_name!r} "
+        f"also has {', '.join(more[:4])}. Use export_tokenizer, which holds any quantizer",
+    )
     weights = _published_names(tokenizer, discriminator)
     state = {key: weights[key] for part in PUBLISHED_ORDER for key in weights if key.startswith(part)}
     averages = _published_names(tokenizer_ema, discriminator_ema)
     if averages:
-        state[DECAY] = torch.tensor(decay or PUBLISHED_DECAY, dtype=torch.float32)
-        state[UPDATES] = torch.tensor(-1, dtype=torch.int32)
-    return state | {average_name(key): averages[key] for key in state if key in averages}
+        state[names.DECAY] = torch.tensor(decay or PUBLISHED_DECAY, dtype=torch.float32)
+        state[names.UPDATES] = torch.tensor(-1, dtype=torch.int32)
+    return state | {names.average_name(key): averages[key] for key in state if key in averages}
 
 
 def _published_names(
     tokenizer: Mapping[str, Tensor] | None, discriminator: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    named = {published_name(name): value for name, value in (tokenizer or {}).items()}
-    return named | {DISCRIMINATOR + name: value for name, value in (discriminator or {}).items()}
-
-
-def _check_publishable(quantizer: str, tensors: Mapping[str, Tensor]) -> None:
-    more = [name for name in tensors if name.startswith("quantizer.") and name != OUR_CODEBOOK]
-    require(
-        not more,
-        f"the published format holds one codebook ({CODEBOOK}) or none; the quantizer {quantizer!r} also has "
-        f"{', '.join(more[:4])}. Use export_tokenizer, which holds any quantizer",
-    )
+    named = {names.published_name(name): value for name, value in (tokenizer or {}).items()}
+    return named | {names.DISCRIMINATOR + name: value for name, value in (discriminator or {}).items()}
 
 
 def _lightning(state: Mapping[str, Tensor], step: int) -> dict[str, object]:
@@ -240,13 +206,22 @@ def _lightning(state: Mapping[str, Tensor], step: int) -> dict[str, object]:
 def _free_target(target: str | Path) -> Path:
     target = Path(target)
     require(target.suffix == ".safetensors", f"target must end in .safetensors, got {target.name!r}")
-    check_free(target)
-    return target
+    return check_free(target)
 
 
 def _write_export(target: Path, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Path:
+    from safetensors import SafetensorError  # noqa: PLC0415 - reading runs needs none of it
+    from safetensors.torch import save_file  # noqa: PLC0415 - as above
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with whole_file(target) as unfinished:
-        save_tensors(tensors, unfinished, {EXPORT: json.dumps(settings)})
+        try:
+            save_file(tensors, unfinished, {EXPORT: json.dumps(settings)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number:  # the system's own error, which `whole_file` explains with the file's final name
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise RunError(f"{unfinished}: cannot be written ({error}); make room, or choose another folder") from error
     return target
 
 
@@ -257,13 +232,15 @@ class TargetExists(RunError, FileExistsError):
         super().__init__(f"{target} is there already and was not changed; choose another name, or delete it first")
 
 
-def check_free(target: Path) -> None:
-    """Raise FileExistsError or FileNotFoundError unless a file can be made there in place of none."""
+def check_free(target: str | Path) -> Path:
+    """The path of a file to make. FileExistsError or FileNotFoundError unless it can be made there in place of none."""
+    target = Path(target)
     with explained(target):
         if target.exists() or target.is_symlink():
             raise TargetExists(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: there is no such folder to write {target.name} into; make it first")
+    return target
 
 
 @contextmanager

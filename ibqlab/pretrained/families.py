@@ -30,31 +30,25 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "a diffusion model (latent-diffusion)": ("model.diffusion_model.",),
 }
 """Families that are not read here, and beginnings of names that only they have; the first that fits is named."""
-UNMASKED = "an autoencoder without attention in its middle (latent-diffusion, attn_type none)"
-WITHOUT_CODES = "an autoencoder without codes (latent-diffusion's AutoencoderKL)"
+NEEDED = {
+    "an autoencoder without codes (latent-diffusion's AutoencoderKL)": "quantize.",
+    "an autoencoder without attention in its middle (latent-diffusion, attn_type none)": "encoder.mid.attn_1.",
+}
+"""Families that lack what a VQGAN of ours has, and the beginning of the names that they lack."""
 VQGAN = "taming-transformers and latent-diffusion"
 CODES_LOOKED_AT = 4096
 LEAST_DIMENSION = 4
 """Codes of fewer numbers may lie within ±1/K by chance."""
 
 
-def name_other_family(names: Mapping[str, object]) -> str | None:
-    """The family of a file that is not read here, in words; None if no name tells it."""
-    for family, beginnings in OTHERS.items():
-        if any(name.startswith(beginnings) for name in names):
-            return family
-    vqgan = "encoder.conv_in.weight" in names and "post_quant_conv.weight" in names
-    if vqgan and not any(name.startswith("quantize.") for name in names):
-        return WITHOUT_CODES
-    return UNMASKED if vqgan and not any(name.startswith("encoder.mid.attn_1.") for name in names) else None
-
-
 def refuse_other_families(names: Mapping[str, object]) -> None:
     """Raise CheckpointError, with the family's name and what to type, for a file of a family that is not read here."""
-    family = name_other_family(names)
-    if family is not None:
+    families = [family for family, starts in OTHERS.items() if any(name.startswith(starts) for name in names)]
+    if not families and "encoder.conv_in.weight" in names and "post_quant_conv.weight" in names:
+        families = [family for family, start in NEEDED.items() if not any(name.startswith(start) for name in names)]
+    if families:
         raise CheckpointError(
-            f"this is {family}, whose parts ibqlab does not have; it reads tokenizers and generators of IBQ and "
+            f"this is {families[0]}, whose parts ibqlab does not have; it reads tokenizers and generators of IBQ and "
             f"Open-MAGVIT2 (list them: ibqlab download), and VQGAN's tokenizers with quantizer='vq'. Open this one "
             "with its authors' code"
         )

@@ -4,16 +4,13 @@ What tensors cannot show: the number of heads (published: 64 channels each), the
 dropouts and the scale that gates start at (the published defaults, which only training reads).
 """
 
-import re
 from collections.abc import Iterable
 
-import torch
-
 from ibqlab.base.checks import require
-from ibqlab.generator import AnyGenerator, FactorizedGeneratorConfig, GeneratorConfig, SequenceConfig, make_generator
+from ibqlab.generator import FactorizedGeneratorConfig, GeneratorConfig, SequenceConfig
 from ibqlab.pretrained.names import FIRST_STAGE
 from ibqlab.pretrained.tensor_files import CheckpointError
-from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, Shapes, tensor_shape
+from ibqlab.pretrained.tokenizer_architecture import Shapes, count_numbered, tensor_shape
 
 HEAD_DIM = 64
 """Channels of a head in every published generator."""
@@ -48,11 +45,11 @@ def infer_generator_config(
     }
     try:
         if not factorized:
-            return GeneratorConfig(vocabulary_size=words, depth=_depth(shapes, "blocks"), **shared)
+            return GeneratorConfig(vocabulary_size=words, depth=count_numbered(shapes, "blocks"), **shared)
         return FactorizedGeneratorConfig(
             bits=(_bits(words), _bits(_shape(shapes, PARTS[1])[0])),
-            spatial_depth=_depth(shapes, "spatial_blocks"),
-            factorized_depth=_depth(shapes, "factorized_blocks"),
+            spatial_depth=count_numbered(shapes, "spatial_blocks"),
+            factorized_depth=count_numbered(shapes, "factorized_blocks"),
             **shared,
         )
     except ValueError as error:
@@ -75,12 +72,6 @@ def check_is_generator(names: Iterable[str], tensors: Iterable[str]) -> None:
         f"this is no generator of IBQ's or Open-MAGVIT2's design, which has a tensor {TOKENS} or {PARTS[0]}; its "
         f"tensors' names begin with {first:.120}"
     )
-
-
-def empty_generator(config: SequenceConfig) -> AnyGenerator:
-    """A generator whose parameters have names and shapes but no memory, for weights to be put in."""
-    with torch.device("meta"), NothingDrawn():
-        return make_generator(config)
 
 
 def _heads(width: int, num_heads: int | None) -> int:
@@ -109,11 +100,6 @@ def _multiple(width: int, hidden: int) -> int:
             "The tensors are of another architecture"
         )
     return multiple
-
-
-def _depth(shapes: Shapes, prefix: str) -> int:
-    numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{prefix}\.([0-9]{{1,6}})\.", key))}
-    return max(numbers, default=-1) + 1
 
 
 def _bits(size: int) -> int:

@@ -1,21 +1,21 @@
-"""Published checkpoints on the Hugging Face hub, fetched only when asked for and checked against the hub's checksum."""
+"""Published checkpoints on the Hugging Face hub, fetched only when asked for and checked against the hub's checksum.
 
-import hashlib
+Repositories and files are those that the authors' documentation (SEED-Voken, docs/IBQ.md and docs/Open-MAGVIT2.md)
+links to. Not verified: that the hub still has them, and that they hold what the documentation says.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 
+from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import require_choice
-from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS, PublishedGenerator
+from ibqlab.generator.sampling_config import SAMPLING_CARDS, SamplingConfig
 from ibqlab.pretrained.tensor_files import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTokenizer:
-    """A tokenizer that its authors published, and what they report of it on ImageNet's validation set at 256 pixels.
-
-    Repositories and files are those that the authors' documentation (SEED-Voken, docs/) links to. Not verified: that
-    the hub still has them, and that they hold what the documentation says.
-    """
+    """A tokenizer that its authors published, and what they report of it on ImageNet's validation set at 256 pixels."""
 
     repository: str
     """On the Hugging Face hub."""
@@ -31,6 +31,28 @@ class PublishedTokenizer:
     """Reported perceptual distance; None if not reported."""
     usage: float | None = None
     """Reported share of codes used, 0 to 1; None if not reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedGenerator:
+    """A class-conditional generator of 256-pixel ImageNet images that its authors published, and what they report."""
+
+    repository: str
+    """On the Hugging Face hub."""
+    file: str
+    """In that repository; it holds the tokenizer, too (`load_first_stage`)."""
+    design: str
+    """"ibq" or "magvit2", the name of its settings' class."""
+    preset: str
+    """Of that design: its size, such as "XL"."""
+    tokenizer: str
+    """Whose tokens it draws: a key of `PUBLISHED`."""
+    gfid: float
+    """Reported Fréchet distance of 50,000 drawn images, by the ADM evaluator; not comparable with an rFID."""
+    inception_score: float
+    """Reported Inception score of the same images."""
+    sampling: SamplingConfig
+    """How those images were drawn."""
 
 
 def _ibq(
@@ -74,6 +96,32 @@ PUBLISHED = {
 Pretrain were trained on text-to-image data."""
 
 
+def _generator(design: str, size: str, gfid: float, inception_score: float) -> PublishedGenerator:
+    ibq = design == "ibq"
+    return PublishedGenerator(
+        repository=f"TencentARC/IBQ-AR-{size}" if ibq else f"TencentARC/Open-MAGVIT2-AR-{size}-256-resolution",
+        file=f"AR_256_{size}.ckpt",
+        design=design,
+        preset=size,
+        tokenizer="IBQ-16384" if ibq else "Open-MAGVIT2-256",
+        gfid=gfid,
+        inception_score=inception_score,
+        sampling=SAMPLING_CARDS[f"{design}_{size.lower()}"],
+    )
+
+
+PUBLISHED_GENERATORS = {
+    "IBQ-AR-B": _generator("ibq", "B", 2.88, 254.73),
+    "IBQ-AR-L": _generator("ibq", "L", 2.45, 267.48),
+    "IBQ-AR-XL": _generator("ibq", "XL", 2.14, 278.99),
+    "IBQ-AR-XXL": _generator("ibq", "XXL", 2.05, 286.73),
+    "Open-MAGVIT2-AR-B": _generator("magvit2", "B", 3.08, 258.26),
+    "Open-MAGVIT2-AR-L": _generator("magvit2", "L", 2.51, 271.70),
+    "Open-MAGVIT2-AR-XL": _generator("magvit2", "XL", 2.33, 271.77),
+}
+"""Published generators by name."""
+
+
 def download_published(name: str, folder: str | Path | None = None) -> Path:
     """Fetch a published checkpoint, and check that it arrived as it was published.
 
@@ -101,8 +149,14 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
         path = Path(hub.hf_hub_download(entry.repository, entry.file, revision=facts.commit_hash, **where))
     except Exception as error:
         # Which exceptions say "no network" changes with the hub's versions and its HTTP library.
-        raise CheckpointError(_unreachable(name, entry, error)) from error
-    expected, actual = (facts.etag or "").strip('"'), _sha256(path)
+        link = f"https://huggingface.co/{entry.repository}/resolve/main/{entry.file}"
+        load = "load_generator" if isinstance(entry, PublishedGenerator) else "load_tokenizer"
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise CheckpointError(
+            f"{name} could not be fetched ({cause}). Call this again where there is a network (and HF_HUB_OFFLINE is "
+            f'not set), or bring {link} here by other means and type {load}("path/to/{entry.file}")'
+        ) from error
+    expected, actual = (facts.etag or "").strip('"'), hash_file(path)
     if actual != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -111,18 +165,3 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
             f'on its way or replaced. It was deleted; call download_published("{name}") again'
         )
     return path
-
-
-def _unreachable(name: str, entry: PublishedTokenizer | PublishedGenerator, error: Exception) -> str:
-    link = f"https://huggingface.co/{entry.repository}/resolve/main/{entry.file}"
-    load = "load_generator" if isinstance(entry, PublishedGenerator) else "load_tokenizer"
-    cause = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    return (
-        f"{name} could not be fetched ({cause}). Call this again where there is a network (and HF_HUB_OFFLINE is not "
-        f'set), or bring {link} here by other means and type {load}("path/to/{entry.file}")'
-    )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

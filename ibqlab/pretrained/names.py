@@ -124,7 +124,8 @@ def check_complete(
     types = [
         f"{key} {value.dtype}, not {expected.dtype}"
         for key, (value, expected) in pairs.items()
-        if not _same_kind(value, expected)
+        # Any of the usual float types may stand for another; whole numbers and flags keep their type.
+        if value.dtype not in (NUMBER_TYPES if expected.is_floating_point() else (expected.dtype,))
     ]
     findings = [
         _list("missing", [key for key in names if key not in tensors]),
@@ -137,11 +138,6 @@ def check_complete(
             f"the tensors must be those of one {network}, all of them and no others (perceptual loss, discriminator, "
             f"averages and first stage aside); {'; '.join(filter(None, findings))}. Give the file as it was saved"
         )
-
-
-def _same_kind(value: Tensor, model: Tensor) -> bool:
-    """Whether a stored tensor can stand for one of the model: any of the usual float types, or the very same type."""
-    return value.dtype in NUMBER_TYPES if model.is_floating_point() else value.dtype == model.dtype
 
 
 def _list(kind: str, keys: Iterable[str], shown: int = 4) -> str:

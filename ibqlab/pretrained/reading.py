@@ -17,21 +17,12 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, UnreadableFile, parse_json
 from ibqlab.config import parse
 from ibqlab.generator import generator_config
+from ibqlab.pretrained import names
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
-from ibqlab.pretrained.hub import PUBLISHED
-from ibqlab.pretrained.names import (
-    DECAY,
-    TRANSFORMER,
-    TensorRole,
-    below,
-    check_complete,
-    generator_roles,
-    tokenizer_roles,
-)
-from ibqlab.pretrained.published_generators import PUBLISHED_GENERATORS
-from ibqlab.pretrained.report import AS_GIVEN, WORDS
+from ibqlab.pretrained.hub import PUBLISHED, PUBLISHED_GENERATORS
+from ibqlab.pretrained.report import AS_GIVEN, WEIGHTS, WORDS
 from ibqlab.pretrained.tensor_files import (
     SAFETENSORS,
     CheckpointError,
@@ -53,9 +44,6 @@ EXPORT = "ibqlab"
 """Key of an export's settings in the header of its file."""
 NETWORKS = {"tokenizer": PUBLISHED, "generator": PUBLISHED_GENERATORS}
 """The two networks, and the published checkpoints of each."""
-OTHER_NETWORK = {"tokenizer": "generator", "generator": "tokenizer"}
-OTHER_WEIGHTS = {"ema": "raw", "raw": "ema"}
-"""The one set of weights of an export, and the set that it does not hold."""
 RUN_PARTS = {
     "tokenizer": {
         "model": "tokenizer",
@@ -66,7 +54,6 @@ RUN_PARTS = {
     "generator": {"model": "generator"},
 }
 """Entries of a run's checkpoint and the parts that they hold."""
-RUN_CONFIGS = {"tokenizer": TrainConfig, "generator": GeneratorTrainConfig}
 
 
 def read_checkpoint(
@@ -97,20 +84,19 @@ def read_checkpoint(
     require_choice("network", network, NETWORKS)
     if quantizer is not None:
         require_choice("quantizer", quantizer, available_quantizers())
+    asked = {"quantizer": quantizer} if network == "tokenizer" else {"num_heads": num_heads, "grid_size": grid_size}
     path = _existing_checkpoint(path, network)
     if path.is_dir():
         checkpoint = _read_run(path, network)
     else:
         file = open_tensor_file(path)
         if EXPORT not in file.metadata:
-            return read_published(file, network, quantizer=quantizer, num_heads=num_heads, grid_size=grid_size)
+            return read_published(file, network, **asked)
         checkpoint = _read_export(file, network)
-    if network == "tokenizer":
-        settings = {"quantizer": (quantizer, checkpoint.config.quantizer.config_name)}
-    else:
-        settings = {"num_heads": (num_heads, checkpoint.config.num_heads)}
-        settings["grid_size"] = (grid_size, checkpoint.config.grid_size)
-    for name, (value, stored) in settings.items():
+    _check_own_tensors(checkpoint)
+    for name, value in asked.items():
+        config = checkpoint.config
+        stored = config.quantizer.config_name if name == "quantizer" else getattr(config, name)
         require(
             value in (None, stored),
             f"{name} is asked of published files, which do not tell it; {path} holds {stored!r}. Leave {name} out",
@@ -118,33 +104,26 @@ def read_checkpoint(
     return checkpoint
 
 
-def read_published(
-    file: TensorFile,
-    network: str,
-    *,
-    prefix: str = "",
-    quantizer: str | None = None,
-    num_heads: int | None = None,
-    grid_size: int | None = None,
-) -> Checkpoint:
-    """The checkpoint in a published file; settings and errors are those of `read_checkpoint`.
+def read_published(file: TensorFile, network: str, *, prefix: str = "", **asked: Any) -> Checkpoint:
+    """The checkpoint in a published file; errors are those of `read_checkpoint`.
 
     Args:
+        asked: what the file may not tell: a tokenizer's quantizer, or a generator's num_heads and grid_size.
         prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
     """
-    tensors = below(prefix, file.tensors)
+    tensors = names.below(prefix, file.tensors)
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
         refuse_other_families(tensors)
         if network == "tokenizer":
-            quantizer = check_quantizer_is_told(file, tensors, quantizer)
+            quantizer = check_quantizer_is_told(file, tensors, **asked)
             config = infer_config({key: tuple(value.shape) for key, value in tensors.items()}, quantizer)
-            roles = tokenizer_roles(tensors, empty_tokenizer(config))
+            roles = names.tokenizer_roles(tensors, empty_tokenizer(config))
         else:
-            roles = generator_roles(tensors)
+            roles = names.generator_roles(tensors)
             shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
             check_is_generator(shapes, tensors)
-            config = infer_generator_config(shapes, num_heads, grid_size)
-    decay = tensors.get(DECAY)
+            config = infer_generator_config(shapes, **asked)
+    decay = tensors.get(names.DECAY)
     checkpoint = Checkpoint(
         path=file.path,
         network=network,
@@ -152,7 +131,7 @@ def read_published(
         config=config,
         tensors=tensors,
         roles=roles,
-        reopen=lambda: below(prefix, open_tensor_file(file.path).tensors),
+        reopen=lambda: names.below(prefix, open_tensor_file(file.path).tensors),
         entries=file.entries,
         wrappers=file.wrappers,
         ema_decay=None if decay is None else float(decay),
@@ -166,8 +145,8 @@ def held_weights(path: str | Path) -> str:
     """Which weights a tokenizer's file holds, in words that say how the others are had; errors of `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
     weights = checkpoint.weights
-    if weights in OTHER_WEIGHTS:
-        other = OTHER_WEIGHTS[weights]
+    if weights in WEIGHTS:
+        other = "raw" if weights == "ema" else "ema"
         return f"{WORDS[weights]}; for the {WORDS[other]}: --weights {other}"
     if weights:
         return WORDS[weights]
@@ -185,7 +164,7 @@ def is_generator(path: str | Path) -> bool:
     file = open_tensor_file(path)
     if EXPORT in file.metadata:
         return '"generator"' in file.metadata[EXPORT]
-    return any(key.removeprefix(TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    return any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
 
 
 def _existing_checkpoint(path: str | Path, network: str) -> Path:
@@ -200,15 +179,13 @@ def _existing_checkpoint(path: str | Path, network: str) -> Path:
 
 
 def _read_export(file: TensorFile, network: str) -> Checkpoint:
-    other = OTHER_NETWORK[network]
+    other = "generator" if network == "tokenizer" else "tokenizer"
     try:
         header = parse_json(file.metadata[EXPORT], "header")
         if other in header:
             raise CheckpointError(f"{file.path} is a {other}'s export, not a {network}'s; use load_{other}")
         settings, weights = header[network], header.get("weights")
-        require(
-            weights in (("ema", "raw", AS_GIVEN) if network == "tokenizer" else (None,)), f"weights {weights!r:.60}"
-        )
+        require(weights in ((*WEIGHTS, AS_GIVEN) if network == "tokenizer" else (None,)), f"weights {weights!r:.60}")
     except CheckpointError:
         raise
     except (UnreadableFile, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -217,18 +194,16 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
         config = parse(TokenizerConfig, settings, source=f"{file.path}, header")
     else:
         config = generator_config(settings)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         path=file.path,
         network=network,
         format=f"{SAFETENSORS} exported by ibqlab",
         config=config,
         tensors=file.tensors,
-        roles={key: TensorRole(network, key) for key in file.tensors},
+        roles={key: names.TensorRole(network, key) for key in file.tensors},
         reopen=lambda: open_tensor_file(file.path).tensors,
         weights=weights,
     )
-    _check_own_tensors(checkpoint)
-    return checkpoint
 
 
 def _read_run(path: Path, network: str) -> Checkpoint:
@@ -239,23 +214,30 @@ def _read_run(path: Path, network: str) -> Checkpoint:
         raise CheckpointError(f"{path} is a tokenizer's run, not a generator's; use load_tokenizer")
     parts = RUN_PARTS[network]
     file, step, state = _last_state(run, parts)
-    config = parse(RUN_CONFIGS[network], run.config, source=f"run {run.name}")
-    tensors = _tensors_of_parts(state, parts)
-    roles = {key: TensorRole(parts[entry], name) for (entry, name, key) in _keys_of_parts(state, parts)}
-    checkpoint = Checkpoint(
+    run_config = TrainConfig if network == "tokenizer" else GeneratorTrainConfig
+    config = parse(run_config, run.config, source=f"run {run.name}")
+    keys = {  # where there is one network, keys are its names
+        f"{entry}.{name}" if len(parts) > 1 else name: (entry, name)
+        for entry in parts
+        for name in state.get(entry) or {}
+    }
+
+    def by_key(state: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {key: state[entry][name] for key, (entry, name) in keys.items()}
+
+    tensors = by_key(state)
+    return Checkpoint(
         path=path,
         network=network,
         format=f"run at step {step}",
         config=getattr(config, network),
         tensors=tensors,
-        roles=roles,
-        reopen=(lambda: _tensors_of_parts(load_pickle(file)["state"], parts)) if file else (lambda: tensors),
+        roles={key: names.TensorRole(parts[entry], name) for key, (entry, name) in keys.items()},
+        reopen=(lambda: by_key(load_pickle(file)["state"])) if file else (lambda: tensors),
         entries=tuple(entry for entry in state if entry not in parts),
         ema_decay=(config.ema_decay or None) if network == "tokenizer" else None,
         step=step,
     )
-    _check_own_tensors(checkpoint)
-    return checkpoint
 
 
 def _last_state(run: Run, parts: Mapping[str, str]) -> tuple[Path | None, int, dict[str, Any]]:
@@ -301,25 +283,14 @@ def _check_network(path: Path, state: Mapping[str, Any], entry: str) -> None:
     check_tensors(path, network)
 
 
-def _keys_of_parts(state: Mapping[str, Any], parts: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Entry, name and key of every tensor of a run's networks; where there is one network, keys are its names."""
-    for entry in parts:
-        for name in state.get(entry) or {}:
-            yield entry, name, f"{entry}.{name}" if len(parts) > 1 else name
-
-
-def _tensors_of_parts(state: Mapping[str, Any], parts: Mapping[str, str]) -> dict[str, Tensor]:
-    return {key: state[entry][name] for entry, name, key in _keys_of_parts(state, parts)}
-
-
 def _check_own_tensors(checkpoint: Checkpoint) -> None:
     """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them."""
     network, model = checkpoint.network, checkpoint.empty_network().state_dict()
     averages = checkpoint.part(f"{network}_ema")
     with _naming(checkpoint.path):
-        check_complete(checkpoint.part(network), model, model, network=network)
+        names.check_complete(checkpoint.part(network), model, model, network=network)
         averaged = {name: value for name, value in model.items() if name in averages}
-        check_complete(averages, averaged, averaged, network=network)
+        names.check_complete(averages, averaged, averaged, network=network)
 
 
 @contextmanager

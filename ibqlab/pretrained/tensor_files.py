@@ -22,8 +22,6 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, open_ordinary, why_not
 from ibqlab.runs.finding import hint, locate
 
-LIGHTNING = "Lightning checkpoint"
-BARE = "state dict"
 SAFETENSORS = "safetensors file"
 ZIP_MAGIC = b"PK"
 PICKLE_MAGIC = b"\x80"
@@ -124,7 +122,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     header, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
     return TensorFile(
         path=path,
-        format=LIGHTNING if holder == "state_dict" else BARE,
+        format="Lightning checkpoint" if holder == "state_dict" else "state dict",
         tensors=weights,
         entries=tuple(str(key) for key in content if key != holder) if holder else (),
         wrappers=wrappers,
@@ -256,7 +254,12 @@ def _open_safetensors(path: Path) -> TensorFile:
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
-    classes = _foreign_classes(path, str(error))
+    classes: list[str] = []
+    # Those that the weights-only reader does not know, by name; the file is scanned, not executed. The scanner reads
+    # archives only, and raises whatever it meets in others.
+    with contextlib.suppress(Exception):
+        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:6]
+    classes = classes or re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if not classes:
         return CheckpointError(
             f"{path} was refused and nothing in it was run: it is damaged, or a pickle of another kind than torch.save "
@@ -268,14 +271,6 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
         "objects runs code that the file names. Where you trust the file, save its tensors alone and read those: "
         f"torch.save({{'state_dict': torch.load({path.name!r}, weights_only=False)['state_dict']}}, 'tensors.ckpt')"
     )
-
-
-def _foreign_classes(path: Path, message: str) -> list[str]:
-    """Classes that the weights-only reader does not know, by name; the file is scanned, not executed."""
-    classes: list[str] = []
-    with contextlib.suppress(Exception):  # it reads archives only, and raises what its scanner meets in others
-        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    return classes[:6] or re.findall(r"GLOBAL ([\w.]+)", message)[:1]
 
 
 def _article(content: Any) -> str:

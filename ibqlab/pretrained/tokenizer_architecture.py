@@ -9,7 +9,6 @@ otherwise.
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +40,7 @@ def infer_config(shapes: Shapes, quantizer: str | None = None) -> TokenizerConfi
         ValueError: an unknown quantizer.
     """
     _check_is_tokenizer(shapes)
-    magvit2 = any(key.startswith("encoder.mid_block.") for key in shapes)
-    autoencoder = _magvit2(shapes) if magvit2 else _vqgan(shapes)
+    autoencoder = _autoencoder(shapes)
     return TokenizerConfig(autoencoder=autoencoder, quantizer=_quantizer(shapes, autoencoder, quantizer))
 
 
@@ -76,58 +74,34 @@ def _check_is_tokenizer(shapes: Shapes) -> None:
     )
 
 
-def _vqgan(shapes: Shapes) -> AutoencoderConfig:
-    channels = _level_channels(shapes)
+def _autoencoder(shapes: Shapes) -> AutoencoderConfig:
+    magvit2 = any(key.startswith("encoder.mid_block.") for key in shapes)
+    levels = range(max(1, count_numbered(shapes, r"encoder\.down")))
+    channels = [tensor_shape(shapes, f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in levels]
+    resolution = max(RESOLUTION, 2 ** (len(channels) - 1))
+    attention = [level for level in levels if any(key.startswith(f"encoder.down.{level}.attn.") for key in shapes)]
     latent = tensor_shape(shapes, "decoder.conv_in.weight", 4)[1]
-    attention = [n for n in range(len(channels)) if any(key.startswith(f"encoder.down.{n}.attn.") for key in shapes)]
-    return _autoencoder(
-        shapes,
-        channels,
-        design="vqgan",
-        latent_channels=latent,
-        double_latent=tensor_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
-        attention_resolutions=tuple(_resolution(channels) // 2**level for level in attention),
-    )
-
-
-def _magvit2(shapes: Shapes) -> AutoencoderConfig:
-    latent = tensor_shape(shapes, "decoder.conv_in.weight", 4)[1]
-    channels = _level_channels(shapes)
-    return _autoencoder(shapes, channels, design="magvit2", latent_channels=latent, attention_resolutions=())
-
-
-def _autoencoder(shapes: Shapes, channels: list[int], **settings: Any) -> AutoencoderConfig:
     base, in_channels = tensor_shape(shapes, "encoder.conv_in.weight", 4)[:2]
     if any(width % base for width in channels):
         raise CheckpointError(
             f"every level's channels must be a multiple of the first convolution's; got {base} and {channels}. The "
             "tensors are of another architecture, or damaged"
         )
-    blocks = {
-        int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.[0-9]+\.block\.([0-9]{1,6})\.", key))
-    }
     try:
         return AutoencoderConfig(
+            design="magvit2" if magvit2 else "vqgan",
             base_channels=base,
             channel_multipliers=tuple(width // base for width in channels),
-            num_res_blocks=max(blocks, default=-1) + 1,
-            resolution=_resolution(channels),
+            num_res_blocks=count_numbered(shapes, r"encoder\.down\.[0-9]+\.block"),
+            resolution=resolution,
+            attention_resolutions=() if magvit2 else tuple(resolution // 2**level for level in attention),
+            latent_channels=latent,
+            double_latent=not magvit2 and tensor_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
             in_channels=in_channels,
             out_channels=tensor_shape(shapes, "decoder.conv_out.weight", 4)[0],
-            **settings,
         )
     except ValueError as error:
         raise CheckpointError(f"the shapes of the tensors fit no tokenizer: {error}") from None
-
-
-def _level_channels(shapes: Shapes) -> list[int]:
-    levels = {int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.([0-9]{1,3})\.", key))}
-    names = [f"encoder.down.{level}.block.0.conv2.weight" for level in range(max(levels, default=0) + 1)]
-    return [tensor_shape(shapes, name, 4)[0] for name in names]
-
-
-def _resolution(channels: list[int]) -> int:
-    return max(RESOLUTION, 2 ** (len(channels) - 1))
 
 
 def _quantizer(shapes: Shapes, autoencoder: AutoencoderConfig, name: str | None) -> QuantizerConfig:
@@ -139,6 +113,12 @@ def _quantizer(shapes: Shapes, autoencoder: AutoencoderConfig, name: str | None)
             return quantizer_config({"name": "lfq", "codebook_size": 2**bits, "code_dim": bits})
     size, dim = tensor_shape(shapes, CODEBOOK, 2)
     return quantizer_config({"name": name or "ibq", "codebook_size": size, "code_dim": dim})
+
+
+def count_numbered(shapes: Shapes, parent: str) -> int:
+    """How many numbered parts a module has: one more than the largest number after its name, a regular expression."""
+    numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{parent}\.([0-9]{{1,6}})\.", key))}
+    return max(numbers, default=-1) + 1
 
 
 def tensor_shape(shapes: Shapes, key: str, dimensions: int, network: str = "tokenizer") -> tuple[int, ...]:

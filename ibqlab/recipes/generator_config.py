@@ -114,7 +114,18 @@ class GeneratorTrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_generator_sizes(self.generator)
+        # Bounds that no honest use reaches; the two designs have different sizes.
+        limits = {
+            "width": bounds.CHANNELS,
+            "num_heads": bounds.CHANNELS,
+            "hidden_multiple": bounds.CHANNELS,
+            "grid_size": bounds.BLOCKS,
+            "num_classes": bounds.CLASSES,
+            "vocabulary_size": bounds.CODES,
+            **dict.fromkeys(("depth", "spatial_depth", "factorized_depth"), bounds.BLOCKS),
+        }
+        for name, limit in limits.items():
+            require_at_most(f"generator.{name}", getattr(self.generator, name, 0), limit)
         require(
             self.processes > 1 or not self.speed.sharded,
             "speed.sharded cuts weights into one piece per process and needs at least 2; got processes=1. "
@@ -122,22 +133,3 @@ class GeneratorTrainConfig(RunConfig):
         )
         require_choice("tokenizer_weights", self.tokenizer_weights, ("ema", "raw"))
         require(-1 <= self.index_permutation < 2**31, f"index_permutation must be ≥ −1, got {self.index_permutation}")
-
-
-def check_generator_sizes(config: SequenceConfig) -> None:
-    """A generator's sizes within bounds that no honest use reaches.
-
-    Raises:
-        ValueError: one is larger.
-    """
-    limits = {
-        "width": bounds.CHANNELS,
-        "num_heads": bounds.CHANNELS,
-        "hidden_multiple": bounds.CHANNELS,
-        "grid_size": bounds.BLOCKS,
-        "num_classes": bounds.CLASSES,
-        "vocabulary_size": bounds.CODES,
-        **dict.fromkeys(("depth", "spatial_depth", "factorized_depth"), bounds.BLOCKS),
-    }
-    for name, limit in limits.items():
-        require_at_most(f"generator.{name}", getattr(config, name, 0), limit)

@@ -6,7 +6,7 @@ reference, so a run stays readable when a recipe changes.
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,10 @@ def _base_of(file: Path, recipe: dict[str, Any], folder: Path) -> Path | None:
 
 def _hint(name: str, folder: Path) -> str:
     """What may have been meant, or all that there is."""
-    known = _known_recipes(folder.glob("*/*.yaml"), folder)
+    files = (file for file in folder.glob("*/*.yaml") if file.parent.name not in NOT_RECIPES)
+    known = sorted(recipe_name(file, folder) for file in files)
     near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if known else ""
-
-
-def _known_recipes(files: Iterable[Path], folder: Path) -> list[str]:
-    return sorted(recipe_name(file, folder) for file in files if file.parent.name not in NOT_RECIPES)
 
 
 def load_recipe(

@@ -175,30 +175,26 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_tokenizer_sizes(self)
+        self._check_sizes()
         require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
-
-def check_tokenizer_sizes(config: TrainConfig) -> None:
-    """A tokenizer's sizes within bounds that no honest use reaches, and images that its discriminator can judge.
-
-    Raises:
-        ValueError: one is larger, or the images are too small.
-    """
-    autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
-    require_at_most("tokenizer.quantizer.codebook_size", quantizer.codebook_size, bounds.CODES)
-    require_at_most("tokenizer.quantizer.code_dim", quantizer.code_dim, bounds.CODE_DIM)
-    name = "tokenizer.autoencoder"
-    require_at_most(f"{name}.num_res_blocks", autoencoder.num_res_blocks, bounds.BLOCKS)
-    require_at_most(f"{name}.channel_multipliers", len(autoencoder.channel_multipliers), LEVELS, "so many levels")
-    require_at_most(f"{name}.base_channels × multipliers", max(autoencoder.level_channels), bounds.CHANNELS)
-    require_at_most(f"{name}.latent_channels", autoencoder.latent_channels, bounds.CHANNELS)
-    require_at_most("loss.discriminator.base_channels", config.loss.discriminator.base_channels, bounds.CHANNELS)
-    require_at_most("loss.discriminator.num_layers", config.loss.discriminator.num_layers, LEVELS)
-    smallest = config.loss.discriminator.smallest_image if config.loss.adversarial_weight else 1
-    require(
-        config.data.image_size >= smallest,
-        f"the discriminator's {config.loss.discriminator.num_layers} layers need images of at least {smallest} × "
-        f"{smallest} pixels, got data.image_size={config.data.image_size}; lower loss.discriminator.num_layers",
-    )
+    def _check_sizes(self) -> None:
+        """A tokenizer's sizes lie within bounds that no honest use reaches, and its discriminator can judge images."""
+        autoencoder, quantizer = self.tokenizer.autoencoder, self.tokenizer.quantizer
+        discriminator, image_size = self.loss.discriminator, self.data.image_size
+        require_at_most("tokenizer.quantizer.codebook_size", quantizer.codebook_size, bounds.CODES)
+        require_at_most("tokenizer.quantizer.code_dim", quantizer.code_dim, bounds.CODE_DIM)
+        name = "tokenizer.autoencoder"
+        require_at_most(f"{name}.num_res_blocks", autoencoder.num_res_blocks, bounds.BLOCKS)
+        require_at_most(f"{name}.channel_multipliers", len(autoencoder.channel_multipliers), LEVELS, "so many levels")
+        require_at_most(f"{name}.base_channels × multipliers", max(autoencoder.level_channels), bounds.CHANNELS)
+        require_at_most(f"{name}.latent_channels", autoencoder.latent_channels, bounds.CHANNELS)
+        require_at_most("loss.discriminator.base_channels", discriminator.base_channels, bounds.CHANNELS)
+        require_at_most("loss.discriminator.num_layers", discriminator.num_layers, LEVELS)
+        smallest = discriminator.smallest_image if self.loss.adversarial_weight else 1
+        require(
+            image_size >= smallest,
+            f"the discriminator's {discriminator.num_layers} layers need images of at least {smallest} × {smallest} "
+            f"pixels, got data.image_size={image_size}; lower loss.discriminator.num_layers",
+        )

@@ -7,6 +7,8 @@ Submodule names are the published ones, so published weights load without a tran
 grid.
 """
 
+from collections.abc import Iterator
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -224,3 +226,8 @@ def normalisation(channels: int) -> nn.GroupNorm:
 def conv3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
     """A 3 × 3 convolution that keeps height and width."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def find_blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """Residual and attention blocks, in the order of the modules; their activations may be computed again."""
+    return (module for module in network.modules() if isinstance(module, (ResidualBlock, AttentionBlock)))

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ibqlab.base.escaping import for_markdown, for_terminal
 from ibqlab.base.files import is_ordinary
 from ibqlab.config import parse, to_dict
+from ibqlab.data import DataConfig, open_data
 from ibqlab.data.broken import STAND_INS, UnreadableName, describe_unreadable
 from ibqlab.data.source import ImageSource
 from ibqlab.recipes.run_config import RunConfig
@@ -78,30 +79,17 @@ NAMED = 1000
 """Names of unreadable images that provenance holds at most."""
 
 
-class UnreadableImagesOfRun(NamedTuple):
-    """What a run's provenance says of images that cannot be read."""
-
-    names: list[UnreadableName]
-    """With reasons; the first thousand."""
-    count: int
-    """How many are unreadable."""
-    images: int
-    """How many there are, these included."""
-
-
-def require_readable(*sources: ImageSource) -> None:
-    """Refuse a source none of whose images can be read, before anything is written.
+def open_images(config: DataConfig) -> dict[str, ImageSource]:
+    """A run's images by split, "train" and "validation".
 
     Raises:
-        UnreadableImages: its message names some, and says what to do.
+        ValueError: there are none.
+        UnreadableImages: none of a split can be read; the message names some, and says what to do.
     """
-    for source in sources:
+    images = {split: open_data(config, split) for split in ("train", "validation")}
+    for source in images.values():
         source.get(0, 0)
-
-
-def count_images(data: Mapping[str, Any]) -> int:
-    """How many images both splits hold; argument as in `compare_data`."""
-    return sum(facts.get("images", 0) for facts in data.values() if isinstance(facts, dict))
+    return images
 
 
 def note_unreadable(names: Sequence[str], images: int) -> dict[str, Any]:
@@ -117,22 +105,24 @@ def note_unreadable(names: Sequence[str], images: int) -> dict[str, Any]:
     return {"unreadable": {"count": len(names), "images": images, "reasons": reasons}}
 
 
-def unreadable_of(provenance: Mapping[str, Any]) -> UnreadableImagesOfRun:
-    """What `note_unreadable` has noted; no names where there is nothing, or something that others wrote."""
+def unreadable_of(provenance: Mapping[str, Any]) -> tuple[list[UnreadableName], int, int]:
+    """What `note_unreadable` has noted; no names where there is nothing, or something that others wrote.
+
+    Returns:
+        Names of unreadable images with reasons, the first thousand; how many are unreadable; how many images there are.
+    """
     noted = provenance.get("unreadable")
     noted = noted if isinstance(noted, dict) else {}
     count, images, reasons = (noted.get(key) for key in ("count", "images", "reasons"))
     if not isinstance(reasons, dict) or type(count) is not int or type(images) is not int:
-        return UnreadableImagesOfRun([], 0, 0)
-    return UnreadableImagesOfRun([UnreadableName(str(n), str(why)) for n, why in reasons.items()], count, images)
+        return [], 0, 0
+    return [UnreadableName(str(name), str(why)) for name, why in reasons.items()], count, images
 
 
 def unreadable_line(provenance: Mapping[str, Any]) -> str:
     """What a report says, as Markdown, of images that a run could not read; "" where it read them all."""
-    noted = unreadable_of(provenance)
-    if not noted.names:
-        return ""
-    return describe_unreadable(noted.names, noted.images, noted.count, STAND_INS, for_markdown)
+    names, count, images = unreadable_of(provenance)
+    return describe_unreadable(names, images, count, STAND_INS, for_markdown) if names else ""
 
 
 def _changes(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -5,8 +5,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,22 +13,6 @@ from ibqlab.losses.tokenizer_loss import IMAGES
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.checkpoints import Checkpoint
-
-
-@contextmanager
-def preparation() -> Iterator[None]:
-    """Ctrl-C inside the block, in which a run is made ready, says how to go on like one that comes later.
-
-    Raises:
-        TrainingInterrupted: Ctrl-C came.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(
-            "stopped before the training began, nothing is lost; go on with the same command"
-        ) from None
-
 
 AT_ONCE_SECONDS = 2.0
 """A second Ctrl-C so long after the first one ends training in the middle of its step."""

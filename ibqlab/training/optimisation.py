@@ -90,18 +90,15 @@ def generator_learning_rate_at(step: int, steps: int, config: GeneratorOptimizer
     t, last, warmup = step - 1, steps - 1, round(config.warmup_share * steps)
     if t < warmup:
         return config.learning_rate * (config.warmup_start + (1 - config.warmup_start) * t / warmup)
-    return config.learning_rate * _after_warmup(t - warmup, last - warmup, config)
-
-
-def _after_warmup(t: int, last: int, config: GeneratorOptimizerConfig) -> float:
-    """Share of the highest rate, counting from the end of the warm-up."""
-    final = config.final_share
-    if config.schedule == "cosine":
-        return max(final, 0.5 + 0.5 * math.cos(math.pi * t / (last + 1)))
+    t, last, final = t - warmup, last - warmup, config.final_share
     u = t / max(last, 1)
-    if config.schedule == "constant" or u < PLATEAU_SHARE:
-        return 1.0
-    return final + (1 - final) * (1 - u) / (1 - PLATEAU_SHARE)
+    if config.schedule == "cosine":
+        share = max(final, 0.5 + 0.5 * math.cos(math.pi * t / (last + 1)))
+    elif config.schedule == "constant" or u < PLATEAU_SHARE:
+        share = 1.0
+    else:
+        share = final + (1 - final) * (1 - u) / (1 - PLATEAU_SHARE)
+    return config.learning_rate * share
 
 
 def generator_weight_decay_at(step: int, steps: int, config: GeneratorOptimizerConfig) -> float:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ibqlab.base.checks import require_choice
 from ibqlab.config import content_hash
@@ -35,14 +34,7 @@ class RunParameters:
         require_choice("projection", self.projection, PROJECTION_METHODS)
 
 
-class PreparedRun(NamedTuple):
-    """A run that has not started."""
-
-    config: TrainConfig
-    path: Path
-
-
-def prepare_run(parameters: RunParameters) -> PreparedRun:
+def prepare_run(parameters: RunParameters) -> tuple[TrainConfig, Path]:
     """Settings and folder of the run that a notebook's parameters describe.
 
     Raises:
@@ -53,4 +45,4 @@ def prepare_run(parameters: RunParameters) -> PreparedRun:
     config = recipe_config(name, assignments=parameters.settings)
     folder = output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}")
     Run.check(folder, config)
-    return PreparedRun(config, folder)
+    return config, folder

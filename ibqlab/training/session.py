@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ibqlab.base.files import is_ordinary
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError
-from ibqlab.training.data_check import compare_data, count_images
+from ibqlab.training.data_check import compare_data
 from ibqlab.training.failures import StopSignals
 from ibqlab.training.launch import launch
 
@@ -41,9 +41,8 @@ def training_session(
     path: str | Path,
     config: RunConfig,
     data: Mapping[str, Any],
-    *,
-    accept_changed_data: bool = False,
-    depends_on_steps: str = "",
+    accept_changed_data: bool,
+    depends_on_steps: str,
 ) -> Iterator[Session]:
     """The run folder, made or claimed to be resumed, and the processes of the run; both are let go of at the end.
 
@@ -75,21 +74,8 @@ def training_session(
         claimed = Run.start(path, config, claim=True, more_steps=True) if fabric.is_global_zero else None
         try:
             fabric.barrier()
-            yield Session(claimed or Run(path), fabric, signals, facts, count_images(data))
+            images = sum(split.get("images", 0) for split in data.values() if isinstance(split, dict))
+            yield Session(claimed or Run(path), fabric, signals, facts, images)
         finally:
             if claimed:
                 claimed.release()
-
-
-def finished_run(path: str | Path, config: RunConfig) -> Run | None:
-    """The run, if it has nothing left to do.
-
-    Raises:
-        RunError: it was trained with another config.
-    """
-    if not is_ordinary(Path(path) / "config.yaml"):
-        return None
-    run = Run(path)
-    if run.status != "finished" or run.has_fewer_steps(config):
-        return None
-    return Run.start(path, config)

@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ibqlab.base.devices import require_processes
+from ibqlab.base.files import is_ordinary
 from ibqlab.base.measures import measure
 from ibqlab.base.processes import names_of_all_processes, sum_over_processes
 from ibqlab.base.progress import ProgressLine, in_notebook, notice, tell, time_left
@@ -26,8 +27,8 @@ from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
-from ibqlab.training.failures import nonfinite_error, not_fitting, preparation
-from ibqlab.training.session import RunInputs, Session, finished_run, training_session
+from ibqlab.training.failures import nonfinite_error, not_fitting
+from ibqlab.training.session import RunInputs, Session, training_session
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the
@@ -37,7 +38,6 @@ CONFUSED = (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticErro
 """What torch and dictionaries raise where a state is not the one that is asked for."""
 
 
-@runtime_checkable
 class Networks(Protocol):
     """What learns: networks with their optimisers."""
 
@@ -67,7 +67,7 @@ class Trainer(ABC):
     def __init__(self, config: RunConfig, session: Session, networks: Networks, watch: Watch | None):
         self.config, self.session, self.networks, self.watch = config, session, networks, watch
         self.run, self.fabric = session.run, session.fabric
-        self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance).names)
+        self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance)[0])
         self.began = time.perf_counter() - self.run.duration
         self.mark = 0.0
         """When the step in progress began, on the clock of time.perf_counter."""
@@ -127,10 +127,6 @@ class Trainer(ABC):
         return step % self.config.record.validate_every == 0 or step == self.config.steps
 
     # --- the loop ---
-
-    def is_checkpoint_step(self, step: int) -> bool:
-        """Whether a step is followed by a checkpoint."""
-        return step % self.config.record.checkpoint_every == 0 or step == self.config.steps
 
     def train(self, progress: bool) -> Run:
         """Train to the last step and note how it ended; the run.
@@ -243,7 +239,8 @@ class Trainer(ABC):
     def _step(self, step: int, batch: Any) -> dict[str, Any] | None:
         """One step with all that is due after it; the row of metrics where one is."""
         config, record = self.config, self.config.record
-        validating, saving = self.is_validation_step(step), self.is_checkpoint_step(step)
+        validating = self.is_validation_step(step)
+        saving = step % record.checkpoint_every == 0 or step == config.steps
         # From seed, step and rank alone, so that a resumed run draws what the run would have drawn; 4096 ranks at most.
         torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + self.fabric.global_rank)
         try:
@@ -252,7 +249,13 @@ class Trainer(ABC):
             raise nonfinite_error(step, error.culprit, config, self.run) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
-            row = {"step": step, "learning_rate": self.networks.learning_rate, **row, **self._pace(step)}
+            images = (step - self.logged[0]) * config.batch_size
+            pace = {
+                "seconds": round(self.seconds, 3),
+                "images_per_second": round(images / (self.seconds - self.logged[1]), 2),
+            }
+            row = {"step": step, "learning_rate": self.networks.learning_rate, **row, **pace}
+            self.logged = (step, self.seconds)
         if validating or saving:
             self._check_weights(step)
         if row is not None:
@@ -262,16 +265,6 @@ class Trainer(ABC):
         self.run.give_sign_of_life()
         self.mark = time.perf_counter()
         return row
-
-    def _pace(self, step: int) -> dict[str, float]:
-        """Seconds of training so far, and images per second since the last logged row."""
-        before, seconds = self.logged
-        self.logged = (step, self.seconds)
-        images = (step - before) * self.config.batch_size
-        return {
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(images / (self.seconds - seconds), 2),
-        }
 
     def _check_weights(self, step: int) -> None:
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
@@ -369,19 +362,19 @@ def train_run(
     """
     tell(folder=str(Path(path).resolve()))
     config = reachable(config, path)
-    finished = finished_run(path, config)
-    if finished:
-        return finished
+    if is_ordinary(Path(path) / "config.yaml"):
+        run = Run(path)
+        if run.status == "finished" and not run.has_fewer_steps(config):
+            return Run.start(path, config)
     # Refused before anything is opened, built or written; seconds where memory may be short.
     require_processes(talking=True)
     require_fits(config)
-    with preparation():
+    try:
         inputs = trainer.prepare(config, Path(path))
-    with training_session(
-        path,
-        config,
-        inputs.data_facts,
-        accept_changed_data=accept_changed_data,
-        depends_on_steps=trainer.depends_on_steps(config),
-    ) as session:
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            "stopped before the training began, nothing is lost; go on with the same command"
+        ) from None
+    depends_on_steps = trainer.depends_on_steps(config)
+    with training_session(path, config, inputs.data_facts, accept_changed_data, depends_on_steps) as session:
         return trainer(config, inputs, session, watch).train(progress)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -116,12 +116,19 @@ class _GeneratorTrainer(Trainer):
 
     def measure(self, step: int) -> dict[str, Any]:
         with uncompiled(self.config.speed):
-            losses = self._validate()
+            (conditional, unconditional), images = self._validate()
         if self.fabric.is_global_zero:
-            self.run.save_snapshot(
-                step, position_loss=losses.conditional, position_loss_unconditional=losses.unconditional
-            )
-        return losses.row(self.config.data.image_size)
+            self.run.save_snapshot(step, position_loss=conditional, position_loss_unconditional=unconditional)
+        loss, tokens = float(conditional.mean()), len(conditional)
+        bits = loss / math.log(2)
+        return {
+            "validation_loss": loss,
+            "validation_loss_unconditional": float(unconditional.mean()),
+            "validation_bits_per_token": bits,
+            "validation_bits_per_pixel": bits * tokens / self.config.data.image_size**2,
+            "validation_tokens": images * tokens,
+            "validation_images": images,
+        }
 
     @cached_property
     def _validation_tokens(self) -> list[Tokens]:
@@ -134,51 +141,21 @@ class _GeneratorTrainer(Trainer):
                 tokens.append(self.source.tokens(batch, self.fabric.device))
         return tokens
 
-    def _validate(self) -> "PositionLosses":
-        """Mean losses of the validation images by position, with and without their classes."""
+    def _validate(self) -> tuple[Float[Tensor, "2 T"], int]:
+        """Nats per token at each position, with the class and without, and how many validation images were seen."""
         tokens, null = self.config.generator.num_tokens, self.config.generator.num_classes
         device = self.fabric.device
         sums = torch.zeros(2, tokens, dtype=torch.float64, device=device)  # (2, T): with the class, without
         seen = torch.zeros(1, dtype=torch.int64, device=device)
+        nothing = torch.zeros(1, tokens, dtype=torch.int64, device=device), torch.zeros_like(seen)
         rounds = self.fabric.all_gather(torch.tensor(len(self._validation_tokens), device=device)).max()
         for number in range(int(rounds)):
             # In shards, a process that has nothing left to look at still lends its pieces to the others.
             spare = number >= len(self._validation_tokens)
-            indices, labels = _nothing(tokens, device) if spare else self._validation_tokens[number]
+            indices, labels = nothing if spare else self._validation_tokens[number]
             for row, condition in enumerate((labels, torch.full_like(labels, null))):
                 sums[row] += (not spare) * self.networks.evaluate(indices, condition).double().sum(0)
             seen += 0 if spare else len(indices)
         images = int(sum_over_processes(seen))
         require_images(images, self.broken.names)
-        conditional, unconditional = (sum_over_processes(sums) / images).cpu()
-        return PositionLosses(conditional, unconditional, images)
-
-
-class PositionLosses(NamedTuple):
-    """A validation's result."""
-
-    conditional: Float[Tensor, " T"]
-    """Nats per token at each position, the class given."""
-    unconditional: Float[Tensor, " T"]
-    """Likewise with the null class."""
-    images: int
-    """How many images were seen."""
-
-    def row(self, image_size: int) -> dict[str, Any]:
-        """The numbers as a row of metrics."""
-        loss, tokens = float(self.conditional.mean()), len(self.conditional)
-        bits = loss / math.log(2)
-        return {
-            "validation_loss": loss,
-            "validation_loss_unconditional": float(self.unconditional.mean()),
-            "validation_bits_per_token": bits,
-            "validation_bits_per_pixel": bits * tokens / image_size**2,
-            "validation_tokens": self.images * tokens,
-            "validation_images": self.images,
-        }
-
-
-def _nothing(tokens: int, device: torch.device) -> Tokens:
-    return Tokens(
-        torch.zeros(1, tokens, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    )
+        return (sum_over_processes(sums) / images).cpu(), images

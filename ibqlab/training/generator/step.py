@@ -65,9 +65,12 @@ class GeneratorStep:
         self._set_rates(step)
         parts = list(zip(indices.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
         loss = sum(self._backward(*part, last=number == len(parts)) for number, part in enumerate(parts, start=1))
-        norm = self._clip()
+        longest = self.config.optimizer.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.generator.parameters(), longest)  # its length before it is scaled down
+        norm = norm.full_tensor() if self.sharded else norm
         if anywhere_nonfinite(loss + norm):
-            raise NonFinite(self._name_nonfinite())
+            culprits = (name for name, value in self.tensors().items() if not torch.isfinite(value).all())
+            raise NonFinite(next(culprits, LOSS))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {"loss": loss, "gradient_norm": norm}
@@ -122,12 +125,6 @@ class GeneratorStep:
             loss.backward() if self.sharded else self.fabric.backward(loss)
         return loss.detach()
 
-    def _clip(self) -> Tensor:
-        """Scale the gradient down to the longest that is allowed; its length before."""
-        longest = self.config.optimizer.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.generator.parameters(), longest)
-        return norm.full_tensor() if self.sharded else norm
-
     def _set_rates(self, step: int) -> None:
         config = self.config.optimizer
         self.learning_rate = generator_learning_rate_at(step, self.config.steps, config)
@@ -135,6 +132,3 @@ class GeneratorStep:
         matrices, flat = self.optimizer.param_groups
         matrices |= {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         flat |= {"lr": self.learning_rate, "weight_decay": self.weight_decay if config.decay_norms else 0.0}
-
-    def _name_nonfinite(self) -> str:
-        return next((name for name, value in self.tensors().items() if not torch.isfinite(value).all()), LOSS)

@@ -13,7 +13,6 @@ from ibqlab.base.checks import require
 from ibqlab.data import (
     Batch,
     ImageSource,
-    open_data,
     training_batches,
     training_requests,
     validation_batches,
@@ -28,7 +27,7 @@ from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.entropy import index_permutation
 from ibqlab.tokens.manifest import TOKENIZER
 from ibqlab.tokens.store import TokenBatch, TokenSplit, TokenStore
-from ibqlab.training.data_check import facts_of, require_readable
+from ibqlab.training.data_check import facts_of, open_images
 
 
 class Tokens(NamedTuple):
@@ -125,9 +124,9 @@ def open_tokens(config: GeneratorTrainConfig, run_folder: Path) -> TokenSource:
         classes = store.manifest.classes
         about_data = {"tokens": config.tokens, **_facts_of_store(store)}
     else:
-        training, validation = open_data(config.data, "train"), open_data(config.data, "validation")
-        require_readable(training, validation)
-        classes, about_data = training.classes, {"train": facts_of(training), "validation": facts_of(validation)}
+        images = open_images(config.data)
+        training, validation = images["train"], images["validation"]
+        classes, about_data = training.classes, {split: facts_of(source) for split, source in images.items()}
     count, num_classes = len(classes), config.generator.num_classes
     require(
         count <= num_classes,

@@ -84,11 +84,6 @@ class Adversary:
         self.discriminator.requires_grad_(True)
         return generator_loss(logits if logits.dtype == torch.float64 else logits.float())
 
-    def update_average(self) -> None:
-        """Follow one optimiser step of the tokenizer."""
-        if self.average:
-            self.average.update()
-
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics and Adam's averages with names for error messages."""
         state = {f"the discriminator's {name!r}": value for name, value in self.discriminator.state_dict().items()}

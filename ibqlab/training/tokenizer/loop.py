@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from ibqlab.base.measures import measure
-from ibqlab.data import Batch, first_images, open_data, training_batches, validation_batches
+from ibqlab.data import Batch, first_images, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.recipes.snapshots import snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
-from ibqlab.training.data_check import facts_of, require_readable
+from ibqlab.training.data_check import facts_of, open_images
 from ibqlab.training.session import RunInputs, Session
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.models import build_models, load_averages
 from ibqlab.training.tokenizer.step import TokenizerStep
 from ibqlab.training.tokenizer.validation import take_snapshot, validate
 from ibqlab.training.trainer import Trainer, Watch, train_run
@@ -63,12 +63,10 @@ class _TokenizerTrainer(Trainer):
 
     @staticmethod
     def prepare(config: TrainConfig, path: Path) -> RunInputs:
-        data = open_data(config.data, "train"), open_data(config.data, "validation")
-        require_readable(*data)
+        images = open_images(config.data)
         models, start = build_models(config)
         models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)  # refuses what it cannot take
-        facts = {"train": facts_of(data[0]), "validation": facts_of(data[1])}
-        return RunInputs(data, (models, start), facts)
+        return RunInputs(images, (models, start), {split: facts_of(source) for split, source in images.items()})
 
     @staticmethod
     def depends_on_steps(config: TrainConfig) -> str:
@@ -79,7 +77,7 @@ class _TokenizerTrainer(Trainer):
         return ""
 
     def __init__(self, config: TrainConfig, inputs: RunInputs, session: Session, watch: Watch | None):
-        self.training_data, self.validation_data = inputs.source
+        self.images = inputs.source
         models, self.start_checkpoint = inputs.networks
         self.data_facts = inputs.data_facts
         super().__init__(config, session, TokenizerStep(config, models, session.fabric), watch)
@@ -97,11 +95,11 @@ class _TokenizerTrainer(Trainer):
 
     def start(self) -> None:
         if self.start_checkpoint:
-            self.start_checkpoint.load_averages(self.networks)
+            load_averages(self.networks, self.start_checkpoint)
 
     def batches(self, done: int) -> Iterable[Batch]:
         return training_batches(
-            self.training_data,
+            self.images["train"],
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             start_step=done,
@@ -135,34 +133,30 @@ class _TokenizerTrainer(Trainer):
         return {measure("loss").title: f"{row['loss']:.3f}", f"window {measure('usage').title}": f"{row['usage']:.1%}"}
 
     def measure(self, step: int) -> dict[str, Any]:
+        record, whole = self.config.record, self._is_whole_validation(step)
         with uncompiled(self.config.speed):
-            return self._measure(step)
-
-    def _measure(self, step: int) -> dict[str, Any]:
-        record = self.config.record
-        whole = self._is_whole_validation(step)
-        result = validate(self.tokenizer, self._validation_batches, self.fabric.device, reconstruct=whole)
-        self.broken.add(result.broken)
-        if not whole or not self.snapshots.includes(step):
-            return result.row()
-        last_hit = self.recorder.last_hits()
-        if self.fabric.is_global_zero:
-            arrays = take_snapshot(
-                self.tokenizer,
-                self._snapshot_pictures,
-                counts=result.counts,
-                last_hit=last_hit,
-                features=record.snapshot_features,
-                images=record.snapshot_images,
-            )
-            self.run.save_snapshot(step, **arrays)
+            result = validate(self.tokenizer, self._validation_batches, self.fabric.device, reconstruct=whole)
+            self.broken.add(result.broken)
+            if not whole or not self.snapshots.includes(step):
+                return result.row()
+            last_hit = self.recorder.last_hits()
+            if self.fabric.is_global_zero:
+                arrays = take_snapshot(
+                    self.tokenizer,
+                    self._snapshot_pictures,
+                    counts=result.counts,
+                    last_hit=last_hit,
+                    features=record.snapshot_features,
+                    images=record.snapshot_images,
+                )
+                self.run.save_snapshot(step, **arrays)
         return result.row()
 
     @cached_property
     def _validation_batches(self) -> Iterable[Batch]:
         """This process's share of the validation images, walked once per validation."""
         return validation_batches(
-            self.validation_data,
+            self.images["validation"],
             images=self.validation_images,
             batch_size=self.config.batch_size // self.config.accumulate,
             rank=self.fabric.global_rank,
@@ -175,15 +169,21 @@ class _TokenizerTrainer(Trainer):
         """The first readable validation images, as many as the snapshot's features and pictures need."""
         record = self.config.record
         count = max(record.snapshot_images, -(-record.snapshot_features // self.tokens_per_image))
-        return first_images(self.validation_data, count).images
+        return first_images(self.images["validation"], count).images
 
     def describe(self) -> dict[str, Any]:
-        return {
+        facts = {
             "data": self.data_facts,
             "parameters": sum(p.numel() for p in self.tokenizer.parameters()),
             "losses": self.config.loss.describe(),
-            **({"start": self.start_checkpoint.describe()} if self.start_checkpoint else {}),
         }
+        if self.start_checkpoint:
+            facts["start"] = {
+                "path": self.config.start_from,
+                "discriminator": "its own" if self.start_checkpoint.discriminator else "fresh",
+                "averages": "its averages" if self.start_checkpoint.tokenizer_ema else "averages from its weights",
+            }
+        return facts
 
     def extra_state(self) -> dict[str, Any]:
         recorder = self.recorder.state_dict()

@@ -97,7 +97,9 @@ class TokenizerStep:
         self.optimizer.step()
         if adversary and not config.loss.discriminator_first:
             losses |= adversary.learn(pairs, rate)
-        self._follow()
+        for average in (self.average, self.adversary and self.adversary.average):
+            if average:
+                average.update()
         return losses, out.features
 
     def tensors(self) -> dict[str, Tensor]:
@@ -159,12 +161,6 @@ class TokenizerStep:
         # From pinned memory the copy is queued behind the step before instead of waiting for it.
         pictures = to_model_range(part.to(self.fabric.device, non_blocking=True))
         return pictures.to(self.tokenizer.decoder.last_layer.dtype, memory_format=memory_format(self.config.speed))
-
-    def _follow(self) -> None:
-        if self.average:
-            self.average.update()
-        if self.adversary:
-            self.adversary.update_average()
 
 
 def _weight_average(tokenizer: Tokenizer, config: TrainConfig) -> WeightAverage:

@@ -81,9 +81,8 @@ def validate(
     l1, psnr, images = sum_over_processes(sums).tolist()
     counts = sum_over_processes(counts)
     require_images(int(images), broken)
-    if not reconstruct:
-        return Validation(l1=None, psnr=None, counts=counts, images=int(images), broken=broken)
-    return Validation(l1=l1 / images, psnr=psnr / images, counts=counts, images=int(images), broken=broken)
+    l1, psnr = (l1 / images, psnr / images) if reconstruct else (None, None)
+    return Validation(l1=l1, psnr=psnr, counts=counts, images=int(images), broken=broken)
 
 
 def _sum_errors(pictures: Tensor, reconstruction: Tensor) -> Tensor:
