@@ -21,7 +21,7 @@ from ibqlab.data import DataConfig, open_data
 from ibqlab.generating import GeneratorRunParameters, Pair, describe_run, draw_gallery, draw_images, prepare_pipeline
 from ibqlab.generating.gallery import GalleryParameters, choose_classes, gallery_settings, open_gallery
 from ibqlab.generating.pairs import class_names, open_pair
-from ibqlab.generator.cards import SAMPLING_CARDS
+from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.metrics.digits_classifier import recognise_digits
 from ibqlab.plots import generator_curve_table, plot_gallery, plot_generator_curves
 from ibqlab.pretrained import CheckpointError

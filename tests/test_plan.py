@@ -33,7 +33,7 @@ from ibqlab.studies.run_figures import figure_run_codes
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.tokenizer.recomputing import find_blocks
+from ibqlab.tokenizer.tokenizer import find_blocks
 from ibqlab.training import GeneratorTrainConfig, recipe_config, train
 
 IMAGENET = [f"imagenet/{file.stem}" for file in find_recipes("imagenet")]

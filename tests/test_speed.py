@@ -14,7 +14,7 @@ from ibqlab.recipes.tokenizer_config import SpeedConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.autoencoder import ResidualBlock
-from ibqlab.tokenizer.recomputing import find_blocks
+from ibqlab.tokenizer.tokenizer import find_blocks
 from ibqlab.training import speed
 from ibqlab.training.launch import launch
 from ibqlab.training.optimisation import build_optimizer

@@ -32,7 +32,7 @@ from ibqlab.losses.tokenizer_loss import tokenizer_loss
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
-from ibqlab.tokenizer.recomputing import find_blocks
+from ibqlab.tokenizer.tokenizer import find_blocks
 
 LPIPS_TAPS = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 """torchvision's name of the network, and the layers after which LPIPS compares."""

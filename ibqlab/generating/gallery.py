@@ -30,7 +30,7 @@ from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery
 from ibqlab.generating.pairs import Pair, class_names, data_of, open_pair
 from ibqlab.generating.pipeline import GeneratorRunParameters, prepare_pipeline
 from ibqlab.generator import AnyGenerator, SamplingConfig
-from ibqlab.generator.cards import SAMPLING_CARDS
+from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.metrics.digits_classifier import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short

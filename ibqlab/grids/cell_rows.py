@@ -13,7 +13,7 @@ from torch import Tensor
 from ibqlab.costs.meter import SavedTensors, storages_of
 from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
-from ibqlab.generator.cards import SAMPLING_CARDS
+from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.grids.cells import Cell, EvaluationRequest, column_of
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.digits_classifier import recognise_digits

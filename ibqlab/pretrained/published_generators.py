@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from ibqlab.generator.cards import SAMPLING_CARDS
-from ibqlab.generator.sampling import SamplingConfig
+from ibqlab.generator.sampling_config import SAMPLING_CARDS, SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

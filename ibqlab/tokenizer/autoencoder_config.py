@@ -55,7 +55,12 @@ class AutoencoderConfig:
     """Share of activations dropped in each residual block in training, 0 to below 1. Paper: 0."""
 
     def __post_init__(self) -> None:
-        _check_design(self)
+        require_choice("design", self.design, DESIGNS)
+        absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0}
+        for name, value in absent.items():
+            setting = getattr(self, name)
+            message = f'{name} must be {value!r} in the design "magvit2", which has none; got {setting!r}.'
+            require(self.design != "magvit2" or setting == value, message)
         _check_positive(self)
         _check_channels(self.base_channels, self.channel_multipliers)
         _check_resolutions(self)
@@ -81,14 +86,6 @@ class AutoencoderConfig:
     def encoder_channels(self) -> int:
         """Channels that the encoder gives."""
         return self.latent_channels * (2 if self.double_latent else 1)
-
-
-def _check_design(config: AutoencoderConfig) -> None:
-    require_choice("design", config.design, DESIGNS)
-    absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0} if config.design == "magvit2" else {}
-    for name, value in absent.items():
-        setting = getattr(config, name)
-        require(setting == value, f'{name} must be {value!r} in the design "magvit2", which has none; got {setting!r}.')
 
 
 def _check_positive(config: AutoencoderConfig) -> None:

@@ -6,7 +6,7 @@ again = tok.decode_indices(indices)            # (1, 3, H, W), nominally in [−
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import require
 from ibqlab.quantizers import IndexBackpropQuantizerConfig, QuantizerConfig, QuantizerOutput, make_quantizer
-from ibqlab.tokenizer.autoencoder import Decoder, Encoder
+from ibqlab.tokenizer.autoencoder import AttentionBlock, Decoder, Encoder, ResidualBlock
 from ibqlab.tokenizer.autoencoder_config import AutoencoderConfig
 from ibqlab.tokenizer.image_input import Images, ValueRange, prepare_images
 from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
@@ -206,6 +206,11 @@ class Tokenizer(nn.Module):
     def _weight(self) -> Tensor:
         """The first weight, which tells device and type of all."""
         return self.encoder.conv_in.weight
+
+
+def find_blocks(tokenizer: Tokenizer) -> Iterator[nn.Module]:
+    """Residual and attention blocks of encoder and decoder, whose activations may be computed again, not kept."""
+    return (module for module in tokenizer.modules() if isinstance(module, (ResidualBlock, AttentionBlock)))
 
 
 def fingerprint_weights(module: nn.Module, kind: str) -> str:

@@ -15,7 +15,7 @@ from ibqlab.generator.layers import Block
 from ibqlab.recipes.generator_config import GeneratorSpeedConfig
 from ibqlab.recipes.tokenizer_config import SpeedConfig
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.tokenizer.recomputing import find_blocks
+from ibqlab.tokenizer.tokenizer import find_blocks
 
 COMPILER = "inductor"
 """torch.compile's backend."""
