@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from threading import Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -20,7 +20,6 @@ from ibqlab.data.source import ImageSource, Sample
 
 Request = tuple[int, int]
 """Index of an image and the seed of its random choices."""
-T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -122,7 +121,7 @@ def load_requests(source: ImageSource, requests: Requests, workers: int, *, stan
     )
 
 
-def _unchanged(batch: T) -> T:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
