@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from ibqlab.base.checks import BATCH, IMAGES, require_at_most
+from ibqlab.base.checks import BATCH, IMAGES, require, require_at_most
 from ibqlab.data.batch_loading import Batch, Request, Requests, load_requests
 from ibqlab.data.broken import UnreadableImages
 from ibqlab.data.source import ImageSource
@@ -146,8 +146,7 @@ def validation_requests(
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
     _check_sharing(batch_size, rank, world_size)
-    if images < 1:
-        raise ValueError(f"validation needs at least 1 image; got images={images}.")
+    require(images >= 1, f"validation needs at least 1 image; got images={images}.")
     require_at_most("images", images, IMAGES)
     count = images if length is None else min(images, length)
     share = batch_size // world_size

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, features
 
-from ibqlab.base.checks import PICTURE_SIDE, PIXELS
+from ibqlab.base.checks import PICTURE_SIDE, PIXELS, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, open_ordinary
 
@@ -114,13 +114,12 @@ def _opened(file: Picture, name: str) -> Iterator[Image.Image]:
     try:
         with _stream(file) as stream, Image.open(stream, formats=_formats(name)) as picture:
             width, height = picture.size
-            if min(width, height) < 1:
-                raise ValueError(f"it has {width} × {height} pixels")
-            if max(width, height) > PICTURE_SIDE or width * height > PIXELS:
-                raise ValueError(
-                    f"its header says {width:,} × {height:,} pixels; a side may have {PICTURE_SIDE:,}, the whole "
-                    f"{PIXELS:,}"
-                )
+            require(min(width, height) >= 1, f"it has {width} × {height} pixels")
+            require(
+                max(width, height) <= PICTURE_SIDE and width * height <= PIXELS,
+                f"its header says {width:,} × {height:,} pixels; a side may have {PICTURE_SIDE:,}, the whole "
+                f"{PIXELS:,}",
+            )
             yield picture
     except UnreadablePicture:
         raise

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibqlab.base.checks import finite_number
+from ibqlab.base.checks import finite_number, require
 from ibqlab.base.processes import average_over_processes
 from ibqlab.quantizers import blocks
 from ibqlab.quantizers.index_backprop_rows import IN_PLACE, BlockFunctions, EntropyGradient, RowStatistics, expressions
@@ -76,8 +76,7 @@ def index_backprop(
     epsilon, temperature = finite_number("entropy_epsilon", entropy_epsilon), entropy_temperature
     if temperature is not None and not (temperature := finite_number("entropy_temperature", temperature)) > 0:
         raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature:g}")
-    if not epsilon >= 0:
-        raise ValueError(f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
+    require(epsilon >= 0, f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
     entropies = Entropies(temperature, epsilon, entropy_over_processes)
     dtype = _operand_type(features, codebook)
     with blocks.full_precision(features.device):

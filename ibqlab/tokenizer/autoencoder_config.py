@@ -64,8 +64,7 @@ class AutoencoderConfig:
         _check_positive(self)
         _check_channels(self.base_channels, self.channel_multipliers)
         _check_resolutions(self)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0 to below 1; got {self.dropout}. Use 0.0 as published.")
+        require(0 <= self.dropout < 1, f"dropout must lie in 0 to below 1; got {self.dropout}. Use 0.0 as published.")
 
     @property
     def downsampling(self) -> int:
@@ -90,10 +89,8 @@ class AutoencoderConfig:
 
 def _check_positive(config: AutoencoderConfig) -> None:
     for name in ("base_channels", "num_res_blocks", "resolution", "in_channels", "out_channels", "latent_channels"):
-        value = getattr(config, name)
-        if value < 1:
-            published = AutoencoderConfig.__dataclass_fields__[name].default
-            raise ValueError(f"{name} must be at least 1; got {value}. Published: {published}.")
+        value, published = getattr(config, name), AutoencoderConfig.__dataclass_fields__[name].default
+        require(value >= 1, f"{name} must be at least 1; got {value}. Published: {published}.")
     require_at_most("num_res_blocks", config.num_res_blocks, BLOCKS)
     require_at_most("resolution", config.resolution, IMAGE_SIDE)
     require_at_most("channel_multipliers' levels", len(config.channel_multipliers), MOST_LEVELS)

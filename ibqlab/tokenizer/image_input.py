@@ -103,8 +103,7 @@ def _in_model_range(images: Tensor, value_range: ValueRange | None) -> Tensor:
         )
     # One pass over the pixels and one wait for the device; NaN comes out as both bounds.
     low, high = (bound.item() for bound in images.detach().aminmax())
-    if np.isnan(low):
-        raise ValueError("images must be numbers; got NaN. Find it with torch.isnan(images).nonzero().")
+    require(not np.isnan(low), "images must be numbers; got NaN. Find it with torch.isnan(images).nonzero().")
     pair = tuple(value_range or (-1, 1))
     require(
         len(pair) == 2 and bool(np.isfinite(pair).all()) and pair[0] < pair[1],

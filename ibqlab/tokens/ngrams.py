@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from ibqlab.base.checks import whole_number
+from ibqlab.base.checks import require, whole_number
 from ibqlab.quantizers.indices import indices_in_memory
 from ibqlab.tokens.entropy import HeldOutTokens, Tokens, check_tokens, check_two
 
@@ -126,8 +126,7 @@ def _splits(
     codebook_size = whole_number("codebook_size", codebook_size, 1, LARGEST_CODEBOOK)
     train = check_tokens(training, codebook_size, "training")
     held_out = check_tokens(validation, codebook_size, "validation")
-    if len(train) < 2:
-        raise ValueError(f"baselines need at least two training images, one to fit on; got {len(train)}")
+    require(len(train) >= 2, f"baselines need at least two training images, one to fit on; got {len(train)}")
     grid = check_two("grid", grid, "(h, w)")
     for name, tokens in (("training", train), ("validation", held_out)):
         if grid[0] * grid[1] != tokens.shape[1]:
