@@ -30,8 +30,7 @@ from ibqlab.data import (
 )
 from ibqlab.data import photos as photos_module
 from ibqlab.data.broken import UnreadableName
-from ibqlab.data.classes import NO_CLASS
-from ibqlab.data.file_list import pack_names
+from ibqlab.data.file_list import NO_CLASS, pack_names
 from ibqlab.data.folder import list_folder
 from ibqlab.data.photos import PhotosSource, largest_crop, split_columns
 from ibqlab.data.pictures import read_rgb

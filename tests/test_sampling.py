@@ -11,6 +11,7 @@ from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make
 from ibqlab.generator.factorized import FactorizedDecoding
 from ibqlab.generator.sampling import SamplingConfig, choose_tokens, draw_tokens, filter_logits, guide
 from ibqlab.generator.transformer import Decoding
+from ibqlab.quantizers import join_indices
 
 
 def decode(model, indices, labels):
@@ -250,12 +251,12 @@ def test_scheduled_samples_are_those_of_whole_forward_passes(config, interval):
     for place in range(9):
         drawn = [torch.zeros(2, dtype=torch.int64)] * parts
         for part in range(parts):
-            expected[:, place] = drawn[0] if parts == 1 else model.join(drawn)
+            expected[:, place] = drawn[0] if parts == 1 else join_indices(drawn, model.config.bits)
             given, null = (model(expected, labels) for labels in (LABELS, torch.tensor([3, 3])))
             given, null = (logits if parts == 1 else logits[part] for logits in (given, null))
             logits = guide(given[:, place], null[:, place], sampling.scale_at(place, 9, part)) / 0.9
             drawn[part] = draw_tokens(filter_logits(logits, min_p=0.05), numbers[:, place * parts + part])
-        expected[:, place] = drawn[0] if parts == 1 else model.join(drawn)
+        expected[:, place] = drawn[0] if parts == 1 else join_indices(drawn, model.config.bits)
     assert torch.equal(got, expected)
 
 

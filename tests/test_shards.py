@@ -19,7 +19,7 @@ from test_files import dead_process
 from ibqlab.base.files import RunError, temporary_beside
 from ibqlab.data import DataConfig, open_data, training_batches, validation_batches, write_shards
 from ibqlab.data import shard_index as shard_index_module
-from ibqlab.data.classes import NO_CLASS
+from ibqlab.data.file_list import NO_CLASS
 from ibqlab.data.shard_index import ShardList, index_shards
 from ibqlab.data.shards import OpenFiles, find_shards
 from ibqlab.data.tar_members import split_key

@@ -82,8 +82,7 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     from ibqlab.generating.pairs import class_names, open_pair
     from ibqlab.generating.sample_shards import save_sample_picture
     from ibqlab.generating.sampling_runs import SampleRequest, sample_images
-    from ibqlab.generator.sampling import SamplingConfig
-    from ibqlab.generator.sampling_config import SAMPLING_CARDS
+    from ibqlab.generator.sampling_config import SAMPLING_CARDS, SamplingConfig
     from ibqlab.pretrained import is_generator
     from ibqlab.runs import RunError
     from ibqlab.runs.finding import locate, output_folder

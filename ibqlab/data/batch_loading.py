@@ -7,20 +7,19 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from threading import Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ibqlab.base.checks import WORKERS, require_at_most
+from ibqlab.base.checks import WORKERS, require, require_at_most
 from ibqlab.data.broken import UnreadableImages
 from ibqlab.data.source import ImageSource, Sample
 
 Request = tuple[int, int]
 """Index of an image and the seed of its random choices."""
-T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -104,8 +103,7 @@ def load_requests(source: ImageSource, requests: Requests, workers: int, *, stan
         stand_ins: another image stands in for an unreadable one, as training needs it; False: it is left out, so that
             no image counts twice.
     """
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0; got {workers}. Use 0 to load in the training process.")
+    require(workers >= 0, f"workers must be at least 0; got {workers}. Use 0 to load in the training process.")
     require_at_most("workers", workers, WORKERS)
     return _Loader(
         _BatchReader(source, stand_ins),
@@ -122,7 +120,7 @@ def load_requests(source: ImageSource, requests: Requests, workers: int, *, stan
     )
 
 
-def _unchanged(batch: T) -> T:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

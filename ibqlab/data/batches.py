@@ -6,11 +6,13 @@ elsewhere, ranks take slices of it, and loader processes only share out the work
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
-from ibqlab.base.checks import BATCH, IMAGES, require_at_most
+from ibqlab.base.checks import BATCH, IMAGES, require, require_at_most
 from ibqlab.data.batch_loading import Batch, Request, Requests, load_requests
 from ibqlab.data.broken import UnreadableImages
 from ibqlab.data.source import ImageSource
@@ -19,77 +21,41 @@ _ORDER, _CHOICES = 0, 1
 """Which stream of random numbers of a run's seed: the orders of the epochs, and the choices of the samples."""
 
 
-def training_batches(
-    source: ImageSource,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    steps: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-) -> Iterable[Batch]:
+def training_batches(source: ImageSource, *, workers: int = 0, **which: int) -> Iterable[Batch]:
     """Global batches number start_step … start_step + steps − 1, each image once per epoch in an order of its own.
 
     A batch that reaches the end of an epoch continues with the next one, so every batch is full.
 
     Args:
         source: the training split.
-        batch_size: images per step over all ranks, at least 1.
-        seed: of the run, at least 0.
-        start_step: number of the first batch, from 0; a resumed run gives the steps it has done.
-        steps: how many batches follow.
-        rank: this process, 0 to world_size − 1; it gets its contiguous slice of every batch.
-        world_size: processes that share a batch; it must divide batch_size.
         workers: processes that load images, at least 0; they change nothing but the speed.
+        **which: batch_size, seed, start_step, steps, rank and world_size, as in `training_requests`.
     Returns:
         An iterable of batches of batch_size / world_size images.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
-    requests = training_requests(
-        len(source),
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        steps=steps,
-        rank=rank,
-        world_size=world_size,
-    )
-    return load_requests(source, requests, workers)
+    return load_requests(source, training_requests(len(source), **which), workers)
 
 
-def validation_batches(
-    source: ImageSource,
-    *,
-    images: int,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-) -> Iterable[Batch]:
+def validation_batches(source: ImageSource, *, workers: int = 0, **which: int) -> Iterable[Batch]:
     """The first `images` images in their fixed order, each exactly once over all ranks.
 
     The last batch may be smaller, and a rank whose slice of it would be empty gets one batch fewer: gather results
     after the loop, not inside.
 
     Args:
-        source: the validation split.
-        images: how many, at least 1. An endless source gives any number (its own docstring tells whether they overlap);
-            any other stops at len(source), even where more are asked for.
-        batch_size: images per batch over all ranks.
-        rank: this process; it gets its contiguous slice of every batch.
-        world_size: processes that share a batch; it must divide batch_size.
+        source: the validation split. An endless one gives any number of images (its own docstring tells whether they
+            overlap); any other stops at len(source), even where more are asked for.
         workers: processes that load images, at least 0.
+        **which: images, batch_size, rank and world_size, as in `validation_requests`.
     Returns:
         An iterable of batches of at most batch_size / world_size images, none where all of a batch are unreadable.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
     length = None if source.endless else len(source)
-    requests = validation_requests(length, images=images, batch_size=batch_size, rank=rank, world_size=world_size)
-    return load_requests(source, requests, workers, stand_ins=False)
+    return load_requests(source, validation_requests(length, **which), workers, stand_ins=False)
 
 
 def readable_batches(source: ImageSource, images: int, batch_size: int = 32, workers: int = 0) -> Iterator[Batch]:
@@ -138,18 +104,33 @@ def training_requests(
 
     Args:
         length: images in one epoch.
-        batch_size, seed, start_step, steps, rank, world_size: as in `training_batches`.
+        batch_size: images per step over all ranks, at least 1.
+        seed: of the run, at least 0.
+        start_step: number of the first batch, from 0; a resumed run gives the steps it has done.
+        steps: how many batches follow.
+        rank: this process, 0 to world_size − 1; it gets its contiguous slice of every batch.
+        world_size: processes that share a batch; it must divide batch_size.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
     _check_sharing(batch_size, rank, world_size)
     if seed < 0 or start_step < 0 or steps < 0:
         raise ValueError(f"seed, start_step and steps must be at least 0; got {seed}, {start_step} and {steps}.")
-    share, order = batch_size // world_size, _EpochOrder(length, seed)
+    share = batch_size // world_size
+
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> Int64[np.ndarray, "N"]:
+        # From (seed, epoch) alone: epoch 7 needs none of the six before it, so a resumed run has the same order.
+        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ORDER, epoch))).permutation(length)
+
+    def request(position: int) -> Request:
+        epoch, place_in_epoch = divmod(position, length)
+        return int(order(epoch)[place_in_epoch]), seed_of_choices(seed, position)
+
     # The run is one long row of positions, batch_size of them per step. A resumed run begins further along, and a
     # rank at its slice of the step.
     starts = range(start_step * batch_size + rank * share, (start_step + steps) * batch_size, batch_size)
-    return Requests(starts, lambda start: [order.request(position) for position in range(start, start + share)])
+    return Requests(starts, lambda start: [request(position) for position in range(start, start + share)])
 
 
 def validation_requests(
@@ -159,35 +140,18 @@ def validation_requests(
 
     Args:
         length: how many images there are; None: no end.
-        images, batch_size, rank, world_size: as in `validation_batches`.
+        images: how many are asked for, at least 1.
+        batch_size, rank, world_size: as in `training_requests`.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
     _check_sharing(batch_size, rank, world_size)
-    if images < 1:
-        raise ValueError(f"validation needs at least 1 image; got images={images}.")
+    require(images >= 1, f"validation needs at least 1 image; got images={images}.")
     require_at_most("images", images, IMAGES)
     count = images if length is None else min(images, length)
     share = batch_size // world_size
     starts = range(rank * share, count, batch_size)
     return Requests(starts, lambda start: [(index, 0) for index in range(start, min(start + share, count))])
-
-
-class _EpochOrder:
-    """The request at any position of a run; holds the permutation of the epoch it was asked for last."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
-        self.epoch, self.permutation = -1, np.empty(0, dtype=np.int64)
-
-    def request(self, position: int) -> Request:
-        """Which image stands at a position, and the seed of its choices there."""
-        epoch, place_in_epoch = divmod(position, self.length)
-        if epoch != self.epoch:
-            # From (seed, epoch) alone: epoch 7 needs none of the six before it, so a resumed run has the same order.
-            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_ORDER, epoch)))
-            self.epoch, self.permutation = epoch, rng.permutation(self.length)
-        return int(self.permutation[place_in_epoch]), seed_of_choices(self.seed, position)
 
 
 def seed_of_choices(seed: int, *position: int) -> int:

@@ -54,8 +54,7 @@ class BrokenImages:
         Args:
             names: file names as in `Batch.broken`, repetitions allowed.
         """
-        for name in names:
-            self._names.setdefault(name)
+        self._names |= dict.fromkeys(names)
 
     def report(self, images: int, become: str = LEFT_OUT) -> str | None:
         """One line as `describe_unreadable` has it; None if no file was unreadable.

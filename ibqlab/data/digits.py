@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from PIL import Image
 
 from ibqlab.data.source import Sample, Split
@@ -34,7 +34,8 @@ class DigitsSource:
         bunch = load_digits()
         chosen = split_digits(bunch.target)[split]
         grey = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-        self.images = np.stack([_enlarge(scan, image_size) for scan in grey])
+        size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
+        self.images = np.stack([np.asarray(Image.fromarray(scan).resize(size, bilinear)) for scan in grey])
         self.labels = bunch.target[chosen].tolist()
         self.classes = [str(digit) for digit in range(10)]
         self.fingerprint = hashlib.sha256(grey.tobytes() + bytes(self.labels)).hexdigest()[:16]
@@ -63,7 +64,3 @@ def split_digits(labels: Int64[np.ndarray, "N"]) -> dict[Split, Int64[np.ndarray
     picks = (np.arange(VALIDATION_IMAGES) * len(labels)) // VALIDATION_IMAGES
     validation = np.isin(order, by_class[picks])
     return {"train": order[~validation], "validation": order[validation]}
-
-
-def _enlarge(scan: UInt8[np.ndarray, "8 8"], image_size: int) -> UInt8[np.ndarray, "H W"]:
-    return np.asarray(Image.fromarray(scan).resize((image_size, image_size), Image.Resampling.BILINEAR))

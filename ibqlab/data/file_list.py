@@ -13,6 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
+NO_CLASS = "(no class)"
+"""Name of the class of images that have none."""
+SHOWN = 5
+"""So many names or suffixes are shown in a warning."""
+
 
 class PackedNames(NamedTuple):
     """A sequence of names in two arrays; `pack_names` makes one."""

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import numpy as np
 from ibqlab.base.checks import FOLDER_DEPTH, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import why_not
-from ibqlab.data.classes import NO_CLASS, SHOWN, warn_of_numeric_order
-from ibqlab.data.file_list import FileList, pack_names, printable
+from ibqlab.data.file_list import NO_CLASS, SHOWN, FileList, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES, is_picture_name
 
 COMPANIONS = ("", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".py")
@@ -94,7 +94,8 @@ class _Walk:
 
 def _collect(root: Path) -> _Walk:
     """Walk level by level: of two ways to a folder the shorter one names its images, and no depth is a recursion."""
-    walk, seen = _Walk(), {_identity(root)}
+    walk, seen = _Walk(), set()
+    _is_new(root, seen)
     level = [""]
     for depth in range(FOLDER_DEPTH + 1):
         below: list[str] = []
@@ -161,7 +162,21 @@ def _warn(root: Path, walk: _Walk, classes: list[str]) -> None:
             f"them have lower numbers than if they were; {len(named):,} classes remain",
             stacklevel=3,
         )
-    warn_of_numeric_order(named, str(root))
+    _warn_of_numeric_order(named, where)
+
+
+def _warn_of_numeric_order(classes: Sequence[str], where: str) -> None:
+    """Warn where class folders are numbers whose order as text is another one: 0, 1, 10, 11, 2."""
+    if not all(name.isdecimal() and len(name) < 20 for name in classes):
+        return
+    number = next((number for number, name in enumerate(sorted(classes, key=int)) if classes[number] != name), None)
+    if number is not None:
+        warnings.warn(
+            f"the class folders of {where} are numbered by their names as text, as torchvision does, not "
+            f"as numbers: class number {number} is folder {classes[number]!r}. The list is open_data(config, "
+            f"'train').classes. To have number n mean folder n, give all names the same length, such as {number:03}",
+            stacklevel=2,
+        )
 
 
 def _counted(suffixes: Counter[str]) -> str:
@@ -186,15 +201,12 @@ def _size(entry: os.DirEntry) -> int:
 
 
 def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not met before, under this name or another; it is then noted in `seen`."""
     try:
-        identity = _identity(folder)
+        status = folder.stat()
     except OSError:
         return True  # listing it will say why it cannot be looked at
+    identity = (status.st_dev, status.st_ino)
     new = identity not in seen
     seen.add(identity)
     return new
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino

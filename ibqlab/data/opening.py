@@ -1,18 +1,19 @@
 """The one door from a DataConfig to images."""
 
 import os
+import warnings
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.resources import BUILT_IN
-from ibqlab.data.classes import warn_of_unseen
 from ibqlab.data.digits import DigitsSource
-from ibqlab.data.file_list import FileList
+from ibqlab.data.file_list import SHOWN, FileList
 from ibqlab.data.file_source import FileSource
 from ibqlab.data.folder import COMPRESSED, list_folder
 from ibqlab.data.photos import PhotosSource
@@ -72,8 +73,21 @@ def _open_files(config: DataConfig, split: Split) -> FileSource:
         positions = order_by_hash(files, np.arange(len(files)))
     opened = source(positions, split)
     if split == "train":
-        warn_of_unseen(training.classes, opened.labels, training.where)
+        _warn_of_unseen(training.classes, opened.labels, training.where)
     return opened
+
+
+def _warn_of_unseen(classes: Sequence[str], labels: Int32[np.ndarray, "N"], where: str) -> None:
+    """Warn of classes without a single training image, of which a generator would learn nothing."""
+    seen = np.bincount(labels[labels >= 0], minlength=len(classes)) > 0
+    unseen = np.flatnonzero(~seen[: len(classes)])
+    if len(unseen):
+        names = ", ".join(for_terminal(classes[number], 40) for number in unseen[:SHOWN].tolist())
+        warnings.warn(
+            f"{len(unseen):,} of {len(classes):,} classes of {for_terminal(where)} have no training image: {names}"
+            f"{', …' if len(unseen) > SHOWN else ''}. Nothing can be learnt of them: leave them out when sampling",
+            stacklevel=2,
+        )
 
 
 def list_images(source: str, setting: str = "source") -> FileList:

@@ -130,9 +130,11 @@ class PhotosSource:
                 "folder of larger images."
             )
         self.image_size, self.split, self.flip = image_size, split, flip
-        self.regions = [_region(picture, image_size, split) for picture in pictures]
+        # Copies: a loader process is sent these regions, not the whole photographs behind views.
+        self.regions = [picture[:, split_columns(picture.shape[1], image_size)[split]].copy() for picture in pictures]
         self.classes = ["photo"]
-        self.fingerprint = _fingerprint([path for _, path in installed])
+        digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for _, path in installed)
+        self.fingerprint = hashlib.sha256(digests).hexdigest()[:16]
         self.description = f"{image_size}-pixel {split} crops of {', '.join(photo.name for photo, _ in installed)}"
 
     def __len__(self) -> int:
@@ -163,15 +165,3 @@ def _find(photo: Photo) -> Path | None:
 def _read(photo: Photo, path: Path) -> UInt8[np.ndarray, "H W 3"]:
     picture = read_rgb(path)
     return np.asarray(picture.crop(photo.frame or (0, 0, *picture.size)))
-
-
-def _region(picture: UInt8[np.ndarray, "H W 3"], image_size: int, split: Split) -> UInt8[np.ndarray, "H W_region 3"]:
-    # A copy: a loader process is sent this region, not the whole photograph behind a view.
-    return picture[:, split_columns(picture.shape[1], image_size)[split]].copy()
-
-
-def _fingerprint(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]

@@ -7,14 +7,14 @@ before anything is decoded. Whatever is wrong with a picture arrives as one exce
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, features
 
-from ibqlab.base.checks import PICTURE_SIDE, PIXELS
+from ibqlab.base.checks import PICTURE_SIDE, PIXELS, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, open_ordinary
 
@@ -78,9 +78,7 @@ def open_picture(file: Picture, name: str = "") -> Image.Image:
 def read_rgb(file: Picture, name: str = "") -> Image.Image:
     """A picture as 8-bit RGB, as images are trained on: transparency is dropped, 16-bit grey is scaled to 8 bits.
 
-    Args:
-        file: path, content or stream.
-        name: what messages call it; empty: the path.
+    Args: as in `open_picture`.
     Raises:
         UnreadablePicture: as `open_picture`; or 32 bits per value, whose range the file does not tell.
     """
@@ -115,7 +113,13 @@ def _opened(file: Picture, name: str) -> Iterator[Image.Image]:
     name = name or (str(file) if isinstance(file, str | Path) else "")
     try:
         with _stream(file) as stream, Image.open(stream, formats=_formats(name)) as picture:
-            _check_size(*picture.size)
+            width, height = picture.size
+            require(min(width, height) >= 1, f"it has {width} × {height} pixels")
+            require(
+                max(width, height) <= PICTURE_SIDE and width * height <= PIXELS,
+                f"its header says {width:,} × {height:,} pixels; a side may have {PICTURE_SIDE:,}, the whole "
+                f"{PIXELS:,}",
+            )
             yield picture
     except UnreadablePicture:
         raise
@@ -125,31 +129,17 @@ def _opened(file: Picture, name: str) -> Iterator[Image.Image]:
         raise UnreadablePicture(name, _reason(error).removeprefix(path).lstrip(": ")) from error
 
 
-@contextmanager
-def _stream(file: Picture) -> Iterator[BinaryIO]:
+def _stream(file: Picture) -> AbstractContextManager[BinaryIO]:
     """A stream of the picture's bytes; one that was given stays open."""
-    if isinstance(file, bytes):
-        yield io.BytesIO(file)
-    elif isinstance(file, str | Path):
-        with open_ordinary(file) as stream:
-            yield stream
-    else:
-        yield file
+    if isinstance(file, str | Path):
+        return open_ordinary(file)
+    return nullcontext(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _formats(name: str) -> tuple[str, ...]:
     """Formats to try; TGA has no signature, so anything could be taken for it and its suffix must say so."""
     is_tga = name.lower().endswith(FORMATS["TGA"])
     return READABLE if is_tga else tuple(one for one in READABLE if one != "TGA")
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < 1:
-        raise ValueError(f"it has {width} × {height} pixels")
-    if max(width, height) > PICTURE_SIDE or width * height > PIXELS:
-        raise ValueError(
-            f"its header says {width:,} × {height:,} pixels; a side may have {PICTURE_SIDE:,}, the whole {PIXELS:,}"
-        )
 
 
 def _reason(error: Exception) -> str:

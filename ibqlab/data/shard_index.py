@@ -20,8 +20,7 @@ from ibqlab.base.checks import CLASSES, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, read_json, why_not
 from ibqlab.base.progress import counted
-from ibqlab.data.classes import NO_CLASS
-from ibqlab.data.file_list import FileList, PackedNames, pack_names, printable
+from ibqlab.data.file_list import NO_CLASS, FileList, PackedNames, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES
 from ibqlab.data.shards import OpenFiles
 from ibqlab.data.tar_members import read_members, split_key
@@ -86,7 +85,11 @@ def index_shards(paths: Sequence[Path], where: str, *, progress: bool = False) -
     Cost: reads every header once (about 20,000 images per second from a local disk) and stores the result, by the
     names, sizes and times of the shards, in $IBQLAB_CACHE or ~/.cache/ibqlab.
     """
-    states = [_state(path) for path in paths]
+    try:
+        states = [path.stat() for path in paths]
+    except OSError as error:
+        shard = for_terminal(error.filename)
+        raise UnreadableFile(f"{shard}: {why_not(error)}. Restore it, or name the other shards") from None
     # Not by the content: reading all of it to find the index would take longer than making the index.
     key = content_key(
         format=FORMAT,
@@ -110,13 +113,6 @@ def index_shards(paths: Sequence[Path], where: str, *, progress: bool = False) -
         named=class_names.is_file() or not labelled,
         **arrays,
     )
-
-
-def _state(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise UnreadableFile(f"{for_terminal(path)}: {why_not(error)}. Restore it, or name the other shards") from None
 
 
 def _is_index(arrays: dict[str, np.ndarray], lengths: Int64[np.ndarray, "shards"]) -> bool:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -16,14 +16,8 @@ from ibqlab.data.folder import list_folder
 from ibqlab.data.shard_index import CLASSES_FILE, PICTURE_BYTES
 from ibqlab.data.source import ImageSource
 
-
-class Entry(NamedTuple):
-    """An image as it is written."""
-
-    key: str
-    extension: str
-    content: bytes
-    label: int
+Entry = dict[str, Any]
+"""An image as webdataset writes it: the key as `__key__`, the file by its suffix, and the label as `cls`."""
 
 
 def write_shards(
@@ -89,11 +83,11 @@ def _write(
     try:
         for number, entry in enumerate(entries):
             require(
-                entry.key not in written,
+                entry["__key__"] not in written,
                 f"an image is known by its name up to the first dot, with dots inside turned into underscores; "
-                f"{entry.key!r} stands for two images. Rename one of them.",
+                f"{entry['__key__']!r} stands for two images. Rename one of them.",
             )
-            written.add(entry.key)
+            written.add(entry["__key__"])
             with explained(target):
                 if number % images_per_shard == 0:
                     _close(tar, file)
@@ -101,7 +95,7 @@ def _write(
                     file = (folder / names[-1]).open("wb")
                     # A fixed time and PAX headers: the same images give the same bytes, and names may be long.
                     tar = writer_class(file, encoder=False, mtime=0, format="PAX_FORMAT")
-                tar.write({"__key__": entry.key, entry.extension: entry.content, "cls": str(entry.label).encode()})
+                tar.write(entry)
     finally:
         with explained(target):
             _close(tar, file)
@@ -124,8 +118,8 @@ def _read_folder(root: Path) -> tuple[list[str], int, Iterator[Entry]]:
         for name, label in zip(files.names.all(), files.labels.tolist(), strict=True):
             stem, _, extension = name.rpartition(".")
             folder, slash, base = stem.rpartition("/")
-            content = read_bytes(root / name, PICTURE_BYTES)
-            yield Entry(folder + slash + base.replace(".", "_"), extension, content, label)
+            content, key = read_bytes(root / name, PICTURE_BYTES), folder + slash + base.replace(".", "_")
+            yield {"__key__": key, extension: content, "cls": str(label).encode()}
 
     return files.classes, len(files), entries()
 
@@ -140,7 +134,7 @@ def _read_source(source: ImageSource) -> tuple[list[str], int, Iterator[Entry]]:
             )
             content = BytesIO()
             Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(content, format="PNG")
-            yield Entry(f"{index:08}", "png", content.getvalue(), sample.label)
+            yield {"__key__": f"{index:08}", "png": content.getvalue(), "cls": str(sample.label).encode()}
 
     return list(source.classes), len(source), entries()
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ibqlab.base.checks import IMAGE_SIDE, WORKERS, require_at_most, require_choice
+from ibqlab.base.checks import IMAGE_SIDE, WORKERS, require, require_at_most, require_choice
 from ibqlab.base.resources import BUILT_IN
 from ibqlab.data.resizing import RESIZERS
 
@@ -59,8 +59,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.source.strip():
             raise ValueError("source must name the images; got an empty text. Use 'photos', 'digits' or a folder.")
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel; got {self.image_size}. Use 32.")
+        require(self.image_size >= 1, f"image_size must be at least 1 pixel; got {self.image_size}. Use 32.")
         require_at_most("image_size", self.image_size, IMAGE_SIDE, "pixels")
         require_choice("resize", self.resize, RESIZERS)
         require_choice("unreadable", self.unreadable, get_args(Unreadable))

@@ -13,8 +13,7 @@ from jaxtyping import Int32, Int64, UInt64
 from ibqlab.base.checks import require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.data.broken import UnreadableName, name_a_few
-from ibqlab.data.classes import NO_CLASS
-from ibqlab.data.file_list import FileList, printable
+from ibqlab.data.file_list import NO_CLASS, FileList, printable
 from ibqlab.data.source import Split
 
 TRIED = 100

@@ -17,16 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibqlab.base.checks import require_choice
-from ibqlab.quantizers.blocks import (
-    add_product,
-    full_precision,
-    gradient_operand_type,
-    lowest_exponent,
-    product,
-    rows_per_tile,
-    score_blocks,
-)
-from ibqlab.quantizers.compilation import never_compiled
+from ibqlab.quantizers import blocks
 from ibqlab.quantizers.indices import value_bounds
 from ibqlab.quantizers.vectors import FLOATS, check_plain
 
@@ -35,7 +26,7 @@ WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Types of targets; torch computes little with the others."""
 
 
-@never_compiled
+@blocks.never_compiled
 def linear_cross_entropy(
     hidden: Float[Tensor, "*tokens C"],
     weight: Float[Tensor, "V C"],
@@ -176,15 +167,15 @@ def _losses_and_gradients(
         token_grads: g, the gradient of each token's loss; None for 1.
     """
     losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    into = gradient_operand_type(hidden.dtype)
+    into = blocks.gradient_operand_type(hidden.dtype)
     hidden_operand, weight_operand = hidden.to(into), weight.to(into)
     grad_hidden = torch.empty_like(hidden, dtype=losses.dtype) if needed[0] else None
     grad_weight = torch.zeros_like(weight, dtype=losses.dtype) if needed[1] else None
-    with full_precision(hidden.device):
-        for rows, (logits,) in score_blocks(len(hidden), len(weight), losses):
-            product(hidden[rows], weight.T, logits)  # (R, V), one block, never (N, V)
+    with blocks.full_precision(hidden.device):
+        for rows, (logits,) in blocks.score_blocks(len(hidden), len(weight), losses):
+            blocks.product(hidden[rows], weight.T, logits)  # (R, V), one block, never (N, V)
             # Only a CPU has a cache that a tile fits and a block does not.
-            tile_rows = rows_per_tile(logits) if logits.device.type == "cpu" else len(logits)
+            tile_rows = blocks.rows_per_tile(logits) if logits.device.type == "cpu" else len(logits)
             for start in range(rows.start, rows.stop, tile_rows):
                 tokens = slice(start, min(start + tile_rows, rows.stop))
                 tile = logits[tokens.start - rows.start : tokens.stop - rows.start]
@@ -194,9 +185,9 @@ def _losses_and_gradients(
             # The block holds ∂S now, and both products read it before the next block overwrites it.
             change = logits.to(into) if any(needed) else logits
             if grad_hidden is not None:
-                product(change, weight_operand, grad_hidden[rows])
+                blocks.product(change, weight_operand, grad_hidden[rows])
             if grad_weight is not None:
-                add_product(grad_weight, change.T, hidden_operand[rows])
+                blocks.add_product(grad_weight, change.T, hidden_operand[rows])
     return losses, (grad_hidden, grad_weight)
 
 
@@ -206,7 +197,7 @@ def _losses(
     """Losses of a tile's rows and Σ_v exp(S − max S); logits ← exp(S − max S)."""
     top = logits.amax(1, keepdim=True)
     target_logits = logits.gather(1, targets[:, None]).sub_(top)  # (R, 1), read before the next line overwrites them
-    total = logits.sub_(top).clamp_(min=lowest_exponent(logits.dtype)).exp_().sum(1, keepdim=True)
+    total = logits.sub_(top).clamp_(min=blocks.lowest_exponent(logits.dtype)).exp_().sum(1, keepdim=True)
     return (total.log() - target_logits)[:, 0], total
 
 

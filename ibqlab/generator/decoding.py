@@ -62,13 +62,9 @@ class TokenDecoding(ABC):
     def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
         """Scores of the next token, or of its next part, given the parts that are drawn."""
 
-    @abstractmethod
     def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
         """A token of its parts."""
-
-    @abstractmethod
-    def truncate_classes(self, rows: int) -> None:
-        """Drop what was computed of the classes behind the first `rows` of the batch."""
+        return parts[0]
 
     def advance(self, tokens: Int[Tensor, " B"] | None = None) -> None:
         """Go to the next position; `tokens` are those of the last one, None before the first.
@@ -100,11 +96,10 @@ class TokenDecoding(ABC):
         self.length = x.shape[1]
 
     def truncate(self, rows: int) -> None:
-        """Go on with the first `rows` images of the batch alone."""
+        """Go on with the first `rows` images of the batch alone; a subclass drops what it computed of the others."""
         self.start, self.hidden = self.start[:rows], self.hidden[:rows]
         for cache in self.caches:
             cache.truncate(rows)
-        self.truncate_classes(rows)
         self._step = None  # compiled for the old batch size, over the old caches
 
     def _fixed_step(self, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 C"]:

@@ -12,7 +12,7 @@ the first token only. Submodule names are the published ones. Shape letters: B i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +20,10 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
 from ibqlab.generator.attention import AnyCache, KeyValueCache
-from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
-from ibqlab.generator.sampling import TokenGenerator
+from ibqlab.generator.sampling import Prediction, TokenGenerator
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
-from ibqlab.quantizers.indices import to_indices
 from ibqlab.quantizers.lfq import factorize_indices, join_indices
 
 
@@ -84,10 +82,7 @@ class FactorizedDecoding(TokenDecoding):
 
     The spatial blocks give a position's context; the factorised blocks then go along [context, first part].
 
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-        compiled: compile the step of one position through the spatial blocks.
+    Args: as in `TokenDecoding`; what is compiled is the step through the spatial blocks.
     Source: published Open-MAGVIT2 sampling code.
     """
 
@@ -120,9 +115,10 @@ class FactorizedDecoding(TokenDecoding):
         return model.head[part](model.norm(x))[:, 0]
 
     def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        return self.generator.join(parts)
+        return join_indices(parts, self.generator.config.bits)
 
-    def truncate_classes(self, rows: int) -> None:
+    def truncate(self, rows: int) -> None:
+        super().truncate(rows)
         self.pair_caches = []
 
 
@@ -170,15 +166,11 @@ class FactorizedGenerator(TokenGenerator):
     def hidden_states(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T 2 C"]:
         """What the heads multiply: head[0] the states [:, :, 0], head[1] the states [:, :, 1].
 
-        Args:
-            indices: as in `forward`.
-            labels: as in `forward`.
-        Raises:
-            ValueError: as in `forward`.
+        Args and Raises: as in `forward`.
         """
         # Two passes: along the image, (B, T, C), then along the two parts of each token.
         config = self.config
-        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.pre_emb.weight.device)
+        indices, labels = check_inputs(indices, labels, config, self.pre_emb.weight.device)
         tokens, first = self.embed(indices)
         x = self.dropout(torch.cat([self.class_emb(labels), tokens[:, :-1]], dim=1))
         table = position_table(config, x, x.shape[1])
@@ -191,36 +183,12 @@ class FactorizedGenerator(TokenGenerator):
             x = block(x, table)
         return self.norm(x).unflatten(0, indices.shape)
 
-    def loss(
-        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], *, reduction: Literal["mean", "none"] = "mean"
-    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
-        """Cross-entropy of all tokens, that of the first part plus that of the second: their mean, or one per token.
-
-        In nats per token, comparable with `Generator.loss` over the same 2^(sum of bits) tokens: ln 2 times the sum
-        of the bits for no idea at all, where training starts.
-
-        Args:
-            indices: as in `forward`.
-            labels: as in `forward`.
-            reduction: "mean" or "none".
-        Raises:
-            ValueError: as in `forward`.
-        """
-        indices = to_indices(indices, device=self.pre_emb.weight.device)
-        hidden = self.hidden_states(indices, labels)
+    def predictions(self, hidden: Float[Tensor, "B T 2 C"], indices: Int[Tensor, "B T"]) -> list[Prediction]:
         parts = factorize_indices(indices, self.config.bits)
-        losses = [
-            linear_cross_entropy(hidden[:, :, part], head.weight, parts[part], reduction=reduction)
-            for part, head in enumerate(self.head)
-        ]
-        return losses[0] + losses[1]
+        return [(hidden[:, :, part], head, parts[part]) for part, head in enumerate(self.head)]
 
     def embed(self, indices: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B T C"]]:
         """Vectors of tokens, the sum of their parts', and those of the first parts alone."""
         pre, post = factorize_indices(indices, self.config.bits)
         first = self.pre_emb(pre)
         return first + self.post_emb(post), first
-
-    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        """Tokens of their two parts."""
-        return join_indices(parts, self.config.bits)

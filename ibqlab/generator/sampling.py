@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
 from ibqlab.base.progress import counted
+from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sampling_config import SamplingConfig, setting_pair
 from ibqlab.generator.sequence import check_inputs, check_labels
@@ -23,16 +24,42 @@ from ibqlab.quantizers.indices import indices_in_memory, to_indices
 
 Seed = int | Sequence[int]
 """One for the batch, whose image i then has the seed `seed` + i, or one per image."""
+Prediction = tuple[Float[Tensor, "B T C"], nn.Linear, Int[Tensor, "B T"]]
+"""Hidden states, the head that multiplies them, and the tokens, or parts of tokens, that it predicts."""
 
 
 class TokenGenerator(nn.Module):
-    """What the generators share: images are drawn one token after another.
+    """What the generators share: the loss of given tokens, and images drawn one token after another.
 
-    A subclass has its settings in `config`, and in `class_emb` and `dropout` what its `decoding` starts from.
+    A subclass has its settings in `config`, in `class_emb` and `dropout` what its `decoding` starts from, and in
+    `hidden_states` and `predictions` what its loss is made of.
     """
 
     decoding: ClassVar[type[TokenDecoding]]
     """How it goes from one position to the next."""
+
+    def loss(
+        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], *, reduction: Literal["mean", "none"] = "mean"
+    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
+        """Cross-entropy of all tokens, without the logits: their mean, or one per token.
+
+        In nats per token: ln V for no idea at all, where training starts. No label smoothing, as published. A token of
+        two parts costs the sum of both, which is comparable with that of another generator over the same V tokens.
+
+        Args:
+            indices, labels: as in `forward`.
+            reduction: "mean" or "none".
+        Raises:
+            ValueError: as in `forward`.
+        Cost: that of `hidden_states`, and of `linear_cross_entropy`.
+        """
+        indices = to_indices(indices, device=next(self.parameters()).device)
+        hidden = self.hidden_states(indices, labels)
+        losses = [
+            linear_cross_entropy(states, head.weight, tokens, reduction=reduction)
+            for states, head, tokens in self.predictions(hidden, indices)
+        ]
+        return sum(losses[1:], losses[0])
 
     def sample(
         self,
@@ -78,8 +105,14 @@ class TokenGenerator(nn.Module):
                 f"prompt must be (B, given) with 1 to {most} tokens given; got {tuple(prompt.shape)}. Use "
                 "indices.flatten(1)[:, :rows * grid_size] for the first rows of images.",
             )
-            prompt = check_inputs(prompt.to(device), labels, sizes, sizes.vocabulary_size, device)[0]
-        _check_parts(config, self.decoding.parts)
+            prompt = check_inputs(prompt.to(device), labels, sizes, device)[0]
+        for name in ("cfg_scale", "temperature"):
+            pair = setting_pair(name, getattr(config, name))
+            require(
+                self.decoding.parts == 2 or pair[0] == pair[1],
+                f"{name} must be one number for this generator, whose tokens have one part; got {pair}, which are for "
+                "the two parts of Open-MAGVIT2's tokens.",
+            )
         shape = len(labels), sizes.num_tokens, self.decoding.parts
         numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape).to(device)
         was_training = self.training
@@ -107,7 +140,9 @@ class TokenGenerator(nn.Module):
         """
         images, positions, parts = numbers.shape
         tokens = [] if prompt is None else list(prompt.T)  # one (B,) per position
-        first, last_guided = len(tokens), _last_guided(config, positions, parts)
+        scales = [[config.scale_at(at, positions, part) for part in range(parts)] for at in range(positions)]
+        guided = [position for position, of_parts in enumerate(scales) if any(scale != 1 for scale in of_parts)]
+        first, last_guided = len(tokens), max(guided, default=-1)
         copies = 2 if last_guided >= first else 1
         null = torch.full_like(labels, self.config.num_classes)
         classes = torch.cat([labels, null])[: copies * images]  # (2B,) when guided, else (B,)
@@ -125,29 +160,12 @@ class TokenGenerator(nn.Module):
             for part in range(parts):
                 logits = state.logits([indices.repeat(copies) for indices in drawn])  # (B, V), or (2B, V) when guided
                 if copies == 2:
-                    logits = guide(*logits.chunk(2), config.scale_at(position, positions, part))
+                    logits = guide(*logits.chunk(2), scales[position][part])
                 broken |= ~logits.amax(-1).isfinite()
                 drawn.append(choose_tokens(logits, numbers[:, position, part], config, part))
             tokens.append(state.join(drawn))
         refuse_broken(broken)
         return torch.stack(tokens, dim=1)
-
-
-def _check_parts(config: SamplingConfig, parts: int) -> None:
-    """Two different numbers are for the two parts of a token; ValueError where a generator's tokens have one."""
-    for name in ("cfg_scale", "temperature"):
-        pair = setting_pair(name, getattr(config, name))
-        require(
-            parts == 2 or pair[0] == pair[1],
-            f"{name} must be one number for this generator, whose tokens have one part; got {pair}, which are for the "
-            "two parts of Open-MAGVIT2's tokens.",
-        )
-
-
-def _last_guided(config: SamplingConfig, positions: int, parts: int) -> int:
-    """The last position at which guidance is not 1; −1 where it always is."""
-    guided = (p for p in range(positions) for part in range(parts) if config.scale_at(p, positions, part) != 1)
-    return max(guided, default=-1)
 
 
 def choose_tokens(

@@ -156,7 +156,7 @@ def position_table(
 
 
 def check_inputs(
-    indices: Any, labels: Any, config: SequenceConfig, vocabulary_size: int, device: torch.device
+    indices: Any, labels: Any, config: SequenceConfig, device: torch.device
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
     """Tokens and classes as int64; ValueError unless a generator can take them. Waits once for the device.
 
@@ -177,7 +177,7 @@ def check_inputs(
         )
     if labels.device != indices.device:
         raise ValueError(f"indices are on {indices.device}, labels on {labels.device}; move them with .to(device)")
-    _check_values({"indices": (indices, vocabulary_size), "labels": (labels, config.num_classes + 1)})
+    _check_values({"indices": (indices, config.vocabulary_size), "labels": (labels, config.num_classes + 1)})
     return indices, labels
 
 

@@ -12,7 +12,7 @@ without a translation table. Shape letters: B images · T sequence · C width ·
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +20,10 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
 from ibqlab.generator.attention import AnyCache
-from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
-from ibqlab.generator.sampling import TokenGenerator
+from ibqlab.generator.sampling import Prediction, TokenGenerator
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
-from ibqlab.quantizers.indices import to_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +61,7 @@ class GeneratorConfig(SequenceConfig):
 class Decoding(TokenDecoding):
     """IBQ's generator part of the way through images: the logits of `forward`, one position at a time.
 
-    Args:
-        generator: in eval mode, or its dropouts act.
-        labels: int64, on the generator's device.
-        compiled: compile the step of one position.
+    Args: as in `TokenDecoding`.
     Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
     """
 
@@ -90,10 +85,8 @@ class Decoding(TokenDecoding):
         model = self.generator
         return model.head(model.head_nm.apply_modulation(self.hidden, self.head_modulation))[:, 0]
 
-    def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:
-        return parts[0]
-
-    def truncate_classes(self, rows: int) -> None:
+    def truncate(self, rows: int) -> None:
+        super().truncate(rows)
         self.modulations = [tuple(value[:rows] for value in modulation) for modulation in self.modulations]
         self.head_modulation = tuple(value[:rows] for value in self.head_modulation)
 
@@ -119,7 +112,12 @@ class Generator(TokenGenerator):
         self.blocks = nn.ModuleList(AdaptiveBlock(*block_parts(config)) for _ in range(config.depth))
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, config.vocabulary_size, bias=False)
-        self._initialise()
+        initialise(self)
+        for block in self.blocks:
+            block.scale_condition(config.gate_scale)
+        with torch.no_grad():
+            self.head_nm.ada_lin[1].weight.mul_(0.5)
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T V"]:
         """Scores of every token at every position, each from the class and the tokens before that position.
@@ -141,14 +139,10 @@ class Generator(TokenGenerator):
     def hidden_states(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
         """What the head multiplies: `head.weight` times these are the logits of `forward`.
 
-        Args:
-            indices: as in `forward`.
-            labels: as in `forward`.
-        Raises:
-            ValueError: as in `forward`.
+        Args and Raises: as in `forward`.
         """
         config = self.config
-        indices, labels = check_inputs(indices, labels, config, config.vocabulary_size, self.tok_emb.weight.device)
+        indices, labels = check_inputs(indices, labels, config, self.tok_emb.weight.device)
         condition = self.class_emb(labels)
         # The class stands where token −1 would: position t is predicted from the class and tokens 0 to t − 1.
         x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))  # (B, T, C)
@@ -157,29 +151,5 @@ class Generator(TokenGenerator):
             x = block(x, table, condition)
         return self.head_nm(x, condition)
 
-    def loss(
-        self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], *, reduction: Literal["mean", "none"] = "mean"
-    ) -> Float[Tensor, ""] | Float[Tensor, "B T"]:
-        """Cross-entropy of all tokens, without the logits: their mean, or one per token.
-
-        In nats per token: ln V for no idea at all, where training starts. No label smoothing, as published.
-
-        Args:
-            indices: as in `forward`.
-            labels: as in `forward`.
-            reduction: "mean" or "none".
-        Raises:
-            ValueError: as in `forward`.
-        Cost: that of `hidden_states`, and of `linear_cross_entropy`.
-        """
-        indices = to_indices(indices, device=self.tok_emb.weight.device)
-        hidden = self.hidden_states(indices, labels)
-        return linear_cross_entropy(hidden, self.head.weight, indices, reduction=reduction)
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        initialise(self)
-        for block in self.blocks:
-            block.scale_condition(self.config.gate_scale)
-        self.head_nm.ada_lin[1].weight.mul_(0.5)
-        self.head.weight.zero_()
+    def predictions(self, hidden: Float[Tensor, "B T C"], indices: Int[Tensor, "B T"]) -> list[Prediction]:
+        return [(hidden, self.head, indices)]

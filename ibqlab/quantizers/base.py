@@ -9,7 +9,7 @@ tokens · K codes · D code dimension.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -43,6 +43,10 @@ class QuantizerConfig:
         require_at_most("codebook_size", self.codebook_size, CODES)
         require_at_most("code_dim", self.code_dim, CODE_DIM)
         require_choice("codebook_init", self.codebook_init, INITIALISATIONS)
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss term, by its name."""
+        return {}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable) -> Any:
@@ -117,7 +121,7 @@ class Quantizer(nn.Module):
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each term in `QuantizerOutput.loss`; a term without a weight is a mistake and raises KeyError."""
-        return {}
+        return self.config.loss_weights()
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Choose a code per token and carry the gradient back (axis 2). The one method a new quantizer must write."""
@@ -254,36 +258,37 @@ def _tokens(features: Float[Tensor, "B D h w"]) -> Float[Tensor, "N D"]:
     return at_least_float32(features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]))
 
 
-class Preset(NamedTuple):
-    """A registered quantizer: its class and its config's class."""
-
-    quantizer: type[Quantizer]
-    config: type[QuantizerConfig]
+_PRESETS: dict[str, tuple[type[Quantizer], type[QuantizerConfig]]] = {}
+"""Registered quantizers by name: the class, and its config's class."""
 
 
-_PRESETS: dict[str, Preset] = {}
-
-
-def register_quantizer(name: str, config: type[QuantizerConfig] = QuantizerConfig) -> Callable[[type], type]:
+def register_quantizer(
+    name: str, config: type[QuantizerConfig] = QuantizerConfig, **defaults: Any
+) -> Callable[[type], type]:
     """Class decorator: make a quantizer known under a name to `build_quantizer`, recipes and notebooks.
 
     Args:
         name: what recipes write as `name`.
         config: its settings, a frozen keyword-only dataclass derived from `QuantizerConfig`.
+        **defaults: settings that have another default under this name.
     Raises:
         ValueError: the name is taken by another class.
     """
 
     def decorate(quantizer: type[Quantizer]) -> type[Quantizer]:
         # By the class's name: a notebook's cell that is run again defines the same quantizer again.
-        if name in _PRESETS and _PRESETS[name].quantizer.__qualname__ != quantizer.__qualname__:
-            raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name].quantizer}; choose another")
+        if name in _PRESETS and _PRESETS[name][0].__qualname__ != quantizer.__qualname__:
+            raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name][0]}; choose another")
         config_class = config
-        # A config's class holds the name of one quantizer, so a shared class gets a subclass without settings.
-        if config is QuantizerConfig or vars(config).get("config_name", "") not in ("", name):
-            config_class = dataclass(frozen=True, kw_only=True)(type(f"{quantizer.__name__}Config", (config,), {}))
+        # A config's class holds the name and the defaults of one quantizer, so a shared class gets a subclass.
+        if defaults or config is QuantizerConfig or vars(config).get("config_name", "") not in ("", name):
+            types = {field.name: field.type for field in fields(config)}
+            changed = [(setting, types[setting], value) for setting, value in defaults.items()]
+            class_name = f"{quantizer.__name__}Config"
+            config_class = make_dataclass(class_name, changed, bases=(config,), frozen=True, kw_only=True)
+            config_class.__module__ = quantizer.__module__
         config_class.config_name = name
-        _PRESETS[name] = Preset(quantizer, config_class)
+        _PRESETS[name] = (quantizer, config_class)
         return quantizer
 
     return decorate
@@ -307,12 +312,13 @@ def quantizer_config(settings: Any) -> QuantizerConfig:
     from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain quantizer does not
 
     rest = {key: value for key, value in settings.items() if key != "name"}
-    return config.parse(_preset(settings["name"]).config, rest, source=f"quantizer {settings['name']!r}")
+    return config.parse(_preset(settings["name"])[1], rest, source=f"quantizer {settings['name']!r}")
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer that a config describes."""
-    return _preset(config.config_name).quantizer(config)
+    quantizer, _ = _preset(config.config_name)
+    return quantizer(config)
 
 
 def build_quantizer(name: str, **settings: Any) -> Quantizer:
@@ -327,6 +333,6 @@ def build_quantizer(name: str, **settings: Any) -> Quantizer:
     return make_quantizer(quantizer_config({"name": name, **settings}))
 
 
-def _preset(name: str) -> Preset:
+def _preset(name: str) -> tuple[type[Quantizer], type[QuantizerConfig]]:
     require_choice("quantizer name", name, _PRESETS)
     return _PRESETS[name]

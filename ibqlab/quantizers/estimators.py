@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require_choice
-from ibqlab.quantizers.blocks import best_codes, full_precision, score_blocks
-from ibqlab.quantizers.compilation import never_compiled
+from ibqlab.quantizers.blocks import best_codes, full_precision, never_compiled, score_blocks
 from ibqlab.quantizers.vectors import check_alike, check_same_shape
 
 METRICS = ("l2", "cosine", "dot")

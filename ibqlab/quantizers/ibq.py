@@ -23,6 +23,10 @@ class IndexBackpropQuantizerConfig(EntropyPenaltyConfig, PairLossConfig):
     """Add ‖z_q − z‖² with the straight-through z_q, which reaches every code. Paper: on; first ablation
     row: off."""
 
+    def loss_weights(self) -> dict[str, float]:
+        """Quantization loss (three terms) and entropy penalty (two)."""
+        return super().loss_weights() | {"double_quantization": self.quantization_weight}
+
 
 @register_quantizer("ibq", IndexBackpropQuantizerConfig)
 class IndexBackpropQuantizer(Quantizer):
@@ -38,12 +42,6 @@ class IndexBackpropQuantizer(Quantizer):
     published code computes there too; no result depends on it.
     Source: IBQ §3.2, eqs. 3–10; published IndexPropagationQuantize (β on the codebook's side, no normalisation).
     """
-
-    def loss_weights(self) -> dict[str, float]:
-        """Quantization loss (three terms) and entropy penalty (two)."""
-        config = self.config
-        quantization = config.pair_weights() | {"double_quantization": config.quantization_weight}
-        return quantization | config.penalty_weights()
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The largest dot product."""

@@ -14,10 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibqlab.base.checks import finite_number
+from ibqlab.base.checks import finite_number, require
 from ibqlab.base.processes import average_over_processes
-from ibqlab.quantizers.blocks import add_product, full_precision, gradient_operand_type, product, score_blocks
-from ibqlab.quantizers.compilation import never_compiled
+from ibqlab.quantizers import blocks
 from ibqlab.quantizers.index_backprop_rows import IN_PLACE, BlockFunctions, EntropyGradient, RowStatistics, expressions
 from ibqlab.quantizers.vectors import check_pair
 
@@ -35,7 +34,7 @@ class IndexBackprop(NamedTuple):
     """Ĥ, entropy of the tokens' mean distribution, nats, 0 to ln K; None without a temperature."""
 
 
-@never_compiled
+@blocks.never_compiled
 def index_backprop(
     features: Float[Tensor, "N D"],
     codebook: Float[Tensor, "K D"],
@@ -74,9 +73,13 @@ def index_backprop(
     Source: IBQ §3.2; the closed-form backward follows from the softmax's Jacobian, derivation in `_IndexBackprop`.
     """
     check_pair(features, codebook)
-    entropies = _checked(Entropies(entropy_temperature, entropy_epsilon, entropy_over_processes))
+    epsilon, temperature = finite_number("entropy_epsilon", entropy_epsilon), entropy_temperature
+    if temperature is not None and not (temperature := finite_number("entropy_temperature", temperature)) > 0:
+        raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature:g}")
+    require(epsilon >= 0, f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
+    entropies = Entropies(temperature, epsilon, entropy_over_processes)
     dtype = _operand_type(features, codebook)
-    with full_precision(features.device):
+    with blocks.full_precision(features.device):
         quantized, indices, sample, average = _IndexBackprop.apply(features.to(dtype), codebook.to(dtype), entropies)
     if entropies.temperature is None:
         return IndexBackprop(quantized, indices, None, None)
@@ -91,16 +94,6 @@ class Entropies(NamedTuple):
     over_processes: bool
 
 
-def _checked(entropies: Entropies) -> Entropies:
-    """The settings as plain numbers."""
-    temperature, epsilon = entropies.temperature, finite_number("entropy_epsilon", entropies.epsilon)
-    if temperature is not None and not (temperature := finite_number("entropy_temperature", temperature)) > 0:
-        raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature:g}")
-    if not epsilon >= 0:
-        raise ValueError(f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
-    return entropies._replace(temperature=temperature, epsilon=epsilon)
-
-
 def _operand_type(features: Tensor, codebook: Tensor) -> torch.dtype:
     """The type in which features and codebook are multiplied."""
     if features.is_cuda and features.dtype == codebook.dtype and features.dtype in (torch.float16, torch.bfloat16):
@@ -108,14 +101,10 @@ def _operand_type(features: Tensor, codebook: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
 
 
+@cache
 def _block_functions(device_type: str) -> BlockFunctions:
     """How a block is worked on. On a CPU the compiled form lost (experiments/results/index_backprop.md)."""
-    return _compiled_expressions() if device_type == "cuda" else IN_PLACE
-
-
-@cache
-def _compiled_expressions() -> BlockFunctions:
-    return expressions(compiled=True)
+    return expressions(compiled=True) if device_type == "cuda" else IN_PLACE
 
 
 class _IndexBackprop(torch.autograd.Function):
@@ -134,13 +123,13 @@ class _IndexBackprop(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         block, dtype = _block_functions(features.device.type), torch.promote_types(features.dtype, torch.float32)
         average = torch.zeros(len(codebook), dtype=dtype, device=features.device)  # (K,), q̄ in the end
-        blocks = []
-        for rows, (buffer,) in score_blocks(len(features), len(codebook), average):
-            scores = product(features[rows], codebook.T, buffer)  # (R, K), one block, never (N, K)
-            blocks.append(block.statistics(scores, entropies.temperature, average))
+        parts = []
+        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average):
+            scores = blocks.product(features[rows], codebook.T, buffer)  # (R, K), one block, never (N, K)
+            parts.append(block.statistics(scores, entropies.temperature, average))
         # Statistics that a block does without are None in all of them.
         statistics = RowStatistics(
-            *(None if values[0] is None else torch.cat(values) for values in zip(*blocks, strict=True))
+            *(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True))
         )
         average.div_(len(features))
         if entropies.over_processes:
@@ -167,18 +156,20 @@ class _IndexBackprop(torch.autograd.Function):
         if grad is None and entropies is None:
             return grad_features, grad_codebook, None
         statistics, block = RowStatistics(*saved), _block_functions(features.device.type)
-        into = gradient_operand_type(features.dtype)
+        into = blocks.gradient_operand_type(features.dtype)
         features_operand, codebook_operand = features.to(into), codebook.to(into)
         grad_operand = None if grad is None else grad.to(into)
         count = 1 if grad is None else 2
-        with full_precision(features.device):
-            for rows, buffers in score_blocks(len(features), len(codebook), average, buffers=count):
-                scores = product(features[rows], codebook.T, buffers[0])  # S again, (R, K)
-                gains = None if grad is None else product(grad_operand[rows], codebook_operand.T, buffers[1])  # G
+        with blocks.full_precision(features.device):
+            for rows, buffers in blocks.score_blocks(len(features), len(codebook), average, buffers=count):
+                scores = blocks.product(features[rows], codebook.T, buffers[0])  # S again, (R, K)
+                gains = None
+                if grad is not None:
+                    gains = blocks.product(grad_operand[rows], codebook_operand.T, buffers[1])  # G
                 of_rows = RowStatistics(*(None if value is None else value[rows] for value in statistics))
                 change = block.score_gradient(scores, gains, of_rows, entropies, into)  # ∂L/∂S, (R, K)
-                product(change, codebook_operand, grad_features[rows])
-                add_product(grad_codebook, change.T, features_operand[rows])
+                blocks.product(change, codebook_operand, grad_features[rows])
+                blocks.add_product(grad_codebook, change.T, features_operand[rows])
         if grad is not None:
             # The hard choice's part, Σ_n onehot(k_n) g_n, without the one-hot matrix.
             grad_codebook.index_add_(0, statistics.indices, grad.to(grad_codebook.dtype))

@@ -61,6 +61,10 @@ class LookupFreeQuantizerConfig(EntropyPenaltyConfig):
         )
         require(self.commitment_weight >= 0, f"commitment_weight must be ≥ 0, got {self.commitment_weight}")
 
+    def loss_weights(self) -> dict[str, float]:
+        """Commitment and entropy penalty (two terms)."""
+        return {"commitment": self.commitment_weight} | super().loss_weights()
+
 
 @register_quantizer("lfq", LookupFreeQuantizerConfig)
 class LookupFreeQuantizer(Quantizer):
@@ -77,10 +81,6 @@ class LookupFreeQuantizer(Quantizer):
 
     def __init__(self, config: LookupFreeQuantizerConfig):
         super().__init__(config, SignGrid(config.code_dim))
-
-    def loss_weights(self) -> dict[str, float]:
-        """Commitment and entropy penalty (two terms)."""
-        return {"commitment": self.config.commitment_weight} | self.config.penalty_weights()
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The bits that are set."""

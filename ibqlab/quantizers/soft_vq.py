@@ -16,16 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ibqlab.base.checks import finite_number, require
+from ibqlab.quantizers import blocks
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
-from ibqlab.quantizers.blocks import (
-    best_codes,
-    full_precision,
-    lowest_exponent,
-    rows_per_tile,
-    score_blocks,
-    softmax_backward,
-)
-from ibqlab.quantizers.compilation import never_compiled
 from ibqlab.quantizers.estimators import nearest_code
 from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 from ibqlab.quantizers.vectors import check_alike
@@ -67,10 +59,6 @@ class SoftVectorQuantizer(Quantizer):
         start, end = self.config.temperature_start, self.config.temperature_end
         return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(self.progress, 0.0), 1.0)))
 
-    def loss_weights(self) -> dict[str, float]:
-        """The two sides of the quantization loss."""
-        return self.config.pair_weights()
-
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The largest dot product."""
         return nearest_code(features, codebook, "dot")
@@ -85,7 +73,7 @@ class SoftVectorQuantizer(Quantizer):
         return Assignment(quantized, indices, pair_terms(features, quantized))
 
 
-@never_compiled
+@blocks.never_compiled
 def mixture_of_codes(
     features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
 ) -> Float[Tensor, "N D"]:
@@ -117,10 +105,10 @@ class _MixtureOfCodes(torch.autograd.Function):
         ctx.save_for_backward(features, codebook)
         ctx.temperature = temperature
         mixed = torch.empty_like(features, memory_format=torch.contiguous_format)
-        with full_precision(features.device):
-            for rows, (shares,) in score_blocks(len(features), len(codebook), features):
+        with blocks.full_precision(features.device):
+            for rows, (shares,) in blocks.score_blocks(len(features), len(codebook), features):
                 torch.mm(features[rows], codebook.T, out=shares)  # scores, (R, K), one block, never (N, K)
-                for tile in shares.split(rows_per_tile(shares)):  # in the cache, softmax costs one pass over memory
+                for tile in shares.split(blocks.rows_per_tile(shares)):  # in the cache, softmax is one pass over memory
                     _to_shares(tile, temperature)
                 torch.mm(shares, codebook, out=mixed[rows])
         return mixed
@@ -131,14 +119,14 @@ class _MixtureOfCodes(torch.autograd.Function):
         features, codebook = ctx.saved_tensors
         grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
         grad_codebook = torch.zeros_like(codebook, memory_format=torch.contiguous_format)
-        with full_precision(features.device):
-            for rows, (shares, gains) in score_blocks(len(features), len(codebook), features, buffers=2):
+        with blocks.full_precision(features.device):
+            for rows, (shares, gains) in blocks.score_blocks(len(features), len(codebook), features, buffers=2):
                 torch.mm(features[rows], codebook.T, out=shares)  # computed again: p of all tokens was not kept
                 torch.mm(grad[rows], codebook.T, out=gains)  # G, (R, K)
-                tile_rows = rows_per_tile(shares)
+                tile_rows = blocks.rows_per_tile(shares)
                 for tile, change in zip(shares.split(tile_rows), gains.split(tile_rows), strict=True):
                     _to_shares(tile, ctx.temperature)
-                    softmax_backward(change, tile)  # G becomes ∂S·T in place
+                    blocks.softmax_backward(change, tile)  # G becomes ∂S·T in place
                     change.mul_(1 / ctx.temperature)
                 torch.mm(gains, codebook, out=grad_features[rows])
                 grad_codebook.addmm_(gains.T, features[rows]).addmm_(shares.T, grad[rows])
@@ -148,5 +136,5 @@ class _MixtureOfCodes(torch.autograd.Function):
 def _to_shares(scores: Tensor, temperature: float) -> None:
     """scores ← softmax(scores/T)."""
     # Relative to the best score before it is divided: T may be 10⁻⁶, which would multiply the rounding of |S|.
-    exponents = scores.sub_(best_codes(scores)[0]).mul_(1 / temperature)
-    torch.softmax(exponents.clamp_(min=lowest_exponent(scores.dtype)), 1, out=scores)
+    exponents = scores.sub_(blocks.best_codes(scores)[0]).mul_(1 / temperature)
+    torch.softmax(exponents.clamp_(min=blocks.lowest_exponent(scores.dtype)), 1, out=scores)

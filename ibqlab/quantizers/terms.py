@@ -30,7 +30,7 @@ class PairLossConfig(QuantizerConfig):
         require(self.beta >= 0, f"beta must be ≥ 0, got {self.beta}")
         require_choice("beta_on", self.beta_on, BETA_SIDES)
 
-    def pair_weights(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """Weights of the terms "commitment" (moves the encoder) and "codebook" (moves the codes)."""
         encoder, codebook = (1.0, self.beta) if self.beta_on == "codebook" else (self.beta, 1.0)
         return {"commitment": self.quantization_weight * encoder, "codebook": self.quantization_weight * codebook}
@@ -72,9 +72,9 @@ class EntropyPenaltyConfig(QuantizerConfig):
             require(getattr(self, name) >= 0, f"{name} must be ≥ 0, got {getattr(self, name)}")
         require(self.entropy_temperature > 0, f"entropy_temperature must be > 0, got {self.entropy_temperature}")
 
-    def penalty_weights(self) -> dict[str, float]:
-        """Weights of the terms "sample_entropy" (H̄) and "average_entropy" (Ĥ)."""
-        return {
+    def loss_weights(self) -> dict[str, float]:
+        """Adds the weights of the terms "sample_entropy" (H̄) and "average_entropy" (Ĥ)."""
+        return super().loss_weights() | {
             "sample_entropy": self.entropy_weight * self.sample_entropy_weight,
             "average_entropy": -self.entropy_weight * self.average_entropy_weight,
         }

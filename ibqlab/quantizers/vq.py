@@ -49,41 +49,12 @@ class VectorQuantizerConfig(PairLossConfig):
             require(not moved, 'a "linear" codebook is frozen: codebook_init "kmeans" and revive_after do not apply')
 
 
-@dataclass(frozen=True, kw_only=True)
-class CosineVectorQuantizerConfig(VectorQuantizerConfig):
-    """VQ that chooses by angle."""
-
-    metric: str = "cosine"
-    """As in VQ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmaVectorQuantizerConfig(VectorQuantizerConfig):
-    """VQ whose codes are moving averages; only the encoder's side of the loss remains."""
-
-    codebook: str = "ema"
-    """As in VQ."""
-    codebook_init: str = "normal"
-    """As in every quantizer; VQ-VAE's moving averages start at N(0, 1)."""
-    beta_on: str = "encoder"
-    """As in VQ; VQ-VAE weighs commitment by β."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimVectorQuantizerConfig(VectorQuantizerConfig):
-    """SimVQ: a frozen random codebook under a learned linear map."""
-
-    codebook: str = "linear"
-    """As in VQ."""
-    codebook_init: str = "unit"
-    """As in every quantizer; SimVQ draws the frozen codes from N(0, 1/D)."""
-    beta_on: str = "encoder"
-    """As in VQ."""
-
-
-@register_quantizer("simvq", SimVectorQuantizerConfig)
-@register_quantizer("vq_ema", EmaVectorQuantizerConfig)
-@register_quantizer("vq_cosine", CosineVectorQuantizerConfig)
+# SimVQ: a random codebook, frozen at N(0, 1/D), under a learned linear map.
+@register_quantizer("simvq", VectorQuantizerConfig, codebook="linear", codebook_init="unit", beta_on="encoder")
+# Codes are moving averages that start at N(0, 1), and β weighs the commitment, the only side left: as in VQ-VAE.
+@register_quantizer("vq_ema", VectorQuantizerConfig, codebook="ema", codebook_init="normal", beta_on="encoder")
+# The code at the smallest angle.
+@register_quantizer("vq_cosine", VectorQuantizerConfig, metric="cosine")
 @register_quantizer("vq", VectorQuantizerConfig)
 class VectorQuantizer(Quantizer):
     """Nearest-code quantization: only chosen codes learn, which is what lets the others fall behind.
@@ -102,10 +73,6 @@ class VectorQuantizer(Quantizer):
         upkeep = [MovingAverage()] if config.codebook == "ema" else []
         upkeep += [DeadCodeRevival(size, config.revive_after)] if config.revive_after else []
         super().__init__(config, codes, upkeep)
-
-    def loss_weights(self) -> dict[str, float]:
-        """The two sides of the quantization loss."""
-        return self.config.pair_weights()
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code by the config's metric."""

@@ -93,21 +93,21 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where the level has it."""
+    """Residual blocks at one resolution, each followed by attention where the level has it.
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        blocks: int,
-        attention: bool = False,
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
+    Args:
+        config: of encoder and decoder.
+        number: of the level, 0 at full resolution.
+        in_channels: of what comes in.
+        blocks: residual blocks, at least 1.
+    """
+
+    def __init__(self, config: AutoencoderConfig, number: int, in_channels: int, blocks: int) -> None:
         super().__init__()
+        out_channels, bias = config.level_channels[number], config.design != "magvit2"
+        attention = config.level_resolutions[number] in config.attention_resolutions
         inputs = (in_channels,) + (out_channels,) * (blocks - 1)
-        self.block = nn.ModuleList(ResidualBlock(channels, out_channels, dropout, bias) for channels in inputs)
+        self.block = nn.ModuleList(ResidualBlock(channels, out_channels, config.dropout, bias) for channels in inputs)
         self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in inputs if attention)
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
@@ -146,16 +146,9 @@ class Encoder(nn.Module):
         channels = config.level_channels
         self.conv_in = conv3(config.in_channels, config.base_channels)
         self.down = nn.ModuleList()
-        for number, resolution in enumerate(config.level_resolutions):
-            level = Level(
-                channels[number - 1] if number else config.base_channels,
-                channels[number],
-                blocks=config.num_res_blocks,
-                attention=resolution in config.attention_resolutions,
-                dropout=config.dropout,
-            )
-            if number < len(channels) - 1:
-                level.downsample = Downsample(channels[number])
+        for number, inputs in enumerate((config.base_channels, *channels[:-1])):
+            level = Level(config, number, inputs, config.num_res_blocks)
+            level.downsample = Downsample(channels[number]) if number < len(channels) - 1 else nn.Identity()
             self.down.append(level)
         self.mid = Middle(channels[-1], config.dropout)
         self.norm_out = normalisation(channels[-1])
@@ -164,10 +157,8 @@ class Encoder(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_latent h w"]:
         """Latents before the 1 × 1 convolution to the code dimension; H and W must be multiples of the downsampling."""
         x = self.conv_in(images)
-        for number, level in enumerate(self.down):
-            x = level(x)
-            if number < len(self.down) - 1:
-                x = level.downsample(x)
+        for level in self.down:
+            x = level.downsample(level(x))
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -187,18 +178,10 @@ class Decoder(nn.Module):
         self.conv_in = conv3(config.latent_channels, channels[-1])
         self.mid = Middle(channels[-1], config.dropout)
         self.up = nn.ModuleList()
-        for number, resolution in enumerate(config.level_resolutions):
-            level = Level(
-                channels[
-                    min(number + 1, len(channels) - 1)
-                ],  # built in the encoder's order, run from the last to the first
-                channels[number],
-                blocks=config.num_res_blocks + 1,
-                attention=resolution in config.attention_resolutions,
-                dropout=config.dropout,
-            )
-            if number:
-                level.upsample = Upsample(channels[number])
+        # Built in the encoder's order, run from the last to the first.
+        for number, inputs in enumerate((*channels[1:], channels[-1])):
+            level = Level(config, number, inputs, config.num_res_blocks + 1)
+            level.upsample = Upsample(channels[number]) if number else nn.Identity()
             self.up.append(level)
         self.norm_out = normalisation(channels[0])
         self.conv_out = conv3(channels[0], config.out_channels)
@@ -207,9 +190,7 @@ class Decoder(nn.Module):
         """Images from latents of `latent_channels` channels, any grid size."""
         x = self.mid(self.conv_in(latents))
         for number in reversed(range(len(self.up))):
-            x = self.up[number](x)
-            if number:
-                x = self.up[number].upsample(x)
+            x = self.up[number].upsample(self.up[number](x))
         return self.conv_out(F.silu(self.norm_out(x)))
 
     @property

@@ -55,12 +55,16 @@ class AutoencoderConfig:
     """Share of activations dropped in each residual block in training, 0 to below 1. Paper: 0."""
 
     def __post_init__(self) -> None:
-        _check_design(self)
+        require_choice("design", self.design, DESIGNS)
+        absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0}
+        for name, value in absent.items():
+            setting = getattr(self, name)
+            message = f'{name} must be {value!r} in the design "magvit2", which has none; got {setting!r}.'
+            require(self.design != "magvit2" or setting == value, message)
         _check_positive(self)
         _check_channels(self.base_channels, self.channel_multipliers)
         _check_resolutions(self)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0 to below 1; got {self.dropout}. Use 0.0 as published.")
+        require(0 <= self.dropout < 1, f"dropout must lie in 0 to below 1; got {self.dropout}. Use 0.0 as published.")
 
     @property
     def downsampling(self) -> int:
@@ -83,20 +87,10 @@ class AutoencoderConfig:
         return self.latent_channels * (2 if self.double_latent else 1)
 
 
-def _check_design(config: AutoencoderConfig) -> None:
-    require_choice("design", config.design, DESIGNS)
-    absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0} if config.design == "magvit2" else {}
-    for name, value in absent.items():
-        setting = getattr(config, name)
-        require(setting == value, f'{name} must be {value!r} in the design "magvit2", which has none; got {setting!r}.')
-
-
 def _check_positive(config: AutoencoderConfig) -> None:
     for name in ("base_channels", "num_res_blocks", "resolution", "in_channels", "out_channels", "latent_channels"):
-        value = getattr(config, name)
-        if value < 1:
-            published = AutoencoderConfig.__dataclass_fields__[name].default
-            raise ValueError(f"{name} must be at least 1; got {value}. Published: {published}.")
+        value, published = getattr(config, name), AutoencoderConfig.__dataclass_fields__[name].default
+        require(value >= 1, f"{name} must be at least 1; got {value}. Published: {published}.")
     require_at_most("num_res_blocks", config.num_res_blocks, BLOCKS)
     require_at_most("resolution", config.resolution, IMAGE_SIDE)
     require_at_most("channel_multipliers' levels", len(config.channel_multipliers), MOST_LEVELS)

@@ -103,9 +103,13 @@ def _in_model_range(images: Tensor, value_range: ValueRange | None) -> Tensor:
         )
     # One pass over the pixels and one wait for the device; NaN comes out as both bounds.
     low, high = (bound.item() for bound in images.detach().aminmax())
-    if np.isnan(low):
-        raise ValueError("images must be numbers; got NaN. Find it with torch.isnan(images).nonzero().")
-    first, last = _checked_range(value_range or (-1, 1))
+    require(not np.isnan(low), "images must be numbers; got NaN. Find it with torch.isnan(images).nonzero().")
+    pair = tuple(value_range or (-1, 1))
+    require(
+        len(pair) == 2 and bool(np.isfinite(pair).all()) and pair[0] < pair[1],
+        f"value_range must be two numbers, the lower first, such as (0, 1); got {value_range}.",
+    )
+    first, last = pair
     slack = RANGE_TOLERANCE * (last - first) / 2
     if low < first - slack or high > last + slack:
         raise ValueError(
@@ -121,12 +125,3 @@ def _in_model_range(images: Tensor, value_range: ValueRange | None) -> Tensor:
     if (first, last) == (-1, 1):
         return images
     return (images - first) * (2 / (last - first)) - 1
-
-
-def _checked_range(value_range: ValueRange) -> ValueRange:
-    pair = tuple(value_range)
-    require(
-        len(pair) == 2 and bool(np.isfinite(pair).all()) and pair[0] < pair[1],
-        f"value_range must be two numbers, the lower first, such as (0, 1); got {value_range}.",
-    )
-    return pair

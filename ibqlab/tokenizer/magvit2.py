@@ -71,9 +71,9 @@ class Magvit2Encoder(nn.Module):
         self.conv_in = conv3(config.in_channels, config.base_channels, bias=False)
         self.down = nn.ModuleList()
         for number, inputs in enumerate((config.base_channels, *channels[:-1])):
-            level = Level(inputs, channels[number], blocks=blocks, bias=False)
-            if number < len(channels) - 1:
-                level.downsample = nn.Conv2d(channels[number], channels[number], 3, stride=2, padding=1)
+            level, width = Level(config, number, inputs, blocks), channels[number]
+            is_last = number == len(channels) - 1
+            level.downsample = nn.Identity() if is_last else nn.Conv2d(width, width, 3, stride=2, padding=1)
             self.down.append(level)
         self.mid_block = _middle(channels[-1], blocks)
         self.norm_out = normalisation(channels[-1])
@@ -82,10 +82,8 @@ class Magvit2Encoder(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_latent h w"]:
         """Latents as the quantizer takes them; H and W must be multiples of the downsampling."""
         x = self.conv_in(images)
-        for number, level in enumerate(self.down):
-            x = level(x)
-            if number < len(self.down) - 1:
-                x = level.downsample(x)
+        for level in self.down:
+            x = level.downsample(level(x))
         return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
 
 
@@ -106,9 +104,8 @@ class Magvit2Decoder(nn.Module):
         self.mid_block = _middle(channels[-1], blocks)
         self.up, self.adaptive = nn.ModuleList(), nn.ModuleList()
         for number, inputs in enumerate((*channels[1:], channels[-1])):
-            level = Level(inputs, channels[number], blocks=blocks, bias=False)
-            if number:
-                level.upsample = DepthToSpace(channels[number])
+            level = Level(config, number, inputs, blocks)
+            level.upsample = DepthToSpace(channels[number]) if number else nn.Identity()
             self.up.append(level)
             self.adaptive.append(AdaptiveGroupNorm(config.latent_channels, inputs))
         self.norm_out = normalisation(channels[0])
@@ -129,8 +126,7 @@ class Magvit2Decoder(nn.Module):
         x = self.mid_block(self.conv_in(latents))
         for number in reversed(range(len(self.up))):
             x = self.up[number](self.adaptive[number](x, latents))
-            if number:
-                x = self.up[number].upsample(x)
+            x = self.up[number].upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     @property

@@ -138,9 +138,7 @@ class Tokenizer(nn.Module):
 
         What `decode_indices` takes back. Dropout, where the config has any, is off in eval mode only.
 
-        Args:
-            images: as in `encode`.
-            value_range: as in `encode`.
+        Args: as in `encode`.
         Returns:
             (B, h, w) int64, 0 to K − 1; `encode(images).indices` in eval mode.
         Raises:

@@ -106,7 +106,7 @@ def bits_per_token(nats: Nats) -> Nats:
 
 def bits_per_image(bits: float, tokens: int) -> float:
     """Bits of a whole image: `bits` per token times its T tokens; what an entropy coder would need for them."""
-    return finite_number("bits", bits) * _at_least_one("tokens", tokens)
+    return finite_number("bits", bits) * whole_number("tokens", tokens, 1)
 
 
 def bits_per_pixel(bits: float, tokens: int, height: int, width: int) -> float:
@@ -126,7 +126,7 @@ def bits_per_pixel(bits: float, tokens: int, height: int, width: int) -> float:
     Raises:
         ValueError: tokens or a size below 1.
     """
-    return bits_per_image(bits, tokens) / (_at_least_one("height", height) * _at_least_one("width", width))
+    return bits_per_image(bits, tokens) / (whole_number("height", height, 1) * whole_number("width", width, 1))
 
 
 def index_permutation(codebook_size: int, seed: int) -> Int64[Tensor, "K"]:
@@ -183,7 +183,3 @@ def _plug_in(counts: Integer[np.ndarray, "codes"]) -> float:
 def _corrected(counts: Integer[np.ndarray, "codes"]) -> float:
     """The same with Miller and Madow's correction."""
     return _plug_in(counts) + (len(counts) - 1) / (2 * int(counts.sum()) * math.log(2))
-
-
-def _at_least_one(name: str, value: int) -> int:
-    return whole_number(name, value, 1)

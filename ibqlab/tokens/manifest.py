@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ibqlab.base.checks import CODES, IMAGES, require, require_at_most, require_choice
+from ibqlab.base.checks import CODES, IMAGES, WHOLE, require, require_between, require_choice
 from ibqlab.base.files import read_json
 from ibqlab.config import parse
 from ibqlab.data.source import DataConfig, Split
@@ -46,9 +46,8 @@ class SplitManifest:
 
     def __post_init__(self):
         require_choice("dtype", self.dtype, TOKEN_TYPES)
-        for name in ("images", "views"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-            require_at_most(name, getattr(self, name), IMAGES)
+        require_between("images", self.images, 1, IMAGES)
+        require_between("views", self.views, 1, IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +82,8 @@ class TokenManifest:
     """Python and packages that made the store."""
 
     def __post_init__(self):
-        for name in ("codebook_size", "downsampling"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require_at_most("codebook_size", self.codebook_size, CODES)
+        require_between("codebook_size", self.codebook_size, 1, CODES)
+        require_between("downsampling", self.downsampling, 1, WHOLE)
         require(
             all(1 <= side <= 2**14 for side in self.grid),
             f"grid must hold rows and columns of 1 to {2**14}, got {list(self.grid)}",

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from ibqlab.base.checks import whole_number
+from ibqlab.base.checks import require, whole_number
 from ibqlab.quantizers.indices import indices_in_memory
 from ibqlab.tokens.entropy import HeldOutTokens, Tokens, check_tokens, check_two
 
@@ -52,8 +52,10 @@ _LOWER = {
     "class": "unigram",
     "class_position": "class",
 }
-_MIXED = ("position", "left", "upper", "both")
-_MIXED_CLASS = (*_MIXED, "class", "class_position")
+_MIXES = {
+    "mix": ("position", "left", "upper", "both"),
+    "mix_class": ("position", "left", "upper", "both", "class", "class_position"),
+}
 _Contexts = Mapping[str, Int64[np.ndarray, "n T"]]
 
 
@@ -97,16 +99,18 @@ def measure_ngrams(
         expectation maximisation.
     """
     train, held_out = _splits(training, validation, codebook_size, grid, labels)
-    tuning = _tuning_images(len(train.tokens))
+    images = len(train.tokens)
+    # Drawn at random, since stored images may be sorted by class.
+    drawn = np.random.default_rng(0).permutation(images)[: max(1, min(images // 10, TUNING_IMAGES))]
+    tuning = np.isin(np.arange(images), drawn)
     fitted, tuned = train.images(~tuning), train.images(tuning)
-    strengths, chances = _fit_strengths(fitted, tuned, codebook_size)
-    weights = {"mix": _fit_weights([chances[name] for name in _MIXED])}
-    if labels is not None:
-        weights["mix_class"] = _fit_weights([chances[name] for name in _MIXED_CLASS])
+    strengths: dict[str, float] = {}
+    chances = _chances(fitted, tuned, codebook_size, strengths)
     final = _chances(train, held_out, codebook_size, strengths)
-    final["mix"] = _interpolate(weights["mix"], [final[name] for name in _MIXED])
-    if labels is not None:
-        final["mix_class"] = _interpolate(weights["mix_class"], [final[name] for name in _MIXED_CLASS])
+    for mix, mixed in _MIXES.items():
+        if final.keys() >= {*mixed}:
+            weights = _fit_weights([chances[name] for name in mixed])
+            final[mix] = (weights * np.stack([final[name] for name in mixed])).sum(0)
     # p = 1 gives −0.
     return {name: -np.log2(final[name]).mean(0) + 0.0 for name in BASELINES if name in final}
 
@@ -122,8 +126,7 @@ def _splits(
     codebook_size = whole_number("codebook_size", codebook_size, 1, LARGEST_CODEBOOK)
     train = check_tokens(training, codebook_size, "training")
     held_out = check_tokens(validation, codebook_size, "validation")
-    if len(train) < 2:
-        raise ValueError(f"baselines need at least two training images, one to fit on; got {len(train)}")
+    require(len(train) >= 2, f"baselines need at least two training images, one to fit on; got {len(train)}")
     grid = check_two("grid", grid, "(h, w)")
     for name, tokens in (("training", train), ("validation", held_out)):
         if grid[0] * grid[1] != tokens.shape[1]:
@@ -177,57 +180,32 @@ def _contexts(
     return contexts
 
 
-def _tuning_images(images: int) -> np.ndarray:
-    """Mask of the training images to fit on: drawn at random, since stored images may be sorted by class."""
-    chosen = np.random.default_rng(0).permutation(images)[: max(1, min(images // 10, TUNING_IMAGES))]
-    mask = np.zeros(images, dtype=bool)
-    mask[chosen] = True
-    return mask
-
-
-def _fit_strengths(
-    fitted: _Split, tuned: _Split, codebook_size: int
-) -> tuple[dict[str, float], dict[str, Float[np.ndarray, "n T"]]]:
-    """The strength of each model that makes the tuning images cheapest, and the chances it then gives their tokens."""
-    strengths: dict[str, float] = {}
-    chances = {"uniform": np.full(tuned.tokens.shape, 1 / codebook_size)}
-    for name, lower in _LOWER.items():
-        if name in fitted.contexts:
-            hits = _count(fitted, tuned, name, codebook_size)
-            costs = [-np.log2(_backed_off(*hits, chances[lower], strength)).mean() for strength in _STRENGTHS]
-            strengths[name] = float(_STRENGTHS[int(np.argmin(costs))])
-            chances[name] = _backed_off(*hits, chances[lower], strengths[name])
-    return strengths, chances
-
-
 def _chances(
-    train: _Split, held_out: _Split, codebook_size: int, strengths: Mapping[str, float]
+    train: _Split, held_out: _Split, codebook_size: int, strengths: dict[str, float]
 ) -> dict[str, Float[np.ndarray, "n T"]]:
-    """What each model gives the tokens held out."""
+    """What each model gives the tokens held out.
+
+    A model without a strength gets the one that makes these tokens cheapest, which is noted in `strengths`.
+    """
     chances = {"uniform": np.full(held_out.tokens.shape, 1 / codebook_size)}
-    for name, strength in strengths.items():
-        hits = _count(train, held_out, name, codebook_size)
-        chances[name] = _backed_off(*hits, chances[_LOWER[name]], strength)
+    for name, lower in _LOWER.items():
+        if name not in train.contexts:
+            continue
+        # How often the training images have each token's context with that token, and the context alone.
+        before, now = train.contexts[name], held_out.contexts[name]
+        pairs = _look_up(before * codebook_size + train.tokens, now * codebook_size + held_out.tokens)
+        hits = pairs, _look_up(before, now)
+        if name not in strengths:
+            costs = [-np.log2(_backed_off(hits, chances[lower], strength)).mean() for strength in _STRENGTHS]
+            strengths[name] = float(_STRENGTHS[int(np.argmin(costs))])
+        chances[name] = _backed_off(hits, chances[lower], strengths[name])
     return chances
 
 
-def _backed_off(
-    pairs: Int64[np.ndarray, "n T"],
-    contexts: Int64[np.ndarray, "n T"],
-    lower: Float[np.ndarray, "n T"],
-    strength: float,
-) -> Float[np.ndarray, "n T"]:
+def _backed_off(hits: tuple[np.ndarray, np.ndarray], lower: np.ndarray, strength: float) -> Float[np.ndarray, "n T"]:
     """A model's chance of each token: its counts, and the model below it as if it had counted `strength` tokens."""
+    pairs, contexts = hits
     return (pairs + strength * lower) / (contexts + strength)
-
-
-def _count(
-    train: _Split, held_out: _Split, name: str, codebook_size: int
-) -> tuple[Int64[np.ndarray, "n T"], Int64[np.ndarray, "n T"]]:
-    """How often the training images have each held-out token's context with that token, and the context alone."""
-    before, now = train.contexts[name], held_out.contexts[name]
-    pairs = _look_up(before * codebook_size + train.tokens, now * codebook_size + held_out.tokens)
-    return pairs, _look_up(before, now)
 
 
 def _look_up(training: Int64[np.ndarray, "n T"], held_out: Int64[np.ndarray, "m T"]) -> Int64[np.ndarray, "m T"]:
@@ -262,9 +240,3 @@ def _maximise(
             return new
         weights = new
     return weights
-
-
-def _interpolate(
-    weights: Float[np.ndarray, "models 1 T"], chances: list[Float[np.ndarray, "n T"]]
-) -> Float[np.ndarray, "n T"]:
-    return (weights * np.stack(chances)).sum(0)

@@ -106,7 +106,8 @@ class Pieces:
         crops, size = 1 if piece.split == "validation" else self.manifest.crops, self.batch_size
         mirrors = self.manifest.split(piece.split).views // crops
         images = range(piece.first, piece.stop)
-        reads = [(image, self._seed(piece.split, image, crop)) for image in images for crop in range(crops)]
+        seed, random = self.manifest.seed, piece.split == "train"
+        reads = [(i, seed_of_choices(seed, i, crop) if random else 0) for i in images for crop in range(crops)]
         requests = Requests(range(0, len(reads), size), lambda first: reads[first : first + size])
         tokens, labels, numbers, broken = [np.empty((0, mirrors, self.length), self.dtype)], [], [], set()
         for batch in load_requests(self.sources[piece.split], requests, self.workers, stand_ins=False):
@@ -152,9 +153,6 @@ class Pieces:
         return np.stack(
             [self.tokenizer.encode_indices(view).flatten(1).cpu().numpy().astype(self.dtype) for view in views], axis=1
         )
-
-    def _seed(self, split: Split, image: int, crop: int) -> int:
-        return 0 if split == "validation" else seed_of_choices(self.manifest.seed, image, crop)
 
     def read(self, piece: Piece) -> dict[str, np.ndarray]:
         """Arrays of a piece: tokens (images, views, T), labels (images,), and broken, the names of those left out.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ibqlab.base.cache import hash_file
-from ibqlab.base.checks import BATCH, require, require_at_most
+from ibqlab.base.checks import BATCH, SAMPLE_SEED, require, require_between
 from ibqlab.base.files import expanded, explained, force_to_disk, replacing, write_whole
 from ibqlab.base.locking import wait_for
 from ibqlab.base.processes import own_device
@@ -24,17 +24,7 @@ from ibqlab.data.opening import open_data
 from ibqlab.data.source import DataConfig, ImageSource, Split
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.tokens.manifest import (
-    FORMAT,
-    LABEL_TYPE,
-    MANIFEST,
-    TOKENIZER,
-    UNFINISHED,
-    SplitManifest,
-    TokenManifest,
-    split_file,
-    token_dtype,
-)
+from ibqlab.tokens import manifest
 from ibqlab.tokens.pieces import Pieces
 from ibqlab.tokens.store import TokenStore
 from ibqlab.tokens.store_folder import REQUEST, clear, is_finished, lock_file, locked, manifest_json
@@ -55,12 +45,9 @@ class TokenSettings:
     """Where the tokenizer computes: "cpu", "cuda" (one for each process of torchrun), or "cuda:1"."""
 
     def __post_init__(self):
-        require(self.crops >= 1, f"crops must be at least 1, got {self.crops}")
-        require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
-        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        require_at_most("crops", self.crops, 10_000)
-        require_at_most("seed", self.seed, 2**62)
-        require_at_most("batch_size", self.batch_size, BATCH)
+        require_between("crops", self.crops, 1, 10_000)
+        require_between("seed", self.seed, 0, SAMPLE_SEED)
+        require_between("batch_size", self.batch_size, 1, BATCH)
 
 
 def write_tokens(
@@ -118,7 +105,7 @@ def write_tokens(
             # Another process may have finished it since it was looked at.
             if not is_finished(folder, pieces.manifest, pieces.world_size):
                 with explained(folder):
-                    (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
+                    (folder / manifest.UNFINISHED).mkdir(parents=True, exist_ok=True)
                 write_whole(folder / REQUEST, manifest_json(pieces.manifest))
                 pieces.write_missing(progress and pieces.rank == 0)
                 _join(pieces)
@@ -128,24 +115,29 @@ def write_tokens(
 
 def _manifest(
     tokenizer: Tokenizer, data: DataConfig, sources: dict[Split, ImageSource], settings: TokenSettings
-) -> TokenManifest:
+) -> manifest.TokenManifest:
     """What will have been written, but for the checksums."""
-    _require_utf8("source", data.source)
-    _require_utf8("validation_source", data.validation_source or "")
+    for name in ("source", "validation_source"):
+        path = printable(getattr(data, name) or "")
+        require(
+            path == (getattr(data, name) or ""),
+            f"data.{name} must be a path in UTF-8, since the store names it; got {path!r}. Make a link to it with a "
+            "plain name",
+        )
     size = tokenizer.quantizer.config.codebook_size
     views = {"train": settings.crops * (2 if data.flip else 1), "validation": 1}
     splits = {
-        split: SplitManifest(
+        split: manifest.SplitManifest(
             images=len(source),
             views=views[split],
-            dtype=token_dtype(size).name,
+            dtype=manifest.token_dtype(size).name,
             description=source.description,
             fingerprint=source.fingerprint,
         )
         for split, source in sources.items()
     }
-    return TokenManifest(
-        format=FORMAT,
+    return manifest.TokenManifest(
+        format=manifest.FORMAT,
         tokenizer=tokenizer.fingerprint(),
         codebook_size=size,
         downsampling=tokenizer.downsampling,
@@ -160,39 +152,27 @@ def _manifest(
     )
 
 
-def _require_utf8(name: str, text: str) -> None:
-    require(
-        text == printable(text),
-        f"data.{name} must be a path in UTF-8, since the store names it; got {printable(text)!r}. Make a link to it "
-        "with a plain name",
-    )
-
-
 def _join(pieces: Pieces) -> None:
     """Make one store of the pieces once all are there; the other processes wait until that is done."""
     folder, work = pieces.folder, f"{pieces.folder} is not finished"
     if pieces.rank:
-        wait_for((folder / MANIFEST).is_file, [lock_file(folder, 0)], work)
+        wait_for((folder / manifest.MANIFEST).is_file, [lock_file(folder, 0)], work)
         return
     others = [lock_file(folder, rank) for rank in range(1, pieces.world_size)]
     wait_for(lambda: all(piece.file(folder).is_file() for piece in pieces.all()), others, work)
     splits = {split: _join_split(pieces, split) for split in get_args(Split)}
-    _store_tokenizer(pieces.tokenizer, folder)
-    # Last of all: a folder with a manifest is a finished store.
-    write_whole(folder / MANIFEST, manifest_json(replace(pieces.manifest, **splits)))
-
-
-def _store_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """The tokenizer beside its tokens, so that generators need no other file."""
-    unfinished = folder / UNFINISHED / TOKENIZER
+    # The tokenizer beside its tokens, so that generators need no other file.
+    unfinished = folder / manifest.UNFINISHED / manifest.TOKENIZER
     with explained(unfinished):
         unfinished.unlink(missing_ok=True)
-        export_tokenizer(tokenizer, unfinished)
-        unfinished.replace(folder / TOKENIZER)
+        export_tokenizer(pieces.tokenizer, unfinished)
+        unfinished.replace(folder / manifest.TOKENIZER)
         force_to_disk(folder)
+    # Last of all: a folder with a manifest is a finished store.
+    write_whole(folder / manifest.MANIFEST, manifest_json(replace(pieces.manifest, **splits)))
 
 
-def _join_split(pieces: Pieces, split: Split) -> SplitManifest:
+def _join_split(pieces: Pieces, split: Split) -> manifest.SplitManifest:
     """The files of one split, and what its part of the manifest says of them."""
     of_split = [piece for piece in pieces.all() if piece.split == split]
     # Two passes, because an .npy file begins with its shape: labels and names are small and are collected in the
@@ -214,8 +194,10 @@ def _join_split(pieces: Pieces, split: Split) -> SplitManifest:
     return replace(
         facts,
         images=images,
-        tokens_sha256=_write_array(split_file(pieces.folder, split, "tokens"), shape, pieces.dtype, tokens),
-        labels_sha256=_write_array(split_file(pieces.folder, split, "labels"), shape[:1], LABEL_TYPE, labels),
+        tokens_sha256=_write_array(manifest.split_file(pieces.folder, split, "tokens"), shape, pieces.dtype, tokens),
+        labels_sha256=_write_array(
+            manifest.split_file(pieces.folder, split, "labels"), shape[:1], manifest.LABEL_TYPE, labels
+        ),
         broken=tuple(sorted(broken)),
     )
 
