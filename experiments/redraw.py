@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from ibqlab.base.files import write_whole
 from ibqlab.base.intervals import name_student_interval
 from ibqlab.base.measures import measure
-from ibqlab.runs.caveats import why_too_short
 from ibqlab.data.pictures import open_picture
 from ibqlab.diagnostics.usage import Usage
 from ibqlab.plots import (
@@ -37,6 +36,7 @@ from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.printing import print_style
 from ibqlab.plots.style import extend_caption, mark_too_short, method_label
+from ibqlab.runs.caveats import why_too_short
 from ibqlab.studies.ablation_tables import COLUMNS, STANDS_IN
 from ibqlab.studies.ablations import paper_panel
 from ibqlab.studies.scaling import FITTED
