@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ibqlab.base.checks import require, require_choice
+from ibqlab.base.measures import measure
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, open_data
 from ibqlab.grids.evaluation_parameters import NETS, MeasuringParameters, split_labels
@@ -221,7 +222,7 @@ def _find_weight_files(
 def _empty_card(metric: str, protocol: Protocol, why: str) -> MetricCard:
     return MetricCard(
         key=metric,
-        metric=f"LPIPS ({metric.removeprefix('lpips_')})",
+        metric=measure(metric).title,
         value=float("nan"),
         unit="",
         better="lower",
