@@ -57,7 +57,8 @@ class SampleRequest:
         require_between("images_per_class", self.images_per_class, 1, IMAGES)
         require_between("batch_size", self.batch_size, 1, BATCH)
         require_between("shard_size", self.shard_size, 1, IMAGES)
-        require_between("seed", self.seed, 0, SAMPLE_SEED)
+        require_at_most("seed", self.seed, SAMPLE_SEED)
+        require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
 
 
