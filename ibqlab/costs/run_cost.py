@@ -181,7 +181,7 @@ def cost_table(costs: Sequence[RunCost]) -> "pd.DataFrame":
         (activations per image, GiB); memory_gib (one process, GiB); steps; epochs (of ImageNet); storage_gib (kept
         checkpoints and all snapshots).
     """
-    import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.training` quick
+    import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.costs.run_cost` quick
 
     return pd.DataFrame([_table_row(cost) for cost in costs])
 

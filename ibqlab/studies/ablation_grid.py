@@ -9,7 +9,7 @@ as its own recipe has it. Rows of several tables that are the same run are train
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,14 +113,16 @@ class PaperTables:
             return recipe_config(row.recipe, {**row.settings, **self._steps})
         paper = load_recipe(row.recipe, {**row.settings, **row.small_settings})["tokenizer"]
         quantizer, blocks = dict(paper["quantizer"]), paper["autoencoder"]["num_res_blocks"]
-        size = self._translated(translation, "codebook_sizes", quantizer["codebook_size"])
+        size = self._translated(translation.codebook_sizes, "codebook_sizes", quantizer["codebook_size"])
         if quantizer["name"] == "lfq":
             dim = int(math.log2(size))  # LFQ's codes are the corners of a cube
         else:
-            dim = self._translated(translation, "code_dims", quantizer["code_dim"])
+            dim = self._translated(translation.code_dims, "code_dims", quantizer["code_dim"])
         settings = {
             "tokenizer.quantizer": quantizer | {"codebook_size": size, "code_dim": dim},
-            "tokenizer.autoencoder.num_res_blocks": self._translated(translation, "num_res_blocks", blocks),
+            "tokenizer.autoencoder.num_res_blocks": self._translated(
+                translation.num_res_blocks, "num_res_blocks", blocks
+            ),
             **translation.settings,
             **self._steps,
         }
@@ -154,7 +156,7 @@ class PaperTables:
         if translation is None:
             return recipe_config(row.generator, shared)
         paper = recipe_config(row.generator).generator
-        depth = self._translated(translation, "depths", paper.depth)
+        depth = self._translated(translation.depths, "depths", paper.depth)
         settings = {
             "generator.depth": depth,
             "generator.width": translation.width_per_depth * depth,
@@ -164,8 +166,7 @@ class PaperTables:
         }
         return recipe_config(translation.recipe, shared | settings)
 
-    def _translated(self, translation: Any, axis: str, value: int) -> int:
-        known = getattr(translation, axis)
+    def _translated(self, known: Mapping[int, int], axis: str, value: int) -> int:
         if value not in known:
             raise ConfigError(
                 f"preset {self.parameters.preset} does not say what {value:,} becomes: add it to its {axis} in "

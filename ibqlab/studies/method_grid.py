@@ -121,7 +121,8 @@ def grid_cells(grid: StudyParameters, folder: Path) -> list[Cell]:
     A start that is a method's published one anyway is not trained twice.
     """
     cells: dict[str, Cell] = {}
-    for method, start, size, dim, seed in itertools.product(*(getattr(grid, axis) for axis in AXES)):
+    axes = (grid.methods, grid.initialisations, grid.codebook_sizes, grid.code_dims, grid.seeds)
+    for method, start, size, dim, seed in itertools.product(*axes):
         quantizer = {"name": method, "codebook_size": size, "code_dim": dim}
         quantizer |= {"codebook_init": start} if start != "published" else {}
         settings = {"tokenizer.quantizer": quantizer, "seed": seed} | ({"steps": grid.steps} if grid.steps else {})

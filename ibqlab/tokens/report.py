@@ -119,7 +119,7 @@ def report_tokens(
         for kind, costs in (("baseline", baselines), ("generator", models))
         for name, cost in costs.items()
     ]
-    import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.diagnostics` quick
+    import pandas as pd  # noqa: PLC0415 - keeps `import ibqlab.tokens` quick
 
     return TokenReport(
         table=pd.DataFrame(rows),

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ CONFUSED = (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticErro
 """What torch and dictionaries raise where a state is not the one that is asked for."""
 
 
+@runtime_checkable
 class Networks(Protocol):
     """What learns: networks with their optimisers."""
 

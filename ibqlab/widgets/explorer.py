@@ -45,6 +45,11 @@ class StudyExplorer(ipywidgets.VBox):
     """
 
     def __init__(self, study: Study):
+        if any(not cell.labels.keys() >= AXES.keys() for cell in study.cells):
+            raise StudyError(
+                f"only grids of methods can be explored, and {study.name} is another kind of study; type\n"
+                f"ibqlab report {study.folder.name}"
+            )
         self._cells = study.finished()
         if not self._cells:
             raise StudyError(
