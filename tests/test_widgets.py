@@ -15,7 +15,14 @@ from matplotlib.text import Text
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.plots import plot_run_curves, run_curve_table
 from ibqlab.runs import Run
-from ibqlab.studies import StudyError, StudyParameters, figure_collapse, figure_reconstructions, open_study
+from ibqlab.studies import (
+    AblationParameters,
+    StudyError,
+    StudyParameters,
+    figure_collapse,
+    figure_reconstructions,
+    open_study,
+)
 from ibqlab.studies.method_grid import name_start
 from ibqlab.studies.run_report import _figure_curves, figure_run_histogram
 from ibqlab.training import train
@@ -188,6 +195,13 @@ class TestExplorer:
         assert explorer.code_map.value == explorer.histogram.value == ""
         explorer.step.value = 4
         assert "step 4" in alt(explorer.code_map)
+
+    def test_another_kind_of_study_is_refused_with_what_to_type(self, tmp_path):
+        tables = open_study(
+            "ablations", AblationParameters(preset="smoke", tables=("lfq",), output=str(tmp_path / "x"))
+        )
+        with pytest.raises(StudyError, match=r"only grids of methods can be explored.*\nibqlab report x"):
+            explore_study(tables)
 
     def test_without_a_finished_run_says_what_to_type(self, study, tmp_path):
         with pytest.raises(StudyError, match=r"nothing to explore; type study\.run\(\)"):
