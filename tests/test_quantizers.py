@@ -1,7 +1,9 @@
 """One contract for every registered quantizer, and what is particular to each."""
 
 import copy
+import io
 import math
+import pickle
 import subprocess
 import sys
 
@@ -69,6 +71,16 @@ def built(name, **settings):
 
 def test_the_published_names_are_registered():
     assert set(available_quantizers()) >= PUBLISHED
+
+
+@pytest.mark.parametrize("name", available_quantizers())
+def test_a_quantizer_and_its_settings_are_pickled(name):
+    stored = io.BytesIO()
+    torch.save(build_quantizer(name, codebook_size=16, code_dim=4), stored)
+    stored.seek(0)
+    loaded = torch.load(stored, weights_only=False).config
+    assert loaded == quantizer_config({"name": name, "codebook_size": 16, "code_dim": 4})
+    assert type(copy.deepcopy(loaded)) is type(pickle.loads(pickle.dumps(loaded))) is type(loaded)
 
 
 @pytest.mark.parametrize("name", available_quantizers())

@@ -200,8 +200,12 @@ class TestExplorer:
         tables = open_study(
             "ablations", AblationParameters(preset="smoke", tables=("lfq",), output=str(tmp_path / "x"))
         )
-        with pytest.raises(StudyError, match=r"only grids of methods can be explored.*\nibqlab report x"):
+        with pytest.raises(
+            StudyError, match=r"only grids of methods can be drawn and explored so.*\nibqlab report .*/x"
+        ):
             explore_study(tables)
+        with pytest.raises(StudyError, match="only grids of methods"):
+            figure_reconstructions(tables)
 
     def test_without_a_finished_run_says_what_to_type(self, study, tmp_path):
         with pytest.raises(StudyError, match=r"nothing to explore; type study\.run\(\)"):

@@ -48,6 +48,12 @@ class QuantizerConfig:
         """Weight of each loss term, by its name."""
         return {}
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Settings are pickled with their name: the class of some presets is made when they are registered."""
+        if not self.config_name:
+            return super().__reduce__()
+        return quantizer_config, ({"name": self.config_name, **vars(self)},)
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable) -> Any:
         """Read `{"name": "ibq", …}` as the registered preset's config where a field is typed `QuantizerConfig`."""

@@ -19,7 +19,7 @@ from ibqlab.plots import (
 )
 from ibqlab.plots.style import extend_caption, mark_too_short
 from ibqlab.runs import Run
-from ibqlab.studies.method_grid import name_start
+from ibqlab.studies.method_grid import name_start, require_methods
 from ibqlab.studies.study import Study
 
 MAP_FRAMES = 4
@@ -174,6 +174,7 @@ def labelled_runs(study: Study, own_start: bool = False) -> dict[str, Run]:
         study: with at least one finished cell.
         own_start: only runs from their method's own start, where there are any.
     """
+    require_methods(study)
     finished = study.finished()
     if not finished:
         raise study.nothing_finished()

@@ -15,14 +15,17 @@ from ibqlab.base import checks
 from ibqlab.base.checks import require, require_at_most, require_between, require_choice
 from ibqlab.config import ConfigError, content_hash, nearest, parse, split_assignment, to_dict
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
-from ibqlab.grids.cells import Cell
+from ibqlab.grids.cells import Cell, StudyError
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
-from ibqlab.studies.study import SharedParameters, Study, StudyDefinition, require_distinct
+from ibqlab.runs.finding import run_name
+from ibqlab.studies.study import SharedParameters, Study, StudyDefinition, as_typed, require_distinct
 
 BOUNDS = {"codebook_sizes": (1, checks.CODES), "code_dims": (1, checks.CODE_DIM), "seeds": (0, checks.SEED)}
 AXES = ("methods", "initialisations", *BOUNDS)
+LABELS = {"method", "init", "published_init", "codebook_size", "code_dim", "seed"}
+"""What tells the runs of a grid of methods apart."""
 DEFAULTS = {"initialisations": ["published"], "seeds": [0], "workers": 1, "projection": "umap"}
 """Of what neither the parameters nor the preset say."""
 
@@ -162,6 +165,19 @@ def grid_study(name: str, report: Callable[[Study, bool], str]) -> StudyDefiniti
         facts=grid_facts,
         report=report,
     )
+
+
+def require_methods(study: Study) -> None:
+    """Refuse a study whose runs are no grid of methods, starts, sizes, dimensions and seeds.
+
+    Raises:
+        StudyError: the message says what to type instead.
+    """
+    if any(not cell.labels.keys() >= LABELS for cell in study.cells):
+        raise StudyError(
+            f"only grids of methods can be drawn and explored so, and {study.name} is another kind of study; type\n"
+            f"ibqlab report {as_typed(run_name(study.folder))}"
+        )
 
 
 def name_start(start: str, is_default: bool) -> str:

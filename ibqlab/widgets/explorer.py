@@ -18,7 +18,7 @@ from ibqlab.plots.style import method_label
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import Study, StudyError
 from ibqlab.studies.figures import map_run
-from ibqlab.studies.method_grid import name_start
+from ibqlab.studies.method_grid import name_start, require_methods
 from ibqlab.widgets.live import faded, picture_html, with_static_page
 
 AXES = {
@@ -45,11 +45,7 @@ class StudyExplorer(ipywidgets.VBox):
     """
 
     def __init__(self, study: Study):
-        if any(not cell.labels.keys() >= AXES.keys() for cell in study.cells):
-            raise StudyError(
-                f"only grids of methods can be explored, and {study.name} is another kind of study; type\n"
-                f"ibqlab report {study.folder.name}"
-            )
+        require_methods(study)
         self._cells = study.finished()
         if not self._cells:
             raise StudyError(
