@@ -22,6 +22,7 @@ from ibqlab.quantizers import (
     base,
     build_quantizer,
     nearest_code,
+    quantizer_config,
     register_quantizer,
     rotate_to_codes,
 )
