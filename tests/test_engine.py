@@ -160,14 +160,14 @@ class TestKills:
 
     def test_a_script_that_ends_leaves_its_cell_at_work_and_is_run_once(self, tmp_path):
         """Without `if __name__ == "__main__"`, and with two threads for its cell."""
-        script, short = tmp_path / "script.py", cell(0)
+        script, short = tmp_path / "script.py", cell(0, steps=200)  # it outlasts the script
         script.write_text(
             "import sys, os; sys.path.insert(0, sys.argv[1])\n"
             "print('begun', flush=True)\n"
             "from test_engine import LocalLauncher, CellStore, cell\n"
             "store = CellStore(sys.argv[2])\n"
-            "store.prepare(cell(0))\n"
-            "LocalLauncher(1, threads=2).start(cell(0), store)\n"
+            "store.prepare(cell(0, steps=200))\n"
+            "LocalLauncher(1, threads=2).start(cell(0, steps=200), store)\n"
         )
         command = [sys.executable, str(script), os.path.dirname(__file__), str(tmp_path / "grid")]
         # A pipe ends with the script: neither its cell nor the server that this was forked from holds it open.

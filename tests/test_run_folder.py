@@ -354,7 +354,7 @@ def test_ctrl_c_while_a_run_is_made_ready_says_how_to_go_on(tmp_path, monkeypatc
     def opening(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ibqlab.training.tokenizer.loop.open_data", opening)
+    monkeypatch.setattr("ibqlab.training.data_check.open_data", opening)
     with pytest.raises(TrainingInterrupted, match="before the training began, nothing is lost; go on with the same"):
         trained(tmp_path / "run", smoke())
     assert not (tmp_path / "run").exists()
@@ -737,7 +737,7 @@ def test_a_kill_between_the_files_of_an_extension_is_continued(copy, monkeypatch
         return writing(path, file)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ibqlab.runs.run.writing", killed)
+        patched.setattr("ibqlab.runs.folder.writing", killed)
         with pytest.raises(ZeroDivisionError):
             trained(copy.path, smoke(steps=18))
     assert Run(copy.path).config["steps"] == 12
