@@ -96,7 +96,7 @@ def _note_runs(picture: Path, figure: Figure) -> None:
 
 def _draw(picture: Path, table: pd.DataFrame) -> Figure:
     name = picture.stem
-    if name.endswith("_norms"):
+    if name.removesuffix("_norms") in table_names() and name.endswith("_norms"):
         return plot_norm_curves(table)
     if name in table_names():
         return _ablation(picture, table)
@@ -151,7 +151,7 @@ def _ablation(picture: Path, table: pd.DataFrame) -> Figure:
     other = table["measure"].str.startswith("frechet_distance")  # earlier tables call it gfid whatever the network
     table = table.assign(measure=table["measure"].where(~other, "gfid"))
     panels = []
-    for key in sorted(set(table["measure"]), key=lambda key: COLUMNS.index(PAIRED.get(key, key))):
+    for key in sorted(table["measure"].unique(), key=lambda key: COLUMNS.index(PAIRED.get(key, key))):
         if key in COLUMNS:
             quantity = measure(key)
             panels.append(replace(quantity, title=distance) if key == "gfid" else quantity)

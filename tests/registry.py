@@ -1,6 +1,15 @@
-"""Settings with which every registered quantizer can be built small, by what its config says and not by its name."""
+"""Settings that make things small: every registered quantizer, by what its config says, and a tokenizer of digits."""
 
 from ibqlab.quantizers import available_quantizers, quantizer_config
+
+SMALL_DIGITS = {
+    "data.source": "digits",
+    "data.image_size": 8,
+    "tokenizer.autoencoder.channel_multipliers": [1, 1],
+    "tokenizer.autoencoder.resolution": 8,
+    "tokenizer.quantizer.codebook_size": 32,
+}
+"""What `builtin/smoke` becomes for 32 codes and 4 × 4 tokens per digit."""
 
 
 def small_settings(name, codes, dim):

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from golden import golden, golden_file
 from PIL import Image
+from registry import SMALL_DIGITS
 
 from ibqlab.cli import main
 from ibqlab.data import Batch, DataConfig
@@ -58,14 +59,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     """A run of a tokenizer of 32 codes and 4 × 4 tokens per digit."""
-    settings = {
-        "data.source": "digits",
-        "data.image_size": 8,
-        "tokenizer.autoencoder.channel_multipliers": [1, 1],
-        "tokenizer.autoencoder.resolution": 8,
-        "tokenizer.quantizer.codebook_size": 32,
-        "steps": 6,
-    }
+    settings = SMALL_DIGITS | {"steps": 6}
     folder = tmp_path_factory.mktemp("tokenizer") / "run"
     return train(recipe_config("builtin/smoke", settings), folder, progress=False).path
 

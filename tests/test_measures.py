@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from registry import SMALL_DIGITS
 
 import ibqlab
 from ibqlab.base.measures import MEASURES, OTHER_NETWORK, SHARE, is_measure, measure
@@ -33,14 +34,7 @@ BOOKKEEPING = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Run:
-    settings = {
-        "data.source": "digits",
-        "data.image_size": 8,
-        "tokenizer.autoencoder.channel_multipliers": [1, 1],
-        "tokenizer.autoencoder.resolution": 8,
-        "tokenizer.quantizer.codebook_size": 32,
-        "steps": 3,
-    }
+    settings = SMALL_DIGITS | {"steps": 3}
     return train(recipe_config("builtin/smoke", settings), tmp_path_factory.mktemp("a") / "tokenizer", progress=False)
 
 

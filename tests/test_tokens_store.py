@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from registry import SMALL_DIGITS
 from test_files import dead_process
 
 from ibqlab.base import locking
@@ -597,14 +598,7 @@ def test_tokens_beyond_the_codebook_are_not_trained_on(tmp_path, store):
 
 
 def test_the_command_writes_tokens_that_a_generator_trains_on(tmp_path):
-    settings = {
-        "data.source": "digits",
-        "data.image_size": 8,
-        "tokenizer.autoencoder.channel_multipliers": [1, 1],
-        "tokenizer.autoencoder.resolution": 8,
-        "tokenizer.quantizer.codebook_size": 32,
-        "steps": 2,
-    }
+    settings = SMALL_DIGITS | {"steps": 2}
     run = train(recipe_config("builtin/smoke", settings), tmp_path / "tok", progress=False)
     command = ["tokenize", str(run.path), "--weights", "raw", "--output", str(tmp_path / "tokens")]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
