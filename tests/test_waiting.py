@@ -429,7 +429,7 @@ class TestRunReport:
         text = (run.path / "report.md").read_text(encoding="utf-8")
         assert "Finished at step 12 of 12" in text
         last = run.metrics["validation_usage"].dropna().iloc[-1]
-        assert f"| usage, share of codes hit | {last:.2%} | 12 |" in text
+        assert f"| validation usage | {100 * last:.2f} % of codes in 640 tokens | 12 |" in text
         assert "would hit" not in text  # 640 tokens are ten per code
         names = ("curves", "usage_histogram", "code_maps", "reconstructions")
         for file in [run.path / "figures" / f"{name}.{ending}" for name in names for ending in ("png", "csv")]:
@@ -453,7 +453,9 @@ class TestRunReport:
         config = recipe_config("builtin/smoke_generator", {"tokenizer": str(run.path), "steps": 4})
         made = train_generator(config, tmp_path / "generator", progress=False)
         assert pictures_of(write_run_report(made)) == 2
-        assert "| validation loss, nats per token |" in (made.path / "report.md").read_text(encoding="utf-8")
+        assert re.search(
+            r"\| validation loss \| [\d.]+ nats per token", (made.path / "report.md").read_text(encoding="utf-8")
+        )
         drawn = pd.read_csv(made.path / "figures" / "samples.csv")
         assert list(drawn[["class", "seed"]].itertuples(index=False, name=None)) == [
             (label, seed) for label in range(config.generator.num_classes) for seed in range(4)

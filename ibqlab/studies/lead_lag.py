@@ -12,16 +12,13 @@ import numpy as np
 import pandas as pd
 
 from ibqlab.base.intervals import Interval, student_interval
+from ibqlab.base.measures import measure
 from ibqlab.plots.norms import SOFTMAX_METHODS
 
 EFFECT = "step_usage"
 """What the others are dated against: usage without memory, on the clock of the gradient."""
-CAUSES = {
-    "gradient_reach": "gradient reach",
-    "softmax_perplexity": "the softmax's spread",
-    "feature_norm_mean": "norm of features",
-}
-"""Measures that are said to act on usage, by their columns, with their names in sentences."""
+CAUSES = ("gradient_reach", "softmax_perplexity", "feature_norm_mean")
+"""Measures that are said to act on usage."""
 SHARE = 0.5
 """Of a measure's whole change, at which it is dated."""
 LEAST_CHANGE = 0.2
@@ -80,13 +77,13 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
     if EFFECT not in metrics:
         return pd.DataFrame(columns=columns)
     for names, runs in metrics.groupby(list(by), sort=False):
-        for measure in CAUSES:
+        for key in CAUSES:
             of_softmax = "method" not in runs or runs["method"].isin(SOFTMAX_METHODS).all()
-            if measure not in runs or (measure == "softmax_perplexity" and not of_softmax):
+            if key not in runs or (key == "softmax_perplexity" and not of_softmax):
                 continue
             dates = []
             for _, run in runs.sort_values("step").groupby("seed", sort=True):
-                usage, other = (change_step(run["step"], run[key]) for key in (EFFECT, measure))
+                usage, other = (change_step(run["step"], run[column]) for column in (EFFECT, key))
                 if np.isfinite(usage[0]) and np.isfinite(other[0]):
                     dates.append((usage[0], other[0], max(usage[1], other[1])))
             if not dates:
@@ -97,7 +94,7 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
             lines.append(
                 {
                     **dict(zip(by, names, strict=True)),
-                    "measure": measure,
+                    "measure": key,
                     "seeds": lead.count,
                     "usage_step": usage_steps.mean(),
                     "measure_step": measure_steps.mean(),
@@ -115,7 +112,7 @@ def lead_lag_sentences(table: pd.DataFrame) -> str:
     """What `lead_lag` found, one line per group and measure; an order is claimed only where it is told apart."""
     lines, by = [], table.columns[: table.columns.get_loc("measure")]
     for _, row in table.iterrows():
-        group, name = ", ".join(str(row[key]) for key in by), CAUSES[row["measure"]]
+        group, name = ", ".join(str(row[key]) for key in by), measure(row["measure"]).title
         dated = f"{name} at step {row['measure_step']:.0f}, usage at step {row['usage_step']:.0f}"
         if row["seeds"] < 2:
             lines.append(f"- {group}: {dated}; one seed cannot say how sure their order is.")

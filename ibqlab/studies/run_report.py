@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ibqlab import plots
 from ibqlab.base.checks import is_finite_number, require_choice
 from ibqlab.base.escaping import for_markdown, for_terminal
+from ibqlab.base.measures import measure
 from ibqlab.base.progress import notice
 from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
@@ -31,17 +32,11 @@ from ibqlab.studies.provenance import provenance_text
 
 MOST_WORK = 1e12
 """Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
-MEASURES = {
-    "loss": ("training loss", "{:.4g}"),
-    "validation_loss": ("validation loss, nats per token", "{:.4g}"),
-    "validation_usage": ("usage, share of codes hit", "{:.2%}"),
-    "validation_perplexity": ("perplexity, codes", "{:,.1f}"),
-    "validation_psnr": ("PSNR, dB", "{:.2f}"),
-    "validation_tokens": ("validation tokens", "{:,.0f}"),
-    "usage": ("usage in the training window", "{:.2%}"),
-    "gradient_reach": ("gradient reach, share of codes", "{:.2%}"),
-}
-"""Metric → its title and how it is written."""
+REPORTED = (
+    *("loss", "validation_loss", "validation_usage", "validation_perplexity", "validation_psnr", "usage"),
+    "gradient_reach",
+)
+"""Measures of the table, in its order."""
 
 
 def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) -> Path:
@@ -198,11 +193,12 @@ def _standing(run: Run, step: int) -> str:
 def _numbers(metrics: pd.DataFrame, run: Run) -> str:
     """The last value of each measure, and the step that it is of, as a table."""
     rows = []
-    for name, (title, form) in MEASURES.items():
-        values = metrics.set_index("step")[name].dropna() if name in metrics else ()
-        if len(values) and is_finite_number(values.iloc[-1]):
-            step = f"{int(values.index[-1]):,}"
-            rows.append({"measure": title, "last value": form.format(values.iloc[-1]), "at step": step})
+    for key in REPORTED:
+        logged = metrics.dropna(subset=[key]) if key in metrics else metrics[:0]
+        if len(logged) and is_finite_number(logged[key].iloc[-1]):
+            row = logged.iloc[-1].to_dict()
+            shown, title = measure(key).text(row[key], row), for_markdown(measure(key).title)
+            rows.append({"measure": title, "last value": shown, "at step": f"{row['step']:,.0f}"})
     table = to_markdown(pd.DataFrame(rows, columns=["measure", "last value", "at step"]))
     if not {"validation_usage", "validation_tokens"} <= set(metrics):
         return table
