@@ -6,6 +6,7 @@ in one worker (`together_with`); the longest groups start first, and single test
 
 import os
 import signal
+import sys
 
 # Before torch and matplotlib are imported, and inherited by child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -13,6 +14,7 @@ os.environ["MPLBACKEND"] = "agg"
 
 import pytest
 import torch
+from warm import WarmPython
 
 torch.set_num_threads(1)
 
@@ -50,6 +52,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(group))
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session")
+def _warm_python(tmp_path_factory):
+    """The server of forks and its program; None where the system has not what they need."""
+    server = WarmPython(tmp_path_factory.mktemp("warm")) if hasattr(os, "pidfd_open") else None
+    yield server
+    if server:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def warm_start(_warm_python):
+    """Python processes of a test, and theirs, are forks of one that has imported the libraries: see `warm`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if _warm_python:
+            patch.setattr(sys, "executable", str(_warm_python.program))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

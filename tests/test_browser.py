@@ -37,7 +37,7 @@ SETTINGS = {
 }
 OURS = "share/jupyter/lab/settings/overrides.d/ibqlab.json"
 LAB = (
-    *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
+    *("-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
     *("--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"),
     "--LabApp.extension_manager=readonly",
 )
@@ -55,7 +55,7 @@ OUTPUTS_SHOWN = """() => document.querySelectorAll('.jp-OutputArea-output').leng
     && !document.body.innerText.includes('Loading widget')"""
 LAST_CURVES = "[...document.querySelectorAll('.jp-OutputArea-output img[alt*=\"up to step\"]')].at(-1)?.alt"
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
 # --- a browser and a JupyterLab without anything of their owner's -----------------------------------------------------
@@ -100,7 +100,7 @@ def running_lab(folder):
     settings = folder / Path(OURS).parents[1]
     with open(folder / "server.log", "w") as log:
         server = subprocess.Popen(
-            [*LAB, f"--port={port}", f"--LabApp.app_settings_dir={settings}"],
+            [sys.executable, *LAB, f"--port={port}", f"--LabApp.app_settings_dir={settings}"],
             cwd=folder / "work",
             env=os.environ | folders_of_its_own(folder),
             stdout=log,

@@ -18,6 +18,7 @@ from ibqlab.recipes.presets import preset_names
 from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.studies.table_files import PRESETS_FILE, TABLES
 
+pytestmark = pytest.mark.usefixtures("warm_start")
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]

@@ -14,6 +14,7 @@ from PIL import Image
 from ibqlab.quantizers.base import _PRESETS
 from ibqlab.training import recipe_config, train
 
+pytestmark = pytest.mark.usefixtures("warm_start")
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*.md"))]
@@ -34,6 +35,7 @@ SMALL = {
     "ibqlab train builtin/photos": "steps=4 batch_size=4 record.log_every=2",
     "ibqlab train builtin/digits": "steps=2 record.log_every=1",
     "ibqlab train builtin/digits_generator": "steps=2 generator.depth=1 generator.width=16 record.validation_images=8",
+    "ibqlab run evaluate_tokenizer": "limit=4",
     "make demo": "PRESET=smoke",
     "make test": "TESTS=tests/test_environment.py",
 }
