@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers.base import _PRESETS
 from ibqlab.training import recipe_config, train
 
@@ -120,7 +122,10 @@ def test_the_quantizer_of_the_readme_trains(workplace):
     try:
         exec(block, names)
         assert names["run"].status == "finished"
-        assert {"step", "usage", "perplexity"} <= set(names["run"].metrics)
+        assert {"step", "validation_usage", "validation_psnr"} <= set(names["run"].metrics)
+        quantizer = load_tokenizer(names["run"].path, "raw").quantizer
+        out = quantizer(torch.randn(2, quantizer.config.code_dim, 3, 3))
+        assert torch.equal(quantizer.decode(out.indices), out.quantized)
     finally:
         _PRESETS.pop("dot_vq", None)
 

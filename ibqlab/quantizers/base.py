@@ -81,6 +81,8 @@ class Assignment(NamedTuple):
     """What `Quantizer.assign` returns: the same as `QuantizerOutput`, token by token and without the weighted sum."""
 
     quantized: Float[Tensor, "N D"]
+    """In evaluation the codes themselves, to the last bit, so that decoding the indices gives the same image: what an
+    estimator adds and subtracts for its gradient rounds."""
     indices: Int[Tensor, " N"]
     terms: dict[str, Float[Tensor, ""]]
 

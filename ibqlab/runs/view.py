@@ -44,8 +44,11 @@ class RunView:
                 f"{self.path}: there is no such run folder; list the runs there are with: ibqlab runs"
             )
         if not is_ordinary(self.path / "config.yaml"):
-            study = is_ordinary(self.path / "study.json")
-            remedy = f"it is a study: ibqlab report {self.path}" if study else "list the runs there are: ibqlab runs"
+            remedy = "list the runs there are: ibqlab runs"
+            if is_ordinary(self.path / "study.json"):
+                remedy = f"it is a study: ibqlab report {self.path}"
+            elif is_ordinary(self.path / "manifest.json"):
+                remedy = "it holds stored tokens or samples, which its manifest.json describes"
             raise RunError(f"{self.path} is no run: it holds no config.yaml; {remedy}")
         try:
             self.config = load_yaml(self.path / "config.yaml")

@@ -19,7 +19,8 @@ from ibqlab.studies.token_costs import LINK_STAGES
 DEFINITIONS: dict[str, StudyDefinition] = {
     definition.name: definition for definition in (EXPLORE_COLLAPSE, SCALE_CODEBOOK, ABLATIONS, LINK_STAGES)
 }
-"""A new study is a module with its definition, and a line here."""
+"""A new study is a module with its definition, a line here, its presets in experiments/studies/NAME.yaml, and the
+notebook that `ibqlab run NAME` executes."""
 REMEDY_LETTERS = 2000
 """Letters of what a message says to type; the folder's own parameters stand in it."""
 
@@ -42,7 +43,7 @@ def open_study(name: str | Path, parameters: SharedParameters | None = None) -> 
     """
     if parameters is None:
         # The presets may have changed since. What is finished stays readable, so nothing is compared.
-        return Study(*_parameters_of(find_run(name, "study")))
+        return Study(*_parameters_of(_find_folder(name)))
     definition = _definition(str(name))
     if not isinstance(parameters, definition.parameters):
         raise ConfigError(f"{name} takes {definition.parameters.__name__}; got {type(parameters).__name__}")
@@ -74,6 +75,17 @@ def write_study_report(study: Study | str | Path, redraw: bool = True) -> Path:
     return write_pages(study.folder, f"{text}\n\n{made_by}\n", study.name)
 
 
+def _find_folder(name: str | Path) -> Path:
+    """A study's folder; where there is none and a study is called so, what to write is said."""
+    try:
+        return find_run(name, "study")
+    except FileNotFoundError as error:
+        if str(name) not in DEFINITIONS:
+            raise
+        made = f"open_study({str(name)!r}, {DEFINITIONS[str(name)].parameters.__name__}(preset=...))"
+        raise FileNotFoundError(f"{error}. For the study of that name give its parameters: {made}") from None
+
+
 def _definition(name: str) -> StudyDefinition:
     if name not in DEFINITIONS:
         raise ConfigError(f"there is no study {for_terminal(name, 80)!r}; {nearest(name, list(DEFINITIONS))}")
@@ -88,6 +100,8 @@ def _parameters_of(folder: Path) -> tuple[StudyDefinition, SharedParameters]:
         ConfigError: parameters that the study does not take.
     """
     values = read_json(folder / PARAMETERS_FILE)
+    if values is None and (folder / "config.yaml").is_file():
+        raise StudyError(f"{folder.name} is a run, no study; type ibqlab report {shlex.quote(run_name(folder))}")
     if values is None:
         raise StudyError(f"{folder} is no study's folder: it holds no {PARAMETERS_FILE}; run a study's notebook first")
     name = values.pop("study", None)
