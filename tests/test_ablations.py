@@ -212,6 +212,10 @@ class TestTables:
         assert "%" in usage.get_xlabel() and figure.axes[2].xaxis_inverted()
         assert figure_methods(tables).axes
 
+    def test_data_name_the_seeds_that_values_are_of(self, study):
+        data = AblationTables(tables_at(**SMALL | {"seeds": (1,)}, output=str(study.folder))).data("key_designs")
+        assert set(data[data["kind"] == "seed"]["seed"]) == {1}
+
     def test_partial_tables_say_what_is_missing(self, study, tmp_path):
         part = tables_at(**SMALL, output=str(tmp_path / "part"))
         some = AblationTables(part)

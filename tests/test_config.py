@@ -217,6 +217,7 @@ def test_yaml_values_follow_version_1_2(tmp_path, text, value):
         (b"a: !!python/object:os.system x\n", "not valid YAML"),
         (b"- 1\n- 2\n", "must hold settings"),
         (b"\xff\xfe\xfa", "cannot be read"),
+        (b"a: \x07\n", "special characters are not allowed in"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, says):

@@ -13,19 +13,20 @@ from registry import SMALL_DIGITS
 import ibqlab
 from ibqlab.base.measures import MEASURES, OTHER_NETWORK, SHARE, is_measure, measure
 from ibqlab.data import DigitsSource
-from ibqlab.grids.cell_rows import RECORDED, quantizer_cost
+from ibqlab.grids.cell_rows import RECORDED, quantizer_cost, soft_inference
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
 from ibqlab.plots import run_curve_table
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.runs import Run
+from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import train, train_generator
 
 PACKAGE = Path(ibqlab.__file__).parent
 BOOKKEEPING = {
     "step": "when",
-    "weight_decay": "a setting's value in the step",
+    **dict.fromkeys(("weight_decay", "soft_temperature"), "a setting's value in the step"),
     **dict.fromkeys(("step_tokens", "usage_tokens", "validation_tokens", "validation_images"), "what was counted on"),
     **dict.fromkeys(("tokens", "images", "training_usage_tokens", "quantizer_tokens"), "the same, in rows"),
 }
@@ -34,13 +35,21 @@ BOOKKEEPING = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Run:
-    settings = SMALL_DIGITS | {"steps": 3}
+    """With everything that adds columns: a discriminator, its LeCam penalty and adaptive weight."""
+    adversary = {
+        "adversarial_weight": 0.1,
+        "adaptive_weight": True,
+        "lecam_weight": 0.01,
+        "discriminator.num_layers": 1,
+    }
+    settings = SMALL_DIGITS | {"steps": 3} | {f"loss.{key}": value for key, value in adversary.items()}
     return train(recipe_config("builtin/smoke", settings), tmp_path_factory.mktemp("a") / "tokenizer", progress=False)
 
 
 def test_every_column_of_a_tokenizers_run_is_listed(tokenizer):
     written = set(tokenizer.metrics)
     assert {"step_usage", "gradient_reach", "validation_psnr", "quantizer_loss"} <= written
+    assert {"discriminator", "lecam", "adversarial", "adversarial_weight", "logits_real"} <= written
     assert {key for key in written if not is_measure(key)} <= BOOKKEEPING.keys()
     for key in written & {"usage", "step_usage", "validation_usage", "perplexity", "dead_codes"}:
         assert measure(key).tokens in written, f"{key} does not say in how many tokens it was counted"
@@ -66,7 +75,11 @@ def test_every_column_of_a_generators_run_is_listed(tokenizer, tmp_path):
 def test_every_column_of_a_row_is_listed(tokenizer):
     quantizer = load_tokenizer(tokenizer.path, "raw").quantizer
     costs = quantizer_cost(quantizer, torch.randn(16, quantizer.config.code_dim), 16)
-    columns = {*RECORDED, *costs, "seconds", "soft_psnr", "recognised", "recognised_real", *OTHER_NETWORK.values()}
+    settings = SMALL_DIGITS | {"tokenizer.quantizer": {"name": "soft_vq", "codebook_size": 32, "code_dim": 8}}
+    soft = Tokenizer(recipe_config("builtin/smoke", settings).tokenizer)
+    averages = soft_inference(soft, [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)])
+    assert "soft_psnr" in averages
+    columns = {*RECORDED, *costs, *averages, "seconds", "recognised", "recognised_real", *OTHER_NETWORK.values()}
     assert {key for key in columns if not is_measure(key)} <= BOOKKEEPING.keys()
 
 

@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import make_dataclass
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from ibqlab.quantizers import (
     Assignment,
     Quantizer,
+    QuantizerConfig,
     available_quantizers,
     base,
     build_quantizer,
@@ -587,3 +589,33 @@ def test_an_assignment_alone_is_a_quantizer_with_free_codes_and_every_start(star
     quantizer(features()).quantized.square().sum().backward()
     assert torch.equal(quantizer.codebook, before) == (start == "unit")
     assert (quantizer.codebook_gradient.norm(dim=1) > 0).any()
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("name", "config", "defaults", "says"),
+    [
+        ("", QuantizerConfig, {}, "a quantizer's name is text"),
+        (3, QuantizerConfig, {}, "a quantizer's name is text"),
+        ("mine", dict, {}, "must be derived from QuantizerConfig"),
+        ("mine", QuantizerConfig, {"code_dims": 8}, "did you mean 'code_dim'"),
+    ],
+)
+def test_what_recipes_could_not_name_is_not_registered(name, config, defaults, says):
+    before = available_quantizers()
+    with pytest.raises(ValueError, match=says):
+        register_quantizer(name, config, **defaults)(type("Mine", (Quantizer,), {}))
+    assert available_quantizers() == before
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_setting_called_name_is_refused():
+    config = make_dataclass("Named", [("name", str, "x")], bases=(QuantizerConfig,), frozen=True, kw_only=True)
+    with pytest.raises(ValueError, match="`name` is the quantizer's own"):
+        register_quantizer("mine", config)(type("Mine", (Quantizer,), {}))
+
+
+@pytest.mark.parametrize("name", [None, ["ibq"], {"ibq": 1}])
+def test_a_name_that_is_no_text_is_refused_like_any_other(name):
+    with pytest.raises(ValueError, match="quantizer name must be one of 'ibq'"):
+        quantizer_config({"name": name})

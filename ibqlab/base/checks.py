@@ -73,7 +73,7 @@ def require(condition: bool, message: str) -> None:
 
 def require_choice(setting: str, value: str, choices: Any) -> None:
     """Raise ValueError naming the valid choices, the nearest first, unless value is one of them."""
-    if value in choices:
+    if value in list(choices):  # not in a dictionary: a list or mapping that arrives from YAML has no hash
         return
     near = difflib.get_close_matches(str(value), list(choices), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

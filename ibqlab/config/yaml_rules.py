@@ -140,7 +140,7 @@ def _refuse_other_values(value: Any) -> None:
 def _one_line(error: YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return " ".join(for_terminal(error).split())
+        return for_terminal(" ".join(str(error).split()))
     problem = TOO_DEEP if isinstance(error, MaxDepthExceededError) else error.problem or error.context
     return for_terminal(f"{problem} (line {mark.line + 1}, column {mark.column + 1})")
 

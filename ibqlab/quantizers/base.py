@@ -280,8 +280,16 @@ def register_quantizer(
         config: its settings, a frozen keyword-only dataclass derived from `QuantizerConfig`.
         **defaults: settings that have another default under this name.
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: the name is taken by another class or is none; the config is no class of settings, has a setting
+            called `name`, or lacks one that has a default here.
     """
+    require(isinstance(name, str) and name.strip() != "", f"a quantizer's name is text such as 'ibq'; got {name!r}")
+    is_config = isinstance(config, type) and issubclass(config, QuantizerConfig)
+    require(is_config, f"{name!r}: config must be derived from QuantizerConfig; got {config!r}")
+    settings = [field.name for field in fields(config)]
+    require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
+    for setting in defaults:
+        require_choice(f"{name!r}: a setting with a default", setting, settings)
 
     def decorate(quantizer: type[Quantizer]) -> type[Quantizer]:
         # By the class's name: a notebook's cell that is run again defines the same quantizer again.

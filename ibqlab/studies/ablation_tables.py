@@ -77,11 +77,15 @@ class AblationTables:
         return values
 
     def _values_of(self, cells: RowCells, key: str) -> list[float]:
+        return list(self._values_by_seed(cells, key).values())
+
+    def _values_by_seed(self, cells: RowCells, key: str) -> dict[int, float]:
+        """Seed → value of a measure, of the finished runs that have a finite one."""
         group = cells.generators if key in self.of_generators else cells.tokenizers
         if key == "psnr" and cells.row.inference == "soft":
             key = "soft_psnr"
-        numbers = (self.rows[cell.name].get(key) for cell in group if cell.name in self.rows)
-        return [float(value) for value in numbers if value is not None and np.isfinite(value)]
+        numbers = {cell.labels["seed"]: self.rows[cell.name].get(key) for cell in group if cell.name in self.rows}
+        return {seed: float(value) for seed, value in numbers.items() if value is not None and np.isfinite(value)}
 
     def data(self, name: str) -> pd.DataFrame:
         """A table's numbers, nothing rounded.
@@ -100,9 +104,10 @@ class AblationTables:
                 if mean.count:
                     interval = {"value": mean.mean, "low": mean.low, "high": mean.high, "seeds": mean.count}
                     lines.append({**shared, "measure": key, "kind": "mean", **interval})
+                by_seed = self._values_by_seed(cells, key) if seeds else {}
                 lines += [
-                    {**shared, "measure": key, "kind": "seed", "value": value, "seed": number}
-                    for number, value in enumerate(seeds)
+                    {**shared, "measure": key, "kind": "seed", "value": value, "seed": seed}
+                    for seed, value in by_seed.items()
                 ]
             lines += [
                 {**shared, "measure": f"paper_{key}", "kind": "paper", "value": value}
