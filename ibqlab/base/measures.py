@@ -8,6 +8,7 @@ Whoever computes a number names it by a key of this list. Tables, plots, the com
 here. A new measure is two files: where it is computed, and this one.
 """
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -234,7 +235,9 @@ def measure(key: str) -> Quantity:
         if key.startswith(f"{other}_"):
             extractor = key.removeprefix(f"{other}_")
             return replace(MEASURES[other], key=key, title=f"{MEASURES[other].title} ({extractor})")
-    raise KeyError(f"there is no measure {key!r}; list it in ibqlab/base/measures.py")
+    near = difflib.get_close_matches(key, MEASURES, n=1)
+    meant = f"did you mean {near[0]!r}? A new one is listed" if near else "list it"
+    raise KeyError(f"there is no measure {key!r}; {meant} in ibqlab/base/measures.py")
 
 
 def is_measure(key: str) -> bool:
