@@ -32,7 +32,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
-import lightning_fabric  # noqa: F401 - imported once, for all forks
 import numpy as np
 import torch
 from test_sampling_runs import draw
@@ -41,12 +40,16 @@ from test_tokens_store import DIGITS, make_tokenizer
 
 from ibqlab.base.files import is_temporary
 from ibqlab.base.locking import is_held
-from ibqlab.grids import cell_rows  # noqa: F401 - as above
+from ibqlab.grids import cell_rows  # noqa: F401 - imported once, for all forks
 from ibqlab.grids import local as launching
 from ibqlab.runs import Run
 from ibqlab.tokens import pieces
 from ibqlab.tokens import writing as token_writing
-from ibqlab.training import recipe_config, train
+from ibqlab.training import (
+    fabric,  # noqa: F401 - as above
+    recipe_config,
+    train,
+)
 
 KILLS = 3
 """Most kills of a round."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,16 +110,16 @@ class TestOutcome:
 
 class TestKills:
     def test_a_killed_worker_loses_only_what_is_after_its_checkpoint(self, tmp_path):
-        long = cell(0, steps=600, **{"record.checkpoint_every": 20, "record.validate_every": 600})
+        long = cell(0, steps=100, **{"record.checkpoint_every": 5, "record.validate_every": 100})
         store = CellStore(tmp_path)
         store.prepare(long)
         job = LAUNCHER.start(long, store)
-        _wait(lambda: store.last_step(long.name) >= 30)
+        _wait(lambda: store.last_step(long.name) >= 8)
         os.kill(job.process.pid, signal.SIGKILL)
         _wait(job.ended)
         assert job.reason() == "killed by signal 9"
         step, _ = Run(tmp_path / long.name).load_checkpoint()
-        assert step >= 20
+        assert step >= 5
         outcome = run([long], tmp_path)
         assert outcome.finished == [long.name]
         kept = Run(tmp_path / long.name)
@@ -129,13 +130,14 @@ class TestKills:
         pd.testing.assert_frame_equal(kept.metrics[columns], Run(whole / long.name).metrics[columns])
 
     def test_a_killed_cell_is_listed_and_goes_on_unasked(self, tmp_path):
-        long = cell(0, steps=400, **{"record.checkpoint_every": 20, "record.validate_every": 400})
+        long = cell(0, steps=100, **{"record.checkpoint_every": 10, "record.validate_every": 100})
         store = CellStore(tmp_path)
-        starter = _other_engine(tmp_path, 400)
-        _wait(lambda: store.last_step(long.name) >= 20)
-        pid = _worker_of(store, long.name)
-        os.kill(pid, signal.SIGKILL)
-        assert starter.wait(120) == 3
+        with ThreadPoolExecutor(1) as threads:
+            engine = threads.submit(run, [long], tmp_path)
+            _wait(lambda: store.last_step(long.name) >= 10)
+            os.kill(_worker_of(store, long.name), signal.SIGKILL)
+            outcome = engine.result(120)
+        assert not outcome.finished and list(outcome.killed) == [long.name]
         failure = store.failure(long)
         assert failure["killed"]
         assert failure["error"] == "killed by signal 9"
@@ -143,42 +145,47 @@ class TestKills:
         assert store.failure(long) is None
 
     def test_a_cell_outlives_its_engine_and_is_found_by_the_next(self, tmp_path):
-        long = cell(0, steps=400, **{"record.checkpoint_every": 20, "record.validate_every": 400})
+        long = cell(0, steps=40, **{"record.checkpoint_every": 20, "record.validate_every": 40})
         store = CellStore(tmp_path)
-        starter = _other_engine(tmp_path, 400)
-        _wait(lambda: store.last_step(long.name) >= 10)
+        starter = _other_engine(tmp_path, 40)
+        _wait(lambda: store.last_step(long.name) >= 2)
         process = _worker_of(store, long.name)
+        os.kill(process, signal.SIGSTOP)  # not to finish before its engine is gone
         status = Path(f"/proc/{process}/status").read_text()
         assert "Name:\tibqlab-cell\n" in status
         server = int(re.search(r"PPid:\t(\d+)", status)[1])
         starter.kill()
         starter.wait()
         assert store.is_taken(long.name)
+        os.kill(process, signal.SIGCONT)
         assert run([long], tmp_path).finished == [long.name]
         _wait(lambda: not is_alive(server), 60)  # it ends with its engine and the last of its cells
         assert "resumed" not in Run(tmp_path / long.name).provenance
 
     def test_a_script_that_ends_leaves_its_cell_at_work_and_is_run_once(self, tmp_path):
         """Without `if __name__ == "__main__"`, and with two threads for its cell."""
-        script, short = tmp_path / "script.py", cell(0, steps=200)  # it outlasts the script
+        script, short, store = tmp_path / "script.py", cell(0), CellStore(tmp_path / "grid")
         script.write_text(
             "import sys, os; sys.path.insert(0, sys.argv[1])\n"
             "print('begun', flush=True)\n"
             "from test_engine import LocalLauncher, CellStore, cell\n"
-            "store = CellStore(sys.argv[2])\n"
-            "store.prepare(cell(0, steps=200))\n"
-            "LocalLauncher(1, threads=2).start(cell(0, steps=200), store)\n"
+            "LocalLauncher(1, threads=2).start(cell(0), CellStore(sys.argv[2]))\n"
         )
-        command = [sys.executable, str(script), os.path.dirname(__file__), str(tmp_path / "grid")]
+        command = [sys.executable, str(script), os.path.dirname(__file__), str(store.folder)]
+        # The cell waits for a reader of its log, and so outlasts the script however long that takes.
+        store.prepare(short)
+        os.mkfifo(store.log(short.name))
         # A pipe ends with the script: neither its cell nor the server that this was forked from holds it open.
         printed = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
         ).stdout
-        store = CellStore(tmp_path / "grid")
         assert store.row(short) is None
-        _wait(lambda: store.row(short))
+        with open(os.open(store.log(short.name), os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as log:
+            _wait(lambda: store.row(short))
+            os.set_blocking(log.fileno(), True)
+            logged = log.read()
         assert printed == "begun\n"
-        assert "begun" not in store.log(short.name).read_text()
+        assert "begun" not in logged
         assert Run(store.folder / short.name).provenance["threads"] == 2
 
 
@@ -340,4 +347,4 @@ def _wait(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
+        time.sleep(0.02)

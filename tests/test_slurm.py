@@ -102,7 +102,7 @@ class TestSlurm:
         assert again.finished == outcome.finished
 
     def test_a_job_outlives_its_engine_and_is_found_by_the_next(self, slurm, tmp_path):
-        long = cell(0, steps=200, **{"record.validate_every": 200})
+        long = cell(0, steps=100, **{"record.validate_every": 100})
         store = CellStore(tmp_path / "grid")
         store.prepare(long)
         SlurmLauncher(store.folder).start(long, store)
@@ -113,7 +113,7 @@ class TestSlurm:
         assert len(numbers) == 1
 
     def test_a_job_whose_time_is_over_is_queued_again_and_goes_on_from_its_checkpoint(self, slurm, tmp_path):
-        long = cell(0, steps=300, **{"record.validate_every": 300, "record.checkpoint_every": 20})
+        long = cell(0, steps=120, **{"record.validate_every": 120, "record.checkpoint_every": 10})
         store = CellStore(tmp_path / "grid")
         store.prepare(long)
         launcher = SlurmLauncher(store.folder)
@@ -128,7 +128,7 @@ class TestSlurm:
         assert run_cells([long], store, launcher, progress=False).finished == [long.name]
         rows = [json.loads(line) for line in (store.folder / long.name / "metrics.jsonl").read_text().splitlines()]
         steps = [row["step"] for row in rows]
-        assert steps == sorted(set(steps)) and steps[-1] == 300
+        assert steps == sorted(set(steps)) and steps[-1] == 120
         assert "Restarts=1" in _about(job)
 
     def test_a_process_of_somebody_else_is_waited_for(self, slurm, tmp_path):

@@ -6,6 +6,7 @@ two photographs of scikit-learn remain; `description` and `fingerprint` say whic
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -162,6 +163,8 @@ def _find(photo: Photo) -> Path | None:
     return path if path.is_file() else None
 
 
+# Both splits are cut from it, and studies and notebooks open the source again and again; all take 10 MB.
+@lru_cache(maxsize=len(PHOTOS))
 def _read(photo: Photo, path: Path) -> UInt8[np.ndarray, "H W 3"]:
     picture = read_rgb(path)
     return np.asarray(picture.crop(photo.frame or (0, 0, *picture.size)))

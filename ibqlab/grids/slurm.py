@@ -3,10 +3,8 @@
 A job is queued again when its time is over or others go first, and its cell goes on from its last checkpoint.
 """
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +14,7 @@ from ibqlab.base.files import write_whole
 from ibqlab.config import ConfigError, nearest, read_assigned, split_assignment
 from ibqlab.grids.cells import Cell, CellStore, StudyError, as_json, read_json
 from ibqlab.grids.local import Job
+from ibqlab.grids.slurm_work import SlurmWork
 
 SLURM_SETTINGS = {
     "partition": "slurm_partition",
@@ -30,8 +29,6 @@ SLURM_SETTINGS = {
     "max_jobs": "",
 }
 """What `cluster_settings` may say, and submitit's names for it."""
-FIRST_PORT, PORTS = 20_000, 10_000
-"""Where the processes of a cell meet, below the ports that systems give away by themselves."""
 TIME_LIMITS = 1000
 """Times that a job is queued again because its time was over."""
 
@@ -113,45 +110,6 @@ class SlurmLauncher:
                 self.jobs.append(job)
                 return job
         return Job(cell.name, store) if store.is_taken(cell.name) else None
-
-
-class SlurmWork:
-    """What a job runs, once per machine: the cell's process, or its share of a torchrun over all machines.
-
-    A job that Slurm ends for its time limit or for others' sake is queued again, and its cell goes on from its last
-    checkpoint. Slurm signals this process and the cell's alike, so the cell's ends meanwhile.
-    """
-
-    def __init__(self, folder: str, name: str, processes: int):
-        self.folder, self.name, self.processes = folder, name, processes
-
-    def __call__(self) -> int:
-        command = [sys.executable, *self._launcher(), "-m", "ibqlab.grids.worker", self.folder, self.name]
-        with open(Path(self.folder) / "logs" / f"{self.name}.log", "ab") as log:
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-
-    def _launcher(self) -> list[str]:
-        if self.processes == 1:
-            return []
-        from submitit import JobEnvironment  # noqa: PLC0415 - there on the cluster's machines
-
-        hosts, job = JobEnvironment().hostnames, os.environ["SLURM_JOB_ID"]
-        return [
-            "-m",
-            "torch.distributed.run",
-            f"--nnodes={len(hosts)}",
-            f"--nproc-per-node={-(-self.processes // len(hosts))}",
-            "--rdzv-backend=c10d",
-            # Jobs may share a machine: each has a port of its own.
-            f"--rdzv-endpoint={hosts[0]}:{FIRST_PORT + int(job) % PORTS}",
-            f"--rdzv-id={job}",
-        ]
-
-    def checkpoint(self) -> Any:
-        """What is queued again: submitit calls this when the job's time is over."""
-        from submitit.helpers import DelayedSubmission  # noqa: PLC0415
-
-        return DelayedSubmission(self)
 
 
 class _SlurmJob(Job):

@@ -21,6 +21,8 @@ from ibqlab.runs import runs_root
 
 POLL_SECONDS = 0.5
 """Between two looks at what the kernel says."""
+QUIET_SOCKETS = "__import__('logging').getLogger('tornado.general').setLevel('CRITICAL')"
+"""What a kernel runs before its first cell."""
 
 
 # --- the executed copy -----------------------------------------------------------------------------------------------
@@ -132,14 +134,15 @@ def execute(source: Path, target: Path, values: dict[str, Any]) -> tuple[str | N
                 facts["heading"] = f"{source.stem}: {headings[0]}"
 
         try:
-            # The kernel's level silences its remarks on transport encryption, and on being stopped.
+            # The levels silence the kernel's remarks on transport encryption, and on being stopped: on a busy machine
+            # its sockets may be closed before it has answered. Errors of cells come by themselves.
             papermill.execute_notebook(
                 str(source),
                 str(target),
                 values,
                 kernel_name="python3",
                 language="python",
-                extra_arguments=["--log-level=CRITICAL"],
+                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={QUIET_SOCKETS}"],
                 progress_bar=False,
                 on_cell_start=start_cell,
             )
