@@ -13,7 +13,7 @@ from contextlib import suppress
 
 ENGINE = "IBQLAB_ENGINE"
 """Environment variable by which an engine tells the server that it starts whose server it is."""
-PRELOAD = ("ibqlab.grids.fork_server", "lightning_fabric", "ibqlab.grids.cell_rows")
+PRELOAD = ("ibqlab.grids.fork_server", "ibqlab.training.fabric", "ibqlab.grids.cell_rows")
 """What the server imports, in this order."""
 
 

@@ -1,7 +1,6 @@
 """The processes and devices of a run."""
 
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -29,11 +28,8 @@ def launch(config: RunConfig) -> Any:
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if started > 1 else 1
     accelerator = _accelerator(config.accelerator, local)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from lightning_fabric import Fabric  # noqa: PLC0415 - four seconds, needed only to train
-        from lightning_fabric.plugins.environments import LightningEnvironment  # noqa: PLC0415
-        from lightning_fabric.strategies import DDPStrategy  # noqa: PLC0415
+    from ibqlab.training.fabric import DDPStrategy, Fabric, LightningEnvironment  # noqa: PLC0415 - only to train
+
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
