@@ -13,7 +13,7 @@ from contextlib import suppress
 
 ENGINE = "IBQLAB_ENGINE"
 """Environment variable by which an engine tells the server that it starts whose server it is."""
-PRELOAD = ("ibqlab.grids.fork_server", "ibqlab.training.fabric", "ibqlab.grids.cell_rows")
+PRELOAD = ("ibqlab.grids.fork_server", "ibqlab.grids.cell_rows")
 """What the server imports, in this order."""
 
 
@@ -52,3 +52,7 @@ def end_server() -> None:
 if os.environ.get(ENGINE) == str(os.getppid()):
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What every cell needs and cell_rows imports only when it trains.
+    from ibqlab.training.fabric import import_fabric
+
+    import_fabric()

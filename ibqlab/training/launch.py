@@ -7,6 +7,7 @@ import torch
 
 from ibqlab.losses.errors import TrainingError
 from ibqlab.recipes.run_config import RunConfig
+from ibqlab.training.fabric import import_fabric
 
 
 def launch(config: RunConfig) -> Any:
@@ -28,18 +29,17 @@ def launch(config: RunConfig) -> Any:
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if started > 1 else 1
     accelerator = _accelerator(config.accelerator, local)
-    from ibqlab.training.fabric import DDPStrategy, Fabric, LightningEnvironment  # noqa: PLC0415 - only to train
-
-    fabric = Fabric(
+    lightning = import_fabric()
+    fabric = lightning.Fabric(
         accelerator=accelerator,
         devices=local,
         num_nodes=started // local,
         # Fabric's own double precision cuts every output to float32; the networks are double from the start instead.
         precision="32-true" if config.precision == "64-true" else config.precision,
         # A single process must not take a Slurm allocation for a world to join.
-        plugins=[LightningEnvironment()] if started == 1 else None,
+        plugins=[lightning.plugins.environments.LightningEnvironment()] if started == 1 else None,
         # Upkeep keeps buffers equal on all processes; sending frozen codes at every step would cost K·D numbers.
-        strategy=DDPStrategy(broadcast_buffers=False) if started > 1 else "auto",
+        strategy=lightning.strategies.DDPStrategy(broadcast_buffers=False) if started > 1 else "auto",
     )
     fabric.launch()
     if fabric.world_size != config.processes:
