@@ -46,7 +46,7 @@ def run(tmp_path):
 
 def smoke(**settings):
     """The smallest recipe, other settings as a__b for a.b."""
-    small = {"tokenizer.quantizer": {"name": "ibq", "codebook_size": 64, "code_dim": 8}}
+    small = {"tokenizer.quantizer": {"name": "ibq", "codebook_size": 16, "code_dim": 8}}
     return recipe_config("builtin/smoke", small | {key.replace("__", "."): value for key, value in settings.items()})
 
 
@@ -294,8 +294,8 @@ def test_the_status_is_a_line_with_a_command_that_works(copy, whole):
     start, _, command = line.partition("; go on with: ")
     assert start == "stopped at step 8 of 12"
     assert shlex.split(command) == ["ibqlab", "train", f"{copy.path}/config.yaml", "--output", str(copy.path)]
-    command = [sys.executable, "-m", *shlex.split(command)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    done = CliRunner().invoke(main, [*shlex.split(command)[1:], "--no-report"])
+    assert done.exit_code == 0, done.output
     assert copy.describe_status() == "finished at step 12 of 12"
     assert_same_weights(copy, whole)
 
@@ -307,7 +307,7 @@ LONG = ("steps=400", "record.log_every=1", "record.validate_every=400", "record.
 
 def stopped_at_step_5(command, folder, send, number, *words):
     """A training of LONG that gets a signal once its fifth step is logged: its run, exit code and output."""
-    command = [*command, "train", "builtin/smoke", *LONG, *words, "--output", str(folder)]
+    command = [*command, "train", "builtin/smoke", *LONG, *words, "--no-report", "--output", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as child:
         deadline = time.monotonic() + 240
         while not (folder.is_dir() and b'"step": 5,' in (folder / "metrics.jsonl").read_bytes()):
@@ -339,9 +339,7 @@ def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number)
 def test_a_stop_of_torchrun_saves_one_step_of_all_processes(tmp_path):
     """Processes that saved different steps would wait for each other for ever."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ibqlab"]
-    run, _, output = stopped_at_step_5(
-        torchrun, tmp_path / "run", os.kill, signal.SIGTERM, "processes=2", "--no-report"
-    )
+    run, _, output = stopped_at_step_5(torchrun, tmp_path / "run", os.kill, signal.SIGTERM, "processes=2")
     assert f"stopped at step {run.step} of 400, everything is saved; go on with the same command" in output
 
 
@@ -581,6 +579,11 @@ def test_names_that_are_not_utf_8_reach_provenance_as_escapes(run):
 # --- other images ---
 
 
+def short(**settings):
+    """Four steps, enough where images are what matters; tests stop after the second."""
+    return smoke(steps=4, **settings)
+
+
 def picture_folder(folder, classes=("a", "b"), count=10):
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -592,8 +595,8 @@ def picture_folder(folder, classes=("a", "b"), count=10):
 
 @pytest.mark.parametrize("change", ["removed", "another folder", "class added"])
 def test_images_that_have_changed_are_not_resumed_on_silently(tmp_path, change):
-    images, config = picture_folder(tmp_path / "images"), smoke(data__source=str(tmp_path / "images"))
-    stopped(tmp_path / "run", config, 8)
+    images, config = picture_folder(tmp_path / "images"), short(data__source=str(tmp_path / "images"))
+    stopped(tmp_path / "run", config, 2)
     if change == "removed":
         for number in range(5):
             (images / "a" / f"{number}.png").unlink()
@@ -613,14 +616,14 @@ def test_images_that_have_changed_are_not_resumed_on_silently(tmp_path, change):
     run = trained(tmp_path / "run", config, accept_changed_data=True)
     assert run.status == "finished"
     (noted,) = run.provenance["data_changes"]
-    assert noted["before"] == old and noted["after_step"] == 8
+    assert noted["before"] == old and noted["after_step"] == 2
     assert run.provenance["data"] != old
 
 
 def test_images_that_have_moved_are_the_same(tmp_path):
-    images, config = picture_folder(tmp_path / "images"), smoke(data__source=str(tmp_path / "link"))
+    images, config = picture_folder(tmp_path / "images"), short(data__source=str(tmp_path / "link"))
     (tmp_path / "link").symlink_to(images)
-    stopped(tmp_path / "run", config, 8)
+    stopped(tmp_path / "run", config, 2)
     images.rename(tmp_path / "moved")
     (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to(tmp_path / "moved")
@@ -631,7 +634,7 @@ def test_images_that_have_moved_are_the_same(tmp_path):
 
 def test_the_command_line_accepts_changed_images_on_request(tmp_path):
     images = picture_folder(tmp_path / "images")
-    stopped(tmp_path / "run", smoke(data__source=str(images)), 8)
+    stopped(tmp_path / "run", short(data__source=str(images)), 2)
     (images / "a" / "0.png").unlink()
     command = ["train", str(tmp_path / "run" / "config.yaml"), "--no-report", "--output", str(tmp_path / "run")]
     refused = CliRunner().invoke(main, command)
@@ -640,7 +643,7 @@ def test_the_command_line_accepts_changed_images_on_request(tmp_path):
     assert done.exit_code == 0, done.output
     run = Run(tmp_path / "run")
     (noted,) = run.provenance["data_changes"]
-    assert run.status == "finished" and noted["after_step"] == 8
+    assert run.status == "finished" and noted["after_step"] == 2
     assert noted["before"]["train"]["images"] + noted["before"]["validation"]["images"] == 20
     assert run.provenance["data"]["train"]["images"] + run.provenance["data"]["validation"]["images"] == 19
 
@@ -652,18 +655,18 @@ def test_a_folder_of_images_may_be_spelt_in_any_way(tmp_path, monkeypatch, spell
     elsewhere.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
-    run = stopped(tmp_path / "run", smoke(data__source="images"), 8)
+    run = stopped(tmp_path / "run", short(data__source="images"), 2)
     config_hash, text = run.config_hash, (run.path / "config.yaml").read_bytes()
     assert run.provenance["started_in"] == str(home)
     monkeypatch.chdir(elsewhere)
     (elsewhere / "link").symlink_to(images)
     spelt = {"relative": "../home/images", "absolute": str(images), "home": "~/images", "link": "link"}[spelling]
-    run = trained(tmp_path / "run", smoke(data__source=spelt))
+    run = trained(tmp_path / "run", short(data__source=spelt))
     assert run.status == "finished" and run.config_hash == config_hash
     assert (run.path / "config.yaml").read_bytes() == text
     assert "data_changes" not in run.provenance
-    longer = trained(tmp_path / "run", smoke(data__source=spelt, steps=16))
-    assert longer.config["data"]["source"] == "images" and longer.config["steps"] == 16
+    longer = trained(tmp_path / "run", smoke(data__source=spelt, steps=5))
+    assert longer.config["data"]["source"] == "images" and longer.config["steps"] == 5
 
 
 def test_a_run_is_used_from_any_folder(tmp_path, monkeypatch):
@@ -671,7 +674,7 @@ def test_a_run_is_used_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     images = picture_folder(tmp_path / "home" / "images")
     monkeypatch.chdir(tmp_path / "home")
-    stopped(tmp_path / "run", smoke(data__source="images"), 8)
+    stopped(tmp_path / "run", short(data__source="images"), 2)
     monkeypatch.chdir(tmp_path / "elsewhere")
     run = Run(tmp_path / "run")
     assert run.located_config["data"]["source"] == str(images)
@@ -692,17 +695,17 @@ def test_another_folder_of_the_same_name_is_not_taken_for_the_runs(tmp_path, mon
     for place, classes in (("home", ("a", "b")), ("elsewhere", ("c", "d"))):
         picture_folder(tmp_path / place / "images", classes)
     monkeypatch.chdir(tmp_path / "home")
-    stopped(tmp_path / "run", smoke(data__source="images"), 8)
+    stopped(tmp_path / "run", short(data__source="images"), 2)
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(RunError, match=r"the images are not those.*gone: a, b; new: c, d"):
-        trained(tmp_path / "run", smoke(data__source="images"))
+        trained(tmp_path / "run", short(data__source="images"))
     assert Run(tmp_path / "run").located_config["data"]["source"] == str(tmp_path / "home" / "images")
 
 
 def test_built_in_images_are_no_folder_of_that_name(tmp_path, monkeypatch):
     picture_folder(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    run = stopped(tmp_path / "run", smoke(), 8)
+    run = stopped(tmp_path / "run", smoke(), 2)
     assert run.config["data"]["source"] == "photos" and run.located_config == run.config
     with pytest.raises(RunError, match=r"data\.source: photos → \./photos"):
         trained(tmp_path / "run", smoke(data__source="./photos"))
@@ -711,9 +714,14 @@ def test_built_in_images_are_no_folder_of_that_name(tmp_path, monkeypatch):
 # --- other settings ---
 
 
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """The same run with more steps from its start."""
+    return trained(tmp_path_factory.mktemp("longer") / "run", smoke(steps=18))
+
+
 @pytest.mark.parametrize("start", ["half", "finished"])
-def test_more_steps_give_the_longer_run(tmp_path, copy, start):
-    longer = trained(tmp_path / "longer", smoke(steps=18))
+def test_more_steps_give_the_longer_run(copy, longer, start):
     if start == "finished":
         trained(copy.path, smoke())
     hash_before = copy.config_hash
@@ -747,7 +755,7 @@ def test_a_kill_between_the_files_of_an_extension_is_continued(copy, monkeypatch
 def test_more_steps_are_refused_where_the_run_would_be_another(tmp_path):
     quantizer = {"name": "soft_vq", "codebook_size": 64, "code_dim": 8}
     config = smoke(tokenizer__quantizer=quantizer)
-    stopped(tmp_path / "run", config, 8)
+    stopped(tmp_path / "run", config, 2)
     before = contents(tmp_path / "run")
     with pytest.raises(RunError, match=r"begun with steps=12, and Soft VQ's temperature.* start_from=.*--output"):
         trained(tmp_path / "run", replace(config, steps=18))

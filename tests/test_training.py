@@ -150,7 +150,9 @@ def test_metrics_are_read_by_pandas_alone(run):
 
 
 def test_rows_after_the_first_fifty_steps_come_as_often_as_the_settings_say(tmp_path):
-    table = trained(tmp_path / "run", smoke(steps=58, record__log_every=4, record__validate_every=100)).metrics
+    small = {"data__source": "digits", "data__image_size": 8, "tokenizer__autoencoder__resolution": 8}
+    config = smoke(steps=58, record__log_every=4, record__validate_every=100, record__checkpoint_every=100, **small)
+    table = trained(tmp_path / "run", config).metrics
     assert list(table["step"]) == [*range(51), 52, 56, 58]
 
 
@@ -277,6 +279,20 @@ def interrupted(folder, config, *steps, end=stopped):
     return trained(folder, config)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Gives the run of a config that went through at once; each is trained once."""
+    runs = {}
+
+    def run(config):
+        key = content_hash(config)
+        if key not in runs:
+            runs[key] = trained(tmp_path_factory.mktemp("uninterrupted") / "run", config)
+        return runs[key]
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("quantizer", "end", "steps"),
     [
@@ -288,9 +304,9 @@ def interrupted(folder, config, *steps, end=stopped):
     ],
     ids=["vq_ema crashed", "vq_ema stopped", "soft_vq", "simvq", "vq"],
 )
-def test_interrupted_and_continued_is_the_same_run(tmp_path, quantizer, end, steps):
+def test_interrupted_and_continued_is_the_same_run(tmp_path, uninterrupted, quantizer, end, steps):
     config = smoke(quantizer, record__log_every=1)
-    whole = trained(tmp_path / "whole", config)
+    whole = uninterrupted(config)
     # 3: before the first regular checkpoint; 6 and 12: after the row, before the checkpoint; 9: between checkpoints.
     again = interrupted(tmp_path / "again", config, *steps, end=end)
     assert_same_run(again, whole)
@@ -330,7 +346,8 @@ KILLED_SETTINGS = ("steps=50", *(f"record.{key}" for key in ("log_every=1", "val
 
 
 def start(folder, **environment):
-    command = [sys.executable, "-m", "ibqlab", "train", "builtin/smoke", *KILLED_SETTINGS, "--output", str(folder)]
+    command = [sys.executable, "-m", "ibqlab", "train", "builtin/smoke", *KILLED_SETTINGS, "--no-report"]
+    command += ["--output", str(folder)]
     return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -490,11 +490,11 @@ class TestTrainCommand:
             terminal.say = training_commands.say = lambda text, err=False: said.append((text, "torch" in sys.modules))
             words = ["train", "builtin/smoke", "steps=2", "--no-report", "--output", sys.argv[1]]
             cli.main(words, standalone_mode=False)
-            print(said[0], [text for text, _ in said[1:]])
+            print(said[0], [text for text, _ in said[1:]], {"torchmetrics", "matplotlib"} & sys.modules.keys())
         """
         folder = tmp_path / "mine"
         ends = [f"finished: {folder}; look at it with: ibqlab show {folder}"]
-        assert python(code, folder) == f"('ibqlab train builtin/smoke: loading …', False) {ends}\n"
+        assert python(code, folder) == f"('ibqlab train builtin/smoke: loading …', False) {ends} set()\n"
         assert not (folder / "report.md").exists()
 
     def test_ends_by_naming_its_report(self, tmp_path):

@@ -6,7 +6,7 @@ two photographs of scikit-learn remain; `description` and `fingerprint` say whic
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -163,8 +163,10 @@ def _find(photo: Photo) -> Path | None:
     return path if path.is_file() else None
 
 
-# Both splits are cut from it, and studies and notebooks open the source again and again; all take 10 MB.
-@lru_cache(maxsize=len(PHOTOS))
+@cache
 def _read(photo: Photo, path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """A photograph, decoded once for both splits and all runs of a process, and not to be written to."""
     picture = read_rgb(path)
-    return np.asarray(picture.crop(photo.frame or (0, 0, *picture.size)))
+    pixels = np.array(picture.crop(photo.frame or (0, 0, *picture.size)))
+    pixels.flags.writeable = False
+    return pixels
