@@ -317,6 +317,7 @@ class TestBadInput:
 
 
 class TestSeveralProcesses:
+    @pytest.mark.usefixtures("warm_start")
     def test_a_cell_of_two_processes_is_started_by_torchrun(self, tmp_path):
         two = cell(0, processes=2)
         assert run([two], tmp_path).finished == [two.name]

@@ -447,6 +447,7 @@ def test_changed_images_are_continued_with_on_request(tmp_path, tokenizer, store
     assert sum(now[split]["images"] for split in ("train", "validation")) == 14
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, tokenizer):
     """Without dropout, whose numbers are each process's own."""
     still = {f"{name}_dropout": 0.0 for name in ("attention", "feed_forward", "token", "label")}

@@ -639,6 +639,7 @@ def evaluate_for_comparison(batch_size):
     return torch.tensor([*values, *rebuilt.counts.tolist(), *rebuilt.reconstructions.float().mean((1, 2, 3)).tolist()])
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_two_processes_find_what_one_finds(tmp_path):
     script = (
         "import sys, torch, torch.distributed as dist\n"

@@ -95,6 +95,7 @@ draw(sys.argv[1])
 """
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_two_processes_draw_what_one_draws(tmp_path, samples):
     children = [
         subprocess.Popen(

@@ -23,6 +23,7 @@ MISSING = [name for name in PROGRAMS if not shutil.which(name, path=f"{os.enviro
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs Slurm: {', '.join(MISSING)} not installed"),
     pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons are started by root alone"),
+    pytest.mark.usefixtures("warm_start"),
 ]
 CONFIG = """
 ClusterName=loopback

@@ -188,6 +188,7 @@ for name, more in (("plain", []), ("quick", fast)):
 """
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_two_processes_take_the_same_fast_steps(tmp_path):
     # Wide enough for several of the buckets in which gradients are exchanged, at which compiled graphs are cut.
     script = tmp_path / "together.py"

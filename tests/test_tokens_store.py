@@ -183,6 +183,7 @@ writing.write_tokens(make_tokenizer(), DIGITS, sys.argv[1], progress=False)
 """
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_two_processes_write_what_one_writes(tmp_path, store):
     children = [
         subprocess.Popen(

@@ -417,6 +417,7 @@ assert train("poisoned", "processes=2") == 2
 """
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)

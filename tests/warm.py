@@ -5,8 +5,9 @@
 
 A fresh process spends two to three seconds of processor time on importing libraries; a fork of one that has them spends
 none. Nothing of ibqlab is imported ahead, and every process is one of its own: with its own arguments, environment,
-folder, streams, exit code and end. The program of that name is a small one that asks the server for a fork, hands it its
-streams, passes on the signals that it gets, and ends as the fork ends; where it is killed, so is the fork.
+folder, streams, exit code and end. The program of that name is a small one: it asks the server for a fork, hands over
+its streams, passes on the signals that it gets, and ends as the fork ends. Where it is killed, so is the fork a moment
+later; tests that kill processes take fresh ones.
 """
 
 import array
@@ -135,7 +136,7 @@ def become(request, streams):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.executable = request["program"]
     random.seed()
-    np.random.seed()
+    np.random.seed()  # noqa: NPY002 - the state that libraries share, which the fork has in common with others
     return request["words"]
 
 
