@@ -376,6 +376,14 @@ class TestCounts:
         assert 0 < plan.forward_operations < plan.training_operations
         assert plan.memory_bytes > plan.state_bytes > 0
 
+    def test_a_codebook_of_moving_averages_is_planned_with_blocks_computed_again(self):
+        settings = {"tokenizer.quantizer": {"name": "vq_ema", "codebook_size": 64}} | TINY
+        plain, again = (
+            count_run(recipe_config("builtin/smoke", settings | {"speed.activation_checkpointing": checkpointing}))
+            for checkpointing in (False, True)
+        )
+        assert again.activations.per_image < plain.activations.per_image
+
     def test_counting_leaves_random_numbers_and_default_type_alone(self):
         before = torch.get_rng_state()
         count_tokenizer_step(smoke(precision="64-true"))
