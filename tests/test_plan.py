@@ -15,6 +15,7 @@ from torch import nn
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
 from ibqlab.costs.run_cost import cost_table, count_run
+from ibqlab.costs.shapes import ShapeMeter
 from ibqlab.costs.time_and_price import PEAK_OPERATIONS, measured_speeds, speed_of, training_time
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
 from ibqlab.generator import generator_config, make_generator
@@ -376,6 +377,14 @@ class TestCounts:
         assert 0 < plan.forward_operations < plan.training_operations
         assert plan.memory_bytes > plan.state_bytes > 0
 
+    def test_a_codebook_of_moving_averages_is_planned_with_blocks_computed_again(self):
+        settings = {"tokenizer.quantizer": {"name": "vq_ema", "codebook_size": 64}} | TINY
+        plain, again = (
+            count_run(recipe_config("builtin/smoke", settings | {"speed.activation_checkpointing": checkpointing}))
+            for checkpointing in (False, True)
+        )
+        assert again.activations.per_image < plain.activations.per_image
+
     def test_counting_leaves_random_numbers_and_default_type_alone(self):
         before = torch.get_rng_state()
         count_tokenizer_step(smoke(precision="64-true"))
@@ -384,6 +393,32 @@ class TestCounts:
     def test_images_that_do_not_fit_are_refused(self):
         with pytest.raises(ValueError, match="multiples of the downsampling"):
             count_run(smoke(data__image_size=17))
+
+
+def calls_of_each_kind(dtype):
+    """Results of new memory, of several tensors, in place and as views, each of them asked for with other numbers."""
+    images = torch.empty(2, 8, 4, 6, dtype=dtype, device="meta")
+    weight, vector = images.new_empty(3, 8, 2, 2), images.new_empty(8)
+    turned = images.permute(0, 2, 3, 1)
+    normed = torch.native_group_norm(images, vector, vector, 2, 8, 24, 4, 1e-5)
+    halves = [images * 2, images.to(torch.int64) * 2, images.to(torch.int64) * 2.0, images + images.float()]
+    views = [images.flatten(1), turned, images[:1], images.expand_as(images)]
+    assert all(view.untyped_storage()._cdata == images.untyped_storage()._cdata for view in views)
+    assert images.add_(1) is images and torch.mul(images, 2, out=images) is images
+    copies = [torch.cat([images, images]), torch.empty_like(turned), turned.contiguous(), turned.sum(3)]
+    convolved = [torch.nn.functional.conv2d(images, weight, stride=step) for step in (1, 2)]
+    tensors = [*normed, *halves, *views, *copies, *convolved]
+    return [(t.shape, t.stride(), t.dtype, t.untyped_storage().nbytes()) for t in tensors]
+
+
+def test_a_call_made_from_memory_has_the_results_and_operations_of_the_first():
+    types = (torch.float32, torch.bfloat16, torch.float64)
+    expected = [calls_of_each_kind(dtype) for dtype in types]
+    with ShapeMeter() as meter:
+        for repetition in (1, 2, 3):
+            assert [calls_of_each_kind(dtype) for dtype in types] == expected
+            # Two convolutions of 2 × 2 × 8 numbers per result, 3 × 5 and 2 × 3 places, 3 channels, 2 images.
+            assert meter.operations == repetition * len(types) * 2 * 32 * (15 + 6) * 3 * 2
 
 
 class TestPlan:

@@ -6,6 +6,7 @@ from torch import Tensor
 from ibqlab.base.recomputing import recompute
 from ibqlab.costs import meter
 from ibqlab.costs.meter import StepCost
+from ibqlab.costs.shapes import ShapeMeter
 from ibqlab.generator import Generator, make_generator
 from ibqlab.generator.layers import Block
 from ibqlab.losses.next_token_loss import NextTokenLoss
@@ -25,8 +26,8 @@ def count_generator_step(config: GeneratorTrainConfig) -> StepCost:
         config: of the run.
     Cost: seconds; the numbers of the networks take no memory.
     """
-    with meter.tensors_without_contents(config.precision) as dtype:
-        step = _Step(config)
+    with meter.tensors_without_contents(config.precision) as shapes:
+        step, itemsize = _Step(config, shapes), torch.get_default_dtype().itemsize
         parameters = step.parameters()
         # A single image's tokens are a view that no fused attention takes, so two are counted.
         forward, training = step.forward_operations(2) // 2, step.training_operations(2) // 2
@@ -38,17 +39,17 @@ def count_generator_step(config: GeneratorTrainConfig) -> StepCost:
         forward=meter.LinearCost(0, forward),
         training=meter.LinearCost(0, training),
         activations=activations,
-        state_bytes=parameters.total * dtype.itemsize * copies // shards,
-        checkpoint_bytes=parameters.total * dtype.itemsize * 3,
+        state_bytes=parameters.total * itemsize * copies // shards,
+        checkpoint_bytes=parameters.total * itemsize * 3,
         cache_bytes=2 * 4 * step.spatial_blocks * config.generator.num_tokens * config.generator.width,
     )
 
 
 class _Step:
-    """A recipe's generator as fake tensors, and the calls that one step makes on it."""
+    """A recipe's generator as meta tensors, and the calls that one step makes on it."""
 
-    def __init__(self, config: GeneratorTrainConfig):
-        self.config = config
+    def __init__(self, config: GeneratorTrainConfig, shapes: ShapeMeter):
+        self.config, self.shapes = config, shapes
         self.generator = make_generator(config.generator)
         self.blocks = [block for block in self.generator.modules() if isinstance(block, Block)]
         for block in self.blocks if config.speed.activation_checkpointing else ():
@@ -67,15 +68,16 @@ class _Step:
 
     def forward_operations(self, images: int) -> int:
         """Operations for the loss, without gradients."""
-        with meter.counting() as counter, torch.no_grad():
+        before = self.shapes.operations
+        with torch.no_grad():
             self.model(*self._tokens(images))
-        return counter.get_total_flops()
+        return self.shapes.operations - before
 
     def training_operations(self, images: int) -> int:
         """Operations of a training step, forward and backward."""
-        with meter.counting() as counter:
-            self.model(*self._tokens(images)).backward()
-        return counter.get_total_flops()
+        before = self.shapes.operations
+        self.model(*self._tokens(images)).backward()
+        return self.shapes.operations - before
 
     def activation_bytes(self, images: int) -> int:
         """What autograd keeps, the gradients that the loss makes ahead, and a block that is computed again."""

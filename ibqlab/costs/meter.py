@@ -1,4 +1,4 @@
-"""Counting on tensors that have shapes but no contents: operations, saved tensors, and CUDA's habits told to a CPU."""
+"""Measuring on tensors that have shapes but no contents: what autograd saves, and what autocast does on CUDA."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
-FLOAT32_ON_CUDA = (F.group_norm, torch.pow, torch.sum)
-"""What autocast computes in float32 on CUDA but not on the CPU, as far as these networks use it."""
+from ibqlab.costs.shapes import ShapeMeter
+
+BFLOAT16_PRODUCTS = frozenset({F.conv2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm})
+"""What autocast computes in bfloat16, as far as these networks use it; attention is looked after apart."""
+FLOAT32_NORMS = frozenset({F.group_norm, torch.pow, torch.sum})
+"""What autocast computes in float32 on CUDA, likewise."""
 
 
 class LinearCost(NamedTuple):
@@ -28,19 +30,19 @@ class LinearCost(NamedTuple):
 
 
 @contextmanager
-def tensors_without_contents(precision: str) -> Iterator[torch.dtype]:
+def tensors_without_contents(precision: str) -> Iterator[ShapeMeter]:
     """Inside the block new tensors have shapes alone, and the type of weights, gradients and Adam's averages.
 
     Args:
-        precision: of a recipe, which decides the type; the block gets it.
+        precision: of a recipe, which decides the type, torch's default inside the block.
+    Yields:
+        What counts the operations of the block.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 - a second, needed only here
-
     before, dtype = torch.get_default_dtype(), torch.float64 if precision == "64-true" else torch.float32
     torch.set_default_dtype(dtype)
     try:
-        with FakeTensorMode():
-            yield dtype
+        with torch.device("meta"), ShapeMeter() as shapes:
+            yield shapes
     finally:
         torch.set_default_dtype(before)
 
@@ -86,32 +88,46 @@ class SavedTensors:
 
 
 class _AsOnCuda(TorchFunctionMode):
-    """Where autocast and attention keep other tensors on CUDA than on the CPU, do as CUDA does.
+    """What autocast and fused attention do on CUDA, done to meta tensors, which torch's own leave as they are.
 
-    Norms, powers and sums are computed in float32 under autocast. Fused attention, which takes vectors whose numbers
-    lie side by side, keeps queries, keys, values and result, not the matrix between them.
+    Under autocast products are taken in bfloat16, norms, powers and sums in float32. Fused attention, which takes
+    vectors whose numbers lie side by side, keeps queries, keys, values and result, not the matrix between them.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._copies: dict[Tensor, Tensor] = {}
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        mixed = torch.is_autocast_enabled("cpu")
-        if mixed and function in FLOAT32_ON_CUDA:
-            args = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
-        if function is not F.scaled_dot_product_attention or any(a.stride(-1) != 1 for a in args[:3]):
-            return function(*args, **kwargs)
-        args = tuple(a.bfloat16() if mixed and isinstance(a, Tensor) else a for a in args)
-        with torch.no_grad():
-            result = function(*args, **kwargs)
-        return _Saved.apply(result, *args[:3])
+        attention = function is F.scaled_dot_product_attention
+        fused = attention and all(a.stride(-1) == 1 for a in args[:3])
+        if torch.is_autocast_enabled("cpu"):
+            if attention or function in BFLOAT16_PRODUCTS:
+                args = tuple(map(self._rounded, args))
+            elif function in FLOAT32_NORMS:
+                args = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
+        return _Saved.apply(*args[:3]) if fused else function(*args, **kwargs)
+
+    def _rounded(self, value: Any) -> Any:
+        """A tensor of float32 in bfloat16; a weight's copy is made once, as autocast does it."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return value.bfloat16()
+        if value not in self._copies:
+            self._copies[value] = value.bfloat16()
+        return self._copies[value]
 
 
 class _Saved(torch.autograd.Function):
-    """A fused kernel's result, as far as memory goes: its inputs and itself are kept. Has no backward pass."""
+    """Fused attention, as far as memory goes: its inputs and its result are kept. Has no backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(result, *inputs)
-        return result.view_as(result)
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        result = torch.empty_like(queries)
+        ctx.save_for_backward(result, queries, keys, values)
+        return result
 
 
 @contextmanager
@@ -119,14 +135,6 @@ def cuda_precision(mixed: bool) -> Iterator[None]:
     """The run's precision, with CUDA's rules on what stays float32."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed), _AsOnCuda():
         yield
-
-
-@contextmanager
-def counting() -> Iterator[FlopCounterMode]:
-    """Inside the block count operations; attention written out, because not every fused kernel has a count."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_operations})
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        yield counter
 
 
 def largest_block_bytes(network: nn.Module, blocks: Iterable[nn.Module], call: Callable[[], Any], mixed: bool) -> int:
@@ -144,11 +152,6 @@ def largest_block_bytes(network: nn.Module, blocks: Iterable[nn.Module], call: C
     with saved.watching(), cuda_precision(mixed):
         call()
     return max(sizes)
-
-
-def _addmm_operations(total: tuple, left: tuple, right: tuple, **_: Any) -> int:
-    """A product that is added to a gradient in place (codebook's, head's), which torch does not count."""
-    return 2 * left[0] * left[1] * right[1]
 
 
 def storages_of(networks: Iterable[nn.Module]) -> set[int]:

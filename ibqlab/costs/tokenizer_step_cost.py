@@ -1,8 +1,8 @@
 """What a tokenizer's training step costs in operations and memory, counted on tensors that have shapes but no contents.
 
 Nothing is computed, and no formula of ours stands in for the program: the run's own networks and losses are called on
-fake tensors (meta tensors that pass for CPU ones, because autocast does not know the meta device) while torch's counter
-looks at every convolution and matrix product, and a hook at every tensor that autograd keeps.
+meta tensors while a counter looks at every convolution and matrix product, and a hook at every tensor that autograd
+keeps. What autocast does to a GPU's tensors `meter` does to these, because torch's own does not know the meta device.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ibqlab.base.recomputing import recompute
 from ibqlab.costs import meter
 from ibqlab.costs.meter import StepCost
+from ibqlab.costs.shapes import ShapeMeter
 from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, generator_loss
 from ibqlab.losses.tokenizer_loss import tokenizer_loss
 from ibqlab.recipes.tokenizer_config import TrainConfig
@@ -50,14 +51,14 @@ def count_tokenizer_step(config: TrainConfig) -> StepCost:
         ValueError: images that the tokenizer or the discriminator cannot take.
     Cost: seconds, no memory for the numbers.
     """
-    with meter.tensors_without_contents(config.precision) as dtype:
-        step = _Step(config)
+    with meter.tensors_without_contents(config.precision) as shapes:
+        step, itemsize = _Step(config, shapes), torch.get_default_dtype().itemsize
         counts = (step.forward_operations, step.training_operations, step.activation_bytes)
         forward, training, activations = map(meter.fit_line, counts)
         parameters, frozen = step.parameters(), step.frozen_bytes()
     averages = 1 if config.ema_decay else 0
     buckets = 1 if config.processes > 1 else 0
-    number = parameters.trained * dtype.itemsize
+    number = parameters.trained * itemsize
     return StepCost(
         parameters=parameters,
         forward=forward,
@@ -69,10 +70,10 @@ def count_tokenizer_step(config: TrainConfig) -> StepCost:
 
 
 class _Step:
-    """A recipe's networks as fake tensors, and the calls that one step makes on them."""
+    """A recipe's networks as meta tensors, and the calls that one step makes on them."""
 
-    def __init__(self, config: TrainConfig):
-        self.config, self.size = config, config.data.image_size
+    def __init__(self, config: TrainConfig, shapes: ShapeMeter):
+        self.config, self.shapes, self.size = config, shapes, config.data.image_size
         self.dtype = torch.get_default_dtype()
         self.tokenizer = Tokenizer.from_config(config.tokenizer)
         self.tokenizer.latent_grid(self.size, self.size)
@@ -107,15 +108,17 @@ class _Step:
     def forward_operations(self, images: int) -> int:
         """Operations from images to reconstructions in evaluation."""
         self.tokenizer.eval()
-        with meter.counting() as counter, torch.no_grad():
+        before = self.shapes.operations
+        with torch.no_grad():
             self.tokenizer(self._images(images))
         self.tokenizer.train()
-        return counter.get_total_flops()
+        return self.shapes.operations - before
 
     def training_operations(self, images: int) -> int:
         """Operations of a training step, forward and backward."""
         pictures, adversary = self._images(images), self.config.loss
-        with meter.counting() as counter, self.tokenizer.quantizer.without_upkeep():
+        before = self.shapes.operations
+        with self.tokenizer.quantizer.without_upkeep():
             out = self.tokenizer(pictures)
             if self.discriminator:
                 self._discriminate(pictures, out.reconstruction.detach()).backward()
@@ -123,7 +126,7 @@ class _Step:
                     with torch.no_grad():
                         self.tokenizer(pictures)
             self._loss(pictures, out).backward()
-        return counter.get_total_flops()
+        return self.shapes.operations - before
 
     def activation_bytes(self, images: int) -> int:
         """The tokenizer's, and the most of those of the discriminator's step, the losses, or a block computed again."""
@@ -144,7 +147,8 @@ class _Step:
     def _largest_block(self, pictures: Tensor) -> int:
         tokenizer = Tokenizer.from_config(self.config.tokenizer)
         mixed = self.config.precision == "bf16-mixed"
-        return meter.largest_block_bytes(tokenizer, find_blocks(tokenizer), lambda: tokenizer(pictures), mixed)
+        with tokenizer.quantizer.without_upkeep():
+            return meter.largest_block_bytes(tokenizer, find_blocks(tokenizer), lambda: tokenizer(pictures), mixed)
 
     def _networks(self) -> list[nn.Module]:
         return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]

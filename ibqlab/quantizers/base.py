@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ibqlab.base.checks import CODE_DIM, CODES, check_numbers, require, require_at_most, require_choice
 from ibqlab.quantizers.codebooks import INITIALISATIONS, FreeCodebook, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
+from ibqlab.quantizers.precision import autocast_device
 from ibqlab.quantizers.upkeep import KMeansStart, Upkeep
 
 
@@ -153,7 +154,7 @@ class Quantizer(nn.Module):
         """
         self._check_features(features)
         batch, _, height, width = features.shape
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(autocast_device(features.device), enabled=False):
             tokens = _tokens(features)
             # NaN is neither larger nor smaller than anything, so a search would answer with some index.
             finite = torch.isfinite(tokens).all(1)
@@ -180,7 +181,7 @@ class Quantizer(nn.Module):
         """
         self._check_features(features)
         batch, dim, height, width = features.shape
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(autocast_device(features.device), enabled=False):
             tokens = _tokens(features)
             upkeep = self.upkeep if self.training else ()
             for step in upkeep:

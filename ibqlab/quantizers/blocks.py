@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.quantizers.precision import exact_products
+from ibqlab.quantizers.precision import autocast_device, exact_products
 
 BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20}
 """Size of one block of scores by type of device. Larger ones gained nothing on a CPU (experiments/results)."""
@@ -86,7 +86,7 @@ def columns_near_top(
     None where they would be more than a quarter of all, where K is no multiple of `CHUNK`, and where there are no
     numbers to look at, as in tensors without memory.
     """
-    if scores.shape[1] % CHUNK or type(scores) is not Tensor:
+    if scores.shape[1] % CHUNK or type(scores) is not Tensor or scores.is_meta:
         return None
     maxima = chunk_maxima(scores)  # (R, K / CHUNK)
     # One count for all rows, that of the row with most, so that the result is a rectangle. At least one: rows of NaN.
@@ -168,7 +168,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Whatever the process had chosen, through torch's older switches or its newer ones, stands again afterwards.
     """
-    with exact_products(), torch.autocast(device.type, enabled=False):
+    with exact_products(), torch.autocast(autocast_device(device), enabled=False):
         yield
 
 

@@ -34,6 +34,11 @@ def exact_products() -> Iterator[None]:
             write_switch(switch, value)
 
 
+def autocast_device(device: torch.device) -> str:
+    """The device's name for `torch.autocast`, which does not know tensors of shapes alone: they pass for the CPU's."""
+    return "cpu" if device.type == "meta" else device.type
+
+
 def has_newer_switches() -> bool:
     """Whether this torch has `fp32_precision`."""
     return hasattr(torch._C, "_get_fp32_precision_getter")
