@@ -9,6 +9,7 @@ import pytest
 from golden import golden_file
 from PIL import Image
 
+from ibqlab.config import ConfigError
 from ibqlab.grids import evaluation_session
 from ibqlab.grids.comparison import (
     comparison_table,
@@ -180,6 +181,18 @@ def test_columns_may_be_compared_only_under_the_published_rules():
     assert "were made under open-magvit2" in judge_comparison(rules, {"lfq": rows["imagenet/lfq_262144"]})
     raw = dataclasses.replace(rules, weights="raw")
     assert "must not be compared" in judge_comparison(raw, published)
+
+
+def test_the_only_weights_of_a_file_are_taken_and_others_refused_before_any_work(folder, tmp_path):
+    tokenizer, images = load_tokenizer(golden_file("tokenizer_ema_official_ckpt.ckpt"), "ema"), str(folder)
+    averaged = export_tokenizer(tokenizer, tmp_path / "averaged.safetensors", "ema")
+    trained = export_tokenizer(tokenizer, tmp_path / "trained.safetensors", "raw")
+    assert evaluation(checkpoint=str(averaged), images=images).rules.weights == "ema"
+    assert evaluation(checkpoint=str(trained), images=images).rules.weights == "raw"
+    with pytest.raises(ConfigError, match="averaged.*only one set of weights; give weights=ema"):
+        evaluation(checkpoint=str(averaged), images=images, weights="raw")
+    with pytest.raises(ConfigError, match="averaged.*give weights=ema, or a file that holds 'raw', too"):
+        open_comparison(ComparisonParameters(preset="smoke", checkpoints=(str(averaged), str(trained)), images=images))
 
 
 def test_an_export_that_does_not_tell_its_weights_is_called_so(folder, tmp_path):

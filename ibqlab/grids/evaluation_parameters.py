@@ -25,7 +25,8 @@ class MeasuringParameters:
     preset: str = "laptop"
     """One of `preset_names("evaluation")`."""
     weights: str = ""
-    """"ema", averaged (published results), or "raw", as trained."""
+    """"ema", averaged (published results), or "raw", as trained; empty: the only ones that the checkpoints hold, else
+    the preset's."""
     images: str = ""
     """Folder of images, tar shards, or an .npz; empty: the run's own validation images, or the built-in photographs."""
     protocol: str = "seed-voken-ibq"

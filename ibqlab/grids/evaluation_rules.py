@@ -46,8 +46,8 @@ class TokenizerUnderTest:
     """What it was trained on; None where the file does not tell."""
     run: TrainConfig | None = None
     """Settings of a run to train or finish first; None for a checkpoint that was named."""
-    labelled: bool = True
-    """Whether the file tells which weights it holds; False for exports that say "as given"."""
+    weights: str | None = None
+    """The one set of weights that the file holds, "ema", "raw" or AS_GIVEN; None: both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def find_tokenizer(label: str, checkpoint: str, quantizer: str = "") -> Tokenize
         config=opened.config,
         quantizer=quantizer or None,
         data=parse(TrainConfig, run.located_config, source=f"run {path.name}").data if run else None,
-        labelled=opened.weights != AS_GIVEN,
+        weights=opened.weights,
     )
 
 
@@ -142,7 +142,7 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
     import_metric_package("torchmetrics")
     return EvaluationRules(
         protocol=protocol,
-        weights=parameters.weights or preset.weights,
+        weights=_choose_weights(tokenizers, parameters.weights, preset.weights),
         metrics=metrics,
         left_out=tuple(_empty_card(metric, protocol, why) for metric, why in left_out.items()),
         images=images,
@@ -153,6 +153,23 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
         device=parameters.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         weight_files=files,
     )
+
+
+def _choose_weights(tokenizers: Sequence[TokenizerUnderTest], typed: str, usual: str) -> str:
+    """Which weights are measured: those asked for, else the only ones that the files hold, else the preset's.
+
+    Raises:
+        ConfigError: a file has not those.
+    """
+    held = {tokenizer.weights for tokenizer in tokenizers} - {None, AS_GIVEN}
+    weights = typed or (held.pop() if len(held) == 1 else usual)
+    for tokenizer in tokenizers:
+        if tokenizer.weights not in (None, AS_GIVEN, weights):
+            raise ConfigError(
+                f"{tokenizer.label} holds only one set of weights; give weights={tokenizer.weights}, or a file that "
+                f"holds {weights!r}, too"
+            )
+    return weights
 
 
 def fit_protocol(protocol: Protocol, preset: EvaluationPreset, resolution: int) -> Protocol:

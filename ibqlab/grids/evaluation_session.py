@@ -172,7 +172,7 @@ def open_evaluation(parameters: EvaluationParameters) -> EvaluationSession:
 
 def describe_weights(tokenizers: Sequence[TokenizerUnderTest], weights: str) -> str:
     """Which weights ("ema" or "raw") are measured, in words; an export that does not tell which it holds is named."""
-    unlabelled = [tokenizer.label for tokenizer in tokenizers if not tokenizer.labelled]
+    unlabelled = [tokenizer.label for tokenizer in tokenizers if tokenizer.weights == AS_GIVEN]
     if not unlabelled:
         return WORDS[weights]
     if len(unlabelled) == len(tokenizers):
