@@ -189,9 +189,9 @@ def test_the_only_weights_of_a_file_are_taken_and_others_refused_before_any_work
     trained = export_tokenizer(tokenizer, tmp_path / "trained.safetensors", "raw")
     assert evaluation(checkpoint=str(averaged), images=images).rules.weights == "ema"
     assert evaluation(checkpoint=str(trained), images=images).rules.weights == "raw"
-    with pytest.raises(ConfigError, match="averaged.*only one set of weights; give weights=ema"):
+    with pytest.raises(ConfigError, match=r"averaged.*only one set of weights; give weights=ema"):
         evaluation(checkpoint=str(averaged), images=images, weights="raw")
-    with pytest.raises(ConfigError, match="averaged.*give weights=ema, or a file that holds 'raw', too"):
+    with pytest.raises(ConfigError, match=r"averaged.*give weights=ema, or a file that holds 'raw', too"):
         open_comparison(ComparisonParameters(preset="smoke", checkpoints=(str(averaged), str(trained)), images=images))
 
 

@@ -75,6 +75,13 @@ def test_figures_of_one_seed_say_which(study, monkeypatch):
     assert "seed" not in figure_histogram(study).get_supxlabel()
 
 
+def test_images_that_are_not_there_stop_a_study_before_it_takes_its_folder(tmp_path):
+    typed = StudyParameters(preset="smoke", output=str(tmp_path / "study"), settings=("data.source=nowhere",))
+    with pytest.raises(ValueError, match="nowhere"):
+        open_study("explore_collapse", typed).run(progress=False)
+    assert not (tmp_path / "study").exists()
+
+
 def test_reports_tell_of_images_that_were_not_read(tmp_path):
     (tmp_path / "images").mkdir()
     for number in range(12):

@@ -20,6 +20,7 @@ import pandas as pd
 from ibqlab.base.checks import PROCESSES, STEPS, require, require_between, require_choice
 from ibqlab.base.files import write_whole
 from ibqlab.config import content_hash
+from ibqlab.data import DataConfig
 from ibqlab.grids.cells import PARAMETERS_FILE, STUDY_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.grids.engine import Outcome, run_cells
 from ibqlab.grids.local import LocalLauncher
@@ -28,6 +29,8 @@ from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.runs.provenance_record import COMMAND, portable
+from ibqlab.training import TrainConfig
+from ibqlab.training.data_check import open_images, reachable
 
 CLUSTERS = ("local", "slurm")
 
@@ -142,8 +145,11 @@ class Study:
         Raises:
             StudyError: the folder is another study's, or there is no cluster.
             RunError: a run of the folder has other settings, or the folder cannot be written. Nothing is trained.
+            ValueError: there are no images where the settings say.
         """
         self.finished()  # refuses runs with other settings
+        if self.parameters.cluster == "local":
+            self._open_images()
         self.store.claim(self.facts)
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.parameters)}))
         os.environ[COMMAND] = self.command_to(run_name(self.folder))
@@ -156,6 +162,16 @@ class Study:
             return run_cells(self.cells, self.store, launcher, retry=typed.retry, progress=progress)
         finally:
             os.environ.pop(COMMAND, None)
+
+    def _open_images(self) -> None:
+        """Open once what the runs to come train on: a path that leads nowhere is told once, before anything starts."""
+        sources: list[DataConfig] = []
+        for cell in self.cells:
+            if isinstance(cell.config, TrainConfig) and self.store.row(cell) is None:
+                data = reachable(cell.config, self.folder / cell.name).data
+                if data not in sources:
+                    open_images(data)
+                    sources.append(data)
 
     def rows(self) -> pd.DataFrame:
         """One row per run that is finished by now, in the order of the cells.
