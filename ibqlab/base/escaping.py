@@ -28,10 +28,10 @@ def for_terminal(text: object, limit: int | None = SHOWN) -> str:
         text: anything; its str() is shown.
         limit: letters at most; None: all.
     """
-    shown = _UNPRINTABLE.sub(_visible, str(text))
-    if limit is None or len(shown) <= limit:
-        return shown
-    return f"{shown[: limit // 2]}…{shown[-(limit - limit // 2 - 1) :]}"
+    printable = _UNPRINTABLE.sub(_visible, str(text))
+    if limit is None or len(printable) <= limit:
+        return printable
+    return f"{printable[: limit // 2]}…{printable[-(limit - limit // 2 - 1) :]}"
 
 
 def lines_for_terminal(text: object) -> str:
