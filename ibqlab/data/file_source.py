@@ -112,8 +112,8 @@ class FileSource:
             return
         # Not its neighbour, which would be trained on twice in every epoch.
         first = int(np.random.default_rng((seed, index)).integers(len(self)))
-        others = ((first + step) % len(self) for step in range(len(self)) if (first + step) % len(self) != index)
-        yield from islice(others, UNREADABLE_IN_A_ROW - 1)
+        substitutes = ((first + step) % len(self) for step in range(len(self)) if (first + step) % len(self) != index)
+        yield from islice(substitutes, UNREADABLE_IN_A_ROW - 1)
 
     def _error(self, broken: list[UnreadableName]) -> UnreadableImages:
         where, last = for_terminal(self.files.where), broken[-1]
