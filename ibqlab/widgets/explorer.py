@@ -96,9 +96,9 @@ class StudyExplorer(ipywidgets.VBox):
     def _arranged(self) -> list[ipywidgets.Widget]:
         """Controls above, pictures below; seeds are offered only where there are several."""
         several = len({cell.labels["seed"] for cell, _ in self._cells}) > 1
-        shown = [choice for axis, choice in self.choices.items() if several or axis != "seed"]
+        dropdowns = [choice for axis, choice in self.choices.items() if several or axis != "seed"]
         pictures = ipywidgets.HBox([self.code_map, self.histogram], layout=_WRAPPED)
-        return [ipywidgets.HBox(shown, layout=_WRAPPED), self.step, self.numbers, pictures]
+        return [ipywidgets.HBox(dropdowns, layout=_WRAPPED), self.step, self.numbers, pictures]
 
     def _chosen(self) -> tuple[Cell, Run]:
         return self._matching(list(AXES))[0]
@@ -114,8 +114,8 @@ class StudyExplorer(ipywidgets.VBox):
         Args:
             own_start: choose the start that the method has of its own, where there is one.
         """
-        for place, (axis, dropdown) in enumerate(self.choices.items()):
-            matching = self._matching(list(AXES)[:place])
+        for number, (axis, dropdown) in enumerate(self.choices.items()):
+            matching = self._matching(list(AXES)[:number])
             possible = {_option(axis, cell): cell.labels[axis] for cell, _ in matching}
             choice = dropdown.value
             if axis == "init" and own_start:
