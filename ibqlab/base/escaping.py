@@ -22,7 +22,7 @@ def _visible(match: re.Match) -> str:
 
 
 def for_terminal(text: object, limit: int | None = SHOWN) -> str:
-    """On one line of a terminal or of a log: what cannot be printed stands as \\x1b or \\u202e.
+    """Text for one line of a terminal or of a log. What cannot be printed stands as \\x1b or \\u202e.
 
     Args:
         text: anything; its str() is shown.

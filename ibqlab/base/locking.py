@@ -245,7 +245,7 @@ def find_holder(file: Path) -> Holder | None:
 
 
 def wait_for(is_finished: Callable[[], bool], locks: Sequence[Path], work: str) -> None:
-    """Wait for other processes of the same work as long as they live: hold their locks, or touch the files.
+    """Wait for other processes of the same work as long as they live. Those that live hold or touch their locks.
 
     Args:
         is_finished: what is waited for; looked at twice a second.

@@ -215,7 +215,7 @@ def dataclasses_in(hint: Any) -> list[type]:
 
 
 def sections_at(cls: type, path: Sequence[str | int]) -> list[type]:
-    """The dataclasses that keys lead to from a dataclass; a key that is none of its fields leads nowhere else."""
+    """The dataclasses that keys lead to from a dataclass. A key that is none of its fields leads nowhere else."""
     sections = [cls]
     for key in path:
         bases = [base for section in sections for base in dataclasses_in(field_types(section).get(key))]

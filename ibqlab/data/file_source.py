@@ -106,7 +106,7 @@ class FileSource:
         return picture
 
     def _candidates(self, index: int, seed: int) -> Iterator[int]:
-        """The image asked for, then those that may stand in for it: in order, from an index that the seed chooses."""
+        """The index itself, then those of images that may stand in for it. These begin where the seed chooses."""
         yield index
         if self.unreadable == "stop":
             return

@@ -93,7 +93,7 @@ class _Walk:
 
 
 def _collect(root: Path) -> _Walk:
-    """Walk level by level: of two ways to a folder the shorter one names its images, and no depth is a recursion."""
+    """Walk level by level, without recursion. Of two ways to a folder the shorter one names its images."""
     walk, folder_ids = _Walk(), set()
     _is_new(root, folder_ids)
     level = [""]
@@ -201,12 +201,12 @@ def _size(entry: os.DirEntry) -> int:
 
 
 def _is_new(folder: Path, folder_ids: set[tuple[int, int]]) -> bool:
-    """Whether a folder was not met before, under this name or another; it is then noted in `folder_ids`."""
+    """Whether a folder was not met before, under this name or another. It is then noted in `folder_ids`."""
     try:
         status = folder.stat()
     except OSError:
         return True  # listing it will say why it cannot be looked at
     identity = (status.st_dev, status.st_ino)
-    new = identity not in folder_ids
+    is_new = identity not in folder_ids
     folder_ids.add(identity)
-    return new
+    return is_new

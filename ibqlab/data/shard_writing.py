@@ -76,7 +76,7 @@ def write_shards(
 def _write(
     entries: Iterable[Entry], folder: Path, target: Path, images_per_shard: int, writer_class: type
 ) -> list[str]:
-    """Write the shards into a folder that will become `target`; their names."""
+    """Write the shards into a folder that will become `target`. Returns their names."""
     names: list[str] = []
     keys: set[str] = set()
     file = tar = None

@@ -207,7 +207,7 @@ def _live_codes(counts: Sequence[np.ndarray | Tensor], code_frames: list[np.ndar
 def _sample_codes(
     frames: list[np.ndarray], live: list[np.ndarray] | None, budget: int, seed: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Rows of each codebook to fit: the same few in all frames, and codes in use as far as the budget reaches."""
+    """Rows of each codebook to fit. Some are the same in all frames; codes in use fill the rest of the budget."""
     if live is None or sum(map(len, frames)) <= budget:
         return _sample(frames, budget, seed)
     in_use = sum(map(len, live))

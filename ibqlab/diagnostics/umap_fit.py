@@ -51,7 +51,7 @@ def place_in_umap(
     plane: Float[np.ndarray, "P 2"],
     neighbours: int,
 ) -> Float[np.ndarray, "R 2"]:
-    """Positions for further points in a finished UMAP: the mean of their nearest neighbours' there, near ones first.
+    """Positions for further points in a finished UMAP: the mean of their neighbours', weighted by nearness.
 
     Weights are 1 / distance², so that a point which equals a fitted one gets its position.
     """

@@ -146,8 +146,8 @@ class Gallery:
         caption = f"guidance {_setting_text(sampling.cfg_scale)}, temperature {_setting_text(sampling.temperature)}"
         columns = [f"seed {seed}" for seed in grid.seeds[0]]
         # A schedule, such as guidance from 1 to 4, is one cell of the table.
-        sampled = vars(sampling).items()
-        settings = {key: _setting_text(value) if isinstance(value, tuple) else value for key, value in sampled}
+        items = vars(sampling).items()
+        settings = {key: _setting_text(value) if isinstance(value, tuple) else value for key, value in items}
         figure = self._figure(name, grid, columns, caption, **settings)
         tell(folder=str((self.path if self.run else self.folder).resolve()))
         return figure
@@ -247,7 +247,7 @@ class Gallery:
         return draw_gallery(*self.pair, classes, columns=columns, seed=self.parameters.seed, **vars(self.sampling))
 
     def _figure(self, name: str, grid: ImageGrid, columns: Sequence[str], caption: str, **settings: Any) -> Figure:
-        """A class a row; saved with the table of its images."""
+        """A figure with one class per row. It is saved with the table of its images."""
         figure = self._plot(grid.images, row_names(grid.labels[:, 0], self.names), columns, caption)
         save_figure(figure, self.folder / name, gallery_table(grid, **settings))
         return figure

@@ -149,7 +149,7 @@ class _SampleFolder:
         }
 
     def is_finished(self) -> bool:
-        """Whether everything is there already; raises where the folder holds anything else.
+        """Whether everything is there already. Raises where the folder holds anything else.
 
         What killed processes left of unfinished files is deleted.
         """
@@ -228,7 +228,7 @@ class _SampleFolder:
                 line.advance(len(batch))
 
     def write_archive(self) -> Path:
-        """All images in one file once all shards are there; the other processes wait until that is done."""
+        """All images in one file, once all shards are there. The other processes wait until that is done."""
         target = self.folder / sample_shards.ARCHIVE
         work = f"{self.folder} is not finished"
         if self.rank:

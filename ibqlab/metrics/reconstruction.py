@@ -235,7 +235,7 @@ class _Sums:
 
 
 def _lpips_facts(distance: PerceptualDistance) -> dict[str, Any]:
-    """What the card of LPIPS says beside its value; it is called so only with the published weights."""
+    """What the card of LPIPS says beside its value. Only with the published weights is it called LPIPS."""
     metric = {} if distance.weights.published else {"metric": f"LPIPS formula on other weights ({distance.net})"}
     return metric | {
         "rounding": "not rounded, float in [−1, 1]",

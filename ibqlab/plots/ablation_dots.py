@@ -62,7 +62,7 @@ def plot_ablation(table: pd.DataFrame, measures: list[Quantity], title: str, cap
 
 
 def _row_label(table: pd.DataFrame, row: str) -> str:
-    """What was run, and what the paper calls it in brackets; the paper's name alone where nothing else is known."""
+    """What was run, and in brackets the paper's name for it. The paper's name alone where no more is known."""
     facts = table[table["row"] == row].iloc[0]
     description = facts.get("here")
     if not isinstance(description, str):

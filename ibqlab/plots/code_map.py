@@ -260,7 +260,7 @@ def _dot(label: str, **look: object) -> Line2D:
 
 
 def _heading(label: str, points: pd.DataFrame, facts: pd.Series, columns: int) -> str:
-    """A panel's label, in lines that fit its width; how many codes are in use and dead, and how many of them drawn."""
+    """A panel's label, in lines that fit its width. Below it: codes in use, dead codes, dead codes drawn."""
     step = STEP.match(label)
     name, when = (step[1], [f"step {step[2]}"]) if step else (label, [])
     # No line ends within a start's name or before the word that says whose it is.

@@ -135,7 +135,7 @@ def _panels(labels: list[str]) -> dict[str, dict[str, style.LineStyle]]:
 
 
 def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, order: int) -> None:
-    """One codebook's live codes; later lines are thinner, so that coinciding ones both show."""
+    """One codebook's live codes. Later lines are thinner, so that lines that coincide both show."""
     live = codes[codes["hits"] > 0]
     alone = len(live) == 1
     marks = {"markersize": max(7, 13 - 3 * order), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
@@ -152,7 +152,7 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, order: int) ->
 
 
 def _name_lone_codes(axes: Axes, panel_rows: pd.DataFrame, looks: dict[str, style.LineStyle]) -> None:
-    """Which codebooks are a ring: rings lie over each other, and grey paper does not tell them apart."""
+    """Name the codebooks that are a ring. Rings lie over each other, and grey paper does not tell them apart."""
     live = panel_rows[panel_rows["hits"] > 0].groupby("label").size()
     lone = [look.label for label, look in looks.items() if live[label] == 1]
     if lone:
@@ -200,6 +200,6 @@ def _ranked(label: str, counts: np.ndarray, codebook_size: int | None) -> pd.Dat
 
 
 def _log_spaced(points: int, order: int) -> list[int]:
-    """Places of markers that look evenly spaced on a logarithmic axis, others for every line; the last among them."""
+    """Where a line has markers: evenly spaced on a logarithmic axis, shifted from line to line, and at its end."""
     spaced = np.geomspace(1, points, 8) * points ** (order % 4 / 4 / 7)
     return sorted({min(points, round(number)) - 1 for number in spaced})

@@ -77,7 +77,7 @@ def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def _hiding(live: pd.DataFrame, center: tuple[float, float], half: float, side: float) -> float:
-    """Codes in use that lie over a square, at least; without end where one mark of them covers all of it."""
+    """How many codes in use lie over a square, at least. Infinite where the mark of one covers all of it."""
     x, y = center
     reach = half if half > _TINY * side else half + _TINY * side / 2
     inside = (live["x"].between(x - reach, x + reach) & live["y"].between(y - reach, y + reach)).sum()

@@ -211,7 +211,7 @@ def extend_caption(figure: Figure, text: str) -> None:
 
 
 def _balanced(text: str, width: int) -> list[str]:
-    """Text in as few lines as the width allows, all about equally long: no last line of one word."""
+    """Text in as few lines as the width allows, of about equal length. So no last line has one word."""
     lines = textwrap.wrap(text, width) or [""]
     for narrower in range(width - 1, width // 2, -1):
         narrow_lines = textwrap.wrap(text, narrower) or [""]

@@ -144,7 +144,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
 
 
 def held_weights(path: str | Path) -> str:
-    """Which weights a tokenizer's file holds, in words that say how the others are had; errors of `read_checkpoint`."""
+    """Which weights a tokenizer's file holds, and how to get the others. Errors are those of `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
     weights = checkpoint.weights
     if weights in WEIGHTS:

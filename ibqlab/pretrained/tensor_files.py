@@ -66,7 +66,7 @@ class TensorFile:
 
 
 def existing_path(name: str | Path, advice: str = "") -> Path:
-    """The path to what is there, given as a path, in which ~ is one's own folder, or as the name of a run.
+    """The path of a file or folder that exists. It is named by a path, in which ~ is the home folder, or as a run.
 
     Args:
         name: of a file or folder.

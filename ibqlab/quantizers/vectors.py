@@ -38,7 +38,7 @@ def to_vectors(values: Any, name: str) -> Float[Tensor, "rows D"]:
 
 
 def check_same_shape(features: Tensor, codes: Tensor) -> None:
-    """Features and the code of each: two floating-point tensors (N, D); else ValueError."""
+    """Refuse features and codes that are not two floating-point tensors (N, D)."""
     both = features, codes
     good = all(isinstance(v, Tensor) and v.dtype in FLOATS and v.layout == torch.strided for v in both)
     if not good or features.shape != codes.shape or features.ndim != 2:

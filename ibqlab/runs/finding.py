@@ -111,7 +111,7 @@ def hint(name: str | Path) -> str:
 
 
 def output_folder(text: str | Path, default: str = "") -> Path:
-    """Where something new goes; the same text finds it again.
+    """Where something new goes. The same text finds it again.
 
     Args:
         text: a name, which lies below the folder of all runs with or without `runs/` in front; or a path that starts

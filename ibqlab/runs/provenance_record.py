@@ -66,7 +66,7 @@ def command_line(private: bool = False) -> str:
 
 
 def portable(argument: str, private: bool = False) -> str:
-    """An argument whose absolute path is written from the current folder, or from ~; else only its end, behind …/.
+    """An argument with its absolute path written from the current folder or from ~. Of others the end.
 
     Args:
         argument: of a command: a word, a path, or key=path.

@@ -33,7 +33,7 @@ PICTURE_BYTES = 64 * 2**20
 
 
 def join_parts(*parts: str) -> str:
-    """Parts of a page, one below the other; empty ones are left out."""
+    """Parts of a page, one below the other. Empty ones are left out."""
     return "\n\n".join(text for text in parts if text)
 
 

@@ -217,7 +217,7 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(run: Run) -> str:
-    """What made the run; of paths outside this folder and ~ only the end, as pages are sent on."""
+    """What made the run. Pages are sent on, so of paths outside this folder and ~ only the end is shown."""
     facts = run.provenance
     command = facts.get("command_line") or facts.get("command")
     if isinstance(command, str):

@@ -97,7 +97,7 @@ def is_finished(folder: Path, manifest: TokenManifest, processes: int) -> bool:
 
 
 def _differences(expected: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """In which settings two manifests differ; which images they are of, their fingerprints tell, not their place."""
+    """In which settings two manifests differ. Fingerprints tell whether the images do; their folder does not count."""
 
     def settings(manifest: dict[str, Any]) -> dict[str, Any]:
         data = manifest["data"]

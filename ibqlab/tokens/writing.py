@@ -153,7 +153,7 @@ def _manifest(
 
 
 def _join(pieces: Pieces) -> None:
-    """Make one store of the pieces once all are there; the other processes wait until that is done."""
+    """Make one store of the pieces once all are there. The other processes wait until that is done."""
     folder, work = pieces.folder, f"{pieces.folder} is not finished"
     if pieces.rank:
         wait_for((folder / manifest.MANIFEST).is_file, [lock_file(folder, 0)], work)

@@ -109,7 +109,7 @@ class StudyExplorer(ipywidgets.VBox):
         return [(cell, run) for cell, run in self._cells if chosen.items() <= cell.labels.items()]
 
     def _offer(self, own_start: bool = False) -> None:
-        """Offer on each axis what exists together with the choices before it; a choice that still exists stays.
+        """Offer on each axis what exists together with the choices before it. A choice that still exists stays.
 
         Args:
             own_start: choose the start that the method has of its own, where there is one.
