@@ -254,7 +254,7 @@ def test_whole_numbers_come_in_every_type(value):
 )
 def test_messages_about_whole_numbers(value, message):
     with pytest.raises(ValueError) as caught:
-        whole_number("n", value, 1, what="; try 1")
+        whole_number("n", value, 1, hint="; try 1")
     assert str(caught.value).startswith(message) and len(str(caught.value)) < 120 and str(caught.value).isprintable()
 
 

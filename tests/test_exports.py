@@ -10,7 +10,7 @@ from test_pretrained_generators import tiny_tokenizer
 from ibqlab.cli import main
 from ibqlab.pretrained import export_tokenizer, load_tokenizer
 from ibqlab.pretrained.export import TargetExists, save_checkpoint_file, whole_file
-from ibqlab.pretrained.report import warn_of_start
+from ibqlab.pretrained.load_report import warn_of_start
 from ibqlab.runs import RunError
 from ibqlab.training import recipe_config, train
 

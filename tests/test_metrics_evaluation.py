@@ -40,7 +40,7 @@ from ibqlab.metrics import (
 )
 from ibqlab.metrics.digits_classifier import DigitsExtractor
 from ibqlab.metrics.features import load_reference
-from ibqlab.metrics.pixels import published_range, to_unit_range
+from ibqlab.metrics.pixel_metrics import published_range, to_unit_range
 from ibqlab.quantizers import IndexBackpropQuantizerConfig
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
 

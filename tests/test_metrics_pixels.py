@@ -9,7 +9,7 @@ from golden import golden
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ibqlab.metrics import load_lpips, psnr, ssim, truncate_to_uint8
-from ibqlab.metrics.pixels import published_range, to_unit_range
+from ibqlab.metrics.pixel_metrics import published_range, to_unit_range
 from ibqlab.metrics.weights import ALEXNET, INCEPTION, find_weights, hash_file
 
 lpips = pytest.importorskip("lpips")

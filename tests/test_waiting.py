@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import ibqlab
-from ibqlab.base.progress import CountingLine, ProgressLine, counted, time_left
+from ibqlab.base.progress import CountingLine, ProgressLine, time_left, track_items
 from ibqlab.cli import main
 from ibqlab.grids.cells import Cell, CellStore
 from ibqlab.grids.engine import run_cells
@@ -151,15 +151,15 @@ class TestCounting:
         assert terminal.getvalue() == "\rfeatures: 300 images\x1b[K\n"
 
     def test_items_pass_through_and_the_last_state_stays_where_it_stopped(self, clock, terminal):
-        assert list(counted("abc", "reading", "shards")) == ["a", "b", "c"]
+        assert list(track_items("abc", "reading", "shards")) == ["a", "b", "c"]
         assert terminal.getvalue().endswith("\rreading: 3 of 3 shards\x1b[K\n")
-        items = counted(iter("abc"), "reading", "shards", total=3)
+        items = track_items(iter("abc"), "reading", "shards", total=3)
         assert [next(items), next(items)] == ["a", "b"]
         items.close()
         assert terminal.getvalue().endswith("\rreading: 1 of 3 shards · 0 s left\x1b[K\n")
 
     def test_nothing_is_shown_where_nothing_is_wanted(self, clock, capsys):
-        assert list(counted([1, 2], "reading", "shards", shown=False)) == [1, 2]
+        assert list(track_items([1, 2], "reading", "shards", shown=False)) == [1, 2]
         assert capsys.readouterr() == ("", "")
 
 

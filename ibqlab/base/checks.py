@@ -80,20 +80,20 @@ def require_choice(setting: str, value: str, choices: Any) -> None:
     raise ValueError(f"{setting} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 
 
-def require_at_most(name: str, value: int, bound: int, what: str = "") -> None:
+def require_at_most(name: str, value: int, bound: int, reason: str = "") -> None:
     """Refuse a number above its bound.
 
     Args:
         name: the setting.
         value: what arrived.
         bound: the largest value.
-        what: why there is such a bound; a few words.
+        reason: why there is such a bound; a few words.
     Raises:
         ValueError: it is larger; the message names setting, bound and value.
     """
     if value > bound:
-        shown = f"{value:,}" if value < 10**30 else _shown(value)
-        raise ValueError(f"{name} must be at most {bound:,}{f' ({what})' if what else ''}; got {shown}")
+        text = f"{value:,}" if value < 10**30 else _short_text(value)
+        raise ValueError(f"{name} must be at most {bound:,}{f' ({reason})' if reason else ''}; got {text}")
 
 
 def require_between(name: str, value: int, least: int, most: int) -> None:
@@ -112,14 +112,14 @@ def require_between(name: str, value: int, least: int, most: int) -> None:
     require_at_most(name, value, most)
 
 
-def whole_number(name: str, value: Any, least: int, most: int = WHOLE, what: str = "") -> int:
+def whole_number(name: str, value: Any, least: int, most: int = WHOLE, hint: str = "") -> int:
     """A whole number within its bounds, of whatever type has one: int, NumPy, a tensor of one element.
 
     Args:
         name: the setting.
         value: what arrived; True and 3.0 are no whole numbers here.
         least, most: smallest and largest value.
-        what: the end of the message: what to type instead.
+        hint: the end of the message: what to type instead.
     Raises:
         ValueError: no whole number, or out of bounds.
     """
@@ -128,9 +128,9 @@ def whole_number(name: str, value: Any, least: int, most: int = WHOLE, what: str
     except (TypeError, RuntimeError):  # torch's, of tensors without numbers
         number = None
     if number is None:
-        raise ValueError(f"{name} must be a whole number; got {_shown(value)}{what}")
+        raise ValueError(f"{name} must be a whole number; got {_short_text(value)}{hint}")
     if number < least:
-        raise ValueError(f"{name} must be at least {least}; got {_shown(number)}{what}")
+        raise ValueError(f"{name} must be at least {least}; got {_short_text(number)}{hint}")
     require_at_most(name, number, most)
     return number
 
@@ -149,7 +149,7 @@ def finite_number(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number; got {_shown(value)}")
+        raise ValueError(f"{name} must be a finite number; got {_short_text(value)}")
     return number
 
 
@@ -180,7 +180,7 @@ def is_finite_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < sys.float_info.max
 
 
-def _shown(value: Any) -> str:
+def _short_text(value: Any) -> str:
     """A value for a message, short whatever it is."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a number of {value.bit_length():,} bits"
@@ -202,19 +202,19 @@ def memory_bytes() -> int | None:
     return min(sizes) if sizes else None
 
 
-def require_memory(needed: int, what: str, remedy: str) -> None:
+def require_memory(needed: int, purpose: str, remedy: str) -> None:
     """Refuse work that cannot fit into this machine's memory, before any of it is allocated.
 
     Args:
         needed: bytes.
-        what: what they are for; starts the message.
+        purpose: what they are for; starts the message.
         remedy: what to type instead.
     Raises:
         ValueError: it needs more than the machine has; the message gives both in GiB.
     """
     memory = memory_bytes()
     if memory is not None and needed > memory:
-        raise ValueError(f"{what} needs {gib(needed)} of memory, this machine has {gib(memory)}; {remedy}")
+        raise ValueError(f"{purpose} needs {gib(needed)} of memory, this machine has {gib(memory)}; {remedy}")
 
 
 def gib(count: Any) -> str:

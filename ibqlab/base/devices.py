@@ -33,9 +33,9 @@ def require_device(device: str, setting: str = "device") -> str:
     else:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= count:
-        known = f"there are {count}, numbered from 0" if count else f"torch finds no {kind} device here"
+        availability = f"there are {count}, numbered from 0" if count else f"torch finds no {kind} device here"
         raise ValueError(
-            f"{setting}={device}: {known}; use {setting}=cpu" + (f" or {kind}:{count - 1}" if count else "")
+            f"{setting}={device}: {availability}; use {setting}=cpu" + (f" or {kind}:{count - 1}" if count else "")
         )
     return device
 

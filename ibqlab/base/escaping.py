@@ -22,16 +22,16 @@ def _visible(match: re.Match) -> str:
 
 
 def for_terminal(text: object, limit: int | None = SHOWN) -> str:
-    """On one line of a terminal or of a log: what cannot be printed stands as \\x1b or \\u202e.
+    """Text for one line of a terminal or of a log. What cannot be printed stands as \\x1b or \\u202e.
 
     Args:
         text: anything; its str() is shown.
         limit: letters at most; None: all.
     """
-    shown = _UNPRINTABLE.sub(_visible, str(text))
-    if limit is None or len(shown) <= limit:
-        return shown
-    return f"{shown[: limit // 2]}…{shown[-(limit - limit // 2 - 1) :]}"
+    printable = _UNPRINTABLE.sub(_visible, str(text))
+    if limit is None or len(printable) <= limit:
+        return printable
+    return f"{printable[: limit // 2]}…{printable[-(limit - limit // 2 - 1) :]}"
 
 
 def lines_for_terminal(text: object) -> str:

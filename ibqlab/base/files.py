@@ -136,8 +136,8 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
             except OSError as error:
                 raise UnreadableFile(f"{path}: {why_not(error)}") from None
     if content is None or len(content) > limit:
-        shown = f"{limit / 2**20:,.0f} MiB" if limit >= 2**20 else f"{limit / 2**10:,.0f} KiB"
-        raise UnreadableFile(f"{path} is larger than {shown}, which no file of its kind is")
+        size = f"{limit / 2**20:,.0f} MiB" if limit >= 2**20 else f"{limit / 2**10:,.0f} KiB"
+        raise UnreadableFile(f"{path} is larger than {size}, which no file of its kind is")
     return content
 
 
@@ -181,7 +181,7 @@ def parse_json(text: str | bytes, source: str, kind: type | tuple[type, ...] = d
         raise UnreadableFile(f"{source}: nested deeper than {NESTING} levels, which no file of its kind is")
     if not isinstance(value, kind):
         words = {dict: "an object {…}", list: "an array […]"}
-        kinds = " or ".join(words.get(one, one.__name__) for one in (kind if isinstance(kind, tuple) else (kind,)))
+        kinds = " or ".join(words.get(cls, cls.__name__) for cls in (kind if isinstance(kind, tuple) else (kind,)))
         raise UnreadableFile(f"{source}: must hold {kinds}; got {str(value)[:40]!r}")
     return value
 
@@ -220,8 +220,8 @@ def read_npz(path: str | Path, limit: int) -> "dict[str, np.ndarray]":
                     f"{path} unpacks to {claimed / 2**20:,.0f} MiB; at most {limit / 2**20:,.0f} MiB belong here"
                 )
             stream.seek(0)
-            with np.load(stream, allow_pickle=False) as stored:
-                return dict(stored)
+            with np.load(stream, allow_pickle=False) as arrays:
+                return dict(arrays)
         except UnreadableFile:
             raise
         # What damaged archives raise is not written down anywhere: zlib's, zipfile's, struct's and NumPy's errors.
@@ -348,19 +348,20 @@ def write_whole(file: str | Path, content: bytes) -> None:
 @contextmanager
 def explained(file: Path, what_is_left: Callable[[], str] = str) -> Iterator[None]:
     """Turn what goes wrong in writing a file into a RunError that says what is left and what to do."""
-    outer = sys.exception()  # what is being handled already, such as a stop that is noted, is not what went wrong here
+    # What is being handled already, such as a stop that is noted, is not what went wrong here.
+    earlier_error = sys.exception()
     try:
         yield
     except (OSError, RuntimeError) as error:
-        causes, cause = [], error  # the latest first, without `outer` and what led to that
-        while cause is not None and cause is not outer:
+        causes, cause = [], error  # the latest first, without `earlier_error` and what led to that
+        while cause is not None and cause is not earlier_error:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        if any(isinstance(one, KeyboardInterrupt) for one in causes):
+        if any(isinstance(exception, KeyboardInterrupt) for exception in causes):
             # Ctrl-C inside torch.save comes out as an error about positions in the file.
             raise KeyboardInterrupt from None
         # torch.save reports the operating system's complaint as a RuntimeError about positions.
-        cause = next((one for one in causes if isinstance(one, OSError) and one.errno), None)
+        cause = next((exception for exception in causes if isinstance(exception, OSError) and exception.errno), None)
         if cause is None or isinstance(error, RunError):
             raise
         raise RunError(f"{for_terminal(file, 120)}: {_reason(cause, file)}{what_is_left()}") from error

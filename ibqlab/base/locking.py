@@ -244,18 +244,18 @@ def find_holder(file: Path) -> Holder | None:
     return holder if time.time() - _touched(file) < SILENT_SECONDS else None
 
 
-def wait_for(done: Callable[[], bool], locks: Sequence[Path], work: str) -> None:
-    """Wait for other processes of the same work as long as they live: hold their locks, or touch the files.
+def wait_for(is_finished: Callable[[], bool], locks: Sequence[Path], work: str) -> None:
+    """Wait for other processes of the same work as long as they live. Those that live hold or touch their locks.
 
     Args:
-        done: what is waited for; looked at twice a second.
+        is_finished: what is waited for; looked at twice a second.
         locks: of those that are waited for.
         work: what they do, for the message.
     Raises:
         RunError: no sign of life for ten minutes.
     """
     sign, since = None, time.monotonic()
-    while not done():
+    while not is_finished():
         times = [_touched(file) for file in locks]
         if times != sign or any(is_held(file) for file in locks):
             sign, since = times, time.monotonic()

@@ -88,13 +88,13 @@ class Quantity:
             row: the numbers beside it, which say in how many tokens it was counted.
         """
         if self.sign == "%":
-            shown = f"{self.scale * value:.2f} %" + (f" of {self.whole}" if self.whole else "")
+            number = f"{self.scale * value:.2f} %" + (f" of {self.whole}" if self.whole else "")
         else:
-            shown = f"{whole_or_short(value)} {self.sign}".rstrip()
+            number = f"{whole_or_short(value)} {self.sign}".rstrip()
         if not self.tokens:
-            return shown
+            return number
         tokens = row.get(self.tokens)
-        return f"{shown} in {f'{tokens:,.0f}' if is_finite_number(tokens) else 'an unknown number of'} tokens"
+        return f"{number} in {f'{tokens:,.0f}' if is_finite_number(tokens) else 'an unknown number of'} tokens"
 
 
 def whole_or_short(value: float) -> str:
@@ -102,9 +102,9 @@ def whole_or_short(value: float) -> str:
     return f"{value:,.5g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
 
 
-def _share(key: str, title: str, definition: str, **more: Any) -> Quantity:
+def _share(key: str, title: str, definition: str, **settings: Any) -> Quantity:
     """A share, of which more is better."""
-    return Quantity(key, title, SHARE, definition, "higher", most=1.0, **more)
+    return Quantity(key, title, SHARE, definition, "higher", most=1.0, **settings)
 
 
 def _loss(key: str, title: str, definition: str, unit: str = "", tokens: str = "") -> Quantity:
@@ -220,21 +220,21 @@ def measure(key: str) -> Quantity:
         return MEASURES[key]
     if key.startswith(TERM):
         return _loss(key, key.removeprefix(TERM).replace("_", " "), "a loss term of the quantizer, unweighted")
-    for prefix, (title, of, tokens) in _PREFIXES.items():
+    for prefix, (title, subject, tokens) in _PREFIXES.items():
         plain = MEASURES.get(key.removeprefix(prefix)) if key.startswith(prefix) else None
         if plain:
-            of_it = {"title": title.format(plain.title), "definition": f"{plain.definition}; of {of}"}
-            return replace(plain, key=key, tokens=plain.tokens and tokens, **of_it)
+            texts = {"title": title.format(plain.title), "definition": f"{plain.definition}; of {subject}"}
+            return replace(plain, key=key, tokens=plain.tokens and tokens, **texts)
     for suffix, (title, statistic) in _SUFFIXES.items():
         plain = MEASURES.get(key.removesuffix(suffix)) if key.endswith(suffix) else None
         if plain:
             return replace(
                 plain, key=key, title=title.format(plain.title), definition=f"{plain.definition}; {statistic}"
             )
-    for other in OTHER_NETWORK.values():
-        if key.startswith(f"{other}_"):
-            extractor = key.removeprefix(f"{other}_")
-            return replace(MEASURES[other], key=key, title=f"{MEASURES[other].title} ({extractor})")
+    for base_key in OTHER_NETWORK.values():
+        if key.startswith(f"{base_key}_"):
+            extractor = key.removeprefix(f"{base_key}_")
+            return replace(MEASURES[base_key], key=key, title=f"{MEASURES[base_key].title} ({extractor})")
     near = difflib.get_close_matches(key, MEASURES, n=1)
     meant = f"did you mean {near[0]!r}? A new one is listed" if near else "list it"
     raise KeyError(f"there is no measure {key!r}; {meant} in ibqlab/base/measures.py")

@@ -60,4 +60,4 @@ def names_of_all_processes(names: list[str]) -> list[str]:
         return names
     lists: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lists, names)
-    return list(dict.fromkeys(name for others in lists for name in others))
+    return list(dict.fromkeys(name for process_names in lists for name in process_names))

@@ -6,7 +6,7 @@
     ibqlab run       the command reads the line from the file that $IBQLAB_PROGRESS names, which the notebook's kernel
                      writes, and shows it in its own terminal
 
-Start with `ProgressLine`; `CountingLine` and `counted` say how many of how many things are done.
+Start with `ProgressLine`; `CountingLine` and `track_items` say how many of how many things are done.
 """
 
 import json
@@ -124,7 +124,7 @@ class CountingLine(ProgressLine):
         self.show(f"{stands} · {time_left(left)} left" if self.done < self.total else stands)
 
 
-def counted(items: Iterable[T], label: str, unit: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
+def track_items(items: Iterable[T], label: str, unit: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
     """The items, with a line that says how many of them are done.
 
     Args:
@@ -162,7 +162,7 @@ def time_left(seconds: float) -> str:
 
 # --- between a notebook's kernel and the command that executes it -----------------------------------------------------
 
-_told: dict[str, str] = {}
+_facts: dict[str, str] = {}
 
 
 def tell(**facts: str) -> None:
@@ -176,11 +176,11 @@ def tell(**facts: str) -> None:
     # A process that the kernel has started inherits the variable, but speaks for itself alone.
     if not file or not in_notebook():
         return
-    _told.update(facts)
+    _facts.update(facts)
     temporary = f"{file}.part"
     # A line that cannot be shown must not end the work.
     with suppress(OSError):
-        Path(temporary).write_text(json.dumps(_told), encoding="utf-8")
+        Path(temporary).write_text(json.dumps(_facts), encoding="utf-8")
         os.replace(temporary, file)
 
 

@@ -13,9 +13,9 @@ from ibqlab.cli.terminal import say, say_loading, sigterm_as_ctrl_c
 HELP = "Show this and all notebooks; with NOTEBOOK its parameters and presets."
 
 
-def _help_of_run(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+def _help_of_run(ctx: click.Context, _: click.Parameter, is_requested: bool) -> None:
     """Without a notebook the command's help and all notebooks, with one its parameters."""
-    if not asked or ctx.resilient_parsing:
+    if not is_requested or ctx.resilient_parsing:
         return
     from ibqlab.notebooks.catalogue import describe_notebooks, find_notebook
     from ibqlab.notebooks.parameters import describe_parameters

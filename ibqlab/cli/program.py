@@ -61,12 +61,14 @@ def _warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
         shown_otherwise = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+        def show(
+            message: Warning | str, category: type[Warning], filename: str, *position: Any, **options: Any
+        ) -> None:
             if issubclass(category, UserWarning) and os.path.abspath(filename).startswith(PACKAGE):
                 if is_first_process():
                     say(f"Warning: {for_terminal(message, None)}", err=True)
             else:
-                shown_otherwise(message, category, filename, *place, **more)
+                shown_otherwise(message, category, filename, *position, **options)
 
         warnings.showwarning = show
         yield

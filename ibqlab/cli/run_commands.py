@@ -87,14 +87,14 @@ def show(name: str, everything: bool) -> None:
     lines = {name: describe_metric(name, last) for name in last}
     say(f"{run.name}: {run.describe_status()}\n{run.path}")
     if everything:
-        settings, shown = dump_yaml(run.config), list(lines.values())
+        settings, metric_lines = dump_yaml(run.config), list(lines.values())
     else:
         values = dict(leaves(run.config))
         main = [key for key in MAIN_SETTINGS if values.get(key, "") != ""]
         settings = "\n".join(f"{key}: {for_terminal(values[key])}" for key in main)
-        shown = [lines[key] for key in MAIN_METRICS if key in lines] or list(lines.values())[:12]
+        metric_lines = [lines[key] for key in MAIN_METRICS if key in lines] or list(lines.values())[:12]
     section(f"settings (content hash {run.config_hash})", settings)
-    section("last metrics", "\n".join(shown) or "none yet")
+    section("last metrics", "\n".join(metric_lines) or "none yet")
     section("in the folder", "\n".join(_contents(run, everything)))
     if everything:
         section("provenance", dump_yaml(run.provenance))
@@ -110,8 +110,8 @@ def _contents(run: "Run", everything: bool) -> Iterator[str]:
     yield f"snapshots: {at or 'none'}"
     yield f"last checkpoint: {checkpoint.name if checkpoint else 'none'}"
     figures = sorted(path.name for path in (run.path / "figures").glob("*"))
-    drawn = ", ".join(figures) if everything or len(figures) < 5 else f"{len(figures)} files in figures"
-    yield f"figures: {drawn or 'none'}"
+    figure_names = ", ".join(figures) if everything or len(figures) < 5 else f"{len(figures)} files in figures"
+    yield f"figures: {figure_names or 'none'}"
     yield f"report: {'report.html' if (run.path / 'report.html').exists() else 'none; make it with ibqlab report'}"
 
 

@@ -107,13 +107,13 @@ def _known_speeds(plans: "Sequence[RunCost]") -> "dict[str, TrainingSpeed]":
     from ibqlab.config import ConfigError
     from ibqlab.costs.time_and_price import measured_speeds, speed_of
 
-    measured = measured_speeds()
-    for one in plans:
-        if one.accelerator == "cpu" and one.name not in measured:
+    speeds = measured_speeds()
+    for plan in plans:
+        if plan.accelerator == "cpu" and plan.name not in speeds:
             raise ConfigError(
-                f"{one.name} trains on CPUs, for which no speed is known: add --images-per-second, measured there"
+                f"{plan.name} trains on CPUs, for which no speed is known: add --images-per-second, measured there"
             )
-    return {one.name: speed_of(one, measured, plans) for one in plans}
+    return {plan.name: speed_of(plan, speeds, plans) for plan in plans}
 
 
 def _plan_rows(plans: "Sequence[RunCost]", costs: "dict[str, TrainingTime]", speeds: "dict[str, TrainingSpeed]") -> str:
@@ -125,11 +125,11 @@ def _plan_rows(plans: "Sequence[RunCost]", costs: "dict[str, TrainingTime]", spe
         table[column] = [getattr(costs[plan.name], column) for plan in plans]
     if speeds:
         table["hours are"] = [speeds[plan.name].origin for plan in plans]
-    shown = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
-    shown = shown.rename(
+    rows = table.dropna(axis="columns", how="all").astype(object).where(table.notna(), "–")
+    rows = rows.rename(
         columns={name: f"paper's {name}" for name in ("rfid", "lpips", "usage", "gfid", "inception_score")}
     )
-    return shown.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
+    return rows.to_string(index=False, float_format=lambda value: f"{value:,.4g}")
 
 
 def _how_to_measure(plan: "RunCost") -> str:

@@ -46,7 +46,7 @@ def apply_overrides(mapping: Mapping[str, Any], assignments: Sequence[str], cls:
             if not isinstance(section, dict):
                 above = ".".join(parents[: depth + 1])
                 raise ConfigError(f"{assignment!r}: {above} holds {describe(section)}, it has no settings of its own")
-        hints = [field_types(one).get(last) for one in sections_at(cls, parents)] if cls else []
+        hints = [field_types(kind).get(last) for kind in sections_at(cls, parents)] if cls else []
         choices = [choice for hint in hints if hint is not None for choice in alternatives(hint)]
         section[last] = read_assigned(key, value, choices)
     return changed
@@ -60,13 +60,13 @@ def split_assignment(assignment: str) -> tuple[str, str]:
     """
     key, equals, value = assignment.partition("=")
     key = key.strip()
-    shown = for_terminal(assignment, 80)
+    text = for_terminal(assignment, 80)
     if not equals:
-        raise ConfigError(f"{shown!r}: settings are typed key=value, without spaces, like {key[:40] or 'steps'}=300")
+        raise ConfigError(f"{text!r}: settings are typed key=value, without spaces, like {key[:40] or 'steps'}=300")
     if not all(key.split(".")):
-        raise ConfigError(f"{shown!r}: the key is missing; settings are typed key=value, like steps=300")
+        raise ConfigError(f"{text!r}: the key is missing; settings are typed key=value, like steps=300")
     if len(key) > KEY_LETTERS or key.count(".") >= NESTING:
-        raise ConfigError(f"{shown!r}: no key has more than {KEY_LETTERS} letters or {NESTING} parts; shorten it")
+        raise ConfigError(f"{text!r}: no key has more than {KEY_LETTERS} letters or {NESTING} parts; shorten it")
     return key, value
 
 
@@ -119,8 +119,8 @@ def read_as(text: str, choices: Sequence[Any]) -> Any:
     if type(None) in choices and text.strip().lower() in ("none", "null", "~", ""):
         return None
     lists = [choice for choice in choices if takes_list(choice)]
-    others = [choice for choice in choices if choice not in lists and choice is not type(None)]
-    if lists and (not others or text.strip().startswith(("[", "("))):
+    scalars = [choice for choice in choices if choice not in lists and choice is not type(None)]
+    if lists and (not scalars or text.strip().startswith(("[", "("))):
         items = [item for choice in lists for item in typing.get_args(choice) if item is not Ellipsis]
         return as_list(text, items_are_text=bool(items) and all(map(takes_text, items)))
     return text if _want_text(choices) else read_value(text)
@@ -211,17 +211,17 @@ def dataclasses_in(hint: Any) -> list[type]:
     """The dataclasses that an annotation names."""
     if dataclasses.is_dataclass(hint):
         return [hint]
-    return [cls for inner in typing.get_args(hint) for cls in dataclasses_in(inner)]
+    return [cls for argument in typing.get_args(hint) for cls in dataclasses_in(argument)]
 
 
 def sections_at(cls: type, path: Sequence[str | int]) -> list[type]:
-    """The dataclasses that keys lead to from a dataclass; a key that is none of its fields leads nowhere else."""
+    """The dataclasses that keys lead to from a dataclass. A key that is none of its fields leads nowhere else."""
     sections = [cls]
     for key in path:
         bases = [base for section in sections for base in dataclasses_in(field_types(section).get(key))]
         # A quantizer's own settings stand where its base class is annotated.
-        inner = list(dict.fromkeys(sub for base in bases for sub in (base, *derived_classes(base))))
-        sections = inner or sections
+        subsections = list(dict.fromkeys(sub for base in bases for sub in (base, *derived_classes(base))))
+        sections = subsections or sections
     return sections
 
 
@@ -233,7 +233,7 @@ def derived_classes(cls: type) -> list[type]:
 def alternatives(hint: Any) -> list[Any]:
     """The types that an annotation allows: `int | None` is two."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [inner for choice in typing.get_args(hint) for inner in alternatives(choice)]
+        return [alternative for choice in typing.get_args(hint) for alternative in alternatives(choice)]
     return alternatives(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
 
 

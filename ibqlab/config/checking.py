@@ -51,20 +51,22 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, source: str = "settings")
         ConfigError: one message with every problem: dotted key, what was expected, what arrived, what to write.
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError.of(source, [Problem((), f"must be settings as `key: value`; got {describe(mapping)}")])
+        raise ConfigError.from_problems(
+            source, [Problem((), f"must be settings as `key: value`; got {describe(mapping)}")]
+        )
     try:
         plain_mapping = plain(mapping, ())
     except ConfigError as error:
-        raise ConfigError.of(source, error.problems) from None
+        raise ConfigError.from_problems(source, error.problems) from None
     impossible = list(_impossible_values(plain_mapping, ()))
     if impossible:
-        raise ConfigError.of(source, impossible)
+        raise ConfigError.from_problems(source, impossible)
     try:
         # Through JSON: a list then fits a tuple, while "3" fits no int.
         return _adapter(cls).validate_json(json.dumps(plain_mapping), strict=True, extra="forbid")
     except ValidationError as error:
         problems = [problem for detail in error.errors() for problem in _problems(cls, detail)]
-        raise ConfigError.of(source, problems) from None
+        raise ConfigError.from_problems(source, problems) from None
 
 
 def completed(cls: type, mapping: Any) -> Any:
@@ -106,7 +108,7 @@ def _problems(cls: type, detail: Mapping[str, Any]) -> list[Problem]:
         keys = dict.fromkeys(name for section in sections_at(cls, path[:-1]) for name in field_types(section))
         return [Problem(path, f"unknown key; {nearest(str(path[-1]), list(keys))}")]
     if isinstance(cause, ConfigError) and cause.problems:
-        return [Problem((*path, *inner.path), inner.text) for inner in cause.problems]
+        return [Problem((*path, *problem.path), problem.text) for problem in cause.problems]
     if detail["type"] == "value_error":
         return [Problem(path, str(cause))]
     if detail["type"] == "missing":
@@ -150,7 +152,7 @@ def read_parameters(cls: type[T], namespace: Mapping[str, Any]) -> T:
     unknown = [name for name in _injected_names(namespace) if name not in valid]
     if unknown:
         problems = [Problem((name,), f"no such parameter; {nearest(name, valid)}") for name in unknown]
-        raise ConfigError.of("notebook parameters", problems)
+        raise ConfigError.from_problems("notebook parameters", problems)
     values = {name: namespace[name] for name in valid if name in namespace}
     return check_parameters(cls, values, "notebook parameters")
 

@@ -46,7 +46,7 @@ def plain(value: Any, path: tuple) -> Any:
     """A value inside settings as `to_dict` gives it; the path of keys that leads to it starts an error's message."""
     if len(path) > NESTING:
         text = f"settings may lie {NESTING} levels deep at most; these go deeper"
-        raise ConfigError.of("settings", [Problem(path[:3], text)])
+        raise ConfigError.from_problems("settings", [Problem(path[:3], text)])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = getattr(value, "config_name", None)
         named = {"name": name} if name else {}
@@ -62,7 +62,7 @@ def plain(value: Any, path: tuple) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     text = f"must be a number, text, true, false, null, a list or a mapping; got {type(value).__name__} {value!r:.60}"
-    raise ConfigError.of("settings", [Problem(path, text)])
+    raise ConfigError.from_problems("settings", [Problem(path, text)])
 
 
 def _canonical(value: Any) -> Any:

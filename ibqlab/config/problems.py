@@ -32,14 +32,14 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
 
     @classmethod
-    def of(cls, source: str, problems: Sequence[Problem]) -> "ConfigError":
+    def from_problems(cls, source: str, problems: Sequence[Problem]) -> "ConfigError":
         """One message that lists every problem under the name of where the settings came from."""
-        listed = problems[:PROBLEMS_SHOWN]
-        lines = [f"{for_terminal(dotted(p.path))}: {p.text}" if p.path else p.text for p in listed]
+        first_problems = problems[:PROBLEMS_SHOWN]
+        lines = [f"{for_terminal(dotted(p.path))}: {p.text}" if p.path else p.text for p in first_problems]
         if len(lines) == 1:
             return cls(f"{source}: {lines[0]}", problems)
-        if len(problems) > len(listed):
-            lines.append(f"… and {len(problems) - len(listed)} more")
+        if len(problems) > len(first_problems):
+            lines.append(f"… and {len(problems) - len(first_problems)} more")
         return cls("\n  ".join([f"{source}: {len(problems)} problems", *lines]), problems)
 
 
@@ -60,6 +60,6 @@ def describe(value: Any) -> str:
     """A value that was not expected, for a message: "the text 'x'", "null"."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}…"
+    text = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}…"
     kinds = {str: "the text", list: "the list", dict: "the mapping", int: "the number", float: "the number"}
-    return f"{kinds.get(type(value), type(value).__name__)} {shown}"
+    return f"{kinds.get(type(value), type(value).__name__)} {text}"

@@ -71,8 +71,8 @@ def _count_values(node: Node, counts: dict[int, int]) -> int:
     if id(node) not in counts:
         counts[id(node)] = 0  # its count is not known yet: an alias that leads here goes in a circle
         items = node.value if isinstance(node, CollectionNode) else ()
-        inner = [one for item in items for one in (item if isinstance(item, tuple) else (item,))]
-        counts[id(node)] = 1 + sum(_count_values(one, counts) for one in inner)
+        children = [child for item in items for child in (item if isinstance(item, tuple) else (item,))]
+        counts[id(node)] = 1 + sum(_count_values(child, counts) for child in children)
     return counts[id(node)]
 
 

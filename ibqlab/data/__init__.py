@@ -23,7 +23,7 @@ from ibqlab.data.batches import (
 from ibqlab.data.broken import BrokenImages
 from ibqlab.data.digits import DigitsSource
 from ibqlab.data.file_source import FileSource
-from ibqlab.data.opening import open_data
+from ibqlab.data.image_sources import open_data
 from ibqlab.data.photos import PHOTOS, Photo, PhotosSource
 from ibqlab.data.pictures import UnreadablePicture, open_picture
 from ibqlab.data.pixels import to_model_range, to_uint8

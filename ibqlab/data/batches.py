@@ -21,7 +21,7 @@ _ORDER, _CHOICES = 0, 1
 """Which stream of random numbers of a run's seed: the orders of the epochs, and the choices of the samples."""
 
 
-def training_batches(source: ImageSource, *, workers: int = 0, **which: int) -> Iterable[Batch]:
+def training_batches(source: ImageSource, *, workers: int = 0, **settings: int) -> Iterable[Batch]:
     """Global batches number start_step … start_step + steps − 1, each image once per epoch in an order of its own.
 
     A batch that reaches the end of an epoch continues with the next one, so every batch is full.
@@ -29,16 +29,16 @@ def training_batches(source: ImageSource, *, workers: int = 0, **which: int) -> 
     Args:
         source: the training split.
         workers: processes that load images, at least 0; they change nothing but the speed.
-        **which: batch_size, seed, start_step, steps, rank and world_size, as in `training_requests`.
+        **settings: batch_size, seed, start_step, steps, rank and world_size, as in `training_requests`.
     Returns:
         An iterable of batches of batch_size / world_size images.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
-    return load_requests(source, training_requests(len(source), **which), workers)
+    return load_requests(source, training_requests(len(source), **settings), workers)
 
 
-def validation_batches(source: ImageSource, *, workers: int = 0, **which: int) -> Iterable[Batch]:
+def validation_batches(source: ImageSource, *, workers: int = 0, **settings: int) -> Iterable[Batch]:
     """The first `images` images in their fixed order, each exactly once over all ranks.
 
     The last batch may be smaller, and a rank whose slice of it would be empty gets one batch fewer: gather results
@@ -48,14 +48,14 @@ def validation_batches(source: ImageSource, *, workers: int = 0, **which: int) -
         source: the validation split. An endless one gives any number of images (its own docstring tells whether they
             overlap); any other stops at len(source), even where more are asked for.
         workers: processes that load images, at least 0.
-        **which: images, batch_size, rank and world_size, as in `validation_requests`.
+        **settings: images, batch_size, rank and world_size, as in `validation_requests`.
     Returns:
         An iterable of batches of at most batch_size / world_size images, none where all of a batch are unreadable.
     Raises:
         ValueError: world_size does not divide batch_size, or a number is out of its range.
     """
     length = None if source.endless else len(source)
-    return load_requests(source, validation_requests(length, **which), workers, stand_ins=False)
+    return load_requests(source, validation_requests(length, **settings), workers, stand_ins=False)
 
 
 def readable_batches(source: ImageSource, images: int, batch_size: int = 32, workers: int = 0) -> Iterator[Batch]:

@@ -91,6 +91,6 @@ def name_a_few(names: Sequence[str], count: int | None = None, escape: Callable[
     by_reason: dict[str, list[str]] = {}
     for name in names[:SHOWN]:
         by_reason.setdefault(getattr(name, "reason", ""), []).append(escape(name))
-    shown = [", ".join(group) + (f" ({escape(why)})" if why else "") for why, group in by_reason.items()]
+    texts = [", ".join(group) + (f" ({escape(why)})" if why else "") for why, group in by_reason.items()]
     count = len(names) if count is None else count
-    return ", ".join(shown + ["…"] * (count > SHOWN))
+    return ", ".join(texts + ["…"] * (count > SHOWN))

@@ -106,14 +106,14 @@ class FileSource:
         return picture
 
     def _candidates(self, index: int, seed: int) -> Iterator[int]:
-        """The image asked for, then those that may stand in for it: in order, from an index that the seed chooses."""
+        """The index itself, then those of images that may stand in for it. These begin where the seed chooses."""
         yield index
         if self.unreadable == "stop":
             return
         # Not its neighbour, which would be trained on twice in every epoch.
         first = int(np.random.default_rng((seed, index)).integers(len(self)))
-        others = ((first + step) % len(self) for step in range(len(self)) if (first + step) % len(self) != index)
-        yield from islice(others, UNREADABLE_IN_A_ROW - 1)
+        substitutes = ((first + step) % len(self) for step in range(len(self)) if (first + step) % len(self) != index)
+        yield from islice(substitutes, UNREADABLE_IN_A_ROW - 1)
 
     def _error(self, broken: list[UnreadableName]) -> UnreadableImages:
         where, last = for_terminal(self.files.where), broken[-1]

@@ -59,7 +59,7 @@ def list_folder(root: Path) -> FileList:
         sizes=np.array([size for _, size in images], dtype=np.int64),
         labels=np.array([numbers[name] for name in class_of], dtype=np.int32),
         classes=[printable(name) for name in classes],
-        left_out=_counted(walk.left_out),
+        left_out=_suffix_counts(walk.left_out),
     )
 
 
@@ -93,16 +93,16 @@ class _Walk:
 
 
 def _collect(root: Path) -> _Walk:
-    """Walk level by level: of two ways to a folder the shorter one names its images, and no depth is a recursion."""
-    walk, seen = _Walk(), set()
-    _is_new(root, seen)
+    """Walk level by level, without recursion. Of two ways to a folder the shorter one names its images."""
+    walk, folder_ids = _Walk(), set()
+    _is_new(root, folder_ids)
     level = [""]
     for depth in range(FOLDER_DEPTH + 1):
         below: list[str] = []
         for folder in level:
             below += _list_level(root, folder, walk)
         # In the order of the names; each folder once.
-        level = [name for name in sorted(below) if _is_new(root / name, seen)]
+        level = [name for name in sorted(below) if _is_new(root / name, folder_ids)]
         if depth == 0:
             walk.classes = set(level)
         if not level:
@@ -137,7 +137,7 @@ def _list_level(root: Path, folder: str, walk: _Walk) -> list[str]:
 
 
 def _leave_out(name: str, walk: _Walk) -> None:
-    suffix = next((one for one in COMPRESSED if name.lower().endswith(one)), os.path.splitext(name)[1].lower())
+    suffix = next((ending for ending in COMPRESSED if name.lower().endswith(ending)), os.path.splitext(name)[1].lower())
     walk.left_out[suffix] += 1
     if suffix not in COMPANIONS and len(walk.suspects) < SHOWN:
         walk.suspects.append(name)
@@ -146,10 +146,10 @@ def _leave_out(name: str, walk: _Walk) -> None:
 def _warn(root: Path, walk: _Walk, classes: list[str]) -> None:
     where = for_terminal(root)
     if walk.suspects:
-        suspicious = Counter({one: n for one, n in walk.left_out.items() if one not in COMPANIONS})
+        suspicious = Counter({suffix: n for suffix, n in walk.left_out.items() if suffix not in COMPANIONS})
         warnings.warn(
             f"{suspicious.total():,} files in {where} are left out, because their suffix is not one of the images that "
-            f"are read here ({', '.join(SUFFIXES)}): {_counted(suspicious)}; such as "
+            f"are read here ({', '.join(SUFFIXES)}): {_suffix_counts(suspicious)}; such as "
             f"{', '.join(map(for_terminal, walk.suspects))}",
             stacklevel=3,
         )
@@ -179,11 +179,11 @@ def _warn_of_numeric_order(classes: Sequence[str], where: str) -> None:
         )
 
 
-def _counted(suffixes: Counter[str]) -> str:
+def _suffix_counts(suffixes: Counter[str]) -> str:
     """How many files of which suffixes, the most frequent first."""
     by_count = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count:,} {for_terminal(suffix, 20) or 'without suffix'}" for suffix, count in by_count[:SHOWN]]
-    return ", ".join(shown + ["…"] * (len(by_count) > SHOWN))
+    texts = [f"{count:,} {for_terminal(suffix, 20) or 'without suffix'}" for suffix, count in by_count[:SHOWN]]
+    return ", ".join(texts + ["…"] * (len(by_count) > SHOWN))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -200,13 +200,13 @@ def _size(entry: os.DirEntry) -> int:
         return -1  # a dangling link: listed, so that it is named among the unreadable
 
 
-def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
-    """Whether a folder was not met before, under this name or another; it is then noted in `seen`."""
+def _is_new(folder: Path, folder_ids: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not met before, under this name or another. It is then noted in `folder_ids`."""
     try:
         status = folder.stat()
     except OSError:
         return True  # listing it will say why it cannot be looked at
     identity = (status.st_dev, status.st_ino)
-    new = identity not in seen
-    seen.add(identity)
-    return new
+    is_new = identity not in folder_ids
+    folder_ids.add(identity)
+    return is_new

@@ -137,9 +137,9 @@ def _stream(file: Picture) -> AbstractContextManager[BinaryIO]:
 
 
 def _formats(name: str) -> tuple[str, ...]:
-    """Formats to try; TGA has no signature, so anything could be taken for it and its suffix must say so."""
+    """Formats to try. TGA has no signature, so it is tried only where the suffix says so."""
     is_tga = name.lower().endswith(FORMATS["TGA"])
-    return READABLE if is_tga else tuple(one for one in READABLE if one != "TGA")
+    return READABLE if is_tga else tuple(kind for kind in READABLE if kind != "TGA")
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ from ibqlab.base.cache import content_key, load_arrays, save_arrays
 from ibqlab.base.checks import CLASSES, require
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, read_json, why_not
-from ibqlab.base.progress import counted
+from ibqlab.base.progress import track_items
 from ibqlab.data.file_list import NO_CLASS, FileList, PackedNames, pack_names, printable
 from ibqlab.data.pictures import SUFFIXES
 from ibqlab.data.shards import OpenFiles
@@ -141,7 +141,7 @@ def _build(paths: Sequence[Path], where: str, progress: bool) -> dict[str, np.nd
     tables: list[np.ndarray] = []
     dotted: list[str] = []
     shard_of: dict[str, int] = {}
-    for number, path in enumerate(counted(paths, "reading the headers", "shards", shown=progress)):
+    for number, path in enumerate(track_items(paths, "reading the headers", "shards", shown=progress)):
         members = read_members(path)
         keys = [split_key(image.name)[0] for image in members.images]
         double = next((key for key in keys if key in shard_of), None)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ibqlab.base.checks import require
 from ibqlab.base.files import expanded, explained, force_to_disk, read_bytes, sweep, temporary_beside
-from ibqlab.base.progress import counted
+from ibqlab.base.progress import track_items
 from ibqlab.data.folder import list_folder
 from ibqlab.data.shard_index import CLASSES_FILE, PICTURE_BYTES
 from ibqlab.data.source import ImageSource
@@ -59,7 +59,7 @@ def write_shards(
         with explained(target):
             unfinished.mkdir(parents=True)
             (unfinished / CLASSES_FILE).write_text(json.dumps(classes, indent=0), encoding="utf-8")
-        entries = counted(entries, f"writing {target.name}", "images", total=count, shown=progress)
+        entries = track_items(entries, f"writing {target.name}", "images", total=count, shown=progress)
         names = _write(entries, unfinished, target, images_per_shard, writer_class)
         with explained(target):
             for name in (*names, CLASSES_FILE):
@@ -76,18 +76,18 @@ def write_shards(
 def _write(
     entries: Iterable[Entry], folder: Path, target: Path, images_per_shard: int, writer_class: type
 ) -> list[str]:
-    """Write the shards into a folder that will become `target`; their names."""
+    """Write the shards into a folder that will become `target`. Returns their names."""
     names: list[str] = []
-    written: set[str] = set()
+    keys: set[str] = set()
     file = tar = None
     try:
         for number, entry in enumerate(entries):
             require(
-                entry["__key__"] not in written,
+                entry["__key__"] not in keys,
                 f"an image is known by its name up to the first dot, with dots inside turned into underscores; "
                 f"{entry['__key__']!r} stands for two images. Rename one of them.",
             )
-            written.add(entry["__key__"])
+            keys.add(entry["__key__"])
             with explained(target):
                 if number % images_per_shard == 0:
                     _close(tar, file)

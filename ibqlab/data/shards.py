@@ -63,16 +63,18 @@ def find_shards(source: str, setting: str) -> list[Path]:
 def _shards_in(folder: str, source: str) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            visible_entries = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ValueError(f"{for_terminal(folder)} cannot be listed as a source: {why_not(error)}") from error
-    shards = sorted(Path(entry.path) for entry in shown if entry.name.endswith(".tar"))
-    pictures = [entry.name for entry in shown if is_picture_name(entry.name) and entry.name != SAMPLES_PICTURE]
-    others = len(pictures) + sum(os.path.isdir(entry.path) for entry in shown) if shards else 0
+    shards = sorted(Path(entry.path) for entry in visible_entries if entry.name.endswith(".tar"))
+    pictures = [
+        entry.name for entry in visible_entries if is_picture_name(entry.name) and entry.name != SAMPLES_PICTURE
+    ]
+    image_count = len(pictures) + sum(os.path.isdir(entry.path) for entry in visible_entries) if shards else 0
     require(
-        not others,
+        not image_count,
         f"a source is either a folder of images or a folder of shards; got {for_terminal(os.path.abspath(folder))} "
-        f"with {len(shards)} .tar files and {others} images or sub-folders. For the shards name them, such as "
+        f"with {len(shards)} .tar files and {image_count} images or sub-folders. For the shards name them, such as "
         f"{for_terminal(source)}/name-{{000000..000009}}.tar; for the images move the .tar files elsewhere.",
     )
     return shards

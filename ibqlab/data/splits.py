@@ -82,7 +82,7 @@ def split_by_name(
 
 
 def give_each_a_readable(
-    files: FileList, splits: dict[Split, Int64[np.ndarray, "n_split"]], read: Callable[[int], Any]
+    files: FileList, splits: dict[Split, Int64[np.ndarray, "n_split"]], read_image: Callable[[int], Any]
 ) -> dict[Split, Int64[np.ndarray, "n_split"]]:
     """Splits with a readable image each: one is moved over where a small split has none.
 
@@ -93,7 +93,7 @@ def give_each_a_readable(
     Args:
         files: the images.
         splits: from `split_by_name`.
-        read: a position's image, or `UnreadableName`.
+        read_image: a position's image, or `UnreadableName`.
     Returns:
         The splits, or new ones in the same orders.
     Raises:
@@ -102,17 +102,17 @@ def give_each_a_readable(
     broken: dict[int, UnreadableName] = {}
 
     def is_readable(position: int) -> bool:
-        if isinstance(name := read(position), UnreadableName):
+        if isinstance(name := read_image(position), UnreadableName):
             broken[position] = name
             return False
         return True
 
-    for split, other in (("validation", "train"), ("train", "validation")):
+    for split, donor in (("validation", "train"), ("train", "validation")):
         positions = splits[split]
         if len(positions) > TRIED or any(map(is_readable, positions.tolist())):
             continue
         # As in `split_by_name`, the image whose hash is nearest to the border between both changes sides.
-        candidates = order_by_hash(files, splits[other])[:: 1 if other == "train" else -1].tolist()
+        candidates = order_by_hash(files, splits[donor])[:: 1 if donor == "train" else -1].tolist()
         readable = list(islice(filter(is_readable, candidates[:TRIED]), 2))
         if not readable or (len(readable) < 2 and len(candidates) > TRIED):
             return splits
@@ -123,9 +123,9 @@ def give_each_a_readable(
                 f"{name_a_few(list(broken.values()))}. Replace these files or add images, or name a folder or shards "
                 "of their own in data.validation_source"
             )
-        rest = splits[other][splits[other] != readable[0]]
+        donor_positions = splits[donor][splits[donor] != readable[0]]
         longer = np.append(positions, readable[0])
-        return {split: np.sort(longer) if split == "train" else longer, other: rest}
+        return {split: np.sort(longer) if split == "train" else longer, donor: donor_positions}
     return splits
 
 
@@ -155,19 +155,20 @@ def match_labels(files: FileList, training: FileList) -> Int32[np.ndarray, "N"]:
         return np.zeros(len(files), dtype=np.int32)
     as_many = len(files.classes) == len(training.classes)
     by_number = not files.named or (not training.named and as_many)
-    ours, theirs = files.classes, training.classes
+    class_names, training_names = files.classes, training.classes
     if by_number:
-        ours, theirs = ([str(number) for number in range(len(names))] for names in (ours, theirs))
-    numbers = {name: number for number, name in enumerate(theirs)}
-    unknown = [name for name in ours if name not in numbers and name != NO_CLASS]
+        class_names = [str(number) for number in range(len(class_names))]
+        training_names = [str(number) for number in range(len(training_names))]
+    numbers = {name: number for number, name in enumerate(training_names)}
+    unknown = [name for name in class_names if name not in numbers and name != NO_CLASS]
     require(
         not unknown,
-        f"validation classes must be among the {len(theirs)} classes of source; got "
+        f"validation classes must be among the {len(training_names)} classes of source; got "
         f"{', '.join(map(for_terminal, unknown[:5]))} in {for_terminal(files.where)}. Rename those "
         "folders, put all validation images into the folder itself, or use shards with the labels of source.",
     )
     # One more entry at the end: label −1 looks itself up there.
-    training_number = np.array([*(numbers.get(name, -1) for name in ours), -1], dtype=np.int32)
+    training_number = np.array([*(numbers.get(name, -1) for name in class_names), -1], dtype=np.int32)
     return training_number[files.labels]
 
 

@@ -100,7 +100,7 @@ def project_codes(
     if method not in PROJECTION_METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, PROJECTION_METHODS))}; got {method!r:.60}")
     max_points = whole_number("max_points", max_points, 10)
-    neighbours = whole_number("neighbours", neighbours, 2, what=" (a point and its nearest)")
+    neighbours = whole_number("neighbours", neighbours, 2, hint=" (a point and its nearest)")
     seed = whole_number("seed", seed, 0)
     # A single array of features serves all snapshots; it is fitted once however many frames show it.
     shared = isinstance(features, np.ndarray | Tensor)
@@ -124,11 +124,11 @@ def project_codes(
     else:
         plane, used = fit_umap(distinct, neighbours, seed)
         position = partial(place_in_umap, fitted=distinct, plane=plane, neighbours=used)
-    positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(part) for part in vectors])[:-1])
+    positions = np.split(plane[inverse.reshape(-1)], np.cumsum([len(rows) for rows in vectors])[:-1])
     code_positions, code_ids = positions[: len(code_frames)], fitted_ids
     if live is not None:
-        shown = _sample(code_frames, code_budget, (seed, 0))
-        code_ids = [np.union1d(ids, in_use) for ids, in_use in zip(shown, live, strict=True)]
+        sampled_ids = _sample(code_frames, code_budget, (seed, 0))
+        code_ids = [np.union1d(ids, in_use) for ids, in_use in zip(sampled_ids, live, strict=True)]
         frames = zip(code_frames, code_ids, fitted_ids, code_positions, strict=True)
         code_positions = [_with_late_codes(*frame, position) for frame in frames]
     repeat = len(code_frames) if shared else 1
@@ -207,7 +207,7 @@ def _live_codes(counts: Sequence[np.ndarray | Tensor], code_frames: list[np.ndar
 def _sample_codes(
     frames: list[np.ndarray], live: list[np.ndarray] | None, budget: int, seed: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Rows of each codebook to fit: the same few in all frames, and codes in use as far as the budget reaches."""
+    """Rows of each codebook to fit. Some are the same in all frames; codes in use fill the rest of the budget."""
     if live is None or sum(map(len, frames)) <= budget:
         return _sample(frames, budget, seed)
     in_use = sum(map(len, live))
@@ -216,10 +216,10 @@ def _sample_codes(
     left = budget - sum(map(len, common))
     chosen = []
     for rows, used in zip(common, live, strict=True):
-        more = np.setdiff1d(used, rows)
-        share = len(more) if in_use <= left else max(1, len(used) * left // in_use)
-        order = np.random.default_rng((*seed, 1)).permutation(len(more))
-        chosen.append(np.union1d(rows, more[np.sort(order[:share])]))
+        new_rows = np.setdiff1d(used, rows)
+        share = len(new_rows) if in_use <= left else max(1, len(used) * left // in_use)
+        order = np.random.default_rng((*seed, 1)).permutation(len(new_rows))
+        chosen.append(np.union1d(rows, new_rows[np.sort(order[:share])]))
     return chosen
 
 

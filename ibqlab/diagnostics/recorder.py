@@ -105,9 +105,9 @@ class Recorder:
         probe = tokens[:: max(1, len(tokens) // self.probe_tokens)][: self.probe_tokens]
         counts, last_hit = self.counts(), self.last_hits()
         hit = int((counts > 0).sum())
-        mine = last_hit.new_tensor(self._step_tokens if step == self._step else 0)
-        step_tokens = int(sum_over_processes(mine))
-        codes, seen = norm_statistics(codebook), norm_statistics(probe)
+        local_tokens = last_hit.new_tensor(self._step_tokens if step == self._step else 0)
+        step_tokens = int(sum_over_processes(local_tokens))
+        code_norms, feature_norms = norm_statistics(codebook), norm_statistics(probe)
         distances = code_feature_distances(codebook, probe)
         row = {
             # A code that this step hit was last hit now.
@@ -120,10 +120,10 @@ class Recorder:
             "dead_codes": len(counts) - hit,
             "steps_since_hit": float((step - last_hit.clamp_min(0)).double().median()),
             "gradient_reach": gradient_reach(self._movement()),
-            "code_norm_mean": codes.mean,
-            "code_norm_std": codes.std,
-            "feature_norm_mean": seen.mean,
-            "feature_norm_std": seen.std,
+            "code_norm_mean": code_norms.mean,
+            "code_norm_std": code_norms.std,
+            "feature_norm_mean": feature_norms.mean,
+            "feature_norm_std": feature_norms.std,
             "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
             "feature_to_code_distance": distances.feature_to_code,
             "code_to_feature_distance": distances.code_to_feature,

@@ -51,16 +51,16 @@ def place_in_umap(
     plane: Float[np.ndarray, "P 2"],
     neighbours: int,
 ) -> Float[np.ndarray, "R 2"]:
-    """Positions for further points in a finished UMAP: the mean of their nearest neighbours' there, near ones first.
+    """Positions for further points in a finished UMAP: the mean of their neighbours', weighted by nearness.
 
     Weights are 1 / distance², so that a point which equals a fitted one gets its position.
     """
     if not len(points):
         return np.empty((0, 2), np.float32)
     both = torch.from_numpy(_within_reach(np.concatenate([fitted, points])))
-    fitted_rows, rest = both[: len(fitted)], both[len(fitted) :]
+    fitted_rows, point_rows = both[: len(fitted)], both[len(fitted) :]
     parts = []
-    for rows in rest.split(max(1, 2**22 // len(fitted))):
+    for rows in point_rows.split(max(1, 2**22 // len(fitted))):
         # (R, P) distances of one block; only the nearest few are kept.
         nearest = torch.cdist(rows, fitted_rows).topk(neighbours, largest=False).indices
         # cdist rounds; the distances that weigh are exact.

@@ -140,12 +140,12 @@ def measure_usage(
     if definition == "images_256":
         return _usage_in_image_groups(flat, codebook_size, _needed("tokens_per_image", tokens_per_image, definition))
     if definition == "window_65536":
-        part = _enough(flat, _WINDOW, definition)[-_WINDOW:]
+        tokens = _enough(flat, _WINDOW, definition)[-_WINDOW:]
     else:
         per_image = _needed("tokens_per_image", tokens_per_image, definition)
         batch = per_image * _needed("images_per_batch", images_per_batch, definition)
-        part = _enough(flat, batch, definition)[:batch]
-    return _usage(count_indices(part, codebook_size) > 0, part.numel(), definition)
+        tokens = _enough(flat, batch, definition)[:batch]
+    return _usage(count_indices(tokens, codebook_size) > 0, tokens.numel(), definition)
 
 
 def measure_usage_of_counts(counts: Counts, definition: str = "any_hit") -> Usage:
@@ -248,7 +248,7 @@ def _check_definition(definition: str) -> None:
 
 def _needed(name: str, value: int | None, definition: str) -> int:
     """A setting that this definition cannot do without."""
-    return whole_number(f"{definition!r} needs {name}: it", value, 1, what=f": pass {name}=…")
+    return whole_number(f"{definition!r} needs {name}: it", value, 1, hint=f": pass {name}=…")
 
 
 def _enough(flat: Int[Tensor, "N"], tokens: int, definition: str) -> Int[Tensor, "N"]:

@@ -45,8 +45,8 @@ def _labels(word: str | int, names: Sequence[str], num_classes: int) -> range:
         start, dash, end = str(word).partition("-")
         numbers = [start, end] if dash else [start]
         if not all(number.isdecimal() and len(number) < 10 for number in numbers):
-            known = _near_name(str(word), names) if names else "its classes have no names here"
-            raise ValueError(f"classes are numbers like 0,7,12, ranges like 0-3, or names; got {word!r}; {known}")
+            hint = _near_name(str(word), names) if names else "its classes have no names here"
+            raise ValueError(f"classes are numbers like 0,7,12, ranges like 0-3, or names; got {word!r}; {hint}")
         first, last = int(numbers[0]), int(numbers[-1])
     if not first <= last < num_classes:
         raise ValueError(f"classes must lie in 0 to {num_classes - 1}, and ranges rise; got {word}")

@@ -89,6 +89,6 @@ def draw_gallery(
     """
     require(columns >= 1 and len(classes) > 0, "a gallery needs at least one class and one column")
     labels, seeds = np.meshgrid(classes, np.arange(seed, seed + columns), indexing="ij")  # (rows, columns)
-    asked = torch.from_numpy(labels.flatten()).to(next(generator.parameters()).device)
-    images = draw_images(generator, tokenizer, asked, seed=seeds.flatten().tolist(), **sampling)
+    flat_labels = torch.from_numpy(labels.flatten()).to(next(generator.parameters()).device)
+    images = draw_images(generator, tokenizer, flat_labels, seed=seeds.flatten().tolist(), **sampling)
     return ImageGrid(images.reshape(*labels.shape, *images.shape[1:]), labels, seeds)

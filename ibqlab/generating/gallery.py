@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 
 from ibqlab.base import checks
-from ibqlab.base.progress import counted, tell
+from ibqlab.base.progress import tell, track_items
 from ibqlab.data import first_images, open_data
 from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
 from ibqlab.generating.drawing import ImageGrid, decode_pictures, draw_gallery
@@ -98,18 +98,18 @@ def choose_classes(parameters: GalleryParameters, generator: AnyGenerator) -> li
     return chosen
 
 
-def gallery_table(drawn: ImageGrid, **settings: Any) -> pd.DataFrame:
+def gallery_table(grid: ImageGrid, **settings: Any) -> pd.DataFrame:
     """What stands behind a gallery.
 
     Args:
-        drawn: from `draw_gallery`.
+        grid: from `draw_gallery`.
         **settings: that all images share, such as temperature.
     Returns:
         One row per image: row, column, class, seed, mean (grey level, 0 to 255), and the settings.
     """
-    rows, columns = np.indices(drawn.labels.shape)
-    values = {"row": rows, "column": columns, "class": drawn.labels, "seed": drawn.seeds}
-    values["mean"] = drawn.images.mean(axis=(2, 3, 4))
+    rows, columns = np.indices(grid.labels.shape)
+    values = {"row": rows, "column": columns, "class": grid.labels, "seed": grid.seeds}
+    values["mean"] = grid.images.mean(axis=(2, 3, 4))
     return pd.DataFrame({name: array.flatten() for name, array in values.items()}).assign(**settings)
 
 
@@ -142,12 +142,13 @@ class Gallery:
     def figure_seeds(self, classes: Sequence[int], name: str = "gallery") -> Figure:
         """Each class with the same seeds; saved as `name`."""
         parameters, sampling = self.parameters, self.sampling
-        drawn = self._draw(classes, parameters.images_per_class)
-        caption = f"guidance {_shown(sampling.cfg_scale)}, temperature {_shown(sampling.temperature)}"
-        columns = [f"seed {seed}" for seed in drawn.seeds[0]]
+        grid = self._draw(classes, parameters.images_per_class)
+        caption = f"guidance {_setting_text(sampling.cfg_scale)}, temperature {_setting_text(sampling.temperature)}"
+        columns = [f"seed {seed}" for seed in grid.seeds[0]]
         # A schedule, such as guidance from 1 to 4, is one cell of the table.
-        settings = {key: _shown(value) if isinstance(value, tuple) else value for key, value in vars(sampling).items()}
-        figure = self._figure(name, drawn, columns, caption, **settings)
+        items = vars(sampling).items()
+        settings = {key: _setting_text(value) if isinstance(value, tuple) else value for key, value in items}
+        figure = self._figure(name, grid, columns, caption, **settings)
         tell(folder=str((self.path if self.run else self.folder).resolve()))
         return figure
 
@@ -160,7 +161,7 @@ class Gallery:
         parameters, grids = self.parameters, {}
         classes = choose_classes(parameters, self.generator)
         pairs = list(product(parameters.temperatures, parameters.top_ps))
-        for temperature, top_p in counted(pairs, "galleries", "settings"):
+        for temperature, top_p in track_items(pairs, "galleries", "settings"):
             shared = {"columns": 1, "seed": parameters.seed, "temperature": temperature, "top_p": top_p}
             columns = [draw_gallery(*self.pair, classes, cfg_scale=scale, **shared) for scale in parameters.cfg_scales]
             grids[temperature, top_p] = ImageGrid(
@@ -172,10 +173,10 @@ class Gallery:
         """Class by guidance, one figure per temperature and top-p; saved as `gallery_t…_p…`."""
         scales = self.parameters.cfg_scales
         columns = [f"guidance {scale:g}" for scale in scales]
-        for (temperature, top_p), drawn in self.compared.items():
+        for (temperature, top_p), grid in self.compared.items():
             caption = f"temperature {temperature:g}, top-p {top_p:g}, seed {self.parameters.seed}"
-            settings = {"temperature": temperature, "top_p": top_p, "cfg_scale": np.tile(scales, len(drawn.labels))}
-            yield self._figure(f"gallery_t{temperature:g}_p{top_p:g}", drawn, columns, caption, **settings)
+            settings = {"temperature": temperature, "top_p": top_p, "cfg_scale": np.tile(scales, len(grid.labels))}
+            yield self._figure(f"gallery_t{temperature:g}_p{top_p:g}", grid, columns, caption, **settings)
 
     def table(self) -> pd.DataFrame:
         """Setting by setting: what was drawn, and for digits the share that a classifier recognises.
@@ -184,9 +185,9 @@ class Gallery:
             Columns: temperature, top_p, cfg_scale, images, and for digits recognised (share, 0 to 1).
         """
         rows = []
-        for (temperature, top_p), drawn in self.compared.items():
+        for (temperature, top_p), grid in self.compared.items():
             for column, scale in enumerate(self.parameters.cfg_scales):
-                images, labels = drawn.images[:, column], drawn.labels[:, column]
+                images, labels = grid.images[:, column], grid.labels[:, column]
                 row = {"temperature": temperature, "top_p": top_p, "cfg_scale": scale, "images": labels.size}
                 rows.append(row | ({"recognised": _recognise(images, labels).share} if self.of_digits else {}))
         result = f"{sum(row['images'] for row in rows):,} images drawn under {len(rows)} settings"
@@ -217,11 +218,11 @@ class Gallery:
         half = torch.where(torch.arange(side**2) < prompt, tokens, 0)
         seeds = range(self.parameters.seed, self.parameters.seed + 3)
         labels = torch.where(batch.labels < 0, self.generator.config.num_classes, batch.labels)
-        drawn = [
+        completions = [
             self.generator.sample(labels, seed=[seed] * count, prompt=tokens[:, :prompt], **vars(self.sampling))
             for seed in seeds
         ]
-        decoded = [decode_pictures(self.tokenizer, grid, side) for grid in (tokens, half, *drawn)]
+        decoded = [decode_pictures(self.tokenizer, grid, side) for grid in (tokens, half, *completions)]
         pictures = np.stack([batch.images.permute(0, 2, 3, 1).numpy(), *decoded], axis=1)  # (B, columns, H, W, 3)
         names = ["image", "its tokens", f"{side // 2} of {side} rows", *(f"seed {seed}" for seed in seeds)]
         figure = self._plot(pictures, [""] * count, names, "the rest of the image is drawn")
@@ -237,18 +238,18 @@ class Gallery:
         """
         if not self.of_digits:
             return "only digits have a classifier here that can tell whether an image is what was asked for"
-        drawn = self._draw(range(self.generator.config.num_classes), images_per_class)
-        sentence = _recognise(drawn.images.reshape(-1, *drawn.images.shape[2:]), drawn.labels.flatten()).describe()
+        grid = self._draw(range(self.generator.config.num_classes), images_per_class)
+        sentence = _recognise(grid.images.reshape(-1, *grid.images.shape[2:]), grid.labels.flatten()).describe()
         tell(result=sentence)
         return sentence
 
     def _draw(self, classes: Sequence[int], columns: int) -> ImageGrid:
         return draw_gallery(*self.pair, classes, columns=columns, seed=self.parameters.seed, **vars(self.sampling))
 
-    def _figure(self, name: str, drawn: ImageGrid, columns: Sequence[str], caption: str, **settings: Any) -> Figure:
-        """A class a row; saved with the table of its images."""
-        figure = self._plot(drawn.images, row_names(drawn.labels[:, 0], self.names), columns, caption)
-        save_figure(figure, self.folder / name, gallery_table(drawn, **settings))
+    def _figure(self, name: str, grid: ImageGrid, columns: Sequence[str], caption: str, **settings: Any) -> Figure:
+        """A figure with one class per row. It is saved with the table of its images."""
+        figure = self._plot(grid.images, row_names(grid.labels[:, 0], self.names), columns, caption)
+        save_figure(figure, self.folder / name, gallery_table(grid, **settings))
         return figure
 
     def _plot(self, pictures: np.ndarray, rows: Sequence[str], columns: Sequence[str], caption: str) -> Figure:
@@ -280,5 +281,5 @@ def _recognise(images: UInt8[np.ndarray, "B H W 3"], labels: Int[np.ndarray, " B
     return recognise_digits(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.copy()))
 
 
-def _shown(setting: float | tuple[float, float]) -> str:
+def _setting_text(setting: float | tuple[float, float]) -> str:
     return " and ".join(f"{value:g}" for value in setting) if isinstance(setting, tuple) else f"{setting:g}"

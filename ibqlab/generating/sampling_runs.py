@@ -122,9 +122,9 @@ class _SampleFolder:
         self.generator, self.tokenizer, self.folder = generator, tokenizer, folder
         self.sampling, self.request = sampling, request
         check_fit(tokenizer, generator.config)
-        known = generator.config.num_classes
-        classes = request.classes or tuple(range(known))
-        require(max(classes) < known, f"classes must lie in 0 to {known - 1}, got {list(classes)}")
+        num_classes = generator.config.num_classes
+        classes = request.classes or tuple(range(num_classes))
+        require(max(classes) < num_classes, f"classes must lie in 0 to {num_classes - 1}, got {list(classes)}")
         count = len(classes) * request.images_per_class
         require_at_most("images_per_class × classes", count, IMAGES)
         require_memory(16 * count, f"a list of {count:,} images", "lower images_per_class")
@@ -149,7 +149,7 @@ class _SampleFolder:
         }
 
     def is_finished(self) -> bool:
-        """Whether everything is there already; raises where the folder holds anything else.
+        """Whether everything is there already. Raises where the folder holds anything else.
 
         What killed processes left of unfinished files is deleted.
         """
@@ -158,9 +158,9 @@ class _SampleFolder:
             if self.folder.exists() and not self.folder.is_dir():
                 raise files.RunError(f"{self.folder} is no folder; nothing was changed. Choose another name")
             # Beside locks and what is being written.
-            ours = {LOCK.format(rank) for rank in range(self.world_size)}
+            lock_names = {LOCK.format(rank) for rank in range(self.world_size)}
             names = [file.name for file in self.folder.iterdir()] if self.folder.exists() else []
-            if all(name in ours or files.is_temporary(name) for name in names):
+            if all(name in lock_names or files.is_temporary(name) for name in names):
                 return False
         file = self.folder / sample_shards.MANIFEST
         if not file.is_file():
@@ -191,9 +191,9 @@ class _SampleFolder:
 
     def draw_shards(self, progress: bool) -> None:
         """This process's share of what is not there yet."""
-        mine = list(self.shards.items())[self.rank :: self.world_size]
-        with CountingLine("samples", sum(len(shard) for _, shard in mine), "images", shown=progress) as line:
-            for file, shard in mine:
+        rank_shards = list(self.shards.items())[self.rank :: self.world_size]
+        with CountingLine("samples", sum(len(shard) for _, shard in rank_shards), "images", shown=progress) as line:
+            for file, shard in rank_shards:
                 if self._is_shard(file):
                     line.advance(len(shard))
                 else:
@@ -228,14 +228,14 @@ class _SampleFolder:
                 line.advance(len(batch))
 
     def write_archive(self) -> Path:
-        """All images in one file once all shards are there; the other processes wait until that is done."""
+        """All images in one file, once all shards are there. The other processes wait until that is done."""
         target = self.folder / sample_shards.ARCHIVE
         work = f"{self.folder} is not finished"
         if self.rank:
             wait_for(self._is_archive, [self.lock(0)], work)
             return target
-        others = [self.lock(rank) for rank in range(1, self.world_size)]
-        wait_for(lambda: all(file.is_file() for file in self.shards), others, work)
+        other_locks = [self.lock(rank) for rank in range(1, self.world_size)]
+        wait_for(lambda: all(file.is_file() for file in self.shards), other_locks, work)
         order = np.random.default_rng(self.request.seed).permutation(len(self.labels))
         pictures = sample_shards.read_pictures(self.folder, order.tolist(), self.request.shard_size)
         sample_shards.write_archive(target, pictures, self.labels[order])

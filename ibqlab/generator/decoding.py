@@ -59,7 +59,7 @@ class TokenDecoding(ABC):
         """The next positions, those before them in the caches."""
 
     @abstractmethod
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+    def logits(self, earlier_parts: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
         """Scores of the next token, or of its next part, given the parts that are drawn."""
 
     def join(self, parts: Sequence[Int[Tensor, " B"]]) -> Int[Tensor, " B"]:

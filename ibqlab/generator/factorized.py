@@ -104,12 +104,12 @@ class FactorizedDecoding(TokenDecoding):
             x = block(x, table, cache)
         return x
 
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
-        model, part = self.generator, len(drawn)
+    def logits(self, earlier_parts: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+        model, part = self.generator, len(earlier_parts)
         if part == 0:
             # A new token: the factorised blocks see nothing of the tokens before it but the context.
             self.pair_caches = [KeyValueCache(2) for _ in model.factorized_blocks]
-        x = model.pre_emb(drawn[0])[:, None] if drawn else self.hidden
+        x = model.pre_emb(earlier_parts[0])[:, None] if earlier_parts else self.hidden
         for block, cache in zip(model.factorized_blocks, self.pair_caches, strict=True):
             x = block(x, self.pair_table[part : part + 1], cache)
         return model.head[part](model.norm(x))[:, 0]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
-from ibqlab.base.progress import counted
+from ibqlab.base.progress import track_items
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.sampling_config import SamplingConfig, setting_pair
@@ -93,9 +93,9 @@ class TokenGenerator(nn.Module):
         Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
         Source: published IBQ sampling code, which draws from torch's global random state instead.
         """
-        known = [field.name for field in fields(SamplingConfig)]
+        setting_names = [field.name for field in fields(SamplingConfig)]
         for name in settings:
-            require_choice("a setting of sample(…)", name, known)
+            require_choice("a setting of sample(…)", name, setting_names)
         config, sizes, device = SamplingConfig(**settings), self.config, next(self.parameters()).device
         labels = check_labels(indices_in_memory(labels, "labels"), sizes).to(device)
         if prompt is not None:
@@ -148,7 +148,7 @@ class TokenGenerator(nn.Module):
         classes = torch.cat([labels, null])[: copies * images]  # (2B,) when guided, else (B,)
         state = self.decoding(self, classes, compiled=compiled)
         broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
-        for position in counted(range(first, positions), "sampling", "tokens", shown=progress):
+        for position in track_items(range(first, positions), "sampling", "tokens", shown=progress):
             if copies == 2 and position > last_guided:
                 state.truncate(images)  # the null class is the second half of the batch
                 copies = 1
@@ -156,14 +156,15 @@ class TokenGenerator(nn.Module):
                 state.prefill(torch.stack(tokens, dim=1).repeat(copies, 1))
             else:
                 state.advance(tokens[-1].repeat(copies) if tokens else None)
-            drawn: list[Tensor] = []  # the parts of this token, (B,) each
+            token_parts: list[Tensor] = []  # the parts of this token, (B,) each
             for part in range(parts):
-                logits = state.logits([indices.repeat(copies) for indices in drawn])  # (B, V), or (2B, V) when guided
+                earlier_parts = [indices.repeat(copies) for indices in token_parts]
+                logits = state.logits(earlier_parts)  # (B, V), or (2B, V) when guided
                 if copies == 2:
                     logits = guide(*logits.chunk(2), scales[position][part])
                 broken |= ~logits.amax(-1).isfinite()
-                drawn.append(choose_tokens(logits, numbers[:, position, part], config, part))
-            tokens.append(state.join(drawn))
+                token_parts.append(choose_tokens(logits, numbers[:, position, part], config, part))
+            tokens.append(state.join(token_parts))
         refuse_broken(broken)
         return torch.stack(tokens, dim=1)
 

@@ -126,13 +126,13 @@ def generator_config(settings: Any) -> SequenceConfig:
         raise ValueError(f"a generator needs a name, one of {', '.join(sorted(designs))}; got {settings!r}")
     from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain generator does not
 
-    rest = {key: value for key, value in settings.items() if key not in ("name", "preset")}
+    values = {key: value for key, value in settings.items() if key not in ("name", "preset")}
     require_choice("generator name", settings["name"], designs)
     design = designs[settings["name"]]
     if "preset" in settings:
         require_choice("preset", settings["preset"], design.presets)
-        rest = {**design.presets[settings["preset"]], **rest}
-    return config.parse(design, rest, source=f"generator {settings['name']!r}")
+        values = {**design.presets[settings["preset"]], **values}
+    return config.parse(design, values, source=f"generator {settings['name']!r}")
 
 
 def block_parts(config: SequenceConfig) -> tuple[Attention, FeedForward]:

@@ -81,7 +81,7 @@ class Decoding(TokenDecoding):
             x = block.apply_modulation(x, table, modulation, cache)
         return x
 
-    def logits(self, drawn: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
+    def logits(self, earlier_parts: Sequence[Int[Tensor, " B"]] = ()) -> Float[Tensor, "B V"]:
         model = self.generator
         return model.head(model.head_nm.apply_modulation(self.hidden, self.head_modulation))[:, 0]
 

@@ -11,7 +11,7 @@ from ibqlab.base.devices import require_device
 from ibqlab.metrics import PROTOCOLS
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import ALEXNET, VGG16, PublishedWeights
-from ibqlab.pretrained.report import WEIGHTS
+from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.recipes.presets import find_preset
 
 NETS: dict[str, PublishedWeights] = {"vgg": VGG16, "alex": ALEXNET}

@@ -20,7 +20,7 @@ from ibqlab.metrics.images import ImageSet
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import INCEPTION, find_weights, import_metric_package
 from ibqlab.pretrained import read_checkpoint
-from ibqlab.pretrained.report import AS_GIVEN
+from ibqlab.pretrained.load_report import AS_GIVEN
 from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.presets import PRESETS, EvaluationPreset, find_preset

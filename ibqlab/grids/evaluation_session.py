@@ -23,7 +23,7 @@ from ibqlab.grids.evaluation_rules import TokenizerUnderTest, find_rules, find_t
 from ibqlab.metrics import MetricCard, cards_markdown, cards_table, evaluate_reconstruction
 from ibqlab.metrics.weights import hash_file
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.pretrained.report import AS_GIVEN, WORDS
+from ibqlab.pretrained.load_report import AS_GIVEN, WORDS
 from ibqlab.runs import Run, provenance
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder

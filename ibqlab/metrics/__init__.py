@@ -26,7 +26,7 @@ from ibqlab.metrics.extractors import (
 )
 from ibqlab.metrics.generation import evaluate_generation
 from ibqlab.metrics.perceptual import PerceptualDistance, load_lpips
-from ibqlab.metrics.pixels import psnr, ssim, truncate_to_uint8
+from ibqlab.metrics.pixel_metrics import psnr, ssim, truncate_to_uint8
 from ibqlab.metrics.protocols import PROTOCOLS, Protocol
 from ibqlab.metrics.reconstruction import evaluate_reconstruction
 from ibqlab.metrics.statistics import (

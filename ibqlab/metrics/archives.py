@@ -59,11 +59,11 @@ def open_array(path: Path, name: str) -> Iterator[StoredArray]:
         with archive.open(f"{name}.npy") as stream:
             array = _array_at(stream, f"{name} of {path}")
             claimed = math.prod(array.shape) * array.dtype.itemsize
-            stored = archive.getinfo(f"{name}.npy").file_size - stream.tell()
+            stored_bytes = archive.getinfo(f"{name}.npy").file_size - stream.tell()
             require(
-                claimed == stored,
-                f"{name} of {path} says shape {array.shape}, {claimed:,} bytes, and holds {stored:,}. Write it again "
-                "with np.savez",
+                claimed == stored_bytes,
+                f"{name} of {path} says shape {array.shape}, {claimed:,} bytes, and holds {stored_bytes:,}. Write it "
+                "again with np.savez",
             )
             yield array
 

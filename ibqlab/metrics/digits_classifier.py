@@ -121,13 +121,13 @@ class DigitsExtractor(nn.Module):
         source = DigitsSource(image_size=SIDE, split="train")
         settings = [str(self), EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED]
         key = content_key(data=source.fingerprint, settings=settings)
-        stored = load_arrays("digits-cnn", key)
+        weights = load_arrays("digits-cnn", key)
         state = self.state_dict()
         # A stored network of other shapes is damaged: it is trained again.
-        if stored is not None and {name: value.shape for name, value in stored.items()} == {
+        if weights is not None and {name: value.shape for name, value in weights.items()} == {
             name: tuple(value.shape) for name, value in state.items()
         }:
-            self.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()}, strict=True)
+            self.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=True)
         else:
             self._train(torch.from_numpy(source.images)[:, None], torch.tensor(source.labels))
             save_arrays("digits-cnn", key, {name: value.numpy() for name, value in self.state_dict().items()})

@@ -14,7 +14,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.data.file_list import FileList, printable
 from ibqlab.data.file_source import AS_STORED, FileSource
 from ibqlab.data.folder import list_file
-from ibqlab.data.opening import list_images
+from ibqlab.data.image_sources import list_images
 from ibqlab.data.pictures import picture_size
 from ibqlab.data.shard_index import ShardList
 from ibqlab.data.source import ImageSource, Unreadable

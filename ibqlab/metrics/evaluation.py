@@ -124,15 +124,15 @@ def open_extractor(
     return extractor
 
 
-def check_side(side: tuple[int, int] | None, smallest: int, what: str) -> None:
+def check_side(side: tuple[int, int] | None, smallest: int, name: str) -> None:
     """Refuse images too small for a metric, where their size is known."""
     require(
         side is None or min(side) >= smallest,
-        f"{what} needs images of at least {smallest} × {smallest} pixels; got {side and side[0]} × {side and side[1]}. "
+        f"{name} needs images of at least {smallest} × {smallest} pixels; got {side and side[0]} × {side and side[1]}. "
         "Leave it out of metrics=…, or use larger images",
     )
 
 
-def check_count(count: int | None, least: int, metric: str, what: str, remedy: str) -> None:
+def check_count(count: int | None, least: int, metric: str, items: str, remedy: str) -> None:
     """Refuse too few images for a metric, where their number is known."""
-    require(count is None or count >= least, f"{metric} needs at least {least:,} {what}; got {count}. {remedy}")
+    require(count is None or count >= least, f"{metric} needs at least {least:,} {items}; got {count}. {remedy}")

@@ -65,10 +65,10 @@ def register_extractor(name: str) -> Callable[[Callable], Callable]:
     """
 
     def decorate(factory: Callable[..., FeatureExtractor]) -> Callable[..., FeatureExtractor]:
-        known = _EXTRACTORS.get(name, factory)
+        registered_factory = _EXTRACTORS.get(name, factory)
         require(
-            known.__qualname__ == factory.__qualname__,
-            f"an extractor named {name!r} exists already: {known.__qualname__}; choose another name",
+            registered_factory.__qualname__ == factory.__qualname__,
+            f"an extractor named {name!r} exists already: {registered_factory.__qualname__}; choose another name",
         )
         _EXTRACTORS[name] = factory
         return factory

@@ -59,8 +59,8 @@ class FeatureCollector:
         values = torch.cat([torch.empty(0, width, dtype=torch.float32, device="cpu"), *self.rows[name]])
         numbers = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *self.rows["numbers"]])
         parts = gather((numbers, values))
-        numbers = torch.cat([part[0] for part in parts])
-        return torch.cat([part[1] for part in parts if len(part[0])])[numbers.argsort()]
+        numbers = torch.cat([process_rows[0] for process_rows in parts])
+        return torch.cat([process_rows[1] for process_rows in parts if len(process_rows[0])])[numbers.argsort()]
 
 
 def gather(value: Any) -> list[Any]:
@@ -92,13 +92,13 @@ def reference_key(images: ImageSet, extractor: FeatureExtractor, rounding: str, 
 
 def load_reference(key: str | None) -> FeatureStatistics | None:
     """A kept reference; None when there is none. The first process decides for all."""
-    stored = decided_by_first(lambda: load_arrays("references", key)) if key else None
+    arrays = decided_by_first(lambda: load_arrays("references", key)) if key else None
     # An entry that lacks something is damaged, and computed again.
-    if stored is None or not {"mean", "covariance", "count"} <= set(stored):
+    if arrays is None or not {"mean", "covariance", "count"} <= set(arrays):
         return None
-    features = torch.from_numpy(stored["features"]) if "features" in stored else None
-    moments = {name: stored[name] for name in ("mean", "covariance")}
-    return FeatureStatistics(**moments, count=int(stored["count"]), features=features)
+    features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
+    moments = {name: arrays[name] for name in ("mean", "covariance")}
+    return FeatureStatistics(**moments, count=int(arrays["count"]), features=features)
 
 
 def save_reference(key: str | None, reference: FeatureStatistics) -> None:

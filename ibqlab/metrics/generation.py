@@ -14,7 +14,7 @@ from ibqlab.metrics.cards import MetricCard, few_images_remarks
 from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
 from ibqlab.metrics.images import ImageSet, check_pixels
-from ibqlab.metrics.pixels import ROUNDINGS
+from ibqlab.metrics.pixel_metrics import ROUNDINGS
 from ibqlab.metrics.protocols import GENERATION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.reference import KEEPS_FEATURES, Reference, open_reference
 
@@ -85,25 +85,25 @@ def evaluate_generation(
     protocol = find_protocol(protocol)
     chosen = choose_metrics(metrics, GENERATION_METRICS)
     evaluation.check_batch_size(batch_size)
-    drawn = open_images(samples, limit=limit, unreadable=unreadable)
-    real = open_reference(reference, chosen, protocol, drawn, unreadable)
-    _check_counts(drawn.count, chosen, protocol, "samples")
+    sample_images = open_images(samples, limit=limit, unreadable=unreadable)
+    real = open_reference(reference, chosen, protocol, sample_images, unreadable)
+    _check_counts(sample_images.count, chosen, protocol, "samples")
     _check_counts(real.images and real.images.count, chosen, protocol, "reference images")
     device = torch.device(device)
     network = evaluation.open_extractor(
-        extractor or protocol.extractor, inception_weights, check_weights, device, drawn.side
+        extractor or protocol.extractor, inception_weights, check_weights, device, sample_images.side
     )
     setup = _Setup(protocol, chosen, network, device, batch_size, progress)
     _check_extractor(setup, real)
     of_reference = _reference_features(real, setup, cache)
-    of_samples = _collect(drawn, setup, keep_features=setup.keeps_features, keep_logits="is" in chosen)
+    of_samples = _collect(sample_images, setup, keep_features=setup.keeps_features, keep_logits="is" in chosen)
     count = of_samples.count
     _check_counts(count, chosen, protocol, "samples")
     if of_reference is not None and of_reference.features is not None:
         _check_counts(len(of_reference.features), chosen, protocol, "reference images")
     scores = features.decided_by_first(lambda: _scores(setup, of_samples, of_reference))
-    shared = _shared(setup, drawn, real, count)
-    left_out = len(evaluation.tell_unreadable(drawn)) + _left_out_of_reference(real, of_reference)
+    shared = _shared(setup, sample_images, real, count)
+    left_out = len(evaluation.tell_unreadable(sample_images)) + _left_out_of_reference(real, of_reference)
     cards = tuple(
         MetricCard(
             key=name,
@@ -141,13 +141,13 @@ def _check_extractor(setup: _Setup, real: Reference) -> None:
         )
 
 
-def _check_counts(count: int | None, metrics: tuple[str, ...], protocol: Protocol, what: str) -> None:
+def _check_counts(count: int | None, metrics: tuple[str, ...], protocol: Protocol, kind: str) -> None:
     """Refuse too few images for a metric, where their number is known."""
     if not count:
         return
     least = {"fid": 2, "kid": protocol.kid_subset_size}
     least |= dict.fromkeys(("precision", "recall"), protocol.neighbours + 1)
-    if what == "samples" and not protocol.inception_split_size:
+    if kind == "samples" and not protocol.inception_split_size:
         least["is"] = protocol.inception_splits
     remedies = {
         "kid": f"Type dataclasses.replace(protocol, name='small-kid', kid_subset_size={max(2, count // 2)})",
@@ -155,7 +155,7 @@ def _check_counts(count: int | None, metrics: tuple[str, ...], protocol: Protoco
     }
     for name in metrics:
         remedy = f"{remedies.get(name, 'Give more images')}, or leave {name!r} out of metrics=…"
-        evaluation.check_count(count, least.get(name, 1), name, what, remedy)
+        evaluation.check_count(count, least.get(name, 1), name, kind, remedy)
 
 
 def _reference_features(real: Reference, setup: _Setup, cache: bool) -> statistics.FeatureStatistics | None:
@@ -202,12 +202,12 @@ def _scores(
     return scores
 
 
-def _shared(setup: _Setup, drawn: ImageSet, real: Reference, count: int) -> dict[str, Any]:
+def _shared(setup: _Setup, sample_images: ImageSet, real: Reference, count: int) -> dict[str, Any]:
     """What all cards of this evaluation have in common."""
     return {
         "images": count,
         "protocol": setup.protocol.name,
-        "resize": f"samples {drawn.resize}" + (f", reference {real.images.resize}" if real.images else ""),
+        "resize": f"samples {sample_images.resize}" + (f", reference {real.images.resize}" if real.images else ""),
         "crop": real.images.crop if real.images else "none",
         # Samples arrive in 8 bits, so a protocol can say how they should have been cut but not see to it.
         "rounding": f"8 bits as given; protocol: {ROUNDINGS[setup.protocol.rounding]}",

@@ -147,17 +147,17 @@ class BatchImages(ImageSet):
     def batches(self, batch_size: int) -> Iterator[Numbered]:
         """As in `ImageSet`."""
         rank, processes = this_process()
-        seen = 0
+        count = 0
         for batch in self.iterable:
             images = check_pixels(batch, self.side)
             self.side = tuple(images.shape[2:])
-            for piece in images[: None if self.limit is None else self.limit - seen].split(batch_size):
+            for piece in images[: None if self.limit is None else self.limit - count].split(batch_size):
                 # Every process walks through all batches and takes its part of each, with the numbers of the whole set.
-                numbers = torch.arange(seen, seen + len(piece)).tensor_split(processes)[rank]
-                seen += len(piece)
+                numbers = torch.arange(count, count + len(piece)).tensor_split(processes)[rank]
+                count += len(piece)
                 if len(numbers):
                     yield Numbered(numbers, piece.tensor_split(processes)[rank])
-            if seen == self.limit:
+            if count == self.limit:
                 return
 
     def content(self) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from ibqlab.base.checks import require, require_choice
 from ibqlab.data.resizing import RESIZERS
-from ibqlab.metrics.pixels import ROUNDINGS
+from ibqlab.metrics.pixel_metrics import ROUNDINGS
 
 RECONSTRUCTION_METRICS = ("rfid", "lpips_vgg", "lpips_alex", "psnr", "ssim", "usage", "perplexity")
 GENERATION_METRICS = ("fid", "is", "kid", "precision", "recall")
@@ -176,14 +176,14 @@ def find_protocol(protocol: str | Protocol) -> Protocol:
     return protocol
 
 
-def choose_metrics(metrics: tuple[str, ...] | list[str] | str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def choose_metrics(metrics: tuple[str, ...] | list[str] | str | None, available: tuple[str, ...]) -> tuple[str, ...]:
     """The metrics asked for, in the order of the tables; None: all.
 
     Raises:
         ValueError: none at all, or an unknown name; the message gives the nearest.
     """
-    chosen = known if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    chosen = available if metrics is None else (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for name in chosen:
-        require_choice("metric", name, known)
-    require(bool(chosen), f"at least one metric is needed, of {', '.join(known)}; got none")
-    return tuple(name for name in known if name in chosen)
+        require_choice("metric", name, available)
+    require(bool(chosen), f"at least one metric is needed, of {', '.join(available)}; got none")
+    return tuple(name for name in available if name in chosen)

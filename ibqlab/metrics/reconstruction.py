@@ -21,7 +21,7 @@ from ibqlab.metrics.evaluated_images import open_images
 from ibqlab.metrics.extractors import FeatureExtractor, metric_name
 from ibqlab.metrics.images import ImageSet, Numbered, check_pixels
 from ibqlab.metrics.perceptual import SMALLEST_SIDE, PerceptualDistance, load_lpips
-from ibqlab.metrics.pixels import ROUNDINGS, WINDOW, psnr, published_range, ssim, to_unit_range
+from ibqlab.metrics.pixel_metrics import ROUNDINGS, WINDOW, psnr, published_range, ssim, to_unit_range
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS, Protocol, choose_metrics, find_protocol
 from ibqlab.metrics.statistics import FeatureStatistics, frechet_distance
 from ibqlab.metrics.weights import PUBLISHED
@@ -177,7 +177,7 @@ class _Sums:
         usage = measure_usage_of_counts(counts)
         values |= {"usage": usage.value, "perplexity": perplexity(counts)}
         shared = self._shared(opened, images)
-        gathered = [pair for part in features.gather(self.pairs) for pair in part]
+        gathered = [pair for process_pairs in features.gather(self.pairs) for pair in process_pairs]
         pairs = sorted(gathered, key=lambda pair: pair[0])[:PAIRS]
         return evaluation.Evaluation(
             cards=tuple(self._card(name, values[name], counts, shared) for name in self.metrics),
@@ -235,9 +235,9 @@ class _Sums:
 
 
 def _lpips_facts(distance: PerceptualDistance) -> dict[str, Any]:
-    """What the card of LPIPS says beside its value; it is called so only with the published weights."""
-    other = {} if distance.weights.published else {"metric": f"LPIPS formula on other weights ({distance.net})"}
-    return other | {
+    """What the card of LPIPS says beside its value. Only with the published weights is it called LPIPS."""
+    metric = {} if distance.weights.published else {"metric": f"LPIPS formula on other weights ({distance.net})"}
+    return metric | {
         "rounding": "not rounded, float in [−1, 1]",
         "extractor": f"LPIPS 0.1, {distance.net}",
         "weights": str(distance.weights),

@@ -32,7 +32,7 @@ class Reference(NamedTuple):
 
 
 def open_reference(
-    reference: Any, metrics: tuple[str, ...], protocol: Protocol, drawn: ImageSet, unreadable: Unreadable
+    reference: Any, metrics: tuple[str, ...], protocol: Protocol, samples: ImageSet, unreadable: Unreadable
 ) -> Reference:
     """The reference, refused when it lacks what the metrics need."""
     if metrics == ("is",):
@@ -54,12 +54,12 @@ def open_reference(
                 "arr_0 too, or leave them out: metrics=('fid', 'is')",
             )
             return Reference(None, statistics, _stored_description(reference))
-    size = min(drawn.side) if drawn.side else protocol.image_size
+    size = min(samples.side) if samples.side else protocol.image_size
     images = open_images(reference, resize=protocol.resize, image_size=size, crop=protocol.crop, unreadable=unreadable)
     require(
-        None in (images.side, drawn.side) or tuple(images.side) == tuple(drawn.side),
-        f"samples and reference must have one size; got {drawn.side} and {images.side} (height, width). Use a protocol "
-        "that resizes a folder of reference images, for example 'torch-fidelity', or references of that size",
+        None in (images.side, samples.side) or tuple(images.side) == tuple(samples.side),
+        f"samples and reference must have one size; got {samples.side} and {images.side} (height, width). Use a "
+        "protocol that resizes a folder of reference images, for example 'torch-fidelity', or references of that size",
     )
     description = images.description if statistics is None else _stored_description(reference)
     return Reference(images, statistics, description)

@@ -127,11 +127,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         "same feature extractor?",
     )
     for statistics in (a, b):
-        for part in (statistics.mean, statistics.covariance):
-            _check_finite(torch.as_tensor(part, device="cpu"))
+        for array in (statistics.mean, statistics.covariance):
+            _check_finite(torch.as_tensor(array, device="cpu"))
     fid = import_metric_package("torch_fidelity.metric_fid")
     moments = [
-        {"mu": np.asarray(one.mean, np.float64), "sigma": np.asarray(one.covariance, np.float64)} for one in (a, b)
+        {"mu": np.asarray(side.mean, np.float64), "sigma": np.asarray(side.covariance, np.float64)} for side in (a, b)
     ]
     return fid.fid_statistics_to_metric(*moments, verbose=False)[fid.KEY_METRIC_FID]
 
@@ -159,8 +159,8 @@ def inception_score(
         score = isc.isc_features_to_metric(rows, splits=splits, shuffle=True, rng_seed=seed)
         return Score(score[isc.KEY_METRIC_ISC_MEAN], score[isc.KEY_METRIC_ISC_STD], splits)
     scores = [
-        isc.isc_features_to_metric(part, splits=1, shuffle=False)[isc.KEY_METRIC_ISC_MEAN]
-        for part in rows.split(split_size)
+        isc.isc_features_to_metric(split_rows, splits=1, shuffle=False)[isc.KEY_METRIC_ISC_MEAN]
+        for split_rows in rows.split(split_size)
     ]
     return Score(float(np.mean(scores)), float(np.std(scores)), len(scores))
 

@@ -29,9 +29,9 @@ def find_notebook(name: str) -> Path:
     for candidate in (expanded(name), folder / name, folder / f"{name}.ipynb"):
         if is_ordinary(candidate):
             return candidate
-    known = sorted(path.stem for path in folder.glob("*.ipynb"))
-    shown = for_terminal(name, 80)
-    raise ConfigError(f"there is no notebook {shown!r}, neither as a file nor under notebooks/; {nearest(name, known)}")
+    names = sorted(path.stem for path in folder.glob("*.ipynb"))
+    text = for_terminal(name, 80)
+    raise ConfigError(f"there is no notebook {text!r}, neither as a file nor under notebooks/; {nearest(name, names)}")
 
 
 def describe_notebooks() -> str:

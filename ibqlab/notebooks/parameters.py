@@ -96,8 +96,8 @@ def describe_parameters(notebook: Path) -> str:
     lines = []
     for name, parameter in notebook_parameters(notebook).items():
         kind = f" ({parameter.annotation})" if parameter.annotation else ""
-        shown = json.dumps(parameter.default, default=str)
-        lines.append(f"  {name}={shown}{kind}" + (f"\n      {parameter.comment}" if parameter.comment else ""))
+        default = json.dumps(parameter.default, default=str)
+        lines.append(f"  {name}={default}{kind}" + (f"\n      {parameter.comment}" if parameter.comment else ""))
     return "\n".join(map(for_terminal, "\n".join(lines).split("\n")))
 
 
@@ -130,18 +130,20 @@ def read_settings(notebook: Path, settings: Sequence[str]) -> dict[str, Any]:
         ConfigError: no `parameters` cell, an unknown name, or a value that cannot be.
         ValueError, RuntimeError, FileNotFoundError: whatever else the opener finds wrong.
     """
-    known = notebook_parameters(notebook)
+    signature = notebook_parameters(notebook)
     texts = {}
     for setting in settings:
         name, text = split_assignment(setting)
-        if name not in known:
-            raise ConfigError(f"{notebook.name} has no parameter {name!r}; {nearest(name, list(known))}")
+        if name not in signature:
+            raise ConfigError(f"{notebook.name} has no parameter {name!r}; {nearest(name, list(signature))}")
         texts[name] = text
     cls, opener = _third_cell(notebook)
     if cls is None:
-        return {name: _read_by_annotation(name, text, known[name]) for name, text in texts.items()}
+        return {name: _read_by_annotation(name, text, signature[name]) for name, text in texts.items()}
     hints = field_types(cls)
-    defaults = {key: one.default for key, one in known.items() if key in hints and one.default is not None}
+    defaults = {
+        key: parameter.default for key, parameter in signature.items() if key in hints and parameter.default is not None
+    }
     values = {key: read_as(text, alternatives(hints[key])) if key in hints else text for key, text in texts.items()}
     parameters = check_parameters(cls, defaults | values, notebook.name)
     for key in TRAINED:

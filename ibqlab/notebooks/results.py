@@ -73,9 +73,9 @@ def _result_of_study(folder: Path) -> str:
         return ""
     means = {name: sum(values) / len(values) for name, values in usages.items()}
     shares = ", ".join(f"{name} {mean:.1%}" for name, mean in sorted(means.items(), key=lambda pair: pair[1]))
-    counted = f" in {min(tokens):,.0f} validation tokens or more" if all(tokens) else ""
+    tokens_text = f" in {min(tokens):,.0f} validation tokens or more" if all(tokens) else ""
     runs = sum(map(len, usages.values()))
-    return f"{measure('usage').label}{counted}, mean over {runs} runs by method: {shares}"
+    return f"{measure('usage').label}{tokens_text}, mean over {runs} runs by method: {shares}"
 
 
 def _result_of_run(folder: Path) -> str:
@@ -114,8 +114,8 @@ def without_widgets(file: Path) -> None:
     state = notebook.get("metadata", {}).pop("widgets", {}).get(STATE, {}).get("state", {})
     for cell in notebook.get("cells", []):
         if "outputs" in cell:
-            shown = [_static(output, state) for output in cell["outputs"]]
-            cell["outputs"] = [output for output in shown if output is not None]
+            outputs = [_static(output, state) for output in cell["outputs"]]
+            cell["outputs"] = [output for output in outputs if output is not None]
     write_whole(file, (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -133,11 +133,11 @@ def _static(output: dict[str, Any], state: dict[str, Any]) -> dict[str, Any] | N
     if "text/html" in data:
         data["text/plain"] = text_of("".join(data["text/html"]))
     if not data:
-        shown = _view(view["model_id"], state)
-        if not shown:
+        markup = _view(view["model_id"], state)
+        if not markup:
             return None
-        pictures = _PICTURE.findall(shown)
-        data = {"text/html": shown, "text/plain": text_of(shown)} | (
+        pictures = _PICTURE.findall(markup)
+        data = {"text/html": markup, "text/plain": text_of(markup)} | (
             {"image/png": pictures[0]} if len(pictures) == 1 else {}
         )
     return output | {"data": data}
@@ -164,8 +164,8 @@ def _view(model: str, state: dict[str, Any]) -> str:
     return f"<span>{html.escape(' '.join(word for word in words if word))}</span>"
 
 
-def text_of(shown: str) -> str:
+def text_of(markup: str) -> str:
     """A view's HTML as plain text; of pictures their descriptions."""
-    described = re.sub(r'<img\b[^>]*?alt="([^"]*)"[^>]*>', r"\1", shown)
+    described = re.sub(r'<img\b[^>]*?alt="([^"]*)"[^>]*>', r"\1", markup)
     lines = [html.unescape(re.sub(r"<[^>]+>", " ", line)).split() for line in re.split("<br>|</p>|</div>", described)]
     return "\n".join(" ".join(words) for words in lines if words)

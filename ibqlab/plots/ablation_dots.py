@@ -62,13 +62,13 @@ def plot_ablation(table: pd.DataFrame, measures: list[Quantity], title: str, cap
 
 
 def _row_label(table: pd.DataFrame, row: str) -> str:
-    """What was run, and what the paper calls it in brackets; the paper's name alone where nothing else is known."""
+    """What was run, and in brackets the paper's name for it. The paper's name alone where no more is known."""
     facts = table[table["row"] == row].iloc[0]
-    here = facts.get("here")
-    if not isinstance(here, str):
+    description = facts.get("here")
+    if not isinstance(description, str):
         return style.text_label(row)
-    method, comma, rest = here.partition(",")
-    run = style.text_label(style.method_label(method) + comma + rest)
+    method, comma, settings = description.partition(",")
+    run = style.text_label(style.method_label(method) + comma + settings)
     texts = (run, f"(paper: {for_matplotlib(row, style.LONGEST_LABEL)})")
     return "\n".join(textwrap.fill(text, _ROW_LETTERS) for text in texts)
 

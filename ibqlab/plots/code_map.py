@@ -223,8 +223,8 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
     if pd.isna(facts["share_1"]):
         axes.set(xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)", xticks=[], yticks=[])
         return
-    of = " of variance" if columns == 1 else ""
-    names = [f"PC {axis} ({100 * facts[f'share_{axis}']:.0f} %{of})" for axis in (1, 2)]
+    suffix = " of variance" if columns == 1 else ""
+    names = [f"PC {axis} ({100 * facts[f'share_{axis}']:.0f} %{suffix})" for axis in (1, 2)]
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.locator_params(nbins=4 if columns > 1 else 6)
     fix_tick_size(axes)
@@ -260,7 +260,7 @@ def _dot(label: str, **look: object) -> Line2D:
 
 
 def _heading(label: str, points: pd.DataFrame, facts: pd.Series, columns: int) -> str:
-    """A panel's label, in lines that fit its width; how many codes are in use and dead, and how many of them drawn."""
+    """A panel's label, in lines that fit its width. Below it: codes in use, dead codes, dead codes drawn."""
     step = STEP.match(label)
     name, when = (step[1], [f"step {step[2]}"]) if step else (label, [])
     # No line ends within a start's name or before the word that says whose it is.
@@ -269,9 +269,9 @@ def _heading(label: str, points: pd.DataFrame, facts: pd.Series, columns: int) -
     if pd.notna(facts["in_use"]):
         in_use, dead = int(facts["in_use"]), int(facts["codebook_size"] - facts["in_use"])
         lines.append(f"{in_use:,} in use, {dead:,} dead")
-        drawn = int((points["hits"] == 0).sum())
-        if drawn < dead:
-            lines.append(f"({drawn:,} of the dead drawn)")
+        dead_points = int((points["hits"] == 0).sum())
+        if dead_points < dead:
+            lines.append(f"({dead_points:,} of the dead drawn)")
     return "\n".join(lines)
 
 
@@ -279,26 +279,26 @@ def _caption(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     """What was fitted and what is drawn of it."""
     frames = int(facts["frames"].max())
     method = " and ".join(for_matplotlib(name).upper() for name in facts["method"].unique())
-    shown = int(facts.groupby(["left", "right", "bottom", "top"]).size().max())
-    of_them = "" if shown == frames else f", {shown} of them here"
+    panel_count = int(facts.groupby(["left", "right", "bottom", "top"]).size().max())
+    of_them = "" if panel_count == frames else f", {panel_count} of them here"
     over = "" if frames == 1 else f" over {frames} snapshots{of_them}"
-    kinds = {title: part["kind"].value_counts() for title, part in points.items()}
-    drawn = number_range([kinds[title].get("feature", 0) for title in points])
-    of = "" if drawn == number_range(facts["features"]) else f" of {number_range(facts['features'])}"
+    kinds = {title: panel_points["kind"].value_counts() for title, panel_points in points.items()}
+    feature_count = number_range([kinds[title].get("feature", 0) for title in points])
+    total_text = "" if feature_count == number_range(facts["features"]) else f" of {number_range(facts['features'])}"
     text = f"{method} of codes and features, jointly fitted{over}; drawn: {_codes_drawn(points, facts)}"
-    return f"{text}, {drawn}{of} encoder features"
+    return f"{text}, {feature_count}{total_text} encoder features"
 
 
 def _codes_drawn(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     """Which codes are drawn: those in use all, unless the map was fitted without their counts."""
-    codes = {title: part[part["kind"] == "code"] for title, part in points.items()}
+    codes = {title: panel[panel["kind"] == "code"] for title, panel in points.items()}
     if facts["in_use"].isna().any():
-        shown, size = number_range(map(len, codes.values())), number_range(facts["codebook_size"])
-        return f"{shown} codes" if shown == size else f"{shown} of {size} codes"
-    lost = {title: int(facts.loc[title, "in_use"] - (part["hits"] > 0).sum()) for title, part in codes.items()}
+        code_count, size = number_range(map(len, codes.values())), number_range(facts["codebook_size"])
+        return f"{code_count} codes" if code_count == size else f"{code_count} of {size} codes"
+    lost = {title: int(facts.loc[title, "in_use"] - (panel["hits"] > 0).sum()) for title, panel in codes.items()}
     if any(lost.values()):
-        shown = number_range([(part["hits"] > 0).sum() for part in codes.values()])
-        return f"{shown} of {number_range(facts['in_use'])} codes in use (thinned: give project_codes the counts)"
-    dead = [(int((part["hits"] == 0).sum()), int(facts.loc[title, "codebook_size"])) for title, part in codes.items()]
-    whole = all(len(part) == size for part, (_, size) in zip(codes.values(), dead, strict=True))
+        code_count = number_range([(panel["hits"] > 0).sum() for panel in codes.values()])
+        return f"{code_count} of {number_range(facts['in_use'])} codes in use (thinned: give project_codes the counts)"
+    dead = [(int((panel["hits"] == 0).sum()), int(facts.loc[title, "codebook_size"])) for title, panel in codes.items()]
+    whole = all(len(panel) == size for panel, (_, size) in zip(codes.values(), dead, strict=True))
     return "all codes" if whole else "every code in use, part of the dead codes"

@@ -82,17 +82,17 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
     apart = table.groupby("method")["init"].nunique().max() > 1
     rows = [table[table["init"] == start] for start in starts] if apart else [table]
     with styled_figure(PAGE_WIDTH, 1.1 + (2.2 + 0.25 * apart) * len(rows)) as figure:
-        for row, part in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
+        for row, panel_rows in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
             if apart:
-                row.suptitle(style.text_label(f"all from {part['init'].iloc[0]}"), fontsize=10, fontweight="bold")
-            _draw_row(row.subplots(1, 3), part, table, styles)
+                row.suptitle(style.text_label(f"all from {panel_rows['init'].iloc[0]}"), fontsize=10, fontweight="bold")
+            _draw_row(row.subplots(1, 3), panel_rows, table, styles)
         _add_legend(figure, table, styles, starts)
         style.add_caption(figure, _caption(table))
     return figure
 
 
 def _draw_row(
-    panels: Sequence[Axes], part: pd.DataFrame, table: pd.DataFrame, styles: dict[str, style.LineStyle]
+    panels: Sequence[Axes], panel_rows: pd.DataFrame, table: pd.DataFrame, styles: dict[str, style.LineStyle]
 ) -> None:
     """Usage, perplexity and reach of the methods of one row of panels; `table` holds all rows."""
     size = int(table["codebook_size"].iloc[0])
@@ -100,7 +100,7 @@ def _draw_row(
     for axes, key in zip(panels, ("usage", "perplexity", "gradient_reach"), strict=True):
         column = f"validation_{key}" if validated and key != "gradient_reach" else key
         quantity = measure(key)
-        for (method, init), group in part.groupby(["method", "init"], sort=False):
+        for (method, init), group in panel_rows.groupby(["method", "init"], sort=False):
             look = replace(styles[method], line=style.start_line(init), label=style.text_label(f"{method}, {init}"))
             steps.draw_band(axes, group, column, look, number=list(styles).index(method))
         window = column == key and key != "gradient_reach"
@@ -112,7 +112,7 @@ def _draw_row(
             highest=size * 2.2,
         )
         steps.finish_steps(axes, table["step"])
-    _draw_beside(panels[0], part, _beside_measure(table), styles)
+    _draw_beside(panels[0], panel_rows, _beside_measure(table), styles)
     _mark_even_use(panels[1], size)
 
 
@@ -123,11 +123,11 @@ def _beside_measure(table: pd.DataFrame) -> str:
     return "usage" if table["validation_usage_mean"].notna().any() else ""
 
 
-def _draw_beside(axes: Axes, part: pd.DataFrame, key: str, styles: dict[str, style.LineStyle]) -> None:
+def _draw_beside(axes: Axes, panel_rows: pd.DataFrame, key: str, styles: dict[str, style.LineStyle]) -> None:
     """Usage of each step's own tokens, behind the validation's; of the window in runs that have none."""
     if not key:
         return
-    for (method, _), group in part.dropna(subset=[f"{key}_mean"]).groupby(["method", "init"], sort=False):
+    for (method, _), group in panel_rows.dropna(subset=[f"{key}_mean"]).groupby(["method", "init"], sort=False):
         shares = group[f"{key}_mean"] * measure(key).scale
         axes.plot(group["step"], shares, color=styles[method].color, label="_beside", zorder=1.5, **_BESIDE[key])
 
@@ -158,21 +158,21 @@ def _caption(table: pd.DataFrame) -> str:
     """Sizes, tokens and seeds: what a lone picture must say."""
     size = int(table["codebook_size"].iloc[0])
     beside, window = _beside_measure(table), "the window of the last {} training tokens"
-    counted = _counted(table["usage_tokens"].dropna(), size, window)
+    tokens_text = _tokens_text(table["usage_tokens"].dropna(), size, window)
     if table["validation_usage_mean"].notna().any():
-        counted = _counted(table["validation_tokens"].dropna(), size, "{} validation tokens")
+        tokens_text = _tokens_text(table["validation_tokens"].dropna(), size, "{} validation tokens")
     behind = ""
     if beside:
-        words, which = ("the step's own {} tokens", "thin") if beside == "step_usage" else (window, "broad pale")
+        words, line_look = ("the step's own {} tokens", "thin") if beside == "step_usage" else (window, "broad pale")
         tokens = int(table[measure(beside).tokens].max())
-        behind = f"{which} lines: usage over {words.format(f'{tokens:,}')}\n"
+        behind = f"{line_look} lines: usage over {words.format(f'{tokens:,}')}\n"
     return (
-        f"{steps.sizes_text(table)}; usage and perplexity over {counted}; {style.seeds_text(table['seeds'])}\n{behind}"
-        "codes reached: gradient norm above 10⁻³ of the largest code's in that step"
+        f"{steps.sizes_text(table)}; usage and perplexity over {tokens_text}; {style.seeds_text(table['seeds'])}\n"
+        f"{behind}codes reached: gradient norm above 10⁻³ of the largest code's in that step"
     )
 
 
-def _counted(tokens: pd.Series, size: int, words: str) -> str:
+def _tokens_text(tokens: pd.Series, size: int, words: str) -> str:
     """How many tokens a usage was counted on, with a word where they are too few for so many codes."""
     if tokens.empty:
         return "no tokens"

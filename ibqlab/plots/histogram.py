@@ -94,12 +94,12 @@ def plot_usage_histogram(
     with styled_figure(PAGE_WIDTH, height) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes, (title, looks) in zip(grid.flat, panels.items(), strict=False):
-            part = table[table["label"].isin(looks)]
-            for place, (label, look) in enumerate(looks.items()):
-                _draw(axes, part[part["label"] == label], look, place)
-            for size in sorted(part["codebook_size"].unique()):
+            panel_rows = table[table["label"].isin(looks)]
+            for order, (label, look) in enumerate(looks.items()):
+                _draw(axes, panel_rows[panel_rows["label"] == label], look, order)
+            for size in sorted(panel_rows["codebook_size"].unique()):
                 axes.plot([1, size], [1 / size] * 2, label=f"even use, 1/{size:,}", **style.REFERENCE)
-            _name_lone_codes(axes, part, looks)
+            _name_lone_codes(axes, panel_rows, looks)
             if len(panels) > 1:
                 sizes = {"fontsize": 8, "title_fontsize": 9, "handlelength": 2}
                 axes.legend(title=title, loc="lower left", bbox_to_anchor=(-0.05, 1), **sizes)
@@ -134,16 +134,16 @@ def _panels(labels: list[str]) -> dict[str, dict[str, style.LineStyle]]:
     return panels
 
 
-def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, place: int) -> None:
-    """One codebook's live codes; later lines are thinner, so that coinciding ones both show."""
+def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, order: int) -> None:
+    """One codebook's live codes. Later lines are thinner, so that lines that coincide both show."""
     live = codes[codes["hits"] > 0]
     alone = len(live) == 1
-    marks = {"markersize": max(7, 13 - 3 * place), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
+    marks = {"markersize": max(7, 13 - 3 * order), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
     axes.plot(
         live["rank"],
         live["share"],
-        linewidth=max(1.0, 2.6 - 0.5 * place),
-        markevery=_log_spaced(len(live), place),
+        linewidth=max(1.0, 2.6 - 0.5 * order),
+        markevery=_log_spaced(len(live), order),
         clip_on=not alone,
         label=f"{look.label}: {len(codes) - len(live):,} of {len(codes):,} dead",
         **look.look | ({"markerfacecolor": "none"} if alone else {}),
@@ -151,9 +151,9 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, place: int) ->
     )
 
 
-def _name_lone_codes(axes: Axes, part: pd.DataFrame, looks: dict[str, style.LineStyle]) -> None:
-    """Which codebooks are a ring: rings lie over each other, and grey paper does not tell them apart."""
-    live = part[part["hits"] > 0].groupby("label").size()
+def _name_lone_codes(axes: Axes, panel_rows: pd.DataFrame, looks: dict[str, style.LineStyle]) -> None:
+    """Name the codebooks that are a ring. Rings lie over each other, and grey paper does not tell them apart."""
+    live = panel_rows[panel_rows["hits"] > 0].groupby("label").size()
     lone = [look.label for label, look in looks.items() if live[label] == 1]
     if lone:
         text = "one code takes all tokens:\n" + "\n".join(lone)
@@ -199,7 +199,7 @@ def _ranked(label: str, counts: np.ndarray, codebook_size: int | None) -> pd.Dat
     )
 
 
-def _log_spaced(points: int, place: int) -> list[int]:
-    """Places of markers that look evenly spaced on a logarithmic axis, others for every line; the last among them."""
-    spaced = np.geomspace(1, points, 8) * points ** (place % 4 / 4 / 7)
+def _log_spaced(points: int, order: int) -> list[int]:
+    """Where a line has markers: evenly spaced on a logarithmic axis, shifted from line to line, and at its end."""
+    spaced = np.geomspace(1, points, 8) * points ** (order % 4 / 4 / 7)
     return sorted({min(points, round(number)) - 1 for number in spaced})

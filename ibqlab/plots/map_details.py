@@ -62,23 +62,23 @@ def point_at_features(axes: Axes, points: pd.DataFrame) -> None:
         return
     x, y = ((low + high) / 2 for low, high in ends)
     left, right = axes.get_xlim()
-    place = (x - left) / (right - left)
+    x_share = (x - left) / (right - left)
     above = y < np.mean(axes.get_ylim())
     add_note(
         axes,
         "all features",
         (x, y),
         (0, 20 if above else -20),
-        ha="left" if place < 0.25 else "right" if place > 0.75 else "center",
+        ha="left" if x_share < 0.25 else "right" if x_share > 0.75 else "center",
         va="bottom" if above else "top",
         arrowprops={"arrowstyle": "-", "color": REFERENCE_GREY, "linewidth": 0.8, "shrinkB": 5},
         zorder=6,
     )
 
 
-def _hiding(live: pd.DataFrame, place: tuple[float, float], half: float, side: float) -> float:
-    """Codes in use that lie over a square, at least; without end where one mark of them covers all of it."""
-    x, y = place
+def _hiding(live: pd.DataFrame, center: tuple[float, float], half: float, side: float) -> float:
+    """How many codes in use lie over a square, at least. Infinite where the mark of one covers all of it."""
+    x, y = center
     reach = half if half > _TINY * side else half + _TINY * side / 2
     inside = (live["x"].between(x - reach, x + reach) & live["y"].between(y - reach, y + reach)).sum()
     return np.inf if reach > half and inside else float(inside)

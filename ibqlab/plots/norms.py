@@ -84,8 +84,8 @@ def plot_norm_curves(metrics: pd.DataFrame) -> Figure:
         handles = [*usage.get_lines(), *steps.start_handles(starts)]
         columns = style.even_columns(len(handles), 3)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8)
-        counted = _tokens(table, of_usage)
-        facts = [steps.sizes_text(table), counted and f"usage over {counted}", style.seeds_text(table["seeds"])]
+        tokens_text = _tokens(table, of_usage)
+        facts = [steps.sizes_text(table), tokens_text and f"usage over {tokens_text}", style.seeds_text(table["seeds"])]
         style.add_caption(figure, "; ".join(filter(None, facts)))
     return figure
 
@@ -102,8 +102,8 @@ def _row_styles(table: pd.DataFrame) -> dict[str, style.LineStyle]:
 def _tokens(metrics: pd.DataFrame, key: str) -> str:
     """What a usage was counted on; "" where that was not recorded."""
     column = measure(key).tokens
-    counted = metrics[column].dropna() if column in metrics else pd.Series(dtype=float)
-    if counted.empty:
+    token_counts = metrics[column].dropna() if column in metrics else pd.Series(dtype=float)
+    if token_counts.empty:
         return ""
     words = "{} tokens of each step" if key == "step_usage" else "the window of the last {} training tokens"
-    return words.format(f"{int(counted.max()):,}")
+    return words.format(f"{int(token_counts.max()):,}")

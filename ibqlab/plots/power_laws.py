@@ -65,10 +65,10 @@ def _caption(laws: pd.DataFrame, seeds: int) -> str:
 
 def _draw(axes: Axes, runs: pd.DataFrame, laws: pd.DataFrame, key: str) -> None:
     sizes = sorted(runs["codebook_size"].unique())
-    for look, part, places in dimension_lines(runs):
+    for look, line_runs, places in dimension_lines(runs):
         points = look.look | {"linestyle": "none"}
-        axes.plot(places, part[key], markersize=4, alpha=0.8, **points)
-        method, dim = part[["method", "code_dim"]].iloc[0]
+        axes.plot(places, line_runs[key], markersize=4, alpha=0.8, **points)
+        method, dim = line_runs[["method", "code_dim"]].iloc[0]
         law = laws[(laws["method"] == method) & (laws["code_dim"] == dim)]
         if len(law):
             factor, slope = law.iloc[0][["factor", "exponent"]]

@@ -92,10 +92,10 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     png, csv = path.with_name(stem + ".png"), path.with_name(stem + ".csv")
-    with print_style(), replacing_path(png) as part:
-        figure.savefig(part, format="png", dpi=180)
-    with replacing_path(csv) as part:
-        data.to_csv(part, index=False)
+    with print_style(), replacing_path(png) as temporary:
+        figure.savefig(temporary, format="png", dpi=180)
+    with replacing_path(csv) as temporary:
+        data.to_csv(temporary, index=False)
     return [png, csv]
 
 

@@ -46,7 +46,7 @@ def plot_reconstructions(
     reconstructions: dict[str, UInt8[np.ndarray, "B H W 3"]],
     *,
     max_images: int = 8,
-    which: str = "",
+    selection: str = "",
 ) -> Figure:
     """A grid of images: the originals, then one row per method with its mean PSNR.
 
@@ -58,7 +58,7 @@ def plot_reconstructions(
         images: originals, values 0 to 255, channels last.
         reconstructions: label → the same images reconstructed; at least one.
         max_images: columns; further images count for the PSNR but are not drawn.
-        which: which images these are, for the caption: "the first 16 of 360 validation images".
+        selection: which images these are, for the caption: "the first 16 of 360 validation images".
     Returns:
         The figure; its numbers are `reconstruction_table(images, reconstructions)`.
     Raises:
@@ -86,7 +86,7 @@ def plot_reconstructions(
             for axes, picture in zip(row, pictures[chosen], strict=True):
                 show_picture(axes, picture)
             row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
-        add_caption(figure, _caption(images, columns, which))
+        add_caption(figure, _caption(images, columns, selection))
     return figure
 
 
@@ -98,13 +98,13 @@ def _most_contrast(images: UInt8[np.ndarray, "B H W 3"], count: int) -> list[int
     return sorted(np.argsort(-spread, kind="stable")[:count].tolist())
 
 
-def _caption(images: UInt8[np.ndarray, "B H W 3"], shown: int, which: str) -> str:
+def _caption(images: UInt8[np.ndarray, "B H W 3"], columns: int, selection: str) -> str:
     """What the decibels are a mean of, and which images are seen."""
     count = f"{len(images):,} images" if len(images) > 1 else "1 image"
     text = f"{measure('psnr').title}: mean over {count} of {images.shape[1]} × {images.shape[2]} pixels"
-    if which:
-        text += f", {which}"
-    return text if shown == len(images) else f"{text}; drawn: the {shown} with most contrast"
+    if selection:
+        text += f", {selection}"
+    return text if columns == len(images) else f"{text}; drawn: the {columns} with most contrast"
 
 
 def _check_images(images: np.ndarray, reconstructions: dict[str, np.ndarray]) -> None:

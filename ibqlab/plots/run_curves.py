@@ -138,17 +138,17 @@ def plot_generator_curves(metrics: pd.DataFrame) -> Figure:
         if loss.get_lines():
             loss.legend()
         tokens = table["validation_tokens"].dropna()
-        counted = f"; validation on {int(tokens.max()):,} tokens" if len(tokens) else ""
-        add_caption(figure, f"step {int(table['step'].max()):,}{counted}")
+        validation_text = f"; validation on {int(tokens.max()):,} tokens" if len(tokens) else ""
+        add_caption(figure, f"step {int(table['step'].max()):,}{validation_text}")
     return figure
 
 
 def _caption(table: pd.DataFrame) -> str:
     """The last step, and the tokens behind usage and perplexity."""
     window = table["usage_tokens"].dropna()
-    counted = [tokens_text(window, "a window of the last {} training tokens")] if len(window) else []
+    token_texts = [tokens_text(window, "a window of the last {} training tokens")] if len(window) else []
     for column, words in (("step_tokens", "{} tokens of each step"), ("validation_tokens", "{} validation tokens")):
         if table[column].notna().any():
-            counted.append(words.format(f"{int(table[column].max()):,}"))
-    tokens = f"; usage and perplexity over {', '.join(counted)}" if counted else ""
+            token_texts.append(words.format(f"{int(table[column].max()):,}"))
+    tokens = f"; usage and perplexity over {', '.join(token_texts)}" if token_texts else ""
     return f"step {int(table['step'].max()):,}{tokens}"

@@ -16,7 +16,9 @@ from ibqlab.plots.steps import IN_PERCENT
 
 _KEYS = ["method", "init", "codebook_size", "code_dim"]
 _NUMBERS = [
-    f"{measure}_{part}" for measure in ("validation_usage", "validation_psnr") for part in ("mean", "min", "max")
+    f"{measure}_{statistic}"
+    for measure in ("validation_usage", "validation_psnr")
+    for statistic in ("mean", "min", "max")
 ]
 _COLUMNS = [*_KEYS, *_NUMBERS, "validation_tokens", "seeds", "steps"]
 
@@ -53,7 +55,7 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
         usage, psnr = figure.subplots(1, 2)
         for look, group, sizes in dimension_lines(table):
             for axes, key in ((usage, "validation_usage"), (psnr, "validation_psnr")):
-                mean, low, high = (group[f"{key}_{part}"] * measure(key).scale for part in ("mean", "min", "max"))
+                mean, low, high = (group[f"{key}_{name}"] * measure(key).scale for name in ("mean", "min", "max"))
                 bars = [mean - low, high - mean]
                 axes.errorbar(sizes, mean, yerr=bars, capsize=2, label=look.label, **look.look)
         usage.set(ylabel=f"validation {measure('usage').label} (% of K)", ylim=IN_PERCENT)

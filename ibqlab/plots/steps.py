@@ -46,7 +46,7 @@ def over_seeds(
     Returns:
         One row per line and step: seeds (how many), *_mean, *_min, *_max, and the facts.
     """
-    columns = {f"{name}_{part}": (name, part) for name in measures for part in ("mean", "min", "max")}
+    columns = {f"{name}_{statistic}": (name, statistic) for name in measures for statistic in ("mean", "min", "max")}
     columns |= {name: (name, how) for name, how in facts.items() if name in metrics}
     groups = metrics.reindex(columns=list(dict.fromkeys([*metrics, *measures]))).groupby([*line, "step"], sort=False)
     table = groups.agg(seeds=("seed", "nunique"), **columns).reset_index()
@@ -60,12 +60,12 @@ def over_seeds(
 
 def draw_measured(axes: Axes, table: pd.DataFrame, key: str, **look: object) -> None:
     """One run's line through the steps that took a measure; a single point gets a marker."""
-    measured = table.dropna(subset=[key])
-    if measured.empty:
+    rows = table.dropna(subset=[key])
+    if rows.empty:
         return
-    if look.get("marker") is None and len(measured) == 1:
+    if look.get("marker") is None and len(rows) == 1:
         look["marker"] = "o"
-    axes.plot(measured["step"], measured[key] * measure(key).scale, **look, markersize=5)
+    axes.plot(rows["step"], rows[key] * measure(key).scale, **look, markersize=5)
 
 
 def draw_band(axes: Axes, group: pd.DataFrame, key: str, style: LineStyle, *, number: int = 0) -> None:
@@ -82,7 +82,7 @@ def draw_band(axes: Axes, group: pd.DataFrame, key: str, style: LineStyle, *, nu
     group = group.dropna(subset=[f"{key}_mean"])
     if group.empty:
         return
-    low, mean, high = (group[f"{key}_{part}"] * measure(key).scale for part in ("min", "mean", "max"))
+    low, mean, high = (group[f"{key}_{statistic}"] * measure(key).scale for statistic in ("min", "mean", "max"))
     axes.fill_between(group["step"], low, high, color=style.color, alpha=0.18, linewidth=0)
     every = max(1, len(group) // 5)
     axes.plot(
@@ -152,12 +152,12 @@ def start_handles(starts: Sequence[str]) -> list[Line2D]:
 def sizes_text(table: pd.DataFrame) -> str:
     """Codebook sizes and dimensions for a caption: "K = 1,024, D = 16 and 64"."""
     columns = {"K": "codebook_size", "D": "code_dim"}
-    listed = {
+    texts = {
         letter: " and ".join(f"{int(value):,}" for value in sorted(table[column].unique()))
         for letter, column in columns.items()
         if column in table
     }
-    return ", ".join(f"{letter} = {values}" for letter, values in listed.items())
+    return ", ".join(f"{letter} = {values}" for letter, values in texts.items())
 
 
 def tokens_text(tokens: pd.Series, words: str) -> str:

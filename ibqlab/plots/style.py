@@ -125,13 +125,14 @@ def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
     """
     styles: dict[str, LineStyle] = {}
     variants: Counter = Counter()
-    others = 0
+    other_count = 0
     for name in names:
         method, line = _method_of(name), start_line(name)
         if method is None:
-            color, marker = OTHER_LOOKS[others % len(OTHER_LOOKS)]
-            base, label, variant = LineStyle(label="", color=color, marker=marker), name, others // len(OTHER_LOOKS)
-            others += 1
+            color, marker = OTHER_LOOKS[other_count % len(OTHER_LOOKS)]
+            base, label = LineStyle(label="", color=color, marker=marker), name
+            variant = other_count // len(OTHER_LOOKS)
+            other_count += 1
         else:
             base, label = METHOD_STYLES[method], METHOD_STYLES[method].label + name.strip()[len(method) :]
             variant = variants[method, line]
@@ -150,7 +151,7 @@ def vary(style: LineStyle, variant: int) -> LineStyle:
     """The look of a method's n-th variant: another shade, every second marker open; 0 leaves it as it is."""
     shade = _SHADES[variant % len(_SHADES)]
     end = 0.0 if shade < 0 else 1.0
-    color = to_hex([(1 - abs(shade)) * part + abs(shade) * end for part in to_rgb(style.color)])
+    color = to_hex([(1 - abs(shade)) * channel + abs(shade) * end for channel in to_rgb(style.color)])
     return replace(style, color=color if variant else style.color, open_marker=variant % 2 == 1)
 
 
@@ -160,21 +161,21 @@ def text_label(name: str, longest: int = LONGEST_LABEL) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+def require_columns(table: pd.DataFrame, columns: Sequence[str], table_kind: str) -> None:
     """Refuse a table that cannot be drawn.
 
     Args:
         columns: that it must have, besides at least one row.
-        what: the table, in the message: "a scaling table".
+        table_kind: the table, in the message: "a scaling table".
     """
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(
-            f"{what} needs the columns {', '.join(columns)}; missing {', '.join(missing)}, got "
+            f"{table_kind} needs the columns {', '.join(columns)}; missing {', '.join(missing)}, got "
             f"{', '.join(map(str, table)) or 'none'}"
         )
     if table.empty:
-        raise ValueError(f"{what} has no rows: train at least one run, or check the filter")
+        raise ValueError(f"{table_kind} has no rows: train at least one run, or check the filter")
 
 
 def add_caption(figure: Figure, text: str) -> None:
@@ -185,9 +186,9 @@ def add_caption(figure: Figure, text: str) -> None:
         text: names from outside as they are; longer lines than the page is wide are wrapped.
     """
     width = int(_LETTERS_PER_INCH * figure.get_figwidth())
-    lines = [part for line in text.split("\n") for part in _balanced(line, width)]
-    shown = "\n".join(for_matplotlib(line, None) for line in lines)
-    figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+    lines = [short_line for line in text.split("\n") for short_line in _balanced(line, width)]
+    caption = "\n".join(for_matplotlib(line, None) for line in lines)
+    figure.supxlabel(caption, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 
 
 def add_note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
@@ -205,18 +206,18 @@ def add_note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[fl
 
 def extend_caption(figure: Figure, text: str) -> None:
     """One more line of facts at the bottom."""
-    shown = f"{figure.get_supxlabel()}\n{for_matplotlib(text)}"
-    figure.supxlabel(shown, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+    caption = f"{figure.get_supxlabel()}\n{for_matplotlib(text)}"
+    figure.supxlabel(caption, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 
 
 def _balanced(text: str, width: int) -> list[str]:
-    """Text in as few lines as the width allows, all about equally long: no last line of one word."""
+    """Text in as few lines as the width allows, of about equal length. So no last line has one word."""
     lines = textwrap.wrap(text, width) or [""]
     for narrower in range(width - 1, width // 2, -1):
-        others = textwrap.wrap(text, narrower) or [""]
-        if len(others) > len(lines):
+        narrow_lines = textwrap.wrap(text, narrower) or [""]
+        if len(narrow_lines) > len(lines):
             break
-        lines = others
+        lines = narrow_lines
     return lines
 
 

@@ -45,8 +45,8 @@ def token_link_table(report: TokenReport) -> pd.DataFrame:
     parts = []
     for name, kind, bits in curves:
         row, column = np.divmod(np.arange(len(bits)), report.grid[1])
-        place = {"position": np.arange(len(bits)), "row": row, "column": column}
-        parts.append(pd.DataFrame({"name": name, "kind": kind, **place, "bits": bits}))
+        cells = {"position": np.arange(len(bits)), "row": row, "column": column}
+        parts.append(pd.DataFrame({"name": name, "kind": kind, **cells, "bits": bits}))
     table = pd.concat([means, *parts], ignore_index=True)
     whole = ["position", "row", "column"]
     table[whole] = table[whole].astype("Int64")
@@ -102,14 +102,14 @@ def _generator_looks(rows: pd.DataFrame) -> dict[str, style.LineStyle]:
 
 def _draw_map(axes: Axes, report: TokenReport) -> None:
     bits = report.entropy.position
-    shown = axes.imshow(bits.reshape(report.grid), cmap="viridis", vmin=0, vmax=max(1.0, bits.max()))
+    image = axes.imshow(bits.reshape(report.grid), cmap="viridis", vmin=0, vmax=max(1.0, bits.max()))
     axes.grid(visible=False)
     bound = "\n(bits, lower bound)" if report.entropy.lower_bound else " (bits)"
     axes.set_title(f"entropy of the token{bound}", fontsize=9)
     axes.set(xlabel="column of the grid", ylabel="row of the grid")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
-    scale = axes.figure.colorbar(shown, ax=axes, shrink=0.8)
+    scale = axes.figure.colorbar(image, ax=axes, shrink=0.8)
     fix_tick_size(scale.ax)
     fix_tick_size(axes)
 
@@ -117,11 +117,11 @@ def _draw_map(axes: Axes, report: TokenReport) -> None:
 def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.LineStyle]) -> None:
     """One line per model, dearest baseline on top, with its number at the right."""
     names = list(table["name"])
-    for place, (_, row) in enumerate(table.iterrows()):
+    for row_number, (_, row) in enumerate(table.iterrows()):
         look = looks.get(row["name"], style.LineStyle(label="", color=style.REFERENCE_GREY, marker=_BASELINE_MARKER))
         axes.plot(
             row["bits_per_token"],
-            place,
+            row_number,
             color=look.color,
             marker=look.marker,
             markerfacecolor=look.color if row["given_class"] else "white",
@@ -130,7 +130,7 @@ def _draw_costs(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.LineS
             zorder=3,
         )
         beside = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
-        style.add_note(axes, f"{row['bits_per_token']:.2f}", (1, place), (4, 0), **beside)
+        style.add_note(axes, f"{row['bits_per_token']:.2f}", (1, row_number), (4, 0), **beside)
     axes.set_yticks(range(len(names)), [style.text_label(BASELINE_NAMES.get(name, name), 35) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)

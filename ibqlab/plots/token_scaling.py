@@ -99,11 +99,11 @@ def _distinct_looks(tokenizers: list[str]) -> dict[str, style.LineStyle]:
     """A colour for each tokenizer: its method's, or another where an earlier tokenizer of that method has it."""
     looks = style.styles_for(tokenizers)
     spare = [color for color in style.PALETTE if color not in {look.color for look in looks.values()}]
-    taken: set[str] = set()
+    colors: set[str] = set()
     for name, look in looks.items():
-        if look.color in taken and spare:
+        if look.color in colors and spare:
             looks[name] = replace(look, color=spare.pop(0))
-        taken.add(looks[name].color)
+        colors.add(looks[name].color)
     return looks
 
 
@@ -119,11 +119,11 @@ def _model_names(table: pd.DataFrame) -> list[str]:
 def _dodged_sizes(table: pd.DataFrame) -> list[float]:
     """Codebook sizes, those of several tokenizers moved apart so that their points do not hide each other."""
     sizes = table.drop_duplicates("tokenizer").set_index("tokenizer")["codebook_size"]
-    place = {}
+    positions = {}
     for size, group in sizes.groupby(sizes):
         for number, name in enumerate(group.index):
-            place[name] = size * 2 ** (_DODGE * (number / max(1, len(group) - 1) - 0.5 * (len(group) > 1)))
-    return [place[name] for name in table["tokenizer"]]
+            positions[name] = size * 2 ** (_DODGE * (number / max(1, len(group) - 1) - 0.5 * (len(group) > 1)))
+    return [positions[name] for name in table["tokenizer"]]
 
 
 def _draw(axes: Axes, table: pd.DataFrame, across: str, unit: str, looks: Mapping[str, style.LineStyle]) -> None:
@@ -156,8 +156,8 @@ def _legend(table: pd.DataFrame, looks: Mapping[str, style.LineStyle]) -> list[L
     ]
     entries.append(Line2D([], [], linewidth=1, label=BASELINE_NAMES["uniform"], **style.REFERENCE))
     plain = {"color": style.REFERENCE_GREY, "linestyle": "", "markersize": 5}
-    shown = [name for name in _MODELS if name in set(table["model"])]
-    entries += [Line2D([], [], marker=_MODELS[name], label=name, **plain) for name in shown]
+    models = [name for name in _MODELS if name in set(table["model"])]
+    entries += [Line2D([], [], marker=_MODELS[name], label=name, **plain) for name in models]
     if table["permuted"].any():
         plain |= {"markerfacecolor": "white", "label": "open: codes numbered anew"}
         entries.append(Line2D([], [], marker=CARETLEFTBASE, **plain))

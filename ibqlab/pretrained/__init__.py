@@ -21,9 +21,9 @@ from ibqlab.pretrained.hub import (
     PublishedTokenizer,
     download_published,
 )
+from ibqlab.pretrained.load_report import LoadReport
 from ibqlab.pretrained.loading import load_first_stage, load_generator, load_tokenizer
 from ibqlab.pretrained.reading import held_weights, is_generator, read_checkpoint
-from ibqlab.pretrained.report import LoadReport
 from ibqlab.pretrained.tensor_files import CheckpointError
 
 __all__ = [

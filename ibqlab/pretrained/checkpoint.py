@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ibqlab.base.files import RunError
 from ibqlab.generator import AnyGenerator, SequenceConfig, make_generator
+from ibqlab.pretrained.load_report import AS_GIVEN, NAMES, LoadReport, warn_of_start
 from ibqlab.pretrained.names import TensorRole
-from ibqlab.pretrained.report import AS_GIVEN, NAMES, LoadReport, warn_of_start
 from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, empty_tokenizer
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig

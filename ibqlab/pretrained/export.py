@@ -20,9 +20,9 @@ from ibqlab.base.files import RunError, explained, replacing_path, sweep
 from ibqlab.config import to_dict
 from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained import names
+from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.loading import load_first_stage, load_generator
 from ibqlab.pretrained.reading import EXPORT, read_checkpoint
-from ibqlab.pretrained.report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
@@ -177,14 +177,14 @@ def published_tokenizer_state(
         ValueError: a quantizer with more to it than one learned codebook.
     """
     tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
-    more = [name for name in tokenizer if name.startswith("quantizer.") and name != names.OUR_CODEBOOK]
+    extra_names = [name for name in tokenizer if name.startswith("quantizer.") and name != names.OUR_CODEBOOK]
     require(
-        not more,
+        not extra_names,
         f"the published format holds one codebook ({CODEBOOK}) or none; the quantizer {config.quantizer.config_name!r} "
-        f"also has {', '.join(more[:4])}. Use export_tokenizer, which holds any quantizer",
+        f"also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds any quantizer",
     )
     weights = _published_names(tokenizer, discriminator)
-    state = {key: weights[key] for part in PUBLISHED_ORDER for key in weights if key.startswith(part)}
+    state = {key: weights[key] for prefix in PUBLISHED_ORDER for key in weights if key.startswith(prefix)}
     averages = _published_names(tokenizer_ema, discriminator_ema)
     if averages:
         state[names.DECAY] = torch.tensor(decay or PUBLISHED_DECAY, dtype=torch.float32)

@@ -138,11 +138,11 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
         CheckpointError: the hub cannot be reached (the message says how to do without), or the file is not the
             published one; it is then deleted.
     """
-    known = PUBLISHED | PUBLISHED_GENERATORS
-    require_choice("published checkpoint", name, known)
+    checkpoints = PUBLISHED | PUBLISHED_GENERATORS
+    require_choice("published checkpoint", name, checkpoints)
     import huggingface_hub as hub  # noqa: PLC0415 - everything but this works without it
 
-    entry = known[name]
+    entry = checkpoints[name]
     try:
         facts = hub.get_hf_file_metadata(hub.hf_hub_url(entry.repository, entry.file))
         where = {} if folder is None else {"local_dir": folder}

@@ -11,9 +11,9 @@ from ibqlab.base.checks import require_choice
 from ibqlab.base.escaping import for_terminal
 from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained.checkpoint import Checkpoint
+from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.pretrained.names import FIRST_STAGE
 from ibqlab.pretrained.reading import read_checkpoint, read_published
-from ibqlab.pretrained.report import WEIGHTS
 from ibqlab.pretrained.tensor_files import CheckpointError, existing_path, open_tensor_file
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer

@@ -140,7 +140,7 @@ def check_complete(
         )
 
 
-def _list(kind: str, keys: Iterable[str], shown: int = 4) -> str:
+def _list(kind: str, keys: Iterable[str], limit: int = 4) -> str:
     keys = [for_terminal(key) for key in keys]
-    more = f" and {len(keys) - shown:,} more" if len(keys) > shown else ""
-    return f"{len(keys):,} {kind} ({', '.join(keys[:shown])}{more})" if keys else ""
+    ending = f" and {len(keys) - limit:,} more" if len(keys) > limit else ""
+    return f"{len(keys):,} {kind} ({', '.join(keys[:limit])}{ending})" if keys else ""

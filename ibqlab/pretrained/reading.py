@@ -22,7 +22,7 @@ from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
 from ibqlab.pretrained.hub import PUBLISHED, PUBLISHED_GENERATORS
-from ibqlab.pretrained.report import AS_GIVEN, WEIGHTS, WORDS
+from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS, WORDS
 from ibqlab.pretrained.tensor_files import (
     SAFETENSORS,
     CheckpointError,
@@ -84,45 +84,47 @@ def read_checkpoint(
     require_choice("network", network, NETWORKS)
     if quantizer is not None:
         require_choice("quantizer", quantizer, available_quantizers())
-    asked = {"quantizer": quantizer} if network == "tokenizer" else {"num_heads": num_heads, "grid_size": grid_size}
+    user_settings = {"num_heads": num_heads, "grid_size": grid_size}
+    if network == "tokenizer":
+        user_settings = {"quantizer": quantizer}
     path = _existing_checkpoint(path, network)
     if path.is_dir():
         checkpoint = _read_run(path, network)
     else:
         file = open_tensor_file(path)
         if EXPORT not in file.metadata:
-            return read_published(file, network, **asked)
+            return read_published(file, network, **user_settings)
         checkpoint = _read_export(file, network)
     _check_own_tensors(checkpoint)
-    for name, value in asked.items():
+    for name, value in user_settings.items():
         config = checkpoint.config
-        stored = config.quantizer.config_name if name == "quantizer" else getattr(config, name)
+        actual = config.quantizer.config_name if name == "quantizer" else getattr(config, name)
         require(
-            value in (None, stored),
-            f"{name} is asked of published files, which do not tell it; {path} holds {stored!r}. Leave {name} out",
+            value in (None, actual),
+            f"{name} is asked of published files, which do not tell it; {path} holds {actual!r}. Leave {name} out",
         )
     return checkpoint
 
 
-def read_published(file: TensorFile, network: str, *, prefix: str = "", **asked: Any) -> Checkpoint:
+def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_settings: Any) -> Checkpoint:
     """The checkpoint in a published file; errors are those of `read_checkpoint`.
 
     Args:
-        asked: what the file may not tell: a tokenizer's quantizer, or a generator's num_heads and grid_size.
+        user_settings: what the file may not tell: a tokenizer's quantizer, or a generator's num_heads and grid_size.
         prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
     """
     tensors = names.below(prefix, file.tensors)
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
         refuse_other_families(tensors)
         if network == "tokenizer":
-            quantizer = check_quantizer_is_told(file, tensors, **asked)
+            quantizer = check_quantizer_is_told(file, tensors, **user_settings)
             config = infer_config({key: tuple(value.shape) for key, value in tensors.items()}, quantizer)
             roles = names.tokenizer_roles(tensors, empty_tokenizer(config))
         else:
             roles = names.generator_roles(tensors)
             shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
             check_is_generator(shapes, tensors)
-            config = infer_generator_config(shapes, **asked)
+            config = infer_generator_config(shapes, **user_settings)
     decay = tensors.get(names.DECAY)
     checkpoint = Checkpoint(
         path=file.path,
@@ -142,12 +144,12 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **asked:
 
 
 def held_weights(path: str | Path) -> str:
-    """Which weights a tokenizer's file holds, in words that say how the others are had; errors of `read_checkpoint`."""
+    """Which weights a tokenizer's file holds, and how to get the others. Errors are those of `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
     weights = checkpoint.weights
     if weights in WEIGHTS:
-        other = "raw" if weights == "ema" else "ema"
-        return f"{WORDS[weights]}; for the {WORDS[other]}: --weights {other}"
+        alternative = "raw" if weights == "ema" else "ema"
+        return f"{WORDS[weights]}; for the {WORDS[alternative]}: --weights {alternative}"
     if weights:
         return WORDS[weights]
     return "weights as trained" + (" and averaged weights" if checkpoint.tokenizer_ema else " alone")
@@ -179,11 +181,13 @@ def _existing_checkpoint(path: str | Path, network: str) -> Path:
 
 
 def _read_export(file: TensorFile, network: str) -> Checkpoint:
-    other = "generator" if network == "tokenizer" else "tokenizer"
+    other_network = "generator" if network == "tokenizer" else "tokenizer"
     try:
         header = parse_json(file.metadata[EXPORT], "header")
-        if other in header:
-            raise CheckpointError(f"{file.path} is a {other}'s export, not a {network}'s; use load_{other}")
+        if other_network in header:
+            raise CheckpointError(
+                f"{file.path} is a {other_network}'s export, not a {network}'s; use load_{other_network}"
+            )
         settings, weights = header[network], header.get("weights")
         require(weights in ((*WEIGHTS, AS_GIVEN) if network == "tokenizer" else (None,)), f"weights {weights!r:.60}")
     except CheckpointError:

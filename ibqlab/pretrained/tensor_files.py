@@ -65,12 +65,12 @@ class TensorFile:
     """Version of the Lightning that wrote the file; "" where it tells none."""
 
 
-def existing_path(name: str | Path, more: str = "") -> Path:
-    """The path to what is there, given as a path, in which ~ is one's own folder, or as the name of a run.
+def existing_path(name: str | Path, advice: str = "") -> Path:
+    """The path of a file or folder that exists. It is named by a path, in which ~ is the home folder, or as a run.
 
     Args:
         name: of a file or folder.
-        more: the end of the message where nothing is there.
+        advice: the end of the message where nothing is there.
     Raises:
         FileNotFoundError: nothing is there; the message gives the nearest name.
         UnreadableFile: nothing can be told about it: a name too long, a loop of links, no permission.
@@ -80,7 +80,7 @@ def existing_path(name: str | Path, more: str = "") -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
-            f"{for_terminal(path)}: there is no such file or run folder, and {hint(name)}{more}"
+            f"{for_terminal(path)}: there is no such file or run folder, and {hint(name)}{advice}"
         ) from None
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"{for_terminal(path, 120)}: {why_not(error)}") from None
@@ -154,26 +154,26 @@ def _unusable(value: Tensor) -> str:
         return "has a shape and no numbers (device meta)"
     if value.is_quantized:
         return f"is quantized ({value.dtype})"
-    stored = value.untyped_storage().nbytes()
-    if value.nbytes > max(stored, EXPANDED_BYTES):
-        return f"claims {value.nbytes:,} bytes {tuple(value.shape)} and stores {stored:,}"
+    stored_bytes = value.untyped_storage().nbytes()
+    if value.nbytes > max(stored_bytes, EXPANDED_BYTES):
+        return f"claims {value.nbytes:,} bytes {tuple(value.shape)} and stores {stored_bytes:,}"
     return ""
 
 
 def _unwrapped(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors by the names that they have without wrappers, and what was taken off."""
-    names, taken = list(tensors), []
+    names, wrappers = list(tensors), []
     if not names:
         raise CheckpointError(f"{path} holds no tensor; copy or download it again, or save model.state_dict()")
     while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in names)), None):
         names = [name.removeprefix(prefix) for name in names]
-        taken.append(f"prefix {prefix}")
+        wrappers.append(f"prefix {prefix}")
     if any(COMPILED in name for name in names):
         names = [name.replace(COMPILED, ".") for name in names]
-        taken.append(f"{COMPILED} inside names")
+        wrappers.append(f"{COMPILED} inside names")
     if len(set(names)) < len(names):
-        raise CheckpointError(f"{path}: without {', '.join(taken)} two tensors have one name; save one model alone")
-    return dict(zip(names, tensors.values(), strict=True)), tuple(taken)
+        raise CheckpointError(f"{path}: without {', '.join(wrappers)} two tensors have one name; save one model alone")
+    return dict(zip(names, tensors.values(), strict=True)), tuple(wrappers)
 
 
 def load_pickle(path: Path) -> Any:

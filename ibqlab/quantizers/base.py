@@ -328,8 +328,8 @@ def quantizer_config(settings: Any) -> QuantizerConfig:
         raise ValueError(f"a quantizer needs a name, one of {', '.join(available_quantizers())}; got {settings!r}")
     from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain quantizer does not
 
-    rest = {key: value for key, value in settings.items() if key != "name"}
-    return config.parse(_preset(settings["name"])[1], rest, source=f"quantizer {settings['name']!r}")
+    values = {key: value for key, value in settings.items() if key != "name"}
+    return config.parse(_preset(settings["name"])[1], values, source=f"quantizer {settings['name']!r}")
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:

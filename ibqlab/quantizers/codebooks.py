@@ -67,9 +67,9 @@ class FreeCodebook(nn.Module):
         return self.weight
 
     @torch.no_grad()
-    def replace(self, which: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
+    def replace(self, indices: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
         """Overwrite some codes, as k-means start and revival do."""
-        self.weight[which] = vectors.to(self.weight.dtype)
+        self.weight[indices] = vectors.to(self.weight.dtype)
 
 
 class EmaCodebook(nn.Module):
@@ -111,12 +111,12 @@ class EmaCodebook(nn.Module):
         self.weight.copy_(sums / smoothed[:, None])
 
     @torch.no_grad()
-    def replace(self, which: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
+    def replace(self, indices: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
         """Overwrite some codes and restart their averages as if hit once."""
         vectors = vectors.to(self.weight.dtype)
-        self.weight[which] = vectors
-        self.sums[which] = vectors
-        self.hits[which] = 1.0
+        self.weight[indices] = vectors
+        self.sums[indices] = vectors
+        self.hits[indices] = 1.0
 
 
 class LinearCodebook(nn.Module):

@@ -214,6 +214,6 @@ def _check_bits(bits: Sequence[int]) -> int:
     require(
         isinstance(bits, list | tuple) and len(bits) > 0, f"bits must be a list or tuple of numbers; got {bits!r:.60}"
     )
-    total = sum(whole_number(f"bits[{part}]", count, 1, what=remedy) for part, count in enumerate(bits))
+    total = sum(whole_number(f"bits[{part}]", count, 1, hint=remedy) for part, count in enumerate(bits))
     require(total < 63, f"bits must be numbers that sum to at most 62, such as (6, 12); got {bits!r:.60}")
     return total

@@ -38,14 +38,14 @@ def to_vectors(values: Any, name: str) -> Float[Tensor, "rows D"]:
 
 
 def check_same_shape(features: Tensor, codes: Tensor) -> None:
-    """Features and the code of each: two floating-point tensors (N, D); else ValueError."""
+    """Refuse features and codes that are not two floating-point tensors (N, D)."""
     both = features, codes
     good = all(isinstance(v, Tensor) and v.dtype in FLOATS and v.layout == torch.strided for v in both)
     if not good or features.shape != codes.shape or features.ndim != 2:
-        shown = [tuple(v.shape) if hasattr(v, "shape") else type(v).__name__ for v in both]
+        shapes = [tuple(v.shape) if hasattr(v, "shape") else type(v).__name__ for v in both]
         raise ValueError(
-            f"features and codes must be plain floating-point tensors (N, D), one code per token; got {shown[0]} and "
-            f"{shown[1]}"
+            f"features and codes must be plain floating-point tensors (N, D), one code per token; got {shapes[0]} and "
+            f"{shapes[1]}"
         )
 
 

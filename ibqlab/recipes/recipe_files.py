@@ -118,9 +118,9 @@ def _base_of(file: Path, recipe: dict[str, Any], folder: Path) -> Path | None:
 def _hint(name: str, folder: Path) -> str:
     """What may have been meant, or all that there is."""
     files = (file for file in folder.glob("*/*.yaml") if file.parent.name not in NOT_RECIPES)
-    known = sorted(recipe_name(file, folder) for file in files)
-    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}" if known else ""
+    names = sorted(recipe_name(file, folder) for file in files)
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), names, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}" if names else ""
 
 
 def load_recipe(
@@ -159,5 +159,7 @@ def recipe_config(
 
 def _kind(recipe: Mapping[str, Any], assignments: Sequence[str] = ()) -> type[TrainConfig | GeneratorTrainConfig]:
     """Whose settings a recipe holds, once the assignments are made."""
-    is_generators = GENERATOR in recipe or any(one.partition("=")[0].split(".")[0] == GENERATOR for one in assignments)
+    is_generators = GENERATOR in recipe or any(
+        assignment.partition("=")[0].split(".")[0] == GENERATOR for assignment in assignments
+    )
     return GeneratorTrainConfig if is_generators else TrainConfig

@@ -80,9 +80,9 @@ class RunConfig:
         require(0 <= self.seed < 2**31, f"seed must lie in 0 … 2147483647, got {self.seed}")
 
 
-def _require_meant(setting: str, value: str, choices: Sequence[str], others: Mapping[str, str]) -> None:
+def _require_meant(setting: str, value: str, choices: Sequence[str], synonyms: Mapping[str, str]) -> None:
     """Like `require_choice`, with what other libraries call the same."""
-    if value in others:
-        shown = ", ".join(map(repr, choices))
-        raise ValueError(f"{setting} must be one of {shown}, got {value!r}; write {setting}={others[value]}")
+    if value in synonyms:
+        choice_list = ", ".join(map(repr, choices))
+        raise ValueError(f"{setting} must be one of {choice_list}, got {value!r}; write {setting}={synonyms[value]}")
     require_choice(setting, value, choices)

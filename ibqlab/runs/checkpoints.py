@@ -66,11 +66,11 @@ def _read_file(file: Path) -> Checkpoint:
     import torch  # noqa: PLC0415 - reading runs needs no torch
 
     with open_ordinary(file) as stream:
-        stored = torch.load(stream, map_location="cpu", weights_only=True)
-    if not isinstance(stored["state"], dict):
+        content = torch.load(stream, map_location="cpu", weights_only=True)
+    if not isinstance(content["state"], dict):
         raise ValueError("it holds no state")
-    rows = stored.get("rows")
-    return Checkpoint(file, int(stored["step"]), stored["state"], rows if isinstance(rows, dict) else {})
+    rows = content.get("rows")
+    return Checkpoint(file, int(content["step"]), content["state"], rows if isinstance(rows, dict) else {})
 
 
 def require_rows(path: Path, checkpoint: Checkpoint | None) -> None:

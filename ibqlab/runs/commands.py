@@ -28,15 +28,15 @@ def train_command(recipe: Path, output: Path, settings: Mapping[str, Any], proce
     return shlex.join([*start, "train", str(recipe.absolute()), *changes, "--output", str(output.absolute())])
 
 
-def differences(recorded: Mapping[str, Any], settings: Mapping[str, Any], shown: int = 8) -> str:
+def differences(recorded: Mapping[str, Any], settings: Mapping[str, Any], limit: int = 8) -> str:
     """How settings differ, for an error message: "steps: 300 → 500; seed: 0 → 1"."""
     old, new = dict(leaves(recorded)), dict(leaves(settings))
     changed = [key for key in (old | new) if old.get(key, "not set") != new.get(key, "not set")]
     parts = [
         f"{for_terminal(key)}: {for_terminal(old.get(key, 'not set'))} → {for_terminal(new.get(key, 'not set'))}"
-        for key in changed[:shown]
+        for key in changed[:limit]
     ]
-    return "; ".join(parts) + (f"; and {len(changed) - shown} more" if len(changed) > shown else "")
+    return "; ".join(parts) + (f"; and {len(changed) - limit} more" if len(changed) > limit else "")
 
 
 def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -41,8 +41,8 @@ def runs_root() -> Path:
 
 def checkout_root() -> Path | None:
     """The nearest folder from the current directory upwards whose pyproject.toml is ibqlab's; None if there is none."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
+    current = Path.cwd()
+    for folder in (current, *current.parents):
         try:
             project = tomllib.loads(read_text(folder / "pyproject.toml")).get("project")
         except (FileNotFoundError, UnreadableFile, tomllib.TOMLDecodeError, RecursionError):
@@ -78,40 +78,40 @@ def below_root(path: Path) -> Path:
 
 def run_folders(folder: Path) -> Iterator[Path]:
     """The runs in a folder and its sub-folders, by name."""
-    for path, inner, files in os.walk(folder):
+    for path, subfolders, files in os.walk(folder):
         if "config.yaml" in files and {"provenance.json", "metrics.jsonl"} & set(files):
-            inner.clear()
+            subfolders.clear()
             yield Path(path)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
 
-def find_run(name: str | Path, what: str = "run") -> Path:
+def find_run(name: str | Path, kind: str = "run") -> Path:
     """As `locate`, for something that must be there.
 
     Args:
         name: path or name.
-        what: what is looked for, for the message.
+        kind: what is looked for, for the message.
     Raises:
         FileNotFoundError: nothing is there; the message gives the nearest name.
     """
     path = locate(name)
     if not os.path.exists(path) or not Path(name).parts:
-        raise FileNotFoundError(f"there is no such {what} {for_terminal(name)!r}: no path and {hint(name)}")
+        raise FileNotFoundError(f"there is no such {kind} {for_terminal(name)!r}: no path and {hint(name)}")
     return path
 
 
 def hint(name: str | Path) -> str:
     """The end of a message about a name that nothing has: which come near it, or how to list them."""
     root = runs_root()
-    known = {path.relative_to(root).as_posix() for path in run_folders(root)} - {"."} if root.is_dir() else set()
-    known |= {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
-    near = nearest(str(name)[:NAME].removeprefix(f"{ROOT_NAME}/"), sorted(known))
+    names = {path.relative_to(root).as_posix() for path in run_folders(root)} - {"."} if root.is_dir() else set()
+    names |= {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
+    near = nearest(str(name)[:NAME].removeprefix(f"{ROOT_NAME}/"), sorted(names))
     near = near if near.startswith("did you mean") else "list them with: ibqlab runs"
     return f"no name in the folder of all runs, {for_terminal(root)}; {near}"
 
 
 def output_folder(text: str | Path, default: str = "") -> Path:
-    """Where something new goes; the same text finds it again.
+    """Where something new goes. The same text finds it again.
 
     Args:
         text: a name, which lies below the folder of all runs with or without `runs/` in front; or a path that starts
@@ -124,7 +124,7 @@ def output_folder(text: str | Path, default: str = "") -> Path:
             folder here and none among the runs, so that either could be meant.
     """
     typed = str(text) or default
-    if "\0" in typed or any(len(part.encode("utf-8", "replace")) > NAME for part in Path(typed).parts):
+    if "\0" in typed or any(len(component.encode("utf-8", "replace")) > NAME for component in Path(typed).parts):
         raise ValueError(
             f"output: a folder's name has at most {NAME} bytes and no zero byte; got {for_terminal(typed, 60)!r}"
         )

@@ -61,10 +61,10 @@ def _end_of_last_row(stream: io.BufferedRandom) -> int:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a run folder; a RunError that names the line where one is damaged."""
     file = path / METRICS_FILE
-    *lines, rest = _read_text(path).split(b"\n")
+    *lines, last_line = _read_text(path).split(b"\n")
     rows = [read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
     try:
-        return [*rows, read_row(rest, "last line")] if rest else rows
+        return [*rows, read_row(last_line, "last line")] if last_line else rows
     except RunError:
         return rows
 
@@ -90,8 +90,8 @@ def read_row(line: bytes, source: str) -> dict[str, Any]:
         raise RunError(f"{source}: damaged ({reason}); mend or delete this line") from None
     step = row.get("step")
     if type(step) is not int or not 0 <= step < 2**63:
-        shown = f"{step!r:.40}" if "step" in row else "none"
-        raise RunError(f"{source}: step must be a whole number ≥ 0, got {shown}; mend or delete this line")
+        step_text = f"{step!r:.40}" if "step" in row else "none"
+        raise RunError(f"{source}: step must be a whole number ≥ 0, got {step_text}; mend or delete this line")
     return row
 
 

@@ -31,7 +31,7 @@ def provenance(private: bool = False) -> dict[str, Any]:
     """
     return {
         "started": utc_now(),
-        "command": [_without_folders(part) for part in sys.argv],
+        "command": [_without_folders(argument) for argument in sys.argv],
         "command_line": command_line(private),
         "folder": Path.cwd().name,
         **({"started_in": str(Path.cwd())} if private else {}),
@@ -65,27 +65,27 @@ def command_line(private: bool = False) -> str:
     return shlex.join([*start, *(portable(argument, private) for argument in arguments)])
 
 
-def portable(part: str, private: bool = False) -> str:
-    """An argument whose absolute path is written from the current folder, or from ~; else only its end, behind …/.
+def portable(argument: str, private: bool = False) -> str:
+    """An argument with its absolute path written from the current folder or from ~. Of others the end.
 
     Args:
-        part: of a command: a word, a path, or key=path.
+        argument: of a command: a word, a path, or key=path.
         private: other paths stay as they are.
     """
-    key, equals, value = part.partition("=") if not part.startswith("/") else ("", "", part)
+    key, equals, value = argument.partition("=") if not argument.startswith("/") else ("", "", argument)
     value = value if equals or not key else key
     key = key if equals else ""
     if not os.path.isabs(value):
-        return part
+        return argument
     for base, sign in ((Path.cwd(), "."), (Path.home(), "~")):
         if Path(value).is_relative_to(base):
             inside = Path(value).relative_to(base).as_posix()
             return f"{key}{equals}{sign}/{inside}"
-    return part if private else f"{key}{equals}…/{Path(value).name}"
+    return argument if private else f"{key}{equals}…/{Path(value).name}"
 
 
-def _without_folders(part: str) -> str:
-    key, equals, value = part.rpartition("=")
+def _without_folders(argument: str) -> str:
+    key, equals, value = argument.rpartition("=")
     return f"{key}{equals}{Path(value).name if os.path.isabs(value) else value}"
 
 
@@ -103,10 +103,10 @@ def _commit(checkout: Path) -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _versions() -> dict[str, str]:

@@ -129,21 +129,22 @@ class Run(RunView):
             RunError: they differ, or config.yaml was edited; the message names the keys and what to type.
         """
         settings, recorded = self._spelt_alike(config)
-        yours, theirs = content_hash(settings), self.config_hash
+        new_hash, folder_hash = content_hash(settings), self.config_hash
         facts = self.provenance
-        known = [facts.get("config_hash", theirs)]
-        known += [entry.get("config_hash") for entry in _list(facts.get("extended")) if isinstance(entry, dict)]
-        if theirs not in known:
+        hashes = [facts.get("config_hash", folder_hash)]
+        hashes += [entry.get("config_hash") for entry in _list(facts.get("extended")) if isinstance(entry, dict)]
+        if folder_hash not in hashes:
             raise RunError(
-                f"{self.path / 'config.yaml'} was edited after the run began (content hash {theirs}, began with "
-                f"{known[0]}); nothing was changed. Undo the edit, or choose another folder"
+                f"{self.path / 'config.yaml'} was edited after the run began (content hash {folder_hash}, began with "
+                f"{hashes[0]}); nothing was changed. Undo the edit, or choose another folder"
             )
-        if yours == content_hash(recorded) or (more_steps and self.has_fewer_steps(config)):
+        if new_hash == content_hash(recorded) or (more_steps and self.has_fewer_steps(config)):
             return
         raise RunError(
-            f"{self.path} holds a run with other settings (content hash {theirs}, yours {yours}); nothing was changed. "
-            f"There → yours: {differences(recorded, settings)}. Choose another folder (--output FOLDER), give the "
-            f"settings it was started with to continue it, or delete it to start anew{self.how_to_start_from(config)}"
+            f"{self.path} holds a run with other settings (content hash {folder_hash}, yours {new_hash}); nothing was "
+            f"changed. There → yours: {differences(recorded, settings)}. Choose another folder (--output FOLDER), give "
+            "the settings it was started with to continue it, or delete it to start anew"
+            f"{self.how_to_start_from(config)}"
         )
 
     def how_to_start_from(self, config: Any) -> str:

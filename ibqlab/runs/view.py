@@ -174,8 +174,8 @@ class RunView:
         """
         steps = self.snapshot_steps
         if not steps or (step != -1 and step not in steps):
-            listed = ", ".join(map(str, steps)) or "none"
-            raise RunError(f"{self.path} has no snapshot of step {step}; there are: {listed}")
+            steps_text = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"{self.path} has no snapshot of step {step}; there are: {steps_text}")
         file = step_file(self.path, "snapshots", steps[-1] if step == -1 else step, ".npz")
         try:
             return read_npz(file, SNAPSHOT_BYTES)

@@ -66,11 +66,11 @@ class PaperTables:
         self.parameters, self.preset = parameters, read_preset(parameters.preset)
         self.seeds, self.workers = parameters.seeds or self.preset.seeds, self.preset.workers
         self._steps = {"steps": parameters.steps} if parameters.steps else {}
-        known = table_names()
+        names = table_names()
         for name in parameters.tables:
-            if name not in known:
-                raise ConfigError(f"there is no table {name!r} under experiments/tables; {nearest(name, known)}")
-        self.files = {name: read_table(name) for name in parameters.tables or known}
+            if name not in names:
+                raise ConfigError(f"there is no table {name!r} under experiments/tables; {nearest(name, names)}")
+        self.files = {name: read_table(name) for name in parameters.tables or names}
         self.tables = {name: self._row_cells(name, file) for name, file in self.files.items()}
 
     def _row_cells(self, name: str, file: TableFile) -> dict[str, RowCells]:
@@ -98,10 +98,10 @@ class PaperTables:
     def _tokenizers(self, row: TableRow) -> list[Cell]:
         """A row's tokenizers. Their settings are resolved once; seeds differ in nothing else."""
         config = self._tokenizer_config(row)
-        made, blocks = config.tokenizer.quantizer, config.tokenizer.autoencoder.num_res_blocks
+        quantizer, blocks = config.tokenizer.quantizer, config.tokenizer.autoencoder.num_res_blocks
         measure = EvaluationRequest(weights=self.preset.weights, metrics=self.preset.metrics)
-        stem = f"{made.config_name}-K{made.codebook_size}-D{made.code_dim}-blocks{blocks}"
-        labels = codebook_labels(made) | {"num_res_blocks": blocks}
+        stem = f"{quantizer.config_name}-K{quantizer.codebook_size}-D{quantizer.code_dim}-blocks{blocks}"
+        labels = codebook_labels(quantizer) | {"num_res_blocks": blocks}
         return [
             _named(f"{stem}-seed{seed}", Cell("", replace(config, seed=seed), labels | {"seed": seed}, "", measure))
             for seed in self.seeds
@@ -132,7 +132,7 @@ class PaperTables:
         """A row's generators, each over the tokenizer of its seed."""
         preset, size = self.preset, tokenizers[0].config.tokenizer.quantizer.codebook_size
         config = self._generator_config(row, size)
-        made = config.generator
+        generator = config.generator
         measure = EvaluationRequest(
             samples_per_class=preset.samples_per_class,
             card=Path(row.generator).name if preset.published_cards else "",
@@ -141,11 +141,11 @@ class PaperTables:
             extractor=preset.extractor,
             recognised=preset.recognised,
         )
-        shape = {"depth": made.depth, "width": made.width, "num_heads": made.num_heads}
+        shape = {"depth": generator.depth, "width": generator.width, "num_heads": generator.num_heads}
         cells = []
         for below in tokenizers:
             seed, labels = below.labels["seed"], {**below.labels, **shape}
-            stem = f"generator{made.depth}-over-{below.labels['method']}-K{size}-seed{seed}"
+            stem = f"generator{generator.depth}-over-{below.labels['method']}-K{size}-seed{seed}"
             seeded = replace(config, tokenizer=below.name, seed=seed)
             cells.append(_named(stem, Cell("", seeded, labels, below.name, measure)))
         return cells
@@ -166,13 +166,13 @@ class PaperTables:
         }
         return recipe_config(translation.recipe, shared | settings)
 
-    def _translated(self, known: Mapping[int, int], axis: str, value: int) -> int:
-        if value not in known:
+    def _translated(self, translations: Mapping[int, int], axis: str, value: int) -> int:
+        if value not in translations:
             raise ConfigError(
                 f"preset {self.parameters.preset} does not say what {value:,} becomes: add it to its {axis} in "
-                f"presets.yaml, which hold {', '.join(map(str, known)) or 'nothing'}"
+                f"presets.yaml, which hold {', '.join(map(str, translations)) or 'nothing'}"
             )
-        return known[value]
+        return translations[value]
 
 
 def _named(stem: str, cell: Cell) -> Cell:

@@ -1,7 +1,7 @@
 """The paper's tables with ours beside them: means with intervals over seeds, the paper's column, and what follows.
 
     tables = AblationTables(open_study("ablations", AblationParameters(preset="laptop")))
-    tables.shown("key_designs")          # for reading, partial while runs are missing
+    tables.display_table("key_designs")          # for reading, partial while runs are missing
     tables.sentences("key_designs")      # whether the paper's ordering holds here, and how sure that is
 
 Titles, units, bounds and directions are those of `ibqlab.base.measures`. Where a measure of the paper needs weights or
@@ -143,10 +143,10 @@ class AblationTables:
             for key, ordering in self.orderings(name).items()
         ]
         # What this preset does not take. A distance in other features is none of the paper's measures.
-        taken = {self.same[key] for key in values if key in self.same}
-        taken -= {"gfid"} if self.grid.preset.extractor else set()
+        measured_keys = {self.same[key] for key in values if key in self.same}
+        measured_keys -= {"gfid"} if self.grid.preset.extractor else set()
         printed = self._printed_measures(name, run_here=True)
-        absent = ", ".join(paper_title(key) for key in printed if key not in taken)
+        absent = ", ".join(paper_title(key) for key in printed if key not in measured_keys)
         if absent:
             lines.append(f"- Of the paper's measures not taken at preset {self.study.parameters.preset}: {absent}.")
         missing = self._missing(name)
@@ -154,15 +154,16 @@ class AblationTables:
             lines.append(f"- Not finished, and not in these numbers: {', '.join(missing)}.")
         return "\n".join(lines) or "- Nothing is finished yet."
 
-    def shown(self, name: str) -> pd.DataFrame:
+    def display_table(self, name: str) -> pd.DataFrame:
         """A table for reading: ours with intervals, the paper's column after each, tokens, costs, seeds."""
         table, values = self.grid.tables[name], self.values(name)
-        measured = [quantity for key, quantity in self.measures.items() if key in values]
-        alone = [key for key in self._printed_measures(name) if key not in {self.same.get(one.key) for one in measured}]
+        quantities = [quantity for key, quantity in self.measures.items() if key in values]
+        compared = {self.same.get(quantity.key) for quantity in quantities}
+        alone = [key for key in self._printed_measures(name) if key not in compared]
         lines = []
         for label, cells in table.items():
             line: dict[str, str] = {"row": label, "here": describe_cells(cells)}
-            for quantity in measured:
+            for quantity in quantities:
                 seeds, unit = values[quantity.key].get(label, []), " %" if quantity.unit == SHARE else ""
                 interval = student_interval(seeds, quantity.bounds)
                 line[quantity.heading] = interval.text(DECIMALS.get(quantity.key, 2), quantity.scale, unit)
@@ -219,8 +220,9 @@ def describe_cells(cells: RowCells) -> str:
     labels = cells.tokenizers[0].labels
     text = f"{labels['method']}, K {labels['codebook_size']:,}, D {labels['code_dim']}"
     if cells.generators:
-        made = cells.generators[0].labels
-        return f"{text}; generator of {made['depth']} block{'' if made['depth'] == 1 else 's'}, width {made['width']}"
+        generator = cells.generators[0].labels
+        blocks = "block" if generator["depth"] == 1 else "blocks"
+        return f"{text}; generator of {generator['depth']} {blocks}, width {generator['width']}"
     inference = ", averages" if cells.row.inference == "soft" else ""
     return f"{text}, {labels['num_res_blocks']} blocks{inference}"
 

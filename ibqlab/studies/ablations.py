@@ -4,7 +4,7 @@ A figure is None before anything is finished.
 
     study = open_study("ablations", AblationParameters(preset="laptop", tables=("key_designs",)))
     print(study.run())                           # what became of the runs
-    AblationTables(study).shown("key_designs")   # ours beside the paper's
+    AblationTables(study).display_table("key_designs")   # ours beside the paper's
 """
 
 import math
@@ -48,15 +48,15 @@ def figure_table(tables: AblationTables, name: str) -> Figure | None:
     if not panels:
         return None
     table, file, data = tables.grid.tables[name], tables.grid.files[name], tables.data(name)
-    drawn = data.assign(measure=data["measure"].replace(same_panel))
-    here = {label: describe_cells(cells) for label, cells in table.items() if cells.tokenizers}
-    drawn = drawn[drawn["measure"].isin([panel.key for panel in panels]) & drawn["row"].isin(list(here))]
+    dots = data.assign(measure=data["measure"].replace(same_panel))
+    descriptions = {label: describe_cells(cells) for label, cells in table.items() if cells.tokenizers}
+    dots = dots[dots["measure"].isin([panel.key for panel in panels]) & dots["row"].isin(list(descriptions))]
     order = {label: number for number, label in enumerate(table)}
-    drawn = drawn.sort_values("row", key=lambda rows: rows.map(order), kind="stable")
-    drawn = drawn.assign(here=drawn["row"].map(here))
+    dots = dots.sort_values("row", key=lambda rows: rows.map(order), kind="stable")
+    dots = dots.assign(here=dots["row"].map(descriptions))
     caption = f"preset {tables.study.parameters.preset}: {name_student_interval(len(tables.grid.seeds))}; {DOTS_KEY}"
-    figure = plot_ablation(drawn, panels[:4], f"{file.title} ({file.table})", caption)
-    save_figure(figure, tables.study.folder / "figures" / name, drawn)
+    figure = plot_ablation(dots, panels[:4], f"{file.title} ({file.table})", caption)
+    save_figure(figure, tables.study.folder / "figures" / name, dots)
     return figure
 
 
@@ -115,11 +115,11 @@ def figure_methods(tables: AblationTables) -> Figure | None:
 
 def compared_methods(tables: AblationTables) -> str:
     """What `figure_methods` shows: methods need not have the same number of residual blocks."""
-    shown = dict.fromkeys(
+    labels = dict.fromkeys(
         f"{method_label(cell.labels['method'])} in {cell.labels['num_res_blocks']} residual blocks"
         for cell in _comparable(tables)
     )
-    return ", ".join(shown)
+    return ", ".join(labels)
 
 
 def _comparable(tables: AblationTables) -> list[Cell]:
@@ -163,14 +163,14 @@ def _report(study: Study, redraw: bool) -> str:
 
 def _section(tables: AblationTables, name: str, redraw: bool) -> str:
     """One table with what follows from it; saved as `<name>_table.csv`."""
-    study, file, shown = tables.study, tables.grid.files[name], tables.shown(name)
-    save_study_table(study, f"{name}_table", shown)
+    study, file, table = tables.study, tables.grid.files[name], tables.display_table(name)
+    save_study_table(study, f"{name}_table", table)
     title, norms = "Norms of features and codes, and the softmax's spread", ""
     if file.also:
         norms = picture(study.folder, f"{name}_norms", title, partial(figure_norms, tables, name), redraw)
     return join_parts(
         f"## {file.title} ({file.table})",
-        to_markdown(shown),
+        to_markdown(table),
         tables.sentences(name),
         f"Printed numbers: {file.source}.",
         picture(study.folder, name, file.title, partial(figure_table, tables, name), redraw),

@@ -61,7 +61,7 @@ def summary_table(study: Study) -> pd.DataFrame:
 
 def show_table(table: pd.DataFrame) -> pd.DataFrame:
     """A summary table for reading: shares in %, lowest to highest in brackets where there are several seeds."""
-    shown = pd.DataFrame(
+    text_table = pd.DataFrame(
         {
             "method": [method_label(name) for name in table["method"]],
             "start": [name_start(row["init"], row["published_init"]) for _, row in table.iterrows()],
@@ -74,14 +74,14 @@ def show_table(table: pd.DataFrame) -> pd.DataFrame:
         quantity = measure("validation_usage" if key == "usage" else key)
         unit = " %" if quantity.unit == SHARE else ""
         values = table[[f"{column}_{statistic}" for statistic in ("mean", "min", "max")]]
-        shown[quantity.heading] = [
+        text_table[quantity.heading] = [
             seed_range(*row, seeds).text(1, quantity.scale, unit)
             for row, seeds in zip(values.itertuples(index=False), table["seeds"], strict=True)
         ]
-    shown["validation tokens"] = table["validation_tokens"].map("{:,.0f}".format)
-    shown["seeds"] = table["seeds"]
-    shown["s per run"] = table["seconds"].round().astype(int)
-    return shown
+    text_table["validation tokens"] = table["validation_tokens"].map("{:,.0f}".format)
+    text_table["seeds"] = table["seeds"]
+    text_table["s per run"] = table["seconds"].round().astype(int)
+    return text_table
 
 
 def describe_collapse(study: Study) -> str:

@@ -93,8 +93,8 @@ class Ordering:
         part and not as a whole": pairs clearly both ways; "does not hold". With one seed "is seen, untested" and so on.
         """
         if self.seeds < 2:
-            seen = "seen" if self.same == len(self.pairs) else "partly seen" if self.same else "not seen"
-            return f"is {seen}, untested"
+            extent = "seen" if self.same == len(self.pairs) else "partly seen" if self.same else "not seen"
+            return f"is {extent}, untested"
         if self.clearly_same == len(self.pairs):
             return "holds"
         if not self.reversed_pairs:
@@ -121,48 +121,48 @@ class Ordering:
         reversed_pairs = self.reversed_pairs
         undecided = total - self.clearly_same - len(reversed_pairs)
         turned = "".join(f"; {better} is clearly behind {worse}" for better, worse in reversed_pairs[:3])
-        more = f" and {len(reversed_pairs) - 3} more" if len(reversed_pairs) > 3 else ""
+        ending = f" and {len(reversed_pairs) - 3} more" if len(reversed_pairs) > 3 else ""
         return (
             f"{start}; Welch's test at 5 %, {self.seeds} seeds, {name_correction(self.comparisons)}: "
             f"{self.clearly_same} clearly so, {len(reversed_pairs)} clearly the other way and {undecided} not told "
-            f"apart{turned}{more}."
+            f"apart{turned}{ending}."
         )
 
 
 def compare_ordering(
-    printed: Mapping[str, float], measured: Mapping[str, Sequence[float]], *, printed_higher: bool, higher: bool
+    printed: Mapping[str, float], values: Mapping[str, Sequence[float]], *, printed_higher: bool, higher: bool
 ) -> Ordering:
     """Compare the order that a paper's numbers give to rows with the order of ours, pair by pair.
 
     Args:
         printed: row → the paper's number.
-        measured: row → our values, one per seed; rows without values are left out.
+        values: row → our values, one per seed; rows without values are left out.
         printed_higher: whether more is better in the paper's measure.
         higher: whether more is better in ours.
     Returns:
         The order, its p-values not corrected; `correct_orderings` does that for all of a table.
     """
-    rows = [name for name in printed if len(measured.get(name, ()))]
+    rows = [name for name in printed if len(values.get(name, ()))]
     pairs, gains, p_values = [], [], []
     for first, second in itertools.combinations(rows, 2):
         if printed[first] == printed[second]:
             continue
         better, worse = (first, second) if (printed[first] > printed[second]) == printed_higher else (second, first)
         pairs.append((better, worse))
-        gains.append(float(np.mean(measured[better]) - np.mean(measured[worse])) * (1 if higher else -1))
-        p_values.append(welch_p(measured[better], measured[worse]))
-    seeds = min((len(measured[name]) for name in rows), default=0)
+        gains.append(float(np.mean(values[better]) - np.mean(values[worse])) * (1 if higher else -1))
+        p_values.append(welch_p(values[better], values[worse]))
+    seeds = min((len(values[name]) for name in rows), default=0)
     return Ordering(pairs=tuple(pairs), gains=tuple(gains), p_values=tuple(p_values), seeds=seeds)
 
 
 def correct_orderings(orderings: Sequence[Ordering]) -> list[Ordering]:
     """The orderings of one table, corrected for all their pairs together."""
-    corrected = correct_holm([p for one in orderings for p in one.p_values])
+    corrected = correct_holm([p for ordering in orderings for p in ordering.p_values])
     comparisons = int(np.isfinite(corrected).sum())
     remaining = iter(corrected)
     return [
-        replace(one, p_values=tuple(itertools.islice(remaining, len(one.p_values))), comparisons=comparisons)
-        for one in orderings
+        replace(ordering, p_values=tuple(itertools.islice(remaining, len(ordering.p_values))), comparisons=comparisons)
+        for ordering in orderings
     ]
 
 

@@ -126,8 +126,8 @@ def figure_reconstructions(study: Study) -> Figure:
     images = next(iter(pictures.values()))["images"]
     rebuilt = {label: snapshot["reconstructions"] for label, snapshot in pictures.items()}
     tokens = int(study.rows()["tokens"].min())
-    which = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
-    figure = plot_reconstructions(images, rebuilt, which=which)
+    selection = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
+    figure = plot_reconstructions(images, rebuilt, selection=selection)
     return _save_of_one_seed(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
 
 
@@ -180,11 +180,11 @@ def labelled_runs(study: Study, own_start: bool = False) -> dict[str, Run]:
         raise study.nothing_finished()
     size = max(cell.labels["codebook_size"] for cell, _ in finished)
     dim = max(cell.labels["code_dim"] for cell, _ in finished if cell.labels["codebook_size"] == size)
-    shown = {"codebook_size": size, "code_dim": dim, "seed": study.grid.seeds[0]}
+    labels = {"codebook_size": size, "code_dim": dim, "seed": study.grid.seeds[0]}
     if own_start and any(cell.labels["published_init"] for cell, _ in finished):
-        shown["published_init"] = True
+        labels["published_init"] = True
     return {
         f"{cell.labels['method']} from {name_start(cell.labels['init'], cell.labels['published_init'])}": run
         for cell, run in finished
-        if shown.items() <= cell.labels.items()
+        if labels.items() <= cell.labels.items()
     }

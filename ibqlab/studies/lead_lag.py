@@ -49,11 +49,11 @@ def change_step(steps: Sequence[float], values: Sequence[float], share: float = 
     change = final - value[start]
     if abs(change) < LEAST_CHANGE * np.abs(value).max():
         return np.nan, np.nan
-    done = (value[start:] - value[start]) / change  # 0 at the extreme, 1 at the final level
-    after = start + int(np.argmax(done >= share))
-    if done[after - start] < share or after == start:
+    progress = (value[start:] - value[start]) / change  # 0 at the extreme, 1 at the final level
+    after = start + int(np.argmax(progress >= share))
+    if progress[after - start] < share or after == start:
         return np.nan, np.nan
-    before, beyond = done[after - start - 1], done[after - start]
+    before, beyond = progress[after - start - 1], progress[after - start]
     gap = step[after] - step[after - 1]
     return float(step[after - 1] + (share - before) / (beyond - before) * gap), float(gap)
 
@@ -83,9 +83,9 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
                 continue
             dates = []
             for _, run in runs.sort_values("step").groupby("seed", sort=True):
-                usage, other = (change_step(run["step"], run[column]) for column in (EFFECT, key))
-                if np.isfinite(usage[0]) and np.isfinite(other[0]):
-                    dates.append((usage[0], other[0], max(usage[1], other[1])))
+                usage, cause = (change_step(run["step"], run[column]) for column in (EFFECT, key))
+                if np.isfinite(usage[0]) and np.isfinite(cause[0]):
+                    dates.append((usage[0], cause[0], max(usage[1], cause[1])))
             if not dates:
                 continue
             usage_steps, measure_steps, gaps = np.array(dates).T
@@ -110,9 +110,9 @@ def lead_lag(metrics: pd.DataFrame, by: Sequence[str] = ("method", "init")) -> p
 
 def lead_lag_sentences(table: pd.DataFrame) -> str:
     """What `lead_lag` found, one line per group and measure; an order is claimed only where it is told apart."""
-    lines, by = [], table.columns[: table.columns.get_loc("measure")]
+    lines, group_columns = [], table.columns[: table.columns.get_loc("measure")]
     for _, row in table.iterrows():
-        group, name = ", ".join(str(row[key]) for key in by), measure(row["measure"]).title
+        group, name = ", ".join(str(row[key]) for key in group_columns), measure(row["measure"]).title
         dated = f"{name} at step {row['measure_step']:.0f}, usage at step {row['usage_step']:.0f}"
         if row["seeds"] < 2:
             lines.append(f"- {group}: {dated}; one seed cannot say how sure their order is.")

@@ -130,16 +130,16 @@ def grid_cells(grid: StudyParameters, folder: Path) -> list[Cell]:
         quantizer |= {"codebook_init": start} if start != "published" else {}
         settings = {"tokenizer.quantizer": quantizer, "seed": seed} | ({"steps": grid.steps} if grid.steps else {})
         config = recipe_config(grid.recipe, settings, grid.settings)
-        made = config.tokenizer.quantizer
+        quantizer_config = config.tokenizer.quantizer
         labels = {
             "method": method,
-            "init": INITIALISATIONS[made.codebook_init],
-            "published_init": made.codebook_init == type(made).codebook_init,
+            "init": INITIALISATIONS[quantizer_config.codebook_init],
+            "published_init": quantizer_config.codebook_init == type(quantizer_config).codebook_init,
             "codebook_size": size,
             "code_dim": dim,
             "seed": seed,
         }
-        name = f"{method}-{made.codebook_init}-K{size}-D{dim}-seed{seed}"
+        name = f"{method}-{quantizer_config.codebook_init}-K{size}-D{dim}-seed{seed}"
         cells.setdefault(content_hash(config), Cell(name, config, labels))
     return list(cells.values())
 

@@ -33,8 +33,8 @@ PICTURE_BYTES = 64 * 2**20
 
 
 def join_parts(*parts: str) -> str:
-    """Parts of a page, one below the other; empty ones are left out."""
-    return "\n\n".join(part for part in parts if part)
+    """Parts of a page, one below the other. Empty ones are left out."""
+    return "\n\n".join(text for text in parts if text)
 
 
 def too_short_note(steps: float) -> str:
@@ -103,8 +103,8 @@ def _embed(tag: str, figures: Path) -> str:
     Only ordinary .png files that lie inside `figures/`, links followed, are read: whatever else a page may name, from
     the disk or from the net, must not travel with it.
     """
-    source, shown = (re.search(rf'{name}="([^"]*)"', tag) for name in ("src", "alt"))
-    shown = shown[1] if shown else ""
+    source, description = (re.search(rf'{name}="([^"]*)"', tag) for name in ("src", "alt"))
+    description = description[1] if description else ""
     file = figures.parent / html.unescape(source[1] if source else "")
     try:
         inside = file.resolve().is_relative_to(figures.resolve()) and file.resolve().suffix == ".png"
@@ -112,5 +112,5 @@ def _embed(tag: str, figures: Path) -> str:
     except (OSError, ValueError, RuntimeError):
         content = b""
     if not content.startswith(b"\x89PNG"):
-        return f"<em>{shown}</em>"
-    return f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{shown}">'
+        return f"<em>{description}</em>"
+    return f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{description}">'

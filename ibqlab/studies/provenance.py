@@ -19,31 +19,31 @@ def provenance_of(rows: Sequence[dict[str, Any]], command: str) -> dict[str, Any
     facts = [row.get("provenance", {}) for row in rows]
     return {
         "command": command,
-        "started": min((one["started"] for one in facts if one.get("started")), default=None),
-        "commits": sorted({commit_of(one) for one in facts}),
-        "hardware": _distinct(one.get("hardware") for one in facts),
-        "threads": _distinct(one.get("threads") for one in facts),
-        "versions": _distinct(one.get("versions") for one in facts),
-        "data": _distinct(one.get("data") for one in facts),
+        "started": min((entry["started"] for entry in facts if entry.get("started")), default=None),
+        "commits": sorted({commit_of(entry) for entry in facts}),
+        "hardware": _distinct(entry.get("hardware") for entry in facts),
+        "threads": _distinct(entry.get("threads") for entry in facts),
+        "versions": _distinct(entry.get("versions") for entry in facts),
+        "data": _distinct(entry.get("data") for entry in facts),
         "seeds": sorted({row["seed"] for row in rows if "seed" in row}),
     }
 
 
-def provenance_text(rows: Sequence[dict[str, Any]], *commands: str, **more: Any) -> str:
+def provenance_text(rows: Sequence[dict[str, Any]], *commands: str, **entries: Any) -> str:
     """The same for people, as the last section of a report.
 
     Args:
         rows: as for `provenance_of`.
         commands: that make them, and the report, again.
-        more: other lines, by their names.
+        entries: other lines, by their names.
     """
     facts = provenance_of(rows, commands[0])
     hardware = "; ".join(
-        f"{one.get('cpu')}, {one.get('cores')} core(s) per run" + (f", {one['gpu']}" if one.get("gpu") else "")
-        for one in _mappings(facts["hardware"])
+        f"{entry.get('cpu')}, {entry.get('cores')} core(s) per run" + (f", {entry['gpu']}" if entry.get("gpu") else "")
+        for entry in _mappings(facts["hardware"])
     )
     versions = "; ".join(
-        f"torch {one.get('torch')}, Python {one.get('python')}" for one in _mappings(facts["versions"])
+        f"torch {entry.get('torch')}, Python {entry.get('python')}" for entry in _mappings(facts["versions"])
     )
     images = sorted(
         {
@@ -62,7 +62,7 @@ def provenance_text(rows: Sequence[dict[str, Any]], *commands: str, **more: Any)
         "hardware": for_markdown(hardware, 2000),
         "versions": for_markdown(versions, 2000),
         "commit": for_markdown(", ".join(facts["commits"]), 2000),
-        **{name: for_markdown(text, 2000) for name, text in more.items()},
+        **{name: for_markdown(text, 2000) for name, text in entries.items()},
     }
     named = [*(f"- command: {as_code(command)}" for command in commands), *(f"- {key}: {lines[key]}" for key in lines)]
     return "## Provenance\n\n" + "\n".join(named)

@@ -56,7 +56,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     metrics = run.metrics
     if metrics.empty:
         raise RunError(f"{run.path} has logged nothing yet, so there is nothing to report; train it first")
-    drawn, missing = _draw_figures(run, projection, redraw)
+    sections, missing = _draw_figures(run, projection, redraw)
     if missing:
         notice(f"not drawn: {'; '.join(missing)}")
     step = int(metrics["step"].iloc[-1])
@@ -69,7 +69,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         _standing(run, step),
         too_short_note(step),
         _numbers(metrics, run),
-        *(f"## {title}\n\n{shown}" for title, shown in drawn.items()),
+        *(f"## {title}\n\n{content}" for title, content in sections.items()),
         f"Not drawn: {reasons}." if missing else "",
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n" + settings,
         _provenance(run),
@@ -88,13 +88,13 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
             "code_maps": ("Codes among features", lambda: figure_run_codes(run, projection)),
             "reconstructions": ("Reconstructions", lambda: figure_run_reconstructions(run)),
         }
-    drawn, missing = {}, []
+    sections, missing = {}, []
     for name, (title, draw) in figures.items():
         try:
-            drawn[title] = picture(run.path, name, title, draw, redraw)
+            sections[title] = picture(run.path, name, title, draw, redraw)
         except (RunError, LookupError, ValueError, ImportError) as error:
             missing.append(f"{title.lower()} ({error})")
-    return drawn, missing
+    return sections, missing
 
 
 def is_generator_run(run: Run) -> bool:
@@ -138,7 +138,7 @@ def figure_run_reconstructions(run: Run) -> Figure:
     """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
     last = run.snapshot()
     rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
-    figure = plots.plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
+    figure = plots.plot_reconstructions(last["images"], rebuilt, selection="the first ones of the validation images")
     return save_run_figure(run, "reconstructions", figure, plots.reconstruction_table(last["images"], rebuilt))
 
 
@@ -197,8 +197,8 @@ def _numbers(metrics: pd.DataFrame, run: Run) -> str:
         logged = metrics.dropna(subset=[key]) if key in metrics else metrics[:0]
         if len(logged) and is_finite_number(logged[key].iloc[-1]):
             row = logged.iloc[-1].to_dict()
-            shown, title = measure(key).text(row[key], row), for_markdown(measure(key).title)
-            rows.append({"measure": title, "last value": shown, "at step": f"{row['step']:,.0f}"})
+            value, title = measure(key).text(row[key], row), for_markdown(measure(key).title)
+            rows.append({"measure": title, "last value": value, "at step": f"{row['step']:,.0f}"})
     table = to_markdown(pd.DataFrame(rows, columns=["measure", "last value", "at step"]))
     if not {"validation_usage", "validation_tokens"} <= set(metrics):
         return table
@@ -217,7 +217,7 @@ def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(run: Run) -> str:
-    """What made the run; of paths outside this folder and ~ only the end, as pages are sent on."""
+    """What made the run. Pages are sent on, so of paths outside this folder and ~ only the end is shown."""
     facts = run.provenance
     command = facts.get("command_line") or facts.get("command")
     if isinstance(command, str):
@@ -226,6 +226,6 @@ def _provenance(run: Run) -> str:
     if isinstance(command, list):
         command = " ".join(map(str, command))
     time = {name: facts.get(name, "not noted") for name in ("started", "ended", "duration_s")}
-    more = {"time": "{started} to {ended}, {duration_s} s of training".format(**time), "losses": facts.get("losses")}
+    entries = {"time": "{started} to {ended}, {duration_s} s of training".format(**time), "losses": facts.get("losses")}
     row = {"seed": facts.get("seed", "not noted"), "provenance": facts}
-    return provenance_text([row], command or "not noted", **{name: text for name, text in more.items() if text})
+    return provenance_text([row], command or "not noted", **{name: text for name, text in entries.items() if text})

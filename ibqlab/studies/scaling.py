@@ -165,11 +165,11 @@ def scaling_sentences(rows: pd.DataFrame) -> str:
     """
     lines, pairs = [], []
     for method, runs in rows.groupby("method", sort=False):
-        for axis, other, name, other_name in (
+        for axis, other_axis, name, other_name in (
             ("codebook_size", "code_dim", "K", "D"),
             ("code_dim", "codebook_size", "D", "K"),
         ):
-            largest = runs[runs[other] == runs[other].max()]
+            largest = runs[runs[other_axis] == runs[other_axis].max()]
             first, last = largest[axis].min(), largest[axis].max()
             if first == last:
                 continue
@@ -177,7 +177,7 @@ def scaling_sentences(rows: pd.DataFrame) -> str:
             change = "falls" if np.mean(large) < np.mean(small) else "rises"
             lines.append(
                 f"{method_label(method)}: usage {change} from {_usage(small)} at {name} = {first:,} to {_usage(large)} "
-                f"at {name} = {last:,} ({other_name} = {runs[other].max():,})"
+                f"at {name} = {last:,} ({other_name} = {runs[other_axis].max():,})"
             )
             pairs.append([(small, large)])
     size, dim = rows["codebook_size"].max(), rows["code_dim"].max()
@@ -190,7 +190,8 @@ def scaling_sentences(rows: pd.DataFrame) -> str:
     corrected = correct_holm([welch_p(*pair) for line in pairs for pair in line])
     comparisons = int(np.isfinite(corrected).sum())
     remaining = iter(corrected)
-    lines = [f"{line}; {_verdict([next(remaining) for _ in of])}." for line, of in zip(lines, pairs, strict=True)]
+    verdicts = [_verdict([next(remaining) for _ in line_pairs]) for line_pairs in pairs]
+    lines = [f"{line}; {verdict}." for line, verdict in zip(lines, verdicts, strict=True)]
     if comparisons:
         lines.append(f"Told apart: by Welch's test at 5 %, {name_correction(comparisons)}.")
     return "\n".join(f"- {line}" for line in lines)

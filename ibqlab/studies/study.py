@@ -127,7 +127,7 @@ class Study:
             output: its folder's name or path, left out where it is the one that the study takes by itself.
         """
         plain = type(self.parameters)()
-        changed = {one.name: getattr(self.parameters, one.name) for one in fields(plain)}
+        changed = {field.name: getattr(self.parameters, field.name) for field in fields(plain)}
         words = [f"preset={self.parameters.preset}"]
         words += [
             f"{key}={as_typed(value)}"

@@ -174,8 +174,8 @@ def all_published() -> dict[str, PublishedRow]:
 
 def table_names() -> list[str]:
     """Names of all tables, in the order of the paper's story."""
-    known = [file.stem for file in sorted(TABLES.glob("*.yaml")) if file.name != PRESETS_FILE]
-    return sorted(known, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    names = [file.stem for file in sorted(TABLES.glob("*.yaml")) if file.name != PRESETS_FILE]
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def read_table(name: str) -> TableFile:

@@ -200,8 +200,8 @@ def describe_costs(table: pd.DataFrame, preset: str) -> str:
     learned = table.query("kind == 'generator' and given_class and not permuted")
     costs = zip(learned["tokenizer"], learned["bits_per_token"], strict=True)
     reason = why_too_short(None, preset)
-    shown = "; ".join(f"{name}: {bits:.2f}" for name, bits in costs)
-    return f"bits per token, class given: {shown}" + (f" ({reason}: too short to mean anything)" if reason else "")
+    values = "; ".join(f"{name}: {bits:.2f}" for name, bits in costs)
+    return f"bits per token, class given: {values}" + (f" ({reason}: too short to mean anything)" if reason else "")
 
 
 def _report(study: Study, redraw: bool) -> str:

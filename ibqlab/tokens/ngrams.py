@@ -101,8 +101,8 @@ def measure_ngrams(
     train, held_out = _splits(training, validation, codebook_size, grid, labels)
     images = len(train.tokens)
     # Drawn at random, since stored images may be sorted by class.
-    drawn = np.random.default_rng(0).permutation(images)[: max(1, min(images // 10, TUNING_IMAGES))]
-    tuning = np.isin(np.arange(images), drawn)
+    tuning_images = np.random.default_rng(0).permutation(images)[: max(1, min(images // 10, TUNING_IMAGES))]
+    tuning = np.isin(np.arange(images), tuning_images)
     fitted, tuned = train.images(~tuning), train.images(tuning)
     strengths: dict[str, float] = {}
     chances = _chances(fitted, tuned, codebook_size, strengths)

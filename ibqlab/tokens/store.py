@@ -31,7 +31,7 @@ from ibqlab.base.resources import BUILT_IN
 from ibqlab.config import to_dict
 from ibqlab.data.batch_loading import Requests
 from ibqlab.data.broken import describe_unreadable
-from ibqlab.data.opening import open_data
+from ibqlab.data.image_sources import open_data
 from ibqlab.data.source import DataConfig, Split
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokens.manifest import LABEL_TYPE, TOKENIZER, TokenStoreError, read_manifest, split_file
@@ -204,18 +204,20 @@ class TokenStore:
         Raises:
             ValueError: another codebook size or fingerprint; the message gives both.
         """
-        ours, theirs = self.manifest.codebook_size, tokenizer.config.quantizer.codebook_size
-        if ours != theirs:
+        store_size, tokenizer_size = self.manifest.codebook_size, tokenizer.config.quantizer.codebook_size
+        if store_size != tokenizer_size:
             raise ValueError(
-                f"stored tokens belong to the tokenizer that made them; {self.path} was made with {ours:,} codes, this "
-                f"tokenizer has {theirs:,}. Give that tokenizer, or write tokens of this one: ibqlab tokenize TOKENIZER"
+                f"stored tokens belong to the tokenizer that made them; {self.path} was made with {store_size:,} "
+                f"codes, this tokenizer has {tokenizer_size:,}. Give that tokenizer, or write tokens of this one: "
+                "ibqlab tokenize TOKENIZER"
             )
-        ours, theirs = self.manifest.tokenizer, tokenizer.fingerprint()
-        if ours != theirs:
+        maker, fingerprint = self.manifest.tokenizer, tokenizer.fingerprint()
+        if maker != fingerprint:
             raise ValueError(
-                f"stored tokens belong to the tokenizer that made them; {self.path} was made by {ours}, this tokenizer "
-                f"is {theirs} (averaged and raw weights differ, too: tokenizer_weights). Give that tokenizer, or none "
-                "(tokenizer=: the tokens bring theirs), or write tokens of this one: ibqlab tokenize TOKENIZER"
+                f"stored tokens belong to the tokenizer that made them; {self.path} was made by {maker}, this "
+                f"tokenizer is {fingerprint} (averaged and raw weights differ, too: tokenizer_weights). Give that "
+                "tokenizer, or none (tokenizer=: the tokens bring theirs), or write tokens of this one: "
+                "ibqlab tokenize TOKENIZER"
             )
 
     def check_data(self, config: DataConfig) -> None:
@@ -229,17 +231,17 @@ class TokenStore:
         Raises:
             ValueError: another source, size, resizing, split or mirroring; the message gives both.
         """
-        ours, theirs = _image_settings(self.manifest.data), _image_settings(config)
-        different = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        has_files = not {ours["source"], theirs["source"]} & {*BUILT_IN}
+        old, new = _image_settings(self.manifest.data), _image_settings(config)
+        different = [name for name in old | new if old.get(name) != new.get(name)]
+        has_files = not {old["source"], new["source"]} & {*BUILT_IN}
         may_be_moved = has_files and set(different) <= {"source", "validation_source"}
         if not different or (may_be_moved and self._holds_images_of(config)):
             return
-        differences = ", ".join(f"data.{key} {ours.get(key)!r} there, {theirs.get(key)!r} here" for key in different)
+        differences = ", ".join(f"data.{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in different)
         raise ValueError(
             f"stored tokens stand for the images they were made from; {self.path} differs from the settings in "
             f"{differences}. Type the store's settings, or write tokens of these images: ibqlab tokenize TOKENIZER"
-            + (f" flip={str(theirs['flip']).lower()}" if "flip" in different and "flip" in theirs else "")
+            + (f" flip={str(new['flip']).lower()}" if "flip" in different and "flip" in new else "")
         )
 
     def _holds_images_of(self, config: DataConfig) -> bool:

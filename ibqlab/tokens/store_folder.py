@@ -81,10 +81,10 @@ def is_finished(folder: Path, manifest: TokenManifest, processes: int) -> bool:
             f"{folder} exists and holds no tokens; nothing was changed. Choose another folder, or empty it"
         )
     try:
-        stored = read_json(file)
+        content = read_json(file)
     except UnreadableFile as error:
         raise TokenStoreError(f"{error}; restore it, or delete {folder} and start again") from None
-    different = _differences(to_dict(manifest), stored | {"data": completed(DataConfig, stored.get("data"))})
+    different = _differences(to_dict(manifest), content | {"data": completed(DataConfig, content.get("data"))})
     if different:
         raise TokenStoreError(
             f"{folder} holds tokens of other settings ({', '.join(different)} differ); nothing was changed. "
@@ -96,8 +96,8 @@ def is_finished(folder: Path, manifest: TokenManifest, processes: int) -> bool:
     return True
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """In which settings two manifests differ; which images they are of, their fingerprints tell, not their place."""
+def _differences(expected: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """In which settings two manifests differ. Fingerprints tell whether the images do; their folder does not count."""
 
     def settings(manifest: dict[str, Any]) -> dict[str, Any]:
         data = manifest["data"]
@@ -105,11 +105,13 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
             data = {key: value for key, value in data.items() if key not in ("source", "validation_source")}
         return manifest | {"data": data}
 
-    ours, theirs = settings(ours), settings(theirs)
-    different = [key for key in ours if key not in (*get_args(Split), "versions") and theirs.get(key) != ours[key]]
+    expected, recorded = settings(expected), settings(recorded)
+    different = [
+        key for key in expected if key not in (*get_args(Split), "versions") and recorded.get(key) != expected[key]
+    ]
     for split in get_args(Split):
-        facts = theirs.get(split)
-        if not isinstance(facts, dict) or facts.get("fingerprint") != ours[split]["fingerprint"]:
+        facts = recorded.get(split)
+        if not isinstance(facts, dict) or facts.get("fingerprint") != expected[split]["fingerprint"]:
             different.append(f"{split} images")
     return different
 

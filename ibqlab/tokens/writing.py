@@ -20,7 +20,7 @@ from ibqlab.base.locking import wait_for
 from ibqlab.base.processes import own_device
 from ibqlab.data.broken import name_a_few
 from ibqlab.data.file_list import printable
-from ibqlab.data.opening import open_data
+from ibqlab.data.image_sources import open_data
 from ibqlab.data.source import DataConfig, ImageSource, Split
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.tokenizer import Tokenizer
@@ -153,13 +153,13 @@ def _manifest(
 
 
 def _join(pieces: Pieces) -> None:
-    """Make one store of the pieces once all are there; the other processes wait until that is done."""
+    """Make one store of the pieces once all are there. The other processes wait until that is done."""
     folder, work = pieces.folder, f"{pieces.folder} is not finished"
     if pieces.rank:
         wait_for((folder / manifest.MANIFEST).is_file, [lock_file(folder, 0)], work)
         return
-    others = [lock_file(folder, rank) for rank in range(1, pieces.world_size)]
-    wait_for(lambda: all(piece.file(folder).is_file() for piece in pieces.all()), others, work)
+    other_locks = [lock_file(folder, rank) for rank in range(1, pieces.world_size)]
+    wait_for(lambda: all(piece.file(folder).is_file() for piece in pieces.all()), other_locks, work)
     splits = {split: _join_split(pieces, split) for split in get_args(Split)}
     # The tokenizer beside its tokens, so that generators need no other file.
     unfinished = folder / manifest.UNFINISHED / manifest.TOKENIZER

@@ -96,9 +96,9 @@ class StudyExplorer(ipywidgets.VBox):
     def _arranged(self) -> list[ipywidgets.Widget]:
         """Controls above, pictures below; seeds are offered only where there are several."""
         several = len({cell.labels["seed"] for cell, _ in self._cells}) > 1
-        shown = [choice for axis, choice in self.choices.items() if several or axis != "seed"]
+        dropdowns = [choice for axis, choice in self.choices.items() if several or axis != "seed"]
         pictures = ipywidgets.HBox([self.code_map, self.histogram], layout=_WRAPPED)
-        return [ipywidgets.HBox(shown, layout=_WRAPPED), self.step, self.numbers, pictures]
+        return [ipywidgets.HBox(dropdowns, layout=_WRAPPED), self.step, self.numbers, pictures]
 
     def _chosen(self) -> tuple[Cell, Run]:
         return self._matching(list(AXES))[0]
@@ -109,13 +109,13 @@ class StudyExplorer(ipywidgets.VBox):
         return [(cell, run) for cell, run in self._cells if chosen.items() <= cell.labels.items()]
 
     def _offer(self, own_start: bool = False) -> None:
-        """Offer on each axis what exists together with the choices before it; a choice that still exists stays.
+        """Offer on each axis what exists together with the choices before it. A choice that still exists stays.
 
         Args:
             own_start: choose the start that the method has of its own, where there is one.
         """
-        for place, (axis, dropdown) in enumerate(self.choices.items()):
-            matching = self._matching(list(AXES)[:place])
+        for number, (axis, dropdown) in enumerate(self.choices.items()):
+            matching = self._matching(list(AXES)[:number])
             possible = {_option(axis, cell): cell.labels[axis] for cell, _ in matching}
             choice = dropdown.value
             if axis == "init" and own_start:

@@ -99,15 +99,15 @@ class LiveCurves:
     def _show(self) -> None:
         """Draw what was logged and put it into the notebook's output."""
         if self.of_generator:
-            plot, shown = plot_generator_curves, "loss, gradient and learning rate"
+            plot, description = plot_generator_curves, "loss, gradient and learning rate"
         else:
-            plot, shown = plot_run_curves, "loss, usage, perplexity and PSNR"
+            plot, description = plot_run_curves, "loss, usage, perplexity and PSNR"
         figure = plot(pd.DataFrame(self.rows))
         if self.config is not None:
             for axes in figure.axes:
                 logarithmic = axes.get_xscale() != "linear"
                 axes.set_xlim(-0.15 if logarithmic else -0.02 * self.config.steps, 1.02 * self.config.steps)
-        self.widget.show(figure, f"{shown} against the step, up to step {self.rows[-1]['step']}")
+        self.widget.show(figure, f"{description} against the step, up to step {self.rows[-1]['step']}")
         self._drawn = len(self.rows)
 
 

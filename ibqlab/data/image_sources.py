@@ -1,4 +1,4 @@
-"""The one door from a DataConfig to images."""
+"""The image source of each split of a DataConfig. Everything that needs images opens them here."""
 
 import os
 import warnings
@@ -79,13 +79,13 @@ def _open_files(config: DataConfig, split: Split) -> FileSource:
 
 def _warn_of_unseen(classes: Sequence[str], labels: Int32[np.ndarray, "N"], where: str) -> None:
     """Warn of classes without a single training image, of which a generator would learn nothing."""
-    seen = np.bincount(labels[labels >= 0], minlength=len(classes)) > 0
-    unseen = np.flatnonzero(~seen[: len(classes)])
-    if len(unseen):
-        names = ", ".join(for_terminal(classes[number], 40) for number in unseen[:SHOWN].tolist())
+    has_images = np.bincount(labels[labels >= 0], minlength=len(classes)) > 0
+    empty = np.flatnonzero(~has_images[: len(classes)])
+    if len(empty):
+        names = ", ".join(for_terminal(classes[number], 40) for number in empty[:SHOWN].tolist())
         warnings.warn(
-            f"{len(unseen):,} of {len(classes):,} classes of {for_terminal(where)} have no training image: {names}"
-            f"{', …' if len(unseen) > SHOWN else ''}. Nothing can be learnt of them: leave them out when sampling",
+            f"{len(empty):,} of {len(classes):,} classes of {for_terminal(where)} have no training image: {names}"
+            f"{', …' if len(empty) > SHOWN else ''}. Nothing can be learnt of them: leave them out when sampling",
             stacklevel=2,
         )
 
