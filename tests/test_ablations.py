@@ -166,7 +166,7 @@ class TestTables:
             assert values == [run["validation_usage"] for run in runs]
 
     def test_shown_has_ours_the_papers_tokens_costs_and_seeds(self, tables):
-        shown = tables.display_table("key_designs")
+        shown = tables.shown("key_designs")
         assert list(shown["row"]) == list(read_table("key_designs").rows)
         assert list(shown["paper's usage"]) == ["5.3 %", "98 %", "97 %", "96 %"]
         assert list(shown["paper's rFID"]) == ["3.98", "1.67", "1.55", "1.37"]
@@ -178,10 +178,8 @@ class TestTables:
         rows = study.grid.tables["key_designs"]
         last = Run(study.folder / rows["VQ"].tokenizers[0].name).metrics.iloc[-1]
         assert tables.values("key_designs")["feature_norm"]["VQ"][0] == last["feature_norm_mean"]
-        assert {"norm of features", "norm of codes", "codes in softmax(z·C)"} <= set(
-            tables.display_table("key_designs")
-        )
-        assert "norm of features" not in tables.display_table("soft_vq")
+        assert {"norm of features", "norm of codes", "codes in softmax(z·C)"} <= set(tables.shown("key_designs"))
+        assert "norm of features" not in tables.shown("soft_vq")
         assert figure_norms(tables, "soft_vq") is None and len(figure_norms(tables, "key_designs").axes) == 4
         drawn = pd.read_csv(study.folder / "figures" / "key_designs_norms.csv")
         assert list(drawn["row"].unique()) == list(rows)
@@ -223,7 +221,7 @@ class TestTables:
         some = AblationTables(part)
         assert figure_table(some, "key_designs") is None
         assert "Not finished" in some.sentences("key_designs")
-        assert some.display_table("key_designs")["seeds"].eq("0 of 2").all()
+        assert some.shown("key_designs")["seeds"].eq("0 of 2").all()
         part.store.prepare(part.cells[0])
         row = study.store.row(study.cells[0])
         part.store.write_row(part.cells[0], {k: v for k, v in row.items() if k not in part.cells[0].labels})
@@ -256,9 +254,7 @@ class TestKills:
             kill_workers(broken)
         broken.run(progress=False).check()
         costs = ["quantizer (ms)", "s per run"]
-        first, second = (
-            AblationTables(one).display_table("key_designs").drop(columns=costs) for one in (whole, broken)
-        )
+        first, second = (AblationTables(one).shown("key_designs").drop(columns=costs) for one in (whole, broken))
         pd.testing.assert_frame_equal(first, second)
         resumed = [Run(broken.folder / cell.name).provenance.get("resumed", []) for cell in broken.cells]
         assert sum(map(len, resumed)) >= 1
@@ -365,7 +361,7 @@ class TestNamesOfDistances:
         table = study.store.table(study.cells)
         assert "frechet_distance_digits" in table and "gfid" not in table
         tables = AblationTables(study)
-        shown = tables.display_table("generators")
+        shown = tables.shown("generators")
         assert "Fréchet distance (digits)" in shown and "gFID" not in shown and "paper's gFID" in shown
         figure_table(tables, "generators")
         saved = pd.read_csv(study.folder / "figures" / "generators.csv")

@@ -580,7 +580,7 @@ def test_reconstructions_show_psnr_of_every_row(images):
     for place, number in enumerate(chosen):
         assert (figure.axes[4 + place].images[0].get_array() == shifted[number]).all()
     assert "10 images of 8 × 8 pixels; drawn: the 4 with most contrast" in figure.get_supxlabel().replace("\n", " ")
-    told = plot_reconstructions(images, rows, max_images=10, selection="the first 10 of 160").get_supxlabel()
+    told = plot_reconstructions(images, rows, max_images=10, which="the first 10 of 160").get_supxlabel()
     assert told.replace("\n", " ") == "PSNR: mean over 10 images of 8 × 8 pixels, the first 10 of 160"
     _assert_readable(figure)
     _assert_readable(plot_reconstructions(images[:1], {"vq": images[:1]}))

@@ -46,7 +46,7 @@ def plot_reconstructions(
     reconstructions: dict[str, UInt8[np.ndarray, "B H W 3"]],
     *,
     max_images: int = 8,
-    selection: str = "",
+    which: str = "",
 ) -> Figure:
     """A grid of images: the originals, then one row per method with its mean PSNR.
 
@@ -58,7 +58,7 @@ def plot_reconstructions(
         images: originals, values 0 to 255, channels last.
         reconstructions: label → the same images reconstructed; at least one.
         max_images: columns; further images count for the PSNR but are not drawn.
-        selection: which images these are, for the caption: "the first 16 of 360 validation images".
+        which: which images these are, for the caption: "the first 16 of 360 validation images".
     Returns:
         The figure; its numbers are `reconstruction_table(images, reconstructions)`.
     Raises:
@@ -86,7 +86,7 @@ def plot_reconstructions(
             for axes, picture in zip(row, pictures[chosen], strict=True):
                 show_picture(axes, picture)
             row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
-        add_caption(figure, _caption(images, columns, selection))
+        add_caption(figure, _caption(images, columns, which))
     return figure
 
 

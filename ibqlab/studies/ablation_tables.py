@@ -1,7 +1,7 @@
 """The paper's tables with ours beside them: means with intervals over seeds, the paper's column, and what follows.
 
     tables = AblationTables(open_study("ablations", AblationParameters(preset="laptop")))
-    tables.display_table("key_designs")          # for reading, partial while runs are missing
+    tables.shown("key_designs")          # for reading, partial while runs are missing
     tables.sentences("key_designs")      # whether the paper's ordering holds here, and how sure that is
 
 Titles, units, bounds and directions are those of `ibqlab.base.measures`. Where a measure of the paper needs weights or
@@ -154,7 +154,7 @@ class AblationTables:
             lines.append(f"- Not finished, and not in these numbers: {', '.join(missing)}.")
         return "\n".join(lines) or "- Nothing is finished yet."
 
-    def display_table(self, name: str) -> pd.DataFrame:
+    def shown(self, name: str) -> pd.DataFrame:
         """A table for reading: ours with intervals, the paper's column after each, tokens, costs, seeds."""
         table, values = self.grid.tables[name], self.values(name)
         quantities = [quantity for key, quantity in self.measures.items() if key in values]

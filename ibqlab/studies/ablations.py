@@ -4,7 +4,7 @@ A figure is None before anything is finished.
 
     study = open_study("ablations", AblationParameters(preset="laptop", tables=("key_designs",)))
     print(study.run())                           # what became of the runs
-    AblationTables(study).display_table("key_designs")   # ours beside the paper's
+    AblationTables(study).shown("key_designs")   # ours beside the paper's
 """
 
 import math
@@ -163,7 +163,7 @@ def _report(study: Study, redraw: bool) -> str:
 
 def _section(tables: AblationTables, name: str, redraw: bool) -> str:
     """One table with what follows from it; saved as `<name>_table.csv`."""
-    study, file, table = tables.study, tables.grid.files[name], tables.display_table(name)
+    study, file, table = tables.study, tables.grid.files[name], tables.shown(name)
     save_study_table(study, f"{name}_table", table)
     title, norms = "Norms of features and codes, and the softmax's spread", ""
     if file.also:

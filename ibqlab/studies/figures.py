@@ -127,7 +127,7 @@ def figure_reconstructions(study: Study) -> Figure:
     rebuilt = {label: snapshot["reconstructions"] for label, snapshot in pictures.items()}
     tokens = int(study.rows()["tokens"].min())
     selection = f"the first ones; a table's PSNR is over the images of {tokens:,} validation tokens"
-    figure = plot_reconstructions(images, rebuilt, selection=selection)
+    figure = plot_reconstructions(images, rebuilt, which=selection)
     return _save_of_one_seed(study, "reconstructions", figure, reconstruction_table(images, rebuilt))
 
 

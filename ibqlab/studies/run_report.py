@@ -138,7 +138,7 @@ def figure_run_reconstructions(run: Run) -> Figure:
     """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
     last = run.snapshot()
     rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
-    figure = plots.plot_reconstructions(last["images"], rebuilt, selection="the first ones of the validation images")
+    figure = plots.plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
     return save_run_figure(run, "reconstructions", figure, plots.reconstruction_table(last["images"], rebuilt))
 
 
