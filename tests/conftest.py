@@ -4,6 +4,7 @@
 in one worker (`together_with`); the longest groups start first, and single tests fill the gaps.
 """
 
+import multiprocessing.spawn
 import os
 import signal
 import sys
@@ -23,8 +24,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST_FIRST = (
-    *("test_browser", "test_slurm", "test_ablations", "test_engine", "test_studies", "test_doors", "test_run_folder"),
-    *("test_readme", "test_notebooks", "test_kills", "test_speed", "test_plan", "test_training", "test_benchmarks"),
+    *("test_browser", "test_ablations", "test_doors", "test_run_folder", "test_engine", "test_studies", "test_slurm"),
+    *("test_readme", "test_notebooks", "test_benchmarks", "test_speed", "test_plan", "test_training", "test_kills"),
 )
 """Files in the order in which they start; all others follow."""
 SHARED = {
@@ -69,6 +70,7 @@ def warm_start(_warm_python):
     with pytest.MonkeyPatch.context() as patch:
         if _warm_python:
             patch.setattr(sys, "executable", str(_warm_python.program))
+            patch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(_warm_python.program))
         yield
 
 

@@ -23,6 +23,7 @@ from ibqlab.config import (
     to_dict,
 )
 from ibqlab.config.assignments import split_items
+from ibqlab.config.yaml_rules import read_yaml
 from ibqlab.quantizers import available_quantizers, quantizer_config
 from ibqlab.recipes.run_config import RunConfig, ordered_keys
 from ibqlab.tokenizer import TokenizerConfig
@@ -579,3 +580,9 @@ def test_an_order_of_keys_names_every_field():
         class Short:
             first: int = 0
             second: int = 0
+
+
+def test_what_is_read_belongs_to_the_reader():
+    first = read_yaml("a: {b: [1, 2]}")
+    first["a"]["b"].append(3)
+    assert read_yaml("a: {b: [1, 2]}") == {"a": {"b": [1, 2]}}

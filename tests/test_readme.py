@@ -14,6 +14,7 @@ from PIL import Image
 
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers.base import _PRESETS
+from ibqlab.studies import StudyParameters, open_study
 from ibqlab.training import recipe_config, train
 
 pytestmark = pytest.mark.usefixtures("warm_start")
@@ -139,7 +140,7 @@ def test_ones_own_tensors_become_numbers_and_figures(capsys):
 
 
 def test_a_finished_study_is_opened(workplace):
-    run(small("ibqlab run explore_collapse preset=laptop output=my_collapse projection=pca"), workplace)
+    open_study("explore_collapse", StudyParameters(preset="smoke", output="my_collapse")).run(progress=False).check()
     names = {}
     exec(PYTHON_BLOCKS[2], names)
     assert len(names["study"].finished()) == len(names["study"].cells)

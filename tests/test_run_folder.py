@@ -336,6 +336,7 @@ def test_signals_end_training_after_its_step_and_save_it(tmp_path, send, number)
     Run.start(run.path, run.config, claim=True).release()
 
 
+@pytest.mark.usefixtures("warm_start")
 def test_a_stop_of_torchrun_saves_one_step_of_all_processes(tmp_path):
     """Processes that saved different steps would wait for each other for ever."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ibqlab"]

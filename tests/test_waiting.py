@@ -523,6 +523,7 @@ class TestTrainCommand:
         assert second.startswith("Error: ") and str(tmp_path / source) in second
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.usefixtures("warm_start")
     @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
     def test_stopping_saves_draws_and_says_how_to_go_on(self, name, tmp_path):
         folder = tmp_path / "mine"

@@ -26,6 +26,8 @@ LIBRARIES = (
     *("filelock", "jaxtyping", "papermill.execute", "nbclient", "nbformat", "jupyter_client", "ipykernel.kernelapp"),
 )
 """What the server imports: what most processes need, and nothing that reads settings or starts threads."""
+MOST_FILES = 250
+"""As many as a socket passes on at once."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -88,13 +90,13 @@ def serve(address, ready):
 
 def keep(connection):
     """Fork once more, and tell the asker how that process ends; returns in the process."""
-    request, streams = receive(connection)
+    request, handles = receive(connection)
     child = os.fork()
     if not child:
         connection.close()
-        return become(request, streams)
-    for stream in streams:
-        os.close(stream)
+        return become(request, handles)
+    for handle in handles:
+        os.close(handle)
     ends = os.pidfd_open(child)
     while True:
         for readable in select.select([ends, connection], [], [])[0]:
@@ -110,23 +112,29 @@ def keep(connection):
 
 
 def receive(connection):
-    """A request and the three streams that come with its first bytes."""
-    text, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
-    streams = array.array("i", ancillary[0][2])
+    """A request and the open files that come with its first bytes."""
+    text, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(MOST_FILES * 4))
+    handles = array.array("i", ancillary[0][2])
     while not text.endswith(b"\n"):
         text += connection.recv(65536)
-    return json.loads(text), streams
+    return json.loads(text), handles
 
 
-def become(request, streams):
-    """Take on the asker's streams, environment, folder and arguments; what to run."""
+def become(request, handles):
+    """Take on the asker's open files, environment, folder and arguments; what to run."""
+    import fcntl  # noqa: PLC0415
+    import multiprocessing.spawn  # noqa: PLC0415
     import random  # noqa: PLC0415
 
     import numpy as np  # noqa: PLC0415
 
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    # Out of the way first: a file may have come under the number that another one shall have.
+    aside = [fcntl.fcntl(handle, fcntl.F_DUPFD, 1000) for handle in handles]
+    for handle in handles:
+        os.close(handle)
+    for number, handle in zip(request["numbers"], aside, strict=True):
+        os.dup2(handle, number)
+        os.close(handle)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.environ.pop("JPY_PARENT_PID", None)  # a kernel would look whether that is its parent
@@ -135,6 +143,7 @@ def become(request, streams):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.executable = request["program"]
+    multiprocessing.spawn.set_executable(request["program"])
     random.seed()
     np.random.seed()  # noqa: NPY002 - the state that libraries share, which the fork has in common with others
     return request["words"]
@@ -171,7 +180,8 @@ def run(words):
     import runpy  # noqa: PLC0415
     import types  # noqa: PLC0415
 
-    words = [word for word in words if word not in ("-u", "-S", "-E")]
+    while words[0].startswith("-") and words[0] not in ("-m", "-c"):
+        words = words[1:]  # options of the interpreter
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -193,9 +203,10 @@ def ask(address, program, words):
         for number in PASSED_ON:
             signal.signal(number, lambda number, _: connection.send(bytes([number])))
         connection.connect(address)
-        request = {"words": words, "program": program, "folder": os.getcwd(), "environment": dict(os.environ)}
-        text = json.dumps(request).encode() + b"\n"
-        sent = connection.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", open_streams()))])
+        handles = open_files({connection.fileno()})
+        request = {"words": words, "program": program, "folder": os.getcwd(), "numbers": list(handles)}
+        text = json.dumps({**request, "environment": dict(os.environ)}).encode() + b"\n"
+        sent = connection.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles.values()))])
         connection.sendall(text[sent:])
         answer = connection.recv(64)
     code = json.loads(answer) if answer else 1
@@ -206,15 +217,16 @@ def ask(address, program, words):
     os._exit(code)
 
 
-def open_streams():
-    """Input, output and errors; what is closed is the null device."""
-    streams = []
-    for number in range(3):
-        try:
-            streams.append(os.dup(number))
-        except OSError:
-            streams.append(os.open(os.devnull, os.O_RDWR))
-    return streams
+def open_files(without):
+    """Number that a file shall have → its handle: input, output, errors, of which none stays closed, and all others."""
+    handles = {}
+    for number in {0, 1, 2, *map(int, os.listdir("/proc/self/fd"))} - without:
+        with contextlib.suppress(OSError):  # the folder that was listed
+            os.fstat(number)
+            handles[number] = number
+    for number in {0, 1, 2} - handles.keys():
+        handles[number] = os.open(os.devnull, os.O_RDWR)
+    return handles
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
 
 import io
 import re
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
@@ -20,6 +22,8 @@ from ibqlab.base.files import INTEGER_DIGITS, NESTING, UnreadableFile, nesting
 
 VALUES = 100_000
 """Values that a text may stand for once its aliases are replaced by what they repeat; recipes have a hundred."""
+REMEMBERED_LETTERS = 20_000
+"""Longest text whose values are remembered; a run's settings have about 3,000 letters."""
 TOO_DEEP = f"nested deeper than {NESTING} levels"
 _TEXT = VersionedResolver.DEFAULT_SCALAR_TAG
 
@@ -102,11 +106,21 @@ _Representer.add_representer(list, _Representer.represent_list)
 
 
 def read_yaml(text: str) -> Any:
-    """What YAML text stands for: numbers, text, true, false, null, lists and mappings.
+    """What YAML text stands for: numbers, text, true, false, null, lists and mappings. The caller may change it.
 
     Raises:
         UnreadableFile: why it is not valid, in one line with line and column.
     """
+    # A study opens its runs' settings again and again, and parsing takes a hundred times as long as copying.
+    return deepcopy(_parse_again(text)) if len(text) <= REMEMBERED_LETTERS else _parse(text)
+
+
+@lru_cache(maxsize=256)
+def _parse_again(text: str) -> Any:
+    return _parse(text)
+
+
+def _parse(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver, yaml.Constructor, yaml.max_depth = _ReadingRules, _Constructor, NESTING
     try:
