@@ -12,6 +12,7 @@ from oracle import algorithm_1, entropies, ibq_loss
 
 from ibqlab.quantizers import base, build_quantizer
 
+pytestmark = pytest.mark.usefixtures("warm_start")
 BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 

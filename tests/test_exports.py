@@ -5,6 +5,7 @@ import warnings
 import pytest
 import safetensors.torch
 from click.testing import CliRunner
+from PIL import Image
 from test_pretrained_generators import tiny_tokenizer
 
 from ibqlab.cli import main
@@ -83,13 +84,25 @@ def told(*words):
 WARNING = "averaged weights still hold 100 % of the untrained start (decay 0.999, 2 steps); for the weights as trained"
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of a dozen: enough for two splits."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
 @pytest.mark.parametrize("door", ["tokenize", "inspect", "export"])
-def test_every_door_says_which_weights_it_takes_and_warns_of_a_short_run(short_run, tmp_path, door):
-    outputs = {"tokenize": ["--output", tmp_path / "tokens"], "inspect": [], "export": [tmp_path / "x.safetensors"]}
+def test_every_door_says_which_weights_it_takes_and_warns_of_a_short_run(short_run, pictures, tmp_path, door):
+    images = [f"source={pictures}"]
+    outputs = {"tokenize": [*images, "--output", tmp_path / "tokens"], "inspect": []}
+    outputs["export"] = [tmp_path / "x.safetensors"]
     taken = told(door, short_run, *outputs[door])
     assert (taken.stdout + taken.stderr).count(WARNING) == 1
     assert "--weights raw" in taken.output and "UserWarning" not in taken.output
-    others = {"tokenize": ["--output", tmp_path / "raw"], "inspect": [], "export": [tmp_path / "raw.safetensors"]}
+    others = {"tokenize": [*images, "--output", tmp_path / "raw"], "inspect": []}
+    others["export"] = [tmp_path / "raw.safetensors"]
     plain = told(door, short_run, *others[door], "--weights", "raw")
     assert WARNING not in plain.output
     if door == "inspect":

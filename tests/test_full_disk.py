@@ -21,6 +21,7 @@ LIMITED = """if True:
     from ibqlab.cli import main
     main(sys.argv[2:])
 """
+pytestmark = pytest.mark.usefixtures("warm_start")
 ROOM = 2**30
 BUSY_STOP = """import atexit, logging
 atexit.register(logging.getLogger("tornado.general").error, "Traceback of sockets that are closed")
