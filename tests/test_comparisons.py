@@ -60,7 +60,11 @@ class TestHolm:
         assert is_clear(welch_p([1.0, 1.1, 0.9], [5.0, 5.1, 4.9]))
         assert not is_clear(welch_p([1.0, 5.0, 3.0], [2.0, 4.0, 3.3]))
         assert math.isnan(welch_p([1.0], [2.0, 3.0]))
-        assert (welch_p([1.0, 1.0], [1.0, 1.0]), welch_p([1.0, 1.0], [2.0, 2.0])) == (1.0, 0.0)
+
+    def test_seeds_that_agree_are_not_certainty(self):
+        assert welch_p([1.0, 1.0], [1.0, 1.0]) == welch_p([0.1 + 0.2] * 2, [0.3] * 2) == 1.0
+        assert welch_p([1.0, 1.0], [2.0, 2.0]) == pytest.approx(2 / 6)
+        assert not is_clear(welch_p([1.0] * 3, [2.0] * 3)) and is_clear(welch_p([1.0] * 5, [2.0] * 5))
 
     def test_welchs_test_of_two_settings_by_hand(self):
         """t = −2 / √(1/3 + 4/3) = −1.549 with 2.94 degrees of freedom."""

@@ -4,12 +4,12 @@ What is unusual: torch works out many a shape in Python, which takes up to three
 repeats its layers. So each kind of call is made once, and after that its results are made from memory.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
@@ -94,7 +94,8 @@ def _how_to_make(result: Any, args: tuple, kwargs: dict) -> Any:
     for key, value in arguments.items():
         if value is result:
             return Argument(key)
-    storages = {tensor.untyped_storage()._cdata for tensor in _tensors(arguments.values())}
+    inputs = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+    storages = {tensor.untyped_storage()._cdata for tensor in inputs}
     layouts = []
     for tensor in result if isinstance(result, tuple) else (result,):
         if tensor is None and isinstance(result, tuple):
@@ -108,12 +109,3 @@ def _how_to_make(result: Any, args: tuple, kwargs: dict) -> Any:
         storages.add(storage._cdata)
         layouts.append(layout)
     return tuple(layouts) if isinstance(result, tuple) else layouts[0]
-
-
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
-    """The tensors among arguments, also those in lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)

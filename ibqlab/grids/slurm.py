@@ -17,15 +17,8 @@ from ibqlab.grids.local import Job
 from ibqlab.grids.slurm_work import SlurmWork
 
 SLURM_SETTINGS = {
-    "partition": "slurm_partition",
-    "account": "slurm_account",
-    "qos": "slurm_qos",
-    "constraint": "slurm_constraint",
-    "setup": "slurm_setup",
-    "timeout_min": "timeout_min",
-    "cpus_per_task": "cpus_per_task",
-    "mem_gb": "mem_gb",
-    "gpus_per_node": "gpus_per_node",
+    **{name: f"slurm_{name}" for name in ("partition", "account", "qos", "constraint", "setup")},
+    **{name: name for name in ("timeout_min", "cpus_per_task", "mem_gb", "gpus_per_node")},
     "max_jobs": "",
 }
 """What `cluster_settings` may say, and submitit's names for it."""

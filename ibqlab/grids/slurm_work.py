@@ -31,16 +31,10 @@ class SlurmWork:
         from submitit import JobEnvironment  # noqa: PLC0415 - there on the cluster's machines
 
         hosts, job = JobEnvironment().hostnames, os.environ["SLURM_JOB_ID"]
-        return [
-            "-m",
-            "torch.distributed.run",
-            f"--nnodes={len(hosts)}",
-            f"--nproc-per-node={-(-self.processes // len(hosts))}",
-            "--rdzv-backend=c10d",
-            # Jobs may share a machine: each has a port of its own.
-            f"--rdzv-endpoint={hosts[0]}:{FIRST_PORT + int(job) % PORTS}",
-            f"--rdzv-id={job}",
-        ]
+        # Jobs may share a machine: each has a port of its own.
+        meeting = f"--rdzv-endpoint={hosts[0]}:{FIRST_PORT + int(job) % PORTS}"
+        size = (f"--nnodes={len(hosts)}", f"--nproc-per-node={-(-self.processes // len(hosts))}")
+        return ["-m", "torch.distributed.run", *size, "--rdzv-backend=c10d", meeting, f"--rdzv-id={job}"]
 
     def checkpoint(self) -> Any:
         """What is queued again: submitit calls this when the job's time is over."""

@@ -5,6 +5,7 @@ method keeps the chance that any verdict of a table is wrong below 5 %.
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from ibqlab.base.intervals import LEVEL
 def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
     """The p-value of Welch's test that two settings have the same mean; NaN with fewer than two seeds of either.
 
+    Where the seeds of each agree, that test has no spread to go by; exchanging seeds between them still says this much.
+
     Args:
         first, second: one value per seed.
     """
@@ -24,8 +27,9 @@ def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
 
     if len(first) < 2 or len(second) < 2:
         return np.nan
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
-        return float(first[0] == second[0])
+    if all(np.allclose(values, values[0], rtol=1e-9, atol=0) for values in (first, second)):
+        is_same = np.isclose(first[0], second[0], rtol=1e-9, atol=0)
+        return 1.0 if is_same else 2 / math.comb(len(first) + len(second), len(first))
     with warnings.catch_warnings():
         # Two seeds may agree to the last digit, of which the test complains.
         warnings.simplefilter("ignore", RuntimeWarning)
