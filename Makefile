@@ -20,11 +20,13 @@ TESTS ?=
 demo: .venv/.ready
 	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=$(PRESET)
 
-# One file needs no workers, which take seconds to start. What glibc gives back to the system it has to ask for again,
+# One file needs no workers, which take seconds to start. Compiled ahead, since each of a hundred processes would compile
+# the package again where PYTHONDONTWRITEBYTECODE is set. What glibc gives back to the system it has to ask for again,
 # page by page, which would take a tenth of the time.
 test check: export MALLOC_MMAP_THRESHOLD_ = 268435456
 test check: export MALLOC_TRIM_THRESHOLD_ = 536870912
 test: .venv/.ready
+	@$(PY) -m compileall -q ibqlab tests
 	@$(PY) -m pytest $(if $(TESTS),$(TESTS),$(WORKERS))
 
 check: lint

@@ -105,8 +105,10 @@ def test_prefixes_and_suffixes_say_of_what_and_which():
     assert measure("code_norm_std").title == "norm of codes, spread"
     assert measure("term_commitment").title == "commitment"
     assert measure("frechet_distance_digits").title == "Fréchet distance (digits)"
-    with pytest.raises(KeyError, match=r"no measure 'validation_luck'; list it in ibqlab/base/measures\.py"):
-        measure("validation_luck")
+    with pytest.raises(KeyError, match=r"no measure 'qqq'; list it in ibqlab/base/measures\.py"):
+        measure("qqq")
+    with pytest.raises(KeyError, match=r"no measure 'psrn'; did you mean 'psnr'\? A new one is listed in ibqlab/base"):
+        measure("psrn")
 
 
 @pytest.mark.parametrize(

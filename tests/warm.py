@@ -22,8 +22,9 @@ import subprocess
 import sys
 
 LIBRARIES = (
-    *("torch", "numpy", "pandas", "scipy.stats", "lightning_fabric", "PIL.Image", "click", "tqdm", "ruamel.yaml"),
-    *("filelock", "jaxtyping", "papermill.execute", "nbclient", "nbformat", "jupyter_client", "ipykernel.kernelapp"),
+    *("torch", "torchvision", "torchmetrics.image", "numpy", "pandas", "scipy.stats", "lightning_fabric", "PIL.Image"),
+    *("click", "tqdm", "ruamel.yaml", "filelock", "jaxtyping", "pydantic", "papermill.execute", "nbclient", "nbformat"),
+    *("jupyter_client", "ipykernel.kernelapp", "matplotlib.figure", "matplotlib.backends.backend_agg", "mistune"),
 )
 """What the server imports: what most processes need, and nothing that reads settings or starts threads."""
 MOST_FILES = 250

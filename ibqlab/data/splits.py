@@ -82,7 +82,7 @@ def split_by_name(
 
 
 def give_each_a_readable(
-    files: FileList, splits: dict[Split, Int64[np.ndarray, "n_split"]], read_image: Callable[[int], Any]
+    files: FileList, splits: dict[Split, Int64[np.ndarray, "n_split"]], image_at: Callable[[int], Any]
 ) -> dict[Split, Int64[np.ndarray, "n_split"]]:
     """Splits with a readable image each: one is moved over where a small split has none.
 
@@ -93,7 +93,7 @@ def give_each_a_readable(
     Args:
         files: the images.
         splits: from `split_by_name`.
-        read_image: a position's image, or `UnreadableName`.
+        image_at: a position's image, or `UnreadableName`.
     Returns:
         The splits, or new ones in the same orders.
     Raises:
@@ -102,7 +102,7 @@ def give_each_a_readable(
     broken: dict[int, UnreadableName] = {}
 
     def is_readable(position: int) -> bool:
-        if isinstance(name := read_image(position), UnreadableName):
+        if isinstance(name := image_at(position), UnreadableName):
             broken[position] = name
             return False
         return True
