@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -232,7 +233,7 @@ from pathlib import Path
 from ibqlab.base.locking import holding
 with holding(Path(sys.argv[1])) as ours:
     if not os.fork():
-        time.sleep(60)  # a process that loads images and outlives its parent for a while
+        time.sleep(600)  # a process that loads images and outlives its parent for a while
     print(ours, flush=True)
     time.sleep(60)
 """
@@ -252,7 +253,8 @@ def test_a_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         finally:
-            os.killpg(child.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_finished(tmp_path, monkeypatch, tokenizer, store):
