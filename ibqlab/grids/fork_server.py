@@ -15,13 +15,15 @@ ENGINE = "IBQLAB_ENGINE"
 """Environment variable by which an engine tells the server that it starts whose server it is."""
 PRELOAD = ("ibqlab.grids.fork_server", "ibqlab.training.fabric", "ibqlab.grids.cell_rows")
 """What the server imports, in this order."""
+MEASURING = "torchmetrics.functional.image"
+"""What it imports besides where cells are measured: else each cell would, for more than a second."""
 
 
-def start_server() -> None:
-    """Have the server run, started with nothing of this process's input and output."""
+def start_server(measuring: bool) -> None:
+    """Have the server run, started with nothing of this process's input and output; `measuring`: as its first cell."""
     from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415 - not on Windows
 
-    multiprocessing.set_forkserver_preload(list(PRELOAD))
+    multiprocessing.set_forkserver_preload([*PRELOAD, *[MEASURING] * measuring])
     nothing, streams = os.open(os.devnull, os.O_RDWR), {}
     os.environ[ENGINE] = str(os.getpid())
     try:

@@ -139,7 +139,7 @@ class _CellProcess(Job):
         script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             if START_METHOD == "forkserver":
-                start_server()
+                start_server(bool(cell.measure.metrics))
             self.process.start()
         except BaseException:
             # Interrupted while the server still imports: it must not begin a cell that nobody knows of.
