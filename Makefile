@@ -32,7 +32,7 @@ test: .venv/.ready
 check: lint
 	@$(PY) -m pytest -q $(WORKERS) $(FAST:%=tests/test_%.py)
 
-WORKERS := --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+WORKERS := --numprocesses logical --maxprocesses 8 --no-loadscope-reorder
 FAST := layers quantizers index_backprop lfq usage geometry comparisons config files lead_lag ema resizing pictures \
   tokens pages messages environment transformer sampling
 

@@ -1,13 +1,14 @@
 """The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away.
 
 `make test` runs one worker per core. Tests that share something costly or something of the whole machine stay together
-in one worker (`together_with`); the longest groups start first, and single tests fill the gaps.
+in one worker (`SHARED`); the longest files start first, and single tests fill the gaps.
 """
 
 import multiprocessing.spawn
 import os
 import signal
 import sys
+from pathlib import Path
 
 # Before torch and matplotlib are imported, and inherited by child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -29,30 +30,35 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; all others follow."""
 SHARED = {
-    *("test_ablations", "test_doors", "test_engine", "test_exports", "test_generating", "test_generator_training"),
-    *("test_installed", "test_link_stages", "test_magvit2", "test_metrics_evaluation", "test_metrics_features"),
-    *("test_metrics_pixels", "test_plots", "test_run_folder", "test_sampling_runs", "test_shards", "test_slurm"),
-    *("test_studies", "test_token_costs", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting"),
-    "test_widgets",
+    *("test_ablations", "test_browser", "test_doors", "test_engine", "test_exports", "test_generating"),
+    *("test_generator_training", "test_installed", "test_link_stages", "test_magvit2", "test_measures"),
+    *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_plots", "test_run_folder"),
+    *("test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies", "test_token_costs"),
+    *("test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
 }
 """Files whose tests share something that takes long to make, or Slurm's daemons."""
 
 
-def together_with(item):
-    """The group that a test must run with; None where it can run anywhere."""
-    if item.get_closest_marker("browser"):
-        return "browser"
-    return item.path.stem if item.path.stem in SHARED else None
-
-
 def pytest_collection_modifyitems(items):
-    """Groups for the workers, the longest first."""
-    for item in items:
-        group = together_with(item)
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+    """The longest first."""
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's, which a run of one file does without
+def pytest_xdist_make_scheduler(config, log):
+    """Hands out whole files where their tests share something, else single tests.
+
+    By ourselves, since pytest-xdist 3.8 writes its groups where pytest 9.2 no longer looks for them.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            stem = Path(nodeid.partition("::")[0]).stem
+            return stem if stem in SHARED else nodeid
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,7 @@ def test_an_export_that_does_not_tell_its_weights_is_called_so(folder, tmp_path)
     tokenizer = load_tokenizer(golden_file("tokenizer_ema_official_ckpt.ckpt"))
     unlabelled = export_tokenizer(tokenizer, tmp_path / "unlabelled.safetensors")
     labelled = export_tokenizer(tokenizer, tmp_path / "labelled.safetensors", "ema")
-    settings = {"preset": "smoke", "images": str(folder), "weights": "ema", "metrics": ("psnr",)}
+    settings = {"preset": "smoke", "images": str(folder), "weights": "ema", "metrics": ("psnr",), "limit": 1}
     measurement = evaluation(checkpoint=str(unlabelled), **settings)
     (measured,) = measurement.measure(progress=False)
     assert (measurement.folder / "cards.md").read_text().startswith("Of weights as they were given.")

@@ -610,12 +610,25 @@ def test_saved_csv_is_what_the_figure_draws(tmp_path, metrics):
 def test_a_failed_save_leaves_the_old_figure(tmp_path, metrics, monkeypatch):
     old = save_figure(Figure(), tmp_path / "a", metrics)
     content = old[0].read_bytes()
-    figure = Figure()
-    monkeypatch.setattr(figure, "savefig", lambda part, **_: part.write_bytes(b"half") and 1 / 0)
+    monkeypatch.setattr(Image.Image, "save", lambda _, part, *args, **settings: part.write_bytes(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_figure(figure, tmp_path / "a", metrics)
+        save_figure(Figure(), tmp_path / "a", metrics)
     assert old[0].read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.png"]
+
+
+def test_a_figure_is_laid_out_again_only_where_it_has_changed(tmp_path, metrics, monkeypatch):
+    figure = plot_collapse_curves(metrics)
+    laid_out = []
+    engine = type(figure.get_layout_engine())
+    execute = engine.execute
+    monkeypatch.setattr(engine, "execute", lambda *given: laid_out.append(given) or execute(*given))
+    (png, _), dpi = save_figure(figure, tmp_path / "a", metrics), figure.dpi
+    shown = figure._repr_png_()
+    assert len(laid_out) == 1 and figure.dpi == dpi and isinstance(figure.get_layout_engine(), engine)
+    assert Image.open(png).size == tuple(round(180 * inches) for inches in figure.get_size_inches())
+    figure.axes[0].set_title("another\ntitle of\nfour\nlines")
+    assert len(figure._repr_png_()) != len(shown) and len(laid_out) == 2
 
 
 def test_notebooks_show_figures_under_any_backend(images):

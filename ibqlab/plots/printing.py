@@ -20,6 +20,8 @@ from ibqlab.base.files import explained, replacing_path
 
 PAGE_WIDTH = 7.2
 """Inches: the text width of a two-column paper, so that fonts keep their size in print."""
+SAVED_DPI = 180
+"""Dots per inch of a figure's file."""
 _PRINT = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -48,12 +50,29 @@ class PrintFigure(Figure):
     def _repr_png_(self) -> bytes:
         """The picture for a notebook's output cell."""
         picture = io.BytesIO()
-        with print_style():
-            canvas = FigureCanvasAgg(self)
-            # `savefig` would draw everything twice, once for the layout alone; the pixels are the same.
-            canvas.draw()
-            Image.fromarray(np.asarray(canvas.buffer_rgba())).save(picture, "png")
+        draw(self, _PRINT["figure.dpi"]).save(picture, "png")
         return picture.getvalue()
+
+
+def draw(figure: Figure, dpi: float) -> Image.Image:
+    """The figure's pixels.
+
+    Where nothing has changed since it was drawn last, at whatever dpi, everything stays where it was put then: finding
+    the places takes longer than drawing. `savefig` would find them anew, and draw everything twice.
+    """
+    dpi_before, layout, unchanged = figure.dpi, figure.get_layout_engine(), not figure.stale
+    with print_style():
+        try:
+            figure.dpi = dpi
+            if unchanged:
+                figure.set_layout_engine("none")
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+        finally:
+            figure.dpi = dpi_before
+            figure.set_layout_engine(layout)
+    figure.stale = False  # setting the dpi back counts as a change
+    return Image.fromarray(np.array(canvas.buffer_rgba()))
 
 
 def print_style() -> AbstractContextManager[None]:
@@ -92,8 +111,9 @@ def save_figure(figure: Figure, path: str | Path, data: pd.DataFrame) -> list[Pa
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     png, csv = path.with_name(stem + ".png"), path.with_name(stem + ".csv")
-    with print_style(), replacing_path(png) as temporary:
-        figure.savefig(temporary, format="png", dpi=180)
+    picture = draw(figure, SAVED_DPI)
+    with replacing_path(png) as temporary:
+        picture.save(temporary, "png", dpi=(SAVED_DPI, SAVED_DPI))
     with replacing_path(csv) as temporary:
         data.to_csv(temporary, index=False)
     return [png, csv]
