@@ -233,14 +233,14 @@ class TestTables:
 class TestKills:
     def test_killed_at_three_moments_with_all_its_workers_it_ends_with_the_same_table(self, tmp_path):
         """Engine, server and cells die together; what is compared is everything but times."""
-        given = {"preset": "smoke", "tables": ("key_designs",), "steps": 30}
+        given = {"preset": "smoke", "tables": ("key_designs",), "steps": 20}
         whole = tables_at(**given, output=str(tmp_path / "whole"))
         whole.run(progress=False).check()
         broken = tables_at(**given, output=str(tmp_path / "broken"))
         code = (
             "import sys\n"
             "from ibqlab.studies import AblationParameters, open_study\n"
-            "given = {'preset': 'smoke', 'tables': ('key_designs',), 'steps': 30}\n"
+            "given = {'preset': 'smoke', 'tables': ('key_designs',), 'steps': 20}\n"
             "open_study('ablations', AblationParameters(**given, output=sys.argv[1])).run(progress=False)"
         )
         moments = [random.Random(7).uniform(0.1, 0.9) for _ in range(3)]

@@ -93,7 +93,7 @@ def test_every_recipe_and_table_is_found_by_its_name(installed, run):
 
 
 def test_a_notebook_runs_by_its_name(ibqlab, tmp_path):
-    said = ibqlab("run", "explore_collapse", "preset=smoke", "projection=pca")
+    said = ibqlab("run", "explore_collapse", "preset=smoke", "projection=pca", "methods=[vq]")
     study = tmp_path / "runs" / "explore_collapse-smoke"
     assert f"report: {study / 'report.html'}" in said and "result: " in said
     (facts, *_) = [json.loads(file.read_text()) for file in study.glob("*/provenance.json")]

@@ -67,6 +67,8 @@ def test_a_published_file_is_measured_on_a_folder(folder, monkeypatch):
 
 def test_shards_are_measured_as_their_folder_is(folder, tmp_path):
     path = golden_file("tokenizer_ema_official_ckpt.ckpt")
+    for file in sorted(folder.iterdir())[:2]:
+        file.unlink()
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         for file in sorted(folder.iterdir()):
             tar.add(file, file.name)

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("warm_start")
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
+DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
+"""Far fewer images than photographs have crops."""
 PRESETS = {
     **{name: load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml") for name in ("explore_collapse", "scale_codebook")},
     "ablations": load_yaml(TABLES / PRESETS_FILE),
@@ -111,9 +113,9 @@ def pictures(out):
         ("scale_codebook", ["-p", "steps", "6"], 2),
         ("ablations", ["-p", "tables", "[key_designs, lfq, soft_vq]"], 4),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),
-        ("evaluate_tokenizer", ["-p", "limit", "32"], 2),
-        ("compare_published", ["-p", "limit", "32"], 2),
-        ("train_generator", ["-p", "settings", "[steps=4]"], 3),
+        ("evaluate_tokenizer", ["-p", "limit", "8"], 2),
+        ("compare_published", ["-p", "limit", "8"], 2),
+        ("train_generator", ["-p", "settings", DIGITS, "-p", "tokenizer_settings", "[data.source=digits]"], 3),
         ("link_stages", ["-p", "codebook_sizes", "[64]", "-p", "lookup_free_bits", "6", "-p", "steps", "2"], 3),
         ("generation_gallery", ["-p", "cfg_scales", "[1.0, 2.0]", "-p", "images_per_class", "2"], 5),
     ],

@@ -39,6 +39,7 @@ SMALL = {
     "ibqlab train builtin/digits": "steps=2 record.log_every=1",
     "ibqlab train builtin/digits_generator": "steps=2 generator.depth=1 generator.width=16 record.validation_images=8",
     "ibqlab run evaluate_tokenizer": "limit=4",
+    "ibqlab run explore_collapse": "methods=[vq]",
     "make demo": "PRESET=smoke",
     "make test": "TESTS=tests/test_environment.py",
 }

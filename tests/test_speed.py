@@ -28,7 +28,7 @@ JUDGED = {
     "tokenizer__autoencoder__attention_resolutions": [16],
     "loss__adversarial_weight": 0.1,
     "loss__lecam_weight": 0.05,
-    "loss__discriminator": {"base_channels": 4},
+    "loss__discriminator": {"base_channels": 4, "num_layers": 1},
 }
 MAGVIT2 = {
     "tokenizer__autoencoder__design": "magvit2",
