@@ -13,10 +13,10 @@ SMALL_DIGITS = {
 
 
 def small_settings(name, codes, dim):
-    """K = `codes` codes of dimension D, drawn from N(0, 1); all 2^D sign vectors where the codes are a fixed grid."""
-    if quantizer_config({"name": name}).codebook_init == "grid":
-        return {"codebook_size": 2**dim, "code_dim": dim}
-    return {"codebook_size": codes, "code_dim": dim, "codebook_init": "normal"}
+    """About `codes` codes of dimension D, drawn from N(0, 1) unless they are a fixed grid."""
+    config = quantizer_config({"name": name})
+    start = {} if config.codebook_init == "grid" else {"codebook_init": "normal"}
+    return type(config).sized(codes, dim) | start
 
 
 def accepts(name, **settings):

@@ -3,11 +3,12 @@
 Every method of the literature is one choice on each of three axes: where code vectors come from (`codebooks`), how
 tokens choose codes and how gradients come back through the choice (`estimators`), and what is done to codes between
 steps (`upkeep`). `base` joins the three to a module with named loss terms; VQ, Soft VQ, IBQ and LFQ are small classes
-over it. Read `base`, `codebooks`, `estimators`, `upkeep`, `vq` and `ibq`, in this order. What costs is scores of all
-tokens against all codes, N × K numbers; `blocks` and `index_backprop` compute with them without ever holding them. Your
-own quantizer is a class with `assign` under `register_quantizer`.
+over it, and further methods are a file each in `methods`. Read `base`, `codebooks`, `estimators`, `upkeep`, `vq` and
+`ibq`, in this order. What costs is scores of all tokens against all codes, N × K numbers; `blocks` and `index_backprop`
+compute with them without ever holding them. Your own quantizer is a class with `assign` under `register_quantizer`.
 """
 
+from ibqlab.quantizers import methods
 from ibqlab.quantizers.base import (
     Assignment,
     Quantizer,
@@ -54,6 +55,7 @@ __all__ = [
     "index_backprop",
     "join_indices",
     "make_quantizer",
+    "methods",
     "mixture_of_codes",
     "nearest_code",
     "quantizer_config",

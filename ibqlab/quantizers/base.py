@@ -49,6 +49,14 @@ class QuantizerConfig:
         """Weight of each loss term, by its name."""
         return {}
 
+    @classmethod
+    def sized(cls, codes: int, dim: int) -> dict[str, Any]:
+        """Settings of about so many codes of dimension D, for whoever tries every registered quantizer.
+
+        A grid of fixed codes, whose K and D hang together, has D as asked for and the K that comes of it.
+        """
+        return {"codebook_size": codes, "code_dim": dim}
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Settings are pickled with their name: the class of some presets is made when they are registered."""
         if not self.config_name:

@@ -61,6 +61,11 @@ class LookupFreeQuantizerConfig(EntropyPenaltyConfig):
         )
         require(self.commitment_weight >= 0, f"commitment_weight must be ≥ 0, got {self.commitment_weight}")
 
+    @classmethod
+    def sized(cls, codes: int, dim: int) -> dict[str, int]:
+        """All 2^D sign vectors."""
+        return {"codebook_size": 2**dim, "code_dim": dim}
+
     def loss_weights(self) -> dict[str, float]:
         """Commitment and entropy penalty (two terms)."""
         return {"commitment": self.commitment_weight} | super().loss_weights()
