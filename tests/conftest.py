@@ -1,6 +1,6 @@
 """The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away.
 
-`make test` runs one worker per core. Tests that share something costly or something of the whole machine stay together
+`make test` runs one worker more than there are cores, since many tests wait. Tests that share something costly or something of the whole machine stay together
 in one worker (`SHARED`); the longest files start first, and single tests fill the gaps.
 """
 
@@ -19,6 +19,8 @@ import torch
 from warm import WarmPython
 
 torch.set_num_threads(1)
+# jsonschema, which reads notebooks, would build 39 grammars of addresses first, and no notebook has an address.
+sys.modules["rfc3987_syntax"] = None
 
 # A shell starts what goes on in the background deaf to Ctrl-C; processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -80,7 +80,7 @@ def folder(browser, tmp_path_factory):
     """Of notebooks, settings and runs; runs of this process go there, too."""
     made = tmp_path_factory.mktemp("lab")
     write_settings(made)
-    copy_notebook(made / "work", "explore_collapse", preset="smoke", projection="pca")
+    copy_notebook(made / "work", "explore_collapse", preset="smoke", projection="pca", methods=["vq", "ibq"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in folders_of_its_own(made).items():
             patch.setenv(name, value)

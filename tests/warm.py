@@ -69,6 +69,7 @@ class WarmPython:
 
 def serve(address, ready):
     """Fork for everybody who asks. Returns in each fork, with what it shall run."""
+    sys.modules["rfc3987_syntax"] = None  # two seconds of grammars of addresses, which no notebook has
     for library in LIBRARIES:
         __import__(library)
     gc.freeze()  # else each collection in a fork would copy all of it
