@@ -1,5 +1,5 @@
 # make demo   three quantizers side by side on bundled photographs, minutes on a laptop
-# make test   every test, every notebook
+# make test   every test, every notebook, one worker per core
 # make check  lint, layers and the fast tests, for the time between two edits
 # make lab    JupyterLab on the notebooks
 # make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
@@ -32,8 +32,7 @@ test: .venv/.ready
 check: lint
 	@$(PY) -m pytest -q $(WORKERS) $(FAST:%=tests/test_%.py)
 
-# One worker more than there are cores, since many tests wait for something; at most eight, for the memory.
-WORKERS = --numprocesses $(shell $(PY) -c 'import os; print(min(8, os.cpu_count() + 1))') --no-loadscope-reorder
+WORKERS := --numprocesses logical --maxprocesses 8 --no-loadscope-reorder
 FAST := layers quantizers index_backprop lfq usage geometry comparisons config files lead_lag ema resizing pictures \
   tokens pages messages environment transformer sampling
 

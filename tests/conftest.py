@@ -1,8 +1,7 @@
 """The same surroundings for every test: one thread, no window system, runs in a folder that is thrown away.
 
-`make test` runs one worker more than there are cores, since many tests wait. Tests that share something costly or
-something of the whole machine stay together in one worker (`SHARED`); the longest files start first, and single tests
-fill the gaps.
+`make test` runs one worker per core. Tests that share something costly or something of the whole machine stay together
+in one worker (`SHARED`); the longest files start first, and single tests fill the gaps.
 """
 
 import multiprocessing.spawn

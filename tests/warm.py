@@ -4,10 +4,10 @@
     subprocess.run([sys.executable, "-m", "ibqlab", "runs"], check=True)  # and notebooks' kernels, and torchrun's ranks
 
 A fresh process spends two to three seconds of processor time on importing libraries; a fork of one that has them spends
-none. Nothing of ibqlab is imported ahead, and every process is one of its own: with its own arguments, environment,
-folder, streams, exit code and end. The program of that name is a small one: it asks the server for a fork, hands over
-its streams, passes on the signals that it gets, and ends as the fork ends. Where it is killed, so is the fork a moment
-later; tests that kill processes take fresh ones.
+none. Every process is one of its own: with its own arguments, environment, folder, streams, exit code and end. The
+program of that name is a small one: it asks the server for a fork, hands over its streams, passes on the signals that
+it gets, and ends as the fork ends. Where it is killed, so is the fork a moment later; tests that kill processes, or
+that look at what is imported, take fresh ones.
 """
 
 import array
@@ -22,9 +22,11 @@ import subprocess
 import sys
 
 LIBRARIES = (
+    *("ibqlab.cli", "ibqlab.training.fabric", "ibqlab.grids.cell_rows", "ibqlab.studies", "ibqlab.notebooks"),
     *("torch", "torchvision", "torchmetrics.image", "numpy", "pandas", "scipy.stats", "lightning_fabric", "PIL.Image"),
-    *("click", "tqdm", "ruamel.yaml", "filelock", "jaxtyping", "pydantic", "papermill.execute", "nbclient", "nbformat"),
-    *("jupyter_client", "ipykernel.kernelapp", "matplotlib.figure", "matplotlib.backends.backend_agg", "mistune"),
+    *("sklearn.datasets", "sklearn.decomposition", "click", "tqdm", "ruamel.yaml", "filelock", "jaxtyping"),
+    *("pydantic", "papermill.execute", "nbclient", "nbformat", "jupyter_client", "ipykernel.kernelapp", "mistune"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 )
 """What the server imports: what most processes need, and nothing that reads settings or starts threads."""
 MOST_FILES = 250
@@ -125,6 +127,7 @@ def receive(connection):
 def become(request, handles):
     """Take on the asker's open files, environment, folder and arguments; what to run."""
     import fcntl  # noqa: PLC0415
+    import importlib  # noqa: PLC0415
     import multiprocessing.spawn  # noqa: PLC0415
     import random  # noqa: PLC0415
 
@@ -140,6 +143,7 @@ def become(request, handles):
     os.environ.clear()
     os.environ.update(request["environment"])
     os.environ.pop("JPY_PARENT_PID", None)  # a kernel would look whether that is its parent
+    importlib.reload(sys.modules["ibqlab"])  # which sets a variable for the processes that it starts
     os.chdir(request["folder"])
     for number in PASSED_ON:
         signal.signal(number, signal.SIG_DFL)
