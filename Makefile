@@ -26,7 +26,7 @@ demo: .venv/.ready
 test check: export MALLOC_MMAP_THRESHOLD_ = 268435456
 test check: export MALLOC_TRIM_THRESHOLD_ = 536870912
 test: .venv/.ready
-	@$(PY) -m compileall -q ibqlab tests
+	@$(PY) -m compileall -q -j 0 ibqlab
 	@$(PY) -m pytest $(if $(TESTS),$(TESTS),$(WORKERS))
 
 check: lint

@@ -41,7 +41,7 @@ SMALL = {
     "ibqlab run evaluate_tokenizer": "limit=4",
     "ibqlab run explore_collapse": "methods=[vq]",
     "make demo": "PRESET=smoke",
-    "make test": "TESTS=tests/test_environment.py",
+    "make test": "TESTS=tests/test_resizing.py",
 }
 """What makes a command of the README small enough for a test; all else is run as it stands."""
 

@@ -164,8 +164,9 @@ def test_a_run_compiles_its_training_graphs_once_and_nothing_else(tmp_path, grap
     assert quick.metrics["l1"].iloc[1:3].tolist() == pytest.approx(plain.metrics["l1"].iloc[1:3].tolist(), rel=1e-4)
 
 
-def test_a_fast_run_that_was_interrupted_is_the_same_run(tmp_path):
-    config = smoke(**JUDGED, speed=ALL, steps=4, record__checkpoint_every=3)
+@pytest.mark.parametrize("fast", [{"compile": True, "channels_last": True}, {"activation_checkpointing": True}])
+def test_a_fast_run_that_was_interrupted_is_the_same_run(fast, tmp_path):
+    config = smoke(**JUDGED, speed=fast, steps=4, record__checkpoint_every=3)
     whole = trained(tmp_path / "whole", config)
     assert_same_run(whole, interrupted(tmp_path / "cut", config, 2))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +11,7 @@ from ibqlab.cli import main
 from ibqlab.grids.progress import describe_labels
 from ibqlab.plots import token_scaling_table
 from ibqlab.runs import Run, RunError
-from ibqlab.studies import LinkParameters, StudyError, open_study
+from ibqlab.studies import LinkParameters, StudyError, open_study, token_costs
 from ibqlab.studies.token_costs import figure_token_scaling, figure_tokens, permutation_table, token_reports
 from ibqlab.training import train_generator
 
@@ -30,6 +31,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def study(runs, monkeypatch):
     monkeypatch.setenv("IBQLAB_RUNS", str(runs))
+    monkeypatch.setattr(token_costs, "describe_tokenizer", partial(token_costs.describe_tokenizer, images=256))
     return open_study("link_stages", LinkParameters(**SMALL))
 
 
