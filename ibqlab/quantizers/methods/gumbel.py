@@ -134,7 +134,7 @@ class _SampleCodes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None, grad_kl: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None, grad_kl: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         tokens, weights, codebook, indices = ctx.saved_tensors
         size, temperature = len(codebook), ctx.temperature
         grad_tokens, grad_weights = torch.empty_like(tokens), torch.zeros_like(weights)
