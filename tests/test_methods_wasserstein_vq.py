@@ -81,6 +81,13 @@ def test_zero_features_and_few_tokens_give_numbers(tokens):
         assert out.loss.isfinite() and quantizer.codebook_gradient.isfinite().all()
 
 
+def test_what_is_no_number_comes_out_as_nan_and_not_as_an_error_of_the_roots():
+    for bad in (float("nan"), float("inf")):
+        z = torch.randn(1, 3, 4, 4)
+        z[0, 1, 2, 3] = bad
+        assert not built()(z).loss.isfinite()
+
+
 def test_permuted_codes_have_permuted_indices():
     quantizer = built().eval()
     z, order = torch.randn(1, 3, 4, 4), torch.randperm(40)

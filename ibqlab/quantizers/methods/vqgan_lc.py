@@ -56,6 +56,11 @@ class LargeCodebookQuantizerConfig(PairLossConfig):
             "numpy.save(path, anchors.numpy())",
         )
 
+    @classmethod
+    def sized(cls, codes: int, dim: int) -> dict[str, Any]:
+        """Random anchors of twice the dimension."""
+        return super().sized(codes, dim) | {"anchor_dim": 2 * dim}
+
 
 class AnchorCodebook(nn.Module):
     """A frozen table under a learned projector, so that a gradient to any code moves all of them."""

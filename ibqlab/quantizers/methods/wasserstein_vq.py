@@ -82,7 +82,7 @@ def gaussian_distance(features: Float[Tensor, "N D"], codebook: Float[Tensor, "K
     Cost: O((N + K)·D² + D³) operations.
     """
     mean, covariance = _moments(features.detach())
-    mean, covariance = mean.double(), covariance.double()
+    mean, covariance = mean.double(), _finite(covariance.double())
     scale = covariance.diagonal().max().clamp_min(0).sqrt() + 1e-8
     mean, covariance = mean / scale, covariance / scale**2
     centred = codebook - codebook.mean(0)
@@ -90,10 +90,15 @@ def gaussian_distance(features: Float[Tensor, "N D"], codebook: Float[Tensor, "K
     code_covariance = (centred.T @ centred).double() / (len(codebook) - 1) / scale**2
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * (values.relu() + 1e-8).sqrt()) @ vectors.T  # Σ_z^½, (D, D)
-    crossed = torch.linalg.eigvalsh(root @ code_covariance @ root)
+    crossed = torch.linalg.eigvalsh(_finite(root @ code_covariance @ root))
     spread = (covariance + code_covariance).trace() - 2 * (crossed.relu() + 1e-8).sqrt().sum()
     distance = ((mean - code_mean).square().sum() + spread.relu() + 1e-10).sqrt()
     return distance.to(codebook.dtype)
+
+
+def _finite(matrix: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+    """0 in place of NaN and infinity, of which no roots can be taken; means and traces carry them on to the loss."""
+    return torch.where(matrix.isfinite(), matrix, 0.0)
 
 
 def _moments(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
