@@ -55,7 +55,7 @@ class ClusteredVectorQuantizer(VectorQuantizer):
         c_k ← (1 − α_k) c_k + α_k z_r(k),   r(k) by `anchor`
 
     An unused code has α ≈ 1 and jumps onto a feature; a code with its even share 1/K of the tokens has α = e⁻¹⁰⁰⁰.
-    Source: Zheng and Vedaldi, "Online Clustered Codebook" (2023), §3.2; published CVQ-VAE code, VectorQuantiser. Its
+    Source: Zheng and Vedaldi, "Online Clustered Codebook" (2023), §3; published CVQ-VAE code, VectorQuantiser. Its
     "random" draws from a pool of past features, here from the batch; its contrastive loss, off by default, is left out.
     """
 

@@ -109,8 +109,8 @@ class BridgedQuantizer(Quantizer):
 
     Chosen codes alone have a gradient (`codebook_gradient`); through the bridge it moves all of E.
     The paper's "learning annealing" is read as the learning rate's fall, which recipes set; nothing here follows
-    `progress`. Of the published code only compiled files could be looked at: that the patches are runs of consecutive
-    codes without positions, that the result is added to E, and the sizes above are choices of this library.
+    `progress`. The published bridge's file could not be read. That patches are runs of consecutive codes without
+    positions, that the result is added to E, and the sizes above are choices of this library.
     Source: Chang et al., "Scalable Training for Vector-Quantized Networks with 100% Codebook Utilization" (2025, arXiv
     2509.10140), compress–process–recover.
     Cost: beside the choice, O(K·D·width + (K/patch)²·width) operations per call.

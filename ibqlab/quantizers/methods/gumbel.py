@@ -62,7 +62,7 @@ class GumbelQuantizer(Quantizer):
     T falls along half a cosine of the training progress. Evaluation takes argmax l and leaves the KL term out; the
     published code samples in evaluation, too. The choice depends on W and b, not on distances to codes, so features
     need not lie near codes. All codes' scores take gradient, and of the codes those that were sampled.
-    Source: Jang et al. (2017), eqs. 2–3, straight-through; published taming-transformers code, GumbelQuantize.
+    Source: Jang et al. (2017), eqs. 1–2 and §2.2, straight-through; published taming-transformers code, GumbelQuantize.
     """
 
     def __init__(self, config: GumbelQuantizerConfig):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +73,9 @@ class ProjectedVectorQuantizer(Quantizer):
     VectorQuantizer with codebook_l2_norm, whose projections are quant_conv and post_quant_conv.
     """
 
+    looks_up = False
+    """Tokens are compared with the stored codes; the (K, D) codebook is made where codes are decoded."""
+
     def __init__(self, config: ProjectedVectorQuantizerConfig):
         dims = config.code_dim, config.projected_dim
         super().__init__(config, ProjectedCodebook(config.codebook_init, config.codebook_size, *dims))
@@ -84,18 +88,22 @@ class ProjectedVectorQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The code at the smallest angle to the projected token."""
-        return nearest_code(self._unit_features(features), self.codes.unit_codes().to(features.dtype), "dot")
+        return nearest_code(*self._on_sphere(features), "dot")
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Choice and losses on the sphere; in evaluation the projected code to the last bit."""
-        unit, unit_codes = self._unit_features(features), self.codes.unit_codes().to(features.dtype)
+        unit, unit_codes = self._on_sphere(features)
         indices = nearest_code(unit, unit_codes, "dot")
         codes = F.embedding(indices, unit_codes)  # (N, d)
         terms = pair_terms(unit, codes)
         if not self.training:
-            return Assignment(F.embedding(indices, codebook), indices, terms)
+            # From the table as `decode` does it: products of other numbers of tokens round otherwise.
+            return Assignment(F.embedding(indices, self.codebook).to(unit.dtype), indices, terms)
         return Assignment(self.codes.project_back(straight_through(unit, codes)), indices, terms)
 
-    def _unit_features(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N d"]:
-        weight, bias = self.project.weight.to(features.dtype), self.project.bias.to(features.dtype)
-        return F.normalize(F.linear(features, weight, bias), dim=1)
+    def _on_sphere(self, features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N d"], Float[Tensor, "K d"]]:
+        """Projected tokens and codes, both of length 1 and in the wider of their types."""
+        codes = self.codes.unit_codes()
+        dtype = torch.promote_types(features.dtype, codes.dtype)
+        weight, bias = self.project.weight.to(dtype), self.project.bias.to(dtype)
+        return F.normalize(F.linear(features.to(dtype), weight, bias), dim=1), codes.to(dtype)

@@ -27,8 +27,8 @@ class WassersteinQuantizerConfig(VectorQuantizerConfig):
     beta: float = 1.0
     """As in every quantizer. Published default: 1, both sides alike."""
     wasserstein_weight: float = 0.5
-    """γ, weight of the distance in the loss, ≥ 0; 0 leaves it out. The published file's default is 0, and what the
-    paper's runs had is not stated in it."""
+    """γ, weight of the distance in the loss, ≥ 0; 0 leaves it out. The published file's default is 0; the value of
+    the paper's runs could not be established, and 0.5 is a choice of this library."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,9 +54,9 @@ class WassersteinQuantizer(VectorQuantizer):
         loss = ‖sg(c) − z‖² + β‖c − sg(z)‖² + γ W₂(N(μ_z, Σ_z), N(μ_c, Σ_c))   (see `gaussian_distance`)
 
     The term takes features as they are and moves codes alone. Evaluation leaves it out.
-    Source: "Vector Quantization by Distribution Matching" (2025, arXiv 2506.15078); published Wasserstein-VQ code,
-    Wasserstein_Quantizer. That takes the features' moments from a queue of 65,536 past tokens of one process, here they
-    are the batch's over all processes: codes never follow features that the encoder has left.
+    Source: Wasserstein VQ (2025, arXiv 2506.15078); published Wasserstein-VQ code, Wasserstein_Quantizer. That takes
+    the features' moments from a queue of 65,536 past tokens of one process. Here they are the batch's over all
+    processes, so that codes never follow features that the encoder has left.
     """
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
