@@ -6,6 +6,7 @@ from clusters import continues_alike, plain_usage, train
 from torch.nn import functional as F
 
 from ibqlab.quantizers import blocks, build_quantizer
+from ibqlab.quantizers.methods import cvq
 
 
 def built(size=12, dim=3, **settings):
@@ -75,6 +76,18 @@ def test_chosen_codes_alone_take_gradient_but_none_stays_unused():
     out.loss.backward()
     assert (quantizer.codebook_gradient.norm(dim=1) > 0).nonzero()[:, 0].tolist() == out.indices.unique().tolist()
     assert train(built(16, 2, metric="l2")) > 0.6 > plain_usage()
+
+
+def test_usage_is_that_of_all_processes(monkeypatch):
+    """A code that lives elsewhere alone is left alone here."""
+    quantizer = built(usage_decay=0.5)
+    before, elsewhere = quantizer.codebook.detach().clone(), torch.zeros(12)
+    z = before[:3].T.reshape(1, 3, 3, 1)
+    elsewhere[7] = 5
+    monkeypatch.setattr(cvq, "sum_over_processes", lambda hits: hits + elsewhere)
+    quantizer(z)
+    torch.testing.assert_close(quantizer.upkeep[0].usage[[0, 1, 2, 7]], torch.tensor([1.0, 1, 1, 5]) / 16)
+    assert torch.equal(quantizer.codebook[7], before[7])
 
 
 def test_permuted_codes_have_permuted_indices():

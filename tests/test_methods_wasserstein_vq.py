@@ -6,6 +6,7 @@ import torch
 from clusters import continues_alike, plain_usage, train
 
 from ibqlab.quantizers import build_quantizer
+from ibqlab.quantizers.methods import wasserstein_vq
 from ibqlab.quantizers.methods.wasserstein_vq import gaussian_distance
 
 
@@ -44,6 +45,16 @@ def test_it_is_the_distance_of_gaussians():
     expected = ((z.mean(0) - c.mean(0)).square().sum().item() + bures) ** 0.5 / z.std(dim=0).max().item()
     assert gaussian_distance(z, c).item() == pytest.approx(expected, rel=1e-6)
     assert gaussian_distance(z, z.flip(0)) < 2e-3
+
+
+def test_moments_are_those_of_the_tokens_of_all_processes(monkeypatch):
+    here, there = torch.randn(7, 3, dtype=torch.float64), 2 + torch.randn(5, 3, dtype=torch.float64)
+    both = torch.cat([here, there])
+    centred = there - both.mean(0)
+    of_the_other = iter([torch.tensor(5.0, dtype=torch.float64), there.sum(0), centred.T @ centred])
+    monkeypatch.setattr(wasserstein_vq, "sum_over_processes", lambda values: values + next(of_the_other))
+    codes = torch.randn(20, 3, dtype=torch.float64)
+    torch.testing.assert_close(gaussian_distance(here, codes), published(both, codes), atol=1e-10, rtol=0)
 
 
 def test_the_loss_adds_the_distance_in_training_alone():

@@ -9,6 +9,7 @@ from torch import Tensor
 from ibqlab.base.checks import require
 from ibqlab.base.processes import sum_over_processes
 from ibqlab.quantizers.base import Assignment, register_quantizer
+from ibqlab.quantizers.blocks import full_precision
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
 LARGEST_DIM = 256
@@ -81,13 +82,14 @@ def gaussian_distance(features: Float[Tensor, "N D"], codebook: Float[Tensor, "K
         The distance, ≥ 0; 0 where means and covariances agree. 1 is about one spread of the features.
     Cost: O((N + K)·D² + D³) operations.
     """
-    mean, covariance = _moments(features.detach())
+    with full_precision(features.device):
+        mean, covariance = _moments(features.detach())
+        centred = codebook - codebook.mean(0)
+        code_covariance = (centred.T @ centred).double() / (len(codebook) - 1)
     mean, covariance = mean.double(), _finite(covariance.double())
     scale = covariance.diagonal().max().clamp_min(0).sqrt() + 1e-8
     mean, covariance = mean / scale, covariance / scale**2
-    centred = codebook - codebook.mean(0)
-    code_mean = codebook.mean(0).double() / scale
-    code_covariance = (centred.T @ centred).double() / (len(codebook) - 1) / scale**2
+    code_mean, code_covariance = codebook.mean(0).double() / scale, code_covariance / scale**2
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * (values.relu() + 1e-8).sqrt()) @ vectors.T  # Σ_z^½, (D, D)
     crossed = torch.linalg.eigvalsh(_finite(root @ code_covariance @ root))
