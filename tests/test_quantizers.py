@@ -164,7 +164,10 @@ class TestContract:
         z = features().to(dtype)
         mine, theirs = z.clone().requires_grad_(), z.clone().float().requires_grad_()
         assert torch.equal(half.encode(z), wide.encode(z.float()))
-        got, expected = half(mine), wide(theirs)
+        random_state = torch.get_rng_state()  # what is sampled is sampled alike
+        got = half(mine)
+        torch.set_rng_state(random_state)
+        expected = wide(theirs)
         assert torch.equal(got.indices, expected.indices)
         assert torch.equal(got.quantized, expected.quantized)
         torch.testing.assert_close(got.loss, expected.loss)
@@ -617,5 +620,5 @@ def test_a_setting_called_name_is_refused():
 
 @pytest.mark.parametrize("name", [None, ["ibq"], {"ibq": 1}])
 def test_a_name_that_is_no_text_is_refused_like_any_other(name):
-    with pytest.raises(ValueError, match="quantizer name must be one of 'ibq'"):
+    with pytest.raises(ValueError, match=r"quantizer name must be one of .*'ibq'"):
         quantizer_config({"name": name})
