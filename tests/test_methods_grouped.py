@@ -66,7 +66,7 @@ def test_few_codes_make_many_combinations_and_each_learns_by_its_parts():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"groups": 0}, "groups must lie in 1 … 24, got 0"),
+        ({"groups": 0}, "groups must be from 1 to 24, got 0"),
         ({"groups": 4, "code_dim": 6}, "code_dim must be a multiple of groups = 4; got 6. Use 4"),
         ({"code_dim": 6, "inner": {"name": "vq", "code_dim": 6}}, "code_dim must be 12 for 2 parts"),
     ],

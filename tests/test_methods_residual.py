@@ -166,7 +166,7 @@ def test_settings_survive_being_written_and_say_the_parts_sizes():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"levels": 0}, "levels must lie in 1 … 24, got 0"),
+        ({"levels": 0}, "levels must be from 1 to 24, got 0"),
         ({"codebook_size": 50}, "must be a whole number to the power of 2.*got 50. Use 49 or 64"),
         ({"levels": 4, "inner": {"name": "vq", "codebook_size": 1024}}, "1,024\\^4, must be at most.*codebook_size=64"),
         ({"codebook_size": 64, "inner": {"name": "vq", "codebook_size": 4}}, "codebook_size must be 16 for 2 parts"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.base.checks import require
+from ibqlab.base.checks import check_numbers, require
 from ibqlab.quantizers.base import Assignment, register_quantizer
 from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, joined_channels
 
@@ -28,7 +28,8 @@ class GroupedQuantizerConfig(CompositeConfig):
         return self.groups
 
     def __post_init__(self):
-        require(1 <= self.groups <= 24, f"groups must lie in 1 … 24, got {self.groups}. Use 2 to 8")
+        check_numbers(self)
+        require(1 <= self.groups <= 24, f"groups must be from 1 to 24, got {self.groups}. Use 2 to 8")
         super().__post_init__()
 
 

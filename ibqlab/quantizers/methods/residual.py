@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.base.checks import require, require_choice
+from ibqlab.base.checks import check_numbers, require, require_choice
 from ibqlab.quantizers.base import Assignment, register_quantizer
 from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, summed
 from ibqlab.quantizers.estimators import rotate_to_codes, straight_through
@@ -37,7 +37,8 @@ class ResidualQuantizerConfig(CompositeConfig):
         return self.levels
 
     def __post_init__(self):
-        require(1 <= self.levels <= 24, f"levels must lie in 1 … 24, got {self.levels}. Use 2 to 8")
+        check_numbers(self)
+        require(1 <= self.levels <= 24, f"levels must be from 1 to 24, got {self.levels}. Use 2 to 8")
         super().__post_init__()
         require_choice("gradient", self.gradient, GRADIENTS)
         require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
