@@ -621,5 +621,5 @@ def test_a_setting_called_name_is_refused():
 
 @pytest.mark.parametrize("name", [None, ["ibq"], {"ibq": 1}])
 def test_a_name_that_is_no_text_is_refused_like_any_other(name):
-    with pytest.raises(ValueError, match="quantizer name must be one of 'ibq'"):
+    with pytest.raises(ValueError, match="quantizer name must be one of '"):
         quantizer_config({"name": name})
