@@ -133,6 +133,7 @@ def test_a_token_on_its_code_gives_no_nan():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"replace_shift": -1.0}, "replace_shift must be ≥ 0"),
         ({"noise_std": -1.0}, "noise_std must be ≥ 0.*Use 1e-3"),
         ({"replace_every": -1}, "replace_every must be ≥ 0 steps"),
     ],

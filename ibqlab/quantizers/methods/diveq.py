@@ -25,11 +25,15 @@ class DifferentiableVectorQuantizerConfig(QuantizerConfig):
     Published: 1e-3, as noise_var, but handed to a function that takes a standard deviation."""
     replace_every: int = 100
     """Training steps after which codes that were never chosen move next to chosen ones; 0: never. Published: 100."""
+    replace_shift: float = 1e-9
+    """σ of what is added to a moved code, in the features' unit, ≥ 0. Published: 1e-9, which float32 loses beside codes
+    of length 1: the copy then equals its model, and the lower of the two indices gets all tokens."""
 
     def __post_init__(self):
         super().__post_init__()
         require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
         require(self.replace_every >= 0, f"replace_every must be ≥ 0 steps, got {self.replace_every}. Use 100, or 0")
+        require(self.replace_shift >= 0, f"replace_shift must be ≥ 0, got {self.replace_shift}. Use 1e-9, or 1e-3")
 
 
 @register_quantizer("diveq", DifferentiableVectorQuantizerConfig)
@@ -45,8 +49,8 @@ class DifferentiableVectorQuantizer(Quantizer):
     """
 
     def __init__(self, config: DifferentiableVectorQuantizerConfig):
-        replacement = [CodeReplacement(config.codebook_size, config.replace_every)] if config.replace_every else []
-        super().__init__(config, upkeep=replacement)
+        size, every, shift = config.codebook_size, config.replace_every, config.replace_shift
+        super().__init__(config, upkeep=[CodeReplacement(size, every, shift)] if every else [])
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code."""
@@ -83,18 +87,19 @@ def directed_error(
 class CodeReplacement(Upkeep):
     """Every so many steps moves the codes that no token has chosen since onto chosen ones, next to which they part.
 
-    A code is drawn with the share of steps in which it was chosen, and missed by 10⁻⁹, as published. Published is a
-    threshold, too, 1 % of the steps, which at 100 steps is one hit; for other intervals it is one hit here.
+    A code is drawn with the share of steps in which it was chosen. Published is a threshold, too, 1 % of the steps,
+    which at 100 steps is one hit; for other intervals it is one hit here.
 
     Args:
         codebook_size: K.
         every: steps between replacements, at least 1.
+        shift: σ of the distance to the chosen code.
     Source: DiVeQ, appendix B.1; published package diveq.
     """
 
-    def __init__(self, codebook_size: int, every: int):
+    def __init__(self, codebook_size: int, every: int, shift: float):
         super().__init__()
-        self.every = every
+        self.every, self.shift = every, shift
         self.register_buffer("steps_chosen", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -113,5 +118,5 @@ class CodeReplacement(Upkeep):
             drawn = torch.rand(len(unused), dtype=torch.float64, device=shares.device) * shares[-1]
             models = torch.searchsorted(shares, drawn, right=True).clamp_max(len(shares) - 1)
             vectors = codes()[models]
-            codes.replace(unused, same_on_all_processes(vectors + 1e-9 * torch.randn_like(vectors)))
+            codes.replace(unused, same_on_all_processes(vectors + self.shift * torch.randn_like(vectors)))
         self.steps_chosen.zero_()
