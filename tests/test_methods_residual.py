@@ -161,6 +161,8 @@ def test_settings_survive_being_written_and_say_the_parts_sizes():
     assert quantizer_config({"name": "residual"}).codebook_size == 2**20
     nested = quantizer_config({"name": "residual", "inner": {"name": "grouped", "codebook_size": 16, "code_dim": 4}})
     assert (nested.codebook_size, nested.code_dim) == (256, 4)
+    deep = quantizer_config({"name": "residual", "codebook_size": 256, "inner": {"name": "residual", "levels": 4}})
+    assert deep.inner["inner"]["codebook_size"] == 2
 
 
 @pytest.mark.parametrize(
@@ -170,13 +172,16 @@ def test_settings_survive_being_written_and_say_the_parts_sizes():
         ({"codebook_size": 50}, "must be a whole number to the power of 2.*got 50. Use 49 or 64"),
         ({"levels": 4, "inner": {"name": "vq", "codebook_size": 1024}}, "1,024\\^4, must be at most.*codebook_size=64"),
         ({"codebook_size": 64, "inner": {"name": "vq", "codebook_size": 4}}, "codebook_size must be 16 for 2 parts"),
-        ({"code_dim": 6, "inner": {"name": "vq", "code_dim": 4}}, "code_dim must be 4 .*Leave it out"),
+        (
+            {"code_dim": 6, "inner": {"name": "vq", "code_dim": 4}},
+            "code_dim must be 4 .*Leave it out, or change inner.code_dim",
+        ),
         ({"codebook_init": "kmeans"}, 'write it into inner: {"codebook_init"'),
         ({"gradient": "through"}, "gradient must be one of"),
         ({"inner": {"name": "diveq"}}, "no loss that does; use gradient='parts'"),
         ({"inner": {"name": "multi_scale"}}, "inner must be settings of a quantizer of single tokens"),
         ({"inner": {"name": "vqq"}}, "did you mean 'vq'"),
-        ({"inner": {"name": "vq", "betta": 1}}, "beta"),
+        ({"inner": {"name": "vq", "betta": 1}}, "inner.betta: unknown key; did you mean 'beta'"),
         ({"noise_std": -1}, "noise_std must be ≥ 0"),
     ],
 )

@@ -58,7 +58,7 @@ class CompositeConfig(QuantizerConfig):
             object.__setattr__(self, "code_dim", self.code_dim or 1)
             object.__setattr__(self, "codebook_init", self.codebook_init or "normal")
             super().__post_init__()  # refuses it
-        inner = quantizer_config(self._inner_settings())
+        inner = _config_below("inner", self._inner_settings())
         number, size, dim = self.number(), inner.codebook_size, inner.code_dim * self.splits()
         require(
             size**number <= CODES,
@@ -70,7 +70,7 @@ class CompositeConfig(QuantizerConfig):
             require(
                 getattr(self, name) in (0, "", value),
                 f"{name} must be {value!r} for {number} parts of {inner.config_name} with codebook_size {size} and "
-                f"code_dim {inner.code_dim}; got {getattr(self, name)!r}. Leave it out",
+                f"code_dim {inner.code_dim}; got {getattr(self, name)!r}. Leave it out, or change inner.{name}",
             )
             object.__setattr__(self, name, value)
         object.__setattr__(self, "inner", {"name": inner.config_name, **vars(inner)})
@@ -88,17 +88,16 @@ class CompositeConfig(QuantizerConfig):
 
     def _inner_settings(self) -> dict[str, Any]:
         """`inner` with the sizes that follow from the whole's."""
-        settings = (
-            vars(self.inner) | {"name": self.inner.config_name}
-            if isinstance(self.inner, QuantizerConfig)
-            else (self.inner)
-        )
+        settings = self.inner
+        if isinstance(settings, QuantizerConfig):
+            settings = {"name": settings.config_name, **vars(settings)}
         require(
             isinstance(settings, dict) and settings.get("name") != "multi_scale",
             f'inner must be settings of a quantizer of single tokens, such as {{"name": "ibq"}}; got {settings!r:.60}',
         )
         settings, number, splits = dict(settings), self.number(), self.splits()
-        if "codebook_size" not in settings and "levels" not in settings:
+        says_levels = settings.get("name") == "fsq" and "levels" in settings
+        if "codebook_size" not in settings and not says_levels:
             root = _root(self.codebook_size, number) if self.codebook_size else 2 ** max(1, DEFAULT_BITS // number)
             require(
                 self.codebook_size in (0, root**number) and root >= 2,
@@ -222,6 +221,18 @@ class Parts(nn.Module):
         gradients = [torch.zeros_like(known) if gradient is None else gradient for gradient in gradients]
         digits = self.digits(torch.arange(self.size**self.number, device=known.device))
         return self.join([gradients[i % len(gradients)][digit] for i, digit in enumerate(digits)])
+
+
+def _config_below(key: str, settings: dict[str, Any]) -> QuantizerConfig:
+    """A quantizer's config, whose problems have their path below a key."""
+    try:
+        return quantizer_config(settings)
+    except ValueError as error:
+        problems = getattr(error, "problems", ())  # a ConfigError's, whose module only configuration needs
+        if not problems:
+            raise
+        below = [problem._replace(path=(key, *problem.path)) for problem in problems]
+        raise type(error).from_problems(f"quantizer {settings['name']!r}", below) from None
 
 
 def as_grid(rows: Float[Tensor, "N d"]) -> Float[Tensor, "1 d 1 N"]:
