@@ -15,12 +15,12 @@ from ibqlab.quantizers.lfq import LookupFreeQuantizerConfig, sign_entropies
 
 @dataclass(frozen=True, kw_only=True)
 class BinarySphericalQuantizerConfig(LookupFreeQuantizerConfig):
-    """BSQ as published. `average_entropy_weight` is the paper's γ, published 1."""
+    """BSQ as published. `average_entropy_weight` is γ, published 1."""
 
     codebook_size: int = 1024
     """K, codes, a power of two. Published: 2^18; the published 2^36 is more than a codebook may have here."""
     commitment_weight: float = 0.0
-    """β, weight of mean‖u − sg(û)‖² in the loss, ≥ 0. Published: 0, since u and û both lie on the sphere."""
+    """β, weight of mean‖u − sg(û)‖² in the loss, ≥ 0. Published: 0."""
     entropy_weight: float = 0.1
     """Weight of the entropy penalty in the loss, ≥ 0; 0 leaves it out. Published: 0.1, from 0.3 over the first 2,000
     steps, which is not done here."""
@@ -29,7 +29,7 @@ class BinarySphericalQuantizerConfig(LookupFreeQuantizerConfig):
     entropy_epsilon: float = 1e-8
     """ε inside the logarithm of the average entropy, ≥ 0. Published: 1e-8."""
     group_size: int = 1
-    """Channels whose average entropy is taken together, a divisor of D: 1, the paper's product of bits; D, the exact
+    """Channels whose average entropy is taken together, a divisor of D: 1, a product of bits; D, the exact
     entropy, of which the sum over groups is an upper bound. Published: 1, and 9 of 18."""
 
     def __post_init__(self):
@@ -48,9 +48,9 @@ class BinarySphericalQuantizer(Quantizer):
 
     H̄ is the mean entropy of p_n, a sum over bits; Ĥ the entropy of the mean of p_n, summed over groups of channels as
     if these were independent. Evaluation leaves the penalty out.
-    Source: BSQ (Zhao et al., 2024), §4.1–4.2; published bsq-vit. Where that code departs from the paper: its gradient
-    passes û with the factor 1/√D, because it scales behind the straight-through step; its commitment compares u with
-    ±1 instead of ±1/√D; its exponent is 4 u c/τ, the paper's 2τ u c with τ = 2. The first two are as in the paper here.
+    Source: BSQ (Zhao et al., 2024, arXiv 2406.07548; the paper's text was not at hand); published bsq-vit. In that code
+    the gradient passes û with the factor 1/√D, because it scales behind the straight-through step, and the commitment
+    compares u with ±1. Here both are those of the vector ±1/√D itself, as vector-quantize-pytorch has them.
     Its first channel is the most significant bit, here the least, as in "lfq".
     """
 

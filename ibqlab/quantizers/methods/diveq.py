@@ -21,7 +21,7 @@ class DifferentiableVectorQuantizerConfig(QuantizerConfig):
     codebook_init: str = "uniform"
     """As in every quantizer. Published: U(0, 1/K), of which "uniform", U(±1/K), is the library's form."""
     noise_std: float = 1e-3
-    """σ of the noise added to the direction in training, in the features' unit, ≥ 0; 0 is the paper's "DiVeQ detach".
+    """σ of the noise added to the direction in training, in the features' unit, ≥ 0; 0 is the published "DiVeQ detach".
     Published: 1e-3, as noise_var, but handed to a function that takes a standard deviation."""
     replace_every: int = 100
     """Training steps after which codes that were never chosen move next to chosen ones; 0: never. Published: 100."""
@@ -45,7 +45,7 @@ class DifferentiableVectorQuantizer(Quantizer):
     The length of the error takes gradient, its direction none. So a gradient of z_q along the error reaches the code
     and not the feature, one across it the feature and not the code; codes learn from the reconstruction, and there is
     no loss. Only chosen codes learn: the others are moved every `replace_every` steps. Evaluation gives the code.
-    Source: DiVeQ (Vali et al., ICLR 2026), §3, appendix B.1 for the replacement; published package diveq.
+    Source: DiVeQ (Vali et al., ICLR 2026, arXiv 2509.26469; its text was not at hand); published package diveq.
     """
 
     def __init__(self, config: DifferentiableVectorQuantizerConfig):
@@ -74,7 +74,7 @@ def directed_error(
         features: z.
         codes: c, one per token.
         noise_std: σ of ε, drawn from torch's global generator where it is above 0.
-    Source: DiVeQ, §3.
+    Source: published package diveq.
     """
     with torch.no_grad():
         direction = codes - features
@@ -94,7 +94,7 @@ class CodeReplacement(Upkeep):
         codebook_size: K.
         every: steps between replacements, at least 1.
         shift: σ of the distance to the chosen code.
-    Source: DiVeQ, appendix B.1; published package diveq.
+    Source: published package diveq.
     """
 
     def __init__(self, codebook_size: int, every: int, shift: float):

@@ -92,8 +92,8 @@ class FiniteScalarQuantizer(Quantizer):
 
     There is no loss: rounding keeps the bounded features near the codes by itself. Codes of an even number of levels
     reach −1 but not +1.
-    Source: FSQ (Mentzer et al., 2023), §3.1 and appendix A.1; published notebook google-research/fsq. tan stands in the
-    paper's listing and in that notebook; it is near atanh, with which f(0) = 0 would hold exactly (`shift`).
+    Source: FSQ (Mentzer et al., 2023), appendix A.1; published notebook google-research/fsq. tan stands in that
+    notebook; it is near atanh, with which f(0) = 0 would hold exactly (`shift`).
     """
 
     looks_up = False

@@ -40,7 +40,7 @@ class GroupedQuantizer(CompositeQuantizer):
         z = (z_1, …, z_G),   z_q = (Q_1(z_1), …, Q_G(z_G)),   loss = mean_g loss of Q_g,   k = Σ_g k_g k^(G−g)
 
     Value and gradient are the groups' own. A loss that is a mean over numbers stays one.
-    Source: Jégou et al. (2011), §II; in tokenizers the "heads" of vector-quantize-pytorch and the groups of
+    Source: Jégou et al. (2011); in tokenizers the "heads" of vector-quantize-pytorch and the groups of
     wav2vec 2.0 (Baevski et al., 2020), whose choice is by Gumbel softmax and not by distance.
     """
 

@@ -72,7 +72,7 @@ class MultiScaleQuantizer(CompositeQuantizer):
     cell nearest to its upper left corner. A code's vector depends on its neighbours: the codebook lists what stands in
     the middle of a large area of equal indices.
     `forward` and `encode` are overridden to keep the grid's shape, which `assign` and `choose` need.
-    Source: VAR (Tian et al., 2024), §3.2, algorithm 1; published VectorQuantizer2, in which the features of the choice
+    Source: VAR (Tian et al., 2024), algorithm 1; published VectorQuantizer2, in which the features of the choice
     take no gradient. Terms of the parts other than the pair (an entropy penalty, for instance) reach the encoder here.
     """
 

@@ -58,7 +58,7 @@ class ResidualQuantizer(CompositeQuantizer):
         loss = mean_d loss of Q_d at r_d,   k = Σ_d k_d k^(L−d)
 
     Sums of codes are the codebook, so that K counts them: few of a coarse code's combinations may be in use.
-    Source: RQ-VAE (Lee et al., 2022), §3.1–3.2; published rq-vae-transformer, whose codes are moving averages with
+    Source: RQ-VAE (Lee et al., 2022); published rq-vae-transformer, whose codes are moving averages with
     restarts: inner {"name": "vq_ema", "revive_after": …}. vector-quantize-pytorch passes the gradient once per level,
     so that the encoder gets L times as much.
     """
