@@ -13,7 +13,6 @@ class RotationVectorQuantizer(VectorQuantizer):
     R is the rotation that takes ẑ = z/‖z‖ to ĉ = c/‖c‖. Features of one cell then get different gradients, and those
     far out in the cell are pushed apart or together, where the straight-through estimator moves all alike. Everything
     else is that of "vq": which codes learn does not change.
-    Source: Fifty et al. (2024), §4.2. Their published VQGAN code rotates ẑ, whose
-    division by ‖z‖ it differentiates, so that its gradient has no part along z; here, as in their
-    VQ-VAE code, the length is held constant like R.
+    Source: Fifty et al. (2024), §4.2. Their published VQGAN code rotates ẑ, whose division by ‖z‖ it differentiates, so
+    that its gradient has no part along z; here, as in their VQ-VAE code, the length is held constant like R.
     """
