@@ -145,7 +145,7 @@ def test_missing_required_key_is_named():
 
 @pytest.mark.parametrize("name", available_quantizers())
 def test_quantizer_configs_survive_the_round_trip(name):
-    config = TokenizerConfig(quantizer=quantizer_config({"name": name, "codebook_size": 32}))
+    config = TokenizerConfig(quantizer=quantizer_config({"name": name, "codebook_size": 64}))
     assert next(iter(to_dict(config)["quantizer"])) == "name"
     assert parse(TokenizerConfig, to_dict(config)) == config
     assert parse(TokenizerConfig, yaml.safe_load(dump_yaml(config))) == config

@@ -19,7 +19,7 @@ from ibqlab.costs.shapes import ShapeMeter
 from ibqlab.costs.time_and_price import PEAK_OPERATIONS, measured_speeds, speed_of, training_time
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
 from ibqlab.generator import generator_config, make_generator
-from ibqlab.quantizers import available_quantizers, build_quantizer
+from ibqlab.quantizers import available_quantizers, make_quantizer
 from ibqlab.recipes import snapshots
 from ibqlab.recipes.published import PublishedRow, published_row, published_rows
 from ibqlab.recipes.recipe_files import (
@@ -371,10 +371,10 @@ class TestCounts:
     @pytest.mark.parametrize("name", available_quantizers())
     def test_every_quantizer_can_be_planned(self, name):
         settings = {"tokenizer.quantizer": {"name": name, "codebook_size": 64}} | TINY
-        dim = recipe_config("builtin/smoke", settings).tokenizer.quantizer.code_dim
-        plan = count_run(recipe_config("builtin/smoke", settings), name)
-        quantizer = build_quantizer(name, codebook_size=64, code_dim=dim)
-        assert plan.parameters.codebook == sum(parameter.numel() for parameter in quantizer.parameters())
+        config = recipe_config("builtin/smoke", settings)
+        plan = count_run(config, name)
+        built = make_quantizer(config.tokenizer.quantizer)
+        assert plan.parameters.codebook == sum(parameter.numel() for parameter in built.parameters())
         assert 0 < plan.forward_operations < plan.training_operations
         assert plan.memory_bytes > plan.state_bytes > 0
 

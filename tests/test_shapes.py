@@ -32,8 +32,8 @@ settings = [(name, {}) for name in available_quantizers()]
 settings += [("vq", {"codebook_init": "kmeans", "revive_after": 1}), ("vq_ema", {"revive_after": 1})]
 settings += [("vq", {"gradient": "rotation"}), ("ibq", {"entropy_weight": 0.0})]
 for name, extra in settings:
-    grid = quantizer_config({"name": name}).codebook_init == "grid"  # all 2^D codes
-    quantizer = build_quantizer(name, codebook_size=256 if grid else 12, code_dim=8, **extra)
+    sizes = type(quantizer_config({"name": name})).sized(12, 8)
+    quantizer = build_quantizer(name, **sizes, **extra)
     recorder = Recorder(quantizer, 120, 16)
     for step in (1, 2):
         features = torch.randn(2, 8, 3, 4, requires_grad=True)

@@ -301,8 +301,10 @@ def uninterrupted(tmp_path_factory):
         ("soft_vq", crashed, (9,)),
         ("simvq", stopped, (9,)),
         ({"name": "vq", "codebook_init": "kmeans", "revive_after": 3}, crashed, (3, 9)),
+        # Noise, and what happens every so many steps, inside the parts of a composite.
+        ({"name": "residual", "gradient": "parts", "inner": {"name": "diveq", "replace_every": 4}}, crashed, (3, 9)),
     ],
-    ids=["vq_ema crashed", "vq_ema stopped", "soft_vq", "simvq", "vq"],
+    ids=["vq_ema crashed", "vq_ema stopped", "soft_vq", "simvq", "vq", "residual"],
 )
 def test_interrupted_and_continued_is_the_same_run(tmp_path, uninterrupted, quantizer, end, steps):
     config = smoke(quantizer, record__log_every=1)

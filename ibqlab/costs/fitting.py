@@ -50,7 +50,9 @@ def least_bytes(config: RunConfig) -> int:
         tokens = at_once * config.generator.num_tokens
         return 4 * config.generator.width * (4 * words + 2 * tokens) + 12 * at_once * pixels
     autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
-    codes = 0 if quantizer.config_name == "lfq" else quantizer.codebook_size * quantizer.code_dim
+    # Fixed codes are not stored, and a composite stores those of its parts, the roots of its size.
+    unstored = quantizer.codebook_init == "grid" or hasattr(quantizer, "inner")
+    codes = 0 if unstored else quantizer.codebook_size * quantizer.code_dim
     images = 4 * at_once * pixels * (6 + 2 * autoencoder.base_channels)
     recorded = config.record.snapshot_images * pixels * 6
     return 16 * codes + images + recorded

@@ -16,7 +16,7 @@ INITIALISATIONS = {
     "grid": "sign grid",
 }
 """Starts of a codebook and how figures write them. The published VQ uses "uniform", the published IBQ "normal"; "grid"
-is no start but the fixed codebook of LFQ, and of no other quantizer."""
+is no start but a codebook whose codes follow from the settings, as LFQ's, FSQ's and BSQ's do."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:

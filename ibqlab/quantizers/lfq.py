@@ -39,11 +39,11 @@ class LookupFreeQuantizerConfig(EntropyPenaltyConfig):
 
     def __post_init__(self):
         check_numbers(self)
-        size = self.codebook_size
+        name, size = self.config_name or "lfq", self.codebook_size
         bits = max(1, size.bit_length() - 1)
         require(
             size < 2 or size == 2**bits,
-            f"codebook_size must be a power of two for lfq, whose codes are all vectors of ±1; got {size}. "
+            f"codebook_size must be a power of two for {name}, whose codes are all vectors of ±1; got {size}. "
             f"Use {2**bits} or {2 ** (bits + 1)}",
         )
         if self.code_dim == 0:
@@ -51,12 +51,12 @@ class LookupFreeQuantizerConfig(EntropyPenaltyConfig):
         super().__post_init__()
         require(
             self.code_dim == bits,
-            f"code_dim must be log2(codebook_size) for lfq, {bits} for {size} codes; got {self.code_dim}. "
+            f"code_dim must be log2(codebook_size) for {name}, {bits} for {size} codes; got {self.code_dim}. "
             f"Use code_dim={bits}, or leave it out",
         )
         require(
             self.codebook_init == "grid",
-            f"codebook_init does not apply to lfq, whose codes are fixed; got {self.codebook_init!r}. "
+            f"codebook_init does not apply to {name}, whose codes are fixed; got {self.codebook_init!r}. "
             "Leave it out, or use 'grid'",
         )
         require(self.commitment_weight >= 0, f"commitment_weight must be ≥ 0, got {self.commitment_weight}")

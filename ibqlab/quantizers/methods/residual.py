@@ -1,0 +1,99 @@
+"""Residual quantization: each level quantizes what the levels before it left over; the code is their sum."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ibqlab.base.checks import check_numbers, require, require_choice
+from ibqlab.quantizers.base import Assignment, register_quantizer
+from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, summed
+from ibqlab.quantizers.estimators import rotate_to_codes, straight_through
+from ibqlab.quantizers.methods.diveq import directed_error
+
+GRADIENTS = ("straight_through", "rotation", "diveq", "parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualQuantizerConfig(CompositeConfig):
+    """Residual quantization of any quantizer, without dropping levels in training."""
+
+    levels: int = 2
+    """Quantizers one behind the other, 1 to 24. Published RQ-VAE: 4 with 16,384 codes each, whose 2^56 combinations are
+    more than an index may have here."""
+    shared: bool = False
+    """Whether all levels are one and the same quantizer with one codebook. Published RQ-VAE: True."""
+    gradient: str = "straight_through"
+    """How the gradient passes the sum of codes. "straight_through" (published RQ-VAE), "rotation", "diveq" (published
+    residual DiVeQ, on the error of the sum), or "parts": as each level passes it, by the chain rule through what is
+    left over. Levels whose codes learn from the reconstruction need one of the last two."""
+    noise_std: float = 1e-3
+    """σ of the direction's noise, ≥ 0; read where gradient is "diveq". Published: 1e-3."""
+
+    number_setting = "levels"
+
+    def number(self) -> int:
+        """As many parts as levels."""
+        return self.levels
+
+    def __post_init__(self):
+        check_numbers(self)
+        require(1 <= self.levels <= 24, f"levels must be from 1 to 24, got {self.levels}. Use 2 to 8")
+        super().__post_init__()
+        require_choice("gradient", self.gradient, GRADIENTS)
+        require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
+        learns = self.codebook_init == "grid" or self.loss_weights() or self.gradient in ("diveq", "parts")
+        require(
+            bool(learns),
+            f"gradient {self.gradient!r} reaches no code, and {self.inner['name']!r} has no loss that does; "
+            "use gradient='parts' or 'diveq'",
+        )
+
+
+@register_quantizer("residual", ResidualQuantizerConfig)
+class ResidualQuantizer(CompositeQuantizer):
+    """Residual Quantization.
+
+        r_1 = z,   q_d = Q_d(r_d),   r_{d+1} = r_d − sg(q_d),   z_q = z + sg(Σ_d q_d − z)
+        loss = mean_d loss of Q_d at r_d,   k = Σ_d k_d k^(L−d)
+
+    Sums of codes are the codebook, so that K counts them: few of a coarse code's combinations may be in use.
+    Source: RQ-VAE (Lee et al., 2022); published rq-vae-transformer, whose codes are moving averages with
+    restarts: inner {"name": "vq_ema", "revive_after": …}. vector-quantize-pytorch passes the gradient once per level,
+    so that the encoder gets L times as much.
+    """
+
+    def __init__(self, config: ResidualQuantizerConfig):
+        super().__init__(config, summed)
+
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """Every level's choice for what the codes before it left over."""
+        rest, digits = features, []
+        for part in self.parts:
+            indices = part.encode(as_grid(rest))
+            rest = rest - part.look_up(indices)[0, 0].to(rest.dtype)
+            digits.append(indices.flatten())
+        return self.codes.index(digits)
+
+    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
+        """Level by level; the gradient as the config says."""
+        config, rest = self.config, features
+        vectors, digits, terms = [], [], []
+        for part in self.parts:
+            quantized, indices, part_terms = self.quantize_part(part, rest)
+            if config.gradient != "parts":
+                # The code itself, since what a part returns in training may be a mixture, or rounded.
+                quantized = part.look_up(indices[None, None])[0, 0].to(rest.dtype)
+            rest = rest - (quantized if config.gradient == "parts" else quantized.detach())
+            vectors.append(quantized)
+            digits.append(indices)
+            terms.append(part_terms)
+        quantized, indices = summed(vectors), self.codes.index(digits)
+        if not self.training:
+            quantized = self.look_up(indices[None, None])[0, 0].to(features.dtype)
+        elif config.gradient == "diveq":
+            quantized = features + directed_error(features, quantized, config.noise_std)
+        elif config.gradient != "parts":
+            carry = {"straight_through": straight_through, "rotation": rotate_to_codes}[config.gradient]
+            quantized = carry(features, quantized)
+        return Assignment(quantized.contiguous(), indices, self.averaged(terms))

@@ -1,0 +1,192 @@
+"""Any quantizer of the package vector-quantize-pytorch by its class, with this library's shapes, indices and terms."""
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ibqlab.base.checks import check_numbers, require, require_choice
+from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
+from ibqlab.quantizers.blocks import never_compiled
+
+PACKAGE = "vector_quantize_pytorch"
+CLASSES = (
+    *("VectorQuantize", "SimVQ", "FSQ", "LFQ"),
+    *("ResidualVQ", "ResidualSimVQ", "ResidualFSQ", "ResidualLFQ"),
+)
+"""Classes that take tokens (B, N, D) and give an index per token, or one per level, and vectors for indices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorQuantizePytorchConfig(QuantizerConfig):
+    """A class of vector-quantize-pytorch and its arguments."""
+
+    codebook_size: int = 1024
+    """K, codes; of residual classes all combinations of their levels. Handed to the class where it takes codebook_size
+    and `arguments` has none; a class whose size follows from its arguments must come out at this K."""
+    code_dim: int = 64
+    """D; handed to the class as `dim` where `arguments` has none."""
+    codebook_init: str = "grid"
+    """Always "grid": how codes start is the class's own affair (`arguments`, for instance {"kmeans_init": true})."""
+    cls: str = "VectorQuantize"
+    """Name of the class, one of `CLASSES`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the class beside `dim` and `codebook_size`, for instance {"rotation_trick": false}."""
+    loss_weight: float = 1.0
+    """Weight of the loss that the class returns, ≥ 0, its levels' losses summed. Published: 1."""
+
+    def __post_init__(self):
+        check_numbers(self)
+        super().__post_init__()
+        require_choice("cls", self.cls, CLASSES)
+        require(self.loss_weight >= 0, f"loss_weight must be ≥ 0, got {self.loss_weight}")
+        require(
+            self.codebook_init == "grid",
+            f"codebook_init does not apply to vqp; got {self.codebook_init!r}. Leave it out, and write into arguments "
+            "what the class takes, such as kmeans_init",
+        )
+
+    def loss_weights(self) -> dict[str, float]:
+        """The one loss of the class."""
+        return {"library_loss": self.loss_weight}
+
+
+@register_quantizer("vqp", VectorQuantizePytorchConfig)
+class VectorQuantizePytorchQuantizer(Quantizer):
+    """A quantizer of vector-quantize-pytorch behind this library's interface.
+
+    Value, gradient, loss and upkeep in training are the class's. In evaluation the vectors are looked up by their
+    indices, so that decoding gives the same. The class computes in float32 or wider whatever the module's type is. Its
+    codes' gradients are not read, so that diagnostics show none.
+    Source: lucidrains/vector-quantize-pytorch, version 1.32; no dependency: pip install vector-quantize-pytorch.
+    """
+
+    looks_up = False
+
+    def __init__(self, config: VectorQuantizePytorchConfig):
+        super().__init__(config, LibraryModule(config))
+        self.keeps_up = True
+
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The indices of evaluation."""
+        was_training = self.codes.training
+        self.codes.eval()
+        try:
+            return self.codes.run(features)[1]
+        finally:
+            self.codes.train(was_training)
+
+    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
+        """What the class gives."""
+        quantized, indices, loss = self.codes.run(features, keeps_up=self.keeps_up)
+        if not self.training:
+            quantized = self.codes.vectors(indices).to(features.dtype)
+        return Assignment(quantized, indices, {"library_loss": loss})
+
+    def look_up(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Vectors of indices, as the class has them."""
+        return self.codes.vectors(indices.flatten()).view(*indices.shape, -1)
+
+    @contextmanager
+    def without_upkeep(self) -> Iterator[None]:
+        """Inside the block a forward pass leaves the codebook alone, in classes that can freeze it."""
+        self.keeps_up = False
+        try:
+            yield
+        finally:
+            self.keeps_up = True
+
+
+class LibraryModule(nn.Module):
+    """A module of the package; calling it returns its codebook.
+
+    Args:
+        config: class, arguments and sizes.
+    Raises:
+        ImportError: the package is missing; the message says how to install it.
+        ValueError: arguments that the class does not take, or another size than the config's.
+    """
+
+    def __init__(self, config: VectorQuantizePytorchConfig):
+        super().__init__()
+        cls = _library_class(config.cls)
+        arguments, takes = dict(config.arguments), inspect.signature(cls).parameters
+        digits = arguments.get("num_quantizers", 1)
+        if "dim" in takes:
+            arguments.setdefault("dim", config.code_dim)
+        if "codebook_size" in takes:
+            arguments.setdefault("codebook_size", round(config.codebook_size ** (1 / digits)))
+        try:
+            self.module = cls(**arguments)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{PACKAGE}.{config.cls} refuses the arguments {arguments}: {error}. It takes {', '.join(takes)}"
+            ) from error
+        layers = getattr(self.module, "layers", [self.module])
+        self.sizes = [int(layer.codebook_size) for layer in layers]
+        self.can_freeze = "freeze_codebook" in inspect.signature(self.module.forward).parameters
+        size = math.prod(self.sizes)
+        require(
+            size == config.codebook_size,
+            f"codebook_size must be {size} for {config.cls} with {arguments}; got {config.codebook_size}. "
+            f"Use codebook_size={size}",
+        )
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """Vectors of all indices. Cost: O(K·D) operations and memory."""
+        return self.vectors(torch.arange(math.prod(self.sizes), device=self._like().device))
+
+    @never_compiled
+    def run(
+        self, features: Float[Tensor, "N D"], keeps_up: bool = True
+    ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"], Float[Tensor, ""]]:
+        """Vectors, indices and loss for tokens; of tensors without numbers what a search of all codes costs."""
+        if type(features) is not Tensor or features.is_meta:
+            # The package asks for values as it goes, which a calculation of costs does not have.
+            scores = features @ features.new_empty(features.shape[1], sum(self.sizes))
+            return features * 1, scores.argmax(1), features.square().mean()
+        frozen = {"freeze_codebook": True} if self.can_freeze and not keeps_up else {}
+        quantized, indices, *rest = self.module(features[None].to(self._like().dtype), **frozen)
+        loss = rest[0].sum() if rest else features.new_zeros(())
+        digits = indices[0].long().view(len(features), -1)
+        index = torch.zeros_like(digits[:, 0])
+        for size, digit in zip(self.sizes, digits.unbind(1), strict=True):
+            index = index * size + digit
+        return quantized[0].to(features.dtype), index, loss.to(features.dtype)
+
+    @never_compiled
+    def vectors(self, indices: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        """Vectors of some indices, 0 to K−1."""
+        rest, digits = indices.to(self._like().device), []
+        for size in reversed(self.sizes):
+            digits.insert(0, rest % size)
+            rest = rest // size
+        digits = digits[0] if len(digits) == 1 else torch.stack(digits, 1)
+        read = getattr(self.module, "get_output_from_indices", None) or self.module.indices_to_codes
+        return read(digits[None])[0]
+
+    def _like(self) -> Tensor:
+        """A number that tells the module's device and type."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return next((values for values in tensors if values.is_floating_point()), torch.empty(0))
+
+    def _apply(self, function: Callable, recurse: bool = True) -> nn.Module:
+        """Moves and converts, but never below float32, in which the package cannot compute."""
+        super()._apply(function, recurse)
+        return self.float() if self._like().dtype in (torch.float16, torch.bfloat16) else self
+
+
+def _library_class(name: str) -> type:
+    try:
+        return getattr(importlib.import_module(PACKAGE), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the quantizer 'vqp' needs vector-quantize-pytorch; type pip install vector-quantize-pytorch ({error})"
+        ) from error
