@@ -219,7 +219,7 @@ def _read_run(path: Path, network: str) -> Checkpoint:
     parts = RUN_PARTS[network]
     file, step, state = _last_state(run, parts)
     run_config = TrainConfig if network == "tokenizer" else GeneratorTrainConfig
-    config = parse(run_config, run.config, source=f"run {run.name}")
+    config = parse(run_config, run.located_config, source=f"run {run.name}")
     keys = {  # where there is one network, keys are its names
         f"{entry}.{name}" if len(parts) > 1 else name: (entry, name)
         for entry in parts
