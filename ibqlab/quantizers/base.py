@@ -89,6 +89,8 @@ class Quantizer(nn.Module):
 
     looks_up: ClassVar[bool] = True
     """Whether `assign` and `choose` read the codebook they are given; False spares making one of 2^D sign vectors."""
+    reaches: ClassVar[str] = ""
+    """Which codes of a learned codebook get a gradient: the "chosen", "all", or "" where nothing is promised."""
 
     def __init__(self, config: QuantizerConfig, codes: nn.Module | None = None, upkeep: Sequence[Upkeep] = ()):
         super().__init__()
@@ -276,8 +278,7 @@ class Registration(NamedTuple):
     quantizer: type[Quantizer]
     config: type[QuantizerConfig]
     look: QuantizerLook
-    module: str
-    """Where it was registered, which is where its class was defined."""
+    module: str  # that defines the class
 
 
 _PRESETS: dict[str, Registration] = {}
@@ -302,8 +303,8 @@ def register_quantizer(
         color, marker: in figures, #RRGGBB and a marker of matplotlib; "": the next that are free.
         **defaults: settings that have another default under this name.
     Raises:
-        ValueError: the name is taken by another class or is none; the config is no class of settings, has a setting
-            called as an argument here, or lacks one that has a default here; a look that no figure can show.
+        ValueError: the name is taken or is none; the config is no class of settings, has a setting called as an
+            argument here, or lacks one that has a default here; a look that no figure can show.
     """
     require(isinstance(name, str) and name.strip() != "", f"a quantizer's name is text such as 'ibq'; got {name!r}")
     is_config = isinstance(config, type) and issubclass(config, QuantizerConfig)
