@@ -2,14 +2,29 @@
 
 import json
 import sys
+from dataclasses import make_dataclass
 
 import pytest
 import torch
+from click.testing import CliRunner
 from registry import SMALL_DIGITS
 
+from ibqlab.cli import main
 from ibqlab.config import ConfigError, content_hash
-from ibqlab.pretrained import load_tokenizer
-from ibqlab.quantizers import available_quantizers, base, build_quantizer
+from ibqlab.notebooks.catalogue import find_notebook
+from ibqlab.notebooks.parameters import read_settings
+from ibqlab.plots.style import method_label, styles_for
+from ibqlab.pretrained import CheckpointError, export_tokenizer, load_tokenizer
+from ibqlab.quantizers import (
+    QuantizerConfig,
+    QuantizerError,
+    available_quantizers,
+    base,
+    build_quantizer,
+    check_quantizer,
+    quantizer_from,
+    register_quantizer,
+)
 from ibqlab.recipes import plugins
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.runs import Run, RunError
@@ -65,7 +80,7 @@ def forget(monkeypatch):
     monkeypatch.setattr(plugins, "_REGISTERED", {})
 
 
-def test_a_study_in_other_processes_trains_a_plugins_quantizer(tmp_path):
+def test_a_study_in_other_processes_trains_a_plugins_quantizer(tmp_path, monkeypatch):
     write_plugin(tmp_path / "my.py")
     settings = tuple(
         f"{key}={json.dumps(value)}" for key, value in TINY.items() if "quantizer" not in key and key != "steps"
@@ -86,7 +101,14 @@ def test_a_study_in_other_processes_trains_a_plugins_quantizer(tmp_path):
     assert digest == import_plugins(["my.py"])[0].sha256
     write_plugin(tmp_path / "my.py", weight=2.0)
     with pytest.raises(StudyError, match=r"holds another grid.*plugins"):
-        open_study("explore_collapse", parameters)
+        open_study("explore_collapse", study.parameters)
+    # The folder is read by its copies, whatever has become of the file.
+    (tmp_path / "my.py").unlink()
+    forget(monkeypatch)
+    again = open_study("study")
+    assert list(again.rows()["method"]) == ["mine"]
+    assert build_quantizer("mine").loss_weights() == {"commitment": 1.0}
+    assert "My own" in again.definition.report(again, False)
 
 
 @pytest.fixture
@@ -230,3 +252,136 @@ def test_a_quantizer_of_this_process_alone_is_refused_by_a_study(tmp_path):
         open_study("explore_collapse", parameters).run(progress=False)
     assert not (tmp_path / "runs" / "study").exists()
     assert train(tiny(plugin=""), "here", progress=False).status == "finished"
+
+
+def test_an_export_names_the_plugin_that_it_needs(run, tmp_path, monkeypatch):
+    export_tokenizer("run", "mine.safetensors", "raw")
+    assert load_tokenizer("mine.safetensors", "raw").quantizer.name == "mine"
+    forget(monkeypatch)
+    says = r"'mine' is registered by the plugin my.py \(sha256 [0-9a-f]{12}.*--plugin my.py"
+    with pytest.raises(CheckpointError, match=says):
+        load_tokenizer("mine.safetensors", "raw")
+    write_plugin(tmp_path / "my.py", weight=2.0)
+    import_plugins(["my.py"])
+    with pytest.warns(UserWarning, match="was made with the plugin my.py of sha256"):
+        load_tokenizer("mine.safetensors", "raw")
+
+
+def command(*words):
+    done = CliRunner().invoke(main, list(words))
+    return done.exit_code, done.output
+
+
+def test_commands_take_plugins(tmp_path, monkeypatch):
+    write_plugin(tmp_path / "my.py")
+    code, text = command("check", "--plugin", "my.py")
+    assert code == 0 and "mine: none of" in text and "✗" not in text
+    forget(monkeypatch)
+    assert command("check", "mine")[0] == 2
+    settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()] + ["tokenizer.quantizer.name=mine"]
+    code, text = command("train", "builtin/smoke", *settings, "--plugin", "my.py", "--output", "./run", "--no-report")
+    assert code == 0, text
+    forget(monkeypatch)
+    for words in (["inspect", "./run", "--weights", "raw"], ["plan", "run/config.yaml"]):
+        code, text = command(*words)
+        assert code == 0, text
+    code, text = command("export", "./run", "out.safetensors", "--weights", "raw")
+    assert code == 0, text
+    forget(monkeypatch)
+    code, text = command("inspect", "out.safetensors", "--weights", "raw")
+    assert code == 2 and "give --plugin my.py" in text
+    assert command("inspect", "out.safetensors", "--weights", "raw", "--plugin", "my.py")[0] == 0
+
+
+def test_a_broken_quantizer_is_told_and_ends_the_command_with_1(tmp_path):
+    (tmp_path / "bad.py").write_text(SOURCE.replace("value = ", "value = codes  # ").replace("WEIGHT", "1.0"))
+    code, text = command("check", "mine", "--plugin", "bad.py")
+    assert code == 1
+    assert "✗ the gradient reaches the encoder" in text and "the encoder learns nothing from the reconstruction" in text
+    assert "mine: 1 of" in text
+
+
+def test_a_notebooks_command_hands_plugins_to_its_parameters(tmp_path):
+    write_plugin(tmp_path / "my.py")
+    notebook = find_notebook("explore_collapse")
+    settings = ["plugins=[my.py]", "methods=[mine]", "preset=smoke"]
+    assert read_settings(notebook, settings)["plugins"] == ["my.py"]
+
+
+def test_training_names_a_quantizer_that_raises(tmp_path):
+    (tmp_path / "bad.py").write_text(SOURCE.replace("value = ", "value = codes.no_such_thing  # "))
+    with pytest.raises(QuantizerError, match=r"'mine' raised in assign \(bad.py, line 15\): AttributeError"):
+        train(tiny("bad.py"), "run", progress=False)
+    assert Run("run").status == "failed"
+
+
+class TestFunctions:
+    def test_indices_alone_make_a_quantizer_that_keeps_every_rule(self):
+        @quantizer_from
+        def dot_vq(features, codebook):
+            """The largest dot product."""
+            return (features @ codebook.T).argmax(dim=1)
+
+        assert not [finding for finding in check_quantizer("dot_vq") if finding.broken]
+        torch.manual_seed(0)
+        z = torch.randn(2, 8, 3, 3)
+        ours = build_quantizer("dot_vq", codebook_size=16, code_dim=8)
+        theirs = build_quantizer("vq", metric="dot", codebook_size=16, code_dim=8)
+        ours.load_state_dict(theirs.state_dict())
+        for mine, other in zip(ours(z), theirs(z), strict=True):
+            assert mine == other if isinstance(mine, dict) else torch.equal(mine, other)
+
+    def test_vectors_and_terms_take_the_place_of_the_default_ones(self):
+        @quantizer_from(name="three", label="Three")
+        def function(features, codebook):
+            indices = torch.cdist(features, codebook).argmin(1)
+            codes = codebook[indices]
+            return features + (codes - features).detach(), indices, {"pull": (features - codes).square().mean()}
+
+        quantizer = build_quantizer("three", codebook_size=16, code_dim=8)
+        out = quantizer(torch.randn(2, 8, 3, 3))
+        assert set(out.terms) == {"pull"} and out.loss == out.terms["pull"]
+        assert not [finding for finding in check_quantizer("three") if finding.broken]
+
+    @pytest.mark.parametrize(
+        ("result", "says"),
+        [
+            (lambda z, c: z, r"whole indices of shape \(N,\)"),
+            (lambda z, c: (z, z, {}, 1), "got a tuple of 4"),
+            (lambda z, c: None, "got NoneType"),
+            (lambda z, c: (z[:, :2], z.argmax(1)), r"quantized of shape \(N, D\)"),
+        ],
+    )
+    def test_what_is_no_choice_is_refused_by_name(self, result, says):
+        quantizer_from(result, name="odd")
+        with pytest.raises(QuantizerError, match=says) as caught:
+            build_quantizer("odd", codebook_size=16, code_dim=8)(torch.randn(2, 8, 3, 3))
+        assert "'odd'" in str(caught.value)
+
+    def test_a_function_without_a_name_is_asked_for_one(self):
+        with pytest.raises(ValueError, match="a lambda has no name"):
+            quantizer_from(lambda z, c: None)
+        with pytest.raises(ValueError, match="takes a function"):
+            quantizer_from(3)
+
+
+class TestLooks:
+    def test_figures_show_what_the_registration_says(self, tmp_path):
+        write_plugin(tmp_path / "my.py")
+        import_plugins(["my.py"])
+        styles = styles_for(["mine, N(0, 1)", "mine", "vq"])
+        assert method_label("mine") == styles["mine"].label == "My own"
+        assert styles["mine, N(0, 1)"].label == "My own, N(0, 1)"
+        assert styles["mine, N(0, 1)"].color == "#1B9E77" and styles["mine"].marker == "h"
+
+    def test_without_a_colour_it_takes_the_next_one(self):
+        quantizer_from(lambda z, c: None, name="plain", label="Plain")
+        styles = styles_for(["plain", "unknown"])
+        assert styles["plain"].label == "Plain" and styles["unknown"].label == "unknown"
+        assert styles["plain"].color != styles["unknown"].color
+
+    @pytest.mark.parametrize("word", ["label", "color", "marker"])
+    def test_a_setting_of_such_a_name_is_refused(self, word):
+        config = make_dataclass("Own", [(word, str, "x")], bases=(QuantizerConfig,), frozen=True, kw_only=True)
+        with pytest.raises(ValueError, match=f"`{word}` is for figures"):
+            register_quantizer("own", config)

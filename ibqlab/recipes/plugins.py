@@ -14,8 +14,8 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +64,8 @@ _LOADED: dict[str, Plugin] = {}
 """Plugins that this process has run, by module."""
 _REGISTERED: dict[str, dict[str, Registration]] = {}
 """What each of them registered."""
+_SEARCHED: list[Path] = []
+"""Folders that `copies_first` has named, the latest first."""
 
 
 def copy_name(plugin: str) -> str:
@@ -100,6 +102,16 @@ def import_named(settings: Mapping[str, Any]) -> None:
     plugins = settings.get("plugins")
     if isinstance(plugins, (list, tuple)) and all(isinstance(plugin, str) for plugin in plugins):
         import_plugins(plugins)
+
+
+@contextmanager
+def copies_first(folder: Path) -> Iterator[None]:
+    """Inside the block files are taken from the copies that a run's or study's folder keeps, where it has them."""
+    _SEARCHED.insert(0, folder / COPIES)
+    try:
+        yield
+    finally:
+        del _SEARCHED[0]
 
 
 def allow_plugins(plugins: Sequence[str]) -> None:
@@ -182,9 +194,9 @@ def _import(plugin: str) -> Plugin:
 def _find(plugin: str) -> Path:
     """The file of a plugin."""
     file = Path(plugin).expanduser()
-    first = os.environ.get(SEARCHED_FIRST)
-    if first and is_ordinary(Path(first) / file.name):
-        return Path(first) / file.name
+    for folder in (*_SEARCHED, os.environ.get(SEARCHED_FIRST)):
+        if folder and is_ordinary(Path(folder) / file.name):
+            return (Path(folder) / file.name).absolute()
     if is_ordinary(file):
         return file.resolve()
     raise ConfigError(

@@ -29,10 +29,10 @@ def require_same_plugins(run: Run, plugins: Sequence[Plugin]) -> None:
         if not is_ordinary(copy):
             continue  # other settings, which are refused by name, or a copy that was deleted
         kept = hashlib.sha256(read_bytes(copy, SOURCE_BYTES)).hexdigest()
-        began = next((digest for name, digest in noted.items() if run.copy_of(name) == copy), kept)
+        began = next((str(digest) for name, digest in noted.items() if run.copy_of(name) == copy), kept)
         if kept != began:
             raise RunError(
-                f"{copy} was edited after the run began (sha256 {kept[:12]}, began with {for_terminal(began)[:12]}); "
+                f"{copy} was edited after the run began (sha256 {kept[:12]}, began with {for_terminal(began[:12])}); "
                 "nothing was changed. Undo the edit, or choose another folder (--output FOLDER)"
             )
         if plugin.sha256 != kept:
