@@ -258,6 +258,9 @@ def test_an_export_names_the_plugin_that_it_needs(run, tmp_path, monkeypatch):
     export_tokenizer("run", "mine.safetensors", "raw")
     assert load_tokenizer("mine.safetensors", "raw").quantizer.name == "mine"
     forget(monkeypatch)
+    assert load_tokenizer("mine.safetensors", "raw").quantizer.name == "mine"
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
+    forget(monkeypatch)
     says = r"'mine' is registered by the plugin my.py \(sha256 [0-9a-f]{12}.*--plugin my.py"
     with pytest.raises(CheckpointError, match=says):
         load_tokenizer("mine.safetensors", "raw")
@@ -288,6 +291,7 @@ def test_commands_take_plugins(tmp_path, monkeypatch):
     code, text = command("export", "./run", "out.safetensors", "--weights", "raw")
     assert code == 0, text
     forget(monkeypatch)
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
     code, text = command("inspect", "out.safetensors", "--weights", "raw")
     assert code == 2 and "give --plugin my.py" in text
     assert command("inspect", "out.safetensors", "--weights", "raw", "--plugin", "my.py")[0] == 0

@@ -22,7 +22,7 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     """What CHECKPOINT holds, key by key, and the architecture that its names and shapes tell.
 
     CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder, of a tokenizer or a generator. Nothing
-    in it is executed, save a plugin in a run folder that you have used yourself before.
+    in it is executed. A plugin that it names is run if you have used the same file before, or give it.
     """
     from ibqlab.config import dump_yaml
     from ibqlab.pretrained import is_generator, load_generator, load_tokenizer

@@ -36,7 +36,7 @@ from ibqlab.pretrained.tensor_files import (
 from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
-from ibqlab.recipes.plugins import plugin_of
+from ibqlab.recipes.plugins import import_known, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import locate
@@ -214,16 +214,17 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
 
 
 def _require_plugins(path: Path, plugins: Any, settings: Any) -> None:
-    """Refuse an export whose quantizer was registered by a plugin that this process has not run; warn of another one.
+    """Run the plugin that an export needs, where this user has run the same content before; warn of another one.
 
-    The plugin is named and not run: nothing that a file says is executed.
+    Raises:
+        CheckpointError: its quantizer is not known here; the message names the plugin.
     """
     if not isinstance(plugins, dict) or not plugins:
         return
     name, digest = (str(text) for text in next(iter(plugins.items())))
     quantizer = settings.get("quantizer", {}).get("name", "") if isinstance(settings, dict) else ""
     file = for_terminal(Path(name).name, 80)
-    if quantizer not in available_quantizers():
+    if quantizer not in available_quantizers() and not import_known(Path(name).name, digest):
         raise CheckpointError(
             f"{path}: its quantizer {for_terminal(quantizer, 80)!r} is registered by the plugin {file} (sha256 "
             f"{for_terminal(digest[:12])}), which was not run here; give --plugin {file}, in Python "

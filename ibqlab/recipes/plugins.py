@@ -5,13 +5,14 @@
 What is unusual: a file is known by its content. It is run once per process and content, under a module name made of its
 hash, and what it registered comes back whenever the same content is asked for. So two runs with two versions of a file
 can be read side by side, and a run is read with the copy of the file that it keeps. Code that came with a folder, and
-that this user has never named, is not run: `allow_plugins`.
+that this user has never named, is not run: what was named once is kept in the cache by its hash.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,7 +119,8 @@ def allow_plugins(plugins: Sequence[str]) -> None:
     """Note that this user has named these files: copies of them in any run's folder may be run from now on."""
     for plugin in plugins:
         if _is_file(plugin):
-            _note_allowed(hashlib.sha256(_read(_find(plugin))).hexdigest())
+            source = _read(_find(plugin))
+            _keep(source, hashlib.sha256(source).hexdigest())
 
 
 def plugin_of(quantizer: str) -> Plugin | None:
@@ -184,7 +186,7 @@ def _import(plugin: str) -> Plugin:
     digest = hashlib.sha256(source).hexdigest()
     module = f"{MODULE}{digest[:32]}"
     if module not in _LOADED:
-        _require_allowed(file, digest)
+        _require_allowed(file, source, digest)
         _run(Plugin(name=plugin, source=source, module=module), file)
     else:
         _register_again(module)
@@ -315,28 +317,52 @@ def _require_distinct(plugins: Sequence[Plugin]) -> None:
 # --- code that came with a folder -------------------------------------------------------------------------------------
 
 
-def _require_allowed(file: Path, digest: str) -> None:
-    """Refuse to run a file out of a run's or study's folder that this user has never named, and note the others."""
+def import_known(plugin: str, sha256: str) -> bool:
+    """Run a plugin that an export names, if this user has run the same content before; whether it was.
+
+    Args:
+        plugin: its file name.
+        sha256: of its content, hexadecimal.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        return False
+    try:
+        source = read_bytes(_known(sha256), SOURCE_BYTES)
+    except (UnreadableFile, FileNotFoundError):
+        return False
+    if hashlib.sha256(source).hexdigest() != sha256:
+        return False
+    module = f"{MODULE}{sha256[:32]}"
+    if module in _LOADED:
+        _register_again(module)
+    else:
+        _run(Plugin(name=plugin, source=source, module=module), _known(sha256))
+    return True
+
+
+def _require_allowed(file: Path, source: bytes, digest: str) -> None:
+    """Refuse to run a file out of a run's or study's folder that this user has never named, and keep the others."""
     first = os.environ.get(SEARCHED_FIRST)
     came_along = any(
         is_ordinary(folder / name) for folder in file.parents[:2] for name in ("provenance.json", "study.json")
     )
     if not came_along or (first and file.parent == Path(first)):
-        _note_allowed(digest)
-    elif not (_allowed(digest)).exists():
+        _keep(source, digest)
+    elif not is_ordinary(_known(digest)):
         raise ConfigError(
             f"plugin {file}: it lies in the folder of a run or study, and was never used here (sha256 {digest[:12]}); "
             f"code that comes with a folder is not run unasked. Read it, then allow it: ibqlab check --plugin {file}"
         )
 
 
-def _allowed(digest: str) -> Path:
-    return cache_folder() / "plugins" / digest
+def _known(digest: str) -> Path:
+    """Where this user's own plugins are kept, by content: what stands here may be run."""
+    return cache_folder() / "plugins" / f"{digest}.py"
 
 
-def _note_allowed(digest: str) -> None:
-    file = _allowed(digest)
+def _keep(source: bytes, digest: str) -> None:
+    file = _known(digest)
     if not file.exists():
         with suppress(OSError, RunError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, b"")
+            write_whole(file, source)
