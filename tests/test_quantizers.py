@@ -644,6 +644,20 @@ class FixedCodes(Good):
         return super().assign(features, codebook.detach())
 
 
+class CountsAlone(Good):
+    """Each process counts its own tokens."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("hits", torch.zeros(config.codebook_size))
+
+    def assign(self, features, codebook):
+        out = super().assign(features, codebook)
+        if self.training:
+            self.hits += torch.bincount(out.indices, minlength=len(codebook))
+        return out
+
+
 class PromisesAll(Good):
     reaches = "all"
 
@@ -667,6 +681,7 @@ BROKEN = {
     ByNumber: ("permuting the codes permutes the indices", "other codes are chosen"),
     Idle: ("every parameter takes part in a step", r"unused\.weight"),
     FixedCodes: ("codes learn as promised", "has a gradient to the codebook"),
+    CountsAlone: ("two processes learn the same", "another hits; sum what is counted"),
     PromisesAll: ("codes learn as promised", "and all are promised"),
     Restless: ("evaluation changes nothing and repeats itself", "two evaluations"),
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ibqlab.quantizers.assignments import QuantizerError
 from ibqlab.quantizers.base import Quantizer, build_quantizer, quantizer_config
+from ibqlab.quantizers.two_processes import difference_of_two
 
 CODES, DIM = 24, 6
 LARGE = 2**18
@@ -349,6 +350,12 @@ def _(name: str) -> None:
     torch.save(quantizer, stored)
     stored.seek(0)
     _need(torch.load(stored, weights_only=False).config == quantizer.config, "a stored quantizer has other settings")
+
+
+@_rule("two processes learn the same", "Each has half of a batch; what they do not share makes two quantizers of one")
+def _(name: str) -> None:
+    seen = difference_of_two(lambda: _small(name), lambda step, rank: _features(step)[rank : rank + 1])
+    _need(not seen, f"{seen}; sum what is counted with ibqlab.base.processes.sum_over_processes" if seen else "")
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
