@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import make_dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from ibqlab.quantizers import (
     straight_through,
 )
 from ibqlab.quantizers.assignments import QuantizerError
-from ibqlab.quantizers.contract import BASIC, RULES, check_quantizer
+from ibqlab.quantizers.contract import BASIC, RULES, check_quantizer, exemptions
 
 CODES, DIM = 24, 6
 PUBLISHED = {"ibq", "lfq", "simvq", "soft_vq", "vq", "vq_cosine", "vq_ema"}
@@ -94,7 +95,8 @@ def test_a_quantizer_and_its_settings_are_pickled(name):
 class TestContract:
     @pytest.mark.parametrize("rule", RULES, ids=[rule.name for rule in RULES])
     def test_it_keeps_every_rule(self, name, rule):
-        rule.check(name)
+        if rule.name not in exemptions(name):
+            rule.check(name)
 
     def test_encode_gives_the_indices_of_evaluation_and_nothing_else(self, name):
         quantizer = built(name)
@@ -653,9 +655,13 @@ class CountsAlone(Good):
 
     def assign(self, features, codebook):
         out = super().assign(features, codebook)
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             self.hits += torch.bincount(out.indices, minlength=len(codebook))
         return out
+
+
+class Excused(CountsAlone):
+    exempt: ClassVar = {"two processes learn the same": "hits are for looking at"}
 
 
 class PromisesAll(Good):
@@ -706,6 +712,20 @@ def test_the_contract_finds_nothing_where_nothing_is_broken():
     assert torch.equal(before, torch.get_rng_state())
     with pytest.raises(ValueError, match="quantizer name must be one of"):
         check_quantizer("no_such_thing")
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_method_may_be_exempt_from_a_rule_and_says_why():
+    register_quantizer("mine")(Excused)
+    findings = check_quantizer("mine")
+    assert not [finding for finding in findings if finding.broken]
+    assert "– two processes learn the same: hits are for looking at" in map(str, findings)
+    Excused.exempt["two proceses"] = "misspelt"
+    try:
+        with pytest.raises(ValueError, match="did you mean 'two processes learn the same'"):
+            check_quantizer("mine")
+    finally:
+        del Excused.exempt["two proceses"]
 
 
 @pytest.mark.usefixtures("registry")

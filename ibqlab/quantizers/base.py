@@ -2,9 +2,8 @@
 
 A method of the literature is one choice on each of three independent axes (see `codebooks`, `estimators`, `upkeep`).
 A subclass of `Quantizer` supplies `assign`: how tokens choose codes and how gradients come back. It may have another
-codebook than free parameters, upkeep, and settings of its own. Everything else, from shapes and precision to the
-summed loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w
-tokens · K codes · D code dimension.
+codebook than free parameters, upkeep, and settings of its own. Everything else, from shapes and precision to the summed
+loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w tokens · K codes · D code dimension.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ class QuantizerConfig:
     config_name: ClassVar[str] = ""
     """The name under which the preset is registered; written into config files as `name`."""
     quantizer_class: ClassVar[type | None] = None
-    """The class that was registered under it."""
+    """The class that was registered under it, and that these settings build, whatever takes the name later."""
     codebook_size: int = 1024
     """K, codes, at least 2. Paper: 1,024 to 262,144; 16,384 where not said otherwise."""
     code_dim: int = 64
@@ -90,7 +89,9 @@ class Quantizer(nn.Module):
     looks_up: ClassVar[bool] = True
     """Whether `assign` and `choose` read the codebook they are given; False spares making one of 2^D sign vectors."""
     reaches: ClassVar[str] = ""
-    """Which codes of a learned codebook get a gradient: the "chosen", "all", or "" where nothing is promised."""
+    """Which codes of this class get a gradient: the "chosen", "all", or "" where nothing is promised."""
+    exempt: ClassVar[Mapping[str, str]] = {}
+    """Rules of `contract` that a method cannot keep → why; they are not tried."""
 
     def __init__(self, config: QuantizerConfig, codes: nn.Module | None = None, upkeep: Sequence[Upkeep] = ()):
         super().__init__()
@@ -331,7 +332,6 @@ def register_quantizer(
             config_class = make_dataclass(class_name, changed, bases=(config,), frozen=True, kw_only=True)
             config_class.__module__ = quantizer.__module__
         config_class.config_name = name
-        # Settings build the class that they were made for, also after a changed file has registered another.
         config_class.quantizer_class = quantizer
         _PRESETS[name] = Registration(quantizer, config_class, look, quantizer.__module__)
         return quantizer
@@ -341,9 +341,9 @@ def register_quantizer(
 
 def _is_again(registration: Registration, quantizer: type[Quantizer]) -> bool:
     """Whether a class is a registered one defined once more, as by a notebook's cell that is run again."""
-    own = registration.module.startswith(PACKAGE) or quantizer.__module__.startswith(PACKAGE)
-    same_home = not own or registration.module == quantizer.__module__
-    return same_home and registration.quantizer.__qualname__ == quantizer.__qualname__
+    modules = {registration.module, quantizer.__module__}
+    may_be = len(modules) == 1 or not any(module.startswith(PACKAGE) for module in modules)
+    return may_be and registration.quantizer.__qualname__ == quantizer.__qualname__
 
 
 def registrations() -> dict[str, Registration]:
