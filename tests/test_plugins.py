@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from registry import SMALL_DIGITS
 
 from ibqlab.cli import main
-from ibqlab.config import ConfigError, content_hash
+from ibqlab.config import ConfigError, content_hash, parse, to_dict
 from ibqlab.notebooks.catalogue import find_notebook
 from ibqlab.notebooks.parameters import read_settings
 from ibqlab.plots.style import method_label, styles_for
@@ -29,7 +29,7 @@ from ibqlab.recipes import plugins
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyError, StudyParameters, open_study
-from ibqlab.training import recipe_config, train
+from ibqlab.training import RunParameters, prepare_run, recipe_config, train
 
 pytestmark = pytest.mark.usefixtures("warm_start", "fresh_registry")
 
@@ -168,6 +168,19 @@ def test_a_plugin_beside_its_recipe_is_found_from_anywhere(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "lab")
     forget(monkeypatch)
     assert recipe_config("mine.yaml").plugins == ("my.py",)
+
+
+def test_a_plugin_may_lie_anywhere_and_a_notebooks_parameters_take_it(tmp_path, monkeypatch):
+    (tmp_path / "far away").mkdir()
+    file = write_plugin(tmp_path / "far away" / "my.py")
+    settings = ("tokenizer.quantizer.name=mine", "tokenizer.quantizer.codebook_size=16")
+    config, folder = prepare_run(RunParameters(preset="smoke", settings=settings, plugins=(file,), output="./run"))
+    assert config.plugins == (file,) and str(folder) == "run"
+    assert config.tokenizer.quantizer.config_name == "mine"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    forget(monkeypatch)
+    assert to_dict(parse(type(config), to_dict(config))) == to_dict(config)
 
 
 def test_two_versions_of_a_file_live_side_by_side(tmp_path):

@@ -59,7 +59,8 @@ def require_reachable(configs: Sequence[TrainConfig]) -> None:
         if module.startswith(PACKAGE) or (plugin and plugin.file_name in map(copy_name, config.plugins)):
             continue
         if module == "__main__":
-            home, remedy = "this notebook or script alone", "put its class into a file of its own"
+            home = "this notebook or script alone"
+            remedy = "put its class into a file of its own (in a notebook: %%writefile my_quantizer.py above the cell)"
         else:
             home, remedy = f"the module {module}, which they do not import", "name it"
         raise ConfigError(
