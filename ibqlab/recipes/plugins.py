@@ -23,7 +23,6 @@ from types import ModuleType
 from typing import Any
 
 from ibqlab.base.cache import cache_folder
-from ibqlab.base.checks import require
 from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, write_whole
 from ibqlab.config import ConfigError
 from ibqlab.quantizers.base import Registration, registrations, replace_registrations
@@ -71,7 +70,8 @@ _SEARCHED: list[Path] = []
 
 def copy_name(plugin: str) -> str:
     """The file name of a plugin's copy: the file's own, or the module's with .py behind it."""
-    return Path(plugin).name if _is_file(plugin) else f"{plugin}.py"
+    name = Path(plugin).name
+    return name if name.endswith(".py") else f"{name}.py"
 
 
 def import_plugins(plugins: Sequence[str]) -> list[Plugin]:
@@ -178,7 +178,8 @@ def _is_file(plugin: str) -> bool:
 
 
 def _import(plugin: str) -> Plugin:
-    require(plugin.strip() != "", "plugins: a plugin is a file that ends in .py, or a module; got an empty name")
+    if not plugin.strip():
+        raise ConfigError("plugins: a plugin is a file that ends in .py, or a module; got an empty name")
     if not _is_file(plugin):
         return _import_module(plugin)
     file = _find(plugin)
@@ -280,7 +281,10 @@ def _remember(plugin: Plugin, before: Mapping[str, Registration]) -> None:
 def _register_again(module: str) -> None:
     _forget_other_versions(_LOADED[module])
     taken = [name for name, one in registrations().items() if name in _REGISTERED[module] and not _is_plugins(one)]
-    require(not taken, f"plugin {_LOADED[module].name}: a quantizer named {taken[:1]} exists already; choose another")
+    if taken:
+        raise ConfigError(
+            f"plugin {_LOADED[module].name}: a quantizer named {taken[0]!r} exists already; choose another name"
+        )
     replace_registrations(registrations() | _REGISTERED[module])
 
 

@@ -66,6 +66,7 @@ def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
 
     `extends` names a file beside the recipe or under experiments/, with or without `.yaml`. Mappings merge key by key,
     everything else replaces; a mapping whose `name` differs from the base's (another quantizer) replaces it whole.
+    Files in `plugins` may lie beside the recipe that names them.
 
     Raises:
         ConfigError: no such file, a missing base, or recipes that extend each other in a circle.

@@ -54,8 +54,7 @@ def require_reachable(configs: Sequence[TrainConfig]) -> None:
     """
     for config in configs:
         name = config.tokenizer.quantizer.config_name
-        module = registrations()[name].module
-        plugin = plugin_of(name)
+        module, plugin = registrations()[name].module, plugin_of(name)
         if module.startswith(PACKAGE) or (plugin and plugin.file_name in map(copy_name, config.plugins)):
             continue
         if module == "__main__":
