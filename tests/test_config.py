@@ -557,13 +557,13 @@ def test_read_parameters_names_a_value_that_is_no_setting():
             TrainConfig,
             "c97a0964a0be",
             "data tokenizer loss optimizer record speed steps batch_size accumulate processes accelerator precision "
-            "ema_decay ema_codebook_start start_from seed",
+            "ema_decay ema_codebook_start start_from seed plugins",
         ),
         (
             GeneratorTrainConfig,
             "9d8c2ab13e81",
             "tokenizer tokenizer_weights data tokens index_permutation generator optimizer record speed steps "
-            "batch_size accumulate processes accelerator precision seed",
+            "batch_size accumulate processes accelerator precision seed plugins",
         ),
     ],
 )

@@ -9,11 +9,12 @@ holds the commands of one kind. Start with `training_commands.train`.
 from ibqlab.cli.checkpoint_commands import download, export, inspect
 from ibqlab.cli.notebook_commands import notebooks, run
 from ibqlab.cli.program import main
+from ibqlab.cli.quantizer_commands import check
 from ibqlab.cli.run_commands import report, runs, show
 from ibqlab.cli.sampling_commands import sample, tokenize
 from ibqlab.cli.training_commands import plan, train
 
-for command in (run, notebooks, train, plan, tokenize, sample, runs, show, report, inspect, download, export):
+for command in (run, notebooks, train, plan, check, tokenize, sample, runs, show, report, inspect, download, export):
     main.add_command(command)
 
 __all__ = ["main"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ibqlab.cli.terminal import say, section
+from ibqlab.cli.terminal import PLUGIN_RUN, say, section
 
 HEADS = click.option("--num-heads", type=int, help="Of a published generator, which does not tell it; else width / 64.")
 GRID = click.option("--grid-size", type=int, help="Of a published generator: tokens along a side; by default 16.")
@@ -17,11 +17,12 @@ GRID = click.option("--grid-size", type=int, help="Of a published generator: tok
 @click.option("--quantizer", help="Of a published file that does not tell IBQ from VQ: ibq or vq.")
 @HEADS
 @GRID
+@PLUGIN_RUN
 def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None, grid_size: int | None) -> None:
     """What CHECKPOINT holds, key by key, and the architecture that its names and shapes tell.
 
     CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder, of a tokenizer or a generator. Nothing
-    in it is executed.
+    in it is executed. A plugin that it names is run if you have used the same file before, or give it.
     """
     from ibqlab.config import dump_yaml
     from ibqlab.pretrained import is_generator, load_generator, load_tokenizer
@@ -65,6 +66,7 @@ def download(name: str | None, folder: Path | None) -> None:
 @click.option("--weights", type=click.Choice(["ema", "raw"]), help="For .safetensors: which set; by default ema.")
 @HEADS
 @GRID
+@PLUGIN_RUN
 def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | None, grid_size: int | None) -> None:
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError

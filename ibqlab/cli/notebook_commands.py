@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ibqlab.cli.run_commands import report_on
-from ibqlab.cli.terminal import say, say_loading, sigterm_as_ctrl_c
+from ibqlab.cli.terminal import PLUGIN, say, say_loading, sigterm_as_ctrl_c
 
 HELP = "Show this and all notebooks; with NOTEBOOK its parameters and presets."
 
@@ -35,8 +35,9 @@ def _help_of_run(ctx: click.Context, _: click.Parameter, is_requested: bool) -> 
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Executed copy; by default dated, under runs/notebooks."
 )
+@PLUGIN
 @click.option("--help", is_flag=True, expose_value=False, callback=_help_of_run, help=HELP)
-def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> None:
+def run(notebook: str | None, settings: Sequence[str], output: Path | None, plugins: Sequence[str]) -> None:
     """Execute NOTEBOOK, a path or a name under notebooks/, with some of its parameters replaced.
 
     codebook_sizes=[256,1024] is a list, text stays as it is typed. All parameters, presets and settings of recipes are
@@ -51,7 +52,7 @@ def run(notebook: str | None, settings: Sequence[str], output: Path | None) -> N
     from ibqlab.notebooks.results import results_of
 
     source = find_notebook(notebook)
-    values = read_settings(source, settings)
+    values = read_settings(source, [*settings, *([f"plugins=[{', '.join(plugins)}]"] if plugins else [])])
     target = prepare_copy(source, output)
     with sigterm_as_ctrl_c():
         failure, folder, result = execute(source, target, values)

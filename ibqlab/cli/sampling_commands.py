@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ibqlab.base.devices import require_device, require_processes
-from ibqlab.cli.terminal import WHERE, is_first_process, say, say_loading
+from ibqlab.cli.terminal import PLUGIN_RUN, WHERE, is_first_process, say, say_loading
 
 
 @click.command()
@@ -21,6 +21,7 @@ from ibqlab.cli.terminal import WHERE, is_first_process, say, say_loading
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the crops.")
 @click.option("--verify", is_flag=True, help="Compare the files of a store that is there with their checksums.")
+@PLUGIN_RUN
 def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool, **options: Any) -> None:
     """Write the tokens of a data set once, for generators to be trained on: tokens=FOLDER in their recipe.
 
@@ -66,6 +67,7 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
 @click.option("--compiled", is_flag=True, help="Compile the step of one position (CUDA graphs on a GPU).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+@PLUGIN_RUN
 def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | None, **options: Any) -> None:
     """Draw images of every class from a generator: tar shards, and the .npz that published evaluators read.
 

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import click
 
@@ -22,6 +23,30 @@ def say(text: object, err: bool = False) -> None:
 
 def section(title: str, text: str) -> None:
     say(f"\n{title}\n" + "\n".join(f"  {line}" for line in text.splitlines()))
+
+
+def _run_plugins(ctx: click.Context, _: click.Parameter, plugins: tuple[str, ...]) -> tuple[str, ...]:
+    if plugins and not ctx.resilient_parsing:
+        from ibqlab.recipes.plugins import allow_plugins, import_plugins  # noqa: PLC0415 - heavy
+
+        allow_plugins(plugins)
+        import_plugins(plugins)
+    return plugins
+
+
+_PLUGIN = partial(
+    click.option,
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE",
+    callback=_run_plugins,
+    help="File or module of yours that registers a quantizer; may be given several times.",
+)
+PLUGIN = _PLUGIN()
+"""Option of every command that may meet a quantizer of the user's. What it names is run at once."""
+PLUGIN_RUN = _PLUGIN(expose_value=False)
+"""The same where a command needs no more than that."""
 
 
 def is_first_process() -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ibqlab.cli.run_commands import report_on
-from ibqlab.cli.terminal import WHERE, is_first_process, say, say_loading, sigterm_as_ctrl_c
+from ibqlab.cli.terminal import PLUGIN, WHERE, is_first_process, say, say_loading, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from ibqlab.costs.run_cost import RunCost
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 @click.option("--output", default="", help=f"Run folder; by default <recipe>-<settings' hash>. {WHERE}")
 @click.option("--accept-changed-data", is_flag=True, help="Continue a run whose images have changed since it began.")
 @click.option("--report/--no-report", "reporting", default=True, help="Draw the run's figures and report at the end.")
-def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data: bool, reporting: bool) -> None:
+@PLUGIN
+def train(
+    recipe: str,
+    settings: Sequence[str],
+    *,
+    output: str,
+    accept_changed_data: bool,
+    reporting: bool,
+    plugins: Sequence[str],
+) -> None:
     """Train RECIPE, a path or a name under experiments/, with some of its keys replaced: a tokenizer or a generator.
 
     Keys are dotted: tokenizer.quantizer.codebook_size=4096. An interrupted run is continued; a finished one is left
@@ -33,7 +42,7 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
     from ibqlab.training import TrainConfig, train_generator
     from ibqlab.training import train as train_tokenizer
 
-    config = recipe_config(recipe, assignments=settings)
+    config = recipe_config(recipe, assignments=settings, plugins=plugins)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
     try:
@@ -56,12 +65,15 @@ def train(recipe: str, settings: Sequence[str], output: str, accept_changed_data
 @click.option("--images-per-second", type=float, help="Measured training speed of one GPU.")
 @click.option("--gpus", type=int, help="GPUs that work together; by default the recipe's processes.")
 @click.option("--gpu-hour-price", type=float, help="Price of one GPU for an hour, in any currency.")
+@PLUGIN
 def plan(
     recipe: str,
     settings: Sequence[str],
+    *,
     images_per_second: float | None,
     gpus: int | None,
     gpu_hour_price: float | None,
+    plugins: Sequence[str],
 ) -> None:
     """What RECIPE would cost: parameters, operations, memory, steps, disk; GPU-hours and price.
 
@@ -73,7 +85,7 @@ def plan(
     from ibqlab.costs.time_and_price import TrainingSpeed, training_time
     from ibqlab.recipes.recipe_files import find_recipes
 
-    plans = [count_recipe(str(file), settings) for file in find_recipes(recipe)]
+    plans = [count_recipe(str(file), settings, plugins) for file in find_recipes(recipe)]
     if images_per_second is not None:
         speeds = {p.name: TrainingSpeed(images_per_second=images_per_second, origin="as given") for p in plans}
     elif gpus is not None or gpu_hour_price is not None:

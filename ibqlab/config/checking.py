@@ -42,7 +42,8 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, source: str = "settings")
 
     Args:
         cls: a dataclass, nested as deep as you like; fields that are missing take their defaults. Its __post_init__
-            raises ValueError for impossible values.
+            raises ValueError for impossible values. Its class method `before_parsing` may do something with the plain
+            mapping first, such as importing what the settings name.
         mapping: what arrived.
         source: where it came from; starts the message.
     Returns:
@@ -61,6 +62,9 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, source: str = "settings")
     impossible = list(_impossible_values(plain_mapping, ()))
     if impossible:
         raise ConfigError.from_problems(source, impossible)
+    before_parsing = getattr(cls, "before_parsing", None)
+    if before_parsing:
+        before_parsing(plain_mapping)
     try:
         # Through JSON: a list then fits a tuple, while "3" fits no int.
         return _adapter(cls).validate_json(json.dumps(plain_mapping), strict=True, extra="forbid")

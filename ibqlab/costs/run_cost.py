@@ -120,17 +120,19 @@ class RunCost(StepCost):
         )
 
 
-def count_recipe(name: str, assignments: Sequence[str] = ()) -> RunCost:
+def count_recipe(name: str, assignments: Sequence[str] = (), plugins: Sequence[str] = ()) -> RunCost:
     """The cost of a recipe, of a tokenizer's run or a generator's.
 
     Args:
         name: path, or name under experiments/.
         assignments: keys to replace, as typed on a command line.
+        plugins: files and modules to run besides those that the recipe names.
     Raises:
         ConfigError: no such recipe, or settings that do not fit it.
         ValueError: an image size that the networks cannot take.
     """
-    return count_run(recipe_config(name, assignments=assignments), recipe_name(Path(name)), published_row(name))
+    config = recipe_config(name, assignments=assignments, plugins=plugins)
+    return count_run(config, recipe_name(Path(name)), published_row(name))
 
 
 def count_run(

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, CellStore, cause_of
+from ibqlab.recipes.plugins import COPIES, SEARCHED_FIRST
 from ibqlab.training import TrainConfig, train, train_generator
 
 
@@ -21,6 +22,8 @@ def main(folder: str, name: str) -> int:
     """Work on a cell to its row. Returns the exit code: 0 done, 1 failed, 74 no room, 75 taken by another process."""
     # The tokenizer that a generator needs is named as a run of this folder.
     os.environ["IBQLAB_RUNS"] = str(Path(folder).resolve())
+    # Its code is the study's, also when the file that it was copied from has changed meanwhile.
+    os.environ[SEARCHED_FIRST] = str(Path(folder).resolve() / COPIES)
     store = CellStore(folder)
     try:
         if os.environ.get("RANK", "0") != "0":

@@ -77,7 +77,7 @@ def _draw(axes: Axes, table: pd.DataFrame, quantity: Quantity, rows: list[str]) 
     places = {row: number for number, row in enumerate(rows)}
     for _, point in table.iterrows():
         y, x = places[point["row"]], point["value"] * quantity.scale
-        look = style.METHOD_STYLES.get(point["method"])
+        look = style.method_style(point["method"])
         color, marker = (look.color, look.marker) if look else (style.REFERENCE_GREY, "s")
         if point["kind"] == "paper":
             axes.plot(x, y, markersize=7, zorder=1.9, **style.PAPER)

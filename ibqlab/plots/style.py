@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ibqlab.base.escaping import for_matplotlib
+from ibqlab.quantizers.base import registrations
 
 CAPTION_SIZE = 8.0
 """Points: the smallest text in any figure."""
@@ -90,9 +91,27 @@ METHOD_STYLES: dict[str, LineStyle] = {
 """One look per built-in method, in every figure. The order is that of legends."""
 
 
+def method_style(name: str) -> LineStyle | None:
+    """A method's look: a built-in one's, else what its registration says; None where that says no colour.
+
+    Args:
+        name: as it is registered.
+    """
+    if name in METHOD_STYLES:
+        return METHOD_STYLES[name]
+    registered = registrations().get(name)
+    if registered is None or not registered.look.color:
+        return None
+    look = registered.look
+    return LineStyle(label=text_label(look.label or name), color=look.color, marker=look.marker or "o")
+
+
 def method_label(name: str) -> str:
-    """A method's proper name for tables: "soft_vq" → "Soft VQ"; a name that is not built in stays as it is."""
-    return METHOD_STYLES[name].label if name in METHOD_STYLES else name
+    """A method's proper name for tables: "soft_vq" → "Soft VQ"; one without a label stays as it is."""
+    if name in METHOD_STYLES:
+        return METHOD_STYLES[name].label
+    registered = registrations().get(name)
+    return (registered.look.label if registered else "") or name
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
@@ -112,10 +131,10 @@ _SHADES = (0.0, -0.55, 0.55, 0.3, -0.7)
 def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
     """A distinct look for every name.
 
-    A built-in method ("ibq" or "IBQ") looks the same in every figure. A name that starts with one ("ibq, N(0, 1)")
-    takes its colour and marker. A start of the codebook within the name gives the line style. Further names of one
-    method and start are variants: other shades of the colour, every second with an open marker. Any other name takes
-    the next free colour.
+    A built-in method ("ibq" or "IBQ") looks the same in every figure, and so does one that was registered with a
+    colour. A name that starts with one ("ibq, N(0, 1)") takes its colour and marker. A start of the codebook within the
+    name gives the line style. Further names of one method and start are variants: other shades of the colour, every
+    second with an open marker. Any other name takes the next free colour.
 
     Args:
         names: distinct labels of lines or panels.
@@ -128,13 +147,14 @@ def styles_for(names: Sequence[str]) -> dict[str, LineStyle]:
     other_count = 0
     for name in names:
         method, line = _method_of(name), start_line(name)
-        if method is None:
+        label = name if method is None else method_label(method) + name.strip()[len(method) :]
+        base = method_style(method) if method else None
+        if base is None:
             color, marker = OTHER_LOOKS[other_count % len(OTHER_LOOKS)]
-            base, label = LineStyle(label="", color=color, marker=marker), name
+            base = LineStyle(label="", color=color, marker=marker)
             variant = other_count // len(OTHER_LOOKS)
             other_count += 1
         else:
-            base, label = METHOD_STYLES[method], METHOD_STYLES[method].label + name.strip()[len(method) :]
             variant = variants[method, line]
             variants[method, line] += 1
         styles[name] = vary(replace(base, label=text_label(label), line=line), variant)
@@ -271,9 +291,13 @@ def at_least(ratio: float) -> str:
 
 
 def _method_of(name: str) -> str | None:
-    """The built-in method a label begins with, the longest that fits, or None."""
-    normal = name.strip().lower().replace(" ", "_").replace("-", "_")  # as its key is written: "soft_vq"
-    fits = [
-        key for key in METHOD_STYLES if normal == key or (normal.startswith(key) and not normal[len(key)].isalnum())
-    ]
-    return max(fits, key=len, default=None)
+    """The method a label begins with, built in or registered by a user, the longest that fits, or None."""
+    normal = _as_key(name)
+    keys = {_as_key(key): key for key in (*registrations(), *METHOD_STYLES)}
+    fits = [key for key in keys if normal == key or (normal.startswith(key) and not normal[len(key)].isalnum())]
+    return keys[max(fits, key=len)] if fits else None
+
+
+def _as_key(name: str) -> str:
+    """A name as keys are written: "Soft VQ" → "soft_vq"."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")

@@ -24,6 +24,7 @@ from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.loading import load_first_stage, load_generator
 from ibqlab.pretrained.reading import EXPORT, read_checkpoint
 from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
+from ibqlab.recipes.plugins import plugin_of
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", names.DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
@@ -36,7 +37,8 @@ LIGHTNING_VERSION = "2.2.0"
 def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weights: str | None = None) -> Path:
     """Write one set of a tokenizer's weights and its settings as a safetensors file, which `load_tokenizer` reads.
 
-    Every tensor comes back equal in every bit and of the same type.
+    Every tensor comes back equal in every bit and of the same type. A quantizer out of a plugin is not in it: the file
+    names the plugin and its hash, and whoever loads it must have run it.
 
     Args:
         tokenizer: a tokenizer, or whatever `load_tokenizer` takes: a run folder, a published file.
@@ -63,7 +65,9 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
         if warning:
             warnings.warn(f"{for_terminal(tokenizer)}: {warning}", stacklevel=2)
         tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    return _write_export(target, {"weights": label, "tokenizer": to_dict(config)}, tensors)
+    plugin = plugin_of(config.quantizer.config_name)
+    needed = {"plugins": {plugin.file_name: plugin.sha256}} if plugin else {}
+    return _write_export(target, {"weights": label, "tokenizer": to_dict(config), **needed}, tensors)
 
 
 def export_generator(generator: AnyGenerator | str | Path, target: str | Path) -> Path:

@@ -5,6 +5,7 @@ print(checkpoint.report)                       # what every key of the file is
 checkpoint.tokenizer["encoder.conv_in.weight"] # by our names, whatever the file calls it
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from ibqlab.pretrained.tensor_files import (
 from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.recipes.plugins import import_known, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import locate
@@ -195,6 +197,7 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
     except (UnreadableFile, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file.path}: its header is damaged ({error}); export it again") from None
     if network == "tokenizer":
+        _require_plugins(file.path, header.get("plugins"), settings)
         config = parse(TokenizerConfig, settings, source=f"{file.path}, header")
     else:
         config = generator_config(settings)
@@ -210,6 +213,32 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
     )
 
 
+def _require_plugins(path: Path, plugins: Any, settings: Any) -> None:
+    """Run the plugin that an export needs, where this user has run the same content before; warn of another one.
+
+    Raises:
+        CheckpointError: its quantizer is not known here; the message names the plugin.
+    """
+    if not isinstance(plugins, dict) or not plugins:
+        return
+    name, digest = (str(text) for text in next(iter(plugins.items())))
+    quantizer = settings.get("quantizer", {}).get("name", "") if isinstance(settings, dict) else ""
+    file = for_terminal(Path(name).name, 80)
+    if quantizer not in available_quantizers() and not import_known(Path(name).name, digest):
+        raise CheckpointError(
+            f"{path}: its quantizer {for_terminal(quantizer, 80)!r} is registered by the plugin {file} (sha256 "
+            f"{for_terminal(digest[:12])}), which was not run here; give --plugin {file}, in Python "
+            f'ibqlab.training.import_plugins(["{file}"])'
+        )
+    present = plugin_of(quantizer)
+    if present and present.sha256 != digest:
+        warnings.warn(
+            f"{path} was made with the plugin {file} of sha256 {for_terminal(digest[:12])}; the one run here has "
+            f"{present.sha256[:12]}",
+            stacklevel=2,
+        )
+
+
 def _read_run(path: Path, network: str) -> Checkpoint:
     run = Run(path)
     if network == "tokenizer" and "generator" in run.config:
@@ -219,7 +248,7 @@ def _read_run(path: Path, network: str) -> Checkpoint:
     parts = RUN_PARTS[network]
     file, step, state = _last_state(run, parts)
     run_config = TrainConfig if network == "tokenizer" else GeneratorTrainConfig
-    config = parse(run_config, run.config, source=f"run {run.name}")
+    config = parse(run_config, run.located_config, source=f"run {run.name}")
     keys = {  # where there is one network, keys are its names
         f"{entry}.{name}" if len(parts) > 1 else name: (entry, name)
         for entry in parts

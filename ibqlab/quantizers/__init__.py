@@ -5,15 +5,15 @@ tokens choose codes and how gradients come back through the choice (`estimators`
 steps (`upkeep`). `base` joins the three to a module with named loss terms; VQ, Soft VQ, IBQ and LFQ are small classes
 over it, and further methods are a file each in `methods`. Read `base`, `codebooks`, `estimators`, `upkeep`, `vq` and
 `ibq`, in this order. What costs is scores of all tokens against all codes, N × K numbers; `blocks` and `index_backprop`
-compute with them without ever holding them. Your own quantizer is a class with `assign` under `register_quantizer`.
+compute with them without ever holding them. Your own quantizer is a class with `assign` under `register_quantizer`, or
+a function under `quantizer_from`; `contract` says what it must do, and tries it.
 """
 
 from ibqlab.quantizers import methods
+from ibqlab.quantizers.assignments import Assignment, QuantizerError, QuantizerOutput
 from ibqlab.quantizers.base import (
-    Assignment,
     Quantizer,
     QuantizerConfig,
-    QuantizerOutput,
     available_quantizers,
     build_quantizer,
     make_quantizer,
@@ -21,7 +21,9 @@ from ibqlab.quantizers.base import (
     register_quantizer,
 )
 from ibqlab.quantizers.codebooks import INITIALISATIONS
+from ibqlab.quantizers.contract import check_quantizer
 from ibqlab.quantizers.estimators import nearest_code, rotate_to_codes, straight_through
+from ibqlab.quantizers.from_function import quantizer_from
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
 from ibqlab.quantizers.index_backprop import IndexBackprop, index_backprop
 from ibqlab.quantizers.indices import to_indices
@@ -44,6 +46,7 @@ __all__ = [
     "LookupFreeQuantizerConfig",
     "Quantizer",
     "QuantizerConfig",
+    "QuantizerError",
     "QuantizerOutput",
     "SoftVectorQuantizer",
     "SoftVectorQuantizerConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "VectorQuantizerConfig",
     "available_quantizers",
     "build_quantizer",
+    "check_quantizer",
     "factorize_indices",
     "index_backprop",
     "join_indices",
@@ -59,6 +63,7 @@ __all__ = [
     "mixture_of_codes",
     "nearest_code",
     "quantizer_config",
+    "quantizer_from",
     "register_quantizer",
     "rotate_to_codes",
     "straight_through",

@@ -2,12 +2,11 @@
 
 A method of the literature is one choice on each of three independent axes (see `codebooks`, `estimators`, `upkeep`).
 A subclass of `Quantizer` supplies `assign`: how tokens choose codes and how gradients come back. It may have another
-codebook than free parameters, upkeep, and settings of its own. Everything else, from shapes and precision to the
-summed loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w
-tokens · K codes · D code dimension.
+codebook than free parameters, upkeep, and settings of its own. Everything else, from shapes and precision to the summed
+loss, is done once, here. Shape letters: B images · h w latent grid · N = B·h·w tokens · K codes · D code dimension.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -17,8 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import CODE_DIM, CODES, check_numbers, require, require_at_most, require_choice
+from ibqlab.quantizers.assignments import PACKAGE, Assignment, QuantizerOutput, checked, raised_in, weighted_sum
 from ibqlab.quantizers.codebooks import INITIALISATIONS, FreeCodebook, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
+from ibqlab.quantizers.looks import QuantizerLook, checked_look
 from ibqlab.quantizers.precision import autocast_device
 from ibqlab.quantizers.upkeep import KMeansStart, Upkeep
 
@@ -29,6 +30,8 @@ class QuantizerConfig:
 
     config_name: ClassVar[str] = ""
     """The name under which the preset is registered; written into config files as `name`."""
+    quantizer_class: ClassVar[type | None] = None
+    """The class that was registered under it, and that these settings build, whatever takes the name later."""
     codebook_size: int = 1024
     """K, codes, at least 2. Paper: 1,024 to 262,144; 16,384 where not said otherwise."""
     code_dim: int = 64
@@ -73,29 +76,6 @@ class QuantizerConfig:
         return core_schema.no_info_plain_validator_function(quantizer_config)
 
 
-class QuantizerOutput(NamedTuple):
-    """What a quantizer returns."""
-
-    quantized: Float[Tensor, "B D h w"]
-    """Code vectors in place of features, float32 (float64 for float64 features), with the estimator's gradient."""
-    indices: Int[Tensor, "B h w"]
-    """The chosen code of each token, int64, 0 to K−1."""
-    loss: Float[Tensor, ""]
-    """Weighted sum of `terms`: what is added to the reconstruction loss."""
-    terms: dict[str, Float[Tensor, ""]]
-    """Named loss terms before weighting."""
-
-
-class Assignment(NamedTuple):
-    """What `Quantizer.assign` returns: the same as `QuantizerOutput`, token by token and without the weighted sum."""
-
-    quantized: Float[Tensor, "N D"]
-    """In evaluation the codes themselves, to the last bit, so that decoding the indices gives the same image: what an
-    estimator adds and subtracts for its gradient rounds."""
-    indices: Int[Tensor, " N"]
-    terms: dict[str, Float[Tensor, ""]]
-
-
 class Quantizer(nn.Module):
     """Base class: subclass it, write `assign`, name the weights of its terms, and register it.
 
@@ -108,6 +88,10 @@ class Quantizer(nn.Module):
 
     looks_up: ClassVar[bool] = True
     """Whether `assign` and `choose` read the codebook they are given; False spares making one of 2^D sign vectors."""
+    reaches: ClassVar[str] = ""
+    """Which codes of this class get a gradient: the "chosen", "all", or "" where nothing is promised."""
+    exempt: ClassVar[Mapping[str, str]] = {}
+    """Rules of `contract` that a method cannot keep → why; they are not tried."""
 
     def __init__(self, config: QuantizerConfig, codes: nn.Module | None = None, upkeep: Sequence[Upkeep] = ()):
         super().__init__()
@@ -137,7 +121,7 @@ class Quantizer(nn.Module):
         return codebook.grad if isinstance(codebook, nn.Parameter) else self._mapped_gradient
 
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each term in `QuantizerOutput.loss`; a term without a weight is a mistake and raises KeyError."""
+        """Weight of each term in `QuantizerOutput.loss`; a term without a weight is a mistake and raises an error."""
         return self.config.loss_weights()
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
@@ -186,6 +170,7 @@ class Quantizer(nn.Module):
             QuantizerOutput. In training mode the codebook's upkeep has been applied.
         Raises:
             ValueError: wrong number of dimensions or channels, or no tokens.
+            QuantizerError: `assign` of a user's quantizer raised, or did not return what it must.
         """
         self._check_features(features)
         batch, dim, height, width = features.shape
@@ -198,10 +183,8 @@ class Quantizer(nn.Module):
             if codebook.requires_grad and not codebook.is_leaf:
                 # Codes that come out of a map have no .grad of their own, and diagnostics read which codes learn.
                 codebook.register_hook(self._store_gradient)
-            assignment = self.assign(tokens, codebook)
-            weights = self.loss_weights()
-            # Started with a tensor, so that a quantizer without terms has a loss to add, too.
-            loss = sum((weights[name] * term for name, term in assignment.terms.items()), tokens.new_zeros(()))
+            assignment = self._checked_assignment(tokens, codebook)
+            loss = weighted_sum(self.name, assignment.terms, self.loss_weights(), tokens)
             for step in upkeep:
                 step.after(self.codes, tokens.detach(), assignment.indices)
         quantized = assignment.quantized.view(batch, height, width, dim).permute(0, 3, 1, 2).contiguous()
@@ -244,6 +227,21 @@ class Quantizer(nn.Module):
         finally:
             self.upkeep = upkeep
 
+    @property
+    def name(self) -> str:
+        """The name that it is registered under; its class's for one that is not."""
+        return self.config.config_name or type(self).__name__
+
+    def _checked_assignment(self, tokens: Tensor, codebook: Tensor) -> Assignment:
+        """What `assign` returns; an error of a user's own says whose it is and where."""
+        try:
+            assignment = self.assign(tokens, codebook)
+        except Exception as error:
+            if type(self).__module__.startswith(PACKAGE):
+                raise
+            raise raised_in(self.name, "assign", error) from error
+        return checked(self.name, assignment, tokens, self.training and torch.is_grad_enabled())
+
     def _in_one_type(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and codebook in one type, the wider of theirs; without the codes where nothing looks at them."""
         if not self.looks_up:
@@ -275,35 +273,56 @@ def _tokens(features: Float[Tensor, "B D h w"]) -> Float[Tensor, "N D"]:
     return at_least_float32(features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]))
 
 
-_PRESETS: dict[str, tuple[type[Quantizer], type[QuantizerConfig]]] = {}
-"""Registered quantizers by name: the class, and its config's class."""
+class Registration(NamedTuple):
+    """What is known of a quantizer by its name."""
+
+    quantizer: type[Quantizer]
+    config: type[QuantizerConfig]
+    look: QuantizerLook
+    module: str  # that defines the class
+
+
+_PRESETS: dict[str, Registration] = {}
+"""Registered quantizers by name."""
 
 
 def register_quantizer(
-    name: str, config: type[QuantizerConfig] = QuantizerConfig, **defaults: Any
+    name: str,
+    config: type[QuantizerConfig] = QuantizerConfig,
+    *,
+    label: str = "",
+    color: str = "",
+    marker: str = "",
+    **defaults: Any,
 ) -> Callable[[type], type]:
     """Class decorator: make a quantizer known under a name to `build_quantizer`, recipes and notebooks.
 
     Args:
         name: what recipes write as `name`.
         config: its settings, a frozen keyword-only dataclass derived from `QuantizerConfig`.
+        label: its proper name in figures and tables; "": the name.
+        color, marker: in figures, #RRGGBB and a marker of matplotlib; "": the next that are free.
         **defaults: settings that have another default under this name.
     Raises:
-        ValueError: the name is taken by another class or is none; the config is no class of settings, has a setting
-            called `name`, or lacks one that has a default here.
+        ValueError: the name is taken or is none; the config is no class of settings, has a setting called as an
+            argument here, or lacks one that has a default here; a look that no figure can show.
     """
     require(isinstance(name, str) and name.strip() != "", f"a quantizer's name is text such as 'ibq'; got {name!r}")
     is_config = isinstance(config, type) and issubclass(config, QuantizerConfig)
     require(is_config, f"{name!r}: config must be derived from QuantizerConfig; got {config!r}")
     settings = [field.name for field in fields(config)]
     require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
+    for word in QuantizerLook._fields:
+        require(
+            word not in settings, f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
+        )
+    look = checked_look(name, label, color, marker)
     for setting in defaults:
         require_choice(f"{name!r}: a setting with a default", setting, settings)
 
     def decorate(quantizer: type[Quantizer]) -> type[Quantizer]:
-        # By the class's name: a notebook's cell that is run again defines the same quantizer again.
-        if name in _PRESETS and _PRESETS[name][0].__qualname__ != quantizer.__qualname__:
-            raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name][0]}; choose another")
+        if name in _PRESETS and not _is_again(_PRESETS[name], quantizer):
+            raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name].quantizer}; choose another")
         config_class = config
         # A config's class holds the name and the defaults of one quantizer, so a shared class gets a subclass.
         if defaults or config is QuantizerConfig or vars(config).get("config_name", "") not in ("", name):
@@ -313,10 +332,29 @@ def register_quantizer(
             config_class = make_dataclass(class_name, changed, bases=(config,), frozen=True, kw_only=True)
             config_class.__module__ = quantizer.__module__
         config_class.config_name = name
-        _PRESETS[name] = (quantizer, config_class)
+        config_class.quantizer_class = quantizer
+        _PRESETS[name] = Registration(quantizer, config_class, look, quantizer.__module__)
         return quantizer
 
     return decorate
+
+
+def _is_again(registration: Registration, quantizer: type[Quantizer]) -> bool:
+    """Whether a class is a registered one defined once more, as by a notebook's cell that is run again."""
+    modules = {registration.module, quantizer.__module__}
+    may_be = len(modules) == 1 or not any(module.startswith(PACKAGE) for module in modules)
+    return may_be and registration.quantizer.__qualname__ == quantizer.__qualname__
+
+
+def registrations() -> dict[str, Registration]:
+    """All registered quantizers by name; a copy."""
+    return dict(_PRESETS)
+
+
+def replace_registrations(registered: Mapping[str, Registration]) -> None:
+    """Put others in place of all that are registered, as when a file of the user's is read in another version."""
+    _PRESETS.clear()
+    _PRESETS.update(registered)
 
 
 def available_quantizers() -> list[str]:
@@ -337,13 +375,12 @@ def quantizer_config(settings: Any) -> QuantizerConfig:
     from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain quantizer does not
 
     values = {key: value for key, value in settings.items() if key != "name"}
-    return config.parse(_preset(settings["name"])[1], values, source=f"quantizer {settings['name']!r}")
+    return config.parse(_preset(settings["name"]).config, values, source=f"quantizer {settings['name']!r}")
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer that a config describes."""
-    quantizer, _ = _preset(config.config_name)
-    return quantizer(config)
+    return (config.quantizer_class or _preset(config.config_name).quantizer)(config)
 
 
 def build_quantizer(name: str, **settings: Any) -> Quantizer:
@@ -358,6 +395,6 @@ def build_quantizer(name: str, **settings: Any) -> Quantizer:
     return make_quantizer(quantizer_config({"name": name, **settings}))
 
 
-def _preset(name: str) -> tuple[type[Quantizer], type[QuantizerConfig]]:
+def _preset(name: str) -> Registration:
     require_choice("quantizer name", name, _PRESETS)
     return _PRESETS[name]

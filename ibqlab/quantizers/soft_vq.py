@@ -53,6 +53,8 @@ class SoftVectorQuantizer(Quantizer):
     Source: IBQ appendix B, table 9, figure 6.
     """
 
+    reaches = "all"
+
     @property
     def temperature(self) -> float:
         """T at the present `progress`."""

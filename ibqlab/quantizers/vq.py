@@ -64,6 +64,8 @@ class VectorQuantizer(Quantizer):
     Source: IBQ eqs. 1–2; published VectorQuantizer2 (legacy order of β by default).
     """
 
+    reaches = "chosen"
+
     def __init__(self, config: VectorQuantizerConfig):
         size, dim, start = config.codebook_size, config.code_dim, config.codebook_init
         if config.codebook == "ema":

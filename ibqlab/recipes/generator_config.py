@@ -86,7 +86,7 @@ class GeneratorSpeedConfig:
 @ordered_keys(
     *("tokenizer", "tokenizer_weights", "data", "tokens", "index_permutation", "generator"),
     *("optimizer", "record", "speed", "steps", "batch_size", "accumulate", "processes"),
-    *("accelerator", "precision", "seed"),
+    *("accelerator", "precision", "seed", "plugins"),
 )
 @dataclass(frozen=True, kw_only=True)
 class GeneratorTrainConfig(RunConfig):

@@ -13,6 +13,7 @@ from typing import Any
 from ibqlab.base.resources import resource_folder
 from ibqlab.config import ConfigError, apply_overrides, load_yaml, parse
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
+from ibqlab.recipes.plugins import beside_recipe
 from ibqlab.recipes.tokenizer_config import TrainConfig
 
 EXPERIMENTS = resource_folder("experiments")
@@ -65,6 +66,7 @@ def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
 
     `extends` names a file beside the recipe or under experiments/, with or without `.yaml`. Mappings merge key by key,
     everything else replaces; a mapping whose `name` differs from the base's (another quantizer) replaces it whole.
+    Files in `plugins` may lie beside the recipe that names them.
 
     Raises:
         ConfigError: no such file, a missing base, or recipes that extend each other in a circle.
@@ -77,6 +79,8 @@ def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
             raise ConfigError(f"{file}: recipes extend each other in a circle: {circle}; drop one `{EXTENDS}`")
         chain.append(following.resolve())
         layers.append(load_yaml(following))
+        if "plugins" in layers[-1]:
+            layers[-1]["plugins"] = beside_recipe(layers[-1]["plugins"], following)
         following = _base_of(following, layers[-1], folder)
     merged = layers.pop()
     while layers:
@@ -124,7 +128,10 @@ def _hint(name: str, folder: Path) -> str:
 
 
 def load_recipe(
-    name: str, settings: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A recipe as a plain dictionary, its base merged in, with some of its keys replaced.
 
@@ -132,11 +139,14 @@ def load_recipe(
         name: path, or name under experiments/.
         settings: dotted keys and their values: {"tokenizer.quantizer.codebook_size": 256}.
         assignments: the same as text, as typed on a command line: ["steps=500"].
+        plugins: files and modules to run besides those that the recipe names.
     Raises:
         ConfigError: no such recipe or base, or text that is not key=value.
     """
     recipe = read_recipe(find_recipe(name))
     recipe = apply_overrides(recipe, assignments, _kind(recipe, assignments))
+    if plugins:
+        recipe["plugins"] = list(dict.fromkeys([*(recipe.get("plugins") or []), *plugins]))
     for key, value in (settings or {}).items():
         *parents, last = key.split(".")
         section = recipe
@@ -147,13 +157,16 @@ def load_recipe(
 
 
 def recipe_config(
-    name: str, settings: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    plugins: Sequence[str] = (),
 ) -> TrainConfig | GeneratorTrainConfig:
     """A recipe, checked: a generator's where it has the key `generator`, else a tokenizer's.
 
     Arguments and errors as in `load_recipe`.
     """
-    recipe = load_recipe(name, settings, assignments)
+    recipe = load_recipe(name, settings, assignments, plugins)
     return parse(_kind(recipe), recipe, source=f"recipe {name}")
 
 

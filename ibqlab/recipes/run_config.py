@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ibqlab.base import checks as bounds
 from ibqlab.base.checks import require, require_at_most, require_choice
 from ibqlab.data import DataConfig
+from ibqlab.recipes.plugins import import_named
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 ACCELERATORS = ("auto", "cpu", "cuda")
@@ -56,6 +58,14 @@ class RunConfig:
     seed: int = 0
     """Seed of weights, dropouts, crops and order, 0 to 2³¹ − 1. All randomness of a step comes from it and the step's
     number."""
+    plugins: tuple[str, ...] = ()
+    """Files (my_quantizer.py) and modules of your own that register quantizers; run before the settings are read, in
+    every process, and copied into the run."""
+
+    @classmethod
+    def before_parsing(cls, settings: Mapping[str, Any]) -> None:
+        """Run the plugins, which register what the settings name."""
+        import_named(settings)
 
     def __post_init__(self):
         """Numbers lie within their bounds and divide; the device and the precision are known ones."""

@@ -147,7 +147,7 @@ class SpeedConfig:
 @ordered_keys(
     *("data", "tokenizer", "loss", "optimizer", "record", "speed"),
     *("steps", "batch_size", "accumulate", "processes", "accelerator", "precision"),
-    *("ema_decay", "ema_codebook_start", "start_from", "seed"),
+    *("ema_decay", "ema_codebook_start", "start_from", "seed", "plugins"),
 )
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):

@@ -24,7 +24,9 @@ LOCK_FILE = "lock"
 CLAIM_SECONDS = 1.0
 """How long a lock is tried for: whoever looks at a run holds it for an instant."""
 FOLDERS = ("snapshots", "checkpoints", "figures")
-WRITTEN = ("config.yaml", "metrics.jsonl", "provenance.json", LOCK_FILE, *FOLDERS)
+PLUGINS = "plugins"
+"""Folder of a run that keeps the files of the user's that its settings name."""
+WRITTEN = ("config.yaml", "metrics.jsonl", "provenance.json", LOCK_FILE, PLUGINS, *FOLDERS)
 """What a training writes into a run folder."""
 
 
@@ -41,8 +43,14 @@ def is_free(path: Path) -> bool:
     return free
 
 
-def create(path: Path, config: dict[str, Any]) -> bool:
-    """Make a new run folder in one move; False if another process was faster."""
+def create(path: Path, config: dict[str, Any], copies: Mapping[str, bytes]) -> bool:
+    """Make a new run folder in one move; False if another process was faster.
+
+    Args:
+        path: the folder.
+        config: its settings, plain.
+        copies: further files, path in the folder → content.
+    """
     facts = {"status": "running", "config_hash": content_hash(config), **provenance(private=True)}
     building = files.temporary_beside(path)
     with files.explained(path):
@@ -53,9 +61,10 @@ def create(path: Path, config: dict[str, Any]) -> bool:
                 (building / folder).mkdir()
             texts = {"provenance.json": json_text(facts), "metrics.jsonl": "", "config.yaml": config_text(config)}
             require_at_most("bytes of a run's settings", len(texts["config.yaml"].encode()), files.TEXT_BYTES)
-            for name, text in texts.items():
+            for name, content in {**{name: text.encode() for name, text in texts.items()}, **copies}.items():
+                (building / name).parent.mkdir(exist_ok=True)
                 with files.create_new(building / name) as stream:
-                    stream.write(text.encode())
+                    stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
             files.force_to_disk(building)

@@ -12,6 +12,8 @@ from ibqlab.base.resources import BUILT_IN
 from ibqlab.runs.commands import leaves
 from ibqlab.runs.finding import locate
 
+PLUGINS = "plugins"
+"""The setting that is a list of files and modules."""
 PATHS = ("data.source", "data.validation_source", "tokenizer", "tokens", "start_from")
 """Settings that may hold a path."""
 
@@ -53,7 +55,20 @@ def spelt_as(settings: Mapping[str, Any], recorded: Mapping[str, Any], start: st
             return text
         return old if _target(key, text, "") == _target(key, old, start) else text
 
-    return _with_paths(settings, change)
+    spelt = _with_paths(settings, change)
+    # Of plugins the file's name counts here; whether the content is the same is asked where a run is continued.
+    names, recorded_names = settings.get(PLUGINS), recorded.get(PLUGINS)
+    if (
+        isinstance(names, list)
+        and isinstance(recorded_names, list)
+        and _file_names(names) == _file_names(recorded_names)
+    ):
+        spelt[PLUGINS] = recorded_names
+    return spelt
+
+
+def _file_names(plugins: list[Any]) -> list[str]:
+    return [os.path.basename(str(plugin)) for plugin in plugins]
 
 
 def _target(key: str, text: str, start: str) -> str:
@@ -82,4 +97,6 @@ def _with_paths(settings: Mapping[str, Any], change: Callable[[str, str], str]) 
                 copy[name] = change(key, text)
             elif isinstance(copy.get(section), dict):  # and no key that holds the dot itself
                 copy[section] = {**copy[section], name: change(key, text)}
+        elif key == PLUGINS and isinstance(text, list):
+            copy[key] = [change(key, plugin) if isinstance(plugin, str) else plugin for plugin in text]
     return copy

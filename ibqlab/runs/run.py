@@ -26,7 +26,15 @@ class Run(RunView):
     _lock: FileLock | None = None
 
     @classmethod
-    def start(cls, path: str | Path, config: Any, *, claim: bool = False, more_steps: bool = False) -> "Run":
+    def start(
+        cls,
+        path: str | Path,
+        config: Any,
+        *,
+        claim: bool = False,
+        more_steps: bool = False,
+        copies: Mapping[str, bytes] | None = None,
+    ) -> "Run":
         """Create a run folder, or continue the one that holds the same settings.
 
         A setting that did not exist yet when the folder was written counts as its default. What killed processes left
@@ -38,6 +46,7 @@ class Run(RunView):
             claim: hold the folder until `release`, so that no second training uses it. Nothing in a run that is there
                 is changed yet: `note_resumed` does that when its caller has read all that it needs.
             more_steps: a larger `steps` alone continues a run, too.
+            copies: files that a new folder keeps: path in it → content.
         Returns:
             The run. Its status is "running", or "finished" if it was so already.
         Raises:
@@ -49,7 +58,7 @@ class Run(RunView):
         if is_new:
             sweep(path.parent)
             # Where another process is faster, its run is judged like any other that was there before.
-            is_new = folder.create(path, to_dict(config))
+            is_new = folder.create(path, to_dict(config), copies or {})
         run = cls(path)
         run.is_new = is_new
         if not is_new:
@@ -165,7 +174,10 @@ class Run(RunView):
 
     def _spelt_alike(self, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Settings, with paths that lead to the same files spelt as in the folder's; and the folder's."""
-        recorded = completed(type(config), self.config) if is_dataclass(config) else self.config
+        recorded = self.config
+        if is_dataclass(config):
+            recorded = completed(type(config), self.with_copies(recorded))
+            recorded |= {key: self.config[key] for key in ("plugins",) if key in self.config}
         return spelt_as(to_dict(config), recorded, self.started_in), recorded
 
     def log(self, row: Mapping[str, Any]) -> None:

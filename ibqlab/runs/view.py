@@ -13,7 +13,7 @@ from ibqlab.config import ConfigError, content_hash, load_yaml
 from ibqlab.runs import metrics
 from ibqlab.runs.checkpoints import read_checkpoint
 from ibqlab.runs.commands import train_command
-from ibqlab.runs.folder import LOCK_FILE, last_checkpoint, step_file, steps_of_files
+from ibqlab.runs.folder import LOCK_FILE, PLUGINS, last_checkpoint, step_file, steps_of_files
 from ibqlab.runs.paths import located
 
 if TYPE_CHECKING:
@@ -91,8 +91,23 @@ class RunView:
 
     @property
     def located_config(self) -> dict[str, Any]:
-        """The settings, their relative paths made to lead from the current folder to where they led at the start."""
-        return located(self.config, self.started_in)
+        """The settings, their relative paths made to lead from the current folder to where they led at the start, and
+        their plugins to the run's own copies."""
+        return self.with_copies(located(self.config, self.started_in))
+
+    def with_copies(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings that name this run's own copies of its plugins, where it has them; nothing else is changed."""
+        plugins = settings.get(PLUGINS)
+        if not isinstance(plugins, list) or not plugins:
+            return settings
+        copies = [self.copy_of(str(plugin)) for plugin in plugins]
+        pairs = zip(plugins, copies, strict=True)
+        return settings | {PLUGINS: [str(copy) if is_ordinary(copy) else plugin for plugin, copy in pairs]}
+
+    def copy_of(self, plugin: str) -> Path:
+        """Where the run keeps the copy of a plugin, a file or a module, if it has one."""
+        name = Path(plugin).name
+        return (self.path / PLUGINS / (name if name.endswith(".py") else f"{name}.py")).absolute()
 
     @property
     def status(self) -> str:

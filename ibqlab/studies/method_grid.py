@@ -17,6 +17,7 @@ from ibqlab.config import ConfigError, content_hash, nearest, parse, split_assig
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.grids.cells import Cell, StudyError
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
+from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
 from ibqlab.runs.finding import run_name
@@ -51,9 +52,12 @@ class StudyParameters(SharedParameters):
     "optimizer.learning_rate=3e-4"."""
     projection: str = ""
     """How maps are drawn: "umap" or "pca"."""
+    plugins: tuple[str, ...] = ()
+    """Files (my_quantizer.py) and modules of your own that register quantizers, for `methods` to name."""
 
     def __post_init__(self):
         super().__post_init__()
+        import_plugins(self.plugins)
         for axis, (least, most) in BOUNDS.items():
             for value in getattr(self, axis):
                 require_between(axis, value, least, most)
@@ -129,7 +133,7 @@ def grid_cells(grid: StudyParameters, folder: Path) -> list[Cell]:
         quantizer = {"name": method, "codebook_size": size, "code_dim": dim}
         quantizer |= {"codebook_init": start} if start != "published" else {}
         settings = {"tokenizer.quantizer": quantizer, "seed": seed} | ({"steps": grid.steps} if grid.steps else {})
-        config = recipe_config(grid.recipe, settings, grid.settings)
+        config = recipe_config(grid.recipe, settings, grid.settings, grid.plugins)
         quantizer_config = config.tokenizer.quantizer
         labels = {
             "method": method,

@@ -7,6 +7,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import write_whole
 from ibqlab.config import ConfigError, nearest, parse
 from ibqlab.grids.cells import PARAMETERS_FILE, StudyError, as_json, read_json
+from ibqlab.recipes.plugins import copies_first
 from ibqlab.runs.finding import find_run, run_name
 from ibqlab.studies.ablations import ABLATIONS
 from ibqlab.studies.collapse import EXPLORE_COLLAPSE
@@ -43,7 +44,9 @@ def open_study(name: str | Path, parameters: SharedParameters | None = None) -> 
     """
     if parameters is None:
         # The presets may have changed since. What is finished stays readable, so nothing is compared.
-        return Study(*_parameters_of(_find_folder(name)))
+        folder = _find_folder(name)
+        with copies_first(folder):
+            return Study(*_parameters_of(folder))
     definition = _definition(str(name))
     if not isinstance(parameters, definition.parameters):
         raise ConfigError(f"{name} takes {definition.parameters.__name__}; got {type(parameters).__name__}")
@@ -115,7 +118,8 @@ def _parameters_of(folder: Path) -> tuple[StudyDefinition, SharedParameters]:
 def _remedy(folder: Path) -> str:
     """What to type where a folder is another study's."""
     try:
-        existing = Study(*_parameters_of(folder))
+        with copies_first(folder):
+            existing = Study(*_parameters_of(folder))
     except (StudyError, FileNotFoundError, ValueError):
         return "Give output another folder, or the parameters that the folder was made with"
     name = run_name(folder)

@@ -25,12 +25,14 @@ from ibqlab.grids.cells import PARAMETERS_FILE, STUDY_FILE, Cell, CellStore, Stu
 from ibqlab.grids.engine import Outcome, run_cells
 from ibqlab.grids.local import LocalLauncher
 from ibqlab.grids.slurm import SlurmLauncher
+from ibqlab.recipes.plugins import import_plugins, plugin_copies
 from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.runs.provenance_record import COMMAND, portable
 from ibqlab.training import TrainConfig
 from ibqlab.training.data_check import open_images, reachable
+from ibqlab.training.plugin_check import require_reachable
 
 CLUSTERS = ("local", "slurm")
 
@@ -110,6 +112,9 @@ class Study:
         self.folder = output_folder(parameters.output, default=definition.folder_name(self.name, parameters))
         self.cells = list(definition.cells(self.grid, self.folder))
         self.facts = {"study": self.name, **definition.facts(self.grid)}
+        self.plugins = import_plugins(list(dict.fromkeys(name for cell in self.cells for name in cell.config.plugins)))
+        if self.plugins:
+            self.facts["plugins"] = {plugin.file_name: plugin.sha256[:12] for plugin in self.plugins}
         self.store = CellStore(self.folder)
 
     def __repr__(self) -> str:
@@ -144,13 +149,18 @@ class Study:
 
         Raises:
             StudyError: the folder is another study's, or there is no cluster.
+            ConfigError: a quantizer that the runs' processes could not find, such as one of a notebook's cell.
             RunError: a run of the folder has other settings, or the folder cannot be written. Nothing is trained.
             ValueError: there are no images where the settings say.
         """
         self.finished()  # refuses runs with other settings
+        require_reachable([cell.config for cell in self.cells if isinstance(cell.config, TrainConfig)])
         if self.parameters.cluster == "local":
             self._open_images()
         self.store.claim(self.facts)
+        for name, content in plugin_copies(self.plugins).items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            write_whole(self.folder / name, content)
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.parameters)}))
         os.environ[COMMAND] = self.command_to(run_name(self.folder))
         typed = self.parameters

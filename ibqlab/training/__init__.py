@@ -13,6 +13,7 @@ from ibqlab.recipes.generator_config import (
     GeneratorSpeedConfig,
     GeneratorTrainConfig,
 )
+from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.recipe_files import find_recipe, load_recipe, recipe_config
 from ibqlab.recipes.tokenizer_config import LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig
 from ibqlab.training.generator.loop import train_generator
@@ -33,6 +34,7 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "find_recipe",
+    "import_plugins",
     "load_recipe",
     "prepare_run",
     "recipe_config",

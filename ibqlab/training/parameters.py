@@ -28,6 +28,8 @@ class RunParameters:
     settings."""
     projection: str = "umap"
     """How maps are drawn: "umap" or "pca"."""
+    plugins: tuple[str, ...] = ()
+    """Files (my_quantizer.py) and modules of your own that register quantizers."""
 
     def __post_init__(self):
         find_preset(self.preset, "tokenizer")
@@ -42,7 +44,7 @@ def prepare_run(parameters: RunParameters) -> tuple[TrainConfig, Path]:
         RunError: the folder holds a run with other settings.
     """
     name = parameters.recipe or find_preset(parameters.preset, "tokenizer")
-    config = recipe_config(name, assignments=parameters.settings)
+    config = recipe_config(name, assignments=parameters.settings, plugins=parameters.plugins)
     folder = output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}")
     Run.check(folder, config)
     return config, folder

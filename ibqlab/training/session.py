@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ibqlab.base.files import is_ordinary
+from ibqlab.recipes.plugins import import_plugins, plugin_copies
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError
 from ibqlab.training.data_check import compare_data
 from ibqlab.training.failures import StopSignals
 from ibqlab.training.launch import launch
+from ibqlab.training.plugin_check import require_same_plugins
 
 
 class RunInputs(NamedTuple):
@@ -55,12 +57,14 @@ def training_session(
             none.
     Raises:
         RunError: the folder holds another config, or something that is no run; another process trains there; the images
-            are not those that the run began with. Nothing was changed.
+            or the plugins are not those that the run began with. Nothing was changed.
         TrainingError: other than the config's number of processes run.
     """
     facts: dict[str, Any] = {}
+    plugins = import_plugins(config.plugins)
     if is_ordinary(Path(path) / "config.yaml"):
         run = Run(path)
+        require_same_plugins(run, plugins)
         run.require_settings(config, more_steps=True)
         if depends_on_steps and run.has_fewer_steps(config):
             raise RunError(
@@ -71,7 +75,9 @@ def training_session(
         facts = compare_data(run, data, accept_changed_data)
     fabric = launch(config)
     with StopSignals() as signals:
-        claimed = Run.start(path, config, claim=True, more_steps=True) if fabric.is_global_zero else None
+        claimed = None
+        if fabric.is_global_zero:
+            claimed = Run.start(path, config, claim=True, more_steps=True, copies=plugin_copies(plugins))
         try:
             fabric.barrier()
             images = sum(split.get("images", 0) for split in data.values() if isinstance(split, dict))

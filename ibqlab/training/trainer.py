@@ -23,11 +23,13 @@ from ibqlab.costs.fitting import require_fits
 from ibqlab.data import BrokenImages
 from ibqlab.data.broken import STAND_INS
 from ibqlab.losses.errors import NonFinite, TrainingInterrupted
+from ibqlab.recipes.plugins import import_plugins, plugin_facts
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
 from ibqlab.training.failures import nonfinite_error, not_fitting
+from ibqlab.training.plugin_check import require_same_plugins
 from ibqlab.training.session import RunInputs, Session, training_session
 
 Watch = Callable[[dict[str, Any]], None]
@@ -299,6 +301,8 @@ class Trainer(ABC):
         facts_of_kind = self.describe()  # on every process: it may exchange numbers
         if self.fabric.is_global_zero:
             facts = provenance(private=True) | {"seed": self.config.seed, "threads": torch.get_num_threads()}
+            if self.config.plugins:
+                facts["plugins"] = plugin_facts(import_plugins(self.config.plugins))
             if self.run.started_in:  # begun before, and killed before its first checkpoint: its paths count from there
                 facts["started_in"] = str(self.run.started_in)
             self.run.write_provenance(**facts, **facts_of_kind)
@@ -365,6 +369,7 @@ def train_run(
     config = reachable(config, path)
     if is_ordinary(Path(path) / "config.yaml"):
         run = Run(path)
+        require_same_plugins(run, import_plugins(config.plugins))
         if run.status == "finished" and not run.has_fewer_steps(config):
             return Run.start(path, config)
     # Refused before anything is opened, built or written; seconds where memory may be short.

@@ -1,0 +1,39 @@
+"""`ibqlab check`: whether a quantizer keeps the rules that every quantizer keeps."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ibqlab.cli.terminal import PLUGIN, say, say_loading
+
+
+@click.command()
+@click.argument("name", required=False)
+@PLUGIN
+def check(name: str | None, plugins: Sequence[str]) -> None:
+    """Try the rules that every quantizer keeps on NAME, or on all that a --plugin registers; seconds on a CPU.
+
+    ✓ a rule holds; ✗ it is broken: what was seen, and why it matters. The exit code is 1 where one is broken.
+    """
+    say_loading(f"check {name or ' '.join(plugins)}".rstrip())
+    from ibqlab.config import ConfigError
+    from ibqlab.quantizers import available_quantizers, check_quantizer
+    from ibqlab.quantizers.contract import RULES
+    from ibqlab.recipes.plugins import import_plugins, registered_by
+
+    if not name and not plugins:
+        raise ConfigError(f"NAME is missing; there are {', '.join(available_quantizers())}. Or give --plugin FILE")
+    names = [name] if name else [one for plugin in import_plugins(plugins) for one in registered_by(plugin)]
+    if not names:
+        raise ConfigError(f"{', '.join(plugins)} registers no quantizer; put @register_quantizer(NAME) above its class")
+    is_broken = False
+    for one in names:
+        findings = check_quantizer(one)
+        broken = sum(bool(finding.broken) for finding in findings)
+        is_broken |= broken > 0
+        say("\n".join([one, *(f"  {finding}" for finding in findings)]))
+        untried = len(RULES) - len(findings)
+        rest = f"; {untried} rules stand on these and were not tried" if untried else ""
+        say(f"{one}: {broken or 'none'} of {len(findings)} rules broken{rest}")
+    sys.exit(int(is_broken))

@@ -1,0 +1,404 @@
+"""A user's own quantizer out of a file: in every process, kept with the run, refused where it has changed."""
+
+import json
+import sys
+from dataclasses import make_dataclass
+
+import pytest
+import torch
+from click.testing import CliRunner
+from registry import SMALL_DIGITS
+
+from ibqlab.cli import main
+from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.notebooks.catalogue import find_notebook
+from ibqlab.notebooks.parameters import read_settings
+from ibqlab.plots.style import method_label, styles_for
+from ibqlab.pretrained import CheckpointError, export_tokenizer, load_tokenizer
+from ibqlab.quantizers import (
+    QuantizerConfig,
+    QuantizerError,
+    available_quantizers,
+    base,
+    build_quantizer,
+    check_quantizer,
+    quantizer_from,
+    register_quantizer,
+)
+from ibqlab.recipes import plugins
+from ibqlab.recipes.plugins import import_plugins
+from ibqlab.runs import Run, RunError
+from ibqlab.studies import StudyError, StudyParameters, open_study
+from ibqlab.training import RunParameters, prepare_run, recipe_config, train
+
+pytestmark = pytest.mark.usefixtures("warm_start", "fresh_registry")
+
+SOURCE = """
+from torch.nn import functional as F
+
+from ibqlab.quantizers import Assignment, Quantizer, nearest_code, register_quantizer, straight_through
+
+
+@register_quantizer("mine", label="My own", color="#1B9E77", marker="h")
+class Mine(Quantizer):
+    def loss_weights(self):
+        return {"commitment": WEIGHT}
+
+    def assign(self, features, codebook):
+        indices = nearest_code(features, codebook)
+        codes = F.embedding(indices, codebook)
+        value = straight_through(features, codes) if self.training else codes
+        return Assignment(value, indices, {"commitment": F.mse_loss(features, codes)})
+"""
+TINY = {**SMALL_DIGITS, "steps": 2, "record.log_every": 2, "record.validate_every": 2, "batch_size": 2}
+
+
+def write_plugin(file, weight=1.0):
+    file.write_text(SOURCE.replace("WEIGHT", str(weight)))
+    return str(file)
+
+
+@pytest.fixture
+def fresh_registry(monkeypatch, tmp_path):
+    """What a test registers is known in that test alone, as in a process of its own."""
+    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.chdir(tmp_path)
+
+
+def tiny(plugin="my.py", **settings):
+    return recipe_config(
+        "builtin/smoke", {"tokenizer.quantizer.name": "mine", **TINY, **settings}, plugins=[plugin] if plugin else ()
+    )
+
+
+def forget(monkeypatch):
+    """As a new process: nothing is registered and no plugin was run."""
+    monkeypatch.setattr(base, "_PRESETS", {n: r for n, r in base._PRESETS.items() if r.module.startswith("ibqlab.")})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+
+
+def test_a_study_in_other_processes_trains_a_plugins_quantizer(tmp_path, monkeypatch):
+    write_plugin(tmp_path / "my.py")
+    settings = tuple(
+        f"{key}={json.dumps(value)}" for key, value in TINY.items() if "quantizer" not in key and key != "steps"
+    )
+    grid = {"initialisations": ("published",), "codebook_sizes": (16,), "code_dims": (4,), "settings": settings}
+    parameters = StudyParameters(
+        preset="smoke", recipe="builtin/smoke", methods=("mine",), steps=2, plugins=("my.py",), output="study", **grid
+    )
+    study = open_study("explore_collapse", parameters)
+    study.run(progress=False).check()
+    assert set(study.rows()["method"]) == {"mine"}
+    assert (study.folder / "plugins" / "my.py").read_text() == (tmp_path / "my.py").read_text()
+    (cell,) = study.cells
+    run = Run(study.folder / cell.name)
+    assert run.config["plugins"] == ["my.py"]
+    assert (run.path / "plugins" / "my.py").is_file()
+    (digest,) = run.provenance["plugins"].values()
+    assert digest == import_plugins(["my.py"])[0].sha256
+    write_plugin(tmp_path / "my.py", weight=2.0)
+    with pytest.raises(StudyError, match=r"holds another grid.*plugins"):
+        open_study("explore_collapse", study.parameters)
+    # The folder is read by its copies, whatever has become of the file.
+    (tmp_path / "my.py").unlink()
+    forget(monkeypatch)
+    again = open_study("study")
+    assert list(again.rows()["method"]) == ["mine"]
+    assert build_quantizer("mine").loss_weights() == {"commitment": 1.0}
+    assert "My own" in again.definition.report(again, False)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of a plugin's quantizer."""
+    write_plugin(tmp_path / "my.py")
+    return train(tiny(), "run", progress=False)
+
+
+def test_a_run_whose_plugin_is_gone_or_changed_is_read_by_its_copy(run, tmp_path, monkeypatch):
+    before = load_tokenizer("run", "raw")
+    write_plugin(tmp_path / "my.py", weight=3.0)
+    assert build_quantizer("mine").loss_weights() == {"commitment": 1.0}
+    forget(monkeypatch)
+    loaded = load_tokenizer("run", "raw")
+    assert loaded.quantizer.loss_weights() == {"commitment": 1.0}
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in before.state_dict().items())
+    (tmp_path / "my.py").unlink()
+    forget(monkeypatch)
+    assert Run("run").located_config["plugins"] == [str(tmp_path / "run" / "plugins" / "my.py")]
+    assert load_tokenizer("run", "raw").quantizer.name == "mine"
+    # A run's config.yaml is a recipe: finished, it is left as it is.
+    assert train(recipe_config("run/config.yaml"), "run", progress=False).status == "finished"
+
+
+def test_a_run_is_not_resumed_with_a_changed_plugin(run, tmp_path):
+    (first,) = import_plugins(["my.py"])
+    write_plugin(tmp_path / "my.py", weight=3.0)
+    (second,) = import_plugins(["my.py"])
+    says = rf"the plugin my.py has changed .*{first.sha256[:12]}, now {second.sha256[:12]}.*Restore it.*--output FOLDER"
+    for steps in (2, 4):
+        with pytest.raises(RunError, match=says):
+            train(tiny(steps=steps), "run", progress=False)
+    write_plugin(tmp_path / "my.py")
+    assert train(tiny(steps=3), "run", progress=False).step == 3
+    copy = tmp_path / "run" / "plugins" / "my.py"
+    copy.write_text(copy.read_text() + "# edited\n")
+    with pytest.raises(RunError, match="was edited after the run began"):
+        train(tiny(steps=4), "run", progress=False)
+
+
+def test_recipes_of_before_have_the_same_hash_and_plugins_change_it(tmp_path):
+    plain = recipe_config("builtin/smoke")
+    assert plain.plugins == ()
+    write_plugin(tmp_path / "my.py")
+    with_plugin = recipe_config("builtin/smoke", plugins=["my.py"])
+    assert content_hash(plain) != content_hash(with_plugin)
+
+
+def test_a_plugin_beside_its_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "lab").mkdir()
+    write_plugin(tmp_path / "lab" / "my.py")
+    (tmp_path / "lab" / "mine.yaml").write_text(
+        "extends: builtin/smoke\nplugins: [my.py]\ntokenizer:\n  quantizer:\n    name: mine\n    codebook_size: 16\n"
+    )
+    assert recipe_config("lab/mine.yaml").plugins == ("lab/my.py",)
+    monkeypatch.chdir(tmp_path / "lab")
+    forget(monkeypatch)
+    assert recipe_config("mine.yaml").plugins == ("my.py",)
+
+
+def test_a_plugin_may_lie_anywhere_and_a_notebooks_parameters_take_it(tmp_path, monkeypatch):
+    (tmp_path / "far away").mkdir()
+    file = write_plugin(tmp_path / "far away" / "my.py")
+    settings = ("tokenizer.quantizer.name=mine", "tokenizer.quantizer.codebook_size=16")
+    config, folder = prepare_run(RunParameters(preset="smoke", settings=settings, plugins=(file,), output="./run"))
+    assert config.plugins == (file,) and str(folder) == "run"
+    assert config.tokenizer.quantizer.config_name == "mine"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    forget(monkeypatch)
+    assert to_dict(parse(type(config), to_dict(config))) == to_dict(config)
+
+
+def test_two_versions_of_a_file_live_side_by_side(tmp_path):
+    (tmp_path / "old").mkdir()
+    write_plugin(tmp_path / "my.py", weight=2.0)
+    write_plugin(tmp_path / "old" / "my.py", weight=1.0)
+    new, old = tiny("my.py"), tiny("old/my.py")
+    assert [base.make_quantizer(config.tokenizer.quantizer).loss_weights() for config in (new, old)] == [
+        {"commitment": 2.0},
+        {"commitment": 1.0},
+    ]
+    import_plugins(["my.py"])
+    assert build_quantizer("mine").loss_weights() == {"commitment": 2.0}
+
+
+def test_a_module_is_a_plugin_too(tmp_path, monkeypatch):
+    write_plugin(tmp_path / "lab_quantizers.py")
+    config = tiny("lab_quantizers")
+    run = train(config, "run", progress=False)
+    assert (run.path / "plugins" / "lab_quantizers.py").is_file()
+    monkeypatch.delitem(sys.modules, "lab_quantizers")
+    (tmp_path / "lab_quantizers.py").unlink()
+    forget(monkeypatch)
+    assert load_tokenizer("run", "raw").quantizer.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def broken(:\n", r"plugin bad.py: it cannot be run: SyntaxError at line 1"),
+        ("\n1 / 0\n", r"plugin bad.py: it cannot be run: ZeroDivisionError at line 2"),
+        ("import there_is_no_such_module\n", "A plugin is one file, which a run copies"),
+        (SOURCE.replace('"mine"', '"vq"'), r"a quantizer named 'vq' exists already"),
+        (SOURCE.replace('"h"', '"%"'), "marker must be one of"),
+        (SOURCE.replace("#1B9E77", "green"), "#RRGGBB"),
+    ],
+)
+def test_a_plugin_that_cannot_be_run_is_named_and_registers_nothing(tmp_path, text, says):
+    (tmp_path / "bad.py").write_text(text)
+    before = available_quantizers()
+    with pytest.raises(ConfigError, match=says):
+        import_plugins(["bad.py"])
+    assert available_quantizers() == before
+
+
+def test_plugins_that_are_not_there_or_clash_are_refused(tmp_path):
+    write_plugin(tmp_path / "my.py")
+    (tmp_path / "other.py").write_text(SOURCE.replace("WEIGHT", "5.0"))
+    (tmp_path / "sub").mkdir()
+    write_plugin(tmp_path / "sub" / "my.py", weight=4.0)
+    for names, says in (
+        (["absent.py"], "there is no file absent.py"),
+        (["absent_module"], "there is no module 'absent_module'"),
+        (["my"], None),
+        (["my.py", "other.py"], "both register the quantizer 'mine'"),
+        (["my.py", "sub/my.py"], "have one file name"),
+        ([""], "got an empty name"),
+    ):
+        if says:
+            with pytest.raises(ValueError, match=says):
+                import_plugins(names)
+    with pytest.raises(ConfigError, match="plugins: must be a list"):
+        recipe_config("builtin/smoke", {"plugins": 3})
+
+
+def test_code_that_comes_with_a_folder_is_not_run_unasked(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
+    forget(monkeypatch)
+    with pytest.raises(ConfigError, match=r"code that comes with a folder is not run unasked.*ibqlab check --plugin"):
+        load_tokenizer("run", "raw")
+    plugins.allow_plugins(["run/plugins/my.py"])
+    assert load_tokenizer("run", "raw").quantizer.name == "mine"
+
+
+def test_a_quantizer_of_this_process_alone_is_refused_by_a_study(tmp_path):
+    namespace = {"__name__": "__main__"}
+    exec(SOURCE.replace("WEIGHT", "1.0"), namespace)
+    parameters = StudyParameters(preset="smoke", recipe="builtin/smoke", methods=("mine",), steps=2, output="study")
+    with pytest.raises(
+        ConfigError, match=r"'mine' is known to this notebook or script alone: put its class into a file"
+    ):
+        open_study("explore_collapse", parameters).run(progress=False)
+    assert not (tmp_path / "runs" / "study").exists()
+    assert train(tiny(plugin=""), "here", progress=False).status == "finished"
+
+
+def test_an_export_names_the_plugin_that_it_needs(run, tmp_path, monkeypatch):
+    export_tokenizer("run", "mine.safetensors", "raw")
+    assert load_tokenizer("mine.safetensors", "raw").quantizer.name == "mine"
+    forget(monkeypatch)
+    assert load_tokenizer("mine.safetensors", "raw").quantizer.name == "mine"
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
+    forget(monkeypatch)
+    says = r"'mine' is registered by the plugin my.py \(sha256 [0-9a-f]{12}.*--plugin my.py"
+    with pytest.raises(CheckpointError, match=says):
+        load_tokenizer("mine.safetensors", "raw")
+    write_plugin(tmp_path / "my.py", weight=2.0)
+    import_plugins(["my.py"])
+    with pytest.warns(UserWarning, match="was made with the plugin my.py of sha256"):
+        load_tokenizer("mine.safetensors", "raw")
+
+
+def command(*words):
+    done = CliRunner().invoke(main, list(words))
+    return done.exit_code, done.output
+
+
+def test_commands_take_plugins(tmp_path, monkeypatch):
+    write_plugin(tmp_path / "my.py")
+    code, text = command("check", "--plugin", "my.py")
+    assert code == 0 and "mine: none of" in text and "✗" not in text
+    forget(monkeypatch)
+    assert command("check", "mine")[0] == 2
+    settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()] + ["tokenizer.quantizer.name=mine"]
+    code, text = command("train", "builtin/smoke", *settings, "--plugin", "my.py", "--output", "./run", "--no-report")
+    assert code == 0, text
+    forget(monkeypatch)
+    for words in (["inspect", "./run", "--weights", "raw"], ["plan", "run/config.yaml"]):
+        code, text = command(*words)
+        assert code == 0, text
+    code, text = command("export", "./run", "out.safetensors", "--weights", "raw")
+    assert code == 0, text
+    forget(monkeypatch)
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
+    code, text = command("inspect", "out.safetensors", "--weights", "raw")
+    assert code == 2 and "give --plugin my.py" in text
+    assert command("inspect", "out.safetensors", "--weights", "raw", "--plugin", "my.py")[0] == 0
+
+
+def test_a_broken_quantizer_is_told_and_ends_the_command_with_1(tmp_path):
+    (tmp_path / "bad.py").write_text(SOURCE.replace("value = ", "value = codes  # ").replace("WEIGHT", "1.0"))
+    code, text = command("check", "mine", "--plugin", "bad.py")
+    assert code == 1
+    assert "✗ the gradient reaches the encoder" in text and "the encoder learns nothing from the reconstruction" in text
+    assert "mine: 1 of" in text
+
+
+def test_a_notebooks_command_hands_plugins_to_its_parameters(tmp_path):
+    write_plugin(tmp_path / "my.py")
+    notebook = find_notebook("explore_collapse")
+    settings = ["plugins=[my.py]", "methods=[mine]", "preset=smoke"]
+    assert read_settings(notebook, settings)["plugins"] == ["my.py"]
+
+
+def test_training_names_a_quantizer_that_raises(tmp_path):
+    (tmp_path / "bad.py").write_text(SOURCE.replace("value = ", "value = codes.no_such_thing  # "))
+    with pytest.raises(QuantizerError, match=r"'mine' raised in assign \(bad.py, line 15\): AttributeError"):
+        train(tiny("bad.py"), "run", progress=False)
+    assert Run("run").status == "failed"
+
+
+class TestFunctions:
+    def test_indices_alone_make_a_quantizer_that_keeps_every_rule(self):
+        @quantizer_from
+        def dot_vq(features, codebook):
+            """The largest dot product."""
+            return (features @ codebook.T).argmax(dim=1)
+
+        assert not [finding for finding in check_quantizer("dot_vq") if finding.broken]
+        torch.manual_seed(0)
+        z = torch.randn(2, 8, 3, 3)
+        ours = build_quantizer("dot_vq", codebook_size=16, code_dim=8)
+        theirs = build_quantizer("vq", metric="dot", codebook_size=16, code_dim=8)
+        ours.load_state_dict(theirs.state_dict())
+        for mine, other in zip(ours(z), theirs(z), strict=True):
+            assert mine == other if isinstance(mine, dict) else torch.equal(mine, other)
+
+    def test_vectors_and_terms_take_the_place_of_the_default_ones(self):
+        @quantizer_from(name="three", label="Three")
+        def function(features, codebook):
+            indices = torch.cdist(features, codebook).argmin(1)
+            codes = codebook[indices]
+            return features + (codes - features).detach(), indices, {"pull": (features - codes).square().mean()}
+
+        quantizer = build_quantizer("three", codebook_size=16, code_dim=8)
+        out = quantizer(torch.randn(2, 8, 3, 3))
+        assert set(out.terms) == {"pull"} and out.loss == out.terms["pull"]
+        assert not [finding for finding in check_quantizer("three") if finding.broken]
+
+    @pytest.mark.parametrize(
+        ("result", "says"),
+        [
+            (lambda z, c: z, r"whole indices of shape \(N,\)"),
+            (lambda z, c: (z, z, {}, 1), "got a tuple of 4"),
+            (lambda z, c: None, "got NoneType"),
+            (lambda z, c: (z[:, :2], z.argmax(1)), r"quantized of shape \(N, D\)"),
+        ],
+    )
+    def test_what_is_no_choice_is_refused_by_name(self, result, says):
+        quantizer_from(result, name="odd")
+        with pytest.raises(QuantizerError, match=says) as caught:
+            build_quantizer("odd", codebook_size=16, code_dim=8)(torch.randn(2, 8, 3, 3))
+        assert "'odd'" in str(caught.value)
+
+    def test_a_function_without_a_name_is_asked_for_one(self):
+        with pytest.raises(ValueError, match="a lambda has no name"):
+            quantizer_from(lambda z, c: None)
+        with pytest.raises(ValueError, match="takes a function"):
+            quantizer_from(3)
+
+
+class TestLooks:
+    def test_figures_show_what_the_registration_says(self, tmp_path):
+        write_plugin(tmp_path / "my.py")
+        import_plugins(["my.py"])
+        styles = styles_for(["mine, N(0, 1)", "mine", "vq"])
+        assert method_label("mine") == styles["mine"].label == "My own"
+        assert styles["mine, N(0, 1)"].label == "My own, N(0, 1)"
+        assert styles["mine, N(0, 1)"].color == "#1B9E77" and styles["mine"].marker == "h"
+
+    def test_without_a_colour_it_takes_the_next_one(self):
+        quantizer_from(lambda z, c: None, name="plain", label="Plain")
+        styles = styles_for(["plain", "unknown"])
+        assert styles["plain"].label == "Plain" and styles["unknown"].label == "unknown"
+        assert styles["plain"].color != styles["unknown"].color
+
+    @pytest.mark.parametrize("word", ["label", "color", "marker"])
+    def test_a_setting_of_such_a_name_is_refused(self, word):
+        config = make_dataclass("Own", [(word, str, "x")], bases=(QuantizerConfig,), frozen=True, kw_only=True)
+        with pytest.raises(ValueError, match=f"`{word}` is for figures"):
+            register_quantizer("own", config)
