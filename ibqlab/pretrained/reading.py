@@ -38,6 +38,7 @@ from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import locate
+from ibqlab.runs.kinds import is_monitored
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"
@@ -212,6 +213,11 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
 
 def _read_run(path: Path, network: str) -> Checkpoint:
     run = Run(path)
+    if is_monitored(run.config):
+        raise CheckpointError(
+            f"{path} is what a monitor wrote of somebody's own model, and holds no weights; load them with the code "
+            "that trained it"
+        )
     if network == "tokenizer" and "generator" in run.config:
         raise CheckpointError(f"{path} is a generator's run; its tokenizer is load_first_stage({str(path)!r})")
     if network == "generator" and "generator" not in run.config:
