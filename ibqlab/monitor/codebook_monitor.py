@@ -5,6 +5,7 @@ the numbers mean the same. Trouble never ends a training that runs: the first up
 shows there; from the second on the monitor warns once, leaves out what it cannot measure, and goes on.
 """
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ class CodebookMonitor:
         snapshot_every: steps between snapshots; before the first of them there are some at 1, 2, 5, 10, 20, 50 ….
         settings: whatever tells this run from others, as plain values; "quantizer" and "seed" have a column in
             `ibqlab runs`.
-        window_tokens: length of the usage window over all processes, tokens; 10·K by default.
+        window_tokens: least length of the usage window over all processes, tokens; 10·K by default, whole steps always.
         probe_tokens: tokens on which distances and softmax perplexity are measured.
         snapshot_features: features kept in a snapshot.
         snapshot_images: images kept in a snapshot, where `update` is given some.
@@ -89,8 +90,7 @@ class CodebookMonitor:
         """The run folder."""
         self.step = -1
         """The last update's step."""
-        self.own_seconds = 0.0
-        """Time spent in `update`."""
+        self._now: Any = -1
         self._is_writer = False
         self._is_closed = False
         self._window: Window | None = None
@@ -174,7 +174,7 @@ class CodebookMonitor:
             self._warn(str(error))
             return None
         finally:
-            self.own_seconds += time.perf_counter() - began
+            self._writer.monitor_seconds += time.perf_counter() - began
 
     def log(self, step: int, **numbers: Any) -> None:
         """Write a row of the loop's own numbers, such as those of a validation: log(step, validation_psnr=21.3).
@@ -209,9 +209,7 @@ class CodebookMonitor:
         self._is_closed = True
         if self._reading:
             self._reading.remove()
-        if self._writer.run:
-            share = self.own_seconds / max(self._writer.seconds, 1e-9)
-            self._writer.end(status, monitor_share_of_time=round(share, 5))
+        self._writer.end(status)
 
     def __enter__(self) -> "CodebookMonitor":
         return self
@@ -228,7 +226,7 @@ class CodebookMonitor:
         return self.schedule.logged < 0
 
     def _update(self, step: int, given: "_Given") -> dict[str, Any] | None:
-        step = whole_number("step", step, 0, STEPS)
+        self._now = step = whole_number("step", step, 0, STEPS)
         if step < self.step:
             self._warn(
                 f"step must grow: got {step} after {self.step}; updates are left aside until it does. Count steps over "
@@ -245,7 +243,7 @@ class CodebookMonitor:
             )
         flat = inputs.flat_indices(given.indices, self.codebook_size)
         if self._window is None:
-            self._begin(flat.device)
+            self._begin(flat)
         is_due = step > self.step and self.schedule.needs_row(step)
         self.step = step
         self._window.add(step, flat)
@@ -256,14 +254,17 @@ class CodebookMonitor:
             self._take_in()
         return None
 
-    def _begin(self, device: torch.device) -> None:
+    def _begin(self, flat: Tensor) -> None:
         """Now processes know each other, if ever; without sums each would have a window of its own."""
         if dist.is_available() and dist.is_initialized():
             rank, processes = dist.get_rank(), dist.get_world_size()
         else:
             rank, processes = share_of_work()[0], 1
         self._is_writer = rank == 0
-        self._window = Window(self.codebook_size, self.window_tokens, self.probe_tokens, processes, device)
+        # Of whole steps it holds the same tokens however many processes share it.
+        step_tokens = max(1, len(flat) * processes)
+        tokens = -(-self.window_tokens // step_tokens) * step_tokens
+        self._window = Window(self.codebook_size, tokens, self.probe_tokens, processes, flat.device)
         self._window.read_gradient = self._read_gradient
         if self._state:
             self._window.recorder.load_state_dict(self._state)
@@ -292,6 +293,9 @@ class CodebookMonitor:
             measured = {"step": step, **own, **measured, "seconds": round(self._writer.seconds, 3)}
             self._writer.log(measured)
         if self._is_writer and needs_snapshot:
+            if sample is not None:
+                rows = inputs.sample_rows(len(sample), self.snapshot_features).to(sample.device)
+                sample, chosen = sample[rows], None if chosen is None else chosen[rows.to(chosen.device)]
             arrays = {"codebook": None if codes is None else codes.float(), "features": sample, "assignments": chosen}
             arrays |= {"counts": hits[0], "last_hit": hits[1], **self._pictures(given.images, given.reconstructions)}
             self._writer.save_snapshot(step, {name: array for name, array in arrays.items() if array is not None})
@@ -369,10 +373,10 @@ class CodebookMonitor:
 
     def _warn(self, message: str) -> None:
         """Each kind of trouble once: a loop has thousands of steps."""
-        kind = message[:24]
+        kind = re.sub(r"[0-9]+", "", message)[:24]
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(f"monitor, step {self.step}: {message}", stacklevel=4)
+            warnings.warn(f"monitor, step {self._now}: {message}", stacklevel=4)
 
 
 class _Given(NamedTuple):

@@ -38,8 +38,11 @@ class RunWriter:
         self.run: Run | None = None
         """Once it has begun, and until it ends."""
         self.earlier_seconds = 0.0
+        self.monitor_seconds = 0.0
+        """Time that the monitor has taken of this start."""
         self._began = time.perf_counter()
         self._process = 0
+        self._has_ended = False
         if not is_free(self.path):
             recorded = Run(self.path)
             recorded.require_settings(self._with_dim(recorded.config.get("code_dim")), more_steps=True)
@@ -64,9 +67,11 @@ class RunWriter:
         from ibqlab.runs import Run, RunError
         from ibqlab.runs.metrics import last_step
 
+        if self._has_ended:
+            raise RunError(f"another monitor of this process writes {self.path} now; this one writes no more")
         key = os.path.realpath(self.path)
         if key in _OPEN:
-            _OPEN.pop(key).end("stopped")
+            _OPEN[key].end("stopped")
         config = self._with_dim(code_dim)
         run = Run.start(self.path, config, claim=True, more_steps=True)
         if not run.is_new:
@@ -104,19 +109,20 @@ class RunWriter:
         if self.run:
             self.run.give_sign_of_life()
 
-    def end(self, status: str, **facts: Any) -> None:
+    def end(self, status: str) -> None:
         """Note how the training ended and let go of the folder; again: nothing.
 
         Args:
             status: "finished", "failed" or "stopped".
-            **facts: for provenance.
         """
         if not self.run:
             return
+        self._has_ended = True
         run, self.run = self.run, None
         _OPEN.pop(os.path.realpath(self.path), None)
+        share = self.monitor_seconds / max(self.seconds - self.earlier_seconds, 1e-9)
         try:
-            run.finish(status, duration_s=round(self.seconds, 3), **facts)
+            run.finish(status, duration_s=round(self.seconds, 3), monitor_share_of_time=round(share, 5))
         finally:
             run.release()
 
