@@ -26,7 +26,7 @@ from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram
 from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.runs import Run, RunError, list_runs
 from ibqlab.studies.figures import map_run
-from ibqlab.studies.run_report import write_run_report
+from ibqlab.studies.run_report import figure_run_codes, figure_run_reconstructions, write_run_report
 from ibqlab.widgets import explore_run
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "bring_your_own"
@@ -152,8 +152,10 @@ class TestReaders:
     def test_what_was_not_given_is_named(self, tmp_path):
         with monitor_in(tmp_path) as monitor:
             monitor.update(1, indices=tensors(0)["indices"])
-        page = write_run_report(Run(monitor.path)).with_suffix(".md").read_text()
-        assert "hold no codebook and no features; give them to the monitor" in page
+        with pytest.raises(RunError, match="hold no codebook and no features; give them to the monitor's update"):
+            figure_run_codes(Run(monitor.path), "pca")
+        with pytest.raises(RunError, match="hold no images and no reconstructions"):
+            figure_run_reconstructions(Run(monitor.path))
         explorer = explore_run(Run(monitor.path))
         assert "no codebook and features" in explorer.code_map.value and "base64" in explorer.histogram.value
 
@@ -375,7 +377,16 @@ class TestFolder:
         assert (first.path / "metrics.jsonl").read_bytes() == before
         with monitor_in(tmp_path) as later:
             later.update(2, **tensors(2))
-        assert len(rows_of(later)) == 2
+        assert len(rows_of(later)) == 2 and Run(later.path).status == "finished"
+
+    def test_a_run_may_have_more_steps_than_before(self, tmp_path):
+        for steps in (2, 4):
+            with monitor_in(tmp_path, steps=steps) as monitor:
+                for step in range(steps - 1, steps + 1):
+                    monitor.update(step, **tensors(step))
+        run = Run(monitor.path)
+        assert run.describe_status() == "finished at step 4 of 4" and run.metrics["step"].tolist() == [1, 2, 3, 4]
+        assert run.provenance["extended"][0]["to_steps"] == 4
 
     def test_other_settings_are_refused_at_once(self, tmp_path):
         with monitor_in(tmp_path, settings={"width": 1}) as first:
@@ -621,6 +632,16 @@ def test_the_plain_example(tmp_path, monkeypatch):
     assert len((EXAMPLES / "vqvae.py").read_text().splitlines()) <= 60
     last = run_example("vqvae.py", tmp_path, monkeypatch)
     assert 0 < last["gradient_reach"] < 1 and Run(tmp_path / "mine").snapshot()["images"].shape == (8, 8, 8, 3)
+
+
+@pytest.mark.usefixtures("warm_start")
+def test_the_plain_example_under_torchrun(tmp_path):
+    words = ["--standalone", "--nproc-per-node", "2", str(EXAMPLES / "vqvae.py"), "--steps", "4"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--output", str(tmp_path / "mine")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = Run(tmp_path / "mine")
+    assert (run.status, run.step, run.last_values["step_tokens"]) == ("finished", 4, 2 * 64 * 16)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("vector_quantize_pytorch"), reason="needs vector-quantize-pytorch")

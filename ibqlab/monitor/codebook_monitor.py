@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,11 @@ from ibqlab.monitor.attaching import ModuleReading, follow_module
 from ibqlab.monitor.run_writer import RunWriter
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.monitor.window import Window, follow_gradient
+
+LOG_EVERY = 50
+"""Steps between rows, unless rows are expensive."""
+ROW_WORK = 2**22
+"""Codes × dimension × probe tokens of a row for which a step goes by, on a CPU: about 1 ms of one core."""
 
 
 class CodebookMonitor:
@@ -43,7 +48,8 @@ class CodebookMonitor:
             run of the same settings that is there goes on.
         codebook_size: K.
         steps: how many steps the training will have, where that is known: the last one has a row and a snapshot then.
-        log_every: steps between rows. The first update and steps 1, 2, 3, 5, 10, 15, 20, 30 and 50 have one besides.
+        log_every: steps between rows. None: 50, and more where the codebook is large and lies on a CPU, so that rows
+            take some 2 % of a step of 50 ms. The first update and steps 1, 2, 3, 5, 10, 15, 20, 30, 50 have one, too.
         snapshot_every: steps between snapshots; before the first of them there are some at 1, 2, 5, 10, 20, 50 ….
         settings: whatever tells this run from others, as plain values; "quantizer" and "seed" have a column in
             `ibqlab runs`.
@@ -64,7 +70,7 @@ class CodebookMonitor:
         codebook_size: int,
         *,
         steps: int | None = None,
-        log_every: int = 50,
+        log_every: int | None = None,
         snapshot_every: int = 1000,
         settings: Mapping[str, Any] | None = None,
         window_tokens: int | None = None,
@@ -75,9 +81,10 @@ class CodebookMonitor:
         self.codebook_size = whole_number("codebook_size", codebook_size, 1, CODES)
         self.schedule = Schedule(
             steps=steps if steps is None else whole_number("steps", steps, 1, STEPS),
-            log_every=whole_number("log_every", log_every, 1, STEPS),
+            log_every=LOG_EVERY if log_every is None else whole_number("log_every", log_every, 1, STEPS),
             snapshot_every=whole_number("snapshot_every", snapshot_every, 1, STEPS),
         )
+        self._chooses_log_every = log_every is None
         least = 10 * self.codebook_size
         self.window_tokens = whole_number("window_tokens", window_tokens or least, 1, 100 * CODES)
         self.probe_tokens = whole_number("probe_tokens", probe_tokens, 1, BATCH)
@@ -155,8 +162,8 @@ class CodebookMonitor:
             codebook: (K, D), or a function. None: rows without what is measured on codes.
             images: (B, 3, H, W) or (B, 1, H, W), for snapshots; uint8, or floats in [0, 1] or [−1, 1]. Or a function.
             reconstructions: of these images, likewise.
-            **numbers: whatever else a row is to hold: loss=…, validation_psnr=…; tensors of one element are read at
-                logged steps only.
+            **numbers: whatever else a row is to hold: loss=…, psnr=…; tensors of one element are read at logged steps
+                only.
         Returns:
             The row, on the first process at logged steps; else None.
         Raises:
@@ -167,7 +174,9 @@ class CodebookMonitor:
             return None
         began, is_first = time.perf_counter(), self._is_first
         try:
-            return self._update(step, _Given(indices, features, codebook, images, reconstructions, numbers))
+            return self._update(
+                step, inputs.UpdateInputs(indices, features, codebook, images, reconstructions, numbers)
+            )
         except (ValueError, RunError) as error:
             if is_first:
                 raise
@@ -225,7 +234,7 @@ class CodebookMonitor:
         """Whether nothing was measured yet, so that a mistake is one of the call."""
         return self.schedule.logged < 0
 
-    def _update(self, step: int, given: "_Given") -> dict[str, Any] | None:
+    def _update(self, step: int, given: inputs.UpdateInputs) -> dict[str, Any] | None:
         self._now = step = whole_number("step", step, 0, STEPS)
         if step < self.step:
             self._warn(
@@ -269,11 +278,13 @@ class CodebookMonitor:
         if self._state:
             self._window.recorder.load_state_dict(self._state)
 
-    def _measure(self, step: int, flat: Tensor, given: "_Given") -> dict[str, Any] | None:
+    def _measure(self, step: int, flat: Tensor, given: inputs.UpdateInputs) -> dict[str, Any] | None:
         """A row, and a snapshot where one is due. What processes sum, all of them come to, whatever they were given."""
         codes = self._checked(lambda: self._codes(given.codebook))
         dim = None if codes is None else codes.shape[1]
-        tokens = self._checked(lambda: _tokens(given.features, dim))
+        tokens = self._checked(lambda: inputs.tokens_of(given.features, dim))
+        if self._is_first and self._chooses_log_every and codes is not None and codes.device.type == "cpu":
+            self.schedule.log_every = max(LOG_EVERY, codes.numel() * self.probe_tokens // ROW_WORK)
         needs_snapshot = self.schedule.needs_snapshot(step)
         sample, chosen = None, None
         if tokens is not None:
@@ -377,19 +388,3 @@ class CodebookMonitor:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"monitor, step {self._now}: {message}", stacklevel=4)
-
-
-class _Given(NamedTuple):
-    """What an update was given."""
-
-    indices: Any
-    features: Any
-    codebook: Any
-    images: Any
-    reconstructions: Any
-    numbers: dict[str, Any]
-
-
-def _tokens(features: Any, code_dim: int | None) -> Tensor | None:
-    features = inputs.value_of(features)
-    return None if features is None else inputs.to_tokens(features, code_dim)

@@ -1,7 +1,7 @@
 """Indices, features, codebooks and images as training loops have them, checked and brought to one form."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +9,17 @@ from torch import Tensor
 
 Given = Tensor | Callable[[], Any] | Any
 """A tensor, an array, or a function that gives one, which is called only where it is needed."""
+
+
+class UpdateInputs(NamedTuple):
+    """What an update was given."""
+
+    indices: Any
+    features: Given
+    codebook: Given
+    images: Given
+    reconstructions: Given
+    numbers: dict[str, Any]
 
 
 def value_of(given: Given) -> Any:
@@ -82,6 +93,12 @@ def to_tokens(features: Any, code_dim: int | None = None) -> Tensor:
         )
     axis = next((axis for axis in axes if shape[axis] == code_dim), axes[0])
     return tensor.detach().movedim(axis, -1).flatten(0, -2)
+
+
+def tokens_of(features: Given, code_dim: int | None) -> Tensor | None:
+    """As `to_tokens`, of features or a function that gives them; None where there are none."""
+    features = value_of(features)
+    return None if features is None else to_tokens(features, code_dim)
 
 
 def sample_rows(total: int, most: int) -> Tensor:
