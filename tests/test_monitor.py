@@ -253,9 +253,20 @@ def test_gradient_reach_of_a_computed_codebook(tmp_path):
     monitor = monitor_in(tmp_path)
     monitor.watch(lambda: torch.eye(CODES)[:, :DIM])
     assert monitor.update(1, indices=torch.arange(CODES))["gradient_reach"] == DIM / CODES
-    for wrong in (torch.randn(2, 2), nn.Parameter(torch.randn(2, 2)) * 2, "codebook"):
+    for wrong in (nn.Parameter(torch.randn(2, 2)) * 2, "codebook"):
         with pytest.raises(ValueError, match="watch needs"):
             monitor.watch(wrong)
+
+
+def test_reach_of_moving_averages_is_that_of_their_movement(tmp_path):
+    monitor, codebook = monitor_in(tmp_path, log_every=100), torch.randn(CODES, DIM)
+    monitor.watch(codebook)
+    reach = []
+    for step in range(1, 6):
+        codebook[: 2 * step] += 0.1
+        row = monitor.update(step, indices=torch.arange(CODES), codebook=codebook)
+        reach.append(row and row["gradient_reach"])
+    assert reach == [2 / CODES, 4 / CODES, 6 / CODES, None, 10 / CODES]
 
 
 def test_micro_batches_of_a_step_are_one_step(tmp_path):
@@ -597,6 +608,7 @@ def test_modules_of_vector_quantize_pytorch_are_read(tmp_path, settings):
     _, indices, _ = module(z.transpose(1, 2) if settings.get("channel_last") is False else z)
     row = monitor.update(1)
     assert row["step_tokens"] == 30 and row["step_usage"] == len(indices.unique()) / CODES
+    assert ("gradient_reach" in row) == (not settings.get("learnable_codebook"))
     snapshot = Run(monitor.path).snapshot()
     gaps = torch.cdist(torch.from_numpy(snapshot["features"]), torch.from_numpy(snapshot["codebook"]))
     # Each feature's stored code is its nearest: features and codes lie in the space in which the module compares them.

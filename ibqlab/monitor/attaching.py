@@ -21,10 +21,20 @@ class ModuleReading:
         read: from its output to indices, or to (indices, features).
         features: from its first input to features; where `read` gives none.
         codebook: gives the codebook, or is it; None where there is none to give.
+        averaged_codebook: gives a codebook that the module itself moves.
     """
 
-    def __init__(self, module: nn.Module, read: Callable[[Any], Any], features: Callable[[Tensor], Any], codebook: Any):
+    def __init__(
+        self,
+        module: nn.Module,
+        read: Callable[[Any], Any],
+        features: Callable[[Tensor], Any],
+        codebook: Any,
+        averaged_codebook: Callable[[], Tensor] | None = None,
+    ):
         self._read, self._features, self._codebook = read, features, codebook
+        self.averaged_codebook = averaged_codebook
+        """Gives a codebook that the module itself moves; None where gradients move it, or nobody knows."""
         self._seen: tuple[Any, Any] | None = None
         self._handle = module.register_forward_hook(self._see)
 
@@ -70,7 +80,9 @@ def follow_module(module: nn.Module, read: Callable[[Any], Any] | None, codebook
     kinds = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.partition(".")[0] == KNOWN}
     if "VectorQuantize" in kinds and not (module.heads > 1 and module.separate_codebook_per_head):
         features = partial(_vector_quantize_features, module) if module.heads == 1 else lambda given: None
-        return ModuleReading(module, lambda output: output[1], features, own_codes if codebook is None else codebook)
+        averaged = None if module.codebook.requires_grad else own_codes
+        codes = own_codes if codebook is None else codebook
+        return ModuleReading(module, lambda output: output[1], features, codes, averaged)
     if "SimVQ" in kinds:
         features = partial(_rows, module.channel_first)
         return ModuleReading(module, lambda output: output[1], features, own_codes if codebook is None else codebook)

@@ -23,7 +23,7 @@ from ibqlab.monitor import inputs
 from ibqlab.monitor.attaching import ModuleReading, follow_module
 from ibqlab.monitor.run_writer import RunWriter
 from ibqlab.monitor.schedule import Schedule
-from ibqlab.monitor.window import Window, follow_gradient
+from ibqlab.monitor.window import Movement, Window, follow_gradient
 
 LOG_EVERY = 50
 """Steps between rows, unless rows are expensive."""
@@ -104,31 +104,39 @@ class CodebookMonitor:
         self._state: dict[str, Any] | None = None
         self._reading: ModuleReading | None = None
         self._read_gradient: Callable[[], Tensor | None] | None = None
+        self._movement: Movement | None = None
         self._warned: set[str] = set()
 
-    def watch(self, codebook: nn.Parameter | Callable[[], Tensor | None]) -> None:
+    def watch(self, codebook: Tensor | Callable[[], Tensor | None]) -> None:
         """Measure gradient reach: which share of codes a step moves noticeably.
 
         Args:
             codebook: the parameter (K, D). Of the last backward pass before `update` its gradient is taken, whether or
-                not `zero_grad` has been called since. Or a function that gives the gradient, where the codebook is no
-                parameter.
+                not `zero_grad` has been called since. A buffer that moving averages change in place: how far they move
+                each code. Or a function that gives the gradient, where the codebook is computed from other weights.
         Raises:
-            ValueError: neither.
+            ValueError: none of these.
         """
-        if isinstance(codebook, Tensor):
+        self._movement = None
+        if isinstance(codebook, Tensor) and codebook.is_leaf and not codebook.requires_grad:
+            self._watch_movement(lambda: codebook)
+        elif isinstance(codebook, Tensor):
             self._read_gradient = follow_gradient(codebook, lambda: self.schedule.needs_row(self.step + 1))
         elif callable(codebook):
             self._read_gradient = codebook
         else:
-            raise ValueError(f"watch needs a parameter or a function; got {type(codebook).__name__}")
-        if self._window:
-            self._window.read_gradient = self._read_gradient
+            raise ValueError(f"watch needs a parameter, a buffer or a function; got {type(codebook).__name__}")
+
+    def _watch_movement(self, read: Callable[[], Tensor]) -> None:
+        self._movement = Movement(read)
+        self._read_gradient = self._movement.take
 
     def attach(
         self, module: nn.Module, read: Callable[[Any], Any] | None = None, codebook: inputs.Given = None
     ) -> None:
         """Take indices and features off a module's forward pass; `update` then needs the step alone.
+
+        Where vector-quantize-pytorch averages the codebook, gradient reach is that of its movement.
 
         Args:
             module: the quantizer. Passes in evaluation mode are left aside.
@@ -139,6 +147,8 @@ class CodebookMonitor:
             ValueError: an unknown module without `read`; the message says what to write.
         """
         self._reading = follow_module(module, read, codebook)
+        if self._reading.averaged_codebook and self._read_gradient is None:
+            self._watch_movement(self._reading.averaged_codebook)
 
     @torch.no_grad()
     def update(
@@ -257,11 +267,12 @@ class CodebookMonitor:
         self.step = step
         self._window.add(step, flat)
         self._writer.give_sign_of_life()
-        if is_due:
-            return self._measure(step, flat, given)
+        row = self._measure(step, flat, given) if is_due else None
         if self._window.is_full:
             self._take_in()
-        return None
+        if self._movement and self.schedule.needs_row(step + 1):
+            self._movement.keep()
+        return row
 
     def _begin(self, flat: Tensor) -> None:
         """Now processes know each other, if ever; without sums each would have a window of its own."""
@@ -274,7 +285,6 @@ class CodebookMonitor:
         step_tokens = max(1, len(flat) * processes)
         tokens = -(-self.window_tokens // step_tokens) * step_tokens
         self._window = Window(self.codebook_size, tokens, self.probe_tokens, processes, flat.device)
-        self._window.read_gradient = self._read_gradient
         if self._state:
             self._window.recorder.load_state_dict(self._state)
 
@@ -294,7 +304,7 @@ class CodebookMonitor:
             chosen = flat[rows.to(flat.device)] if len(tokens) == len(flat) else None
             sample, chosen = self._finite(sample, chosen)
         self._take_in()
-        measured = self._window.report(step, codes, sample)
+        measured = self._window.report(step, codes, sample, self._read_gradient)
         recorder = self._window.recorder
         hits = (recorder.counts(), recorder.last_hits()) if needs_snapshot else ()
         if self._is_writer:

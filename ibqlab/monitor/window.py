@@ -31,15 +31,11 @@ class Window:
         from ibqlab.diagnostics.recorder import PlainCodebook, Recorder
 
         self.codebook_size, self.device = codebook_size, device
-        self.read_gradient: Callable[[], Tensor | None] | None = None
         self._codebook = torch.empty(0, 1, device=device)
+        self._gradient: Tensor | None = None
         self._pending: list[tuple[int, Tensor]] = []
         self._waiting = 0
-        parts = PlainCodebook(
-            size=codebook_size,
-            read=lambda: self._codebook,
-            read_gradient=lambda: self.read_gradient() if self.read_gradient else None,
-        )
+        parts = PlainCodebook(size=codebook_size, read=lambda: self._codebook, read_gradient=lambda: self._gradient)
         self.recorder = Recorder(parts, tokens, probe_tokens, processes)
 
     def add(self, step: int, flat: Tensor) -> None:
@@ -70,15 +66,23 @@ class Window:
         self._waiting = 0
         return {side: count for side, count in wrong.items() if count}
 
-    def report(self, step: int, codes: Tensor | None, sample: Tensor | None) -> dict[str, Any]:
+    def report(
+        self,
+        step: int,
+        codes: Tensor | None,
+        sample: Tensor | None,
+        read_gradient: Callable[[], Tensor | None] | None = None,
+    ) -> dict[str, Any]:
         """The recorder's row. Every process asks for one, whatever it was given: sums need all of them.
 
         Args:
             step: the step just done, whose indices were taken in.
             codes: (K, D), finite; None leaves out what is measured on codes.
             sample: (n, D) features, finite float32; None leaves out what is measured on features.
+            read_gradient: gives how the step moves each code; None, or None given, leaves out gradient reach.
         """
         self._codebook = codes if codes is not None else torch.zeros(1, 1, device=self.device)
+        self._gradient = read_gradient() if read_gradient else None
         is_whole = codes is not None and sample is not None
         stand_in = torch.zeros(1, self._codebook.shape[1], device=self._codebook.device)
         tokens = sample.to(self._codebook.device) if is_whole else stand_in
@@ -89,8 +93,9 @@ class Window:
             if sample is not None:
                 norms = sample.norm(dim=1)
                 row |= dict(zip(_OF_FEATURES, (float(norms.mean()), float(norms.std(correction=0))), strict=True))
-        if self.read_gradient is None:
+        if self._gradient is None:
             del row["gradient_reach"]  # nobody knows it
+        self._gradient = None
         return row
 
 
@@ -105,8 +110,8 @@ def follow_gradient(codebook: nn.Parameter, is_wanted: Callable[[], bool]) -> Ca
     """
     if not codebook.is_leaf or not codebook.requires_grad:
         raise ValueError(
-            "watch needs the parameter that is trained; got a tensor that was computed from others, or one without "
-            "gradient. Pass a function that gives the codebook's gradient, (K, D)"
+            "watch needs the parameter that is trained; got a tensor that was computed from others. Pass a function "
+            "that gives the codebook's gradient, (K, D)"
         )
     norms: list[Tensor] = []
 
@@ -116,6 +121,28 @@ def follow_gradient(codebook: nn.Parameter, is_wanted: Callable[[], bool]) -> Ca
 
     codebook.register_post_accumulate_grad_hook(keep)
     return lambda: norms.pop() if norms else None if codebook.grad is None else _rows(codebook.grad)
+
+
+class Movement:
+    """How far codes that take no gradient were moved by a step, which is what moving averages learn by.
+
+    Args:
+        read: gives the codebook as it is now.
+    """
+
+    def __init__(self, read: Callable[[], Tensor]):
+        self._read = read
+        self._before: Tensor | None = None
+        self.keep()
+
+    def keep(self) -> None:
+        """Before a step that will have a row: copy the codebook."""
+        self._before = _rows(self._read()).clone()
+
+    def take(self) -> Tensor | None:
+        """The displacement since `keep`, (K, D), once; None where nothing was kept."""
+        before, self._before = self._before, None
+        return None if before is None else _rows(self._read()) - before
 
 
 def _rows(gradient: Tensor) -> Tensor:
