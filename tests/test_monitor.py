@@ -181,6 +181,8 @@ def test_numbers_are_those_of_brute_force(tmp_path):
     assert row["softmax_perplexity"] == pytest.approx(
         float(torch.special.entr((tokens @ codes.T).softmax(1)).sum(1).exp().mean()), rel=1e-5
     )
+    chosen = codes[given["indices"].flatten()]
+    assert row["quantization_error"] == pytest.approx(float((tokens - chosen).square().mean()), rel=1e-5)
     assert "gradient_reach" not in row
 
 
@@ -547,7 +549,7 @@ def test_a_disk_that_is_full_ends_no_training(tmp_path, told, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"codebook_size": 0}, "codebook_size must be at least 1"),
+        ({"codebook_size": 1}, "codebook_size must be at least 2"),
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"steps": 1.5}, "steps must be a whole number"),
         ({"settings": {"model": object()}}, "settings"),
@@ -750,8 +752,8 @@ def test_diagnosis_numbers_are_those_of_brute_force():
         "dead_codes": (counts == 0).sum(),
         "feature_to_code_distance": gaps.amin(1).mean(),
         "code_to_feature_distance": gaps.amin(0).mean(),
-        "quantization_error": (tokens - codes[flat]).square().sum(1).mean(),
-        "winner_margin": (nearest[:, 1] / nearest[:, 0] - 1).median(),
+        "quantization_error": (tokens - codes[flat]).square().mean(),
+        "winner_margin": (1 - nearest[:, 0] / nearest[:, 1]).mean(),
         "softmax_perplexity": torch.special.entr((tokens @ codes.T).softmax(1)).sum(1).exp().mean(),
         "feature_norm_mean": tokens.norm(dim=1).mean(),
         "feature_norm_std": tokens.norm(dim=1).std(correction=0),

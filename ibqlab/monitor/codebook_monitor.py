@@ -46,7 +46,7 @@ class CodebookMonitor:
     Args:
         path: the run folder, a name among all runs such as "runs/mine", or a path that starts with /, ./, ../ or ~. A
             run of the same settings that is there goes on.
-        codebook_size: K.
+        codebook_size: K, at least 2.
         steps: how many steps the training will have, where that is known: the last one has a row and a snapshot then.
         log_every: steps between rows. None: 50, and more where the codebook is large and lies on a CPU, so that rows
             take some 2 % of a step of 50 ms. The first update and steps 1, 2, 3, 5, 10, 15, 20, 30, 50 have one, too.
@@ -78,15 +78,14 @@ class CodebookMonitor:
         snapshot_features: int = 1024,
         snapshot_images: int = 8,
     ):
-        self.codebook_size = whole_number("codebook_size", codebook_size, 1, CODES)
+        self.codebook_size = whole_number("codebook_size", codebook_size, 2, CODES)
         self.schedule = Schedule(
             steps=steps if steps is None else whole_number("steps", steps, 1, STEPS),
             log_every=LOG_EVERY if log_every is None else whole_number("log_every", log_every, 1, STEPS),
             snapshot_every=whole_number("snapshot_every", snapshot_every, 1, STEPS),
         )
         self._chooses_log_every = log_every is None
-        least = 10 * self.codebook_size
-        self.window_tokens = whole_number("window_tokens", window_tokens or least, 1, 100 * CODES)
+        self.window_tokens = whole_number("window_tokens", window_tokens or 10 * self.codebook_size, 1, 100 * CODES)
         self.probe_tokens = whole_number("probe_tokens", probe_tokens, 1, BATCH)
         self.snapshot_features = whole_number("snapshot_features", snapshot_features, 1, BATCH)
         self.snapshot_images = whole_number("snapshot_images", snapshot_images, 0, BATCH)
@@ -193,7 +192,8 @@ class CodebookMonitor:
             self._warn(str(error))
             return None
         finally:
-            self._writer.monitor_seconds += time.perf_counter() - began
+            # The first one imports the library and makes the folder.
+            self._writer.monitor_seconds += 0.0 if is_first else time.perf_counter() - began
 
     def log(self, step: int, **numbers: Any) -> None:
         """Write a row of the loop's own numbers, such as those of a validation: log(step, validation_psnr=21.3).
@@ -304,7 +304,7 @@ class CodebookMonitor:
             chosen = flat[rows.to(flat.device)] if len(tokens) == len(flat) else None
             sample, chosen = self._finite(sample, chosen)
         self._take_in()
-        measured = self._window.report(step, codes, sample, self._read_gradient)
+        measured = self._window.report(step, codes, sample, chosen, self._read_gradient)
         recorder = self._window.recorder
         hits = (recorder.counts(), recorder.last_hits()) if needs_snapshot else ()
         if self._is_writer:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MOST_TOKENS = 4096
 """Tokens on which distances, norms and softmax are measured; hits are counted on all."""
 _DEFINITIONS = {
-    "winner_margin": "how much farther the second nearest code is than the nearest, as a share of it; median of tokens",
-    "quantization_error": "mean squared distance of a feature to its code, summed over dimensions",
+    "winner_margin": "1 − distance to the nearest code over that to the second nearest, mean over tokens",
+    "quantization_error": "mean squared difference of a feature and its code",
 }
 """Of what no run measures."""
 
@@ -146,7 +146,7 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         "dead_codes": int((counts == 0).sum()),
         "feature_to_code_distance": distances.feature_to_code,
         "code_to_feature_distance": distances.code_to_feature,
-        "quantization_error": float((probe - codes[assigned]).square().sum(1).mean()),
+        "quantization_error": float((probe - codes[assigned]).square().mean()),
         "winner_margin": _winner_margin(probe, codes),
         "softmax_perplexity": float(softmax_perplexity(probe, codes).mean()),
         "feature_norm_mean": feature_norms.mean,
@@ -164,12 +164,13 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
 
 
 def _winner_margin(tokens: Tensor, codes: Tensor) -> float:
-    """Median over tokens of (d₂ − d₁)/d₁, d₁ and d₂ the distances to the nearest and the second nearest code.
+    """Mean over tokens of 1 − d₁/d₂, d₁ and d₂ the distances to the nearest and the second nearest code; a tie is 0.
 
-    Near 0 a small step of encoder or codes changes the choice; tokens that sit on their code count as infinitely far.
+    Near 0 a small step of encoder or codes changes the choice; near 1 it is settled.
     """
     margins = []
     for block in tokens.split(max(1, 2**22 // len(codes))):  # (R, K) distances, never (N, K)
         nearest = torch.cdist(block, codes, compute_mode="donot_use_mm_for_euclid_dist").topk(2, largest=False).values
-        margins.append((nearest[:, 1] - nearest[:, 0]) / nearest[:, 0].clamp_min(1e-12))
-    return float(torch.cat(margins).median())
+        near, far = nearest.unbind(1)
+        margins.append(torch.where(far == 0, 0.0, 1 - near / far))
+    return float(torch.cat(margins).mean())

@@ -12,7 +12,7 @@ _OF_FEATURES = ("feature_norm_mean", "feature_norm_std")
 _OF_CODES = ("code_norm_mean", "code_norm_std")
 _OF_INDICES = (
     *("step_usage", "step_tokens", "step_usage_even", "usage", "usage_tokens", "perplexity", "dead_codes"),
-    *("steps_since_hit", "gradient_reach"),
+    *("steps_since_hit", "gradient_reach", "births", "deaths"),
 )
 
 
@@ -71,6 +71,7 @@ class Window:
         step: int,
         codes: Tensor | None,
         sample: Tensor | None,
+        chosen: Tensor | None = None,
         read_gradient: Callable[[], Tensor | None] | None = None,
     ) -> dict[str, Any]:
         """The recorder's row. Every process asks for one, whatever it was given: sums need all of them.
@@ -79,20 +80,28 @@ class Window:
             step: the step just done, whose indices were taken in.
             codes: (K, D), finite; None leaves out what is measured on codes.
             sample: (n, D) features, finite float32; None leaves out what is measured on features.
+            chosen: (n,) the sample's codes, −1 where there is none; None leaves out the quantization error.
             read_gradient: gives how the step moves each code; None, or None given, leaves out gradient reach.
         """
-        self._codebook = codes if codes is not None else torch.zeros(1, 1, device=self.device)
+        self._codebook = codes if codes is not None else torch.zeros(self.codebook_size, 1, device=self.device)
         self._gradient = read_gradient() if read_gradient else None
         is_whole = codes is not None and sample is not None
         stand_in = torch.zeros(1, self._codebook.shape[1], device=self._codebook.device)
         tokens = sample.to(self._codebook.device) if is_whole else stand_in
         row = self.recorder.report(tokens.T[None, :, None, :], step)  # (1, D, 1, n), as an image of one row
-        self._codebook = self._codebook[:0]  # no reference to somebody's tensor longer than needed
+        self._codebook = torch.empty(0, 1, device=self.device)  # somebody's tensor is not kept alive
         if not is_whole:
-            row = {name: row[name] for name in _OF_INDICES + (_OF_CODES if codes is not None else ())}
+            known = _OF_INDICES + (_OF_CODES if codes is not None else ())
+            row = {name: row[name] for name in known if name in row}
             if sample is not None:
                 norms = sample.norm(dim=1)
                 row |= dict(zip(_OF_FEATURES, (float(norms.mean()), float(norms.std(correction=0))), strict=True))
+        elif chosen is not None:
+            chosen = chosen.to(codes.device).long()
+            has_code = (chosen >= 0) & (chosen < self.codebook_size)
+            gaps = tokens[has_code] - codes[chosen[has_code]]
+            if len(gaps):
+                row["quantization_error"] = float(gaps.square().mean())
         if self._gradient is None:
             del row["gradient_reach"]  # nobody knows it
         self._gradient = None
