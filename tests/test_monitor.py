@@ -714,27 +714,14 @@ def test_a_callback_without_its_library_says_what_to_install(monkeypatch):
 
 def test_the_benchmark_tells_the_share_of_a_step(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
-    sizes = [
-        "--codes",
-        "16",
-        "32",
-        "--dim",
-        "4",
-        "--tokens",
-        "256",
-        "--steps",
-        "6",
-        "--warm-up",
-        "2",
-        "--log-every",
-        "3",
-    ]
+    sizes = {"--dim": 4, "--tokens": 256, "--steps": 6, "--warm-up": 2, "--log-every": 3}
+    sizes = ["--codes", "16", "32", *(str(word) for pair in sizes.items() for word in pair)]
     monkeypatch.setattr(sys, "argv", ["monitor.py", *sizes, "--output", str(tmp_path / "monitor.csv")])
     runpy.run_path(str(EXAMPLES.parent / "benchmarks" / "monitor.py"), run_name="__main__")
     table = pd.read_csv(tmp_path / "monitor.csv")
     assert table["share_of_step"].tolist() == pytest.approx((table["mean_ms"] / 50).tolist())
     assert table["log_every"].tolist() == [3, 3] and (table["logged_ms"] > table["plain_ms"]).all()
-    assert table["commit"].notna().all() and capsys.readouterr().out.count("of 50 ms") == 2
+    assert table["started"].notna().all() and capsys.readouterr().out.count("of 50 ms") == 2
 
 
 # --- arrays alone ----------------------------------------------------------------------------------------------------
