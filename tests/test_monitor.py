@@ -464,6 +464,7 @@ WRONG = {
     "another dimension": ({"features": torch.randn(4, 7, 3, 3)}, "features must have the codebook's dimension D = 4"),
     "a number of many elements": ({"loss": torch.rand(3)}, "loss must be a number"),
     "a number that the monitor writes": ({"usage": 0.5}, "usage is written by the monitor itself"),
+    "features that cannot be computed": ({"features": lambda: 1 / 0}, "division by zero"),
     "images of two channels": (
         {"images": torch.rand(2, 2, 4, 4), "reconstructions": torch.rand(2, 2, 4, 4)},
         "images must be",
@@ -474,7 +475,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_mistake_in_the_first_update_raises(tmp_path, wrong):
     given, message = WRONG[wrong]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, ZeroDivisionError), match=message):
         monitor_in(tmp_path).update(1, **tensors(1) | given)
 
 

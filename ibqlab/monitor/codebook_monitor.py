@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BATCH, CODES, STEPS, whole_number
-from ibqlab.base.files import RunError
 from ibqlab.base.processes import share_of_work
 from ibqlab.monitor import inputs
 from ibqlab.monitor.attaching import ModuleReading, follow_module
@@ -176,7 +175,7 @@ class CodebookMonitor:
         Returns:
             The row, on the first process at logged steps; else None.
         Raises:
-            ValueError, RunError: at the first update alone; later ones warn.
+            ValueError, RunError: at the first update alone; whatever goes wrong in later ones is a warning.
         """
         if self._is_closed:
             self._warn("the monitor is closed, its run has ended; make a new one to go on")
@@ -186,10 +185,10 @@ class CodebookMonitor:
             return self._update(
                 step, inputs.UpdateInputs(indices, features, codebook, images, reconstructions, numbers)
             )
-        except (ValueError, RunError) as error:
+        except Exception as error:  # whatever it is, it must not end somebody's training
             if is_first:
                 raise
-            self._warn(str(error))
+            self._warn(str(error) or type(error).__name__)
             return None
         finally:
             # The first one imports the library and makes the folder.
@@ -386,10 +385,10 @@ class CodebookMonitor:
         """What is read; None with a warning where it is not what it must be, an error at the first update."""
         try:
             return read()
-        except ValueError as error:
+        except Exception as error:
             if self._is_first:
                 raise
-            self._warn(str(error))
+            self._warn(str(error) or type(error).__name__)
             return None
 
     def _warn(self, message: str) -> None:
