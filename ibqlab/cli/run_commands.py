@@ -65,6 +65,7 @@ MAIN_SETTINGS = (
     *("data.source", "data.image_size", "tokens", "tokenizer", "tokenizer.quantizer.name"),
     *("tokenizer.quantizer.codebook_size", "tokenizer.quantizer.code_dim", "generator.name", "generator.width"),
     *("generator.depth", "start_from", "optimizer.learning_rate", "batch_size", "steps", "precision", "seed"),
+    *("kind", "codebook_size", "code_dim"),
 )
 MAIN_METRICS = (
     *("step", "loss", "validation_loss", "validation_bits_per_token", "validation_psnr", "validation_usage"),
@@ -91,6 +92,7 @@ def show(name: str, everything: bool) -> None:
     else:
         values = dict(leaves(run.config))
         main = [key for key in MAIN_SETTINGS if values.get(key, "") != ""]
+        main += [key for key in values if key.startswith("settings.")]  # of a monitored run, its owner's
         settings = "\n".join(f"{key}: {for_terminal(values[key])}" for key in main)
         metric_lines = [lines[key] for key in MAIN_METRICS if key in lines] or list(lines.values())[:12]
     section(f"settings (content hash {run.config_hash})", settings)

@@ -8,6 +8,8 @@ Two kinds of usage stand in a row. `step_usage` is of the step's own tokens and 
 tokens, which is many steps: it falls only when the window has forgotten, so it says how far and not when.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,23 +28,46 @@ FIRST_STEPS = EARLY_STEPS[-1]
 """Each of so many first steps has a row of metrics, so that the order in which measures fall can be read off."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlainCodebook:
+    """A codebook that is no quantizer of this library: its size, and how to read it when a row is due."""
+
+    size: int
+    """K, codes."""
+    read: Callable[[], Tensor]
+    """Gives the codebook (K, D) as it is now; of a tensor without rows only the device counts."""
+    read_gradient: Callable[[], Tensor | None] = lambda: None
+    """Gives the gradient of the last backward pass, a row per code, averaged over processes; None where there is
+    none."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes now."""
+        return self.read()
+
+    @property
+    def codebook_gradient(self) -> Tensor | None:
+        """Their gradient now."""
+        return self.read_gradient()
+
+
 class Recorder:
     """Follows the indices of a training run and reports on the codebook.
 
     Args:
-        quantizer: whose codes are followed.
+        quantizer: whose codes are followed; a `PlainCodebook` for those of somebody else's model.
         window_tokens: length of the usage window over all processes, tokens; at least 10·K to mean something.
         probe_tokens: tokens on which distances and softmax perplexity are measured.
         processes: how many processes share the window.
     """
 
-    def __init__(self, quantizer: Quantizer, window_tokens: int, probe_tokens: int, processes: int = 1):
+    def __init__(self, quantizer: Quantizer | PlainCodebook, window_tokens: int, probe_tokens: int, processes: int = 1):
         self.quantizer = quantizer
         self.probe_tokens = probe_tokens
         device = quantizer.codebook.device
-        size = quantizer.config.codebook_size
+        self.codebook_size = quantizer.size if isinstance(quantizer, PlainCodebook) else quantizer.config.codebook_size
         self.window = torch.full((-(-window_tokens // processes),), -1, dtype=torch.int32, device=device)
-        self.last_hit = torch.full((size,), -1, dtype=torch.int64, device=device)
+        self.last_hit = torch.full((self.codebook_size,), -1, dtype=torch.int64, device=device)
         self.cursor = 0
         self._step, self._step_tokens = 0, 0
         self._before: Tensor | None = None
@@ -74,7 +99,7 @@ class Recorder:
     def counts(self) -> Int[Tensor, " K"]:
         """Hits per code among the window's tokens, over all processes."""
         filled = self.window[self.window >= 0].long()
-        return sum_over_processes(count_indices(filled, self.quantizer.config.codebook_size))
+        return sum_over_processes(count_indices(filled, self.codebook_size))
 
     @torch.no_grad()
     def last_hits(self) -> Int[Tensor, " K"]:
@@ -132,6 +157,8 @@ class Recorder:
         return row
 
     def _movement(self) -> Tensor | None:
+        if isinstance(self.quantizer, PlainCodebook):
+            return self.quantizer.codebook_gradient
         codebook = self.quantizer.codebook
         if any(p.requires_grad for p in self.quantizer.codes.parameters()):
             gradient = self.quantizer.codebook_gradient

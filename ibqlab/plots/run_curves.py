@@ -48,7 +48,8 @@ def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
-    """Four panels against the training step: loss, usage, perplexity (log scale) and validation PSNR.
+    """Four panels against the training step: loss, usage, perplexity (log scale) and PSNR, of validation where it was
+    measured there.
 
     Grey: the training batches; thin: each step's own tokens; broad and pale: the window of latest tokens. Marked:
     validation images, at the steps that looked at them. The window falls late, because it remembers; the others do
@@ -62,7 +63,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as for `run_curve_table`.
     """
-    table = metrics_by_step(metrics, _COLUMNS)
+    table = metrics_by_step(metrics, [*_COLUMNS, "psnr"])
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
         draw_measured(loss, table, "loss", **_TRAINING)
@@ -70,7 +71,10 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         for axes, key in ((usage, "usage"), (perplexity, "perplexity")):
             draw_measured(axes, table, key, **_WINDOW)
             draw_measured(axes, table, f"validation_{key}", **_VALIDATION)
+        draw_measured(psnr, table, "psnr", **_TRAINING)  # somebody's own model, watched by a monitor
         draw_measured(psnr, table, "validation_psnr", **_VALIDATION)
+        if not psnr.get_lines() and "validation_psnr" not in metrics:
+            psnr.text(0.5, 0.5, "not measured", transform=psnr.transAxes, ha="center", va="center")
         quantity = measure("loss")
         title, label = f"{quantity.panel_title}, all terms weighted", f"{quantity.title} (no unit)"
         finish_panel(loss, quantity, title=title, label=label)

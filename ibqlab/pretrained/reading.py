@@ -40,6 +40,7 @@ from ibqlab.recipes.plugins import import_known, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import locate
+from ibqlab.runs.kinds import is_monitored
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"
@@ -241,6 +242,11 @@ def _require_plugins(path: Path, plugins: Any, settings: Any) -> None:
 
 def _read_run(path: Path, network: str) -> Checkpoint:
     run = Run(path)
+    if is_monitored(run.config):
+        raise CheckpointError(
+            f"{path} is what a monitor wrote of somebody's own model, and holds no weights; load them with the code "
+            "that trained it"
+        )
     if network == "tokenizer" and "generator" in run.config:
         raise CheckpointError(f"{path} is a generator's run; its tokenizer is load_first_stage({str(path)!r})")
     if network == "generator" and "generator" not in run.config:

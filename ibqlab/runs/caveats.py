@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ibqlab.runs.commands import leaves
+from ibqlab.runs.kinds import quantizer_settings
 
 SHORTEST = 100
 """Training steps; figures and results of shorter runs say that they mean nothing."""
@@ -24,7 +24,7 @@ def few_tokens(tokens: float, config: Mapping[str, Any]) -> str:
         tokens: in which usage was counted.
         config: of the run.
     """
-    size = dict(leaves(config)).get("tokenizer.quantizer.codebook_size")
+    size = quantizer_settings(config).get("codebook_size")
     if type(size) is not int or size < 2 or not 0 < tokens < 10 * size:
         return ""
     even = -math.expm1(tokens * math.log1p(-1 / size))

@@ -7,6 +7,7 @@ from ibqlab.base.checks import is_finite_number
 from ibqlab.base.escaping import for_terminal
 from ibqlab.runs.commands import leaves
 from ibqlab.runs.finding import run_folders, runs_root
+from ibqlab.runs.kinds import kind_of, quantizer_settings
 from ibqlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
         folder: searched with all its sub-folders; the folder of all runs by default.
     Returns:
         One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged), kind
-        ("tokenizer" or "generator"), quantizer, codebook_size (codes), code_dim, seed, the last value of step, loss (a
-        generator's in nats per token), usage (share of codes hit in the last usage_tokens tokens of training),
-        validation_usage (in validation_tokens tokens), validation_psnr (dB), validation_loss (a generator's), losses
-        (those it was trained with; what it lacks of LPIPS and GAN is named), then duration_s (seconds), problem (why a
-        run is unreadable, in one line; it never hides the others) and config_hash. What is no number or text where one
-        belongs is left out. No run, or no such folder: an empty frame with these columns.
+        ("tokenizer", "generator" or "monitored"), quantizer, codebook_size (codes), code_dim, seed, the last value of
+        step, loss (a generator's in nats per token), usage (share of codes hit in the last usage_tokens tokens of
+        training), validation_usage (in validation_tokens tokens), validation_psnr (dB), validation_loss (a
+        generator's), losses (those it was trained with; what it lacks of LPIPS and GAN is named), then duration_s
+        (seconds), problem (why a run is unreadable, in one line; it never hides the others) and config_hash. What is no
+        number or text where one belongs is left out. No run, or no such folder: an empty frame with these columns.
     """
     import pandas as pd  # noqa: PLC0415 - keeps `ibqlab --help` quick
 
@@ -47,17 +48,18 @@ def _table_row(path: Path, folder: Path) -> dict[str, Any]:
     try:
         run = Run(path)
         settings, facts = dict(leaves(run.config)), run.provenance
+        quantizer = quantizer_settings(run.config)
         vocabulary = settings.get("generator.vocabulary_size")
         row = {
             **run.last_values,
             "name": name,
             "path": str(path),
             "status": run.status,
-            "kind": "generator" if isinstance(run.config.get("generator"), dict) else "tokenizer",
-            "quantizer": settings.get("tokenizer.quantizer.name"),
-            "codebook_size": settings.get("tokenizer.quantizer.codebook_size", vocabulary),
-            "code_dim": settings.get("tokenizer.quantizer.code_dim"),
-            "seed": settings.get("seed"),
+            "kind": kind_of(run.config),
+            "quantizer": quantizer.get("name"),
+            "codebook_size": quantizer.get("codebook_size", vocabulary),
+            "code_dim": quantizer.get("code_dim"),
+            "seed": settings.get("seed", settings.get("settings.seed")),
             "losses": facts.get("losses"),
             "duration_s": facts.get("duration_s"),
             "config_hash": run.config_hash,

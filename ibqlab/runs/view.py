@@ -14,6 +14,7 @@ from ibqlab.runs import metrics
 from ibqlab.runs.checkpoints import read_checkpoint
 from ibqlab.runs.commands import train_command
 from ibqlab.runs.folder import LOCK_FILE, PLUGINS, last_checkpoint, step_file, steps_of_files
+from ibqlab.runs.kinds import is_monitored
 from ibqlab.runs.paths import located
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class RunView:
         if status == "running":
             holder = find_holder(self.path / LOCK_FILE)
             return f"{line}, {holder}" if holder else line
+        if is_monitored(self.config):
+            return line if status == "finished" else f"{line}; your own training goes on with it when it starts again"
         if status == "finished":
             return line if last else f"{line}, but its checkpoints are gone: it can be looked at, not used or continued"
         return f"{line}; go on with: {self.continue_command()}"

@@ -25,6 +25,7 @@ from ibqlab.generating.gallery import GalleryParameters, choose_classes, open_ga
 from ibqlab.plots.style import mark_too_short
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.caveats import few_tokens, why_too_short
+from ibqlab.runs.kinds import is_monitored, kind_of
 from ibqlab.runs.provenance_record import portable
 from ibqlab.studies.figures import first_middle_last, map_run
 from ibqlab.studies.pages import as_code, join_parts, picture, to_markdown, too_short_note, write_pages
@@ -43,7 +44,8 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     """Report on a run, finished or not.
 
     Args:
-        run: of a tokenizer or a generator, with at least one logged row; what cannot be drawn of it is told.
+        run: of a tokenizer, a generator or a monitored model, with at least one logged row; what cannot be drawn of it
+            is told.
         projection: how the map of codes is drawn: "pca" (a second) or "umap" (half a minute).
         redraw: False: pictures that are there already are taken as they are, such as those of a notebook.
     Returns:
@@ -99,7 +101,7 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
 
 def is_generator_run(run: Run) -> bool:
     """Whether a run trains a generator, not a tokenizer."""
-    return isinstance(run.config.get("generator"), dict)
+    return kind_of(run.config) == "generator"
 
 
 def _figure_curves(run: Run) -> Figure:
@@ -117,6 +119,7 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
         run: with at least one snapshot.
         method: "umap" or "pca".
     """
+    _require_arrays(run, run.snapshot(), "codebook", "features")
     projection, steps = map_run(run, method)
     panels = {
         _step_label(run, step): (projection, steps.index(step), run.snapshot(step)["counts"])
@@ -137,9 +140,20 @@ def figure_run_histogram(run: Run) -> Figure:
 def figure_run_reconstructions(run: Run) -> Figure:
     """Validation images and their reconstructions at the last snapshot; saved as `reconstructions`."""
     last = run.snapshot()
+    _require_arrays(run, last, "images", "reconstructions")
     rebuilt = {_step_label(run, run.snapshot_steps[-1]): last["reconstructions"]}
-    figure = plots.plot_reconstructions(last["images"], rebuilt, which="the first ones of the validation images")
+    which = "validation images" if not is_monitored(run.config) else "images that the monitor was given"
+    figure = plots.plot_reconstructions(last["images"], rebuilt, which=f"the first ones of the {which}")
     return save_run_figure(run, "reconstructions", figure, plots.reconstruction_table(last["images"], rebuilt))
+
+
+def _require_arrays(run: Run, snapshot: dict[str, Any], *names: str) -> None:
+    """Refuse a snapshot that lacks arrays: a monitor stores what it was given."""
+    missing = [name for name in names if name not in snapshot]
+    if missing:
+        raise RunError(
+            f"{run.path}: its snapshots hold no {' and no '.join(missing)}; give them to the monitor's update"
+        )
 
 
 def figure_run_samples(run: Run, images_per_class: int = 4) -> Figure:
@@ -185,7 +199,9 @@ def _standing(run: Run, step: int) -> str:
     steps = run.config.get("steps")
     of_all = f" of {steps:,}" if isinstance(steps, int) else ""
     next_step = "the command below goes on where it stopped"
-    if run.status == "finished":
+    if is_monitored(run.config):
+        next_step = "it is somebody's own model, watched by a monitor"
+    elif run.status == "finished":
         next_step = f"look at it with {as_code(f'ibqlab show {run.name}')}"
     return f"{run.status.capitalize()} at step {step:,}{of_all}; {next_step}."
 
@@ -209,6 +225,8 @@ def _numbers(metrics: pd.DataFrame, run: Run) -> str:
 
 def _in_brief(config: dict[str, Any]) -> dict[str, Any]:
     """What tells one run from another at a glance."""
+    if is_monitored(config):
+        return config
     tokenizer = config.get("tokenizer")
     model = tokenizer if isinstance(tokenizer, dict) else config.get("generator")
     names = ("steps", "batch_size", "seed", "precision", "processes")

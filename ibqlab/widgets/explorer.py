@@ -173,10 +173,10 @@ class StudyExplorer(ipywidgets.VBox):
                 # Colours mean the same at all steps.
                 "code_map": picture_html(
                     plot_code_map(projection, steps.index(step), counts, title, most_hits=most_hits),
-                    f"map of codes and encoder features: {title}; {_numbers(counts)}",
+                    f"map of codes and encoder features: {title}; {describe_counts(counts)}",
                 ),
                 "histogram": _histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
-                "numbers": for_html(f"{title}: {_numbers(counts)}", None),
+                "numbers": for_html(f"{title}: {describe_counts(counts)}", None),
             }
         return self._pages[run.path, step]
 
@@ -231,13 +231,18 @@ def _histogram_html(label: str, counts: Int[np.ndarray, "K"], title: str) -> str
     picture.axes[0].set(xlim=(0.8, 1.25 * len(counts)), ylim=(0.5 / counts.sum(), 1.5))
     # About as high as the map beside it.
     picture.set_figheight(0.75 * picture.get_figwidth())
-    return picture_html(picture, f"hits per code by rank: {title}; {_numbers(counts)}")
+    return picture_html(picture, f"hits per code by rank: {title}; {describe_counts(counts)}")
 
 
-def _numbers(counts: Int[np.ndarray, "K"]) -> str:
-    """Usage with its token count, perplexity and dead codes, as a sentence."""
+def describe_counts(counts: Int[np.ndarray, "K"], tokens: str = "validation tokens") -> str:
+    """Usage with its token count, perplexity and dead codes, as a sentence.
+
+    Args:
+        counts: hits per code.
+        tokens: what was counted.
+    """
     hit, size = int((counts > 0).sum()), len(counts)
     return (
-        f"usage {100 * hit / size:.1f} % of {size:,} codes in {int(counts.sum()):,} validation tokens, perplexity "
+        f"usage {100 * hit / size:.1f} % of {size:,} codes in {int(counts.sum()):,} {tokens}, perplexity "
         f"{perplexity(counts):,.1f} codes, {size - hit:,} dead codes"
     )

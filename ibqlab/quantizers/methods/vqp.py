@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -69,6 +69,9 @@ class VectorQuantizePytorchQuantizer(Quantizer):
     """
 
     looks_up = False
+    exempt: ClassVar = {
+        "two processes learn the same": "the package keeps what it found out before the rule's processes were forked"
+    }
 
     def __init__(self, config: VectorQuantizePytorchConfig):
         super().__init__(config, LibraryModule(config))

@@ -1,0 +1,176 @@
+"""One codebook among its features, from arrays alone: no run, no model."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ibqlab.monitor.inputs import sample_rows, to_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ibqlab.diagnostics.usage import Usage
+
+MOST_TOKENS = 4096
+"""Tokens on which distances, norms and softmax are measured; hits are counted on all."""
+_DEFINITIONS = {
+    "winner_margin": "1 − distance to the nearest code over that to the second nearest, mean over tokens",
+    "quantization_error": "mean squared difference of a feature and its code",
+}
+"""Of what no run measures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What `diagnose` found. `print` it, show it in a notebook, or take `numbers`."""
+
+    usage: "Usage"
+    """Share of codes hit, with the tokens it was counted in."""
+    numbers: dict[str, float]
+    """Measure → value."""
+    counts: np.ndarray
+    """(K,) hits per code."""
+    codebook: np.ndarray
+    """(K, D) float32."""
+    features: np.ndarray
+    """(n, D) float32: the tokens that were looked at, at most `MOST_TOKENS`."""
+
+    def histogram(self) -> "Figure":
+        """Share of tokens against the rank of the code."""
+        from ibqlab.plots import plot_usage_histogram
+
+        return plot_usage_histogram({"codebook": self.counts})
+
+    def map(self, method: str = "pca") -> "Figure":
+        """Codes and features in one plane.
+
+        Args:
+            method: "pca" (a second) or "umap" (half a minute, keeps neighbourhoods).
+        """
+        from ibqlab.diagnostics import project_codes
+        from ibqlab.plots import plot_code_map
+
+        projection = project_codes([self.codebook], [self.features], method=method, counts=[self.counts])
+        return plot_code_map(projection, 0, self.counts)
+
+    @cached_property
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Title, value with its unit, and meaning of each number."""
+        from ibqlab.base.measures import is_measure, measure, whole_or_short
+
+        rows = [("usage", str(self.usage), measure("usage").definition)]
+        known = self.numbers | {"usage_tokens": self.usage.tokens}
+        for key, value in self.numbers.items():
+            if is_measure(key):
+                rows.append((measure(key).title, measure(key).text(value, known), measure(key).definition))
+            else:
+                rows.append((key.replace("_", " "), whole_or_short(value), _DEFINITIONS[key]))
+        return rows
+
+    def __str__(self) -> str:
+        width = max(len(title) for title, _, _ in self.lines)
+        return "\n".join(f"{title:{width}}  {value}" for title, value, _ in self.lines)
+
+    def _repr_html_(self) -> str:
+        import base64
+
+        from ibqlab.base.escaping import for_html
+
+        lines = (
+            f"<tr><td>{for_html(title)}</td><td><b>{for_html(value)}</b></td><td>{for_html(meaning)}</td></tr>"
+            for title, value, meaning in self.lines
+        )
+        pictures = {"hits per code by rank": self.histogram(), "map of codes and features": self.map()}
+        images = "".join(
+            f'<img alt="{text}" style="max-width: 49%" '
+            f'src="data:image/png;base64,{base64.b64encode(picture._repr_png_()).decode()}">'
+            for text, picture in pictures.items()
+        )
+        return f"<table>{''.join(lines)}</table>{images}"
+
+
+@torch.no_grad()
+def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
+    """Numbers, histogram and map of a codebook, from arrays alone.
+
+    Args:
+        features: encoder outputs, (N, D), (B, T, D) or (B, D, h, w), as the quantizer compares them with codes; tensor
+            or array.
+        codebook: (K, D), at least two codes.
+        indices: the codes that were chosen, in the order of the features, or those of many more tokens: usage wants at
+            least 10·K. None: each feature's nearest code.
+    Returns:
+        usage, perplexity and dead codes, of all indices; on at most 4,096 features evenly chosen, both one-sided
+        distances, norms, softmax perplexity, quantization error and the winner's margin.
+    Raises:
+        ValueError: arrays that do not fit together, NaN, infinity, or indices outside 0 to K − 1.
+    Cost: O(N·K·D) operations where indices are None, else O(4096·K·D); memory O(N·D).
+    """
+    from ibqlab.diagnostics import (
+        code_feature_distances,
+        count_indices,
+        measure_usage_of_counts,
+        norm_statistics,
+        perplexity,
+        softmax_perplexity,
+    )
+    from ibqlab.quantizers import nearest_code, to_indices
+    from ibqlab.quantizers.vectors import to_vectors
+
+    codes = to_vectors(codebook, "codebook").detach().float().cpu()
+    if len(codes) < 2:
+        raise ValueError(f"codebook must hold at least two codes; got {tuple(codes.shape)}")
+    tokens = to_tokens(features, codes.shape[1]).float().cpu()
+    for name, vectors in (("features", tokens), ("codebook", codes)):
+        broken = int((~torch.isfinite(vectors)).any(1).sum())
+        if broken:
+            raise ValueError(
+                f"{name} must be finite; {broken:,} of {len(vectors):,} rows hold NaN or infinity. Leave them out with "
+                f"{name}[isfinite({name}).all(1)], or diagnose an earlier checkpoint"
+            )
+    chosen = nearest_code(tokens, codes) if indices is None else to_indices(indices).cpu().reshape(-1)
+    counts = count_indices(chosen, len(codes))
+    if not len(chosen):
+        raise ValueError("indices must hold at least one; got none. Leave them out to take each feature's nearest code")
+    rows = sample_rows(len(tokens), MOST_TOKENS)
+    probe = tokens[rows]
+    assigned = chosen[rows] if len(chosen) == len(tokens) else nearest_code(probe, codes)
+    distances = code_feature_distances(codes, probe)
+    code_norms, feature_norms = norm_statistics(codes), norm_statistics(probe)
+    numbers = {
+        "perplexity": perplexity(counts),
+        "dead_codes": int((counts == 0).sum()),
+        "feature_to_code_distance": distances.feature_to_code,
+        "code_to_feature_distance": distances.code_to_feature,
+        "quantization_error": float((probe - codes[assigned]).square().mean()),
+        "winner_margin": _winner_margin(probe, codes),
+        "softmax_perplexity": float(softmax_perplexity(probe, codes).mean()),
+        "feature_norm_mean": feature_norms.mean,
+        "feature_norm_std": feature_norms.std,
+        "code_norm_mean": code_norms.mean,
+        "code_norm_std": code_norms.std,
+    }
+    return Diagnosis(
+        usage=measure_usage_of_counts(counts),
+        numbers=numbers,
+        counts=counts.numpy(),
+        codebook=codes.numpy(),
+        features=probe.numpy(),
+    )
+
+
+def _winner_margin(tokens: Tensor, codes: Tensor) -> float:
+    """Mean over tokens of 1 − d₁/d₂, d₁ and d₂ the distances to the nearest and the second nearest code; a tie is 0.
+
+    Near 0 a small step of encoder or codes changes the choice; near 1 it is settled.
+    """
+    margins = []
+    for block in tokens.split(max(1, 2**22 // len(codes))):  # (R, K) distances, never (N, K)
+        nearest = torch.cdist(block, codes, compute_mode="donot_use_mm_for_euclid_dist").topk(2, largest=False).values
+        near, far = nearest.unbind(1)
+        margins.append(torch.where(far == 0, 0.0, 1 - near / far))
+    return float(torch.cat(margins).mean())

@@ -1,0 +1,126 @@
+"""Indices, features, codebooks and images as training loops have them, checked and brought to one form."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Given = Tensor | Callable[[], Any] | Any
+"""A tensor, an array, or a function that gives one, which is called only where it is needed."""
+
+
+class UpdateInputs(NamedTuple):
+    """What an update was given."""
+
+    indices: Any
+    features: Given
+    codebook: Given
+    images: Given
+    reconstructions: Given
+    numbers: dict[str, Any]
+
+
+def value_of(given: Given) -> Any:
+    """What was given, or what the given function gives."""
+    return given() if callable(given) and not isinstance(given, Tensor) else given
+
+
+def flat_indices(indices: Any, codebook_size: int) -> Tensor:
+    """Indices of any shape as a copy (N,), int32, where they are. Codes out of range become −2 or K, and stay wrong.
+
+    Args:
+        indices: tensor, array or list of whole numbers.
+        codebook_size: K.
+    Raises:
+        ValueError: no whole numbers.
+    """
+    from ibqlab.quantizers.indices import to_indices
+
+    # Clamped first: in 32 bits a number beyond them would become another code.
+    return to_indices(indices).detach().reshape(-1).clamp(-2, codebook_size).to(torch.int32, copy=True)
+
+
+def checked_codebook(codebook: Any, codebook_size: int) -> Tensor:
+    """A codebook (K, D) of floats, detached, of the size that the monitor was made for.
+
+    Raises:
+        ValueError: something else; the message says what to give.
+    """
+    from ibqlab.quantizers.vectors import to_vectors
+
+    vectors = to_vectors(codebook, "codebook").detach()
+    if len(vectors) != codebook_size:
+        raise ValueError(
+            f"codebook must hold one row per code, ({codebook_size}, D) since codebook_size={codebook_size}; got "
+            f"{tuple(vectors.shape)}. A codebook that changes its size needs a monitor, and a folder, for each size"
+        )
+    return vectors
+
+
+def to_tokens(features: Any, code_dim: int | None = None) -> Tensor:
+    """Features in any usual layout as one row per token, in the order of indices (B, h, w): a view where possible.
+
+    Args:
+        features: (N, D), (B, T, D), (B, D, T), (B, D, h, w) or (B, h, w, D), and likewise with more axes. Which axis
+            is D follows from `code_dim`; where it fits none or is None, the second of four or more axes, else the last.
+        code_dim: D of the codebook.
+    Returns:
+        (N, D), detached, in the features' own type.
+    Raises:
+        ValueError: no floats, fewer than two axes, no token, or no axis of length D.
+    """
+    from ibqlab.quantizers.vectors import FLOATS
+
+    tensor = features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
+    shape = tuple(tensor.shape)
+    if tensor.dtype not in FLOATS:
+        raise ValueError(
+            f"features must be floating-point numbers, the encoder's output before the codebook; got {tensor.dtype}. "
+            "Whole numbers are indices: pass them as indices=…"
+        )
+    if tensor.ndim < 2 or 0 in shape:
+        raise ValueError(
+            f"features must be (N, D), (B, T, D) or (B, D, h, w) with at least one token; got {shape}. A single vector "
+            "is features[None]"
+        )
+    axes = [1, tensor.ndim - 1] if tensor.ndim > 3 else [tensor.ndim - 1, 1]
+    if code_dim is not None and not any(shape[axis] == code_dim for axis in axes):
+        raise ValueError(
+            f"features must have the codebook's dimension D = {code_dim} as their last or second axis; got {shape}. "
+            "Pass what the quantizer compares with the codes, after any projection"
+        )
+    axis = next((axis for axis in axes if shape[axis] == code_dim), axes[0])
+    return tensor.detach().movedim(axis, -1).flatten(0, -2)
+
+
+def tokens_of(features: Given, code_dim: int | None) -> Tensor | None:
+    """As `to_tokens`, of features or a function that gives them; None where there are none."""
+    features = value_of(features)
+    return None if features is None else to_tokens(features, code_dim)
+
+
+def sample_rows(total: int, most: int) -> Tensor:
+    """Row numbers spread evenly over so many rows, at most `most` of them."""
+    return torch.arange(0, total, max(1, total // most))[:most]
+
+
+def to_pictures(images: Any, like: Any = None) -> np.ndarray:
+    """Images (B, C, H, W) as snapshots hold them: (B, H, W, 3), uint8.
+
+    Args:
+        images: uint8, or floats in [0, 1], or in [−1, 1] if any is negative; one channel or three.
+        like: other images whose range these share: reconstructions overshoot.
+    Raises:
+        ValueError: another shape.
+    """
+    tensor = torch.as_tensor(images).detach()
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+        raise ValueError(f"images must be (B, 3, H, W) or (B, 1, H, W); got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.uint8:
+        reference = tensor if like is None else torch.as_tensor(like)
+        tensor = tensor.float()
+        tensor = (tensor + 1) / 2 if float(reference.min()) < 0 else tensor
+        tensor = (tensor.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    return tensor.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()

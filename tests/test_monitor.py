@@ -1,0 +1,780 @@
+"""A monitor in somebody else's loop writes a run that everything here reads; its numbers are those of brute force."""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from ibqlab.cli import main
+from ibqlab.diagnostics.usage import perplexity
+from ibqlab.monitor import CodebookMonitor, callbacks, diagnose, run_writer
+from ibqlab.monitor.schedule import Schedule
+from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram
+from ibqlab.pretrained import CheckpointError, load_tokenizer
+from ibqlab.runs import Run, RunError, list_runs
+from ibqlab.studies.figures import map_run
+from ibqlab.studies.run_report import figure_run_codes, figure_run_reconstructions, write_run_report
+from ibqlab.widgets import explore_run
+
+EXAMPLES = Path(__file__).parents[1] / "experiments" / "bring_your_own"
+CODES, DIM = 16, 4
+
+
+def tensors(seed, images=4, side=3):
+    """Features (B, D, h, w), a codebook and the nearest codes (B, h, w)."""
+    draw = torch.Generator().manual_seed(seed)
+    z = torch.randn(images, DIM, side, side, generator=draw)
+    codebook = torch.randn(CODES, DIM, generator=torch.Generator().manual_seed(99))
+    indices = torch.cdist(z.permute(0, 2, 3, 1), codebook).argmin(-1)
+    return {"features": z, "codebook": codebook, "indices": indices}
+
+
+def monitor_in(folder, **settings):
+    return CodebookMonitor(folder / "mine", CODES, **settings)
+
+
+def rows_of(monitor):
+    return [json.loads(line) for line in (monitor.path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def told():
+    """Warnings of a test, as text, each of which a test must look at."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+def texts(told):
+    return [str(one.message) for one in told if "monitor" in str(one.message) or "goes on from" in str(one.message)]
+
+
+# --- importing, reading ----------------------------------------------------------------------------------------------
+
+
+def test_importing_it_needs_torch_and_numpy_alone():
+    code = (
+        "import sys; before = set(sys.modules); import torch, numpy; with_torch = set(sys.modules)\n"
+        "from ibqlab.monitor import CodebookMonitor, diagnose\n"
+        "print(' '.join({name.partition('.')[0] for name in set(sys.modules) - with_torch - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - set(sys.stdlib_module_names) <= {"ibqlab"}
+
+
+@pytest.fixture(scope="module")
+def monitored(tmp_path_factory):
+    """A finished run of 60 steps, with images and a name."""
+    root = tmp_path_factory.mktemp("runs")
+    images = torch.rand(3, 1, 8, 8)
+    with monitor_in(root, steps=60, log_every=20, settings={"quantizer": "my own", "seed": 7, "width": 32}) as monitor:
+        for step in range(1, 61):
+            pictures = {"images": lambda: images, "reconstructions": lambda: images + 0.1}
+            monitor.update(step, **tensors(step), loss=torch.tensor(1 / step), **pictures)
+        monitor.log(60, validation_psnr=21.5)
+    return Run(root / "mine")
+
+
+class TestReaders:
+    def test_the_run_is_one_like_any_other(self, monitored):
+        assert monitored.status == "finished" and monitored.provenance["monitor_share_of_time"] > 0
+        assert monitored.config == {
+            **{"kind": "monitored", "codebook_size": CODES, "steps": 60, "code_dim": DIM},
+            "settings": {"quantizer": "my own", "seed": 7, "width": 32},
+        }
+        assert monitored.metrics["step"].tolist() == [1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 60]
+        assert monitored.snapshot_steps == [1, 2, 5, 10, 20, 50, 60]
+        assert monitored.describe_status() == "finished at step 60 of 60"
+
+    def test_the_table_of_all_runs(self, monitored):
+        (row,) = list_runs(monitored.path.parent).to_dict("records")
+        expected = {"kind": "monitored", "quantizer": "my own", "codebook_size": CODES, "code_dim": DIM, "seed": 7}
+        assert expected.items() <= row.items()
+        assert row["status"] == "finished" and row["usage_tokens"] == 180  # 10·K, in whole steps
+        assert row["loss"] == pytest.approx(1 / 60)
+
+    def test_the_command_line(self, monitored):
+        shown = CliRunner().invoke(main, ["show", str(monitored.path)])
+        assert shown.exit_code == 0, shown.output
+        for line in ("kind: monitored", "codebook_size: 16", "settings.width: 32", "in 180 tokens"):
+            assert line in shown.output
+        listed = CliRunner().invoke(main, ["runs", str(monitored.path.parent)])
+        assert "monitored" in listed.output and listed.exit_code == 0
+
+    def test_the_report(self, monitored):
+        page = write_run_report(monitored).with_suffix(".md").read_text()
+        for title in ("Curves", "Hits per code", "Codes among features", "Reconstructions"):
+            assert f"## {title}\n\n![" in page
+        assert "Not drawn" not in page and "my own" in page and "validation images" not in page
+        assert "the command below" not in page
+
+    def test_the_explorer(self, monitored):
+        explorer = explore_run(monitored)
+        assert [step for _, step in explorer.step.options] == monitored.snapshot_steps
+        seen = set()
+        for step in (1, 60):
+            explorer.step.value = step
+            counts = monitored.snapshot(step)["counts"]
+            assert (
+                f"in {counts.sum()} tokens of training, perplexity {perplexity(counts):,.1f}" in explorer.numbers.value
+            )
+            seen |= {explorer.code_map.value, explorer.histogram.value}
+        assert len(seen) == 4 and "base64" in explorer.static_html()
+
+    def test_figures_of_one_run(self, monitored):
+        projection, steps = map_run(monitored, "pca")
+        counts = monitored.snapshot()["counts"]
+        assert steps[-1] == 60
+        for figure in (
+            plot_run_curves(monitored.metrics),
+            plot_code_map(projection, len(steps) - 1, counts),
+            plot_usage_histogram({"my own": counts}),
+        ):
+            assert figure.axes
+
+    def test_whoever_wants_weights_is_told_that_there_are_none(self, monitored):
+        with pytest.raises(CheckpointError, match=r"monitor wrote .* holds no weights"):
+            load_tokenizer(monitored.path)
+
+    def test_what_was_not_given_is_named(self, tmp_path):
+        with monitor_in(tmp_path) as monitor:
+            monitor.update(1, indices=tensors(0)["indices"])
+        with pytest.raises(RunError, match="hold no codebook and no features; give them to the monitor's update"):
+            figure_run_codes(Run(monitor.path), "pca")
+        with pytest.raises(RunError, match="hold no images and no reconstructions"):
+            figure_run_reconstructions(Run(monitor.path))
+        explorer = explore_run(Run(monitor.path))
+        assert "no codebook and features" in explorer.code_map.value and "base64" in explorer.histogram.value
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_brute_force(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=4, window_tokens=100)
+    stream = []
+    for step in range(1, 9):
+        given = tensors(step)
+        stream += given["indices"].flatten().tolist()
+        row = monitor.update(step, **given)
+    window = stream[-108:]  # 100 tokens, in whole steps
+    assert row["usage_tokens"] == 108 and row["usage"] == len(set(window)) / CODES
+    assert row["perplexity"] == pytest.approx(perplexity(np.bincount(window, minlength=CODES)))
+    assert row["step_tokens"] == 36 and row["step_usage"] == pytest.approx(len(set(stream[-36:])) / CODES)
+    tokens, codes = given["features"].permute(0, 2, 3, 1).reshape(-1, DIM), given["codebook"]
+    assert row["feature_to_code_distance"] == pytest.approx(float(torch.cdist(tokens, codes).amin(1).mean()), rel=1e-5)
+    assert row["code_norm_mean"] == pytest.approx(float(codes.norm(dim=1).mean()))
+    assert row["softmax_perplexity"] == pytest.approx(
+        float(torch.special.entr((tokens @ codes.T).softmax(1)).sum(1).exp().mean()), rel=1e-5
+    )
+    chosen = codes[given["indices"].flatten()]
+    assert row["quantization_error"] == pytest.approx(float((tokens - chosen).square().mean()), rel=1e-5)
+    assert "gradient_reach" not in row
+
+
+def test_a_snapshot_holds_what_was_given(tmp_path):
+    monitor, given = monitor_in(tmp_path, snapshot_features=20), tensors(5)
+    monitor.update(1, **given)
+    snapshot = Run(monitor.path).snapshot(1)
+    tokens = given["features"].permute(0, 2, 3, 1).reshape(-1, DIM)
+    assert np.array_equal(snapshot["codebook"], given["codebook"]) and len(snapshot["features"]) == 20
+    nearest = torch.cdist(torch.from_numpy(snapshot["features"]), given["codebook"]).argmin(1)
+    assert np.array_equal(snapshot["assignments"], nearest)
+    assert np.array_equal(snapshot["features"], tokens[:20])  # 36 tokens are too few to skip any
+    assert np.array_equal(snapshot["counts"], np.bincount(given["indices"].flatten(), minlength=CODES))
+
+
+LAYOUTS = {
+    "(B, D, h, w)": lambda z: z,
+    "(B, h, w, D)": lambda z: z.permute(0, 2, 3, 1),
+    "(N, D)": lambda z: z.permute(0, 2, 3, 1).reshape(-1, DIM),
+    "(B, T, D)": lambda z: z.flatten(2).transpose(1, 2),
+    "(B, D, T)": lambda z: z.flatten(2),
+    "NumPy": lambda z: z.numpy(),
+    "float64": lambda z: z.double(),
+    "a function": lambda z: lambda: z,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_features_of_any_layout_give_one_row(tmp_path, layout):
+    given = tensors(3)
+    reference = CodebookMonitor(tmp_path / "reference", CODES).update(1, **given)
+    row = monitor_in(tmp_path).update(1, **given | {"features": LAYOUTS[layout](given["features"])})
+    assert row | {"seconds": 0} == pytest.approx(reference | {"seconds": 0})
+
+
+def test_what_is_not_given_is_not_measured(tmp_path):
+    given = tensors(1)
+    usage = monitor_in(tmp_path).update(1, indices=given["indices"].tolist())
+    assert usage["usage_tokens"] == 36 and not any("norm" in key or "distance" in key for key in usage)
+    codes = CodebookMonitor(tmp_path / "codes", CODES).update(1, indices=given["indices"], codebook=given["codebook"])
+    assert "code_norm_mean" in codes and "feature_norm_mean" not in codes and "softmax_perplexity" not in codes
+    features = CodebookMonitor(tmp_path / "z", CODES).update(1, indices=given["indices"], features=given["features"])
+    tokens = given["features"].permute(0, 2, 3, 1).reshape(-1, DIM)
+    assert features["feature_norm_mean"] == pytest.approx(float(tokens.norm(dim=1).mean()))
+    assert Run(tmp_path / "z").config["code_dim"] == DIM
+
+
+def test_nothing_is_computed_where_no_row_is_due(tmp_path):
+    monitor, calls = monitor_in(tmp_path, log_every=100), []
+    for step in range(1, 5):
+        monitor.update(
+            step, **tensors(step) | {"features": lambda step=step: calls.append(step) or tensors(1)["features"]}
+        )
+    assert calls == [1, 2, 3]
+
+
+@pytest.mark.parametrize("zeroed", [True, False])
+def test_gradient_reach_is_of_the_last_backward_pass(tmp_path, zeroed):
+    monitor, codebook = monitor_in(tmp_path), nn.Parameter(torch.randn(CODES, DIM))
+    monitor.watch(codebook)
+    for step in (1, 2):
+        codebook.grad = None
+        (codebook[: 4 * step] ** 2).sum().backward()
+        if zeroed:
+            codebook.grad = None
+        row = monitor.update(step, indices=torch.arange(CODES))
+    assert row["gradient_reach"] == 0.5
+
+
+def test_gradient_reach_of_a_computed_codebook(tmp_path):
+    monitor = monitor_in(tmp_path)
+    monitor.watch(lambda: torch.eye(CODES)[:, :DIM])
+    assert monitor.update(1, indices=torch.arange(CODES))["gradient_reach"] == DIM / CODES
+    for wrong in (nn.Parameter(torch.randn(2, 2)) * 2, "codebook"):
+        with pytest.raises(ValueError, match="watch needs"):
+            monitor.watch(wrong)
+
+
+def test_reach_of_moving_averages_is_that_of_their_movement(tmp_path):
+    monitor, codebook = monitor_in(tmp_path, log_every=100), torch.randn(CODES, DIM)
+    monitor.watch(codebook)
+    reach = []
+    for step in range(1, 6):
+        codebook[: 2 * step] += 0.1
+        row = monitor.update(step, indices=torch.arange(CODES), codebook=codebook)
+        reach.append(row and row["gradient_reach"])
+    assert reach == [2 / CODES, 4 / CODES, 6 / CODES, None, 10 / CODES]
+
+
+def test_micro_batches_of_a_step_are_one_step(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=2)
+    monitor.update(1, indices=[0])
+    for codes in ([1, 2], [3]):
+        row = monitor.update(4, indices=codes)
+    assert row is None and rows_of(monitor)[-1]["step_tokens"] == 2
+    assert monitor.update(5, indices=[4])["usage_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "stride", "rows", "snapshots"),
+    [
+        (
+            {"log_every": 100, "snapshot_every": 1000},
+            *(1, [1, 2, 3, 5, 10, 15, 20, 30, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200]),
+        ),
+        ({"log_every": 100, "snapshot_every": 100}, 7, [7, 105, 203], [7, 105, 203]),
+        ({"log_every": 1000, "snapshot_every": 1000, "steps": 203}, 7, [7, 203], [7, 203]),
+    ],
+)
+def test_what_is_due(settings, stride, rows, snapshots):
+    schedule = Schedule(**{"steps": None} | settings)
+    logged, stored = [], []
+    for step in range(stride, 204, stride):
+        if not schedule.needs_row(step):
+            continue
+        logged.append(step)
+        if schedule.needs_snapshot(step):
+            stored.append(step)
+            schedule.stored = step
+        schedule.logged = step
+    assert (logged, stored) == (rows, snapshots)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+SHARED = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from test_monitor import tensors, monitor_in
+from pathlib import Path
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://{folder}/meet", rank=rank, world_size=2)
+monitor = monitor_in(Path({folder!r}), log_every=3)
+for step in range(1, 8):
+    given = tensors(step)
+    share = slice(2 * rank, 2 * rank + 2)
+    features = given["features"][share] if rank == 0 or step < 4 else torch.full((2, 4, 3, 3), float("nan"))
+    row = monitor.update(step, indices=given["indices"][share], features=features, codebook=given["codebook"])
+    assert rank == 0 or row is None
+monitor.close()
+"""
+
+
+@pytest.mark.usefixtures("warm_start")
+def test_two_processes_are_one(tmp_path):
+    script = SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(rank)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    whole = CodebookMonitor(tmp_path / "whole", CODES, log_every=3)
+    for step in range(1, 8):
+        whole.update(step, **tensors(step))
+    shared, whole = rows_of(types.SimpleNamespace(path=tmp_path / "mine")), rows_of(whole)
+    assert [row["step"] for row in shared] == [row["step"] for row in whole]
+    for ours, theirs in zip(shared, whole, strict=True):
+        for key in ("usage", "usage_tokens", "perplexity", "step_usage", "step_tokens", "dead_codes"):
+            assert ours[key] == pytest.approx(theirs[key])
+    assert np.array_equal(Run(tmp_path / "mine").snapshot()["last_hit"], Run(tmp_path / "whole").snapshot()["last_hit"])
+
+
+# --- beginning, continuing, ending -----------------------------------------------------------------------------------
+
+
+def vanish(monitor):
+    """As if the process were gone: its lock is, and nothing was noted."""
+    run_writer._OPEN.pop(os.path.realpath(monitor.path))
+    monitor._writer.run.release()
+    monitor._writer.run = None
+
+
+class TestFolder:
+    def test_a_loop_that_dies_leaves_an_interrupted_run_that_goes_on(self, tmp_path, told):
+        first = monitor_in(tmp_path)
+        for step in (1, 2, 3):
+            first.update(step, **tensors(step))
+        assert Run(first.path).status == "running"
+        vanish(first)
+        assert Run(first.path).describe_status().startswith("interrupted at step 3; your own training")
+        with monitor_in(tmp_path) as second:
+            second.load_state_dict(first.state_dict())
+            row = second.update(4, **tensors(4))
+        assert row["usage_tokens"] == 4 * 36
+        assert [row["step"] for row in rows_of(second)] == [1, 2, 3, 4] and not texts(told)
+        assert Run(second.path).status == "finished" and len(Run(second.path).provenance["resumed"]) == 1
+
+    def test_steps_that_were_logged_already_are_dropped_first(self, tmp_path, told):
+        first = monitor_in(tmp_path)
+        for step in (1, 2, 3, 5):
+            first.update(step, **tensors(step))
+        vanish(first)
+        second = monitor_in(tmp_path)
+        second.update(3, **tensors(9))
+        assert "was at step 5 and goes on from step 3; rows and snapshots from step 3 on" in texts(told)[0]
+        assert [row["step"] for row in rows_of(second)] == [1, 2, 3] and Run(second.path).snapshot_steps == [1, 2, 3]
+
+    def test_a_finished_run_is_not_begun_again(self, tmp_path):
+        with monitor_in(tmp_path) as first:
+            first.update(1, **tensors(1))
+        before = (first.path / "metrics.jsonl").read_bytes()
+        with pytest.raises(RunError, match="finished run of 1 steps, and this update is step 1"):
+            monitor_in(tmp_path).update(1, **tensors(1))
+        assert (first.path / "metrics.jsonl").read_bytes() == before
+        with monitor_in(tmp_path) as later:
+            later.update(2, **tensors(2))
+        assert len(rows_of(later)) == 2 and Run(later.path).status == "finished"
+
+    def test_a_run_may_have_more_steps_than_before(self, tmp_path):
+        for steps in (2, 4):
+            with monitor_in(tmp_path, steps=steps) as monitor:
+                for step in range(steps - 1, steps + 1):
+                    monitor.update(step, **tensors(step))
+        run = Run(monitor.path)
+        assert run.describe_status() == "finished at step 4 of 4" and run.metrics["step"].tolist() == [1, 2, 3, 4]
+        assert run.provenance["extended"][0]["to_steps"] == 4
+
+    def test_other_settings_are_refused_at_once(self, tmp_path):
+        with monitor_in(tmp_path, settings={"width": 1}) as first:
+            first.update(1, **tensors(1))
+        with pytest.raises(RunError, match=r"settings\.width: 1 → 2"):
+            monitor_in(tmp_path, settings={"width": 2})
+        with pytest.raises(RunError, match="codebook_size: 16 → 32"):
+            CodebookMonitor(tmp_path / "mine", 32, settings={"width": 1})
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "file").write_text("")
+        with pytest.raises(RunError, match="is no run"):
+            CodebookMonitor(tmp_path / "other", CODES)
+
+    def test_a_cell_that_is_run_again_takes_over(self, tmp_path, told):
+        first, second = monitor_in(tmp_path), monitor_in(tmp_path)
+        first.update(1, **tensors(1))
+        second.update(2, **tensors(2))
+        assert first.update(3, **tensors(3)) is None
+        assert len(rows_of(second)) == 2 and "another" in texts(told)[0]
+
+    @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "failed"), (KeyboardInterrupt, "stopped")])
+    def test_how_a_with_block_ends(self, tmp_path, error, status):
+        with pytest.raises(error), monitor_in(tmp_path) as monitor:
+            monitor.update(1, **tensors(1))
+            raise error
+        assert Run(monitor.path).status == status
+
+    @pytest.mark.parametrize(("died", "status"), [(None, "finished"), (ValueError(), "interrupted")])
+    def test_a_script_that_ends_has_finished(self, tmp_path, monkeypatch, died, status):
+        monitor = monitor_in(tmp_path)
+        monitor.update(1, **tensors(1))
+        monkeypatch.setattr(sys, "last_value", died, raising=False)
+        monkeypatch.setattr(sys, "last_exc", died, raising=False)
+        monkeypatch.setattr(run_writer, "_OPEN", {"": monitor._writer})
+        run_writer._end_all()
+        if died:
+            vanish_lock = monitor._writer.run
+            vanish_lock.release()
+        assert Run(monitor.path).status == status
+
+    def test_a_name_lies_among_all_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "all"))
+        monkeypatch.chdir(tmp_path)
+        assert CodebookMonitor("runs/mine", CODES).path == tmp_path / "all" / "mine"
+        assert not (tmp_path / "all").exists()  # nothing is written before the first update
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+WRONG = {
+    "indices above K": ({"indices": [[3, 16], [99, 0]]}, "indices must lie in 0 to 15 .* 2 lie above"),
+    "indices below": ({"indices": [-5, 0]}, "indices must lie in 0 to 15 .* 1 lie below"),
+    "indices as floats": ({"indices": torch.rand(4)}, "indices must be whole numbers"),
+    "no indices": ({"indices": None}, "update needs the codes that the step chose"),
+    "a smaller codebook": ({"codebook": torch.randn(8, DIM)}, r"codebook must hold one row per code, \(16, D\)"),
+    "a codebook of 3 axes": ({"codebook": torch.randn(1, CODES, DIM)}, "codebook must be .rows, D."),
+    "integers as features": ({"features": torch.ones(4, DIM, 3, 3).long()}, "features must be floating-point numbers"),
+    "one row": ({"features": torch.randn(DIM)}, r"features must be \(N, D\), .* A single vector is features\[None\]"),
+    "no row": ({"features": torch.randn(0, DIM)}, "with at least one token"),
+    "another dimension": ({"features": torch.randn(4, 7, 3, 3)}, "features must have the codebook's dimension D = 4"),
+    "a number of many elements": ({"loss": torch.rand(3)}, "loss must be a number"),
+    "a number that the monitor writes": ({"usage": 0.5}, "usage is written by the monitor itself"),
+    "features that cannot be computed": ({"features": lambda: 1 / 0}, "division by zero"),
+    "images of two channels": (
+        {"images": torch.rand(2, 2, 4, 4), "reconstructions": torch.rand(2, 2, 4, 4)},
+        "images must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_mistake_in_the_first_update_raises(tmp_path, wrong):
+    given, message = WRONG[wrong]
+    with pytest.raises((ValueError, ZeroDivisionError), match=message):
+        monitor_in(tmp_path).update(1, **tensors(1) | given)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_later_trouble_is_told_once_and_training_goes_on(tmp_path, told, wrong):
+    given, message = WRONG[wrong]
+    monitor = monitor_in(tmp_path, log_every=1, snapshot_every=1)
+    monitor.update(1, **tensors(1))
+    for step in (2, 3):
+        monitor.update(step, **tensors(step) | given)
+    row = monitor.update(4, **tensors(4))
+    (text,) = texts(told)
+    assert re.search(message, text) and "step 2" in text
+    assert row["usage"] > 0 and "feature_to_code_distance" in row
+    assert Run(monitor.path).metrics["step"].iloc[-1] == 4
+
+
+def test_a_token_without_code_counts_for_nothing(tmp_path, told):
+    row = monitor_in(tmp_path).update(1, indices=torch.tensor([[0, -1], [3, -1]]))
+    assert row["usage_tokens"] == 2 and not texts(told)
+
+
+def test_an_index_beyond_32_bits_is_none(tmp_path):
+    with pytest.raises(ValueError, match="1 lie above"):
+        monitor_in(tmp_path).update(1, indices=[2**32 + 3, 1])
+
+
+def test_features_with_nan_are_measured_without_them(tmp_path, told):
+    monitor, given = monitor_in(tmp_path), tensors(1)
+    monitor.update(1, **given)
+    broken = given["features"].clone()
+    broken[0] = NAN
+    row = monitor.update(2, **given | {"features": broken})
+    assert "9 of 36 rows looked at hold NaN or infinity" in texts(told)[0]
+    rest = given["features"][1:].permute(0, 2, 3, 1).reshape(-1, DIM)
+    assert row["feature_norm_mean"] == pytest.approx(float(rest.norm(dim=1).mean()))
+    row = monitor.update(3, **given | {"features": broken * NAN, "codebook": given["codebook"] * NAN})
+    assert row["usage"] > 0 and "feature_norm_mean" not in row and "code_norm_mean" not in row
+    assert len(texts(told)) == 2
+
+
+def test_steps_that_go_back_are_left_aside(tmp_path, told):
+    monitor = monitor_in(tmp_path, log_every=1)
+    for step in (1, 2, 5, 1, 2, 6):
+        monitor.update(step, **tensors(step))
+    assert [row["step"] for row in rows_of(monitor)] == [1, 2, 5, 6]
+    assert len(texts(told)) == 1 and "step must grow: got 1 after 5" in texts(told)[0]
+
+
+def test_a_closed_monitor_writes_nothing(tmp_path, told):
+    monitor = monitor_in(tmp_path)
+    monitor.update(1, **tensors(1))
+    monitor.close()
+    monitor.close()
+    assert monitor.update(2, **tensors(2)) is None and "closed" in texts(told)[0]
+    assert len(rows_of(monitor)) == 1
+
+
+def test_a_disk_that_is_full_ends_no_training(tmp_path, told, monkeypatch):
+    monitor = monitor_in(tmp_path, log_every=1)
+    monitor.update(1, **tensors(1))
+
+    def full(row):
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(monitor._writer, "log", full)
+    assert monitor.update(2, **tensors(2)) is None and "the disk is full" in texts(told)[0]
+    monkeypatch.undo()
+    assert monitor.update(3, **tensors(3))["usage_tokens"] == 3 * 36
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codebook_size": 1}, "codebook_size must be at least 2"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"settings": {"model": object()}}, "settings"),
+    ],
+)
+def test_settings_are_checked(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        CodebookMonitor(tmp_path / "mine", **{"codebook_size": CODES} | settings)
+
+
+# --- modules and callbacks -------------------------------------------------------------------------------------------
+
+
+class Nearest(nn.Module):
+    """A quantizer of somebody: (B, T, D) to codes and indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes = nn.Parameter(torch.randn(CODES, DIM))
+
+    def forward(self, z):
+        indices = torch.cdist(z, self.codes).argmin(-1)
+        return self.codes[indices], indices
+
+
+def test_any_module_is_read(tmp_path):
+    monitor, module, z = monitor_in(tmp_path), Nearest(), torch.randn(2, 5, DIM)
+    monitor.attach(module, lambda output: output[1], codebook=module.codes)
+    module(z)
+    module.eval()
+    module(torch.zeros(1, 1, DIM))  # a validation between: left aside
+    row = monitor.update(1)
+    assert row["step_tokens"] == 10
+    assert row["feature_norm_mean"] == pytest.approx(float(z.norm(dim=2).mean()), rel=1e-5)
+    with pytest.raises(ValueError, match=r"how to read a Nearest; give it read=lambda output: \(indices, features\)"):
+        monitor.attach(module)
+    monitor.close()
+    assert not module._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"codebook_dim": 2},
+        {"use_cosine_sim": True, "codebook_dim": 2},
+        {"channel_last": False},
+        {"learnable_codebook": True, "ema_update": False},
+    ],
+    ids=str,
+)
+def test_modules_of_vector_quantize_pytorch_are_read(tmp_path, settings):
+    library = pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    module = library.VectorQuantize(dim=DIM, codebook_size=CODES, decay=1.0, **settings)
+    monitor = monitor_in(tmp_path)
+    monitor.attach(module)
+    z = torch.randn(3, 10, DIM)
+    _, indices, _ = module(z.transpose(1, 2) if settings.get("channel_last") is False else z)
+    row = monitor.update(1)
+    assert row["step_tokens"] == 30 and row["step_usage"] == len(indices.unique()) / CODES
+    assert ("gradient_reach" in row) == (not settings.get("learnable_codebook"))
+    snapshot = Run(monitor.path).snapshot()
+    gaps = torch.cdist(torch.from_numpy(snapshot["features"]), torch.from_numpy(snapshot["codebook"]))
+    # Each feature's stored code is its nearest: features and codes lie in the space in which the module compares them.
+    assert np.array_equal(gaps.argmin(1), snapshot["assignments"])
+
+
+def test_quantizers_without_a_codebook_are_read(tmp_path):
+    library = pytest.importorskip("vector_quantize_pytorch")
+    module = library.FSQ(levels=[4, 4])
+    monitor = monitor_in(tmp_path)
+    monitor.attach(module)
+    module(torch.randn(2, 9, 2))
+    row = monitor.update(1)
+    assert row["step_tokens"] == 18 and "code_norm_mean" not in row
+    with pytest.raises(ValueError, match=r"one of its codebooks, such as module.layers\[0\]"):
+        monitor.attach(library.ResidualVQ(dim=4, num_quantizers=2, codebook_size=16))
+
+
+def run_example(name, folder, monkeypatch, steps="12"):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", [name, "--output", str(folder / "mine"), "--steps", steps])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    run_writer._end_all()
+    run = Run(folder / "mine")
+    assert (run.status, run.step) == ("finished", int(steps))
+    last = run.last_values
+    assert {"loss", "usage", "feature_to_code_distance", "softmax_perplexity"} <= set(last)
+    assert {"codebook", "features", "assignments"} <= set(run.snapshot())
+    return last
+
+
+def test_the_plain_example(tmp_path, monkeypatch):
+    assert len((EXAMPLES / "vqvae.py").read_text().splitlines()) <= 60
+    last = run_example("vqvae.py", tmp_path, monkeypatch)
+    assert 0 < last["gradient_reach"] < 1 and Run(tmp_path / "mine").snapshot()["images"].shape == (8, 8, 8, 3)
+
+
+@pytest.mark.usefixtures("warm_start")
+def test_the_plain_example_under_torchrun(tmp_path):
+    words = ["--standalone", "--nproc-per-node", "2", str(EXAMPLES / "vqvae.py"), "--steps", "4"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--output", str(tmp_path / "mine")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = Run(tmp_path / "mine")
+    assert (run.status, run.step, run.last_values["step_tokens"]) == ("finished", 4, 2 * 64 * 16)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("vector_quantize_pytorch"), reason="needs vector-quantize-pytorch")
+def test_the_example_with_vector_quantize_pytorch(tmp_path, monkeypatch):
+    run_example("lucidrains.py", tmp_path, monkeypatch)
+
+
+LIGHTNING = importlib.util.find_spec("lightning") or importlib.util.find_spec("pytorch_lightning")
+
+
+@pytest.mark.skipif(not LIGHTNING, reason="needs lightning or pytorch-lightning")
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_with_lightning(tmp_path, monkeypatch):
+    assert run_example("lightning_module.py", tmp_path, monkeypatch)["step_tokens"] == 64 * 16
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("transformers"),
+    reason="needs transformers, which torchmetrics would import everywhere; its callback is tested on a stand-in",
+)
+def test_the_example_with_transformers(tmp_path, monkeypatch):
+    run_example("transformers_trainer.py", tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers itself is installed")
+def test_the_callback_of_transformers_on_a_stand_in(tmp_path, monkeypatch):
+    """The order of events of transformers' Trainer with two micro-batches a step, without the library."""
+    stand_in = types.ModuleType("transformers")
+    stand_in.TrainerCallback = object
+    monkeypatch.setitem(sys.modules, "transformers", stand_in)
+    callbacks._transformers_callback.cache_clear()
+    monitor, module, state = monitor_in(tmp_path, log_every=1), Nearest(), types.SimpleNamespace(global_step=0)
+    monitor.attach(module, lambda output: output[1], codebook=module.codes)
+    callback = callbacks.TransformersCallback(monitor)
+    for step in (1, 2):
+        module(torch.randn(2, 5, DIM))
+        callback.on_substep_end(None, state, None)
+        module(torch.randn(2, 5, DIM))
+        state.global_step = step
+        callback.on_step_end(None, state, None)
+        callback.on_log(None, state, None, logs={"loss": 0.5 / step})
+    callback.on_train_end(None, state, None)
+    run = Run(monitor.path)
+    assert run.status == "finished" and run.last_values["loss"] == 0.25
+    assert run.metrics["step"].tolist() == [1, 1, 2, 2] and run.snapshot()["counts"].sum() == 30
+    callbacks._transformers_callback.cache_clear()
+
+
+def test_a_callback_without_its_library_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    callbacks._transformers_callback.cache_clear()
+    with pytest.raises(ImportError, match="pip install transformers"):
+        _ = callbacks.TransformersCallback
+
+
+def test_the_benchmark_tells_the_share_of_a_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
+    sizes = {"--dim": 4, "--tokens": 256, "--steps": 6, "--warm-up": 2, "--log-every": 3}
+    sizes = ["--codes", "16", "32", *(str(word) for pair in sizes.items() for word in pair)]
+    monkeypatch.setattr(sys, "argv", ["monitor.py", *sizes, "--output", str(tmp_path / "monitor.csv")])
+    runpy.run_path(str(EXAMPLES.parent / "benchmarks" / "monitor.py"), run_name="__main__")
+    table = pd.read_csv(tmp_path / "monitor.csv")
+    assert table["share_of_step"].tolist() == pytest.approx((table["mean_ms"] / 50).tolist())
+    assert table["log_every"].tolist() == [3, 3] and (table["logged_ms"] > table["plain_ms"]).all()
+    assert table["started"].notna().all() and capsys.readouterr().out.count("of 50 ms") == 2
+
+
+# --- arrays alone ----------------------------------------------------------------------------------------------------
+
+
+def test_diagnosis_numbers_are_those_of_brute_force():
+    given = tensors(2, images=20)
+    found = diagnose(given["features"], given["codebook"].numpy(), given["indices"])
+    tokens, codes = given["features"].permute(0, 2, 3, 1).reshape(-1, DIM).double(), given["codebook"].double()
+    gaps, flat = torch.cdist(tokens, codes), given["indices"].flatten()
+    counts = np.bincount(flat, minlength=CODES)
+    nearest = gaps.sort(1).values
+    expected = {
+        "perplexity": math.exp(-sum(p * math.log(p) for p in counts[counts > 0] / counts.sum())),
+        "dead_codes": (counts == 0).sum(),
+        "feature_to_code_distance": gaps.amin(1).mean(),
+        "code_to_feature_distance": gaps.amin(0).mean(),
+        "quantization_error": (tokens - codes[flat]).square().mean(),
+        "winner_margin": (1 - nearest[:, 0] / nearest[:, 1]).mean(),
+        "softmax_perplexity": torch.special.entr((tokens @ codes.T).softmax(1)).sum(1).exp().mean(),
+        "feature_norm_mean": tokens.norm(dim=1).mean(),
+        "feature_norm_std": tokens.norm(dim=1).std(correction=0),
+        "code_norm_mean": codes.norm(dim=1).mean(),
+        "code_norm_std": codes.norm(dim=1).std(correction=0),
+    }
+    assert found.numbers == pytest.approx({key: float(value) for key, value in expected.items()}, rel=1e-5)
+    assert (found.usage.value, found.usage.tokens) == ((counts > 0).mean(), 180)
+    assert diagnose(given["features"], given["codebook"]).numbers == pytest.approx(found.numbers)
+
+
+def test_a_diagnosis_shows_itself():
+    given = tensors(2)
+    found = diagnose(**given)
+    text, page = str(found), found._repr_html_()
+    assert "of 16 codes in 36 tokens; too few tokens: at least 10·K = 160" in text and "quantization error" in text
+    assert page.count("data:image/png;base64,iVBOR") == 2 and page.count("<tr>") == len(found.lines) == 12
+    assert found.histogram().axes and found.map("pca").axes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": torch.full((5, DIM), NAN)}, r"features must be finite; 5 of 5 rows .* features\[isfinite"),
+        ({"codebook": torch.full((CODES, DIM), NAN)}, "codebook must be finite"),
+        ({"features": torch.randn(5, 9)}, "codebook's dimension D = 4"),
+        ({"features": torch.ones(5, DIM).int()}, "Whole numbers are indices"),
+        ({"features": torch.randn(DIM)}, r"A single vector is features\[None\]"),
+        ({"codebook": torch.randn(1, DIM)}, "at least two codes"),
+        ({"indices": [0, CODES]}, "indices must lie in 0 to 15"),
+        ({"indices": []}, "at least one; got none"),
+    ],
+)
+def test_a_diagnosis_of_bad_arrays_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        diagnose(**tensors(1) | changes)
