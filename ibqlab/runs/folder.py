@@ -24,7 +24,7 @@ LOCK_FILE = "lock"
 CLAIM_SECONDS = 1.0
 """How long a lock is tried for: whoever looks at a run holds it for an instant."""
 FOLDERS = ("snapshots", "checkpoints", "figures")
-WRITTEN = ("config.yaml", "metrics.jsonl", "provenance.json", LOCK_FILE, *FOLDERS)
+WRITTEN = ("config.yaml", "metrics.jsonl", "alarms.jsonl", "provenance.json", LOCK_FILE, *FOLDERS)
 """What a training writes into a run folder."""
 
 

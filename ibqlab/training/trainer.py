@@ -22,18 +22,19 @@ from ibqlab.base.progress import ProgressLine, in_notebook, notice, tell, time_l
 from ibqlab.costs.fitting import require_fits
 from ibqlab.data import BrokenImages
 from ibqlab.data.broken import STAND_INS
-from ibqlab.losses.errors import NonFinite, TrainingInterrupted
+from ibqlab.losses.errors import NonFinite, TrainingError, TrainingInterrupted
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
+from ibqlab.training.alarms import OnAlarm, run_alarm
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
 from ibqlab.training.failures import nonfinite_error, not_fitting
 from ibqlab.training.session import RunInputs, Session, training_session
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the
-training after this step, as Ctrl-C does. A method `finish` that it may have is called when training ends, however it
-ends."""
+training after this step, as Ctrl-C does. Methods that it may have: `finish`, called when training ends, however
+it ends, and `alarm`, called with each event of the alarm."""
 CONFUSED = (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError)
 """What torch and dictionaries raise where a state is not the one that is asked for."""
 
@@ -68,6 +69,8 @@ class Trainer(ABC):
     def __init__(self, config: RunConfig, session: Session, networks: Networks, watch: Watch | None):
         self.config, self.session, self.networks, self.watch = config, session, networks, watch
         self.run, self.fabric = session.run, session.fabric
+        self.alarm = run_alarm(config, session, watch)
+        """Of a tokenizer's run, on the first process; None where it is off."""
         self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance)[0])
         self.began = time.perf_counter() - self.run.duration
         self.mark = 0.0
@@ -178,6 +181,8 @@ class Trainer(ABC):
             self._stop_if_asked(done, True)
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
+                if self.alarm:
+                    self.alarm.show(line)
                 if row is not None:
                     texts = self.line_numbers(row)
                     texts |= {measure("images_per_second").unit: f"{row['images_per_second']:.0f}"}
@@ -195,7 +200,8 @@ class Trainer(ABC):
         Several processes must end at the same step; they agree on it at logged steps (`agreeing`), where they wait for
         each other anyway.
         """
-        asked = self.session.signals.received > 0
+        reason = self.alarm.reason if self.alarm else ""
+        asked = self.session.signals.received > 0 or bool(reason)
         if self.fabric.world_size > 1:
             asked = agreeing and bool(sum_over_processes(torch.tensor(int(asked), device=self.fabric.device)))
         if not asked or step == self.config.steps:
@@ -204,8 +210,9 @@ class Trainer(ABC):
         if self.saved != step:
             self._check_weights(step)
             self._save(step)
+        by_alarm = f" by the alarm ({reason})" if reason else ""
         raise TrainingInterrupted(
-            f"stopped at step {step} of {self.config.steps}, everything is saved; go on with the same command"
+            f"stopped at step {step} of {self.config.steps}{by_alarm}, everything is saved; go on with the same command"
         )
 
     @contextmanager
@@ -247,7 +254,7 @@ class Trainer(ABC):
         try:
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
         except NonFinite as error:
-            raise nonfinite_error(step, error.culprit, config, self.run) from None
+            raise self._nonfinite(step, error.culprit) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             images = (step - self.logged[0]) * config.batch_size
@@ -271,7 +278,12 @@ class Trainer(ABC):
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
         for name, value in self.networks.tensors().items():
             if not torch.isfinite(value).all():
-                raise nonfinite_error(step, name, self.config, self.run)
+                raise self._nonfinite(step, name)
+
+    def _nonfinite(self, step: int, culprit: str) -> TrainingError:
+        if self.alarm:
+            self.alarm.nonfinite(step, culprit)
+        return nonfinite_error(step, culprit, self.config, self.run)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Numbers averaged over processes."""
@@ -287,9 +299,10 @@ class Trainer(ABC):
     def _log(self, row: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             self.run.log(row)
-            if self.watch:
+            for take in (self.alarm and self.alarm.check, self.watch):
                 try:
-                    self.watch(row)
+                    if take:
+                        take(row)
                 except KeyboardInterrupt:
                     # A watch may ask for the end; the step is finished and saved first.
                     self.session.signals.ask()
@@ -331,6 +344,8 @@ class Trainer(ABC):
             # Rows and snapshots after the checkpoint come again, bit for bit.
             self.run.truncate_metrics(self.saved)
             self.run.drop_snapshots_after(self.saved)
+            if self.alarm:
+                self.alarm.replay()
         self.fabric.barrier()
         return checkpoint.step if checkpoint else None
 
@@ -355,6 +370,7 @@ def train_run(
     progress: bool,
     watch: Watch | None,
     accept_changed_data: bool,
+    on_alarm: OnAlarm | None = None,
 ) -> Run:
     """Train into a run folder, or continue the one that is there; arguments and errors are those of `train`.
 
@@ -378,4 +394,7 @@ def train_run(
         ) from None
     depends_on_steps = trainer.depends_on_steps(config)
     with training_session(path, config, inputs.data_facts, accept_changed_data, depends_on_steps) as session:
-        return trainer(config, inputs, session, watch).train(progress)
+        ready = trainer(config, inputs, session, watch)
+        if ready.alarm and on_alarm:
+            ready.alarm.listeners.append(on_alarm)
+        return ready.train(progress)
