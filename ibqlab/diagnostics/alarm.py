@@ -33,7 +33,7 @@ class AlarmEvent:
     remedy: str
     """Which setting to change."""
     values: Mapping[str, float]
-    """The numbers behind it, by their names in metrics.jsonl."""
+    """The numbers behind it."""
 
     def __str__(self) -> str:
         return f"alarm at step {self.step:,}, {self.title}: {self.seen}. Likely cause: {self.cause}. Try: {self.remedy}"
@@ -67,8 +67,8 @@ class Alarm:
 
     Args:
         facts: what the rules must know of the codebook.
-        rules: to go by. A rule goes off at the n-th row in sequence that shows what it looks for, and may do so again
-            after n rows that do not.
+        rules: to go by. A rule goes off at the `rows`-th row in sequence that shows what it looks for, and may do so
+            again after `clear_rows` that do not.
     """
 
     def __init__(self, facts: CodebookFacts, rules: Sequence[Rule] = RULES):
@@ -87,7 +87,7 @@ class Alarm:
             if values is None:
                 continue
             watch.showing, watch.well = (watch.showing + 1, 0) if values else (0, watch.well + 1)
-            if watch.well >= rule.rows:
+            if watch.well >= rule.clear_rows:
                 watch.told = False
             if watch.showing >= rule.rows and not watch.told:
                 watch.told = True

@@ -87,6 +87,8 @@ class Rule(ABC):
     """In two words, for figures."""
     rows: int = 3
     """Rows in sequence that must show it. One alone may be a step of few images or a chance."""
+    clear_rows: int = 10
+    """Rows in sequence without it, after which it may go off again: a measure at its threshold is told of once."""
     stops: bool = True
     """Whether a run that stops at alarms stops at this one."""
 
@@ -192,7 +194,7 @@ class FewCodes(Rule):
         cause = "codes that no token chose got no gradient and stayed behind while the features moved on"
         if facts.softmax:
             cause = "the softmax over z·C holds one code per token, or all codes alike, so that none is singled out"
-            remedy = "codes of the features' order of length (tokenizer.quantizer.codebook_init=normal or kmeans)"
+            remedy = f"{_hold_back(facts)}codes of the features' order of length (codebook_init=normal or kmeans)"
         if facts.fixed:
             cause = "the features keep to a few cells of the grid"
             remedy = "a higher tokenizer.quantizer.entropy_weight, or fewer codes"

@@ -1,16 +1,12 @@
 """Where the alarm went off, in figures whose axis is the training step."""
 
-import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ibqlab.base.escaping import for_matplotlib
 from ibqlab.diagnostics.alarm import AlarmEvent
-from ibqlab.plots.style import CAPTION_SIZE, REFERENCE_GREY
+from ibqlab.plots.style import add_caption
 
-LETTERS_PER_INCH = 16
-"""Of a caption."""
 ALARM_LOOK = {"color": "#B00000", "linestyle": (0, (2, 1.5)), "linewidth": 1.0, "zorder": 1.5}
 """Of the line at the step of an alarm: red and dashed, behind what was measured."""
 
@@ -26,9 +22,7 @@ def mark_alarms(figure: Figure, events: Sequence[AlarmEvent]) -> None:
         for axes in figure.axes:
             axes.axvline(step, **ALARM_LOOK)
     if events:
-        lines = textwrap.wrap(f"red: alarms ({alarm_list(events)})", int(LETTERS_PER_INCH * figure.get_figwidth()))
-        caption = "\n".join([figure.get_supxlabel(), *(for_matplotlib(line, None) for line in lines)])
-        figure.supxlabel(caption, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+        add_caption(figure, f"{figure.get_supxlabel()}\nred: alarms ({alarm_list(events)})")
 
 
 def alarm_list(events: Sequence[AlarmEvent]) -> str:

@@ -203,7 +203,7 @@ class _TokenizerTrainer(Trainer):
             share = self.recorder_seconds / self.seconds if self.seconds else 0.0
             self.run.write_provenance(recorder_share_of_step=round(share, 5))
         return {
-            "recorder": {"window": windows, "last_hit": hits, "cursor": recorder["cursor"]},
+            "recorder": recorder | {"window": windows, "last_hit": hits},
             "recorder_seconds": self.recorder_seconds,
         }
 
@@ -214,6 +214,7 @@ class _TokenizerTrainer(Trainer):
                 "window": recorder["window"][rank],
                 "last_hit": recorder["last_hit"][rank],
                 "cursor": recorder["cursor"],
+                "alive": recorder.get("alive"),
             }
         )
         self.recorder_seconds = state["recorder_seconds"]
