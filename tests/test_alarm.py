@@ -51,7 +51,13 @@ NEARLY = {
     "nonfinite": ({"perplexity": math.nan}, {"note": None}),
 }
 """What comes near it, or is half of it, and must not."""
-SMALL = {"data.source": "digits", "data.image_size": 8, "tokenizer.autoencoder.resolution": 8, "steps": 10}
+SMALL = {
+    "record.tokens_per_code": 2,
+    "data.source": "digits",
+    "data.image_size": 8,
+    "tokenizer.autoencoder.resolution": 8,
+    "steps": 8,
+}
 
 
 def rows_of(change, first=8, then=12):
@@ -64,7 +70,7 @@ def rules_of(rows, facts=IBQ, rules=RULES):
 
 
 def smoke(quantizer="ibq", size=64, **settings):
-    """A run of ten steps on digits."""
+    """A run of eight steps on digits."""
     chosen = {"name": quantizer, "codebook_size": size, "code_dim": 6 if size == 64 else 8}
     dotted = {key.replace("__", "."): value for key, value in settings.items()}
     return recipe_config("builtin/smoke", SMALL | {"tokenizer.quantizer": chosen} | dotted)
@@ -125,8 +131,9 @@ def test_a_chance_row_sets_nothing_off():
 
 
 def test_rules_know_which_codebooks_they_concern():
-    fixed, vq = CodebookFacts(codebook_size=1024, fixed=True), CodebookFacts(codebook_size=1024)
-    assert rules_of(rows_of(TROUBLE["reach_lost"]), fixed) == []
+    vq = CodebookFacts(codebook_size=1024)
+    for facts in (replace(vq, fixed=True), replace(vq, mapped=True)):
+        assert rules_of(rows_of(TROUBLE["reach_lost"]), facts) == []
     assert rules_of(rows_of(TROUBLE["features_at_codes"]), vq) == []
     assert rules_of(rows_of(TROUBLE["entropy_ceiling"]), vq) == []
 
@@ -155,7 +162,8 @@ def test_facts_are_read_from_settings():
     facts = facts_of(to_dict(smoke(steps=100, ema_codebook_start="placeholder")))
     assert facts.codebook_size == 64 and facts.softmax and facts.double_quantization and not facts.fixed
     assert facts.entropy_epsilon == 1e-5 and facts.placeholder_share == pytest.approx(0.999**100)
-    assert facts_of(to_dict(smoke("lfq"))).fixed and facts_of(to_dict(smoke("vq"))).placeholder_share == 0
+    assert facts_of(to_dict(smoke("lfq"))).fixed and facts_of(to_dict(smoke("simvq"))).mapped
+    assert facts_of(to_dict(smoke("vq"))).placeholder_share == 0
     off = facts_of(
         to_dict(smoke(tokenizer__quantizer={"name": "ibq", "entropy_weight": 0, "double_quantization": False}))
     )
@@ -174,7 +182,7 @@ def test_events_go_through_a_file():
 
 def test_a_row_of_a_file_is_judged_like_the_row_itself():
     rows = rows_of(TROUBLE["nonfinite"])
-    stored = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    stored = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in rows]
     assert rules_of(stored) == rules_of(rows) == ["nonfinite"]
 
 
@@ -184,7 +192,7 @@ def test_a_row_of_a_file_is_judged_like_the_row_itself():
 @pytest.fixture(scope="module")
 def collapsed(tmp_path_factory):
     """A run that was stopped by the alarm: codes of length 40 leave the softmax no choice. And what was told."""
-    told, live = [], LiveCurves()
+    told, live = [], LiveCurves(every=600)
     folder = tmp_path_factory.mktemp("alarm") / "run"
     with pytest.MonkeyPatch.context() as patch:
         lengthen_codes(patch)
@@ -194,7 +202,9 @@ def collapsed(tmp_path_factory):
 
 
 def collapsing(**settings):
-    return smoke(size=256, **settings)
+    """IBQ of 256 codes without what holds its features back."""
+    quantizer = {"name": "ibq", "codebook_size": 256, "code_dim": 8, "double_quantization": False, "entropy_weight": 0}
+    return smoke(tokenizer__quantizer=quantizer, **settings)
 
 
 def lengthen_codes(patch):
@@ -215,8 +225,8 @@ def lengthen_codes(patch):
 def test_a_run_that_stops_at_an_alarm_is_saved_and_goes_on(collapsed, tmp_path):
     run, told, _, message = collapsed
     last = told[-1]
-    assert run.status == "stopped" and run.step == last.step < 10
-    assert message.startswith(f"stopped at step {last.step} of 10 by the alarm (") and last.seen in message
+    assert run.status == "stopped" and run.step == last.step < 8
+    assert message.startswith(f"stopped at step {last.step} of 8 by the alarm (") and last.seen in message
     assert [AlarmEvent.of_row(row).rule for row in run.alarms] == [event.rule for event in told]
 
 
@@ -264,11 +274,14 @@ def healthy(tmp_path_factory):
     return {name: train(smoke(name), folder / name, progress=False) for name in sorted(available_quantizers())}
 
 
-def test_the_registered_quantizers_set_off_nothing(healthy):
-    assert {name: [event["rule"] for event in run.alarms] for name, run in healthy.items()} == dict.fromkeys(
-        healthy, []
-    )
-    assert not any((run.path / "alarms.jsonl").exists() for run in healthy.values())
+def test_the_registered_quantizers_set_off_only_what_is_true_of_them(healthy):
+    told = {name: [row["rule"] for row in run.alarms] for name, run in healthy.items()}
+    silent = {name for name, rules in told.items() if not rules}
+    assert {"ibq", "lfq", "soft_vq", "vq", "simvq"} <= silent
+    for name in told.keys() - silent:
+        # Moving averages from N(0, 1) do lose nearly all of these codes at once.
+        assert told[name] == ["reach_lost", "few_codes"] and (healthy[name].snapshot()["counts"] > 0).sum() < 6
+    assert not any((healthy[name].path / "alarms.jsonl").exists() for name in silent)
     assert describe_alarms(healthy["ibq"]) == "No rule of the alarm went off."
 
 
@@ -281,7 +294,7 @@ def test_a_nan_is_an_alarm(tmp_path):
 
 
 def test_a_callback_may_end_a_training_and_off_tells_nothing(tmp_path, capsys):
-    config = smoke(ema_codebook_start="placeholder")
+    config = smoke(ema_codebook_start="placeholder", steps=2)
 
     def end(event):
         raise KeyboardInterrupt
@@ -291,8 +304,8 @@ def test_a_callback_may_end_a_training_and_off_tells_nothing(tmp_path, capsys):
     assert [row["rule"] for row in Run(tmp_path / "run").alarms] == ["placeholder_averages"]
     capsys.readouterr()
     assert train(config, tmp_path / "run").status == "finished"
-    assert "alarm" not in capsys.readouterr().err and len(Run(tmp_path / "run").alarms) == 1
-    off = smoke(ema_codebook_start="placeholder", record__alarm="off")
+    assert "alarm at" not in capsys.readouterr().err and len(Run(tmp_path / "run").alarms) == 1
+    off = smoke(ema_codebook_start="placeholder", steps=1, record__alarm="off")
     assert train(off, tmp_path / "off", progress=False).alarms == []
 
 

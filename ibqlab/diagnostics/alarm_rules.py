@@ -29,6 +29,8 @@ class CodebookFacts:
     """Whether the gradient goes through a softmax over z·C, as IBQ's does."""
     fixed: bool = False
     """Whether no code ever moves, as in LFQ's grid of signs."""
+    mapped: bool = False
+    """Whether codes come out of a map that moves all of them at once, as in SimVQ."""
     double_quantization: bool = True
     """Whether IBQ's term that holds features back is on; True for methods that have no such term."""
     entropy_epsilon: float | None = None
@@ -64,6 +66,7 @@ def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
         codebook_size=size,
         softmax=name in SOFTMAX_QUANTIZERS,
         fixed=quantizer.get("codebook_init") == "grid",
+        mapped=name == "simvq" or quantizer.get("codebook") == "linear",
         double_quantization=quantizer.get("double_quantization") is not False,
         entropy_epsilon=epsilon if weight and is_finite_number(epsilon) else None,
         placeholder_share=decay**steps if known and decay else 0.0,
@@ -125,7 +128,7 @@ def even_share(row: Mapping[str, Any]) -> float | None:
 
 def quantization_loss(row: Mapping[str, Any]) -> float | None:
     """Mean squared distance of features to their codes, under the name that the row has for it; None without one."""
-    keys = ("quantization_error", "term_commitment", "quantizer_loss")
+    keys = ("term_commitment", "quantization_error", "quantizer_loss")
     return next((float(row[key]) for key in keys if is_finite_number(row.get(key))), None)
 
 
@@ -218,7 +221,8 @@ class ReachLost(Rule):
     """Of all codes: a codebook of a few codes is in no trouble because it is small."""
 
     def concerns(self, facts: CodebookFacts) -> bool:
-        return not facts.fixed
+        # Where codes share a map, a step moves those, too, that its gradient does not name.
+        return not facts.fixed and not facts.mapped
 
     def judge(self, row: Mapping[str, Any], facts: CodebookFacts, memory: dict[str, Any]) -> dict[str, float] | None:
         values = read_numbers(row, "gradient_reach")
@@ -229,7 +233,7 @@ class ReachLost(Rule):
     def explain(self, values: Mapping[str, float], facts: CodebookFacts) -> Words:
         codes = round(values["gradient_reach"] * facts.codebook_size)
         cause = "only codes that were chosen learn, and few are chosen"
-        remedy = "tokenizer.quantizer.name=ibq or simvq, whose gradient reaches all codes; or codebook_init=kmeans"
+        remedy = "tokenizer.quantizer.name=ibq, whose gradient reaches all codes, name=simvq, or codebook_init=kmeans"
         if facts.softmax:
             cause = "the softmax over z·C has decided: features or codes are too long, and only the chosen code learns"
             remedy = f"{_hold_back(facts)}shorter codes (codebook_init=unit), or a lower optimizer.learning_rate"

@@ -138,7 +138,7 @@ def plot_explanation(table: pd.DataFrame) -> Figure:
             drift.set_ylim(highest / _DECADES, highest * 2)
         for key, color in (("births", "#009E73"), ("deaths", "#000000")):
             draw_measured(turnover, table, key, label=measure(key).title, color=color)
-        finish_panel(turnover, measure("births"), title="Codes born and died, row to row")
+        finish_panel(turnover, measure("births"), title="Codes born and died, row to row", label="codes")
         turnover.set_yscale("symlog", linthresh=1)
         turnover.set_ylim(0, None)
         write_numbers(turnover.yaxis, ",.0f")
