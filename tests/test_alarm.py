@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from ibqlab.config import content_hash, to_dict
-from ibqlab.diagnostics.alarm import Alarm, AlarmEvent, find_alarms
-from ibqlab.diagnostics.alarm_rules import (
-    RULES,
-    CodebookFacts,
-    EntropyCeiling,
-    FewCodes,
-    ReachLost,
-    facts_of,
-)
+from ibqlab.diagnostics import RULES, Alarm, AlarmEvent, CodebookFacts, facts_of, find_alarms
+from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.alarms import alarm_list, mark_alarms
 from ibqlab.quantizers import available_quantizers
@@ -283,6 +276,13 @@ def test_the_registered_quantizers_set_off_only_what_is_true_of_them(healthy):
         assert told[name] == ["reach_lost", "few_codes"] and (healthy[name].snapshot()["counts"] > 0).sum() < 6
     assert not any((healthy[name].path / "alarms.jsonl").exists() for name in silent)
     assert describe_alarms(healthy["ibq"]) == "No rule of the alarm went off."
+
+
+def test_a_flat_softmax_is_an_entropy_at_its_ceiling(tmp_path):
+    """From U(±1/K) every token's softmax holds all codes, so the penalty sees even use whatever is chosen."""
+    quantizer = {"name": "ibq", "codebook_size": 256, "code_dim": 8, "codebook_init": "uniform"}
+    run = train(smoke(tokenizer__quantizer=quantizer, steps=4), tmp_path / "run", progress=False)
+    assert [row["rule"] for row in run.alarms] == ["entropy_ceiling"]
 
 
 def test_a_nan_is_an_alarm(tmp_path):
