@@ -199,7 +199,7 @@ class FewCodes(Rule):
             cause = "the softmax over z·C holds one code per token, or all codes alike, so that none is singled out"
             remedy = f"{_hold_back(facts)}codes of the features' order of length (codebook_init=normal or kmeans)"
         if facts.fixed:
-            cause = "the features keep to a few cells of the grid"
+            cause = "the features keep to few of the grid's codes"
             remedy = "a higher tokenizer.quantizer.entropy_weight, or fewer codes"
         return Words(
             f"a step's tokens hit {codes:,} of {facts.codebook_size:,} codes, {values['share_of_even']:.1%} of what "
@@ -386,4 +386,4 @@ def _is_broken(value: Any) -> bool:
 
 def _hold_back(facts: CodebookFacts) -> str:
     """The setting that holds features back, where it is off."""
-    return "" if facts.double_quantization else "tokenizer.quantizer.double_quantization=true, "
+    return "" if facts.double_quantization else "double_quantization=true, which holds features back, "
