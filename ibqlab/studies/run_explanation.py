@@ -19,6 +19,16 @@ from ibqlab.studies.figures import first_middle_last
 
 MOST_SNAPSHOTS = 24
 """Of a run that are read for drift and lives, evenly chosen; those of large codebooks have a quarter of a gigabyte."""
+HOW_TO_READ = {
+    "band": "High on the left no code is singled out; at 1 only the chosen code learns. Between lies the band in which "
+    "most codes are reached. The ring is the run.",
+    "explanation": "Trouble begins where features reach the codes' norm, where the winner's lead leaps, or where dead "
+    "codes stand still while features drift.",
+    "survival": "A fall that ends early: collapse was decided in the first steps, and what was left lives on.",
+    "rarefaction": "Where a curve still rises at its end, more tokens would find more codes; where it is flat, the "
+    "rest is dead.",
+}
+"""Name of a figure → how to read it, in a sentence or two."""
 Saved = Callable[[str, Figure, pd.DataFrame], Figure]
 """Saves a figure with its numbers under a name."""
 
