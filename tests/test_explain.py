@@ -160,14 +160,16 @@ def test_drift_is_a_distance_per_step_apart_for_dead_codes():
 
 
 def test_lives_go_from_the_first_hit_to_the_last():
-    hits = np.array([[1, 0, 0, 2, 1], [1, 0, 3, 0, 1], [0, 0, 1, 0, 0], [0, 0, 5, 0, 7]])
-    lives = code_lives([0, 10, 20, 50], hits)
-    assert lives.steps.tolist() == [20, 40, 10, 50] and lives.died.tolist() == [True, False, True, False]
-    assert lives.never == 1
+    hits = np.array([[1, 0, 0, 2, 1, 0], [1, 0, 3, 0, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 5, 0, 7, 0]])
+    last = np.array([[-1] * 6, [7, -1, 2, -1, 9, 4], [13, -1, 2, -1, 9, 4], [13, -1, 2, -1, 9, 44]])
+    lives = code_lives([0, 10, 20, 50], hits, last)
+    # Trained last at 13; in use at the end; validated once at 0; a gap from 10 to 50; trained alone, from 10 on.
+    assert lives.steps.tolist() == [13, 40, 0, 50, 40]
+    assert lives.died.tolist() == [True, False, True, False, False] and lives.never == 1
     with pytest.raises(ValueError, match="two snapshots or more, in ascending order; got 1 steps"):
-        code_lives([3], hits[:1])
+        code_lives([3], hits[:1], last[:1])
     with pytest.raises(ValueError, match="ascending"):
-        code_lives([3, 3], hits[:2])
+        code_lives([3, 3], hits[:2], last[:2])
 
 
 def test_survival_equals_the_textbooks_leukaemia_trial():

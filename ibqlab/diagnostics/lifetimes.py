@@ -22,36 +22,41 @@ class Lives(NamedTuple):
     """Codes that were hit at least once."""
 
     steps: Float[np.ndarray, "N"]
-    """Training steps from the first hit to the snapshot that finds a code dead, or to the last snapshot."""
+    """Training steps from the first hit to the last one, or to the last snapshot."""
     died: Bool[np.ndarray, "N"]
-    """False: still hit in the last snapshot, so its life is longer than was seen (censored)."""
+    """False: still in use at the last snapshot, so its life is longer than was seen (censored)."""
     never: int
-    """Codes that no snapshot saw hit, left out."""
+    """Codes that were never seen hit, left out."""
 
 
-def code_lives(steps: Sequence[int], counts: Int[np.ndarray, "S K"]) -> Lives:
-    """Lives of codes, from hits per code at a run's snapshots.
+def code_lives(steps: Sequence[int], counts: Int[np.ndarray, "S K"], last_hits: Int[np.ndarray, "S K"]) -> Lives:
+    """Lives of codes, from what a run's snapshots tell of hits.
 
-    A code lives from its first hit to its last; a gap between is no death, since rare codes miss a validation now and
-    then. It is dead at the first snapshot after its last hit.
+    A code is in use at a snapshot if the validation there hit it, or training did since the snapshot before. It lives
+    from the first such snapshot to its last hit, and a gap between is no death. It has died if it is not in use at the
+    last snapshot. A rare code may be out of use there by chance: the more tokens between snapshots, the less so.
 
     Args:
         steps: of the snapshots, ascending, at least two.
-        counts: hits per code on the same validation images, one row per snapshot.
+        counts: hits per code of the validations, one row per snapshot.
+        last_hits: training step of each code's last hit, −1 if never, likewise.
     Raises:
         ValueError: fewer than two snapshots, or rows that do not fit.
     """
-    times, hit = np.asarray(steps, float), np.asarray(counts) > 0
-    if len(times) < 2 or hit.ndim != 2 or len(hit) != len(times) or (np.diff(times) <= 0).any():
+    times, hits, last = (np.asarray(values, np.int64) for values in (steps, counts, last_hits))
+    if len(times) < 2 or hits.shape != last.shape or len(hits) != len(times) or (np.diff(times) <= 0).any():
         raise ValueError(
-            f"lives of codes need hits at two snapshots or more, in ascending order; got {len(times)} steps and counts "
-            f"of shape {hit.shape}"
+            f"lives of codes need hits at two snapshots or more, in ascending order; got {len(times)} steps, counts of "
+            f"shape {hits.shape} and last hits of shape {last.shape}"
         )
-    hit = hit[:, hit.any(0)]
-    last_row = len(times) - 1
-    first, last = hit.argmax(0), last_row - hit[::-1].argmax(0)
-    ends = times[np.minimum(last + 1, last_row)]
-    return Lives(ends - times[first], last < last_row, np.asarray(counts).shape[1] - hit.shape[1])
+    before = np.concatenate([[0], times[:-1]])[:, None]  # (S, 1); no step is trained before the first snapshot
+    in_use = (hits > 0) | (last > before)
+    ever = in_use.any(0)
+    in_use, final = in_use[:, ever], last[-1, ever]
+    first, died = in_use.argmax(0), ~in_use[-1]
+    validated = times[len(times) - 1 - (hits[::-1, ever] > 0).argmax(0)] * (hits[:, ever] > 0).any(0)
+    ends = np.where(died, np.maximum(final, validated), times[-1])
+    return Lives(np.maximum(ends - times[first], 0.0), died, int((~ever).sum()))
 
 
 class SurvivalPoint(NamedTuple):

@@ -183,7 +183,7 @@ def plot_survival(table: pd.DataFrame) -> Figure:
         lived, died = int(table["at_risk"].iloc[0]), int(table["deaths"].sum())
         style.add_caption(
             figure,
-            f"{lived:,} codes that a snapshot saw hit, {died:,} died; {int(table['never'].iloc[0]):,} never lived\n"
+            f"{lived:,} codes that were hit, {died:,} died; {int(table['never'].iloc[0]):,} never lived\n"
             "band: Greenwood's 95 % interval, as if codes died independently",
         )
     return figure

@@ -96,9 +96,11 @@ def _figure_explanation(run: Run, save: Saved) -> Figure:
 def _figure_survival(run: Run, save: Saved) -> Figure:
     """Kaplan–Meier curve of the codes' lives."""
     steps = _steps(run, 2)
-    lives = code_lives(steps, np.stack([run.snapshot(step)["counts"] for step in steps]))
+    # Without the codebooks, which would fill the memory.
+    pairs = [[arrays[name] for name in ("counts", "last_hit")] for arrays in map(run.snapshot, steps)]
+    lives = code_lives(steps, *np.stack(pairs, axis=1))
     if not len(lives.steps):
-        raise RunError("no snapshot saw a code hit")
+        raise RunError("no code was hit")
     table = explain.survival_table(survival_curve(lives.steps, lives.died), lives.never)
     return save("survival", explain.plot_survival(table), table)
 
