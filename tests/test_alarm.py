@@ -10,9 +10,10 @@ import torch
 from ibqlab.config import content_hash, to_dict
 from ibqlab.diagnostics import RULES, Alarm, AlarmEvent, CodebookFacts, facts_of, find_alarms
 from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
+from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.alarms import alarm_list, mark_alarms
-from ibqlab.quantizers import available_quantizers
+from ibqlab.quantizers import available_quantizers, build_quantizer
 from ibqlab.runs import Run
 from ibqlab.studies.run_explanation import describe_alarms, run_alarms
 from ibqlab.studies.run_report import write_run_report
@@ -179,6 +180,39 @@ def test_a_row_of_a_file_is_judged_like_the_row_itself():
     assert rules_of(stored) == rules_of(rows) == ["nonfinite"]
 
 
+# --- the recorder's rows of made-up features ---
+
+
+def recorded(lengths, chosen):
+    """Rows of features of these lengths around the first codes, as many codes as are said, of IBQ's 64."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer("ibq", codebook_size=64, code_dim=64)
+    recorder = Recorder(quantizer, 640, 32)
+    rows = []
+    for step, (length, count) in enumerate(zip(lengths, chosen, strict=True), start=1):
+        codes = quantizer.codebook.detach()[torch.arange(128) % count]  # (128, 64), of norm 8 or so
+        features = (length * (codes / 8 + 0.05 * torch.randn(128, 64))).T.reshape(1, 64, 8, 16).requires_grad_()
+        quantizer.codes.zero_grad()
+        out = quantizer(features)
+        out.loss.backward()
+        recorder.observe(out.indices, step)
+        rows.append({"step": step} | recorder.report(features, step))
+    return rows
+
+
+def test_features_that_grow_to_the_codes_norm_set_it_off_and_short_ones_do_not():
+    facts = facts_of(to_dict(smoke()))
+    assert "features_at_codes" in rules_of(recorded([1, 3, 8, 8, 8, 8], [64] * 6), facts)
+    assert rules_of(recorded([1] * 8, [64] * 8), facts) == []
+
+
+def test_features_that_draw_together_on_few_codes_set_it_off_and_a_loss_that_falls_alone_does_not():
+    facts = facts_of(to_dict(smoke()))
+    falling = [1, 1, 1, 1, 2, 4, 6, 7, 8, 8, 8, 8, 8, 8]
+    assert "usage_falls" in rules_of(recorded(falling, [64] * 4 + [30, 20] + [8] * 8), facts)
+    assert "usage_falls" not in rules_of(recorded(falling, [64] * 14), facts)
+
+
 # --- runs ---
 
 
@@ -258,6 +292,8 @@ def test_alarms_of_a_run_from_before_there_were_any(collapsed, tmp_path):
     for row in run.rows:
         old.log(row)
     assert told and run_alarms(old) == (events, False) and "told of none" in describe_alarms(old)
+    (old.path / "alarms.jsonl").write_text("no\nalarm\n")
+    assert run_alarms(old) == (events, False)
 
 
 @pytest.fixture(scope="module")

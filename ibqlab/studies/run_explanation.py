@@ -1,6 +1,7 @@
 """The part of a run's report that explains its codebook: alarms, the band, norms and drift, lives, rarefaction."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ def run_alarms(run: Run) -> tuple[list[AlarmEvent], bool]:
 
     Of a run without a note of any, such as one from before there was an alarm, they are worked out from its rows.
     """
-    noted = [AlarmEvent.of_row(row) for row in run.alarms]
+    noted = []
+    with suppress(RunError):  # a damaged note; the rows tell the same
+        noted = [AlarmEvent.of_row(row) for row in run.alarms]
     facts = facts_of(run.config)
     if noted or facts is None:
         return noted, True
