@@ -300,7 +300,7 @@ def test_alarms_of_a_run_from_before_there_were_any(collapsed, tmp_path):
 def healthy(tmp_path_factory):
     """The smoke run of every registered quantizer: its name → the run."""
     folder = tmp_path_factory.mktemp("healthy")
-    return {name: train(smoke(name), folder / name, progress=False) for name in sorted(available_quantizers())}
+    return {name: train(smoke(name, steps=6), folder / name, progress=False) for name in sorted(available_quantizers())}
 
 
 def test_the_registered_quantizers_set_off_only_what_is_true_of_them(healthy):
