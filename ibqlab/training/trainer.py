@@ -22,13 +22,13 @@ from ibqlab.base.progress import ProgressLine, in_notebook, notice, tell, time_l
 from ibqlab.costs.fitting import require_fits
 from ibqlab.data import BrokenImages
 from ibqlab.data.broken import STAND_INS
-from ibqlab.losses.errors import NonFinite, TrainingError, TrainingInterrupted
+from ibqlab.losses.errors import NonFinite, TrainingInterrupted
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
-from ibqlab.training.alarms import OnAlarm, run_alarm
+from ibqlab.training.alarms import OnAlarm, RunAlarm
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
-from ibqlab.training.failures import nonfinite_error, not_fitting
+from ibqlab.training.failures import not_fitting
 from ibqlab.training.session import RunInputs, Session, training_session
 
 Watch = Callable[[dict[str, Any]], None]
@@ -69,8 +69,7 @@ class Trainer(ABC):
     def __init__(self, config: RunConfig, session: Session, networks: Networks, watch: Watch | None):
         self.config, self.session, self.networks, self.watch = config, session, networks, watch
         self.run, self.fabric = session.run, session.fabric
-        self.alarm = run_alarm(config, session, watch)
-        """Of a tokenizer's run, on the first process; None where it is off."""
+        self.alarm = RunAlarm(config, session, watch)
         self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance)[0])
         self.began = time.perf_counter() - self.run.duration
         self.mark = 0.0
@@ -181,8 +180,7 @@ class Trainer(ABC):
             self._stop_if_asked(done, True)
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
-                if self.alarm:
-                    self.alarm.show(line)
+                self.alarm.show(line)
                 if row is not None:
                     texts = self.line_numbers(row)
                     texts |= {measure("images_per_second").unit: f"{row['images_per_second']:.0f}"}
@@ -200,8 +198,7 @@ class Trainer(ABC):
         Several processes must end at the same step; they agree on it at logged steps (`agreeing`), where they wait for
         each other anyway.
         """
-        reason = self.alarm.reason if self.alarm else ""
-        asked = self.session.signals.received > 0 or bool(reason)
+        asked = self.session.signals.received > 0 or bool(self.alarm.reason)
         if self.fabric.world_size > 1:
             asked = agreeing and bool(sum_over_processes(torch.tensor(int(asked), device=self.fabric.device)))
         if not asked or step == self.config.steps:
@@ -210,9 +207,9 @@ class Trainer(ABC):
         if self.saved != step:
             self._check_weights(step)
             self._save(step)
-        by_alarm = f" by the alarm ({reason})" if reason else ""
         raise TrainingInterrupted(
-            f"stopped at step {step} of {self.config.steps}{by_alarm}, everything is saved; go on with the same command"
+            f"stopped at step {step} of {self.config.steps}{self.alarm.reason}, everything is saved; go on "
+            "with the same command"
         )
 
     @contextmanager
@@ -254,7 +251,7 @@ class Trainer(ABC):
         try:
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
         except NonFinite as error:
-            raise self._nonfinite(step, error.culprit) from None
+            raise self.alarm.nonfinite_error(step, error.culprit) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             images = (step - self.logged[0]) * config.batch_size
@@ -278,12 +275,7 @@ class Trainer(ABC):
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
         for name, value in self.networks.tensors().items():
             if not torch.isfinite(value).all():
-                raise self._nonfinite(step, name)
-
-    def _nonfinite(self, step: int, culprit: str) -> TrainingError:
-        if self.alarm:
-            self.alarm.nonfinite(step, culprit)
-        return nonfinite_error(step, culprit, self.config, self.run)
+                raise self.alarm.nonfinite_error(step, name)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Numbers averaged over processes."""
@@ -299,7 +291,7 @@ class Trainer(ABC):
     def _log(self, row: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             self.run.log(row)
-            for take in (self.alarm and self.alarm.check, self.watch):
+            for take in (self.alarm.check, self.watch):
                 try:
                     if take:
                         take(row)
@@ -344,8 +336,7 @@ class Trainer(ABC):
             # Rows and snapshots after the checkpoint come again, bit for bit.
             self.run.truncate_metrics(self.saved)
             self.run.drop_snapshots_after(self.saved)
-            if self.alarm:
-                self.alarm.replay()
+            self.alarm.replay()
         self.fabric.barrier()
         return checkpoint.step if checkpoint else None
 
@@ -395,6 +386,6 @@ def train_run(
     depends_on_steps = trainer.depends_on_steps(config)
     with training_session(path, config, inputs.data_facts, accept_changed_data, depends_on_steps) as session:
         ready = trainer(config, inputs, session, watch)
-        if ready.alarm and on_alarm:
+        if on_alarm:
             ready.alarm.listeners.append(on_alarm)
         return ready.train(progress)
