@@ -445,6 +445,7 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
         # Features and probes of a step are one process's own; the rest is about all tokens.
         probed = ["feature_norm_mean", "feature_norm_std", "softmax_perplexity"]
         probed += ["feature_to_code_distance", "code_to_feature_distance"]
+        probed += ["winner_margin", "logit_margin", "quantization_error"]
         exact = ["usage", "usage_tokens", "dead_codes", "perplexity", "steps_since_hit", "gradient_reach"]
         exact += ["validation_usage", "validation_tokens", "validation_images", "validation_perplexity"]
         assert list(left.columns) == list(right.columns)

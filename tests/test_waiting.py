@@ -424,7 +424,7 @@ class TestRunReport:
     def test_shows_curves_histogram_map_and_reconstructions(self, run):
         page = write_run_report(run)
         assert page == run.path / "report.html"
-        assert pictures_of(page) == 4
+        assert pictures_of(page) == 8
         assert "<i>" not in page.read_text(encoding="utf-8")
         text = (run.path / "report.md").read_text(encoding="utf-8")
         assert "Finished at step 12 of 12" in text
@@ -432,6 +432,7 @@ class TestRunReport:
         assert f"| validation usage | {100 * last:.2f} % of codes in 640 tokens | 12 |" in text
         assert "would hit" not in text  # 640 tokens are ten per code
         names = ("curves", "usage_histogram", "code_maps", "reconstructions")
+        names += ("band", "explanation", "survival", "rarefaction")
         for file in [run.path / "figures" / f"{name}.{ending}" for name in names for ending in ("png", "csv")]:
             assert file.stat().st_size > 0
         drawn = pd.read_csv(run.path / "figures" / "curves.csv")
@@ -442,7 +443,7 @@ class TestRunReport:
         short = Run(tmp_path / "short")
         short.write_provenance(status="stopped")
         page = write_run_report(short)
-        assert pictures_of(page) == 1
+        assert pictures_of(page) == 2
         text = (short.path / "report.md").read_text(encoding="utf-8")
         assert "Stopped at step 12 of 12; the command below goes on where it stopped." in text
         assert re.search(r"Not drawn: hits per code .*; codes among features .*; reconstructions ", text)

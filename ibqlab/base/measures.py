@@ -140,6 +140,17 @@ _LISTED = (
     Quantity("code_norm", "norm of codes", "", "length of the codes", label="mean norm"),
     Quantity("feature_to_code_distance", "features to codes", "", "distance of a feature to its nearest code, mean"),
     Quantity("code_to_feature_distance", "codes to features", "", "distance of a code to its nearest feature, mean"),
+    Quantity(
+        "winner_margin", "lead of the nearest", SHARE, "1 − distance to the nearest over the second code", most=1.0
+    ),
+    Quantity("logit_margin", "lead in z·C", "nats", "gap of a token's two largest dot products, mean"),
+    Quantity(
+        "quantization_error", "quantization error", "", "mean squared difference of a feature and its code", "lower"
+    ),
+    Quantity("code_drift", "drift of codes", "per step", "distance that a step moves a code, mean"),
+    Quantity("feature_drift", "drift of features", "per step", "distance between two states of the encoder's output"),
+    Quantity("births", "codes born", "codes", "codes that the window has gained since the row before"),
+    Quantity("deaths", "codes died", "codes", "codes that the window has lost since the row before", "lower"),
     # Losses of training. Those of a quantizer begin with `term_`; it names them.
     _loss("loss", "loss", "what training lowers: the sum of a tokenizer's weighted terms"),
     _loss("quantizer_loss", "quantizer's loss", "the quantizer's weighted terms"),

@@ -11,7 +11,7 @@ from typing import Any
 from ibqlab.base.files import NESTING, UnreadableFile, read_text
 from ibqlab.config.problems import ConfigError, Problem, describe
 
-NEWER_SETTINGS = {"unreadable": "skip", "plugins": []}
+NEWER_SETTINGS = {"unreadable": "skip", "plugins": [], "alarm": "warn"}
 """Settings that came after the first runs, with their defaults. A content hash leaves them out at these values, so that
 it is that of settings from before: folders made then are found again. Add to it whatever setting is added."""
 

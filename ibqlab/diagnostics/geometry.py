@@ -47,6 +47,53 @@ class NormStatistics:
     """Population standard deviation of the norms; 0 for a single vector."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WinnerMargins:
+    """By how much the winning code of each token wins, in two units; means over tokens.
+
+    Small margins: a little noise changes the code, and codes share their tokens. Large ones: the choice is settled, and
+    under a softmax only the chosen code learns.
+    """
+
+    distance: float
+    """1 − d₁/d₂ of the distances to the nearest and the second nearest code, 0 (a tie) to 1."""
+    logit: float
+    """Gap of the two largest z·C, nats: the softmax prefers the first by a factor of e^gap."""
+
+
+@torch.no_grad()
+def winner_margins(features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> WinnerMargins:
+    """The lead of the nearest code over the second nearest, and that of the largest dot product.
+
+    Args:
+        features: encoder outputs, N at least 1.
+        codebook: at least two codes.
+    Returns:
+        Both margins. Where both distances are 0 the first is 0: a tie.
+    Raises:
+        ValueError: fewer than two codes, no features, dimensions that differ, or NaN or infinity among the vectors.
+    Cost: O(N·K·D) operations, O(2²⁴) entries of memory.
+    """
+    features, codes = _alike(features, codebook, "features", "codebook")
+    if len(codes) < 2 or not len(features):
+        raise ValueError(f"margins need a feature and two codes; got {len(features)} features and {len(codes)} codes")
+    halves = codes.square().sum(1) / 2
+    shares, gaps = [], []
+    with full_precision(codes.device):
+        for block in features.split(_rows(len(codes))):
+            logits = block @ codes.T  # (R, K), never (N, K)
+            # Maxima alone take a twentieth of the time of topk. Two equal ones have no gap.
+            is_largest = logits == (largest := logits.amax(1, keepdim=True))
+            second = logits.masked_fill(is_largest, -torch.inf).amax(1)
+            gaps.append(torch.where(is_largest.sum(1) > 1, 0.0, largest[:, 0] - second))
+            two = codes[logits.sub_(halves).topk(2, dim=1).indices]  # (R, 2, D): ‖z − c‖² = ‖z‖² − 2 (z·c − ‖c‖²/2)
+            near, far = torch.linalg.vector_norm(block[:, None] - two, dim=2).sort(1).values.unbind(1)
+            # NaN stays, to be refused below.
+            shares.append(torch.where(far == 0, 0.0, 1 - near / far))
+    distance = _finite(torch.cat(shares), "features and codebook").clamp(0, 1)
+    return WinnerMargins(distance=float(distance.mean()), logit=float(torch.cat(gaps).mean()))
+
+
 @torch.no_grad()
 def nearest_distances(queries: Float[Tensor, "N D"], points: Float[Tensor, "M D"]) -> Float[Tensor, "N"]:
     """How far each query is from its nearest point.

@@ -17,7 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.processes import largest_over_processes, sum_over_processes
-from ibqlab.diagnostics.geometry import code_feature_distances, gradient_reach, norm_statistics, softmax_perplexity
+from ibqlab.diagnostics.geometry import (
+    code_feature_distances,
+    gradient_reach,
+    norm_statistics,
+    softmax_perplexity,
+    winner_margins,
+)
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
 
@@ -61,6 +67,11 @@ class Recorder:
         processes: how many processes share the window.
     """
 
+    _alive: Tensor | None = None
+    """Which codes the window held at the last report; None where that is not known."""
+    _latest: Tensor | None = None
+    """Indices that were observed last."""
+
     def __init__(self, quantizer: Quantizer | PlainCodebook, window_tokens: int, probe_tokens: int, processes: int = 1):
         self.quantizer = quantizer
         self.probe_tokens = probe_tokens
@@ -84,7 +95,7 @@ class Recorder:
     @torch.no_grad()
     def observe(self, indices: Int[Tensor, "..."], step: int) -> None:
         """Take in the indices that a step chose (step: number of the step being done, counted from 1)."""
-        flat = indices.reshape(-1)
+        flat = self._latest = indices.reshape(-1)
         self.last_hit[flat] = step
         self._step_tokens = flat.numel() + (self._step_tokens if step == self._step else 0)
         self._step = step
@@ -122,18 +133,24 @@ class Recorder:
             (codes, of the window), dead_codes (not hit in the window), steps_since_hit (median over codes; a code never
             hit counts from step 0), gradient_reach (share of codes whose gradient exceeds 10⁻³ of the largest; for
             moving averages, whose displacement does), norms (mean and spread over codes and probe tokens),
-            softmax_perplexity (codes per token), distances between codes and features (L2, mean over each side).
+            softmax_perplexity (codes per token), distances between codes and features (L2, mean over each side),
+            winner_margin and logit_margin (lead of the nearest code and of the largest z·C). Where it is known besides:
+            quantization_error (mean squared difference of probe tokens and their codes), code_drift (distance that the
+            step moved a code, mean), births and deaths (codes that the window has gained and lost since the last
+            report; while it fills, many are born).
         """
         codebook = self.quantizer.codebook if self._before is None else self._before
         dim = features.shape[1]
         tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)  # (N, D)
-        probe = tokens[:: max(1, len(tokens) // self.probe_tokens)][: self.probe_tokens]
+        every = max(1, len(tokens) // self.probe_tokens)
+        probe = tokens[::every][: self.probe_tokens]
         counts, last_hit = self.counts(), self.last_hits()
         hit = int((counts > 0).sum())
         local_tokens = last_hit.new_tensor(self._step_tokens if step == self._step else 0)
         step_tokens = int(sum_over_processes(local_tokens))
         code_norms, feature_norms = norm_statistics(codebook), norm_statistics(probe)
-        distances = code_feature_distances(codebook, probe)
+        distances, margins = code_feature_distances(codebook, probe), winner_margins(probe, codebook)
+        moved = None if self._before is None else self.quantizer.codebook - self._before
         row = {
             # A code that this step hit was last hit now.
             "step_usage": float((last_hit == step).float().mean()) if step_tokens else 0.0,
@@ -144,7 +161,7 @@ class Recorder:
             "perplexity": perplexity(counts),
             "dead_codes": len(counts) - hit,
             "steps_since_hit": float((step - last_hit.clamp_min(0)).double().median()),
-            "gradient_reach": gradient_reach(self._movement()),
+            "gradient_reach": gradient_reach(self._movement(moved)),
             "code_norm_mean": code_norms.mean,
             "code_norm_std": code_norms.std,
             "feature_norm_mean": feature_norms.mean,
@@ -152,11 +169,23 @@ class Recorder:
             "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
             "feature_to_code_distance": distances.feature_to_code,
             "code_to_feature_distance": distances.code_to_feature,
+            "winner_margin": margins.distance,
+            "logit_margin": margins.logit,
         }
-        self._before = None
+        if self._latest is not None and len(self._latest) == len(tokens):
+            chosen = codebook[self._latest[::every][: self.probe_tokens]]
+            row["quantization_error"] = float((probe - chosen).square().mean())
+        if moved is not None:
+            row["code_drift"] = float(torch.linalg.vector_norm(moved.float(), dim=1).mean())
+        alive = counts > 0
+        if self._alive is not None:
+            row["births"] = int((alive & ~self._alive).sum())
+            row["deaths"] = int((self._alive & ~alive).sum())
+        self._before, self._alive = None, alive
         return row
 
-    def _movement(self) -> Tensor | None:
+    def _movement(self, moved: Tensor | None) -> Tensor | None:
+        """What moves the codes in a step: their gradient; where they take none, what they have moved."""
         if isinstance(self.quantizer, PlainCodebook):
             return self.quantizer.codebook_gradient
         codebook = self.quantizer.codebook
@@ -165,14 +194,16 @@ class Recorder:
             # Only gradients of parameters have been averaged over processes.
             averaged = gradient is None or isinstance(codebook, nn.Parameter)
             return gradient if averaged else sum_over_processes(gradient.clone())
-        return None if self._before is None else codebook - self._before
+        return moved
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs: this process's window and last hits."""
-        return {"window": self.window, "last_hit": self.last_hit, "cursor": self.cursor}
+        """What resuming needs: this process's window and last hits, and which codes lived at the last report."""
+        return {"window": self.window, "last_hit": self.last_hit, "cursor": self.cursor, "alive": self._alive}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a stored state."""
+        """Continue from a stored state; an older one does not say which codes lived."""
         self.window.copy_(state["window"])
         self.last_hit.copy_(state["last_hit"])
         self.cursor = state["cursor"]
+        alive = state.get("alive")
+        self._alive = None if alive is None else alive.to(self.window.device)

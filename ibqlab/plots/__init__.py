@@ -8,6 +8,8 @@ come from `ibqlab.base.measures`; colours, markers and line styles mean the same
 
 run_curves.py       one run while it trains, a tokenizer's or a generator's
 curves.py           usage, perplexity and gradient reach of several methods against the training step
+explain.py          what explains a run: band, norms, margins, drift, lives of codes, rarefaction
+alarms.py           steps at which the alarm went off
 norms.py            norms of features and codes, and how far the softmax over codes is spread
 steps.py            what panels against the training step share
 histogram.py        hits per code by rank

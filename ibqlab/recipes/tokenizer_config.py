@@ -13,6 +13,7 @@ LEVELS = 16
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla", "non_saturating")
 PERCEPTUAL_NETS = ("vgg", "alex")
 CODEBOOK_AVERAGE_STARTS = ("placeholder", "codes")
+ALARMS = ("warn", "stop", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +119,16 @@ class RecordConfig:
     """Encoder features kept in a snapshot, from the first validation images, ≥ 1."""
     snapshot_images: int = 8
     """Validation images kept with their reconstructions in a snapshot, ≥ 1."""
+    alarm: str = "warn"
+    """What to do when a rule of `ibqlab.diagnostics.alarm` finds signs of collapse in a row: "warn" (say so, and write
+    it into the run folder), "stop" (besides, save the step and end; the same command goes on), or "off"."""
 
     def __post_init__(self):
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         for name, value in counts.items():
             require(value >= 1, f"{name} must be at least 1, got {value}")
             require_at_most(name, value, bounds.STEPS if name.endswith("_every") else bounds.BATCH)
+        require_choice("record.alarm", self.alarm, ALARMS)
         require(all(step >= 0 for step in self.early_snapshots), f"early_snapshots must be ≥ 0: {self.early_snapshots}")
 
 

@@ -2,13 +2,14 @@
 
     config.yaml       the complete settings, with their content hash
     metrics.jsonl     one object per logged step
+    alarms.jsonl      one object per alarm; missing where there was none
     snapshots/        step_00000300.npz: codebook, features, assignments and counts at a step
     checkpoints/      step_00000300.pt: what resuming needs, the newest two
     figures/          pictures and the CSV behind each
     provenance.json   status, commit, versions, hardware, seed, duration
 
-Every file but metrics.jsonl is written under another name, forced to disk and then renamed: at any moment it is there
-whole or not at all. metrics.jsonl only grows, and a last line that a kill cut short is left out when it is read.
+Every file but the two .jsonl is written under another name, forced to disk and then renamed: at any moment it is there
+whole or not at all. Those only grow, and a last line that a kill cut short is left out when it is read.
 Start with `view`, what a folder tells, then `run`, which writes it; `finding` says what a name means.
 """
 

@@ -26,7 +26,7 @@ CLAIM_SECONDS = 1.0
 FOLDERS = ("snapshots", "checkpoints", "figures")
 PLUGINS = "plugins"
 """Folder of a run that keeps the files of the user's that its settings name."""
-WRITTEN = ("config.yaml", "metrics.jsonl", "provenance.json", LOCK_FILE, PLUGINS, *FOLDERS)
+WRITTEN = ("config.yaml", "metrics.jsonl", "alarms.jsonl", "provenance.json", LOCK_FILE, PLUGINS, *FOLDERS)
 """What a training writes into a run folder."""
 
 

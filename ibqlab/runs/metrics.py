@@ -1,4 +1,7 @@
-"""metrics.jsonl: one object per logged step. It only grows, and a last line that a kill cut short is left out."""
+"""metrics.jsonl: one object per logged step. It only grows, and a last line that a kill cut short is left out.
+
+alarms.jsonl has the same form, one object per alarm.
+"""
 
 import io
 import json
@@ -14,16 +17,18 @@ from ibqlab.base.files import RunError, UnreadableFile, explained, is_ordinary, 
 from ibqlab.runs.folder import require_own_files, what_is_left, writing
 
 METRICS_FILE = "metrics.jsonl"
+ALARMS_FILE = "alarms.jsonl"
+"""Alarms in the same form, one object each; made with the first one."""
 METRICS_BYTES = 2**33
 """Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""
 TAIL_BYTES = 32 * 1024
 """Of a run's metrics that are read: some twenty rows."""
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Write a row behind the last whole one of a run folder; as `Run.log`."""
+def append_row(path: Path, row: Mapping[str, Any], name: str = METRICS_FILE) -> None:
+    """Write a row behind the last whole one of a file of a run folder; as `Run.log`."""
     line = json.dumps(plain_row(row, "row"), allow_nan=False) + "\n"
-    file = path / METRICS_FILE
+    file = path / name
     require_own_files(path, file.name)
     with explained(file, lambda: what_is_left(path)), _open_to_append(file) as stream:
         size = _end_of_last_row(stream)
@@ -58,10 +63,10 @@ def _end_of_last_row(stream: io.BufferedRandom) -> int:
     return stream.read().rfind(b"\n") + 1
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a run folder; a RunError that names the line where one is damaged."""
-    file = path / METRICS_FILE
-    *lines, last_line = _read_text(path).split(b"\n")
+def read_rows(path: Path, name: str = METRICS_FILE) -> list[dict[str, Any]]:
+    """All whole rows of a file of a run folder; a RunError that names the line where one is damaged."""
+    file = path / name
+    *lines, last_line = _read_text(path, name).split(b"\n")
     rows = [read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
     try:
         return [*rows, read_row(last_line, "last line")] if last_line else rows
@@ -69,8 +74,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return rows
 
 
-def _read_text(path: Path) -> bytes:
-    file = path / METRICS_FILE
+def _read_text(path: Path, name: str = METRICS_FILE) -> bytes:
+    file = path / name
     try:
         return read_bytes(file, METRICS_BYTES)
     except FileNotFoundError:
@@ -111,10 +116,10 @@ def plain_row(value: Any, source: str) -> Any:
     raise ValueError(f"{source} must be a number, text, or a list of them; got {type(value).__name__}{shape}")
 
 
-def drop_rows_after(path: Path, step: int) -> None:
+def drop_rows_after(path: Path, step: int, name: str = METRICS_FILE) -> None:
     """Drop rows later than a step, and a cut last line."""
-    text = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step).encode()
-    file = path / METRICS_FILE
+    text = "".join(json.dumps(row) + "\n" for row in read_rows(path, name) if row["step"] <= step).encode()
+    file = path / name
     if is_ordinary(file) and read_bytes(file, METRICS_BYTES) != text:
         with writing(path, file) as stream:
             stream.write(text)

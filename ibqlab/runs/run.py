@@ -194,9 +194,18 @@ class Run(RunView):
             raise ValueError(f"a logged row needs an integer step ≥ 0, got step={row.get('step')!r}")
         metrics.append_row(self.path, row)
 
+    def log_alarm(self, event: Mapping[str, Any]) -> None:
+        """Append one alarm to alarms.jsonl; values and errors as of `log`.
+
+        Args:
+            event: "step" and what there is to say, as `ibqlab.diagnostics.alarm.AlarmEvent.row` gives it.
+        """
+        metrics.append_row(self.path, event, metrics.ALARMS_FILE)
+
     def truncate_metrics(self, step: int) -> None:
-        """Drop rows later than a step, and a cut last line: resuming from that step's checkpoint writes them again."""
-        metrics.drop_rows_after(self.path, step)
+        """Drop rows and alarms later than a step, and cut last lines: resuming from there writes them again."""
+        for name in (metrics.METRICS_FILE, metrics.ALARMS_FILE):
+            metrics.drop_rows_after(self.path, step, name)
 
     def save_snapshot(self, step: int, **arrays: Any) -> None:
         """Store named arrays of a step, whole or not at all.

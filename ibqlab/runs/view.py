@@ -180,6 +180,16 @@ class RunView:
         return {name: value for row in rows for name, value in row.items() if value is not None}
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All logged rows as they stand in metrics.jsonl, None for what was not finite; errors as of `metrics`."""
+        return metrics.read_rows(self.path)
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """What the alarm told while the run trained, in order; errors as of `metrics`."""
+        return metrics.read_rows(self.path, metrics.ALARMS_FILE)
+
+    @property
     def snapshot_steps(self) -> list[int]:
         """Steps that have a snapshot, ascending."""
         return sorted(steps_of_files(self.path / "snapshots", ".npz"))

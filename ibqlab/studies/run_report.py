@@ -1,4 +1,4 @@
-"""One run as a page: curves, hits per code, codes among features, reconstructions or samples, settings, what to type.
+"""One run as a page: curves, alarms, codes, what explains them, reconstructions or samples, settings, what to type.
 
 report.md and report.html lie in the run folder, the pictures and the numbers behind each in its `figures/`. What a run
 did not record is left out and named, so a run that was stopped early has a report too.
@@ -7,6 +7,7 @@ did not record is left out and named, so a run that was stopped early has a repo
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ibqlab.config import dump_yaml
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.generating.class_labels import SHOWN_CLASSES
 from ibqlab.generating.gallery import GalleryParameters, choose_classes, open_gallery
+from ibqlab.plots.alarms import mark_alarms
 from ibqlab.plots.style import mark_too_short
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.caveats import few_tokens, why_too_short
@@ -30,6 +32,7 @@ from ibqlab.runs.provenance_record import portable
 from ibqlab.studies.figures import first_middle_last, map_run
 from ibqlab.studies.pages import as_code, join_parts, picture, to_markdown, too_short_note, write_pages
 from ibqlab.studies.provenance import provenance_text
+from ibqlab.studies.run_explanation import HOW_TO_READ, describe_alarms, explaining_figures, run_alarms
 
 MOST_WORK = 1e12
 """Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
@@ -61,7 +64,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
     sections, missing = _draw_figures(run, projection, redraw)
     if missing:
         notice(f"not drawn: {'; '.join(missing)}")
-    step = int(metrics["step"].iloc[-1])
+    step, alarms = int(metrics["step"].iloc[-1]), describe_alarms(run)
     # Pages are sent on: the folder that the run lies in is nobody else's business.
     reasons = "; ".join(for_markdown(reason.replace(str(run.path), run.name)) for reason in missing)
     # Indented, so that no fence inside can end the code.
@@ -71,6 +74,7 @@ def write_run_report(run: Run, projection: str = "pca", *, redraw: bool = True) 
         _standing(run, step),
         too_short_note(step),
         _numbers(metrics, run),
+        f"## Alarms\n\n{alarms}" if alarms else "",
         *(f"## {title}\n\n{content}" for title, content in sections.items()),
         f"Not drawn: {reasons}." if missing else "",
         f"## Settings\n\nContent hash {run.config_hash}; all of them stand in config.yaml.\n\n" + settings,
@@ -90,6 +94,22 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
             "code_maps": ("Codes among features", lambda: figure_run_codes(run, projection)),
             "reconstructions": ("Reconstructions", lambda: figure_run_reconstructions(run)),
         }
+    sections, missing = _draw_sections(run, figures, redraw)
+    if not is_generator_run(run):
+        explaining = explaining_figures(run, partial(save_run_figure, run))
+        pictures, not_drawn = _draw_sections(run, explaining, redraw)
+        missing += not_drawn
+        if pictures:
+            readings = {title: HOW_TO_READ[name] for name, (title, _) in explaining.items()}
+            sections["What explains it"] = join_parts(
+                *(f"### {title}\n\n{readings[title]}\n\n{content}" for title, content in pictures.items())
+            )
+    return sections, missing
+
+
+def _draw_sections(
+    run: Run, figures: dict[str, tuple[str, Callable[[], Any]]], redraw: bool
+) -> tuple[dict[str, str], list[str]]:
     sections, missing = {}, []
     for name, (title, draw) in figures.items():
         try:
@@ -105,11 +125,13 @@ def is_generator_run(run: Run) -> bool:
 
 
 def _figure_curves(run: Run) -> Figure:
-    """The run's curves, saved as `curves`."""
+    """The run's curves with its alarms, saved as `curves`."""
     plot, table = plots.plot_run_curves, plots.run_curve_table
     if is_generator_run(run):
         plot, table = plots.plot_generator_curves, plots.generator_curve_table
-    return save_run_figure(run, "curves", plot(run.metrics), table(run.metrics))
+    figure = plot(run.metrics)
+    mark_alarms(figure, run_alarms(run)[0])
+    return save_run_figure(run, "curves", figure, table(run.metrics))
 
 
 def figure_run_codes(run: Run, method: str = "umap") -> Figure:

@@ -27,15 +27,16 @@ from ibqlab.recipes.plugins import import_plugins, plugin_facts
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
+from ibqlab.training.alarms import OnAlarm, RunAlarm
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
-from ibqlab.training.failures import nonfinite_error, not_fitting
+from ibqlab.training.failures import not_fitting
 from ibqlab.training.plugin_check import require_same_plugins
 from ibqlab.training.session import RunInputs, Session, training_session
 
 Watch = Callable[[dict[str, Any]], None]
 """Called on the first process with each row of metrics as it is logged. It may raise KeyboardInterrupt to end the
-training after this step, as Ctrl-C does. A method `finish` that it may have is called when training ends, however it
-ends."""
+training after this step, as Ctrl-C does. Methods that it may have: `finish`, called when training ends, however
+it ends, and `alarm`, called with each event of the alarm."""
 CONFUSED = (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError)
 """What torch and dictionaries raise where a state is not the one that is asked for."""
 
@@ -70,6 +71,7 @@ class Trainer(ABC):
     def __init__(self, config: RunConfig, session: Session, networks: Networks, watch: Watch | None):
         self.config, self.session, self.networks, self.watch = config, session, networks, watch
         self.run, self.fabric = session.run, session.fabric
+        self.alarm = RunAlarm(config, session, watch)
         self.broken = BrokenImages(() if "data" in session.facts else unreadable_of(self.run.provenance)[0])
         self.began = time.perf_counter() - self.run.duration
         self.mark = 0.0
@@ -180,6 +182,7 @@ class Trainer(ABC):
             self._stop_if_asked(done, True)
             for step, batch in enumerate(batches, start=done + 1):
                 row = self._step(step, batch)
+                self.alarm.show(line)
                 if row is not None:
                     texts = self.line_numbers(row)
                     texts |= {measure("images_per_second").unit: f"{row['images_per_second']:.0f}"}
@@ -197,7 +200,7 @@ class Trainer(ABC):
         Several processes must end at the same step; they agree on it at logged steps (`agreeing`), where they wait for
         each other anyway.
         """
-        asked = self.session.signals.received > 0
+        asked = self.session.signals.received > 0 or bool(self.alarm.reason)
         if self.fabric.world_size > 1:
             asked = agreeing and bool(sum_over_processes(torch.tensor(int(asked), device=self.fabric.device)))
         if not asked or step == self.config.steps:
@@ -207,7 +210,8 @@ class Trainer(ABC):
             self._check_weights(step)
             self._save(step)
         raise TrainingInterrupted(
-            f"stopped at step {step} of {self.config.steps}, everything is saved; go on with the same command"
+            f"stopped at step {step} of {self.config.steps}{self.alarm.reason}, everything is saved; go on "
+            "with the same command"
         )
 
     @contextmanager
@@ -249,7 +253,7 @@ class Trainer(ABC):
         try:
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
         except NonFinite as error:
-            raise nonfinite_error(step, error.culprit, config, self.run) from None
+            raise self.alarm.nonfinite_error(step, error.culprit) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             images = (step - self.logged[0]) * config.batch_size
@@ -273,7 +277,7 @@ class Trainer(ABC):
         """Stop at a weight that is not finite before it is validated or stored, so that the last good state stays."""
         for name, value in self.networks.tensors().items():
             if not torch.isfinite(value).all():
-                raise nonfinite_error(step, name, self.config, self.run)
+                raise self.alarm.nonfinite_error(step, name)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Numbers averaged over processes."""
@@ -289,9 +293,10 @@ class Trainer(ABC):
     def _log(self, row: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             self.run.log(row)
-            if self.watch:
+            for take in (self.alarm.check, self.watch):
                 try:
-                    self.watch(row)
+                    if take:
+                        take(row)
                 except KeyboardInterrupt:
                     # A watch may ask for the end; the step is finished and saved first.
                     self.session.signals.ask()
@@ -335,6 +340,7 @@ class Trainer(ABC):
             # Rows and snapshots after the checkpoint come again, bit for bit.
             self.run.truncate_metrics(self.saved)
             self.run.drop_snapshots_after(self.saved)
+            self.alarm.replay()
         self.fabric.barrier()
         return checkpoint.step if checkpoint else None
 
@@ -359,6 +365,7 @@ def train_run(
     progress: bool,
     watch: Watch | None,
     accept_changed_data: bool,
+    on_alarm: OnAlarm | None = None,
 ) -> Run:
     """Train into a run folder, or continue the one that is there; arguments and errors are those of `train`.
 
@@ -383,4 +390,7 @@ def train_run(
         ) from None
     depends_on_steps = trainer.depends_on_steps(config)
     with training_session(path, config, inputs.data_facts, accept_changed_data, depends_on_steps) as session:
-        return trainer(config, inputs, session, watch).train(progress)
+        ready = trainer(config, inputs, session, watch)
+        if on_alarm:
+            ready.alarm.listeners.append(on_alarm)
+        return ready.train(progress)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from ibqlab.diagnostics.alarm import AlarmEvent
 from ibqlab.notebooks.results import text_of
 from ibqlab.plots import plot_generator_curves, plot_run_curves
+from ibqlab.plots.alarms import mark_alarms
 from ibqlab.plots.printing import PrintFigure
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
@@ -52,6 +54,7 @@ class LiveCurves:
     """Curves of one run, redrawn while it trains: `train(config, path, watch=live)`.
 
     Of a tokenizer's run loss, usage, perplexity and PSNR; of a generator's, loss, gradient and learning rate.
+    What the alarm finds is marked at its step.
 
     The picture is drawn at most every `every` seconds, and less often where drawing would take more than an eighth of
     the time; and once more when training ends, however it ends. It shows what was logged since this object was made: a
@@ -71,6 +74,7 @@ class LiveCurves:
         self.config, self.every = config, every
         self.of_generator = isinstance(config, GeneratorTrainConfig)
         self.rows: list[dict[str, Any]] = []
+        self.alarms: list[AlarmEvent] = []
         self.widget = LivePicture("curves appear with the first step; a run that was finished before logs none")
         """The picture, to be displayed in a notebook before training begins."""
         self._due = 0.0
@@ -91,6 +95,10 @@ class LiveCurves:
         ended = time.monotonic()
         self._due = ended + max(self.every, (ended - began) / _SHARE_OF_TIME)
 
+    def alarm(self, event: AlarmEvent) -> None:
+        """Take in an event of the alarm, which the next picture marks."""
+        self.alarms.append(event)
+
     def finish(self) -> None:
         """Draw what was logged since the last drawing; training calls this when it ends, also when it is stopped."""
         if len(self.rows) > self._drawn:
@@ -107,7 +115,10 @@ class LiveCurves:
             for axes in figure.axes:
                 logarithmic = axes.get_xscale() != "linear"
                 axes.set_xlim(-0.15 if logarithmic else -0.02 * self.config.steps, 1.02 * self.config.steps)
-        self.widget.show(figure, f"{description} against the step, up to step {self.rows[-1]['step']}")
+        mark_alarms(figure, self.alarms)
+        titles = f", alarms: {', '.join(event.title for event in self.alarms)}" if self.alarms else ""
+        step = self.rows[-1]["step"]
+        self.widget.show(figure, f"{description} against the step{titles}, up to step {step}")
         self._drawn = len(self.rows)
 
 

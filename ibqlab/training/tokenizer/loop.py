@@ -15,6 +15,7 @@ from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.recipes.snapshots import snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
+from ibqlab.training.alarms import OnAlarm
 from ibqlab.training.data_check import facts_of, open_images
 from ibqlab.training.session import RunInputs, Session
 from ibqlab.training.speed import uncompiled
@@ -30,6 +31,7 @@ def train(
     *,
     progress: bool = True,
     watch: Watch | None = None,
+    on_alarm: OnAlarm | None = None,
     accept_changed_data: bool = False,
 ) -> Run:
     """Train a tokenizer into a run folder, or continue the one that is there.
@@ -42,19 +44,26 @@ def train(
         path: the run folder; created, or continued if it holds the same settings.
         progress: show where the run stands, on the first process.
         watch: called on the first process with each row of metrics as it is logged, for live views.
+        on_alarm: called on the first process with each event of the alarm (`record.alarm`).
         accept_changed_data: continue a run whose images are no longer those that it began with; provenance keeps both.
     Returns:
         The run.
     Raises:
         RunError: the folder holds another config, or something that is no run; another process trains there; the images
             have changed since; the disk is full.
-        TrainingInterrupted: Ctrl-C or SIGTERM came.
+        TrainingInterrupted: Ctrl-C or SIGTERM came, or the alarm is set to stop the run.
         TrainingError: a loss or weight is not finite, or other than the config's number of processes run.
         ValueError: no images, images that the tokenizer cannot take, or more memory needed than there is; nothing has
             been written then.
     """
     return train_run(
-        _TokenizerTrainer, config, path, progress=progress, watch=watch, accept_changed_data=accept_changed_data
+        _TokenizerTrainer,
+        config,
+        path,
+        progress=progress,
+        watch=watch,
+        on_alarm=on_alarm,
+        accept_changed_data=accept_changed_data,
     )
 
 
@@ -194,7 +203,7 @@ class _TokenizerTrainer(Trainer):
             share = self.recorder_seconds / self.seconds if self.seconds else 0.0
             self.run.write_provenance(recorder_share_of_step=round(share, 5))
         return {
-            "recorder": {"window": windows, "last_hit": hits, "cursor": recorder["cursor"]},
+            "recorder": recorder | {"window": windows, "last_hit": hits},
             "recorder_seconds": self.recorder_seconds,
         }
 
@@ -205,6 +214,7 @@ class _TokenizerTrainer(Trainer):
                 "window": recorder["window"][rank],
                 "last_hit": recorder["last_hit"][rank],
                 "cursor": recorder["cursor"],
+                "alive": recorder.get("alive"),
             }
         )
         self.recorder_seconds = state["recorder_seconds"]

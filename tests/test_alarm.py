@@ -1,0 +1,376 @@
+"""The alarm: a row or a run that sets each rule off, and one that must not; who is told, and how often."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ibqlab.config import content_hash, to_dict
+from ibqlab.diagnostics import RULES, Alarm, AlarmEvent, CodebookFacts, facts_of, find_alarms
+from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
+from ibqlab.diagnostics.recorder import Recorder
+from ibqlab.plots import plot_run_curves
+from ibqlab.plots.alarms import alarm_list, mark_alarms
+from ibqlab.quantizers import available_quantizers, build_quantizer
+from ibqlab.runs import Run
+from ibqlab.studies.run_explanation import describe_alarms, run_alarms
+from ibqlab.studies.run_report import write_run_report
+from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
+from ibqlab.widgets import LiveCurves
+
+IBQ = CodebookFacts(codebook_size=1024, softmax=True, entropy_epsilon=1e-5)
+WELL = {
+    **{"loss": 1.0, "step_usage": 0.3, "step_usage_even": 0.4, "quantization_error": 1.0, "gradient_reach": 0.9},
+    **{"feature_norm_mean": 1.4, "code_norm_mean": 8.0, "softmax_perplexity": 460.0, "term_average_entropy": 6.2},
+}
+"""A row of a healthy IBQ run on photographs at K = 1,024."""
+FLAT = -math.log(1 / 1024 + 1e-5)
+TROUBLE = {
+    "usage_falls": {"step_usage": 0.14, "quantization_error": 0.4},
+    "few_codes": {"step_usage": 0.03},
+    "reach_lost": {"gradient_reach": 7 / 1024},
+    "features_at_codes": {"feature_norm_mean": 7.0, "softmax_perplexity": 1.1},
+    "entropy_ceiling": {"step_usage": 0.17, "term_average_entropy": 0.999 * FLAT},
+    "nonfinite": {"loss": math.nan},
+}
+"""What sets each rule off, and no other one."""
+NEARLY = {
+    "usage_falls": ({"step_usage": 0.14}, {"quantization_error": 0.1}),
+    "few_codes": ({"step_usage": 0.05},),
+    "reach_lost": ({"gradient_reach": 11 / 1024},),
+    "features_at_codes": ({"feature_norm_mean": 7.0}, {"softmax_perplexity": 1.1}),
+    "entropy_ceiling": ({"term_average_entropy": FLAT}, {"step_usage": 0.17}),
+    "nonfinite": ({"perplexity": math.nan}, {"note": None}),
+}
+"""What comes near it, or is half of it, and must not."""
+SMALL = {
+    "record.tokens_per_code": 2,
+    "data.source": "digits",
+    "data.image_size": 8,
+    "tokenizer.autoencoder.resolution": 8,
+    "steps": 8,
+}
+
+
+def rows_of(change, first=8, then=12):
+    """A healthy run that changes."""
+    return [{"step": step, **WELL, **(change if step > first else {})} for step in range(1, first + then + 1)]
+
+
+def rules_of(rows, facts=IBQ, rules=RULES):
+    return [event.rule for event in find_alarms(rows, facts, rules)]
+
+
+def smoke(quantizer="ibq", size=64, **settings):
+    """A run of eight steps on digits."""
+    chosen = {"name": quantizer, "codebook_size": size, "code_dim": 6 if size == 64 else 8}
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    return recipe_config("builtin/smoke", SMALL | {"tokenizer.quantizer": chosen} | dotted)
+
+
+# --- rules on rows ---
+
+
+@pytest.mark.parametrize("rule", TROUBLE)
+def test_each_rule_has_a_run_that_sets_it_off(rule):
+    (event,) = find_alarms(rows_of(TROUBLE[rule]), IBQ)
+    waits = next(one.rows for one in RULES if one.name == rule)
+    assert event.rule == rule and event.step >= 8 + waits
+    assert event.seen and event.cause and event.remedy and f"alarm at step {event.step}, {event.title}: " in str(event)
+
+
+@pytest.mark.parametrize(("rule", "change"), [(rule, one) for rule, changes in NEARLY.items() for one in changes])
+def test_each_rule_has_runs_that_must_not(rule, change):
+    assert rules_of(rows_of(change)) == []
+
+
+def test_every_rule_is_tried():
+    assert {rule.name for rule in RULES} == {*TROUBLE, "placeholder_averages"} and len(RULES) == 7
+    assert NEARLY.keys() == TROUBLE.keys()
+
+
+def test_usage_that_was_never_high_has_not_fallen():
+    low = {"step_usage": 0.06}
+    rows = [{"step": step, **WELL, **low, "quantization_error": 1 / step} for step in range(1, 30)]
+    assert rules_of(rows) == []
+
+
+def test_averages_of_a_placeholder_are_told_of_at_once_and_do_not_stop():
+    facts = replace(IBQ, placeholder_share=0.3)
+    (event,) = find_alarms(rows_of({}), facts)
+    assert (event.rule, event.step) == ("placeholder_averages", 1) and "30%" in event.seen
+    assert rules_of(rows_of({}), replace(IBQ, placeholder_share=0.04)) == []
+    assert [rule.name for rule in RULES if not rule.stops] == ["placeholder_averages"]
+
+
+def test_a_trouble_is_told_once_and_again_when_it_comes_back():
+    bad, well = {**WELL, **TROUBLE["reach_lost"]}, WELL
+    stream = [*[well] * 2, *[bad] * 30, *[well] * 9, *[bad] * 5, *[well] * 10, *[bad] * 5]
+    events = find_alarms([{"step": step, **row} for step, row in enumerate(stream)], IBQ)
+    assert [event.step for event in events] == [4, 2 + 30 + 9 + 5 + 10 + 2]
+
+
+def test_rows_that_say_nothing_change_nothing():
+    bad = {**WELL, **TROUBLE["few_codes"]}
+    stream = [bad, bad, {"loss": 1.0}, bad, {"validation_usage": 0.1}, bad, bad]
+    events = find_alarms([{"step": step, **row} for step, row in enumerate(stream)], IBQ)
+    assert [(event.rule, event.step) for event in events] == [("few_codes", 6)]
+
+
+def test_a_chance_row_sets_nothing_off():
+    for rule in ("few_codes", "reach_lost", "features_at_codes", "entropy_ceiling"):
+        assert rules_of(rows_of(TROUBLE[rule], then=2)) == []
+
+
+def test_rules_know_which_codebooks_they_concern():
+    vq = CodebookFacts(codebook_size=1024)
+    for facts in (replace(vq, fixed=True), replace(vq, mapped=True)):
+        assert rules_of(rows_of(TROUBLE["reach_lost"]), facts) == []
+    assert rules_of(rows_of(TROUBLE["features_at_codes"]), vq) == []
+    assert rules_of(rows_of(TROUBLE["entropy_ceiling"]), vq) == []
+
+
+def test_a_small_codebook_is_in_no_trouble_for_being_small():
+    rows = rows_of({"gradient_reach": 0.5})
+    assert rules_of(rows, CodebookFacts(codebook_size=12)) == []
+    assert rules_of(rows_of({"gradient_reach": 0.2}), CodebookFacts(codebook_size=12)) == ["reach_lost"]
+
+
+def test_epsilon_is_named_where_it_caps_the_entropy():
+    large = CodebookFacts(codebook_size=262_144, entropy_epsilon=1e-5)
+    assert large.entropy_ceiling == pytest.approx(11.19, abs=0.01)
+    words = EntropyCeiling().explain({"term_average_entropy": 11.18, "share_of_even": 0.3}, large)
+    assert "ln K = 12.48" in words.cause and "entropy_epsilon=0" in words.remedy
+    assert "ε" not in EntropyCeiling().explain({"term_average_entropy": 6.9, "share_of_even": 0.3}, IBQ).cause
+
+
+def test_thresholds_can_be_changed():
+    rows = rows_of({"gradient_reach": 40 / 1024})
+    assert rules_of(rows) == [] and rules_of(rows, rules=[ReachLost(codes=50)]) == ["reach_lost"]
+    assert rules_of(rows_of({"step_usage": 0.03}, then=2), rules=[FewCodes(rows=2)]) == ["few_codes"]
+
+
+def test_facts_are_read_from_settings():
+    facts = facts_of(to_dict(smoke(steps=100, ema_codebook_start="placeholder")))
+    assert facts.codebook_size == 64 and facts.softmax and facts.double_quantization and not facts.fixed
+    assert facts.entropy_epsilon == 1e-5 and facts.placeholder_share == pytest.approx(0.999**100)
+    assert facts_of(to_dict(smoke("lfq"))).fixed and facts_of(to_dict(smoke("simvq"))).mapped
+    assert facts_of(to_dict(smoke("vq"))).placeholder_share == 0
+    off = facts_of(
+        to_dict(smoke(tokenizer__quantizer={"name": "ibq", "entropy_weight": 0, "double_quantization": False}))
+    )
+    assert off.entropy_epsilon is None and not off.double_quantization
+    assert facts_of({"codebook_size": 12}) == CodebookFacts(codebook_size=12)
+    assert facts_of({"generator": {}, "tokenizer": "runs/mine"}) is None
+    with pytest.raises(ValueError, match="codebook_size must be"):
+        CodebookFacts(codebook_size=0)
+
+
+def test_events_go_through_a_file():
+    (event,) = find_alarms(rows_of(TROUBLE["few_codes"]), IBQ)
+    assert AlarmEvent.of_row(json.loads(json.dumps(event.row()))) == event
+    assert AlarmEvent.of_row({"step": 3}).rule == ""
+
+
+def test_a_row_of_a_file_is_judged_like_the_row_itself():
+    rows = rows_of(TROUBLE["nonfinite"])
+    stored = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in rows]
+    assert rules_of(stored) == rules_of(rows) == ["nonfinite"]
+
+
+# --- the recorder's rows of made-up features ---
+
+
+def recorded(lengths, chosen):
+    """Rows of features of these lengths around the first codes, as many codes as are said, of IBQ's 64."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer("ibq", codebook_size=64, code_dim=64)
+    recorder = Recorder(quantizer, 640, 32)
+    rows = []
+    for step, (length, count) in enumerate(zip(lengths, chosen, strict=True), start=1):
+        codes = quantizer.codebook.detach()[torch.arange(128) % count]  # (128, 64), of norm 8 or so
+        features = (length * (codes / 8 + 0.05 * torch.randn(128, 64))).T.reshape(1, 64, 8, 16).requires_grad_()
+        quantizer.codes.zero_grad()
+        out = quantizer(features)
+        out.loss.backward()
+        recorder.observe(out.indices, step)
+        rows.append({"step": step} | recorder.report(features, step))
+    return rows
+
+
+def test_features_that_grow_to_the_codes_norm_set_it_off_and_short_ones_do_not():
+    facts = facts_of(to_dict(smoke()))
+    assert "features_at_codes" in rules_of(recorded([1, 3, 8, 8, 8, 8], [64] * 6), facts)
+    assert rules_of(recorded([1] * 8, [64] * 8), facts) == []
+
+
+def test_features_that_draw_together_on_few_codes_set_it_off_and_a_loss_that_falls_alone_does_not():
+    facts = facts_of(to_dict(smoke()))
+    falling = [1, 1, 1, 1, 2, 4, 6, 7, 8, 8, 8, 8, 8, 8]
+    assert "usage_falls" in rules_of(recorded(falling, [64] * 4 + [30, 20] + [8] * 8), facts)
+    assert "usage_falls" not in rules_of(recorded(falling, [64] * 14), facts)
+
+
+# --- runs ---
+
+
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory):
+    """A run that was stopped by the alarm: codes of length 40 leave the softmax no choice. And what was told."""
+    told, live = [], LiveCurves(every=600)
+    folder = tmp_path_factory.mktemp("alarm") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        lengthen_codes(patch)
+        with pytest.raises(TrainingInterrupted) as stop:
+            train(collapsing(record__alarm="stop"), folder, progress=False, watch=live, on_alarm=told.append)
+    return Run(folder), told, live, str(stop.value)
+
+
+def collapsing(**settings):
+    """IBQ of 256 codes without what holds its features back."""
+    quantizer = {"name": "ibq", "codebook_size": 256, "code_dim": 8, "double_quantization": False, "entropy_weight": 0}
+    return smoke(tokenizer__quantizer=quantizer, **settings)
+
+
+def lengthen_codes(patch):
+    """One code far away in front of all others: every token's largest z·C is its own."""
+    from ibqlab.quantizers import codebooks  # noqa: PLC0415
+
+    start = codebooks.FreeCodebook.__init__
+
+    def init(self, *args):
+        start(self, *args)
+        with torch.no_grad():
+            self.weight.mul_(0.01)
+            self.weight[:2] = 40 * torch.tensor([1.0, -1.0])[:, None]
+
+    patch.setattr(codebooks.FreeCodebook, "__init__", init)
+
+
+def test_a_run_that_stops_at_an_alarm_is_saved_and_goes_on(collapsed, tmp_path):
+    run, told, _, message = collapsed
+    last = told[-1]
+    assert run.status == "stopped" and run.step == last.step < 8
+    assert message.startswith(f"stopped at step {last.step} of 8 by the alarm (") and last.seen in message
+    assert [AlarmEvent.of_row(row).rule for row in run.alarms] == [event.rule for event in told]
+
+
+def test_the_same_command_goes_on_and_tells_nothing_twice(collapsed):
+    run, told, _, _ = collapsed
+    before, again = run.alarms, []
+    with pytest.MonkeyPatch.context() as patch:
+        lengthen_codes(patch)
+        while run.status != "finished":
+            try:
+                train(collapsing(record__alarm="stop"), run.path, progress=False, on_alarm=again.append)
+            except TrainingInterrupted:
+                continue
+    events = [AlarmEvent.of_row(row) for row in run.alarms]
+    assert run.alarms[: len(before)] == before and events[len(told) :] == again
+    assert len({event.rule for event in events}) == len(events) == len(find_alarms(run.rows, facts_of(run.config)))
+    assert {"few_codes", "reach_lost"} <= {event.rule for event in events}
+
+
+def test_live_curves_mark_alarms(collapsed):
+    _, told, live, _ = collapsed
+    assert live.alarms == told and told[0].title in live.widget.value
+
+
+def test_a_report_lists_and_marks_them(collapsed):
+    run = collapsed[0]
+    text = write_run_report(run).with_name("report.md").read_text()
+    assert "## Alarms" in text and "reach lost**: " in text and "## What explains it" in text
+    assert all((run.path / "figures" / f"{name}.png").is_file() for name in ("band", "explanation", "rarefaction"))
+
+
+def test_alarms_of_a_run_from_before_there_were_any(collapsed, tmp_path):
+    run = collapsed[0]
+    events, told = run_alarms(run)
+    old = Run.start(tmp_path / "old", run.config)
+    for row in run.rows:
+        old.log(row)
+    assert told and run_alarms(old) == (events, False) and "told of none" in describe_alarms(old)
+    (old.path / "alarms.jsonl").write_text("no\nalarm\n")
+    assert run_alarms(old) == (events, False)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """The smoke run of every registered quantizer: its name → the run."""
+    folder = tmp_path_factory.mktemp("healthy")
+    return {name: train(smoke(name, steps=6), folder / name, progress=False) for name in sorted(available_quantizers())}
+
+
+def test_the_registered_quantizers_set_off_only_what_is_true_of_them(healthy):
+    told = {name: [row["rule"] for row in run.alarms] for name, run in healthy.items()}
+    silent = {name for name, rules in told.items() if not rules}
+    assert {"ibq", "lfq", "soft_vq", "vq", "simvq"} <= silent
+    for name in told.keys() - silent:
+        # Moving averages from N(0, 1) do lose nearly all of these codes at once.
+        assert told[name] == ["reach_lost", "few_codes"] and (healthy[name].snapshot()["counts"] > 0).sum() < 6
+    assert not any((healthy[name].path / "alarms.jsonl").exists() for name in silent)
+    assert describe_alarms(healthy["ibq"]) == "No rule of the alarm went off."
+
+
+def test_a_flat_softmax_is_an_entropy_at_its_ceiling(tmp_path):
+    """From U(±1/K) every token's softmax holds all codes, so the penalty sees even use whatever is chosen."""
+    quantizer = {"name": "ibq", "codebook_size": 256, "code_dim": 8, "codebook_init": "uniform"}
+    run = train(smoke(tokenizer__quantizer=quantizer, steps=4), tmp_path / "run", progress=False)
+    assert [row["rule"] for row in run.alarms] == ["entropy_ceiling"]
+
+
+def test_a_nan_is_an_alarm(tmp_path):
+    told = []
+    with pytest.raises(TrainingError, match="NaN or infinity"):
+        train(smoke("vq", optimizer__learning_rate=1e18), tmp_path / "run", progress=False, on_alarm=told.append)
+    (row,) = [row for row in Run(tmp_path / "run").alarms if row["rule"] == "nonfinite"]
+    assert told[-1].rule == "nonfinite" and row["seen"] == told[-1].seen and "learning_rate" in row["remedy"]
+
+
+def test_a_callback_may_end_a_training_and_off_tells_nothing(tmp_path, capsys):
+    config = smoke(ema_codebook_start="placeholder", steps=2)
+
+    def end(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted, match="stopped at step"):
+        train(config, tmp_path / "run", on_alarm=end)
+    assert [row["rule"] for row in Run(tmp_path / "run").alarms] == ["placeholder_averages"]
+    capsys.readouterr()
+    assert train(config, tmp_path / "run").status == "finished"
+    assert "alarm at" not in capsys.readouterr().err and len(Run(tmp_path / "run").alarms) == 1
+    off = smoke(ema_codebook_start="placeholder", steps=1, record__alarm="off")
+    assert train(off, tmp_path / "off", progress=False).alarms == []
+
+
+def test_the_terminal_says_it(tmp_path, capsys):
+    train(smoke(ema_codebook_start="placeholder", steps=1), tmp_path / "run")
+    assert "alarm at step 0, averages are a placeholder: " in capsys.readouterr().err
+
+
+def test_a_recipe_decides_and_old_runs_are_found_again():
+    warning, stopping = smoke(), smoke(record__alarm="stop")
+    old = to_dict(warning)
+    del old["record"]["alarm"]
+    assert warning.record.alarm == "warn" and content_hash(old) == content_hash(warning) != content_hash(stopping)
+    with pytest.raises(ValueError, match=r"alarm must be one of 'warn', 'stop', 'off', got 'loud'"):
+        smoke(record__alarm="loud")
+
+
+def test_alarms_are_marked_at_their_steps(healthy):
+    events = find_alarms(rows_of(TROUBLE["few_codes"]), IBQ) * 3
+    figure = plot_run_curves(healthy["ibq"].metrics)
+    lines = [len(axes.get_lines()) for axes in figure.axes]
+    mark_alarms(figure, events)
+    assert [len(axes.get_lines()) - before for axes, before in zip(figure.axes, lines, strict=True)] == [1] * 4
+    assert "red: alarms (few codes at steps 13 and 13 and 1 more)" in figure.get_supxlabel().replace("\n", " ")
+    assert alarm_list([]) == ""
+    unmarked = figure.get_supxlabel()
+    mark_alarms(figure, [])
+    assert figure.get_supxlabel() == unmarked
+
+
+def test_an_alarm_needs_no_rows_to_begin_with():
+    assert Alarm(IBQ).check({"step": 0}) == []
