@@ -39,7 +39,7 @@ class SpaceFillingQuantizer(Quantizer):
 
     Codes are corners of a curve in the order of their indices, so permuting codes changes the method. Only K − 1 points
     of the curve are candidates in a step, one on each segment. The index in training is the segment's end nearer to z.
-    Source: SF-DiVeQ (Vali et al., ICLR 2026; its text was not at hand); published package diveq. At inference its vector
+    Source: SF-DiVeQ (Vali et al., ICLR 2026; its text was not at hand); published package diveq. At inference its value
     is the nearest point of the whole curve, which does not follow from the index that it returns, the nearest code; its
     generator draws segments, and a random point on each. A token here must decode to one vector, so evaluation gives
     the nearest code itself, and training and evaluation differ by up to half a segment. The published "detach" variant
