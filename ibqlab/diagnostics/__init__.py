@@ -7,6 +7,7 @@ as the token count of a usage. A run that trains calls them through the recorder
 usage.py         usage under every published definition, perplexity
 geometry.py      distances between codes and features, norms, softmax perplexity, gradient reach
 recorder.py      all of these for a run while it trains
+lab/             all of it without images: clusters in a plane, or features of yours, by several methods side by side
 projection.py    codes and features in one jointly fitted plane
 umap_fit.py      that plane by UMAP
 """

@@ -1,0 +1,349 @@
+"""The lab's methods side by side: codes and features in one plane, as a picture of a step and as an animation of all of
+them; and their curves.
+
+In two dimensions the plane is the world itself. In more it is that of the features' two widest directions, the same for
+all methods and steps, so that what moves from frame to frame is a code or a feature.
+"""
+
+import io
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from ibqlab.base.checks import require_between
+from ibqlab.base.files import write_whole
+from ibqlab.base.measures import measure
+from ibqlab.diagnostics.lab import LabResult
+from ibqlab.plots import steps, style
+from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
+from ibqlab.plots.printing import PAGE_WIDTH, draw, styled_figure
+
+_COLUMNS = 4
+_SHOWN_FEATURES = 600
+"""Features of a panel; more would only make the grey darker."""
+_FACTS = (
+    "step",
+    "codebook_size",
+    "in_use",
+    "tokens",
+    "left",
+    "right",
+    "bottom",
+    "top",
+    "share_1",
+    "share_2",
+    "features",
+)
+"""What a panel's table says once, in its first row."""
+_MEASURES = ("validation_usage", "validation_perplexity", "gradient_reach", "validation_quantization_error")
+FRAME_DPI = 100
+"""Of an animation: 720 pixels wide."""
+
+
+def lab_plane_table(result: LabResult, step: int = -1) -> pd.DataFrame:
+    """The numbers behind `plot_lab_plane`: every point drawn.
+
+    Args:
+        result: of `run_lab`.
+        step: one of `result.snapshot_steps`; −1 for the last one.
+    Returns:
+        One row per point: method, kind ("feature" or "code"), id (row in the snapshot), x, y, hits (of codes, in the
+        step's validation). The first row of each method says besides: step, codebook_size, in_use (codes with a hit),
+        tokens (of the validation), left, right, bottom and top (of the panel, the same for all), share_1 and share_2
+        (of the features' variance along both axes; empty where the plane is the world itself), features (where they
+        came from).
+    Raises:
+        ValueError: there is no snapshot of that step.
+    """
+    return _table(result, step, _Plane.of(result))
+
+
+def plot_lab_plane(table: pd.DataFrame) -> Figure:
+    """Codes among features, a panel per method: which codes are used, and where the dead ones have stayed.
+
+    Grey dots: features. Circles: codes in use, lighter the more features chose them. Crosses: dead codes. Under a
+    drifting encoder crosses lie where the features were; under VQ that started at U(±1/K) they lie at the origin.
+
+    Args:
+        table: what `lab_plane_table` returned, also as read again from its CSV.
+    Returns:
+        The figure.
+    Raises:
+        ValueError: a table without a column that it has.
+    """
+    return _Panels(table).figure
+
+
+def write_lab_animation(result: LabResult, path: str | Path, *, milliseconds: int = 180) -> Path:
+    """All snapshots as an animated GIF that repeats, the last frame longer.
+
+    Args:
+        result: of `run_lab`.
+        path: of the file, with or without .gif; folders are made.
+        milliseconds: a frame is shown, 20 to 10,000.
+    Returns:
+        The file's path.
+    Raises:
+        ValueError: another ending than .gif, or a time out of bounds.
+        RunError: the disk is full, or the folder may not be written to.
+    Cost: about 0.3 s per frame and ten methods.
+    """
+    require_between("milliseconds", milliseconds, 20, 10_000)
+    path = Path(path)
+    if path.suffix.lower() not in ("", ".gif"):
+        raise ValueError(f"an animation is a .gif; got {path.name!r}: pass {path.stem + '.gif'!r}")
+    path = path.with_suffix(".gif")
+    plane, panels, frames = _Plane.of(result), None, []
+    for step in result.snapshot_steps:
+        table = _table(result, step, plane)
+        if panels is None:
+            panels = _Panels(table)
+        else:
+            panels.show(table)
+        frames.append(panels.picture())
+    # One palette for all frames: colours of their own would flicker.
+    palette = frames[-1].convert("RGB").quantize(128)
+    frames = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    times = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
+    content = io.BytesIO()
+    frames[0].save(content, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.getvalue())
+    return path
+
+
+def lab_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `plot_lab_curves`.
+
+    Args:
+        metrics: `LabResult.metrics`, of one seed or of several joined.
+    Returns:
+        One row per method, start and step: seeds, codebook_size, validation_tokens, and *_mean, *_min and *_max of
+        validation_usage and gradient_reach (shares), validation_perplexity (codes) and validation_quantization_error.
+    Raises:
+        ValueError: a missing column, or no rows.
+    """
+    style.require_columns(metrics, ("step", "method", "seed", "init", "codebook_size"), "a lab's metrics")
+    facts = {"codebook_size": "first", "code_dim": "first", "validation_tokens": "min"}
+    return steps.over_seeds(metrics, ("method", "init"), _MEASURES, facts)
+
+
+def plot_lab_curves(metrics: pd.DataFrame) -> Figure:
+    """Four panels against the step: usage, perplexity, gradient reach, and the quantization error.
+
+    Usage, perplexity and error are of validation features, 10·K of them; gradient reach is of each logged step.
+    A codebook collapses where usage falls and stays down; the error says what is lost by it.
+
+    Args:
+        metrics: as for `lab_curve_table`, or what it returned.
+    Returns:
+        The figure; its numbers are `lab_curve_table(metrics)`.
+    Raises:
+        ValueError: as for `lab_curve_table`.
+    """
+    table = metrics if "validation_usage_mean" in metrics else lab_curve_table(metrics)
+    looks = style.styles_for(list(dict.fromkeys(table["method"])))
+    with styled_figure(PAGE_WIDTH, 5.2 + 0.17 * (len(looks) / 3)) as figure:
+        for axes, key in zip(figure.subplots(2, 2, sharex=True).flat, _MEASURES, strict=True):
+            for number, (method, group) in enumerate(table.groupby("method", sort=False)):
+                steps.draw_band(axes, group, key, looks[method], number=min(number, 5))
+            quantity = measure(key)
+            steps.finish_panel(axes, quantity, highest=table["codebook_size"].max() * 1.5)
+            if key.endswith("error"):
+                axes.set_yscale("log")
+                axes.set_ylabel("mean squared difference")
+            steps.finish_steps(axes, table["step"], "step" if key in _MEASURES[2:] else "")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        columns = style.even_columns(len(labels), 4)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.0)
+        tokens = style.number_range(table["validation_tokens"].dropna())
+        caption = f"{steps.sizes_text(table)}; usage, perplexity and error over {tokens} validation features"
+        style.add_caption(figure, f"{caption}; {style.seeds_text(table['seeds'])}")
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plane:
+    """The plane that all panels and frames are drawn in."""
+
+    middle: Float[np.ndarray, "D"]
+    axes: Float[np.ndarray, "D axes"]
+    """One or two directions."""
+    bounds: tuple[float, float, float, float]
+    shares: tuple[float, float]
+    """Of the features' variance along each axis; NaN where the plane is the world itself."""
+
+    @classmethod
+    def of(cls, result: LabResult) -> "_Plane":
+        """That of the features of all methods and steps."""
+        snapshots = [snapshot for run in result.runs.values() for snapshot in run.snapshots.values()]
+        every = max(1, sum(len(snapshot["features"]) for snapshot in snapshots) // 200_000)
+        features = np.concatenate([snapshot["features"][::every] for snapshot in snapshots]).astype(np.float64)
+        if result.dim <= 2:
+            middle, axes, shares = np.zeros(result.dim), np.eye(result.dim), (np.nan, np.nan)
+        else:
+            middle = features.mean(0)
+            values, vectors = np.linalg.eigh(np.cov(features.T))
+            axes = vectors[:, ::-1][:, :2]
+            # An eigenvector's sign is arbitrary and would differ between machines.
+            axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
+            shares = tuple(values[::-1][:2].clip(0) / max(values.sum(), np.finfo(float).tiny))
+        plane = cls(middle=middle, axes=axes, bounds=(0, 0, 0, 0), shares=shares)
+        codes = [
+            plane.place(snapshot["codebook"][:: max(1, len(snapshot["codebook"]) // 512)]) for snapshot in snapshots
+        ]
+        return cls(
+            middle=middle, axes=axes, bounds=_bounds(plane.place(features), np.concatenate(codes)), shares=shares
+        )
+
+    def place(self, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 2"]:
+        """Positions of vectors."""
+        positions = (vectors - self.middle) @ self.axes
+        return np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
+
+
+def _bounds(features: Float[np.ndarray, "N 2"], codes: Float[np.ndarray, "M 2"]) -> tuple[float, float, float, float]:
+    """A square that holds all features, and the codes unless a few of them lie far outside."""
+    low, high = features.min(0), features.max(0)
+    reach = 0.3 * (high - low).max()
+    low = np.minimum(low, np.maximum(np.quantile(codes, 0.005, axis=0), low - reach))
+    high = np.maximum(high, np.minimum(np.quantile(codes, 0.995, axis=0), high + reach))
+    middle, half = (low + high) / 2, 0.53 * max((high - low).max(), 1e-6)
+    return tuple(float(end) for axis in (0, 1) for end in (middle[axis] - half, middle[axis] + half))
+
+
+def _table(result: LabResult, step: int, plane: _Plane) -> pd.DataFrame:
+    step = result.snapshot_steps[-1] if step == -1 else step
+    panels = []
+    for label, run in result.runs.items():
+        snapshot = result.snapshot(label, step)
+        features, codes = snapshot["features"][:_SHOWN_FEATURES], snapshot["codebook"]
+        positions = np.concatenate([plane.place(features), plane.place(codes)])
+        counts = snapshot["counts"]
+        points = pd.DataFrame(
+            {
+                "method": label,
+                "kind": ["feature"] * len(features) + ["code"] * len(codes),
+                "id": np.concatenate([np.arange(len(features)), np.arange(len(codes))]),
+                "x": positions[:, 0],
+                "y": positions[:, 1],
+                "hits": np.concatenate([np.full(len(features), np.nan), counts]),
+            }
+        )
+        in_use, tokens = int((counts > 0).sum()), int(counts.sum())
+        facts = (step, run.config.codebook_size, in_use, tokens, *plane.bounds, *plane.shares, result.features)
+        panels.append(points.join(pd.DataFrame([facts], columns=list(_FACTS), index=[0])))
+    return pd.concat(panels, ignore_index=True)
+
+
+class _Panels:
+    """A figure of panels whose points can be replaced, so that a frame of an animation needs no new layout."""
+
+    def __init__(self, table: pd.DataFrame):
+        style.require_columns(table, ("method", "kind", "x", "y", "hits", *_FACTS), "a table of a lab's plane")
+        facts = table.drop_duplicates("method").set_index("method")
+        self.looks = style.styles_for(list(facts.index))
+        self.norm = LogNorm(1, max(2.0, float((facts["tokens"] / facts["codebook_size"]).max()) * 10))
+        self.columns = style.even_columns(len(facts), _COLUMNS)
+        rows = -(-len(facts) // self.columns)
+        width = PAGE_WIDTH if self.columns > 2 else 2.6 * self.columns + 0.6
+        side = (width - 0.7) / self.columns
+        with styled_figure(width, rows * (side + 0.42) + 0.75, layout="compressed") as self.figure:
+            grid = list(self.figure.subplots(rows, self.columns, squeeze=False).flat)
+            for axes in grid[len(facts) :]:
+                axes.set_visible(False)
+            self.grid = dict(zip(facts.index, grid, strict=False))
+            self.show(table)
+            scale = self.figure.colorbar(
+                ScalarMappable(self.norm, HITS_COLORS), ax=grid, shrink=0.7, pad=0.01, aspect=22 * rows
+            )
+            scale.set_label("hits per code in the validation")
+            steps.write_numbers(scale.ax.yaxis, ",.0f")
+            self.figure.legend(handles=_handles(), loc="outside upper center", ncols=3, handletextpad=0.3)
+            style.add_caption(self.figure, self._caption(facts))
+
+    def show(self, table: pd.DataFrame) -> None:
+        """The points and headings of a step."""
+        for method, points in table.groupby("method", sort=False):
+            self._draw(self.grid[method], points, self.looks[method].label)
+
+    def picture(self) -> Image.Image:
+        """The figure's pixels for an animation; everything stays where the first frame has put it."""
+        picture = draw(self.figure, FRAME_DPI)
+        self.figure.set_layout_engine("none")
+        return picture
+
+    def _draw(self, axes: Axes, points: pd.DataFrame, label: str) -> None:
+        facts, area = points.iloc[0], (3 / max(3, self.columns)) ** 1.5
+        axes.clear()
+        features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
+        dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False)
+        # Of many codes each takes less room, so that they do not become one surface.
+        crowd = max(0.25, min(1.0, (64 / len(codes)) ** 0.5))
+        axes.scatter(features["x"], features["y"], s=4 * area, color=FEATURE_GREY, linewidths=0, alpha=0.55)
+        axes.scatter(
+            *(dead["x"], dead["y"]), s=24 * area * crowd, color=DEAD_COLOR, marker="x", linewidths=0.7, alpha=0.6
+        )
+        axes.scatter(
+            *(live["x"], live["y"]),
+            s=46 * area * crowd,
+            c=live["hits"],
+            cmap=HITS_COLORS,
+            norm=self.norm,
+            edgecolors="black",
+            linewidths=0.4,
+            zorder=3,
+        )
+        axes.set(
+            xlim=(facts["left"], facts["right"]),
+            ylim=(facts["bottom"], facts["top"]),
+            aspect="equal",
+            xticks=[],
+            yticks=[],
+        )
+        axes.grid(False)
+        lines = textwrap.wrap(label, 92 // self.columns) or [label]
+        in_use, size = int(facts["in_use"]), int(facts["codebook_size"])
+        axes.set_title("\n".join([*lines[:2], f"{in_use:,} of {size:,} in use"]), fontsize=8)
+        axes.set_xlabel(f"step {int(facts['step']):,}", fontsize=8)
+
+    def _caption(self, facts: pd.DataFrame) -> str:
+        first = facts.iloc[0]
+        plane = "the plane is the features' space itself"
+        if pd.notna(first["share_1"]):
+            shares = " and ".join(f"{100 * first[f'share_{axis}']:.0f} %" for axis in (1, 2))
+            plane = (
+                f"the plane of the features' two widest directions ({shares} of their variance), the same everywhere"
+            )
+        tokens = style.number_range(facts["tokens"])
+        return f"{first['features']}; {plane}; hits in {tokens} validation features"
+
+
+def _handles() -> list[Line2D]:
+    """Legend entries of the marks."""
+    plain: dict[str, Any] = {"linestyle": ""}
+    return [
+        Line2D([], [], marker="o", markersize=3.5, color=FEATURE_GREY, label="features", **plain),
+        Line2D(
+            *([], []),
+            marker="o",
+            markersize=5.5,
+            color=HITS_COLORS(0.5),
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            label="codes in use",
+            **plain,
+        ),
+        Line2D([], [], marker="x", markersize=5, color=DEAD_COLOR, label="dead codes (no hit)", **plain),
+    ]
