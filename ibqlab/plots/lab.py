@@ -6,7 +6,9 @@ all methods and steps, so that what moves from frame to frame is a code or a fea
 """
 
 import io
+import itertools
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from ibqlab.base.checks import require_between
+from ibqlab.base.checks import require, require_between, require_choice
 from ibqlab.base.files import write_whole
 from ibqlab.base.measures import measure
 from ibqlab.diagnostics.lab import LabResult
@@ -33,17 +35,8 @@ _COLUMNS = 4
 _SHOWN_FEATURES = 600
 """Features of a panel; more would only make the grey darker."""
 _FACTS = (
-    "step",
-    "codebook_size",
-    "in_use",
-    "tokens",
-    "left",
-    "right",
-    "bottom",
-    "top",
-    "share_1",
-    "share_2",
-    "features",
+    *("codebook_size", "in_use", "tokens", "left", "right", "bottom", "top"),
+    *("share_1", "share_2", "features"),
 )
 """What a panel's table says once, in its first row."""
 _MEASURES = ("validation_usage", "validation_perplexity", "gradient_reach", "validation_quantization_error")
@@ -51,26 +44,30 @@ FRAME_DPI = 100
 """Of an animation: 720 pixels wide."""
 
 
-def lab_plane_table(result: LabResult, step: int = -1) -> pd.DataFrame:
+def lab_plane_table(result: LabResult, at: int | Sequence[int] = -1, methods: Sequence[str] = ()) -> pd.DataFrame:
     """The numbers behind `plot_lab_plane`: every point drawn.
 
     Args:
         result: of `run_lab`.
-        step: one of `result.snapshot_steps`; −1 for the last one.
+        at: one of `result.snapshot_steps`, −1 for the last one; or several of them, a column of panels each.
+        methods: labels of those to show; none: all.
     Returns:
-        One row per point: method, kind ("feature" or "code"), id (row in the snapshot), x, y, hits (of codes, in the
-        step's validation). The first row of each method says besides: step, codebook_size, in_use (codes with a hit),
-        tokens (of the validation), left, right, bottom and top (of the panel, the same for all), share_1 and share_2
-        (of the features' variance along both axes; empty where the plane is the world itself), features (where they
-        came from).
+        One row per point: method, step, kind ("feature" or "code"), id (row in the snapshot), x, y, hits (of codes, in
+        the step's validation). The first row of each panel says besides: codebook_size, in_use (codes with a hit),
+        tokens (of the validation), left, right, bottom and top (the same for all), share_1 and share_2 (of the
+        features' variance along both axes; empty where the plane is the world itself), features (where they came from).
     Raises:
-        ValueError: there is no snapshot of that step.
+        ValueError: there is no such method, or no snapshot of that step.
     """
-    return _table(result, step, _Plane.of(result))
+    for label in methods:
+        require_choice("methods", label, result.runs)
+    steps_shown = [at] if isinstance(at, int) else list(at)
+    require(len(steps_shown) > 0, "at must name a step, or several; got none")
+    return _table(result, steps_shown, methods or list(result.runs), _Plane.of(result))
 
 
 def plot_lab_plane(table: pd.DataFrame) -> Figure:
-    """Codes among features, a panel per method: which codes are used, and where the dead ones have stayed.
+    """Codes among features, a panel per method and step: which codes are used, and where the dead ones have stayed.
 
     Grey dots: features. Circles: codes in use, lighter the more features chose them. Crosses: dead codes. Under a
     drifting encoder crosses lie where the features were; under VQ that started at U(±1/K) they lie at the origin.
@@ -106,7 +103,7 @@ def write_lab_animation(result: LabResult, path: str | Path, *, milliseconds: in
     path = path.with_suffix(".gif")
     plane, panels, frames = _Plane.of(result), None, []
     for step in result.snapshot_steps:
-        table = _table(result, step, plane)
+        table = _table(result, [step], list(result.runs), plane)
         if panels is None:
             panels = _Panels(table)
         else:
@@ -223,10 +220,10 @@ def _bounds(features: Float[np.ndarray, "N 2"], codes: Float[np.ndarray, "M 2"])
     return tuple(float(end) for axis in (0, 1) for end in (middle[axis] - half, middle[axis] + half))
 
 
-def _table(result: LabResult, step: int, plane: _Plane) -> pd.DataFrame:
-    step = result.snapshot_steps[-1] if step == -1 else step
+def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plane: _Plane) -> pd.DataFrame:
+    """The points of one panel after the other."""
     panels = []
-    for label, run in result.runs.items():
+    for label, step in itertools.product(methods, shown):
         snapshot = result.snapshot(label, step)
         features, codes = snapshot["features"][:_SHOWN_FEATURES], snapshot["codebook"]
         positions = np.concatenate([plane.place(features), plane.place(codes)])
@@ -234,6 +231,7 @@ def _table(result: LabResult, step: int, plane: _Plane) -> pd.DataFrame:
         points = pd.DataFrame(
             {
                 "method": label,
+                "step": result.snapshot_steps[-1] if step == -1 else step,
                 "kind": ["feature"] * len(features) + ["code"] * len(codes),
                 "id": np.concatenate([np.arange(len(features)), np.arange(len(codes))]),
                 "x": positions[:, 0],
@@ -242,7 +240,7 @@ def _table(result: LabResult, step: int, plane: _Plane) -> pd.DataFrame:
             }
         )
         in_use, tokens = int((counts > 0).sum()), int(counts.sum())
-        facts = (step, run.config.codebook_size, in_use, tokens, *plane.bounds, *plane.shares, result.features)
+        facts = (len(codes), in_use, tokens, *plane.bounds, *plane.shares, result.features)
         panels.append(points.join(pd.DataFrame([facts], columns=list(_FACTS), index=[0])))
     return pd.concat(panels, ignore_index=True)
 
@@ -251,11 +249,13 @@ class _Panels:
     """A figure of panels whose points can be replaced, so that a frame of an animation needs no new layout."""
 
     def __init__(self, table: pd.DataFrame):
-        style.require_columns(table, ("method", "kind", "x", "y", "hits", *_FACTS), "a table of a lab's plane")
-        facts = table.drop_duplicates("method").set_index("method")
-        self.looks = style.styles_for(list(facts.index))
+        style.require_columns(table, ("method", "step", "kind", "x", "y", "hits", *_FACTS), "a table of a lab's plane")
+        facts = table.drop_duplicates(["method", "step"])
+        self.looks = style.styles_for(list(dict.fromkeys(facts["method"])))
+        shown = facts["step"].nunique()
         self.norm = LogNorm(1, max(2.0, float((facts["tokens"] / facts["codebook_size"]).max()) * 10))
-        self.columns = style.even_columns(len(facts), _COLUMNS)
+        # Steps side by side, or all methods of one step.
+        self.columns = shown if shown > 1 else style.even_columns(len(facts), _COLUMNS)
         rows = -(-len(facts) // self.columns)
         width = PAGE_WIDTH if self.columns > 2 else 2.6 * self.columns + 0.6
         side = (width - 0.7) / self.columns
@@ -263,7 +263,7 @@ class _Panels:
             grid = list(self.figure.subplots(rows, self.columns, squeeze=False).flat)
             for axes in grid[len(facts) :]:
                 axes.set_visible(False)
-            self.grid = dict(zip(facts.index, grid, strict=False))
+            self.grid = grid[: len(facts)]
             self.show(table)
             scale = self.figure.colorbar(
                 ScalarMappable(self.norm, HITS_COLORS), ax=grid, shrink=0.7, pad=0.01, aspect=22 * rows
@@ -275,8 +275,9 @@ class _Panels:
 
     def show(self, table: pd.DataFrame) -> None:
         """The points and headings of a step."""
-        for method, points in table.groupby("method", sort=False):
-            self._draw(self.grid[method], points, self.looks[method].label)
+        panels = table.groupby(["method", "step"], sort=False)
+        for axes, ((method, _), points) in zip(self.grid, panels, strict=True):
+            self._draw(axes, points, self.looks[method].label)
 
     def picture(self) -> Image.Image:
         """The figure's pixels for an animation; everything stays where the first frame has put it."""
@@ -313,6 +314,7 @@ class _Panels:
             yticks=[],
         )
         axes.grid(False)
+        axes.spines[:].set(visible=True, color="#BBBBBB", linewidth=0.6)
         lines = textwrap.wrap(label, 92 // self.columns) or [label]
         in_use, size = int(facts["in_use"]), int(facts["codebook_size"])
         axes.set_title("\n".join([*lines[:2], f"{in_use:,} of {size:,} in use"]), fontsize=8)

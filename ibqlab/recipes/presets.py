@@ -67,8 +67,8 @@ _METHODS = (
     *("vq", "vq codebook_init=normal", "vq codebook_init=kmeans", "vq codebook_init=normal revive_after=20"),
     *("vq_ema", "vq_cosine codebook_init=normal", "simvq", "soft_vq", "ibq"),
 )
-_IN_THE_PLANE = (*_METHODS, "vq gradient=rotation", "ibq codebook_init=uniform", "lfq")
-_OF_FEATURES = (*_METHODS, "vq gradient=rotation", "ibq codebook_init=uniform", "ibq codebook_init=unit")
+_IN_THE_PLANE = (*_METHODS, "vq_ema revive_after=20", "ibq codebook_init=uniform", "lfq")
+_OF_FEATURES = (*_METHODS, "vq_ema revive_after=20", "ibq codebook_init=uniform", "ibq codebook_init=unit")
 _SMOKE_LAB = LabPreset(playground=("vq", "ibq"), features_lab=("vq", "ibq"), codebook_size=32, steps=12, snapshots=4)
 _DEMO_LAB = LabPreset(playground=_IN_THE_PLANE, features_lab=_OF_FEATURES, codebook_size=256, steps=400)
 _LAPTOP_LAB = LabPreset(playground=_IN_THE_PLANE, features_lab=_OF_FEATURES, codebook_size=1024, steps=400)

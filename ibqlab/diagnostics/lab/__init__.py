@@ -1,6 +1,6 @@
 """The lab without images: clusters in a plane, or features out of a file of yours, quantized by any methods side by
-side within seconds and recorded exactly like training. It shows the mechanism of collapse without an encoder of images, and
-says which quantizer suits features that you have. Start reading at `laboratory`, whose `run_lab` does all of it.
+side within seconds and recorded exactly like training. It shows the mechanism of collapse without an encoder of
+images, and says which quantizer suits features that you have. Start reading at `laboratory`, whose `run_lab` does all.
 
     result = run_lab(World(encoder="drifting"), ["vq", "ibq"], codebook_size=256, steps=400)
     result.table()                                    # one row per method; figures: ibqlab.plots.lab

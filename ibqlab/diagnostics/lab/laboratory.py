@@ -248,7 +248,8 @@ class _Bench:
 
     def __init__(self, source: World | FeatureFile, config: QuantizerConfig, lab: LabSettings):
         self.source, self.config, self.lab = source, config, lab
-        self.tokens = TOKENS_PER_CODE * config.codebook_size
+        # As many for all methods, whose usage and error can then be compared.
+        self.tokens = TOKENS_PER_CODE * max(config.codebook_size, lab.codebook_size)
         """Features of a validation."""
 
     def run(self) -> LabRun:
