@@ -26,13 +26,13 @@ from PIL import Image
 from ibqlab.base.checks import require, require_between, require_choice
 from ibqlab.base.files import write_whole
 from ibqlab.base.measures import measure
-from ibqlab.diagnostics.lab import LabResult
+from ibqlab.diagnostics.lab import Lab, LabResult
 from ibqlab.plots import steps, style
 from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
-from ibqlab.plots.printing import PAGE_WIDTH, draw, styled_figure
+from ibqlab.plots.printing import PAGE_WIDTH, draw, save_figure, styled_figure
 
 _COLUMNS = 4
-_SHOWN_FEATURES = 600
+_SHOWN_FEATURES = 400
 """Features of a panel; more would only make the grey darker."""
 _FACTS = (
     *("codebook_size", "in_use", "tokens", "left", "right", "bottom", "top"),
@@ -118,6 +118,38 @@ def write_lab_animation(result: LabResult, path: str | Path, *, milliseconds: in
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content.getvalue())
     return path
+
+
+def save_lab_figure(lab: Lab, name: str, figure: Figure, data: pd.DataFrame) -> Figure:
+    """Write a figure and its numbers into the lab's `figures/`; runs that are too short are named on its face.
+
+    Args:
+        lab: whose folder it is.
+        name: of the file.
+        figure: from a plot function.
+        data: its numbers.
+    Returns:
+        The same figure.
+    """
+    if lab.too_short:
+        style.mark_too_short(figure, lab.too_short)
+    save_figure(figure, lab.folder / "figures" / name, data)
+    return figure
+
+
+def show_lab_table(result: LabResult) -> pd.DataFrame:
+    """`result.table()` for reading: shares in %, proper names."""
+    table = result.table()
+    shares = {"usage": "usage", "least_usage": "lowest", "gradient_reach": measure("gradient_reach").title}
+    shares["error_share"] = "error share"
+    text = pd.DataFrame({"method": [look.label for look in style.styles_for(list(table["method"])).values()]})
+    text["start"], text["K"] = table["start"], table["codebook_size"].map("{:,}".format)
+    for key, heading in shares.items():
+        text[heading] = table[key].map("{:.1%}".format)
+    text["perplexity (codes)"] = table["perplexity"].map("{:,.1f}".format)
+    text["validation features"] = table["tokens"].map("{:,}".format)
+    text["s"] = table["seconds"].map("{:.1f}".format)
+    return text
 
 
 def lab_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -226,7 +258,7 @@ def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plan
     for label, step in itertools.product(methods, shown):
         snapshot = result.snapshot(label, step)
         features, codes = snapshot["features"][:_SHOWN_FEATURES], snapshot["codebook"]
-        positions = np.concatenate([plane.place(features), plane.place(codes)])
+        positions = np.concatenate([plane.place(features), plane.place(codes)]).round(4)
         counts = snapshot["counts"]
         points = pd.DataFrame(
             {
@@ -264,6 +296,11 @@ class _Panels:
             for axes in grid[len(facts) :]:
                 axes.set_visible(False)
             self.grid = grid[: len(facts)]
+            for axes in self.grid:
+                axes.set(xticks=[], yticks=[], aspect="equal")
+                axes.set(xlim=table.loc[0, ["left", "right"]], ylim=table.loc[0, ["bottom", "top"]])
+                axes.grid(False)
+                axes.spines[:].set(visible=True, color="#BBBBBB", linewidth=0.6)
             self.show(table)
             scale = self.figure.colorbar(
                 ScalarMappable(self.norm, HITS_COLORS), ax=grid, shrink=0.7, pad=0.01, aspect=22 * rows
@@ -287,7 +324,8 @@ class _Panels:
 
     def _draw(self, axes: Axes, points: pd.DataFrame, label: str) -> None:
         facts, area = points.iloc[0], (3 / max(3, self.columns)) ** 1.5
-        axes.clear()
+        for drawn in list(axes.collections):
+            drawn.remove()
         features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
         dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False)
         # Of many codes each takes less room, so that they do not become one surface.
@@ -306,19 +344,10 @@ class _Panels:
             linewidths=0.4,
             zorder=3,
         )
-        axes.set(
-            xlim=(facts["left"], facts["right"]),
-            ylim=(facts["bottom"], facts["top"]),
-            aspect="equal",
-            xticks=[],
-            yticks=[],
-        )
-        axes.grid(False)
-        axes.spines[:].set(visible=True, color="#BBBBBB", linewidth=0.6)
         lines = textwrap.wrap(label, 92 // self.columns) or [label]
         in_use, size = int(facts["in_use"]), int(facts["codebook_size"])
-        axes.set_title("\n".join([*lines[:2], f"{in_use:,} of {size:,} in use"]), fontsize=8)
-        axes.set_xlabel(f"step {int(facts['step']):,}", fontsize=8)
+        standing = f"step {int(facts['step']):,}: {in_use:,} of {size:,} in use"
+        axes.set_title("\n".join([*lines[:2], standing]), fontsize=8)
 
     def _caption(self, facts: pd.DataFrame) -> str:
         first = facts.iloc[0]

@@ -13,8 +13,8 @@ from ibqlab.widgets.live import faded, picture_html, with_static_page
 class LabExplorer(ipywidgets.VBox):
     """A slider over the steps that have a snapshot, and the plane of all methods at the chosen one.
 
-    A picture is drawn when it is first asked for. All steps share one plane and one scale of hits, so that what moves is
-    a code or a feature.
+    A picture is drawn when it is first asked for. All steps share one plane and one scale of hits, so that what moves
+    is a code or a feature.
 
     Args:
         result: of `run_lab`.
