@@ -129,11 +129,11 @@ class FeatureFile:
 
     def _read(self, rows: np.ndarray) -> Float[np.ndarray, "R D"]:
         """Some rows in float32, each checked to be finite."""
-        picked = (
-            self._rows[torch.from_numpy(rows)].float().numpy()
-            if isinstance(self._rows, Tensor)
-            else (np.asarray(self._rows[rows], dtype=np.float32))
-        )
+        if isinstance(self._rows, Tensor):
+            picked = self._rows[torch.from_numpy(rows)].float().numpy()
+        else:
+            with np.errstate(over="ignore"):  # numbers that float32 does not hold become infinity, which is refused
+                picked = np.asarray(self._rows[rows], dtype=np.float32)
         finite = np.isfinite(picked).all(1)
         if not finite.all():
             row = int(rows[~finite].min())
@@ -255,14 +255,14 @@ def _checked(rows: Any, name: str) -> Any:
     is_float = rows.is_floating_point() if isinstance(rows, Tensor) else rows.dtype.kind == "f"
     shape = tuple(rows.shape)
     require(
-        len(shape) == 2 and shape[1] >= 1,
-        f"{name}: features must be (rows, D), one vector per row; got {shape}. Features (B, D, h, w) become rows by "
-        ".permute(0, 2, 3, 1).reshape(-1, D), a single list of numbers by [:, None]",
-    )
-    require(
         is_float,
         f"{name}: features must be floating-point numbers; got {rows.dtype}. Indices are what a quantizer makes of "
         "features; pixels become floats by .astype('float32') / 255",
+    )
+    require(
+        len(shape) == 2 and shape[1] >= 1,
+        f"{name}: features must be (rows, D), one vector per row; got {shape}. Features (B, D, h, w) become rows by "
+        ".permute(0, 2, 3, 1).reshape(-1, D), a single list of numbers by [:, None]",
     )
     require(
         shape[0] >= LEAST_ROWS,

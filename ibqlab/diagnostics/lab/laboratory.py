@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, check_numbers, require, require_between
+from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, check_numbers, require, require_between, require_choice
 from ibqlab.base.measures import TERM
 from ibqlab.base.progress import ProgressLine
 from ibqlab.config import ConfigError, parse, to_dict
@@ -28,7 +28,7 @@ from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabResult, LabRun
 from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
-from ibqlab.quantizers import QuantizerConfig, make_quantizer, quantizer_config
+from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, make_quantizer, quantizer_config
 from ibqlab.runs import Run
 from ibqlab.runs.metrics import read_rows
 
@@ -69,6 +69,8 @@ class LabSettings:
         require_between("snapshots", self.snapshots, 2, 1000)
         require_between("log_every", self.log_every, 1, STEPS)
         require_between("seed", self.seed, 0, SEED)
+        if self.codebook_init:
+            require_choice("codebook_init", self.codebook_init, [start for start in INITIALISATIONS if start != "grid"])
         require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
 
     @property
@@ -173,7 +175,8 @@ def _method_config(settings: Any, dim: int, lab: LabSettings) -> QuantizerConfig
     if isinstance(settings, QuantizerConfig):
         config = settings
     else:
-        default = quantizer_config({"name": settings.get("name")} if isinstance(settings, Mapping) else settings)
+        is_named = isinstance(settings, Mapping) and "name" in settings
+        default = quantizer_config({"name": settings["name"]} if is_named else settings)  # refuses what has no name
         filled = type(default).sized(settings.get("codebook_size", lab.codebook_size), dim)
         if lab.codebook_init and default.codebook_init != "grid":
             filled["codebook_init"] = lab.codebook_init

@@ -52,9 +52,7 @@ class _LabParameters:
         for name, most in BOUNDS.items():
             require_between(name, getattr(self, name), 0, most)
         require(self.learning_rate >= 0, f"learning_rate must be ≥ 0, got {self.learning_rate}")
-        starts = [start for start in INITIALISATIONS if start != "grid"]
-        if self.codebook_init:
-            require_choice("codebook_init", self.codebook_init, starts)
+        self.settings()
 
     def settings(self) -> LabSettings:
         """Of the lab, with the preset's values where the parameters say nothing."""
