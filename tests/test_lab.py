@@ -502,6 +502,8 @@ class TestParameters:
         assert [config.codebook_size for config in lab.methods.values()] == [32, 8]
         assert {config.codebook_init for config in lab.methods.values()} == {"normal"}
         assert (lab.settings.steps, lab.settings.seed, lab.features.dim) == (7, 3, 6)
+        assert lab.command.startswith('ibqlab run features_lab preset=smoke \'methods=["vq", "vq codebook_size=8"]\'')
+        assert lab.command.count("codebook_init=normal steps=7 seed=3") == 1
 
     @pytest.mark.parametrize(
         ("settings", "says"),

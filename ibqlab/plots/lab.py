@@ -278,20 +278,20 @@ def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plan
 
 
 class _Panels:
-    """A figure of panels whose points can be replaced, so that a frame of an animation needs no new layout."""
+    """Panels whose points can be replaced, so that a frame of an animation needs no new layout."""
 
     def __init__(self, table: pd.DataFrame):
         style.require_columns(table, ("method", "step", "kind", "x", "y", "hits", *_FACTS), "a table of a lab's plane")
         facts = table.drop_duplicates(["method", "step"])
         self.looks = style.styles_for(list(dict.fromkeys(facts["method"])))
-        shown = facts["step"].nunique()
-        self.norm = LogNorm(1, max(2.0, float((facts["tokens"] / facts["codebook_size"]).max()) * 10))
+        self.single = facts["step"].nunique() == 1
+        self.norm = LogNorm(1, max(2.0, float((facts["tokens"] / facts["codebook_size"]).min()) * 10))
         # Steps side by side, or all methods of one step.
-        self.columns = shown if shown > 1 else style.even_columns(len(facts), _COLUMNS)
+        self.columns = style.even_columns(len(facts), _COLUMNS) if self.single else facts["step"].nunique()
         rows = -(-len(facts) // self.columns)
         width = PAGE_WIDTH if self.columns > 2 else 2.6 * self.columns + 0.6
         side = (width - 0.7) / self.columns
-        with styled_figure(width, rows * (side + 0.42) + 0.75, layout="compressed") as self.figure:
+        with styled_figure(width, rows * (side + 0.36) + 0.65, layout="compressed") as self.figure:
             grid = list(self.figure.subplots(rows, self.columns, squeeze=False).flat)
             for axes in grid[len(facts) :]:
                 axes.set_visible(False)
@@ -308,13 +308,13 @@ class _Panels:
             scale.set_label("hits per code in the validation")
             steps.write_numbers(scale.ax.yaxis, ",.0f")
             self.figure.legend(handles=_handles(), loc="outside upper center", ncols=3, handletextpad=0.3)
-            style.add_caption(self.figure, self._caption(facts))
 
     def show(self, table: pd.DataFrame) -> None:
         """The points and headings of a step."""
         panels = table.groupby(["method", "step"], sort=False)
         for axes, ((method, _), points) in zip(self.grid, panels, strict=True):
             self._draw(axes, points, self.looks[method].label)
+        style.add_caption(self.figure, self._caption(table.iloc[0], table["tokens"].dropna()))
 
     def picture(self) -> Image.Image:
         """The figure's pixels for an animation; everything stays where the first frame has put it."""
@@ -346,19 +346,20 @@ class _Panels:
         )
         lines = textwrap.wrap(label, 92 // self.columns) or [label]
         in_use, size = int(facts["in_use"]), int(facts["codebook_size"])
-        standing = f"step {int(facts['step']):,}: {in_use:,} of {size:,} in use"
+        step = "" if self.single else f"step {int(facts['step']):,}: "
+        standing = f"{step}{in_use:,} of {size:,} in use"
         axes.set_title("\n".join([*lines[:2], standing]), fontsize=8)
 
-    def _caption(self, facts: pd.DataFrame) -> str:
-        first = facts.iloc[0]
+    def _caption(self, first: pd.Series, tokens: pd.Series) -> str:
+        """The step of all panels where it is one, and what is drawn where."""
         plane = "the plane is the features' space itself"
         if pd.notna(first["share_1"]):
             shares = " and ".join(f"{100 * first[f'share_{axis}']:.0f} %" for axis in (1, 2))
             plane = (
                 f"the plane of the features' two widest directions ({shares} of their variance), the same everywhere"
             )
-        tokens = style.number_range(facts["tokens"])
-        return f"{first['features']}; {plane}; hits in {tokens} validation features"
+        step = f"step {int(first['step']):,}; " if self.single else ""
+        return f"{step}{first['features']}; {plane}; hits in {style.number_range(tokens)} validation features"
 
 
 def _handles() -> list[Line2D]:

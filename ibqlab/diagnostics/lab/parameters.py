@@ -1,7 +1,10 @@
 """What the notebooks of the lab may set, and the lab that this describes."""
 
+import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +19,7 @@ from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, available_quanti
 from ibqlab.recipes.presets import LabPreset, find_preset
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder
+from ibqlab.runs.provenance_record import COMMAND, portable
 
 BOUNDS = {"codebook_size": CODES, "steps": STEPS, "batch_size": BATCH, "seed": SEED}
 
@@ -127,6 +131,8 @@ class Lab:
     """Where the methods' run folders and all figures go."""
     preset: str
     """Word for its size."""
+    command: str = ""
+    """What is typed to make it again."""
 
     def run(self, progress: bool = True) -> LabResult:
         """Every method that is not finished in the folder; the others are read there.
@@ -134,7 +140,11 @@ class Lab:
         Args:
             progress: show where the work stands.
         """
-        return run_lab(self.features, self.methods, folder=self.folder, progress=progress, **vars(self.settings))
+        os.environ[COMMAND] = self.command
+        try:
+            return run_lab(self.features, self.methods, folder=self.folder, progress=progress, **vars(self.settings))
+        finally:
+            os.environ.pop(COMMAND, None)
 
     @property
     def too_short(self) -> str:
@@ -159,7 +169,25 @@ def prepare_lab(parameters: PlaygroundParameters | FeaturesLabParameters) -> Lab
     methods = lab_methods(features, read_methods(typed), settings)
     folder = output_folder(parameters.output, default=f"{parameters.use}-{parameters.preset}")
     check_folder(features, methods, settings, folder)
-    return Lab(features=features, methods=methods, settings=settings, folder=folder, preset=parameters.preset)
+    return Lab(
+        features=features,
+        methods=methods,
+        settings=settings,
+        folder=folder,
+        preset=parameters.preset,
+        command=_command(parameters),
+    )
+
+
+def _command(parameters: PlaygroundParameters | FeaturesLabParameters) -> str:
+    """What is typed for these parameters."""
+    plain, words = type(parameters)(), [f"preset={parameters.preset}"]
+    for field in fields(plain):
+        value = getattr(parameters, field.name)
+        if field.name != "preset" and value != getattr(plain, field.name):
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else str(value)
+            words.append(shlex.quote(portable(f"{field.name}={text}")))
+    return " ".join(["ibqlab run", parameters.use, *words])
 
 
 def read_methods(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
