@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, require, require_between, require_choice
 from ibqlab.base.escaping import for_terminal
+from ibqlab.base.progress import tell
 from ibqlab.config import read_assigned, split_assignment
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
 from ibqlab.diagnostics.lab.laboratory import LabSettings, check_folder, lab_methods, run_lab
@@ -142,9 +143,21 @@ class Lab:
         """
         os.environ[COMMAND] = self.command
         try:
-            return run_lab(self.features, self.methods, folder=self.folder, progress=progress, **vars(self.settings))
+            result = run_lab(self.features, self.methods, folder=self.folder, progress=progress, **vars(self.settings))
         finally:
             os.environ.pop(COMMAND, None)
+        tell(folder=str(self.folder.resolve()), result=self._in_a_sentence(result))
+        return result
+
+    def _in_a_sentence(self, result: LabResult) -> str:
+        """What came of it, for whoever runs the notebook from a terminal."""
+        table = result.table().set_index("method")
+        usage, error = table["usage"], table["error_share"]
+        reason = f" ({self.too_short}: too short to mean anything)" if self.too_short else ""
+        return (
+            f"{len(table)} methods; usage from {usage.min():.1%} ({usage.idxmin()}) to {usage.max():.1%} "
+            f"({usage.idxmax()}); least error: {error.idxmin()}, {error.min():.1%} of the features' variance{reason}"
+        )
 
     @property
     def too_short(self) -> str:
