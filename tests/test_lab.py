@@ -284,10 +284,21 @@ class TestFeatureFile:
         numbered = np.arange(100, dtype=np.float32)[:, None]
         file = FeatureFile(numbered)
         trained = {int(row) for step in range(40) for row in file.points(50, step)}
-        held = [int(row) for row in file.points(10, 0, validation=True)]
-        assert len(set(held)) == 10
+        held = [int(row) for row in file.points(1000, 0, validation=True)]
+        assert len(set(held)) == len(held) == 50
         assert trained == set(range(100)) - set(held)
-        assert {int(row) for row in file.points(45, 3, validation=True)} == set(held)
+        assert {int(row) for row in file.points(45, 3, validation=True)} < set(held)
+
+    @pytest.mark.parametrize(("rows", "kept"), [(11, 5), (9_000, 4_500), (20_000, 5_000), (80_000, 8_000)])
+    def test_how_many_rows_validate(self, rows, kept):
+        assert len(FeatureFile(np.zeros((rows, 1), np.float32)).points(10**6, 0, validation=True)) == kept
+
+    def test_few_rows_are_said_to_make_usage_read_low(self):
+        seen = run_lab(FeatureFile(ROWS), ["vq"], **SMALL | {"steps": 2})
+        assert seen.table()["tokens"][0] == 100
+        for figure in (plot_lab_plane(lab_plane_table(seen)), plot_lab_curves(seen.metrics)):
+            caption = figure.get_supxlabel().replace("\n", " ")
+            assert "100 validation features, fewer than 10·K = 160: usage reads low" in caption
 
     def test_standardised_features_have_mean_0_and_variance_1(self):
         file = FeatureFile(ROWS * 30 + 100, standardise=True)
@@ -324,7 +335,7 @@ class TestFeatureFile:
             (ROWS.reshape(2, 6, 10, 10), r"got \(2, 6, 10, 10\).*permute"),
             (np.arange(40).reshape(20, 2), "must be floating-point numbers; got int64"),
             (ROWS.astype(complex), "must be floating-point numbers; got complex"),
-            (ROWS[:1], "at least 10 rows, since one in ten is kept for validation; got 1"),
+            (ROWS[:1], "at least 10 rows, since some are kept for validation; got 1"),
             (ROWS[:, :0], r"got \(200, 0\)"),
         ],
     )

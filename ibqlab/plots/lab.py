@@ -27,6 +27,7 @@ from ibqlab.base.checks import require, require_between, require_choice
 from ibqlab.base.files import write_whole
 from ibqlab.base.measures import measure
 from ibqlab.diagnostics.lab import Lab, LabResult
+from ibqlab.diagnostics.usage import TOKENS_PER_CODE
 from ibqlab.plots import steps, style
 from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
 from ibqlab.plots.printing import PAGE_WIDTH, draw, save_figure, styled_figure
@@ -196,8 +197,8 @@ def plot_lab_curves(metrics: pd.DataFrame) -> Figure:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         columns = style.even_columns(len(labels), 4)
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.0)
-        tokens = style.number_range(table["validation_tokens"].dropna())
-        caption = f"{steps.sizes_text(table)}; usage, perplexity and error over {tokens} validation features"
+        tokens = _tokens_text(table["validation_tokens"].dropna(), table["codebook_size"])
+        caption = f"{steps.sizes_text(table)}; usage, perplexity and error over {tokens}"
         style.add_caption(figure, f"{caption}; {style.seeds_text(table['seeds'])}")
     return figure
 
@@ -314,7 +315,7 @@ class _Panels:
         panels = table.groupby(["method", "step"], sort=False)
         for axes, ((method, _), points) in zip(self.grid, panels, strict=True):
             self._draw(axes, points, self.looks[method].label)
-        style.add_caption(self.figure, self._caption(table.iloc[0], table["tokens"].dropna()))
+        style.add_caption(self.figure, self._caption(table.dropna(subset=["tokens"])))
 
     def picture(self) -> Image.Image:
         """The figure's pixels for an animation; everything stays where the first frame has put it."""
@@ -350,8 +351,9 @@ class _Panels:
         standing = f"{step}{in_use:,} of {size:,} in use"
         axes.set_title("\n".join([*lines[:2], standing]), fontsize=8)
 
-    def _caption(self, first: pd.Series, tokens: pd.Series) -> str:
+    def _caption(self, facts: pd.DataFrame) -> str:
         """The step of all panels where it is one, and what is drawn where."""
+        first = facts.iloc[0]
         plane = "the plane is the features' space itself"
         if pd.notna(first["share_1"]):
             shares = " and ".join(f"{100 * first[f'share_{axis}']:.0f} %" for axis in (1, 2))
@@ -359,7 +361,14 @@ class _Panels:
                 f"the plane of the features' two widest directions ({shares} of their variance), the same everywhere"
             )
         step = f"step {int(first['step']):,}; " if self.single else ""
-        return f"{step}{first['features']}; {plane}; hits in {style.number_range(tokens)} validation features"
+        return f"{step}{first['features']}; {plane}; hits in {_tokens_text(facts['tokens'], facts['codebook_size'])}"
+
+
+def _tokens_text(tokens: pd.Series, sizes: pd.Series) -> str:
+    """How many features hits were counted in, with a word where they are too few for so many codes."""
+    few = tokens.min() < TOKENS_PER_CODE * sizes.max()
+    remark = f", fewer than 10·K = {TOKENS_PER_CODE * int(sizes.max()):,}: usage reads low" if few else ""
+    return f"{style.number_range(tokens)} validation features{remark}"
 
 
 def _handles() -> list[Line2D]:

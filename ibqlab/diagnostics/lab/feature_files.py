@@ -6,7 +6,8 @@
     .parquet        a column of lists, or all columns of numbers; read whole, needs pyarrow
     an array        NumPy's, a memory map or a tensor
 
-One row in ten, and no more than 65,536, is kept for validation; the same rows for every method.
+Some rows are kept for validation, the same ones for every method: one in ten and at most 65,536, but half of them where
+that is less than 5,000. A usage that is counted in few rows reads low, whatever the codebook does.
 """
 
 from pathlib import Path
@@ -22,8 +23,8 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, open_ordinary, read_npz, why_not
 
 LEAST_ROWS = 10
-"""One row in ten is kept for validation."""
-VALIDATION_ROWS = 65_536
+ENOUGH_ROWS, MOST_ROWS = 5_000, 65_536
+"""Kept for validation: half of a small file up to so many rows, a tenth of a large one up to so many."""
 CHECKED_NUMBERS = 2**26
 """Of files with so many numbers at most every one is looked at when the file is opened; of larger ones those that are
 drawn."""
@@ -69,10 +70,8 @@ class FeatureFile:
             self._rows = source.detach().cpu() if isinstance(source, Tensor) else source
         self._rows = _checked(self._rows, self.name)
         self.rows, self.dim = self._rows.shape
-        held = np.random.default_rng((0, self.rows)).choice(
-            self.rows, min(self.rows // LEAST_ROWS, VALIDATION_ROWS), replace=False
-        )
-        self._held = np.sort(held)
+        share = max(min(self.rows // 2, ENOUGH_ROWS), min(self.rows // 10, MOST_ROWS))
+        self._held = np.sort(np.random.default_rng((0, self.rows)).choice(self.rows, share, replace=False))
         """Rows for validation."""
         self._shift, self._scale = np.zeros(self.dim, np.float32), np.float32(1)
         if self.rows * self.dim <= CHECKED_NUMBERS:
@@ -87,7 +86,7 @@ class FeatureFile:
             self._scale = np.float32(1 / deviation)
 
     def points(self, count: int, step: int, *, validation: bool = False) -> Float[Tensor, "count D"]:
-        """Rows of a step, drawn with replacement.
+        """Rows of a step, drawn with replacement; for validation without, and so no more than are kept for it.
 
         Args:
             count: how many, at least 1.
@@ -97,12 +96,7 @@ class FeatureFile:
             ValueError: one of them holds NaN or infinity.
         """
         generator = np.random.default_rng((self.seed, 2 if validation else 1, step))
-        if validation:
-            # Without replacement as far as the rows reach.
-            order = [generator.permutation(self._held) for _ in range(-(-count // len(self._held)))]
-            rows = np.concatenate(order)[:count]
-        else:
-            rows = self._training_rows(generator, count)
+        rows = generator.permutation(self._held)[:count] if validation else self._training_rows(generator, count)
         return torch.from_numpy((self._read(rows) - self._shift) * self._scale)
 
     def features(self, points: Float[Tensor, "N D"], progress: float) -> Float[Tensor, "N D"]:
@@ -266,7 +260,7 @@ def _checked(rows: Any, name: str) -> Any:
     )
     require(
         shape[0] >= LEAST_ROWS,
-        f"{name}: features need at least {LEAST_ROWS} rows, since one in ten is kept for validation; got {shape[0]}",
+        f"{name}: features need at least {LEAST_ROWS} rows, since some are kept for validation; got {shape[0]}",
     )
     require_at_most("dimension of the features", shape[1], CODE_DIM)
     return rows

@@ -253,7 +253,7 @@ class _Bench:
         self.source, self.config, self.lab = source, config, lab
         # As many for all methods, whose usage and error can then be compared.
         self.tokens = TOKENS_PER_CODE * max(config.codebook_size, lab.codebook_size)
-        """Features of a validation."""
+        """Features of a validation; of a small file there are fewer."""
 
     def run(self) -> LabRun:
         """All steps, from the lab's seed; torch's own random numbers are as they were afterwards."""
