@@ -364,7 +364,7 @@ class TestFeatureFile:
             with pytest.raises(ValueError, match=f"cut{suffix}"):
                 FeatureFile(whole)
         np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
-        with pytest.raises(ValueError, match=r"objects\.npy is no whole \.npy file of numbers"):
+        with pytest.raises(ValueError, match=r"objects\.npy is no \.npy file, or holds Python objects"):
             FeatureFile(tmp_path / "objects.npy")
         with pytest.raises(ValueError, match="features are a file's path, an array or a tensor; got list"):
             FeatureFile([[1.0, 2.0]])
@@ -384,7 +384,7 @@ class TestFeatureFile:
     def test_parquet_without_its_library_says_what_to_install(self, tmp_path, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
         (tmp_path / "x.parquet").write_bytes(b"PAR1")
-        with pytest.raises(ImportError, match="pip install pyarrow"):
+        with pytest.raises(ValueError, match="pip install pyarrow"):
             FeatureFile(tmp_path / "x.parquet")
 
     def test_parquet_columns_of_numbers_and_bad_lists(self, tmp_path):

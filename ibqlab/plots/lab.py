@@ -229,7 +229,7 @@ class _Plane:
             # An eigenvector's sign is arbitrary and would differ between machines.
             axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
             shares = tuple(values[::-1][:2].clip(0) / max(values.sum(), np.finfo(float).tiny))
-        plane = cls(middle=middle, axes=axes, bounds=(0, 0, 0, 0), shares=shares)
+        plane = cls(middle=middle, axes=axes, bounds=(0.0, 0.0, 0.0, 0.0), shares=shares)
         codes = [
             plane.place(snapshot["codebook"][:: max(1, len(snapshot["codebook"]) // 512)]) for snapshot in snapshots
         ]
@@ -368,7 +368,7 @@ def _tokens_text(tokens: pd.Series, sizes: pd.Series) -> str:
     """How many features hits were counted in, with a word where they are too few for so many codes."""
     few = tokens.min() < TOKENS_PER_CODE * sizes.max()
     remark = f", fewer than 10·K = {TOKENS_PER_CODE * int(sizes.max()):,}: usage reads low" if few else ""
-    return f"{style.number_range(tokens)} validation features{remark}"
+    return f"{style.number_range(tokens.astype(float))} validation features{remark}"
 
 
 def _handles() -> list[Line2D]:

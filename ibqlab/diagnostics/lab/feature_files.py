@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ibqlab.base.checks import CODE_DIM, SEED, require, require_at_most, require_between, require_memory
+from ibqlab.base.checks import CODE_DIM, SEED, memory_bytes, require, require_at_most, require_between, require_memory
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, open_ordinary, read_npz, why_not
 
@@ -155,18 +155,23 @@ def _open(path: Path, column: str) -> Any:
         if suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
         if suffix == ".npz":
-            arrays = read_npz(path, _FILE_BYTES)
+            arrays = read_npz(path, min(_FILE_BYTES, memory_bytes() or _FILE_BYTES))
             return arrays[_chosen(path, column, list(arrays), "array")]
         if suffix == ".safetensors":
             return _open_safetensors(path, column)
         return _open_parquet(path, column)
-    except (UnreadableFile, FileNotFoundError, ImportError):
+    except (UnreadableFile, FileNotFoundError):
         raise
     except OSError as error:
         raise UnreadableFile(f"{path.name}: {why_not(error)}") from None
     except (ValueError, EOFError) as error:
         if str(error).startswith(path.name):
             raise
+        if "pickle" in str(error):  # what NumPy says of any file that is none of its own
+            raise ValueError(
+                f"{path.name} is no {suffix} file, or holds Python objects, which could run code; write the features "
+                "with numpy.save('features.npy', features.astype('float32'))"
+            ) from None
         reason = for_terminal(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
         raise ValueError(f"{path.name} is no whole {suffix} file of numbers ({reason}); write it again") from None
 
@@ -188,7 +193,7 @@ def _open_parquet(path: Path, column: str) -> np.ndarray:
         import pyarrow as arrow  # noqa: PLC0415 - only this format needs it
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError:
-        raise ImportError(
+        raise ValueError(
             f"{path.name}: reading Parquet needs pyarrow: pip install pyarrow. Or save the features with numpy.save"
         ) from None
     try:
