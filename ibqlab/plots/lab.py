@@ -41,7 +41,7 @@ _FACTS = (
 )
 """What a panel's table says once, in its first row."""
 _MEASURES = ("validation_usage", "validation_perplexity", "gradient_reach", "validation_quantization_error")
-FRAME_DPI = 100
+FRAME_DPI = 100.0
 """Of an animation: 720 pixels wide."""
 
 

@@ -167,7 +167,7 @@ def _open(path: Path, column: str) -> Any:
     except (ValueError, EOFError) as error:
         if str(error).startswith(path.name):
             raise
-        if "pickle" in str(error):  # what NumPy says of any file that is none of its own
+        if "pickle" in str(error) or "Python objects" in str(error):  # the first NumPy says of any file not its own
             raise ValueError(
                 f"{path.name} is no {suffix} file, or holds Python objects, which could run code; write the features "
                 "with numpy.save('features.npy', features.astype('float32'))"
