@@ -66,7 +66,7 @@ class LabResult:
         frames = [
             pd.DataFrame(list(run.rows)).assign(
                 method=label,
-                init=INITIALISATIONS[run.config.codebook_init],
+                init=_start(run.config),
                 codebook_size=run.config.codebook_size,
                 code_dim=run.config.code_dim,
                 seed=self.seed,
@@ -107,7 +107,7 @@ class LabResult:
         return {
             "method": label,
             "quantizer": run.config.config_name,
-            "start": INITIALISATIONS[run.config.codebook_init],
+            "start": _start(run.config),
             "codebook_size": run.config.codebook_size,
             "usage": last["validation_usage"],
             "least_usage": min(row["validation_usage"] for row in validations),
@@ -129,3 +129,8 @@ def error_share(snapshot: Mapping[str, np.ndarray]) -> float:
     codes = snapshot["codebook"].astype(np.float64)[snapshot["assignments"]]
     variance = features.var(0).sum()
     return float(np.square(features - codes).sum(1).mean() / variance) if variance > 0 else float("nan")
+
+
+def _start(config: QuantizerConfig) -> str:
+    """Where a codebook started, as figures write it."""
+    return INITIALISATIONS.get(config.codebook_init, config.codebook_init)
