@@ -167,6 +167,12 @@ class TestRun:
         never = end["last_hit"] < 0
         assert never.any() and np.array_equal(start["codebook"][never], end["codebook"][never])
 
+    def test_a_grid_of_many_codes_costs_no_more_than_it_teaches(self, monkeypatch):
+        monkeypatch.setattr(laboratory, "MOST_VALIDATED", 200)
+        wide = run_lab(World(dim=10), ["lfq"], **SMALL | {"steps": 1})
+        assert wide.table()[["codebook_size", "tokens"]].iloc[0].tolist() == [1024, 200]
+        assert "fewer than 10·K = 10,240" in plot_lab_curves(wide.metrics).get_supxlabel().replace("\n", " ")
+
     def test_error_share_is_the_variance_that_is_lost(self, result):
         last = result.snapshot("vq")
         codes, features = last["codebook"][last["assignments"]], last["features"]

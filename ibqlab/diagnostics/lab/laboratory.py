@@ -32,8 +32,11 @@ from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, make_quantizer, 
 from ibqlab.runs import Run
 from ibqlab.runs.metrics import read_rows
 
-PROBE_TOKENS = 256
-"""Tokens on which the recorder measures distances and softmax perplexity, at most."""
+PROBE_TOKENS, PROBE_SCORES = 256, 2**20
+"""Tokens on which the recorder measures distances and softmax perplexity, at most; fewer of a grid of many codes, so
+that there are no more scores than this."""
+MOST_VALIDATED = 65_536
+"""Features of a validation, at most: a grid of 2^16 codes would else be validated on more than it is trained on."""
 LEAST_SNAPSHOT_FEATURES, MOST_SNAPSHOT_FEATURES = 512, 2048
 MOST_METHODS = 100
 
@@ -252,7 +255,7 @@ class _Bench:
     def __init__(self, source: World | FeatureFile, config: QuantizerConfig, lab: LabSettings):
         self.source, self.config, self.lab = source, config, lab
         # As many for all methods, whose usage and error can then be compared.
-        self.tokens = TOKENS_PER_CODE * max(config.codebook_size, lab.codebook_size)
+        self.tokens = min(MOST_VALIDATED, TOKENS_PER_CODE * max(config.codebook_size, lab.codebook_size))
         """Features of a validation; of a small file there are fewer."""
 
     def run(self) -> LabRun:
@@ -271,8 +274,9 @@ class _Bench:
         networks = [network for network in (self.quantizer, self.encoder, self.decoder) if network is not None]
         parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=lab.learning_rate) if parameters else None
-        window = -(-self.tokens // lab.batch_size) * lab.batch_size
-        self.recorder = Recorder(self.quantizer, window, PROBE_TOKENS)
+        window = -(-self.tokens // lab.batch_size) * lab.batch_size  # whole steps
+        probe = max(16, min(PROBE_TOKENS, PROBE_SCORES // self.config.codebook_size))
+        self.recorder = Recorder(self.quantizer, window, probe)
         self.validation_points = self.source.points(self.tokens, 0, validation=True)
         shown = min(MOST_SNAPSHOT_FEATURES, max(LEAST_SNAPSHOT_FEATURES, self.tokens))
         self.snapshot_points = self.source.points(shown, 0, validation=True)
