@@ -33,6 +33,7 @@ from ibqlab.plots import (
     plot_usage_histogram,
 )
 from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
+from ibqlab.plots.lab import plot_lab_curves, plot_lab_plane
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.printing import print_style
 from ibqlab.plots.style import extend_caption, mark_too_short, method_label
@@ -51,6 +52,8 @@ BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "curves": lambda table: plot_generator_curves(table.assign(unit="bits")),
     "scaling": plot_scaling,
     "token_scaling": plot_token_scaling,
+    "codes_": plot_lab_plane,
+    "lab_curves": plot_lab_curves,
 }
 """How a figure's name begins → what draws it from its CSV."""
 

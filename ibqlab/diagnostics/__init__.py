@@ -11,6 +11,7 @@ alarm.py         signs of collapse in a run's rows, told once each
 alarm_rules.py   what each rule of the alarm looks at, its threshold, and what it says
 explain.py       the band in which a softmax teaches; drift of features and codes
 lifetimes.py     how long codes live, and usage to expect from fewer tokens
+lab/             all of it without images: clusters in a plane, or features of yours, by several methods side by side
 projection.py    codes and features in one jointly fitted plane
 umap_fit.py      that plane by UMAP
 """

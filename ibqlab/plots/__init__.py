@@ -15,6 +15,7 @@ steps.py            what panels against the training step share
 histogram.py        hits per code by rank
 code_map.py         codes and features in one plane, dead codes marked
 map_details.py      what the marks of a map would hide
+lab.py              several methods of the lab in one plane, and as an animation
 reconstructions.py  images before and after the codebook
 gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric

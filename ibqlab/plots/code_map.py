@@ -26,10 +26,10 @@ Counts = Int[np.ndarray, "K"] | Int[Tensor, "K"]
 Panel = tuple[Projection, int, Counts | None]
 """What one panel shows: a projection, the number of the frame (−1: the last), and hits per code or None."""
 
-_FEATURE_GREY = "#BDBDBD"
-_DEAD_COLOR = "#3C3C3C"
+FEATURE_GREY = "#BDBDBD"
+DEAD_COLOR = "#3C3C3C"
 _CODE_COLOR = "#0072B2"
-_HITS_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0.22, 1.0, 256)), name="hits")
+HITS_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0.22, 1.0, 256)), name="hits")
 """Blue to yellow, which no kind of colour blindness mixes up; its dark end is left to the dead codes."""
 _COLUMNS = 3
 _FACTS = (
@@ -181,13 +181,13 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: floa
     dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False, kind="stable")
     unknown = codes[codes["hits"].isna()]
     axes.scatter(
-        features["x"], features["y"], s=5 * area, color=_FEATURE_GREY, linewidths=0, alpha=0.6, label="features"
+        features["x"], features["y"], s=5 * area, color=FEATURE_GREY, linewidths=0, alpha=0.6, label="features"
     )
     # Hundreds of crosses in one place stay a grey haze that codes in use stand out from.
     axes.scatter(
         *(dead["x"], dead["y"]),
         s=11 * area,
-        color=_DEAD_COLOR,
+        color=DEAD_COLOR,
         marker="x",
         linewidths=min(0.5, 0.9 * area**0.5),
         alpha=0.45,
@@ -204,7 +204,7 @@ def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: floa
             * max(0.4, min(1, np.sqrt(200 / max(1, len(live)))))
             * (14 + 36 * norm(live["hits"].to_numpy()).clip(0, 1)),
             c=live["hits"],
-            cmap=_HITS_COLORS,
+            cmap=HITS_COLORS,
             norm=norm,
             edgecolors="black",
             linewidths=0.45 * area**0.5,
@@ -232,7 +232,7 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
 
 def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series, rows: int) -> None:
     """One colour bar of hits for all panels."""
-    scale = figure.colorbar(ScalarMappable(norm, _HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
+    scale = figure.colorbar(ScalarMappable(norm, HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
     scale.set_label(f"hits per code in {number_range(tokens)} tokens")
     write_numbers(scale.ax.yaxis, ",.0f")
     fix_tick_size(scale.ax)
@@ -241,16 +241,16 @@ def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Serie
 def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
     """What each mark means, only for marks that appear."""
     codes = table[table["kind"] == "code"]
-    handles = [_dot("encoder features", color=_FEATURE_GREY, marker="o", markersize=4)]
+    handles = [_dot("encoder features", color=FEATURE_GREY, marker="o", markersize=4)]
     if codes["hits"].isna().any():
         handles.append(_dot("codes", color=_CODE_COLOR, marker="o", markersize=5))
     if (codes["hits"] > 0).any():
-        color = _HITS_COLORS(0.5)
+        color = HITS_COLORS(0.5)
         handles.append(
             _dot("codes in use", color=color, marker="o", markersize=6, markeredgecolor="black", markeredgewidth=0.5)
         )
     if (codes["hits"] == 0).any():
-        handles.append(_dot("dead codes (no hit)", color=_DEAD_COLOR, marker="x", markersize=5))
+        handles.append(_dot("dead codes (no hit)", color=DEAD_COLOR, marker="x", markersize=5))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.3, columnspacing=1.4)
 
 

@@ -25,6 +25,26 @@ class EvaluationPreset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabPreset:
+    """Sizes of the lab without images."""
+
+    playground: tuple[str, ...]
+    """Methods of the notebook of this name, as they are typed."""
+    features_lab: tuple[str, ...]
+    """Likewise."""
+    codebook_size: int
+    """K, codes."""
+    steps: int
+    """Of every method."""
+    batch_size: int = 512
+    """Features of a step."""
+    learning_rate: float = 0.01
+    """Adam's."""
+    snapshots: int = 32
+    """Steps that leave a snapshot: the frames of the animation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """What one word stands for, by use; empty: the word has no meaning there."""
 
@@ -36,11 +56,22 @@ class Preset:
     """The same, where many pairs are trained to compare them."""
     evaluation: EvaluationPreset | None = None
     """How tokenizers are measured. Where `tokenizer` is empty, too, a checkpoint must be named, and images."""
+    lab: LabPreset | None = None
+    """Sizes of the lab without images."""
 
 
 _SMALL = ("rfid", "lpips_vgg", "psnr", "ssim", "usage", "perplexity")
 _SMOKE_PAIR = ("builtin/smoke", "builtin/smoke_generator")
 _DIGITS_PAIR = ("builtin/digits", "builtin/digits_generator")
+_METHODS = (
+    *("vq", "vq codebook_init=normal", "vq codebook_init=kmeans", "vq codebook_init=normal revive_after=20"),
+    *("vq_ema", "vq_cosine codebook_init=normal", "simvq", "soft_vq", "ibq"),
+)
+_IN_THE_PLANE = (*_METHODS, "vq_ema revive_after=20", "ibq codebook_init=uniform", "lfq")
+_OF_FEATURES = (*_METHODS, "vq_ema revive_after=20", "ibq codebook_init=uniform", "ibq codebook_init=unit")
+_SMOKE_LAB = LabPreset(playground=("vq", "ibq"), features_lab=("vq", "ibq"), codebook_size=32, steps=12, snapshots=4)
+_DEMO_LAB = LabPreset(playground=_IN_THE_PLANE, features_lab=_OF_FEATURES, codebook_size=256, steps=400)
+_LAPTOP_LAB = LabPreset(playground=_IN_THE_PLANE, features_lab=_OF_FEATURES, codebook_size=1024, steps=400)
 
 
 def _trial(images: int) -> EvaluationPreset:
@@ -50,9 +81,11 @@ def _trial(images: int) -> EvaluationPreset:
 
 
 PRESETS = {
-    "smoke": Preset(tokenizer="builtin/smoke", generator=_SMOKE_PAIR, link=_SMOKE_PAIR, evaluation=_trial(128)),
-    "demo": Preset(),
-    "laptop": Preset(tokenizer="builtin/photos", link=_DIGITS_PAIR, evaluation=_trial(1024)),
+    "smoke": Preset(
+        tokenizer="builtin/smoke", generator=_SMOKE_PAIR, link=_SMOKE_PAIR, evaluation=_trial(128), lab=_SMOKE_LAB
+    ),
+    "demo": Preset(lab=_DEMO_LAB),
+    "laptop": Preset(tokenizer="builtin/photos", link=_DIGITS_PAIR, evaluation=_trial(1024), lab=_LAPTOP_LAB),
     "digits": Preset(tokenizer="builtin/digits", generator=_DIGITS_PAIR),
     "photos": Preset(generator=("builtin/photos", "builtin/photos_generator")),
     "h200": Preset(tokenizer="h200/photos"),

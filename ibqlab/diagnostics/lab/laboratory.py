@@ -1,0 +1,370 @@
+"""The lab: several quantizers over the same features, without images, recorded exactly like training.
+
+    result = run_lab(World(clusters=12), {"VQ": {"name": "vq"}, "IBQ": {"name": "ibq"}}, codebook_size=64)
+    result.table()
+
+What one step does is what a training step does: the quantizer's forward pass, its loss and a reconstruction loss, one
+Adam step, the same recorder. Where the encoder does not learn, the decoder is the identity: the reconstruction loss is
+the squared distance of features and codes, with whatever gradient the method lets through to its codes.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, check_numbers, require, require_between, require_choice
+from ibqlab.base.measures import TERM
+from ibqlab.base.progress import ProgressLine
+from ibqlab.config import ConfigError, parse, to_dict
+from ibqlab.diagnostics.lab.feature_files import FeatureFile
+from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabResult, LabRun
+from ibqlab.diagnostics.lab.worlds import World
+from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
+from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
+from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, make_quantizer, quantizer_config
+from ibqlab.runs import Run
+from ibqlab.runs.metrics import read_rows
+
+PROBE_TOKENS, PROBE_SCORES = 256, 2**20
+"""Tokens on which the recorder measures distances and softmax perplexity, at most; fewer of a grid of many codes, so
+that there are no more scores than this."""
+MOST_VALIDATED = 65_536
+"""Features of a validation, at most: a grid of 2^16 codes would else be validated on more than it is trained on."""
+LEAST_SNAPSHOT_FEATURES, MOST_SNAPSHOT_FEATURES = 512, 2048
+MOST_METHODS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabSettings:
+    """What all methods of a lab have in common."""
+
+    codebook_size: int = 256
+    """K of methods that do not say theirs, codes, at least 2."""
+    codebook_init: str = ""
+    """Start of the codebook of methods that do not say theirs: "uniform", "normal", "unit" or "kmeans"; empty: each
+    method's own."""
+    steps: int = 400
+    """Steps of every run, at least 1."""
+    batch_size: int = 512
+    """Features of a step, at least 1."""
+    learning_rate: float = 0.01
+    """Adam's, of codes and of a learning encoder, > 0. Training of images: 0.0001; here a run has few steps."""
+    snapshots: int = 24
+    """How many steps leave a snapshot and are validated, at least 2; the early ones lie closer together, because
+    collapse is decided there."""
+    log_every: int = 10
+    """Steps between two rows, behind the first 50, which have a row each."""
+    seed: int = 0
+    """Of codebooks and of a learning encoder, the same for all methods."""
+
+    def __post_init__(self):
+        check_numbers(self)
+        require_between("codebook_size", self.codebook_size, 2, CODES)
+        require_between("steps", self.steps, 1, STEPS)
+        require_between("batch_size", self.batch_size, 1, BATCH)
+        require_between("snapshots", self.snapshots, 2, 1000)
+        require_between("log_every", self.log_every, 1, STEPS)
+        require_between("seed", self.seed, 0, SEED)
+        if self.codebook_init:
+            require_choice("codebook_init", self.codebook_init, [start for start in INITIALISATIONS if start != "grid"])
+        require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """Steps with a snapshot, first and last included: half of them evenly spaced, half on a logarithmic scale."""
+        half = self.snapshots // 2
+        early = np.geomspace(1, self.steps, half + 1).round().astype(int)
+        even = np.linspace(0, self.steps, self.snapshots - half).round().astype(int)
+        return sorted({0, self.steps, *early.tolist(), *even.tolist()})
+
+    def logs(self, step: int) -> bool:
+        """Whether a step has a row."""
+        return step <= FIRST_STEPS or step % self.log_every == 0 or step == self.steps
+
+
+def run_lab(
+    features: World | FeatureFile,
+    methods: Mapping[str, Any] | Sequence[str],
+    *,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> LabResult:
+    """Quantize features with several methods, and record what becomes of each codebook.
+
+    Args:
+        features: a world, or a file of yours.
+        methods: label → quantizer, as `{"VQ": {"name": "vq", "codebook_init": "normal"}}` or as a config; or a list of
+            registered names. Code dimension, and codebook size where it is not given, are filled in.
+        folder: where each method becomes a run folder, which every reader of runs opens. A run that is finished there
+            with the same settings is read, not made again.
+        progress: show where the work stands.
+        **settings: fields of `LabSettings`: codebook_size, codebook_init, steps, batch_size, learning_rate, snapshots,
+            log_every, seed.
+    Returns:
+        Rows and snapshots of all methods.
+    Raises:
+        ValueError: settings that cannot be; nothing has been computed then.
+        RunError: a folder holds a run with other settings, or cannot be written.
+    Cost: about steps × batch_size × K × D × 6 operations per method, and a validation of 10·K features per snapshot.
+    """
+    lab = _settings(settings)
+    configs = lab_methods(features, methods, lab)
+    if folder is not None:
+        check_folder(features, configs, lab, folder)
+    folders, runs = _folders(configs, folder), {}
+    with ProgressLine(progress) as line:
+        for number, (label, config) in enumerate(configs.items(), start=1):
+            line.show(f"lab: {label}, {number} of {len(configs)} methods")
+            runs[label] = _run_or_read(features, label, config, lab, folders[label])
+    return LabResult(
+        runs=runs,
+        features=features.describe(),
+        steps=lab.steps,
+        seed=lab.seed,
+        folder=None if folder is None else Path(folder),
+    )
+
+
+def lab_methods(
+    features: World | FeatureFile, methods: Mapping[str, Any] | Sequence[str], lab: LabSettings
+) -> dict[str, QuantizerConfig]:
+    """The quantizers that a lab's methods describe, by label.
+
+    Raises:
+        ValueError: no method, a name given twice, or settings that cannot be; the message begins with the label.
+    """
+    if not isinstance(methods, Mapping):
+        names = list(methods)
+        require(
+            len(set(map(str, names))) == len(names), f"methods holds a name twice: {names}; give labels: {{label: …}}"
+        )
+        methods = {str(name): {"name": name} for name in names}
+    require(0 < len(methods) <= MOST_METHODS, f"methods must name 1 to {MOST_METHODS} quantizers; got {len(methods)}")
+    configs = {}
+    for label, settings in methods.items():
+        try:
+            configs[str(label)] = _method_config(settings, features.dim, lab)
+        except ValueError as error:
+            raise ConfigError(f"method {str(label)!r}: {error}") from None
+    return configs
+
+
+def check_folder(
+    features: World | FeatureFile, configs: Mapping[str, QuantizerConfig], lab: LabSettings, folder: str | Path
+) -> None:
+    """Refuse a folder with runs of other settings, before anything is computed or written.
+
+    Raises:
+        RunError: the first of them; the message names the settings that differ.
+    """
+    for label, path in _folders(configs, folder).items():
+        Run.check(path, _run_config(features, label, configs[label], lab))
+
+
+def _settings(settings: Mapping[str, Any]) -> LabSettings:
+    return parse(LabSettings, settings, source="settings of the lab")
+
+
+def _method_config(settings: Any, dim: int, lab: LabSettings) -> QuantizerConfig:
+    """A method's settings, complete: size, dimension and start are the lab's where the method does not say its own."""
+    if isinstance(settings, QuantizerConfig):
+        config = settings
+    else:
+        is_named = isinstance(settings, Mapping) and "name" in settings
+        default = quantizer_config({"name": settings["name"]} if is_named else settings)  # refuses what has no name
+        filled = type(default).sized(settings.get("codebook_size", lab.codebook_size), dim)
+        if lab.codebook_init and default.codebook_init != "grid":
+            filled["codebook_init"] = lab.codebook_init
+        config = quantizer_config({**filled, **settings})
+    require(
+        config.code_dim == dim,
+        f"code_dim must be the dimension of the features, {dim}; got {config.code_dim}. Leave it out",
+    )
+    return config
+
+
+def _folders(configs: Mapping[str, QuantizerConfig], folder: str | Path | None) -> dict[str, Path | None]:
+    """A run folder per method, named by its label as far as a file system takes it."""
+    if folder is None:
+        return dict.fromkeys(configs)
+    names = {
+        label: "".join(c if c.isalnum() or c in "-_." else "_" for c in label).strip("._")[:80] for label in configs
+    }
+    names = {label: name or "method" for label, name in names.items()}
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {
+        label: Path(folder) / (f"{name}-{number}" if name in twice else name)
+        for number, (label, name) in enumerate(names.items(), start=1)
+    }
+
+
+def _run_config(features: World | FeatureFile, label: str, config: QuantizerConfig, lab: LabSettings) -> dict[str, Any]:
+    """What a lab run's config.yaml holds, with names where readers of runs look for them."""
+    shared = {name: value for name, value in vars(lab).items() if not name.startswith("codebook_")}
+    return {"lab": {"label": label, **features.settings()}, **shared, "tokenizer": {"quantizer": to_dict(config)}}
+
+
+def _run_or_read(
+    features: World | FeatureFile, label: str, config: QuantizerConfig, lab: LabSettings, path: Path | None
+) -> LabRun:
+    """A method's run: made, or read where its folder holds it finished."""
+    if path is None:
+        return _Bench(features, config, lab).run()
+    run = Run.start(path, _run_config(features, label, config, lab), claim=True)
+    try:
+        if run.status == "finished" and run.snapshot_steps == lab.snapshot_steps:
+            return _read(run, config)
+        if not run.is_new:
+            # Made again from its first step: a lab run takes seconds.
+            run.truncate_metrics(-1)
+            run.drop_snapshots_after(-1)
+        made = _Bench(features, config, lab).run()
+        for step, arrays in made.snapshots.items():
+            run.save_snapshot(step, **arrays)
+        for row in made.rows:
+            run.log(row)
+        run.finish("finished", duration_s=round(made.seconds, 3), seed=lab.seed, features=features.describe())
+        return made
+    finally:
+        run.release()
+
+
+def _read(run: Run, config: QuantizerConfig) -> LabRun:
+    """A finished run out of its folder."""
+    snapshots = {step: run.snapshot(step) for step in run.snapshot_steps}
+    return LabRun(config=config, rows=tuple(read_rows(run.path)), snapshots=snapshots, seconds=run.duration)
+
+
+class _Bench:
+    """One method at work.
+
+    Args:
+        source: of the points.
+        config: of the quantizer.
+        lab: what all methods have in common.
+    """
+
+    def __init__(self, source: World | FeatureFile, config: QuantizerConfig, lab: LabSettings):
+        self.source, self.config, self.lab = source, config, lab
+        # As many for all methods, whose usage and error can then be compared.
+        self.tokens = min(MOST_VALIDATED, TOKENS_PER_CODE * max(config.codebook_size, lab.codebook_size))
+        """Features of a validation; of a small file there are fewer."""
+
+    def run(self) -> LabRun:
+        """All steps, from the lab's seed; torch's own random numbers are as they were afterwards."""
+        began = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.lab.seed)
+            self.quantizer = make_quantizer(self.config)  # first, so that equal codebooks start at equal codes
+            self.encoder, self.decoder = self.source.networks() or (None, None)
+            self._start()
+            rows, snapshots = self._steps()
+        return LabRun(config=self.config, rows=tuple(rows), snapshots=snapshots, seconds=time.perf_counter() - began)
+
+    def _start(self) -> None:
+        lab = self.lab
+        networks = [network for network in (self.quantizer, self.encoder, self.decoder) if network is not None]
+        parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=lab.learning_rate) if parameters else None
+        window = -(-self.tokens // lab.batch_size) * lab.batch_size  # whole steps
+        probe = max(16, min(PROBE_TOKENS, PROBE_SCORES // self.config.codebook_size))
+        self.recorder = Recorder(self.quantizer, window, probe)
+        self.validation_points = self.source.points(self.tokens, 0, validation=True)
+        shown = min(MOST_SNAPSHOT_FEATURES, max(LEAST_SNAPSHOT_FEATURES, self.tokens))
+        self.snapshot_points = self.source.points(shown, 0, validation=True)
+
+    def _steps(self) -> tuple[list[dict[str, Any]], dict[int, dict[str, np.ndarray]]]:
+        lab, due = self.lab, set(self.lab.snapshot_steps)
+        rows, snapshots = [], {}
+        for step in range(lab.steps + 1):
+            row = self._learn(step) if step else {}
+            if step in due or step in EARLY_STEPS:
+                counts, measured = self._validate(step)
+                row = (row or {}) | measured
+                if step in due:
+                    snapshots[step] = self._snapshot(step, counts)
+            if row:
+                rows.append({"step": step, **row})
+        return rows, snapshots
+
+    def _learn(self, step: int) -> dict[str, Any] | None:
+        """One step; its row where it is logged."""
+        logging = self.lab.logs(step)
+        if logging:
+            self.recorder.before_step()
+        self.quantizer.progress = (step - 1) / self.lab.steps
+        points = self.source.points(self.lab.batch_size, step)
+        features = self._encode(points, self.quantizer.progress)
+        out = self.quantizer(features)
+        quantized = out.quantized.flatten(1)
+        # Without a decoder what is to be rebuilt are the features themselves.
+        target, rebuilt = (
+            (features.detach().flatten(1), quantized) if self.decoder is None else (points, self.decoder(quantized))
+        )
+        loss = nn.functional.mse_loss(rebuilt, target) + out.loss
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"{self.config.config_name}: the loss is {loss.item()} at step {step}; lower learning_rate, or bring "
+                "the features to the codes' scale with standardise=True"
+            )
+        error = self._error(features, out.indices) if logging else None
+        if loss.requires_grad:
+            loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.recorder.observe(out.indices, step)
+        row = None
+        if logging:
+            terms = {f"{TERM}{name}": term.item() for name, term in out.terms.items()}
+            row = {"loss": loss.item(), "quantizer_loss": out.loss.item(), **terms, "quantization_error": error}
+            row |= self.recorder.report(features, step)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+        return row
+
+    def _encode(self, points: Float[Tensor, "N D"], progress: float) -> Float[Tensor, "N D 1 1"]:
+        """Features of points, one token per image."""
+        features = self.source.features(points, progress) if self.encoder is None else self.encoder(points)
+        return features[:, :, None, None]
+
+    @torch.no_grad()
+    def _error(self, features: Tensor, indices: Tensor) -> float:
+        """Mean squared difference of features and their codes."""
+        codes = self.quantizer.look_up(indices).flatten(0, 2)
+        return float((features.detach().flatten(1) - codes).square().mean())
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> tuple[Tensor, dict[str, Any]]:
+        """Hits per code among features that training does not see, and the numbers of a row."""
+        size = self.config.codebook_size
+        self.quantizer.eval()
+        features = self._encode(self.validation_points, step / self.lab.steps)
+        indices = self.quantizer.encode(features)
+        self.quantizer.train()
+        counts = count_indices(indices, size)
+        row = {
+            "validation_usage": int((counts > 0).sum()) / size,
+            "validation_perplexity": perplexity(counts),
+            "validation_tokens": int(counts.sum()),
+            "validation_quantization_error": self._error(features, indices),
+        }
+        return counts, row
+
+    @torch.no_grad()
+    def _snapshot(self, step: int, counts: Tensor) -> dict[str, np.ndarray]:
+        """Codes and features as they stand, arrays as in a training run's snapshot."""
+        self.quantizer.eval()
+        features = self._encode(self.snapshot_points, step / self.lab.steps)
+        indices = self.quantizer.encode(features)
+        self.quantizer.train()
+        codebook = self.quantizer.codebook.detach().float().clone()
+        arrays = (codebook, features.flatten(1), indices.flatten(), counts, self.recorder.last_hits())
+        return {name: array.numpy().copy() for name, array in zip(SNAPSHOT_ARRAYS, arrays, strict=True)}
