@@ -136,7 +136,6 @@ _LISTED = (
         least=1.0,
         label="perplexity",
     ),
-    Quantity("quantization_error", "quantization error", "", "mean squared difference of feature and code", "lower"),
     Quantity("feature_norm", "norm of features", "", "length of the encoder's features", label="mean norm"),
     Quantity("code_norm", "norm of codes", "", "length of the codes", label="mean norm"),
     Quantity("feature_to_code_distance", "features to codes", "", "distance of a feature to its nearest code, mean"),

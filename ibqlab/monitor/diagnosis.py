@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 4096
 """Tokens on which distances, norms and softmax are measured; hits are counted on all."""
-_DEFINITIONS = {
-    "winner_margin": "1 − distance to the nearest code over that to the second nearest, mean over tokens",
-    "quantization_error": "mean squared difference of a feature and its code",
-}
-"""Of what no run measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +55,12 @@ class Diagnosis:
     @cached_property
     def lines(self) -> list[tuple[str, str, str]]:
         """Title, value with its unit, and meaning of each number."""
-        from ibqlab.base.measures import is_measure, measure, whole_or_short
+        from ibqlab.base.measures import measure
 
         rows = [("usage", str(self.usage), measure("usage").definition)]
         known = self.numbers | {"usage_tokens": self.usage.tokens}
         for key, value in self.numbers.items():
-            if is_measure(key):
-                rows.append((measure(key).title, measure(key).text(value, known), measure(key).definition))
-            else:
-                rows.append((key.replace("_", " "), whole_or_short(value), _DEFINITIONS[key]))
+            rows.append((measure(key).title, measure(key).text(value, known), measure(key).definition))
         return rows
 
     def __str__(self) -> str:
