@@ -201,11 +201,7 @@ class _TokenizerTrainer(Trainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         rank, recorder = self.fabric.global_rank, state["recorder"]
         self.recorder.load_state_dict(
-            {
-                "window": recorder["window"][rank],
-                "last_hit": recorder["last_hit"][rank],
-                "cursor": recorder["cursor"],
-            }
+            {"window": recorder["window"][rank], "last_hit": recorder["last_hit"][rank], "cursor": recorder["cursor"]}
         )
         self.recorder_seconds = state["recorder_seconds"]
 
