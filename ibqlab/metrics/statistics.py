@@ -245,8 +245,7 @@ def _two_matrices(samples: Tensor | np.ndarray, reference: Tensor | np.ndarray, 
 def _matrix(name: str, values: Tensor | np.ndarray, least: int) -> Float[Tensor, "N D"]:
     rows = to_vectors(values, name)
     require(
-        len(rows) >= least,
-        f"{name} must be (N, D) with at least {least} rows, one per image; got {tuple(rows.shape)}",
+        len(rows) >= least, f"{name} must be (N, D) with at least {least} rows, one per image; got {tuple(rows.shape)}"
     )
     _check_finite(rows)
     return rows.detach().cpu().double()

@@ -8,12 +8,7 @@ which makes a network of a checkpoint, then `reading`.
 """
 
 from ibqlab.pretrained.checkpoint import Checkpoint
-from ibqlab.pretrained.export import (
-    export_generator,
-    export_published,
-    export_published_generator,
-    export_tokenizer,
-)
+from ibqlab.pretrained.export import export_generator, export_published, export_published_generator, export_tokenizer
 from ibqlab.pretrained.hub import (
     PUBLISHED,
     PUBLISHED_GENERATORS,

@@ -99,11 +99,7 @@ def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
 
 
 def check_complete(
-    tensors: Mapping[str, Tensor],
-    names: Collection[str],
-    model: Mapping[str, Tensor],
-    *,
-    network: str = "tokenizer",
+    tensors: Mapping[str, Tensor], names: Collection[str], model: Mapping[str, Tensor], *, network: str = "tokenizer"
 ) -> None:
     """Every expected tensor is there and no other, each with the shape and kind of number that the model has.
 

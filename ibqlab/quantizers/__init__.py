@@ -27,12 +27,7 @@ from ibqlab.quantizers.from_function import quantizer_from
 from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizerConfig
 from ibqlab.quantizers.index_backprop import IndexBackprop, index_backprop
 from ibqlab.quantizers.indices import to_indices
-from ibqlab.quantizers.lfq import (
-    LookupFreeQuantizer,
-    LookupFreeQuantizerConfig,
-    factorize_indices,
-    join_indices,
-)
+from ibqlab.quantizers.lfq import LookupFreeQuantizer, LookupFreeQuantizerConfig, factorize_indices, join_indices
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig, mixture_of_codes
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 

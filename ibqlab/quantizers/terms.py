@@ -41,10 +41,7 @@ def pair_terms(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> d
 
     commitment = mean‖sg(c) − z‖², codebook = mean‖c − sg(z)‖²: equal values, different receivers of the gradient.
     """
-    return {
-        "commitment": F.mse_loss(features, codes.detach()),
-        "codebook": F.mse_loss(codes, features.detach()),
-    }
+    return {"commitment": F.mse_loss(features, codes.detach()), "codebook": F.mse_loss(codes, features.detach())}
 
 
 @dataclass(frozen=True, kw_only=True)

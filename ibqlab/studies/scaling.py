@@ -25,10 +25,7 @@ from ibqlab.studies.pages import join_parts, picture, to_markdown, too_short_not
 from ibqlab.studies.study import Study
 from ibqlab.studies.table_files import read_table
 
-FITTED = {
-    "used_codes": "codes in use",
-    "mse": "squared error (images of 0 to 1)",
-}
+FITTED = {"used_codes": "codes in use", "mse": "squared error (images of 0 to 1)"}
 """Quantities that power laws in K are fitted to."""
 SETTINGS = ["method", "init", "codebook_size", "code_dim"]
 LAW_COLUMNS = ["quantity", "method", "code_dim", "factor", "exponent", "low", "high", "points"]

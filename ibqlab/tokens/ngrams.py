@@ -116,11 +116,7 @@ def measure_ngrams(
 
 
 def _splits(
-    training: Tokens,
-    validation: HeldOutTokens,
-    codebook_size: int,
-    grid: tuple[int, int],
-    labels: BothLabels | None,
+    training: Tokens, validation: HeldOutTokens, codebook_size: int, grid: tuple[int, int], labels: BothLabels | None
 ) -> tuple[_Split, _Split]:
     """Both splits with their contexts, refused where they do not fit."""
     codebook_size = whole_number("codebook_size", codebook_size, 1, LARGEST_CODEBOOK)

@@ -40,11 +40,7 @@ class Session(NamedTuple):
 
 @contextmanager
 def training_session(
-    path: str | Path,
-    config: RunConfig,
-    data: Mapping[str, Any],
-    accept_changed_data: bool,
-    depends_on_steps: str,
+    path: str | Path, config: RunConfig, data: Mapping[str, Any], accept_changed_data: bool, depends_on_steps: str
 ) -> Iterator[Session]:
     """The run folder, made or claimed to be resumed, and the processes of the run; both are let go of at the end.
 

@@ -10,14 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ibqlab.base.checks import require
-from ibqlab.data import (
-    Batch,
-    ImageSource,
-    training_batches,
-    training_requests,
-    validation_batches,
-    validation_requests,
-)
+from ibqlab.data import Batch, ImageSource, training_batches, training_requests, validation_batches, validation_requests
 from ibqlab.generator import SequenceConfig
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.loading import FIRST_STAGE_FILE
