@@ -306,10 +306,16 @@ def healthy(tmp_path_factory):
 def test_the_registered_quantizers_set_off_only_what_is_true_of_them(healthy):
     told = {name: [row["rule"] for row in run.alarms] for name, run in healthy.items()}
     silent = {name for name, rules in told.items() if not rules}
-    assert {"ibq", "lfq", "soft_vq", "vq", "simvq"} <= silent
-    for name in told.keys() - silent:
-        # Moving averages from N(0, 1) do lose nearly all of these codes at once.
-        assert told[name] == ["reach_lost", "few_codes"] and (healthy[name].snapshot()["counts"] > 0).sum() < 6
+    assert {"ibq", "lfq", "soft_vq", "vq", "simvq", "deferred_vq"} <= silent
+    assert told["vq_ema"] == ["reach_lost", "few_codes"]  # from N(0, 1) they do lose nearly all codes at once
+    for run in (healthy[name] for name in told.keys() - silent):
+        rows = run.metrics.set_index("step")
+        for event in run.alarms:
+            assert event["rule"] in ("reach_lost", "few_codes")
+            if event["rule"] == "reach_lost":
+                assert 0 < rows.loc[event["step"], "gradient_reach"] < 10 / 64
+            else:
+                assert (run.snapshot()["counts"] > 0).sum() < 6
     assert not any((healthy[name].path / "alarms.jsonl").exists() for name in silent)
     assert describe_alarms(healthy["ibq"]) == "No rule of the alarm went off."
 

@@ -112,7 +112,7 @@ class TestReaders:
         assert shown.exit_code == 0, shown.output
         for line in ("kind: monitored", "codebook_size: 16", "settings.width: 32", "in 180 tokens"):
             assert line in shown.output
-        listed = CliRunner().invoke(main, ["runs", str(monitored.path.parent)])
+        listed = CliRunner().invoke(main, ["runs", str(monitored.path.parent), "--wide"])
         assert "monitored" in listed.output and listed.exit_code == 0
 
     def test_the_report(self, monitored):

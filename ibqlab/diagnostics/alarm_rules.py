@@ -226,7 +226,8 @@ class ReachLost(Rule):
 
     def judge(self, row: Mapping[str, Any], facts: CodebookFacts, memory: dict[str, Any]) -> dict[str, float] | None:
         values = read_numbers(row, "gradient_reach")
-        if values is None:
+        # 0: the codes take no gradient at all, as before deferred quantization begins.
+        if values is None or not values["gradient_reach"]:
             return None
         return values if values["gradient_reach"] < min(self.codes / facts.codebook_size, self.most) else {}
 
