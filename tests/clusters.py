@@ -62,3 +62,11 @@ def continues_alike(quantizer, steps=3):
         train(one, steps, progress=0.5, seed=7)
     states = quantizer.state_dict(), twin.state_dict()
     return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def permutes_alike(quantizer):
+    """Whether codes in another order give the same choices in that order."""
+    z, order = torch.randn(1, 3, 4, 4), torch.randperm(quantizer.config.codebook_size)
+    before = quantizer.eval().encode(z)
+    quantizer.codes.weight.data = quantizer.codes.weight.data[order]
+    return torch.equal(order[quantizer.encode(z)], before)

@@ -156,7 +156,8 @@ def test_facts_are_read_from_settings():
     facts = facts_of(to_dict(smoke(steps=100, ema_codebook_start="placeholder")))
     assert facts.codebook_size == 64 and facts.softmax and facts.double_quantization and not facts.fixed
     assert facts.entropy_epsilon == 1e-5 and facts.placeholder_share == pytest.approx(0.999**100)
-    assert facts_of(to_dict(smoke("lfq"))).fixed and facts_of(to_dict(smoke("simvq"))).mapped
+    assert facts_of(to_dict(smoke("lfq"))).fixed
+    assert all(facts_of(to_dict(smoke(name))).mapped for name in ("simvq", "fvq", "vqgan_lc"))
     assert facts_of(to_dict(smoke("vq"))).placeholder_share == 0
     off = facts_of(
         to_dict(smoke(tokenizer__quantizer={"name": "ibq", "entropy_weight": 0, "double_quantization": False}))

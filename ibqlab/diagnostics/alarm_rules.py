@@ -17,6 +17,8 @@ from ibqlab.base.measures import is_measure, measure
 
 SOFTMAX_QUANTIZERS = ("ibq", "soft_vq")
 """Methods whose gradient goes through a softmax over z·C."""
+MAPPED_QUANTIZERS = ("simvq", "fvq", "vqgan_lc")
+"""Methods whose codes come out of a map that moves all of them at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
         codebook_size=size,
         softmax=name in SOFTMAX_QUANTIZERS,
         fixed=quantizer.get("codebook_init") == "grid",
-        mapped=name == "simvq" or quantizer.get("codebook") == "linear",
+        mapped=name in MAPPED_QUANTIZERS or quantizer.get("codebook") == "linear",
         double_quantization=quantizer.get("double_quantization") is not False,
         entropy_epsilon=epsilon if weight and is_finite_number(epsilon) else None,
         placeholder_share=decay**steps if known and decay else 0.0,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ibqlab.monitor.inputs import sample_rows, to_tokens
 
@@ -110,6 +109,7 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         perplexity,
         softmax_perplexity,
     )
+    from ibqlab.diagnostics.geometry import winner_margins
     from ibqlab.quantizers import nearest_code, to_indices
     from ibqlab.quantizers.vectors import to_vectors
 
@@ -139,7 +139,7 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         "feature_to_code_distance": distances.feature_to_code,
         "code_to_feature_distance": distances.code_to_feature,
         "quantization_error": float((probe - codes[assigned]).square().mean()),
-        "winner_margin": _winner_margin(probe, codes),
+        "winner_margin": winner_margins(probe, codes).distance,
         "softmax_perplexity": float(softmax_perplexity(probe, codes).mean()),
         "feature_norm_mean": feature_norms.mean,
         "feature_norm_std": feature_norms.std,
@@ -153,16 +153,3 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         codebook=codes.numpy(),
         features=probe.numpy(),
     )
-
-
-def _winner_margin(tokens: Tensor, codes: Tensor) -> float:
-    """Mean over tokens of 1 − d₁/d₂, d₁ and d₂ the distances to the nearest and the second nearest code; a tie is 0.
-
-    Near 0 a small step of encoder or codes changes the choice; near 1 it is settled.
-    """
-    margins = []
-    for block in tokens.split(max(1, 2**22 // len(codes))):  # (R, K) distances, never (N, K)
-        nearest = torch.cdist(block, codes, compute_mode="donot_use_mm_for_euclid_dist").topk(2, largest=False).values
-        near, far = nearest.unbind(1)
-        margins.append(torch.where(far == 0, 0.0, 1 - near / far))
-    return float(torch.cat(margins).mean())

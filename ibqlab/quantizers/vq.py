@@ -49,6 +49,24 @@ class VectorQuantizerConfig(PairLossConfig):
             require(not moved, 'a "linear" codebook is frozen: codebook_init "kmeans" and revive_after do not apply')
 
 
+class NearestCodeQuantizer(Quantizer):
+    """The nearest code, its straight-through gradient and both sides of the loss, whatever codebook a subclass gives.
+
+    k = argmin_k ‖z − c_k‖,   z_q = z + sg(c_k − z)
+    """
+
+    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
+        """The nearest code."""
+        return nearest_code(features, codebook)
+
+    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
+        """Nearest code; in evaluation its exact value."""
+        indices = self.choose(features, codebook)
+        codes = F.embedding(indices, codebook)  # (N, D)
+        quantized = straight_through(features, codes) if self.training else codes
+        return Assignment(quantized, indices, pair_terms(features, codes))
+
+
 # SimVQ: a random codebook, frozen at N(0, 1/D), under a learned linear map.
 @register_quantizer("simvq", VectorQuantizerConfig, codebook="linear", codebook_init="unit", beta_on="encoder")
 # Codes are moving averages that start at N(0, 1), and β weighs the commitment, the only side left: as in VQ-VAE.

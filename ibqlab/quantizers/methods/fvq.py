@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibqlab.base.checks import BLOCKS, CHANNELS, CODES, require, require_between
-from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
+from ibqlab.quantizers.base import register_quantizer
 from ibqlab.quantizers.codebooks import FreeCodebook, at_least_float32
-from ibqlab.quantizers.estimators import nearest_code, straight_through
-from ibqlab.quantizers.terms import PairLossConfig, pair_terms
+from ibqlab.quantizers.terms import PairLossConfig
+from ibqlab.quantizers.vq import NearestCodeQuantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
 
 
 @register_quantizer("fvq", BridgedQuantizerConfig)
-class BridgedQuantizer(Quantizer):
+class BridgedQuantizer(NearestCodeQuantizer):
     """VQ over a codebook that VQBridge rewrites.
 
         C = bridge(E),   k = argmin_k ‖z − c_k‖,   z_q = z + sg(c_k − z),   loss = β‖sg(c) − z‖² + ‖c − sg(z)‖²
@@ -118,14 +118,3 @@ class BridgedQuantizer(Quantizer):
 
     def __init__(self, config: BridgedQuantizerConfig):
         super().__init__(config, BridgedCodebook(config))
-
-    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
-        """The nearest bridged code."""
-        return nearest_code(features, codebook)
-
-    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
-        """Nearest code; in evaluation its exact value."""
-        indices = self.choose(features, codebook)
-        codes = F.embedding(indices, codebook)  # (N, D)
-        quantized = straight_through(features, codes) if self.training else codes
-        return Assignment(quantized, indices, pair_terms(features, codes))

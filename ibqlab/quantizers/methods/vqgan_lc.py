@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibqlab.base.checks import CODE_DIM, require, require_between, require_choice
-from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
+from ibqlab.quantizers.base import register_quantizer
 from ibqlab.quantizers.codebooks import at_least_float32, initial_codes
-from ibqlab.quantizers.estimators import nearest_code, straight_through
-from ibqlab.quantizers.terms import PairLossConfig, pair_terms
+from ibqlab.quantizers.terms import PairLossConfig
 from ibqlab.quantizers.vectors import to_vectors
+from ibqlab.quantizers.vq import NearestCodeQuantizer
 
 PROJECTORS = ("linear", "mlp")
 HIDDEN = 256
@@ -89,7 +89,7 @@ class AnchorCodebook(nn.Module):
 
 
 @register_quantizer("vqgan_lc", LargeCodebookQuantizerConfig)
-class LargeCodebookQuantizer(Quantizer):
+class LargeCodebookQuantizer(NearestCodeQuantizer):
     """Nearest code among projected anchors; only the projector learns.
 
         C = projector(A),   k = argmin_k ‖z − c_k‖,   z_q = z + sg(c_k − z),   loss = w(‖sg(c) − z‖² + β‖c − sg(z)‖²)
@@ -100,17 +100,6 @@ class LargeCodebookQuantizer(Quantizer):
 
     def __init__(self, config: LargeCodebookQuantizerConfig):
         super().__init__(config, AnchorCodebook(config))
-
-    def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
-        """The nearest projected anchor."""
-        return nearest_code(features, codebook)
-
-    def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
-        """Nearest code; in evaluation its exact value."""
-        indices = self.choose(features, codebook)
-        codes = F.embedding(indices, codebook)  # (N, D)
-        quantized = straight_through(features, codes) if self.training else codes
-        return Assignment(quantized, indices, pair_terms(features, codes))
 
 
 def read_anchors(path: str, codebook_size: int, anchor_dim: int) -> Float[Tensor, "K A"]:
