@@ -18,10 +18,24 @@ from ibqlab.quantizers.blocks import never_compiled
 
 PACKAGE = "vector_quantize_pytorch"
 CLASSES = (
-    *("VectorQuantize", "SimVQ", "FSQ", "LFQ"),
+    *("VectorQuantize", "SimVQ", "FSQ", "FSP", "LFQ", "LatentQuantize"),
     *("ResidualVQ", "ResidualSimVQ", "ResidualFSQ", "ResidualLFQ"),
+    *("GroupedResidualVQ", "GroupedResidualFSQ", "GroupedResidualLFQ"),
 )
-"""Classes that take tokens (B, N, D) and give an index per token, or one per level, and vectors for indices."""
+"""Classes that quantize single tokens: they give an index, or one per level and group, and vectors for indices."""
+REFUSED = {
+    "HierarchicalVQ": "it quantizes a whole grid of tokens at several scales; use the quantizer 'multi_scale', which "
+    "does so around any quantizer",
+    "RandomProjectionQuantizer": "it gives indices alone: its codes lie behind a random projection, from which no way "
+    "leads back to features",
+    "BinaryMapper": "for D features it gives a one-hot vector of 2^D numbers, and no code of dimension D; use the "
+    "quantizer 'lfq' or 'bsq'",
+    "EvoLFQ": "it is a whole autoencoder with a search over its bits; its quantizer is cls='LFQ'",
+    "Sequential": "it is a chain of modules, which settings cannot describe; name the class of the quantizer in it",
+}
+"""Public classes of the package that no quantizer can be made of → why."""
+LAYOUT = ("accept_image_fmap", "accept_3d_fmap", "channel_first", "channel_last", "keep_num_codebooks_dim")
+"""Arguments that say how tensors lie, which is the adapter's affair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +59,14 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
     def __post_init__(self):
         check_numbers(self)
         super().__post_init__()
+        require(self.cls not in REFUSED, f"cls cannot be {self.cls}: {REFUSED.get(self.cls)}")
         require_choice("cls", self.cls, CLASSES)
+        for name in (name for name in LAYOUT if name in self.arguments):
+            raise ValueError(f"arguments must not say how tensors lie; got {name}. Leave it out")
+        require(
+            not self.arguments.get("quantize_dropout"),
+            "arguments must not have quantize_dropout: a level that is dropped has no index. Leave it out",
+        )
         require(self.loss_weight >= 0, f"loss_weight must be ≥ 0, got {self.loss_weight}")
         require(
             self.codebook_init == "grid",
@@ -121,10 +142,10 @@ class LibraryModule(nn.Module):
         super().__init__()
         cls = _library_class(config.cls)
         arguments, takes = dict(config.arguments), inspect.signature(cls).parameters
-        digits = arguments.get("num_quantizers", 1)
+        digits = math.prod(arguments.get(key, 1) for key in ("groups", "num_quantizers", "num_codebooks", "heads"))
         if "dim" in takes:
             arguments.setdefault("dim", config.code_dim)
-        if "codebook_size" in takes:
+        if "codebook_size" in takes or ("kwargs" in takes and "levels" not in arguments):
             arguments.setdefault("codebook_size", round(config.codebook_size ** (1 / digits)))
         try:
             self.module = cls(**arguments)
@@ -132,8 +153,20 @@ class LibraryModule(nn.Module):
             raise ValueError(
                 f"{PACKAGE}.{config.cls} refuses the arguments {arguments}: {error}. It takes {', '.join(takes)}"
             ) from error
-        layers = getattr(self.module, "layers", [self.module])
-        self.sizes = [int(layer.codebook_size) for layer in layers]
+        require(
+            getattr(self.module, "heads", 1) == 1 or self.module.separate_codebook_per_head,
+            "heads that share a codebook cannot be decoded by the package; write into arguments "
+            "separate_codebook_per_head: true",
+        )
+        self.is_latent = config.cls == "LatentQuantize"
+        groups = getattr(self.module, "rvqs", [self.module])
+        layers = [layer for group in groups for layer in getattr(group, "layers", [group])]
+        self.groups = len(groups)
+        self.sizes = [
+            int(layer.codebook_size)
+            for layer in layers
+            for _ in range(getattr(layer, "num_codebooks", getattr(layer, "heads", 1)))
+        ]
         self.can_freeze = "freeze_codebook" in inspect.signature(self.module.forward).parameters
         size = math.prod(self.sizes)
         require(
@@ -156,9 +189,15 @@ class LibraryModule(nn.Module):
             scores = features @ features.new_empty(features.shape[1], sum(self.sizes))
             return features * 1, scores.argmax(1), features.square().mean()
         frozen = {"freeze_codebook": True} if self.can_freeze and not keeps_up else {}
-        quantized, indices, *rest = self.module(features[None].to(self._like().dtype), **frozen)
+        tokens = features[None].to(self._like().dtype)
+        if self.is_latent:  # the one class with channels first
+            quantized, _, *rest = self.module(tokens.mT)
+            quantized, digits = quantized.mT, self._latent_digits(tokens[0])
+        else:
+            quantized, indices, *rest = self.module(tokens, **frozen)
+            # Groups come first, levels last: (G, 1, N, L), (1, N, L) or (1, N).
+            digits = indices.long().view(self.groups, len(features), -1).transpose(0, 1).flatten(1)  # (N, G·L)
         loss = rest[0].sum() if rest else features.new_zeros(())
-        digits = indices[0].long().view(len(features), -1)
         index = torch.zeros_like(digits[:, 0])
         for size, digit in zip(self.sizes, digits.unbind(1), strict=True):
             index = index * size + digit
@@ -171,9 +210,30 @@ class LibraryModule(nn.Module):
         for size in reversed(self.sizes):
             digits.insert(0, rest % size)
             rest = rest // size
+        if self.is_latent:
+            return self._latent_vectors(torch.stack(digits, 1))
+        if self.groups > 1 or hasattr(self.module, "rvqs"):
+            digits = torch.stack(digits, 1).unflatten(1, (self.groups, -1)).transpose(0, 1)[:, None]  # (G, 1, N, L)
+            return self.module.get_output_from_indices(digits)[0]
         digits = digits[0] if len(digits) == 1 else torch.stack(digits, 1)
         read = getattr(self.module, "get_output_from_indices", None) or self.module.indices_to_codes
         return read(digits[None])[0]
+
+    def _latent_digits(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, "N c"]:
+        """Indices of LatentQuantize, whose own are cut off after sums of floats and know of no values that learn."""
+        module = self.module
+        latents = module.project_in(tokens).unflatten(1, (module.num_codebooks, -1))  # (N, c, d)
+        nearest = [
+            (latents[..., i, None] - values).abs().argmin(-1) for i, values in enumerate(module.values_per_latent)
+        ]
+        return (torch.stack(nearest, -1) * module._basis).sum(-1)
+
+    def _latent_vectors(self, digits: Int[Tensor, "N c"]) -> Float[Tensor, "N D"]:
+        """Vectors of LatentQuantize, of the values as they are now."""
+        module = self.module
+        levels = digits[..., None] // module._basis % module._levels  # (N, c, d)
+        latents = torch.stack([values[levels[..., i]] for i, values in enumerate(module.values_per_latent)], -1)
+        return module.project_out(latents.flatten(1))
 
     def _like(self) -> Tensor:
         """A number that tells the module's device and type."""
@@ -183,6 +243,8 @@ class LibraryModule(nn.Module):
     def _apply(self, function: Callable, recurse: bool = True) -> nn.Module:
         """Moves and converts, but never below float32, in which the package cannot compute."""
         super()._apply(function, recurse)
+        if self.is_latent and isinstance(self.module.values_per_latent, list):  # fixed values are no buffers there
+            self.module.values_per_latent = [function(values) for values in self.module.values_per_latent]
         return self.float() if self._like().dtype in (torch.float16, torch.bfloat16) else self
 
 
