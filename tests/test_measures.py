@@ -18,6 +18,7 @@ from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
 from ibqlab.metrics.protocols import GENERATION_METRICS, RECONSTRUCTION_METRICS
 from ibqlab.plots import run_curve_table
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.quantizers import build_quantizer
 from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
@@ -81,6 +82,15 @@ def test_every_column_of_a_row_is_listed(tokenizer):
     assert "soft_psnr" in averages
     columns = {*RECORDED, *costs, *averages, "seconds", "recognised", "recognised_real", *OTHER_NETWORK.values()}
     assert {key for key in columns if not is_measure(key)} <= BOOKKEEPING.keys()
+
+
+def test_the_cost_of_a_deferred_quantizer_is_that_of_quantizing():
+    torch.manual_seed(0)
+    quantizer = build_quantizer("deferred_vq", codebook_size=8, code_dim=4, codebook_init="normal")
+    before, seen = quantizer.codebook.clone(), []
+    quantizer.register_forward_hook(lambda module, given, out: seen.append(bool(out.loss)))
+    quantizer_cost(quantizer, torch.randn(16, 4), 16)
+    assert all(seen) and quantizer.progress == 0.0 and torch.equal(quantizer.codebook, before)
 
 
 def test_cards_say_what_the_registry_says(tokenizer):

@@ -1,12 +1,18 @@
 """`vqgan_lc`: the published loss over projected anchors, tables from files, and what learns."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from clusters import continues_alike, plain_usage, train
+from clusters import continues_alike, plain_usage
+from clusters import train as train_on_clusters
 from safetensors.torch import save_file
 
+from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers import build_quantizer
+from ibqlab.recipes.recipe_files import recipe_config
+from ibqlab.training import train
 
 
 def built(size=12, dim=3, anchor_dim=5, **settings):
@@ -45,8 +51,30 @@ def test_anchors_come_from_a_file_and_stay(tmp_path, kind):
         save_file({"codebook": table}, path)
     quantizer = built(anchors=str(path))
     assert torch.equal(quantizer.codes.anchors, table.float())
-    train(build_quantizer("vqgan_lc", codebook_size=12, code_dim=2, anchor_dim=5, anchors=str(path)), steps=2)
+    train_on_clusters(
+        build_quantizer("vqgan_lc", codebook_size=12, code_dim=2, anchor_dim=5, anchors=str(path)), steps=2
+    )
     assert torch.equal(quantizer.state_dict()["codes.anchors"], table.float())
+
+
+def test_a_checkpoint_brings_the_anchors_whose_file_is_gone(tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32))
+    anchors = {"name": "vqgan_lc", "codebook_size": 12, "code_dim": 8, "anchor_dim": 5, "anchors": str(path)}
+    small = {"data.source": "digits", "data.image_size": 8, "tokenizer.autoencoder.channel_multipliers": [1, 1]}
+    small |= {"tokenizer.quantizer": anchors, "tokenizer.autoencoder.latent_channels": 8, "batch_size": 2, "steps": 1}
+    config = recipe_config("builtin/smoke", small)
+    run = train(config, tmp_path / "run", progress=False)
+    path.unlink()
+    longer = train(dataclasses.replace(config, steps=2), tmp_path / "run", progress=False)
+    assert longer.metrics["step"].max() == 2
+    from_it = dataclasses.replace(config, start_from=str(run.path))
+    assert train(from_it, tmp_path / "other", progress=False).metrics["step"].max() == 1
+    with pytest.raises(FileNotFoundError, match="anchors: no file"):
+        train(config, tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+    loaded = load_tokenizer(tmp_path / "run", "raw").quantizer.codes.anchors
+    assert loaded.isfinite().all() and loaded.any()
 
 
 def test_one_gradient_moves_every_code_though_chosen_ones_have_it():
@@ -61,7 +89,7 @@ def test_one_gradient_moves_every_code_though_chosen_ones_have_it():
 
 
 def test_on_clusters_more_codes_are_used_than_by_vq():
-    assert train(built(16, 2, 16, quantization_weight=1.0, beta=1.0), steps=60) > plain_usage()
+    assert train_on_clusters(built(16, 2, 16, quantization_weight=1.0, beta=1.0), steps=60) > plain_usage()
 
 
 def test_permuted_anchors_have_permuted_indices():

@@ -7,6 +7,7 @@ takes seconds.
 import torch
 
 from ibqlab.base.checks import gib, memory_bytes
+from ibqlab.quantizers.base import QuantizerConfig, make_quantizer
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.run_config import RunConfig
 
@@ -50,9 +51,23 @@ def least_bytes(config: RunConfig) -> int:
         tokens = at_once * config.generator.num_tokens
         return 4 * config.generator.width * (4 * words + 2 * tokens) + 12 * at_once * pixels
     autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
-    # Fixed codes are not stored, and a composite stores those of its parts, the roots of its size.
-    unstored = quantizer.codebook_init == "grid" or hasattr(quantizer, "inner")
-    codes = 0 if unstored else quantizer.codebook_size * quantizer.code_dim
     images = 4 * at_once * pixels * (6 + 2 * autoencoder.base_channels)
     recorded = config.record.snapshot_images * pixels * 6
-    return 16 * codes + images + recorded
+    return codebook_bytes(quantizer) + images + recorded
+
+
+def codebook_bytes(config: QuantizerConfig) -> int:
+    """Bytes of a quantizer's weights and, of those that learn, of their gradients and Adam's averages.
+
+    Returns:
+        float32; 0 for a user's quantizer that cannot be made without memory, so that the count stays one from below.
+    """
+    from ibqlab.pretrained.tokenizer_architecture import NothingDrawn  # noqa: PLC0415 - imports all of pretrained
+
+    try:
+        with torch.device("meta"), NothingDrawn():
+            quantizer = make_quantizer(config)
+    except Exception:
+        return 0
+    weights = sum(value.nbytes * (4 if value.requires_grad else 1) for value in quantizer.parameters())
+    return weights + sum(value.nbytes for value in quantizer.buffers())

@@ -101,7 +101,7 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
 
 
 def quantizer_cost(quantizer: Quantizer, features: Tensor, tokens: int) -> dict[str, float]:
-    """Time and memory of a quantizer alone, forward and backward in float32, in training mode.
+    """Time and memory of a quantizer alone, forward and backward in float32, in training mode, as at training's end.
 
     Args:
         quantizer: its codebook's state does not change; gradients are dropped.
@@ -114,6 +114,7 @@ def quantizer_cost(quantizer: Quantizer, features: Tensor, tokens: int) -> dict[
     dim = features.shape[1]
     repeated = features.repeat(-(-tokens // len(features)), 1)[:tokens].T.reshape(1, dim, tokens, 1).contiguous()
     state = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    progress, quantizer.progress = quantizer.progress, 1.0  # some quantize only after a part of training
     quantizer.train()
     seconds, memory = [], SavedTensors(())
     for repeat in range(REPEATS + 1):
@@ -127,6 +128,7 @@ def quantizer_cost(quantizer: Quantizer, features: Tensor, tokens: int) -> dict[
             seconds.append(_now(inputs) - began)
     quantizer.zero_grad(set_to_none=True)
     quantizer.load_state_dict(state)
+    quantizer.progress = progress
     quantizer.eval()
     return {
         "quantizer_ms": 1000 * sorted(seconds)[REPEATS // 2],

@@ -1,5 +1,8 @@
 """VQGAN-LC: a frozen table of anchors, such as clustered CLIP features, under a learned projector."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from ibqlab.quantizers.vq import NearestCodeQuantizer
 PROJECTORS = ("linear", "mlp")
 HIDDEN = 256
 """Width of the projector "mlp". Published: 256."""
+_WEIGHTS_FOLLOW: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,8 @@ class LargeCodebookQuantizerConfig(PairLossConfig):
     """Where random anchors lie; of no effect where a file gives them. "kmeans" does not apply: anchors are frozen."""
     anchors: str = ""
     """A .npy or .safetensors file with one table (K, anchor_dim); "" draws random anchors. Published: k-means centres
-    per class of CLIP ViT-L/14 features. The table is in every checkpoint, too, but the file has to be there when the
-    quantizer is built."""
+    per class of CLIP ViT-L/14 features. The table is in every checkpoint, too, so that the file is needed for a new
+    run only."""
     anchor_dim: int = 768
     """Numbers per anchor, at least 1. Published: 768."""
     projector: str = "linear"
@@ -69,8 +73,12 @@ class AnchorCodebook(nn.Module):
         super().__init__()
         size, dim = config.codebook_size, config.anchor_dim
         # Without memory on the meta device and in a plan, where no file is read.
-        drawn = not config.anchors or torch.empty(0).is_meta
-        anchors = initial_codes(config.codebook_init, size, dim) if drawn else read_anchors(config.anchors, size, dim)
+        if not config.anchors or torch.empty(0).is_meta:
+            anchors = initial_codes(config.codebook_init, size, dim)
+        elif _WEIGHTS_FOLLOW.get() and not Path(config.anchors).expanduser().is_file():
+            anchors = torch.full((size, dim), torch.nan)  # drawn, they would shift what is drawn after them
+        else:
+            anchors = read_anchors(config.anchors, size, dim)
         self.register_buffer("anchors", anchors)
         if config.projector == "linear":
             layers = [nn.Linear(dim, config.code_dim)]
@@ -100,6 +108,20 @@ class LargeCodebookQuantizer(NearestCodeQuantizer):
 
     def __init__(self, config: LargeCodebookQuantizerConfig):
         super().__init__(config, AnchorCodebook(config))
+
+
+@contextmanager
+def weights_follow(are_coming: bool = True) -> Iterator[None]:
+    """Inside the block a file of anchors may be missing, because a checkpoint with the table is loaded afterwards.
+
+    Args:
+        are_coming: whether one is; if not, the block changes nothing.
+    """
+    token = _WEIGHTS_FOLLOW.set(are_coming)
+    try:
+        yield
+    finally:
+        _WEIGHTS_FOLLOW.reset(token)
 
 
 def read_anchors(path: str, codebook_size: int, anchor_dim: int) -> Float[Tensor, "K A"]:

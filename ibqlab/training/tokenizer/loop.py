@@ -15,6 +15,7 @@ from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
 from ibqlab.recipes.snapshots import snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
+from ibqlab.runs.folder import last_checkpoint
 from ibqlab.training.alarms import OnAlarm
 from ibqlab.training.data_check import facts_of, open_images
 from ibqlab.training.session import RunInputs, Session
@@ -73,7 +74,7 @@ class _TokenizerTrainer(Trainer):
     @staticmethod
     def prepare(config: TrainConfig, path: Path) -> RunInputs:
         images = open_images(config.data)
-        models, start = build_models(config)
+        models, start = build_models(config, resumes=last_checkpoint(path) is not None)
         models.tokenizer.latent_grid(config.data.image_size, config.data.image_size)  # refuses what it cannot take
         return RunInputs(images, (models, start), {split: facts_of(source) for split, source in images.items()})
 

@@ -4,15 +4,19 @@ import torch
 from torch import Tensor
 
 from ibqlab.pretrained import Checkpoint, read_checkpoint
+from ibqlab.quantizers.methods.vqgan_lc import weights_follow
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.tokenizer.step import Models, TokenizerStep
 
 
-def build_models(config: TrainConfig) -> tuple[Models, Checkpoint | None]:
+def build_models(config: TrainConfig, resumes: bool = False) -> tuple[Models, Checkpoint | None]:
     """Tokenizer, discriminator and LPIPS network of a run, weights drawn from its seed or read from its checkpoint.
 
+    Args:
+        config: of the run.
+        resumes: whether the run's own checkpoint is loaded into the networks afterwards.
     Returns:
         The networks, and the checkpoint that they start from, whose averages `load_averages` takes over.
     Raises:
@@ -25,7 +29,8 @@ def build_models(config: TrainConfig) -> tuple[Models, Checkpoint | None]:
 
         perceptual = load_lpips(loss.perceptual_net, loss.perceptual_weights)
     torch.manual_seed(config.seed)
-    tokenizer = Tokenizer.from_config(config.tokenizer)
+    with weights_follow(resumes or bool(config.start_from)):
+        tokenizer = Tokenizer.from_config(config.tokenizer)
     discriminator = None
     if loss.adversarial_weight:
         discriminator = PatchDiscriminator(loss.discriminator, config.tokenizer.autoencoder.in_channels)
