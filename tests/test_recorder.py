@@ -7,8 +7,10 @@ import statistics
 import pytest
 import torch
 
+from ibqlab.diagnostics.geometry import gradient_reach
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.quantizers import build_quantizer
+from ibqlab.quantizers.composite import Parts
 
 CODES, DIM = 10, 4
 
@@ -191,3 +193,49 @@ def test_norms_and_distances_are_those_of_codes_and_probe_tokens():
     assert row["code_to_feature_distance"] == pytest.approx(float(gaps.amin(1).mean()), rel=1e-5)
     fewer = Recorder(quantizer, 100, 2).report(features_of(tokens), 1)
     assert fewer["feature_norm_mean"] == pytest.approx(float(tokens[[0, 3]].norm(dim=1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "multi_scale"])
+def test_a_composite_is_measured_part_by_part_and_its_combinations_are_never_made(name, monkeypatch):
+    torch.manual_seed(0)
+    inner = {"name": "vq", "codebook_size": 8, "code_dim": 4, "codebook_init": "normal"}
+    quantizer = build_quantizer(name, inner=inner, shared=False)
+    monkeypatch.setattr(Parts, "forward", None)
+    monkeypatch.setattr(Parts, "joined_gradient", None)
+    features = torch.randn(2, quantizer.config.code_dim, 4, 4, requires_grad=True)
+    recorder = Recorder(quantizer, window_tokens=640, probe_tokens=16)
+    recorder.before_step()
+    out = quantizer(features)
+    (out.loss + out.quantized.square().sum()).backward()
+    with torch.no_grad():
+        for part in quantizer.parts:
+            part.codes.weight.add_(0.5)
+    recorder.observe(out.indices, 1)
+    row = recorder.report(features, 1)
+    assert row["code_drift"] == pytest.approx(0.5 * 4**0.5) and row["dead_codes"] > 0
+    assert len(recorder.counts()) == 8**2
+    reached = [gradient_reach(part.codebook_gradient) for part in quantizer.parts]
+    assert 0 < row["gradient_reach"] == pytest.approx(statistics.mean(reached))
+    codes = [part.codebook.detach() - 0.5 for part in quantizer.parts]
+    norms = [float(one.norm(dim=1).mean()) for one in codes]
+    assert row["code_norm_mean"] == pytest.approx(statistics.mean(norms), rel=1e-5)
+    nearest = []
+    for one, tokens in zip(codes, quantizer.part_features(features[:1].detach()), strict=True):
+        nearest.append(float(torch.cdist(tokens, one).min(1).values.mean()))
+    assert row["feature_to_code_distance"] == pytest.approx(statistics.mean(nearest), rel=1e-4)
+    error = (features - quantizer.decode(out.indices))[:, :, :, ::2].square().mean()  # every second token
+    assert row["quantization_error"] == pytest.approx(float(error), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "multi_scale"])
+def test_parts_are_measured_by_the_features_that_they_quantize(name):
+    torch.manual_seed(0)
+    quantizer = build_quantizer(
+        name, inner={"name": "vq", "codebook_size": 8, "code_dim": 4, "codebook_init": "normal"}
+    )
+    features, seen = torch.randn(2, quantizer.config.code_dim, 4, 4), []
+    for part in quantizer.codes.parts:
+        part.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    quantizer(features)
+    for tokens, grid in zip(quantizer.part_features(features), seen, strict=True):
+        torch.testing.assert_close(tokens, grid.permute(0, 2, 3, 1).flatten(0, 2))

@@ -26,6 +26,7 @@ from ibqlab.diagnostics.geometry import (
 )
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
+from ibqlab.quantizers.composite import CompositeQuantizer
 
 EARLY_STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 """Training steps after which usage is measured on validation images whatever a run's settings: collapse is decided in
@@ -75,22 +76,23 @@ class Recorder:
     def __init__(self, quantizer: Quantizer | PlainCodebook, window_tokens: int, probe_tokens: int, processes: int = 1):
         self.quantizer = quantizer
         self.probe_tokens = probe_tokens
-        device = quantizer.codebook.device
+        self._is_composite = isinstance(quantizer, CompositeQuantizer)
+        device = self._measured()[0].codebook.device
         self.codebook_size = quantizer.size if isinstance(quantizer, PlainCodebook) else quantizer.config.codebook_size
         self.window = torch.full((-(-window_tokens // processes),), -1, dtype=torch.int32, device=device)
         self.last_hit = torch.full((self.codebook_size,), -1, dtype=torch.int64, device=device)
         self.cursor = 0
         self._step, self._step_tokens = 0, 0
-        self._before: Tensor | None = None
+        self._before: list[Tensor] | None = None
 
     @torch.no_grad()
     def before_step(self) -> None:
         """At a step that will be logged: keep the codebook that its tokens will meet.
 
         All numbers of a row then belong to one forward pass, and what a moving average moves can be seen.
-        Cost: a copy of the codebook until `report`.
+        Cost: a copy of the codebook until `report`; of a composite, of its parts' codebooks.
         """
-        self._before = self.quantizer.codebook.detach().clone()
+        self._before = [one.codebook.detach().clone() for one in self._measured()]
 
     @torch.no_grad()
     def observe(self, indices: Int[Tensor, "..."], step: int) -> None:
@@ -137,9 +139,10 @@ class Recorder:
             winner_margin and logit_margin (lead of the nearest code and of the largest z·C). Where it is known besides:
             quantization_error (mean squared difference of probe tokens and their codes), code_drift (distance that the
             step moved a code, mean), births and deaths (codes that the window has gained and lost since the last
-            report; while it fills, many are born).
+            report; while it fills, many are born). Usage of a composite is that of its combinations; what is measured
+            of its codes is the mean over its parts, each with the features that it gets, because the codebook of all
+            combinations would be too large to make.
         """
-        codebook = self.quantizer.codebook if self._before is None else self._before
         dim = features.shape[1]
         tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)  # (N, D)
         every = max(1, len(tokens) // self.probe_tokens)
@@ -148,9 +151,7 @@ class Recorder:
         hit = int((counts > 0).sum())
         local_tokens = last_hit.new_tensor(self._step_tokens if step == self._step else 0)
         step_tokens = int(sum_over_processes(local_tokens))
-        code_norms, feature_norms = norm_statistics(codebook), norm_statistics(probe)
-        distances, margins = code_feature_distances(codebook, probe), winner_margins(probe, codebook)
-        moved = None if self._before is None else self.quantizer.codebook - self._before
+        feature_norms = norm_statistics(probe)
         row = {
             # A code that this step hit was last hit now.
             "step_usage": float((last_hit == step).float().mean()) if step_tokens else 0.0,
@@ -161,22 +162,13 @@ class Recorder:
             "perplexity": perplexity(counts),
             "dead_codes": len(counts) - hit,
             "steps_since_hit": float((step - last_hit.clamp_min(0)).double().median()),
-            "gradient_reach": gradient_reach(self._movement(moved)),
-            "code_norm_mean": code_norms.mean,
-            "code_norm_std": code_norms.std,
             "feature_norm_mean": feature_norms.mean,
             "feature_norm_std": feature_norms.std,
-            "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
-            "feature_to_code_distance": distances.feature_to_code,
-            "code_to_feature_distance": distances.code_to_feature,
-            "winner_margin": margins.distance,
-            "logit_margin": margins.logit,
+            **self._of_codes(features, probe),
         }
         if self._latest is not None and len(self._latest) == len(tokens):
-            chosen = codebook[self._latest[::every][: self.probe_tokens]]
+            chosen = self._chosen_codes(features)[::every][: self.probe_tokens]
             row["quantization_error"] = float((probe - chosen).square().mean())
-        if moved is not None:
-            row["code_drift"] = float(torch.linalg.vector_norm(moved.float(), dim=1).mean())
         alive = counts > 0
         if self._alive is not None:
             row["births"] = int((alive & ~self._alive).sum())
@@ -184,13 +176,58 @@ class Recorder:
         self._before, self._alive = None, alive
         return row
 
-    def _movement(self, moved: Tensor | None) -> Tensor | None:
+    def _measured(self) -> list[Quantizer | PlainCodebook]:
+        """Whose codebooks are measured: the parts of a composite, one per digit of an index, else the quantizer."""
+        return self.quantizer.parts if self._is_composite else [self.quantizer]
+
+    def _of_codes(self, features: Float[Tensor, "B D h w"], probe: Float[Tensor, "n D"]) -> dict[str, float]:
+        """What a row says of codes and their distances to features, the mean over all that are measured."""
+        measured, probes = self._measured(), [probe]
+        if self._is_composite:
+            images = -(-self.probe_tokens // features[0, 0].numel())
+            probes = self.quantizer.part_features(features[:images].detach().float())
+            probes = [tokens[:: max(1, len(tokens) // self.probe_tokens)][: self.probe_tokens] for tokens in probes]
+        before = self._before or [None] * len(measured)
+        rows = [self._of_codebook(*of_one) for of_one in zip(measured, probes, before, strict=True)]
+        return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+    def _of_codebook(
+        self, quantizer: Quantizer | PlainCodebook, probe: Float[Tensor, "n d"], before: Float[Tensor, "k d"] | None
+    ) -> dict[str, float]:
+        """The same of one codebook."""
+        codebook = quantizer.codebook if before is None else before
+        moved = None if before is None else quantizer.codebook - before
+        norms, distances = norm_statistics(codebook), code_feature_distances(codebook, probe)
+        margins = winner_margins(probe, codebook)
+        row = {
+            "gradient_reach": gradient_reach(self._movement(quantizer, moved)),
+            "code_norm_mean": norms.mean,
+            "code_norm_std": norms.std,
+            "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
+            "feature_to_code_distance": distances.feature_to_code,
+            "code_to_feature_distance": distances.code_to_feature,
+            "winner_margin": margins.distance,
+            "logit_margin": margins.logit,
+        }
+        if moved is not None:
+            row["code_drift"] = float(torch.linalg.vector_norm(moved.float(), dim=1).mean())
+        return row
+
+    def _chosen_codes(self, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "N D"]:
+        """Vectors of the latest indices; of a composite as its parts' codes are now."""
+        if self._is_composite:
+            grid = self._latest.view(len(features), *features.shape[2:])
+            return self.quantizer.look_up(grid).flatten(0, 2).float()
+        return (self.quantizer.codebook if self._before is None else self._before[0])[self._latest]
+
+    @staticmethod
+    def _movement(quantizer: Quantizer | PlainCodebook, moved: Tensor | None) -> Tensor | None:
         """What moves the codes in a step: their gradient; where they take none, what they have moved."""
-        if isinstance(self.quantizer, PlainCodebook):
-            return self.quantizer.codebook_gradient
-        codebook = self.quantizer.codebook
-        if any(p.requires_grad for p in self.quantizer.codes.parameters()):
-            gradient = self.quantizer.codebook_gradient
+        if isinstance(quantizer, PlainCodebook):
+            return quantizer.codebook_gradient
+        codebook = quantizer.codebook
+        if any(p.requires_grad for p in quantizer.codes.parameters()):
+            gradient = quantizer.codebook_gradient
             # Only gradients of parameters have been averaged over processes.
             averaged = gradient is None or isinstance(codebook, nn.Parameter)
             return gradient if averaged else sum_over_processes(gradient.clone())

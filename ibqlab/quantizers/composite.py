@@ -170,6 +170,17 @@ class CompositeQuantizer(Quantizer):
         out = part(as_grid(features))
         return as_rows(out.quantized), out.indices.flatten(), out.terms
 
+    @torch.no_grad()
+    def part_features(self, features: Float[Tensor, "B D h w"]) -> list[Float[Tensor, "n d"]]:
+        """What each part gets to quantize, for diagnostics: they measure a part by its own features.
+
+        Args:
+            features: of the whole.
+        Returns:
+            Tokens by part; as many as the features hold, or fewer where a part sees a coarser grid.
+        """
+        raise TypeError(f"{type(self).__name__} must define part_features(features) -> list of tensors")
+
     def averaged(self, terms: Sequence[dict[str, Tensor]]) -> dict[str, Float[Tensor, ""]]:
         """Mean of each term over the parts."""
         return {name: sum(part[name] for part in terms) / len(terms) for name in terms[0]}

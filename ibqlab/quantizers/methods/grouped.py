@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.checks import check_numbers, require
 from ibqlab.quantizers.base import Assignment, register_quantizer
-from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, joined_channels
+from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, as_rows, joined_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,11 @@ class GroupedQuantizer(CompositeQuantizer):
         return self.codes.index(
             [part.encode(as_grid(piece)).flatten() for part, piece in zip(self.parts, pieces, strict=True)]
         )
+
+    @torch.no_grad()
+    def part_features(self, features: Float[Tensor, "B D h w"]) -> list[Float[Tensor, "N d"]]:
+        """Every group's channels."""
+        return list(as_rows(features).chunk(self.config.groups, dim=1))
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Every group by itself."""

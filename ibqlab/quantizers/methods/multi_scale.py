@@ -100,6 +100,19 @@ class MultiScaleQuantizer(CompositeQuantizer):
         scales = self._scales(features, lambda part, coarse: (part.encode(coarse), {}))
         return self.codes.index([digit for digit, _, _ in scales]).flatten()
 
+    @torch.no_grad()
+    def part_features(self, features: Float[Tensor, "B D h w"]) -> list[Float[Tensor, "n D"]]:
+        """The cells of each scale's grid, of what the scales before it left over."""
+        self._keep_shape(features)
+        grids = []
+
+        def choose(part: Quantizer, coarse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            grids.append(as_rows(coarse))
+            return part.encode(coarse), {}
+
+        list(self._scales(as_rows(features), choose))
+        return grids
+
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Scale by scale; the gradient passes the sum."""
 

@@ -1,13 +1,15 @@
 """Residual quantization: each level quantizes what the levels before it left over; the code is their sum."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.checks import check_numbers, require, require_choice
 from ibqlab.quantizers.base import Assignment, register_quantizer
-from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, summed
+from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, as_rows, summed
 from ibqlab.quantizers.estimators import rotate_to_codes, straight_through
 from ibqlab.quantizers.methods.diveq import directed_error
 
@@ -68,12 +70,20 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """Every level's choice for what the codes before it left over."""
-        rest, digits = features, []
+        return self.codes.index([digit for _, digit in self._levels(features)])
+
+    @torch.no_grad()
+    def part_features(self, features: Float[Tensor, "B D h w"]) -> list[Float[Tensor, "N D"]]:
+        """What the levels before each left over."""
+        return [rest for rest, _ in self._levels(as_rows(features))]
+
+    def _levels(self, features: Float[Tensor, "N D"]) -> Iterator[tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]]:
+        """Of each level: what it gets, and its choice."""
+        rest = features
         for part in self.parts:
             indices = part.encode(as_grid(rest))
+            yield rest, indices.flatten()
             rest = rest - part.look_up(indices)[0, 0].to(rest.dtype)
-            digits.append(indices.flatten())
-        return self.codes.index(digits)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Level by level; the gradient as the config says."""
