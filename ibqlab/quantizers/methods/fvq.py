@@ -1,6 +1,7 @@
 """FVQ: a small transformer, VQBridge, rewrites the whole codebook in each step, so every code learns in each step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class BridgedQuantizerConfig(PairLossConfig):
             self.codebook_init != "kmeans",
             'codebook_init "kmeans" does not apply to fvq, whose codes pass the bridge; use "uniform"',
         )
+
+    @classmethod
+    def sized(cls, codes: int, dim: int) -> dict[str, Any]:
+        """A bridge of at most 512 tokens: attention over 16,384, as at the published size, takes seconds."""
+        return super().sized(codes, dim) | {"bridge_patch": max(16, codes // 512)}
 
 
 class BridgedCodebook(FreeCodebook):
