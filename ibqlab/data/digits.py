@@ -1,10 +1,11 @@
 """`digits`: the 1,797 handwritten digits that ship with scikit-learn."""
 
 import hashlib
+from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ibqlab.data.source import Sample, Split
@@ -29,14 +30,13 @@ class DigitsSource:
     endless = False
 
     def __init__(self, *, image_size: int, split: Split) -> None:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second, and only digits need it
-
-        bunch = load_digits()
-        chosen = split_digits(bunch.target)[split]
-        grey = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
+        scans, labels = _read_scans()
+        chosen = split_digits(labels)[split]
+        grey = scans[chosen]
         size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
-        self.images = np.stack([np.asarray(Image.fromarray(scan).resize(size, bilinear)) for scan in grey])
-        self.labels = bunch.target[chosen].tolist()
+        is_scan = size == grey.shape[1:]  # resizing to the same size changes nothing and takes a while
+        self.images = grey if is_scan else np.stack([Image.fromarray(scan).resize(size, bilinear) for scan in grey])
+        self.labels = labels[chosen].tolist()
         self.classes = [str(digit) for digit in range(10)]
         self.fingerprint = hashlib.sha256(grey.tobytes() + bytes(self.labels)).hexdigest()[:16]
         self.description = f"{len(chosen)} handwritten digits for {split}, {image_size} × {image_size} pixels"
@@ -48,6 +48,15 @@ class DigitsSource:
         """The digit `index`, 0 to len − 1; nothing is random, so `seed` changes nothing."""
         grey = torch.from_numpy(self.images[index])
         return Sample(grey.expand(3, -1, -1).contiguous(), self.labels[index])
+
+
+@cache
+def _read_scans() -> tuple[UInt8[np.ndarray, "N 8 8"], Int64[np.ndarray, "N"]]:
+    """All scans in grey levels 0 to 255, and their classes; read once in a process."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second, and only digits need it
+
+    bunch = load_digits()
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
 
 
 def split_digits(labels: Int64[np.ndarray, "N"]) -> dict[Split, Int64[np.ndarray, "N_split"]]:
