@@ -249,7 +249,7 @@ def _read_run(path: Path, network: str) -> Checkpoint:
         )
     if is_lab(run.config):
         raise CheckpointError(
-            f"{path} is a run of the lab, a quantizer alone on features, and keeps no weights; train a tokenizer with it: "
+            f"{path} is a run of the lab, a quantizer alone on features, and keeps no weights; train a tokenizer: "
             "ibqlab train builtin/photos tokenizer.quantizer.name=NAME"
         )
     if network == "tokenizer" and "generator" in run.config:
