@@ -211,6 +211,26 @@ def test_a_module_is_a_plugin_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("module", "line"),
+    [("own.quantizers", "from .layers import x"), ("own.quantizers", "import own.layers"), ("alone", "import layers")],
+)
+def test_a_module_that_needs_files_beside_it_is_refused(tmp_path, monkeypatch, module, line):
+    """A run keeps one file of it, and would break where the others are not."""
+    (tmp_path / "own").mkdir()
+    for file in ("own/__init__.py", "own/layers.py", "layers.py"):
+        (tmp_path / file).write_text("x = 1\n")
+    (tmp_path / f"{module.replace('.', '/')}.py").write_text(f"{line}\n{SOURCE.replace('WEIGHT', '1.0')}")
+    before, loaded = available_quantizers(), set(sys.modules)
+    try:
+        with pytest.raises(ConfigError, match=r"line 1 imports .*A run keeps one file of a plugin.*put what it needs"):
+            import_plugins([module])
+        assert available_quantizers() == before
+    finally:
+        for name in set(sys.modules) - loaded:
+            monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("def broken(:\n", r"plugin bad.py: it cannot be run: SyntaxError at line 1"),
