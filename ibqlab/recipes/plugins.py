@@ -276,7 +276,7 @@ def _require_one_file(plugin: Plugin, module: ModuleType) -> None:
             if root in ("", package) if in_package else is_ordinary(folder / f"{root}.py"):
                 raise ConfigError(
                     f"plugin {plugin.name}: line {node.lineno} imports {name} of the same package or folder. A run "
-                    "keeps one file of a plugin, and could not be opened elsewhere; put what it needs into that file, or "
+                    "keeps one file of a plugin, and could not be opened elsewhere; put what it needs into it, or "
                     "into a package of another name that is installed wherever the run is opened"
                 )
 
