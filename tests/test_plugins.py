@@ -11,6 +11,9 @@ from registry import SMALL_DIGITS
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.generating import GalleryParameters, GeneratorRunParameters, prepare_pipeline
+from ibqlab.grids.evaluation_parameters import ComparisonParameters, EvaluationParameters
+from ibqlab.grids.evaluation_rules import find_tokenizer
 from ibqlab.notebooks.catalogue import find_notebook
 from ibqlab.notebooks.parameters import read_settings
 from ibqlab.plots.style import method_label, styles_for
@@ -208,6 +211,26 @@ def test_a_module_is_a_plugin_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("module", "line"),
+    [("own.quantizers", "from .layers import x"), ("own.quantizers", "import own.layers"), ("alone", "import layers")],
+)
+def test_a_module_that_needs_files_beside_it_is_refused(tmp_path, monkeypatch, module, line):
+    """A run keeps one file of it, and would break where the others are not."""
+    (tmp_path / "own").mkdir()
+    for file in ("own/__init__.py", "own/layers.py", "layers.py"):
+        (tmp_path / file).write_text("x = 1\n")
+    (tmp_path / f"{module.replace('.', '/')}.py").write_text(f"{line}\n{SOURCE.replace('WEIGHT', '1.0')}")
+    before, loaded = available_quantizers(), set(sys.modules)
+    try:
+        with pytest.raises(ConfigError, match=r"line 1 imports .*A run keeps one file of a plugin.*put what it needs"):
+            import_plugins([module])
+        assert available_quantizers() == before
+    finally:
+        for name in set(sys.modules) - loaded:
+            monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("def broken(:\n", r"plugin bad.py: it cannot be run: SyntaxError at line 1"),
@@ -323,6 +346,28 @@ def test_a_notebooks_command_hands_plugins_to_its_parameters(tmp_path):
     notebook = find_notebook("explore_collapse")
     settings = ["plugins=[my.py]", "methods=[mine]", "preset=smoke"]
     assert read_settings(notebook, settings)["plugins"] == ["my.py"]
+
+
+def test_notebooks_that_read_runs_take_the_plugins_of_their_quantizers(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
+    tiny = {"preset": "smoke", "plugins": ("my.py",)}
+    forget(monkeypatch)
+    evaluation = EvaluationParameters(**tiny, checkpoint="./run")
+    assert find_tokenizer("run", evaluation.checkpoint).config.quantizer.config_name == "mine"
+    for parameters in (ComparisonParameters, GalleryParameters):
+        forget(monkeypatch)
+        parameters(**tiny)
+        assert build_quantizer("mine").name == "mine"
+    for name in ("evaluate_tokenizer", "compare_published", "generation_gallery", "train_generator"):
+        assert read_settings(find_notebook(name), ["plugins=[my.py]"])["plugins"] == ["my.py"]
+
+
+def test_a_generators_notebook_trains_a_plugins_tokenizer_first(tmp_path, monkeypatch):
+    file = write_plugin(tmp_path / "my.py")
+    settings = ("tokenizer.quantizer.name=mine",)
+    pipeline = prepare_pipeline(GeneratorRunParameters(preset="smoke", tokenizer_settings=settings, plugins=(file,)))
+    assert pipeline.tokenizer.tokenizer.quantizer.config_name == "mine"
+    assert pipeline.tokenizer.plugins == pipeline.generator.plugins == (file,)
 
 
 def test_training_names_a_quantizer_that_raises(tmp_path):

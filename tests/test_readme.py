@@ -14,6 +14,7 @@ from PIL import Image
 
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.quantizers.base import _PRESETS
+from ibqlab.runs import Run
 from ibqlab.studies import StudyParameters, open_study
 from ibqlab.training import recipe_config, train
 
@@ -82,7 +83,7 @@ def workplace(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0)
     for number in range(24):
         Image.fromarray(pixels.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"images/{number}.png")
-    (tmp_path / "my_quantizer.py").write_text(PYTHON_BLOCKS[0])
+    (tmp_path / "my_quantizer.py").write_text(PYTHON_BLOCKS[1])
     return tmp_path
 
 
@@ -134,12 +135,13 @@ def test_the_quantizer_of_the_readme_trains(workplace):
         _PRESETS.pop("dot_vq", None)
 
 
-def test_ones_own_tensors_become_numbers_and_figures(capsys):
+def test_ones_own_tensors_become_numbers_figures_and_a_run(workplace, capsys):
     names = {}
-    exec(PYTHON_BLOCKS[1], names)
+    exec(PYTHON_BLOCKS[0], names)
     assert "% of 1,024 codes in 20,000 tokens" in capsys.readouterr().out
     assert names["histogram"].axes
     assert names["code_map"].axes
+    assert Run("runs/my_model").status == "finished"
 
 
 def test_a_finished_study_is_opened(workplace):

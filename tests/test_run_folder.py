@@ -24,6 +24,7 @@ from ibqlab.base.locking import SILENT_SECONDS
 from ibqlab.cli import main
 from ibqlab.config import to_dict
 from ibqlab.plots.printing import save_figure
+from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
 from ibqlab.runs.folder import claim_folder, writing
 from ibqlab.tokens.store import TokenStore
@@ -270,6 +271,24 @@ def test_another_machines_training_lives_by_its_signs_of_life(run, age, status):
     os.utime(file, (time.time() - age,) * 2)
     assert Run(run.path).status == status
     assert ("process 1 on elsewhere" in run.describe_status()) == (status == "running")
+
+
+def test_a_run_of_the_lab_is_told_as_one(tmp_path):
+    """It keeps no checkpoints, and no `ibqlab train` makes it."""
+    quantizer = {"name": "vq", "codebook_size": 8, "code_dim": 2}
+    lab = Run.start(tmp_path / "vq", {"lab": {"label": "VQ"}, "steps": 4, "tokenizer": {"quantizer": quantizer}})
+    lab.log({"step": 4, "usage": 0.5})
+    os.utime(lab.path / "provenance.json", (1, 1))
+    os.utime(lab.path / "metrics.jsonl", (1, 1))
+    assert lab.describe_status().startswith("interrupted at step 4 of 4; the lab keeps no checkpoints")
+    lab.finish("finished")
+    assert lab.describe_status() == "finished at step 4 of 4"
+    shown = CliRunner().invoke(main, ["show", str(lab.path)])
+    assert "none; the lab keeps none" in shown.output and "ibqlab train" not in shown.output
+    (row,) = list_runs(tmp_path).to_dict("records")
+    assert (row["kind"], row["quantizer"]) == ("lab", "vq")
+    with pytest.raises(CheckpointError, match="is a run of the lab, a quantizer alone on features"):
+        load_tokenizer(lab.path)
 
 
 def test_a_training_gives_signs_of_life(run, monkeypatch):

@@ -106,11 +106,14 @@ def show(name: str, everything: bool) -> None:
 
 def _contents(run: "Run", everything: bool) -> Iterator[str]:
     """Snapshots, checkpoint, figures and report of a run, each in a line, figures by name where all is asked for."""
+    from ibqlab.runs.kinds import is_lab
+
     steps, checkpoint = run.snapshot_steps, run.last_checkpoint
     few = everything or len(steps) < 9
     at = ", ".join(map(str, steps)) if few else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
     yield f"snapshots: {at or 'none'}"
-    yield f"last checkpoint: {checkpoint.name if checkpoint else 'none'}"
+    none = "none; the lab keeps none" if is_lab(run.config) else "none"
+    yield f"last checkpoint: {checkpoint.name if checkpoint else none}"
     figures = sorted(path.name for path in (run.path / "figures").glob("*"))
     figure_names = ", ".join(figures) if everything or len(figures) < 5 else f"{len(figures)} files in figures"
     yield f"figures: {figure_names or 'none'}"

@@ -26,6 +26,7 @@ from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.metrics.digits_classifier import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
+from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run, runs_root
 from ibqlab.runs.caveats import why_too_short
@@ -62,8 +63,11 @@ class GalleryParameters:
 
     images_per_class: int = 8
     """Columns of the gallery of seeds, at least 1."""
+    plugins: tuple[str, ...] = ()
+    """Files (my_quantizer.py) and modules of your own that register the tokenizer's quantizer."""
 
     def __post_init__(self):
+        import_plugins(self.plugins)
         find_preset(self.preset, "generator")
         if self.card:
             checks.require_choice("card", self.card, SAMPLING_CARDS)

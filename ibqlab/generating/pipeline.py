@@ -11,6 +11,7 @@ from ibqlab.config import content_hash, to_dict
 from ibqlab.generating.pairs import run_config
 from ibqlab.generating.token_statistics import describe_tokenizer, save_token_figure
 from ibqlab.pretrained import load_tokenizer
+from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import find_preset
 from ibqlab.runs import Run
 from ibqlab.runs.finding import locate, output_folder, run_name
@@ -39,9 +40,12 @@ class GeneratorRunParameters:
     output: str = ""
     """Folder for tokenizer, tokens and generator: a name below the folder of all runs, or a path that starts with / ./
     or ~; empty: named by preset and settings."""
+    plugins: tuple[str, ...] = ()
+    """Files (my_quantizer.py) and modules of your own that register quantizers, for the tokenizer to have."""
 
     def __post_init__(self):
         find_preset(self.preset, "generator")
+        import_plugins(self.plugins)
         require(
             not (self.tokenizer and self.tokenizer_settings),
             "tokenizer_settings are for the preset's tokenizer; got them with a trained one. Use [].",
@@ -85,8 +89,9 @@ def prepare_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
         RunError: the folder holds runs with other settings.
     """
     first, second = find_preset(parameters.preset, "generator")
-    tokenizer = None if parameters.tokenizer else recipe_config(first, assignments=parameters.tokenizer_settings)
-    plain = recipe_config(second, assignments=parameters.settings)
+    settings, plugins = parameters.tokenizer_settings, parameters.plugins
+    tokenizer = None if parameters.tokenizer else recipe_config(first, assignments=settings, plugins=plugins)
+    plain = recipe_config(second, assignments=parameters.settings, plugins=plugins)
     trained_with = to_dict(tokenizer) if tokenizer else parameters.tokenizer
     settings_hash = content_hash({"tokenizer": trained_with, "generator": to_dict(plain)})
     folder = output_folder(parameters.output, default=f"train_generator-{parameters.preset}-{settings_hash}")
@@ -95,7 +100,7 @@ def prepare_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     inputs = {"tokenizer": parameters.tokenizer or f"{name}/tokenizer"}
     if parameters.store_tokens:
         inputs["tokens"] = f"{name}/tokens"
-    generator = recipe_config(second, inputs, parameters.settings)
+    generator = recipe_config(second, inputs, parameters.settings, plugins)
     Run.check(folder / "generator", generator)
     if tokenizer:
         Run.check(folder / "tokenizer", tokenizer)

@@ -12,6 +12,7 @@ from ibqlab.metrics import PROTOCOLS
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import ALEXNET, VGG16, PublishedWeights
 from ibqlab.pretrained.load_report import WEIGHTS
+from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import find_preset
 
 NETS: dict[str, PublishedWeights] = {"vgg": VGG16, "alex": ALEXNET}
@@ -45,8 +46,11 @@ class MeasuringParameters:
     output: str = ""
     """Folder of results: a name below the folder of all runs, or a path that starts with / ./ or ~; empty:
     <notebook>-<preset>."""
+    plugins: tuple[str, ...] = ()
+    """Files (my_quantizer.py) and modules of your own that register the checkpoints' quantizers."""
 
     def __post_init__(self) -> None:
+        import_plugins(self.plugins)
         find_preset(self.preset, "evaluation")
         require_choice("protocol", self.protocol, PROTOCOLS)
         if self.weights:

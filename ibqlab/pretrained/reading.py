@@ -40,7 +40,7 @@ from ibqlab.recipes.plugins import import_known, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import locate
-from ibqlab.runs.kinds import is_monitored
+from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.tokenizer import TokenizerConfig
 
 EXPORT = "ibqlab"
@@ -246,6 +246,11 @@ def _read_run(path: Path, network: str) -> Checkpoint:
         raise CheckpointError(
             f"{path} is what a monitor wrote of somebody's own model, and holds no weights; load them with the code "
             "that trained it"
+        )
+    if is_lab(run.config):
+        raise CheckpointError(
+            f"{path} is a run of the lab, a quantizer alone on features, and keeps no weights; train a tokenizer: "
+            "ibqlab train builtin/photos tokenizer.quantizer.name=NAME"
         )
     if network == "tokenizer" and "generator" in run.config:
         raise CheckpointError(f"{path} is a generator's run; its tokenizer is load_first_stage({str(path)!r})")

@@ -13,7 +13,7 @@ INITIALISATIONS = {
     "normal": "N(0, 1)",
     "unit": "N(0, 1/D)",
     "kmeans": "k-means",
-    "grid": "sign grid",
+    "grid": "fixed grid",
 }
 """Starts of a codebook and how figures write them. The published VQ uses "uniform", the published IBQ "normal"; "grid"
 is no start but a codebook whose codes follow from the settings, as LFQ's, FSQ's and BSQ's do."""

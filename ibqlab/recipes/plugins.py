@@ -8,6 +8,7 @@ can be read side by side, and a run is read with the copy of the file that it ke
 that this user has never named, is not run: what was named once is kept in the cache by its hash.
 """
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -162,7 +163,7 @@ def beside_recipe(plugins: Any, recipe: Path) -> Any:
 
 def plugin_copies(plugins: Sequence[Plugin]) -> dict[str, bytes]:
     """What a run's folder keeps of its plugins: path in the folder → content."""
-    return {f"{COPIES}/{plugin.file_name}": plugin.source for plugin in plugins}
+    return {f"{COPIES}/{plugin.file_name}": plugin.source for plugin in plugins if plugin.source}
 
 
 def plugin_facts(plugins: Sequence[Plugin]) -> dict[str, str]:
@@ -249,8 +250,35 @@ def _import_module(name: str) -> Plugin:
     finally:
         sys.path.remove(os.getcwd())
     plugin = Plugin(name=name, source=_source_of(module), module=name)
+    try:
+        _require_one_file(plugin, module)
+    except ConfigError:
+        replace_registrations(before)
+        raise
+    _keep(plugin.source, plugin.sha256)  # whoever named the module may run the copies that runs have of it
     _remember(plugin, before)
     return plugin
+
+
+def _require_one_file(plugin: Plugin, module: ModuleType) -> None:
+    """Refuse a module that imports from its own package or from files beside it, which a run's one copy would lack."""
+    package, folder = plugin.name.partition(".")[0], Path(getattr(module, "__file__", None) or "").parent
+    in_package = "." in plugin.name or hasattr(module, "__path__")
+    for node in ast.walk(ast.parse(plugin.source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{'.' * node.level}{node.module or ''}"]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root = name.partition(".")[0]
+            if root in ("", package) if in_package else is_ordinary(folder / f"{root}.py"):
+                raise ConfigError(
+                    f"plugin {plugin.name}: line {node.lineno} imports {name} of the same package or folder. A run "
+                    "keeps one file of a plugin, and could not be opened elsewhere; put what it needs into it, or "
+                    "into a package of another name that is installed wherever the run is opened"
+                )
 
 
 def _source_of(module: ModuleType) -> bytes:

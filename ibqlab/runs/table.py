@@ -30,9 +30,9 @@ def list_runs(folder: str | Path | None = None) -> "pd.DataFrame":
         folder: searched with all its sub-folders; the folder of all runs by default.
     Returns:
         One row per run, by name. Columns: name (path below the folder), path, status ("unreadable" if damaged), kind
-        ("tokenizer", "generator" or "monitored"), quantizer, codebook_size (codes), code_dim, seed, the last value of
-        step, loss (a generator's in nats per token), usage (share of codes hit in the last usage_tokens tokens of
-        training), validation_usage (in validation_tokens tokens), validation_psnr (dB), validation_loss (a
+        ("tokenizer", "generator", "monitored" or "lab"), quantizer, codebook_size (codes), code_dim, seed, the last
+        value of step, loss (a generator's in nats per token), usage (share of codes hit in the last usage_tokens tokens
+        of training), validation_usage (in validation_tokens tokens), validation_psnr (dB), validation_loss (a
         generator's), losses (those it was trained with; what it lacks of LPIPS and GAN is named), then duration_s
         (seconds), problem (why a run is unreadable, in one line; it never hides the others) and config_hash. What is no
         number or text where one belongs is left out. No run, or no such folder: an empty frame with these columns.

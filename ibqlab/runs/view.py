@@ -14,7 +14,7 @@ from ibqlab.runs import metrics
 from ibqlab.runs.checkpoints import read_checkpoint
 from ibqlab.runs.commands import train_command
 from ibqlab.runs.folder import LOCK_FILE, PLUGINS, last_checkpoint, step_file, steps_of_files
-from ibqlab.runs.kinds import is_monitored
+from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.runs.paths import located
 
 if TYPE_CHECKING:
@@ -141,6 +141,9 @@ class RunView:
             return f"{line}, {holder}" if holder else line
         if is_monitored(self.config):
             return line if status == "finished" else f"{line}; your own training goes on with it when it starts again"
+        if is_lab(self.config):
+            again = "the lab keeps no checkpoints and makes it again from its first step when its notebook runs again"
+            return line if status == "finished" else f"{line}; {again}"
         if status == "finished":
             return line if last else f"{line}, but its checkpoints are gone: it can be looked at, not used or continued"
         return f"{line}; go on with: {self.continue_command()}"
