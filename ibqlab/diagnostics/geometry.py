@@ -317,3 +317,27 @@ def _without_overflow(*vectors: Tensor) -> list[Tensor]:
     # Not for NaN and infinity, which no type mends.
     wide = _LARGE < largest < math.inf
     return [vector.double() if wide else vector.float() for vector in vectors]
+
+
+@torch.no_grad()
+def variance_lost(features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> float:
+    """What codes leave over of the features' variance, once they have the best common scale and shift.
+
+        min over a, b of  mean ‖z − (a·c + b)‖² / mean ‖z − mean z‖²
+
+    Methods that bound or normalise features before they look for a code are not charged for the scale, so that their
+    errors compare; what normalising throws away is an error, since no decoder can have it back.
+
+    Args:
+        features: (N, D) as the encoder gives them.
+        codes: (N, D), the code of each.
+    Returns:
+        0 (nothing lost) to 1 (no better than the mean of the features); NaN where the features do not vary.
+    """
+    z, c = (to_vectors(vectors, name).double() for vectors, name in ((features, "features"), (codes, "codes")))
+    z, c = z - z.mean(0), c - c.mean(0)
+    variance, spread = float(z.square().sum()), float(c.square().sum())
+    if not variance > 0:
+        return math.nan
+    explained = float((z * c).sum()) ** 2 / spread if spread > 0 else 0.0
+    return min(1.0, max(0.0, 1.0 - explained / variance))
