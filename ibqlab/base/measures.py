@@ -151,7 +151,7 @@ _LISTED = (
         "variance_lost",
         "variance lost",
         SHARE,
-        "share of the features' variance that their codes leave over, at the best common scale and shift of the codes",
+        "share of the features' variance that no linear layer behind their codes has back",
         "lower",
         most=1.0,
     ),
