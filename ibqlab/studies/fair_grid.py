@@ -188,6 +188,15 @@ class FairGrid:
         """All of them, data by data, in the methods' order, own starts first."""
         return list(self._configs)
 
+    def describe(self) -> str:
+        """How many runs that makes, for reading."""
+        searched = sum(len(self.search(arm)) for arm in self.arms)
+        total = searched + len(self.arms) * len(self.seeds)
+        return (
+            f"{len(self.methods)} methods on {', '.join(self.data)}: {total:,} runs at most, {searched:,} of them the "
+            f"search for {len(self.arms)} rates"
+        )
+
     def config(self, arm: Arm) -> TrainConfig | LabRunConfig:
         """The settings of an arm's runs, but for rate and seed."""
         return self._configs[arm]
