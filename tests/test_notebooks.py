@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 LAB = ("playground", "features_lab")
+OTHER_STUDIES = ("ablations", "link_stages", "fair_comparison")
 DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
 """Far fewer images than photographs have crops."""
 PRESETS = {
@@ -32,6 +33,7 @@ PRESETS = {
     **dict.fromkeys(("evaluate_tokenizer", "compare_published"), preset_names("evaluation")),
     **dict.fromkeys(("train_generator", "generation_gallery"), preset_names("generator")),
     "link_stages": preset_names("link"),
+    "fair_comparison": load_yaml(TABLES / "fair_comparison.yaml"),
     **dict.fromkeys(LAB, preset_names("lab")),
 }
 
@@ -42,7 +44,14 @@ def cells(path, kind):
 
 def test_the_promised_notebooks_are_there():
     promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert promised | {"ablations", "train_generator", "generation_gallery", "link_stages", *LAB} <= set(NAMES)
+    assert promised | {
+        "ablations",
+        "train_generator",
+        "generation_gallery",
+        "link_stages",
+        "fair_comparison",
+        *LAB,
+    } <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -119,6 +128,7 @@ def pictures(out):
         ("compare_published", ["-p", "limit", "8"], 2),
         ("train_generator", ["-p", "settings", DIGITS, "-p", "tokenizer_settings", "[data.source=digits]"], 3),
         ("link_stages", ["-p", "codebook_sizes", "[64]", "-p", "lookup_free_bits", "6", "-p", "steps", "2"], 3),
+        ("fair_comparison", ["-p", "methods", "[vq, ibq]", "-p", "data", "[lab]"], 1),
         ("playground", [], 3),
         ("features_lab", [], 2),
         ("generation_gallery", ["-p", "cfg_scales", "[1.0, 2.0]", "-p", "images_per_class", "2"], 5),
@@ -132,7 +142,14 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 def test_every_notebook_is_executed_above():
     executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert executed | {"ablations", "train_generator", "generation_gallery", "link_stages", *LAB} == set(NAMES)
+    assert executed | {
+        "ablations",
+        "train_generator",
+        "generation_gallery",
+        "link_stages",
+        "fair_comparison",
+        *LAB,
+    } == set(NAMES)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,14 @@ _LISTED = (
     Quantity(
         "quantization_error", "quantization error", "", "mean squared difference of a feature and its code", "lower"
     ),
+    Quantity(
+        "variance_lost",
+        "variance lost",
+        SHARE,
+        "share of the features' variance that no linear layer behind their codes has back",
+        "lower",
+        most=1.0,
+    ),
     Quantity("code_drift", "drift of codes", "per step", "distance that a step moves a code, mean"),
     Quantity("feature_drift", "drift of features", "per step", "distance between two states of the encoder's output"),
     Quantity("births", "codes born", "codes", "codes that the window has gained since the row before"),
@@ -164,6 +172,13 @@ _LISTED = (
     Quantity("gradient_norm", "gradient before clipping", "", "length of the gradient of all weights", label="length"),
     Quantity("learning_rate", "learning rate", "", "the optimizer's rate in the step", label="rate"),
     # Reconstructions.
+    Quantity(
+        "reconstruction_error",
+        "reconstruction error",
+        SHARE,
+        "mean squared difference of the lab's points and what is rebuilt of them, over the points' variance",
+        "lower",
+    ),
     Quantity("l1", "L1", "", "mean absolute difference of pixels in [−1, 1]", "lower", most=2.0),
     Quantity("psnr", "PSNR", "dB", "peak signal-to-noise ratio, mean over images", "higher", -math.inf),
     Quantity("soft_psnr", "PSNR of averages", "dB", "PSNR from averages of all codes", "higher", -math.inf),

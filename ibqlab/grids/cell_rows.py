@@ -1,7 +1,7 @@
 """The row of a finished cell: what its run recorded, and what is measured of it once at the end."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ibqlab.costs.meter import SavedTensors, storages_of
 from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
+from ibqlab.diagnostics.geometry import variance_lost
+from ibqlab.diagnostics.lab import LabRunConfig
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.grids.cells import Cell, EvaluationRequest, column_of
@@ -22,7 +24,7 @@ from ibqlab.quantizers.base import Quantizer
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizer
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.training import TrainConfig
+from ibqlab.training import GeneratorTrainConfig, TrainConfig
 from ibqlab.training.data_check import reachable
 
 RECORDED = {
@@ -39,6 +41,7 @@ RECORDED = {
     "feature_norm": "feature_norm_mean",
     "code_norm": "code_norm_mean",
     "softmax_perplexity": "softmax_perplexity",
+    "reconstruction_error": "validation_reconstruction_error",
 }
 """Column of a row → column of the run's last validation."""
 REPEATS = 7
@@ -53,20 +56,31 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
         run: finished.
     Returns:
         Recorded at the last validation: usage (share of codes hit in `tokens` tokens), perplexity (codes), psnr (dB),
-        l1, gradient_reach, bits_per_token, mean norms of features and codes, softmax_perplexity. Measured here:
-        quantizer_ms and quantizer_mib, of one pass forward and backward over the tokens of a step; soft_psnr for Soft
-        VQ; what `cell.measure` asks for. And steps, seconds of training, parameters, provenance.
+        l1, gradient_reach, bits_per_token, mean norms of features and codes, softmax_perplexity, reconstruction_error
+        of the lab. Measured here: variance_lost, of the last snapshot's features; quantizer_ms and quantizer_mib, of
+        one pass forward and backward over the tokens of a step; soft_psnr for Soft VQ; what `cell.measure` asks for.
+        And steps, seconds of training, parameters, provenance.
     """
     last = run.metrics.iloc[-1]
     values: dict[str, Any] = {name: last[column].item() for name, column in RECORDED.items() if column in last}
-    values |= {"steps": int(last["step"]), "seconds": float(last["seconds"])}
+    values |= {"steps": int(last["step"]), "seconds": float(last.get("seconds", run.duration))}
     facts = run.provenance
     values["parameters"] = facts.get("parameters")
-    values |= (_of_tokenizer if isinstance(cell.config, TrainConfig) else _of_generator)(cell, run)
+    values |= MEASURES[type(cell.config)](cell, run)
     values["provenance"] = {
         key: facts.get(key) for key in ("started", "commit", "dirty", "versions", "hardware", "threads", "data")
     } | ({"unreadable": facts["unreadable"]} if facts.get("unreadable") else {})
     return values
+
+
+def _of_lab(cell: Cell, run: Run) -> dict[str, Any]:
+    return {"variance_lost": variance_lost_in(run.snapshot())}
+
+
+def variance_lost_in(snapshot: Mapping[str, np.ndarray]) -> float:
+    """`variance_lost` of a snapshot's features and their codes."""
+    codes = snapshot["codebook"][snapshot["assignments"]]
+    return variance_lost(torch.from_numpy(snapshot["features"]), torch.from_numpy(codes))
 
 
 def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
@@ -75,7 +89,9 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
     raw = load_tokenizer(run.path, "raw").float().to(device)
     side = config.data.image_size // config.tokenizer.autoencoder.downsampling
     tokens = config.batch_size // (config.processes * config.accumulate) * side**2
-    values = quantizer_cost(raw.quantizer, torch.from_numpy(run.snapshot()["features"]).to(device), tokens)
+    snapshot = run.snapshot()
+    values = quantizer_cost(raw.quantizer, torch.from_numpy(snapshot["features"]).to(device), tokens)
+    values["variance_lost"] = variance_lost_in(snapshot)
     if not measure.metrics and not isinstance(raw.quantizer, SoftVectorQuantizer):
         return values
     # As many as its last validation saw, which left unreadable ones out.
@@ -181,6 +197,10 @@ def _of_generator(cell: Cell, run: Run) -> dict[str, Any]:
     sampling = SAMPLING_CARDS[measure.card] if measure.card else None
     archive = sample_images(generator, tokenizer, run.path / "samples", sampling, request, progress=False)
     return sample_measures(archive, measure, source)
+
+
+MEASURES = {TrainConfig: _of_tokenizer, GeneratorTrainConfig: _of_generator, LabRunConfig: _of_lab}
+"""What is measured of a finished run, by the kind of its settings."""
 
 
 def _validation_images(cell: Cell, run: Run) -> ImageSource:

@@ -30,9 +30,13 @@ from ibqlab.base.files import RunError, UnreadableFile, explained, is_ordinary, 
 from ibqlab.base.locking import holding, is_held
 from ibqlab.base.measures import OTHER_NETWORK
 from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.diagnostics.lab import LabRunConfig
 from ibqlab.runs.metrics import last_values
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
+RunSettings = TrainConfig | GeneratorTrainConfig | LabRunConfig
+KINDS: dict[str, type[RunSettings]] = {"tokenizer": TrainConfig, "generator": GeneratorTrainConfig, "lab": LabRunConfig}
+"""What a cell may be of, and the settings of each."""
 FOLDERS = ("cells", "rows", "failed", "logs", "locks")
 REQUEST_KEYS = {"kind", "config", "labels", "needs", "measure"}
 LAST_LINES = 12
@@ -120,7 +124,7 @@ class Cell:
     """One run of a grid and the values that tell it from the others."""
 
     name: str
-    config: TrainConfig | GeneratorTrainConfig
+    config: RunSettings
     labels: dict[str, Any]
     needs: str = ""
     """The cell whose tokenizer a generator is trained over; it must be finished first."""
@@ -205,7 +209,7 @@ class CellStore:
     def prepare(self, cell: Cell) -> None:
         """Write down what a cell is, for the process that will work on it."""
         request = {
-            "kind": "tokenizer" if isinstance(cell.config, TrainConfig) else "generator",
+            "kind": next(name for name, kind in KINDS.items() if isinstance(cell.config, kind)),
             "config": to_dict(cell.config),
             "labels": cell.labels,
             "needs": cell.needs,
@@ -228,7 +232,9 @@ class CellStore:
         request = read_json(self.folder / "cells" / f"{name}.json")
         if request is None or not request.keys() >= REQUEST_KEYS:
             raise StudyError(f"{self.folder / 'cells'} holds no run {name}; start the study again")
-        kind = TrainConfig if request["kind"] == "tokenizer" else GeneratorTrainConfig
+        kind = KINDS.get(request["kind"])
+        if kind is None:
+            raise StudyError(f"run {name} is of an unknown kind, {for_terminal(request['kind'], 40)}; update ibqlab")
         return Cell(
             name,
             parse(kind, request["config"], source=f"run {name}"),

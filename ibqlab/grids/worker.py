@@ -13,9 +13,13 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from ibqlab.diagnostics.lab import LabRunConfig, train_in_lab
 from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, CellStore, cause_of
 from ibqlab.recipes.plugins import COPIES, SEARCHED_FIRST
-from ibqlab.training import TrainConfig, train, train_generator
+from ibqlab.training import GeneratorTrainConfig, TrainConfig, train, train_generator
+
+WORK = {TrainConfig: train, GeneratorTrainConfig: train_generator, LabRunConfig: train_in_lab}
+"""What a cell's process does first, by the kind of its settings."""
 
 
 def main(folder: str, name: str) -> int:
@@ -52,8 +56,7 @@ def _work(store: CellStore, name: str, first: bool) -> int:
 
     cell = store.request(name)
     try:
-        kind = train if isinstance(cell.config, TrainConfig) else train_generator
-        run = kind(cell.config, store.folder / name, progress=False)
+        run = WORK[type(cell.config)](cell.config, store.folder / name, progress=False)
         if first:
             store.write_row(cell, measure_cell(cell, run))
     except Exception as error:

@@ -1,9 +1,9 @@
 """Studies: many runs that answer one question, trained where missing, read again as tables, figures and a report.
 
 There is one kind of study (`study.Study`): runs in a folder, found again by their settings. A definition says which
-runs they are and how they are reported: `collapse`, `scaling`, `ablations` (the paper's tables) and `token_costs`. All
-are listed in `registry`, which opens them: start there. `comparisons` says what a few seeds can tell apart, `pages`
-writes reports, and `run_report` is the same for a single run.
+runs they are and how they are reported: `collapse`, `scaling`, `ablations` (the paper's tables), `token_costs` and
+`fair_comparison`. All are listed in `registry`, which opens them: start there. `comparisons` says what a few seeds can
+tell apart, `pages` writes reports, and `run_report` is the same for a single run.
 """
 
 from ibqlab.grids.cells import StudyError
@@ -11,6 +11,9 @@ from ibqlab.studies.ablation_grid import AblationParameters
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.ablations import figure_methods, figure_norms, figure_table
 from ibqlab.studies.collapse import describe_collapse, show_table, summary_table
+from ibqlab.studies.fair_comparison import figure_fair
+from ibqlab.studies.fair_grid import FairParameters
+from ibqlab.studies.fair_tables import FairTables
 from ibqlab.studies.figures import (
     figure_code_maps,
     figure_collapse,
@@ -29,6 +32,8 @@ __all__ = [
     "DEFINITIONS",
     "AblationParameters",
     "AblationTables",
+    "FairParameters",
+    "FairTables",
     "LinkParameters",
     "Study",
     "StudyDefinition",
@@ -37,6 +42,7 @@ __all__ = [
     "describe_collapse",
     "figure_code_maps",
     "figure_collapse",
+    "figure_fair",
     "figure_histogram",
     "figure_histogram_through_training",
     "figure_laws",

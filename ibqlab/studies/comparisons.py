@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,96 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
 def is_clear(p_value: float) -> bool:
     """Whether a corrected p-value tells two settings apart at 5 %."""
     return bool(p_value < 1 - LEVEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A difference of two settings' means over seeds."""
+
+    value: float
+    """First − second, in the measure's own unit."""
+    low: float
+    high: float
+    """Welch's interval at the level that Holm's method gives to this difference among all that were tested together;
+    NaN with fewer than two seeds of either."""
+    p_value: float
+    """Corrected by Holm's method; NaN likewise."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is told from 0 at 5 % for all differences together, which is where the interval leaves 0 out."""
+        return is_clear(self.p_value)
+
+
+def holm_differences(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], resolutions: Sequence[float] = ()
+) -> list[Difference]:
+    """Differences of means with intervals, corrected for being many.
+
+    The i-th smallest of m p-values is compared with α/(m − i + 1), and its interval is Welch's of level
+    1 − α/(m − i + 1); from the first that is not told from 0 on, all have that one's. So an interval leaves out 0
+    exactly where Holm's test tells the difference from 0. That all intervals hold the true differences at once is
+    promised for the first of them alone.
+
+    Args:
+        pairs: of settings, one value per seed in each.
+        resolutions: per pair the step in which its measure can change, such as 1/K of a usage: seeds that agree are
+            known to that step only. Empty: 0 for all.
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979).
+    """
+    steps = list(resolutions) or [0.0] * len(pairs)
+    welch = [_welch(first, second, step) for (first, second), step in zip(pairs, steps, strict=True)]
+    corrected = correct_holm([one.p_value() for one in welch])
+    tested = sorted((number for number, p in enumerate(corrected) if np.isfinite(p)), key=lambda n: welch[n].p_value())
+    levels: dict[int, float] = {}
+    for place, number in enumerate(tested):
+        previous = tested[place - 1] if place else None
+        stopped = previous is not None and not is_clear(corrected[previous])
+        levels[number] = levels[previous] if stopped else (1 - LEVEL) / (len(tested) - place)
+    differences = []
+    for number, (one, p_value) in enumerate(zip(welch, corrected, strict=True)):
+        half = one.half_width(levels[number]) if number in levels else np.nan
+        differences.append(
+            Difference(value=one.value, low=one.value - half, high=one.value + half, p_value=float(p_value))
+        )
+    return differences
+
+
+class _Welch(NamedTuple):
+    """Welch's test of two means."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def p_value(self) -> float:
+        """Two-sided; NaN where there is no error to go by."""
+        from scipy import stats  # noqa: PLC0415 - half a second, needed only for tables
+
+        if not np.isfinite(self.error):
+            return np.nan
+        if self.error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+
+    def half_width(self, level: float) -> float:
+        """Of the interval that leaves out so much."""
+        from scipy import stats  # noqa: PLC0415 - half a second, needed only for tables
+
+        return float(stats.t.isf(level / 2, self.freedom) * self.error) if self.error else 0.0
+
+
+def _welch(first: Sequence[float], second: Sequence[float], step: float) -> _Welch:
+    """The test of two settings; a value that moves in steps has at least the variance of rounding, step²/12."""
+    groups = [np.asarray(values, dtype=float) for values in (first, second)]
+    value = float(groups[0].mean() - groups[1].mean()) if all(map(len, groups)) else np.nan
+    if min(map(len, groups)) < 2:
+        return _Welch(value, np.nan, np.nan)
+    parts = [max(float(values.var(ddof=1)), step**2 / 12) / len(values) for values in groups]
+    if not sum(parts):
+        return _Welch(value, 0.0, np.inf)
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, groups, strict=True))
+    return _Welch(value, math.sqrt(sum(parts)), freedom)
 
 
 @dataclass(frozen=True, kw_only=True)

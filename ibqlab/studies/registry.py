@@ -11,6 +11,7 @@ from ibqlab.recipes.plugins import copies_first
 from ibqlab.runs.finding import find_run, run_name
 from ibqlab.studies.ablations import ABLATIONS
 from ibqlab.studies.collapse import EXPLORE_COLLAPSE
+from ibqlab.studies.fair_comparison import FAIR_COMPARISON
 from ibqlab.studies.pages import write_pages
 from ibqlab.studies.provenance import provenance_of, provenance_text
 from ibqlab.studies.scaling import SCALE_CODEBOOK
@@ -18,7 +19,8 @@ from ibqlab.studies.study import SharedParameters, Study, StudyDefinition
 from ibqlab.studies.token_costs import LINK_STAGES
 
 DEFINITIONS: dict[str, StudyDefinition] = {
-    definition.name: definition for definition in (EXPLORE_COLLAPSE, SCALE_CODEBOOK, ABLATIONS, LINK_STAGES)
+    definition.name: definition
+    for definition in (EXPLORE_COLLAPSE, SCALE_CODEBOOK, ABLATIONS, LINK_STAGES, FAIR_COMPARISON)
 }
 """A new study is a module with its definition, a line here, its presets in experiments/studies/NAME.yaml, and the
 notebook that `ibqlab run NAME` executes."""

@@ -21,6 +21,7 @@ from ibqlab.base.checks import PROCESSES, STEPS, require, require_between, requi
 from ibqlab.base.files import write_whole
 from ibqlab.config import content_hash
 from ibqlab.data import DataConfig
+from ibqlab.diagnostics.lab import LabRunConfig
 from ibqlab.grids.cells import PARAMETERS_FILE, STUDY_FILE, Cell, CellStore, StudyError, as_json
 from ibqlab.grids.engine import Outcome, run_cells
 from ibqlab.grids.local import LocalLauncher
@@ -92,6 +93,9 @@ class StudyDefinition:
     """Grid → what all runs of a folder have in common. Whatever else differs may be added to a folder."""
     report: Callable[["Study", bool], str]
     """The study, and whether figures that are there already are drawn again → its report as Markdown."""
+    follow_up: Callable[[Any, CellStore], Sequence[Cell]] = lambda grid, store: ()
+    """Grid and folder → runs that can be named only when others of it are finished, such as those at a rate that is
+    searched for first; as many as can be named by now."""
     folder_name: Callable[[str, Any], str] = lambda name, parameters: f"{name}-{parameters.preset}"
     """Name and parameters → the folder to take where `output` is empty."""
 
@@ -110,15 +114,20 @@ class Study:
         self.definition, self.parameters, self.name = definition, parameters, definition.name
         self.grid = definition.grid(parameters)
         self.folder = output_folder(parameters.output, default=definition.folder_name(self.name, parameters))
-        self.cells = list(definition.cells(self.grid, self.folder))
+        self.store = CellStore(self.folder)
+        self._first_cells = list(definition.cells(self.grid, self.folder))
+        self.cells = self._named_by_now()
         self.facts = {"study": self.name, **definition.facts(self.grid)}
         self.plugins = import_plugins(list(dict.fromkeys(name for cell in self.cells for name in cell.config.plugins)))
         if self.plugins:
             self.facts["plugins"] = {plugin.file_name: plugin.sha256[:12] for plugin in self.plugins}
-        self.store = CellStore(self.folder)
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {len(self.cells)} runs, {str(self.folder)!r})"
+
+    def _named_by_now(self) -> list[Cell]:
+        """All runs that can be named, as `StudyDefinition.follow_up` says."""
+        return [*self._first_cells, *self.definition.follow_up(self.grid, self.store)]
 
     @property
     def command(self) -> str:
@@ -154,7 +163,8 @@ class Study:
             ValueError: there are no images where the settings say.
         """
         self.finished()  # refuses runs with other settings
-        require_reachable([cell.config for cell in self.cells if isinstance(cell.config, TrainConfig)])
+        trained = [cell.config for cell in self.cells if isinstance(cell.config, (TrainConfig, LabRunConfig))]
+        require_reachable(trained)
         if self.parameters.cluster == "local":
             self._open_images()
         self.store.claim(self.facts)
@@ -169,7 +179,12 @@ class Study:
         else:
             launcher = LocalLauncher(typed.workers or self.grid.workers, typed.threads)
         try:
-            return run_cells(self.cells, self.store, launcher, retry=typed.retry, progress=progress)
+            retry, known = typed.retry, 0
+            while known < len(self.cells):
+                known = len(self.cells)
+                outcome = run_cells(self.cells, self.store, launcher, retry=retry, progress=progress)
+                self.cells, retry = self._named_by_now(), False
+            return outcome
         finally:
             os.environ.pop(COMMAND, None)
 

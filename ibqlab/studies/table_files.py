@@ -14,6 +14,8 @@ from ibqlab.recipes.recipe_files import EXPERIMENTS
 
 TABLES = EXPERIMENTS / "tables"
 PRESETS_FILE = "presets.yaml"
+OTHER_FILES = (PRESETS_FILE, "fair_comparison.yaml")
+"""Beside the tables: their presets, and the comparison that is no table of the paper."""
 ORDER = ("key_designs", "codebook_size", "code_dim", "residual_blocks", "lfq", "soft_vq", "tokenizers", "generators")
 """Tables as they are shown; others follow by name."""
 PRINTED = {"rfid": 1000, "lpips": 1000, "usage": 1, "gfid": 1000, "inception_score": 1000, "precision": 1, "recall": 1}
@@ -174,7 +176,7 @@ def all_published() -> dict[str, PublishedRow]:
 
 def table_names() -> list[str]:
     """Names of all tables, in the order of the paper's story."""
-    names = [file.stem for file in sorted(TABLES.glob("*.yaml")) if file.name != PRESETS_FILE]
+    names = [file.stem for file in sorted(TABLES.glob("*.yaml")) if file.name not in OTHER_FILES]
     return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import is_ordinary, read_bytes
 from ibqlab.config import ConfigError
+from ibqlab.diagnostics.lab import LabRunConfig
 from ibqlab.quantizers.assignments import PACKAGE
 from ibqlab.quantizers.base import registrations
 from ibqlab.recipes.plugins import SOURCE_BYTES, Plugin, copy_name, plugin_of
@@ -43,7 +44,7 @@ def require_same_plugins(run: Run, plugins: Sequence[Plugin]) -> None:
             )
 
 
-def require_reachable(configs: Sequence[TrainConfig]) -> None:
+def require_reachable(configs: Sequence[TrainConfig | LabRunConfig]) -> None:
     """Refuse quantizers that exist in this process alone, before other processes are to train them.
 
     Args:

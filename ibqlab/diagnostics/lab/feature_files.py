@@ -103,8 +103,12 @@ class FeatureFile:
         """The rows themselves, at any share of the run."""
         return points
 
-    def networks(self) -> None:
-        """Features of a file have no encoder that could learn."""
+    def networks(self, code_dim: int) -> None:
+        """Features of a file have no encoder that could learn.
+
+        Args:
+            code_dim: as for a world.
+        """
 
     def settings(self) -> dict[str, Any]:
         """As a run's config.yaml holds them."""

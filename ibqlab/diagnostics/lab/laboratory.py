@@ -10,7 +10,7 @@ the squared distance of features and codes, with whatever gradient the method le
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ibqlab.base.progress import ProgressLine
 from ibqlab.config import ConfigError, parse, to_dict
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
 from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabResult, LabRun
+from ibqlab.diagnostics.lab.run_config import LabRunConfig
 from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
@@ -123,7 +124,7 @@ def run_lab(
     with ProgressLine(progress) as line:
         for number, (label, config) in enumerate(configs.items(), start=1):
             line.show(f"lab: {label}, {number} of {len(configs)} methods")
-            runs[label] = _run_or_read(features, label, config, lab, folders[label])
+            runs[label] = _run_or_read(features, config, lab, folders[label], _run_config(features, label, config, lab))
     return LabResult(
         runs=runs,
         features=features.describe(),
@@ -212,13 +213,33 @@ def _run_config(features: World | FeatureFile, label: str, config: QuantizerConf
     return {"lab": {"label": label, **features.settings()}, **shared, "tokenizer": {"quantizer": to_dict(config)}}
 
 
+def train_in_lab(config: LabRunConfig, path: str | Path, *, progress: bool = True) -> Run:
+    """One method's run in a world, in a folder of its own: made, or read where it is finished.
+
+    Raises:
+        ValueError: the loss is no finite number at some step.
+        RunError: the folder holds a run with other settings, or cannot be written.
+    """
+    quantizer, names = config.tokenizer.quantizer, [field.name for field in fields(LabSettings)]
+    shared = {name: getattr(config, name) for name in names if not name.startswith("codebook_")}
+    lab = LabSettings(codebook_size=quantizer.codebook_size, **shared)
+    with ProgressLine(progress) as line:
+        line.show(f"lab: {config.lab.label}")
+        _run_or_read(config.lab.world, quantizer, lab, Path(path), to_dict(config))
+    return Run(path)
+
+
 def _run_or_read(
-    features: World | FeatureFile, label: str, config: QuantizerConfig, lab: LabSettings, path: Path | None
+    features: World | FeatureFile,
+    config: QuantizerConfig,
+    lab: LabSettings,
+    path: Path | None,
+    settings: Mapping[str, Any],
 ) -> LabRun:
-    """A method's run: made, or read where its folder holds it finished."""
+    """A method's run: made, or read where its folder holds it finished with the same settings."""
     if path is None:
         return _Bench(features, config, lab).run()
-    run = Run.start(path, _run_config(features, label, config, lab), claim=True)
+    run = Run.start(path, settings, claim=True)
     try:
         if run.status == "finished" and run.snapshot_steps == lab.snapshot_steps:
             return _read(run, config)
@@ -264,7 +285,7 @@ class _Bench:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.lab.seed)
             self.quantizer = make_quantizer(self.config)  # first, so that equal codebooks start at equal codes
-            self.encoder, self.decoder = self.source.networks() or (None, None)
+            self.encoder, self.decoder = self.source.networks(self.config.code_dim) or (None, None)
             self._start()
             rows, snapshots = self._steps()
         return LabRun(config=self.config, rows=tuple(rows), snapshots=snapshots, seconds=time.perf_counter() - began)
@@ -346,7 +367,8 @@ class _Bench:
         """Hits per code among features that training does not see, and the numbers of a row."""
         size = self.config.codebook_size
         self.quantizer.eval()
-        features = self._encode(self.validation_points, step / self.lab.steps)
+        points = self.validation_points
+        features = self._encode(points, step / self.lab.steps)
         indices = self.quantizer.encode(features)
         self.quantizer.train()
         counts = count_indices(indices, size)
@@ -356,6 +378,10 @@ class _Bench:
             "validation_tokens": int(counts.sum()),
             "validation_quantization_error": self._error(features, indices),
         }
+        if self.decoder is not None:
+            rebuilt = self.decoder(self.quantizer.look_up(indices).flatten(0, 2))
+            left = (points - rebuilt).square().mean() / points.var(0, correction=0).mean().clamp_min(1e-12)
+            row["validation_reconstruction_error"] = float(left)
         return counts, row
 
     @torch.no_grad()

@@ -94,11 +94,15 @@ class World:
         moved[:, 0] += 2 * self.spread * self.drift * progress
         return moved
 
-    def networks(self) -> tuple[nn.Module, nn.Module] | None:
-        """Encoder and decoder that learn, from torch's random numbers; None where the encoder does not."""
+    def networks(self, code_dim: int) -> tuple[nn.Module, nn.Module] | None:
+        """Encoder and decoder that learn, from torch's random numbers; None where the encoder does not.
+
+        Args:
+            code_dim: channels between them; only an encoder that learns may have others than the points.
+        """
         if self.encoder != "learning":
             return None
-        return _network(self.dim), _network(self.dim)
+        return _network(self.dim, code_dim), _network(code_dim, self.dim)
 
     def settings(self) -> dict[str, Any]:
         """As a run's config.yaml holds them."""
@@ -110,11 +114,13 @@ class World:
         return f"{self.clusters} clusters, {moves} encoder"
 
 
-def _network(dim: int) -> nn.Module:
-    """A small network that begins near the identity, so that every encoder begins with the points themselves."""
-    straight, bent = nn.Linear(dim, dim), nn.Sequential(nn.Linear(dim, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, dim))
+def _network(inputs: int, outputs: int) -> nn.Module:
+    """A small network that begins near the identity, so that every encoder begins with the points themselves; with
+    fewer outputs than inputs, with the first of their numbers."""
+    straight = nn.Linear(inputs, outputs)
+    bent = nn.Sequential(nn.Linear(inputs, _HIDDEN), nn.Tanh(), nn.Linear(_HIDDEN, outputs))
     with torch.no_grad():
-        straight.weight.copy_(torch.eye(dim))
+        straight.weight.copy_(torch.eye(outputs, inputs))
         straight.bias.zero_()
     return _Sum(straight, bent)
 

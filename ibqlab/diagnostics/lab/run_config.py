@@ -1,0 +1,72 @@
+"""Settings of a single run in a world, complete, as its config.yaml holds them: a study names many such runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ibqlab.base.checks import BATCH, SEED, STEPS, check_numbers, require, require_between
+from ibqlab.diagnostics.lab.worlds import World
+from ibqlab.quantizers import QuantizerConfig
+from ibqlab.recipes.plugins import import_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabSource:
+    """Where the features come from."""
+
+    label: str
+    """What the run is called."""
+    world: World
+    """Points, and the encoder that stands between them and the codebook."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabTokenizer:
+    """What is between encoder and decoder; readers of runs look for it here."""
+
+    quantizer: QuantizerConfig
+    """Its code_dim may differ from the world's dimension where the encoder learns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabRunConfig:
+    """One method in one world."""
+
+    lab: LabSource
+    tokenizer: LabTokenizer
+    steps: int = 400
+    """At least 1."""
+    batch_size: int = 512
+    """Points of a step, at least 1."""
+    learning_rate: float = 0.01
+    """Adam's, > 0."""
+    snapshots: int = 4
+    """How many steps leave a snapshot and are validated, at least 2."""
+    log_every: int = 10
+    """Steps between two rows, behind the first 50, which have a row each."""
+    seed: int = 0
+    """Of codebook and networks."""
+    plugins: tuple[str, ...] = ()
+    """Files and modules of your own that register quantizers, run before the settings are read."""
+
+    processes: ClassVar[int] = 1
+    accelerator: ClassVar[str] = "cpu"
+
+    @classmethod
+    def before_parsing(cls, settings: Mapping[str, Any]) -> None:
+        """Run the plugins, which register what the settings name."""
+        import_named(settings)
+
+    def __post_init__(self):
+        check_numbers(self)
+        require_between("steps", self.steps, 1, STEPS)
+        require_between("batch_size", self.batch_size, 1, BATCH)
+        require_between("snapshots", self.snapshots, 2, 1000)
+        require_between("log_every", self.log_every, 1, STEPS)
+        require_between("seed", self.seed, 0, SEED)
+        require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        world, dim = self.lab.world, self.tokenizer.quantizer.code_dim
+        require(
+            world.encoder == "learning" or dim == world.dim,
+            f"code_dim must be the dimension of the points, {world.dim}, where the encoder does not learn; got {dim}",
+        )
