@@ -13,9 +13,11 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, CellStore, cause_of
+from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, STOPPED, Cell, CellStore, cause_of
 from ibqlab.recipes.plugins import COPIES, SEARCHED_FIRST
-from ibqlab.training import TrainConfig, train, train_generator
+from ibqlab.runs import Run
+from ibqlab.training import StoppedByAlarm, TrainConfig, train, train_generator
+from ibqlab.training.alarms import stop_reason
 
 
 def main(folder: str, name: str) -> int:
@@ -52,16 +54,27 @@ def _work(store: CellStore, name: str, first: bool) -> int:
 
     cell = store.request(name)
     try:
-        kind = train if isinstance(cell.config, TrainConfig) else train_generator
-        run = kind(cell.config, store.folder / name, progress=False)
+        run = _train(cell, store.folder / name)
         if first:
-            store.write_row(cell, measure_cell(cell, run))
+            reason = stop_reason(run)
+            store.write_row(cell, measure_cell(cell, run) | ({STOPPED: reason} if reason else {}))
     except Exception as error:
         code = _fail(error)
         if first:
             store.write_failure(cell, f"{type(error).__name__}: {error}", cause_of(error))
         return code
     return 0
+
+
+def _train(cell: Cell, path: Path) -> Run:
+    """The cell's run, trained to its end. One that the alarm stops has ended, too: it is not begun again."""
+    if (path / "config.yaml").is_file() and stop_reason(Run(path)):
+        return Run(path)
+    kind = train if isinstance(cell.config, TrainConfig) else train_generator
+    try:
+        return kind(cell.config, path, progress=False)
+    except StoppedByAlarm:
+        return Run(path)
 
 
 def run_cell(folder: str, name: str, log: str, cores: list[int], environment: dict[str, str]) -> None:
