@@ -119,7 +119,12 @@ class TestReaders:
         page = write_run_report(monitored).with_suffix(".md").read_text()
         for title in ("Curves", "Hits per code", "Codes among features", "Reconstructions"):
             assert f"## {title}\n\n![" in page
-        assert "Not drawn" not in page and "my own" in page and "validation images" not in page
+        assert (
+            "seeds: 7; threads per run: 1" in page
+            and "Not drawn" not in page
+            and "my own" in page
+            and "validation images" not in page
+        )
         assert "the command below" not in page
 
     def test_the_explorer(self, monitored):
@@ -306,6 +311,78 @@ def test_what_is_due(settings, stride, rows, snapshots):
     assert (logged, stored) == (rows, snapshots)
 
 
+# --- alarms ---
+
+
+def collapsing(folder, steps=7, **settings):
+    """A training whose tokens all choose one code, which few codes' rule sees at its fifth row; None: it was ended."""
+    monitor = monitor_in(folder, log_every=1, **settings)
+    for step in range(1, steps + 1):
+        monitor.update(step, indices=torch.zeros(36, dtype=torch.int64), loss=1.0)
+        if monitor.stopped:
+            break
+    monitor.close()
+    return Run(monitor.path)
+
+
+def test_an_alarm_is_printed_written_and_handed_on(tmp_path, capsys):
+    events = []
+    run = collapsing(tmp_path, on_alarm=events.append)
+    (event,) = events
+    assert (event.rule, event.step, run.status, run.step) == ("few_codes", 5, "finished", 7)
+    assert [row["step"] for row in run.alarms] == [5] and str(event) in capsys.readouterr().err
+    assert "revive_after" in event.remedy and "tokenizer." not in event.remedy
+    assert "few codes" in write_run_report(run).with_name("report.md").read_text()
+
+
+def test_stop_asks_the_loop_and_off_says_nothing(tmp_path):
+    run = collapsing(tmp_path, alarm="stop", steps=9)
+    assert (run.status, run.step) == ("stopped", 5)
+    # The same command goes on and is told nothing twice.
+    again = collapsing(tmp_path, alarm="stop", steps=0)
+    monitor = monitor_in(tmp_path, log_every=1, alarm="stop")
+    for step in range(6, 12):
+        monitor.update(step, indices=[0] * 36)
+    monitor.close()
+    assert not monitor.stopped and (again.status, len(again.alarms)) == ("finished", 1)
+    assert collapsing(tmp_path / "off", alarm="off").alarms == []
+    with pytest.raises(ValueError, match="alarm must be one of 'warn', 'stop', 'off', got 'loud'"):
+        monitor_in(tmp_path / "loud", alarm="loud")
+
+
+def test_a_loop_that_does_not_listen_finishes_its_run(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=1, alarm="stop")
+    for step in range(1, 8):
+        monitor.update(step, indices=[0] * 36)
+    monitor.close()
+    assert monitor.stopped and Run(monitor.path).status == "finished"
+
+
+def test_a_loss_that_is_not_finite_is_an_alarm_and_a_listener_that_fails_a_warning(tmp_path, told):
+    def fail(event):
+        raise RuntimeError(f"no mail about {event.rule}")
+
+    monitor = monitor_in(tmp_path, log_every=1, on_alarm=fail)
+    monitor.update(1, indices=[0, 1, 2], loss=1.0)
+    row = monitor.update(2, indices=[0, 1, 2], loss=NAN, other=None)
+    assert row["loss"] is None and "other" not in row
+    assert [event["rule"] for event in Run(monitor.path).alarms] == ["nonfinite"]
+    assert texts(told) == ["monitor, step 2: no mail about nonfinite"]
+
+
+@pytest.mark.parametrize(("reaches", "rules"), [("", ["reach_lost"]), ("map", []), (None, ["reach_lost"])])
+def test_settings_say_how_codes_learn(tmp_path, reaches, rules):
+    settings = {"quantizer": "ibq"} if reaches is None else {"reaches": reaches}
+    monitor = CodebookMonitor(tmp_path / "mine", 1024, log_every=1, settings=settings)
+    monitor.watch(lambda: torch.eye(1024)[:, :DIM])
+    for step in range(1, 5):
+        monitor.update(step, indices=torch.arange(1024))
+    assert [event["rule"] for event in Run(monitor.path).alarms] == rules
+    assert [("softmax over z" in event["cause"]) for event in Run(monitor.path).alarms] == [reaches is None] * len(
+        rules
+    )
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 SHARED = """
@@ -323,6 +400,10 @@ for step in range(1, 8):
     row = monitor.update(step, indices=given["indices"][share], features=features, codebook=given["codebook"])
     assert rank == 0 or row is None
 monitor.close()
+collapsing = monitor_in(Path({folder!r}) / "collapsing", log_every=1, alarm="stop")
+for step in range(1, 8):
+    collapsing.update(step, indices=[0] * 36)
+    assert collapsing.stopped == (step >= 5)
 """
 
 
@@ -674,6 +755,21 @@ def test_the_example_with_lightning(tmp_path, monkeypatch):
     assert run_example("lightning_module.py", tmp_path, monkeypatch)["step_tokens"] == 64 * 16
 
 
+@pytest.mark.skipif(not LIGHTNING, reason="needs lightning or pytorch-lightning")
+def test_an_alarm_ends_lightnings_training(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=1, alarm="stop")
+    monitor.attach(module := Nearest(), lambda output: output[1])
+    callback = callbacks.LightningCallback(monitor)
+    trainer = types.SimpleNamespace(callback_metrics={}, should_stop=False)
+    for trainer.global_step in range(1, 6):
+        assert not trainer.should_stop
+        module(torch.zeros(1, 36, DIM))
+        callback.on_train_batch_end(trainer, None, None)
+    assert trainer.should_stop
+    callback.on_fit_end(trainer, None)
+    assert Run(monitor.path).status == "stopped"
+
+
 @pytest.mark.skipif(
     not importlib.util.find_spec("transformers"),
     reason="needs transformers, which torchmetrics would import everywhere; its callback is tested on a stand-in",
@@ -692,13 +788,18 @@ def test_the_callback_of_transformers_on_a_stand_in(tmp_path, monkeypatch):
     monitor, module, state = monitor_in(tmp_path, log_every=1), Nearest(), types.SimpleNamespace(global_step=0)
     monitor.attach(module, lambda output: output[1], codebook=module.codes)
     callback = callbacks.TransformersCallback(monitor)
+    control = types.SimpleNamespace(should_training_stop=False)
     for step in (1, 2):
         module(torch.randn(2, 5, DIM))
-        callback.on_substep_end(None, state, None)
+        callback.on_substep_end(None, state, control)
         module(torch.randn(2, 5, DIM))
         state.global_step = step
-        callback.on_step_end(None, state, None)
+        callback.on_step_end(None, state, control)
+        assert not control.should_training_stop
         callback.on_log(None, state, None, logs={"loss": 0.5 / step})
+    monkeypatch.setattr(monitor, "update", lambda step: setattr(monitor, "stopped", True))
+    callback.on_step_end(None, state, control)
+    assert control.should_training_stop
     callback.on_train_end(None, state, None)
     run = Run(monitor.path)
     assert run.status == "finished" and run.last_values["loss"] == 0.25

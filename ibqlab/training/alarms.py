@@ -11,7 +11,7 @@ from typing import Any
 from ibqlab.base.progress import ProgressLine, notice
 from ibqlab.config import to_dict
 from ibqlab.diagnostics.alarm import Alarm, AlarmEvent, nonfinite_event
-from ibqlab.diagnostics.alarm_rules import RULES, facts_of
+from ibqlab.diagnostics.alarm_rules import facts_of
 from ibqlab.losses.errors import TrainingError
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.recipes.tokenizer_config import TrainConfig
@@ -82,7 +82,7 @@ class RunAlarm:
         """Write an event down and hand it on; whether a listener asks for the end of the training."""
         self.run.log_alarm(event.row())
         self._untold.append(event)
-        if self.mode == "stop" and _stops(event.rule):
+        if self.mode == "stop" and event.stops:
             self.reason = f" by the alarm ({event.title}: {event.seen})"
         asked = False
         for listen in self.listeners:
@@ -113,10 +113,5 @@ def stop_reason(run: Run) -> str:
     events = []
     with suppress(RunError):  # a damaged note
         events = [AlarmEvent.of_row(row) for row in run.alarms]
-    titles = [event.title for event in events if event.step == run.step and _stops(event.rule)]
+    titles = [event.title for event in events if event.step == run.step and event.stops]
     return f"{', '.join(titles)} at step {run.step:,} of {run.config['steps']:,}" if titles else ""
-
-
-def _stops(name: str) -> bool:
-    """Whether a run that stops at alarms stops at this rule's."""
-    return any(rule.stops for rule in RULES if rule.name == name)
