@@ -25,6 +25,7 @@ from ibqlab.monitor import CodebookMonitor, callbacks, diagnose, run_writer
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram
 from ibqlab.pretrained import CheckpointError, load_tokenizer
+from ibqlab.quantizers import build_quantizer
 from ibqlab.runs import Run, RunError, list_runs
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import figure_run_codes, figure_run_reconstructions, write_run_report
@@ -700,16 +701,56 @@ def test_modules_of_vector_quantize_pytorch_are_read(tmp_path, settings):
     assert np.array_equal(gaps.argmin(1), snapshot["assignments"])
 
 
-def test_quantizers_without_a_codebook_are_read(tmp_path):
+GRIDS = {
+    "FSQ": {"levels": [4, 4]},
+    "FSQ projected": {"levels": [2, 8], "dim": 5, "preserve_symmetry": True, "channel_first": True},
+    "FSQ clamped": {"levels": [4, 4], "bound_hard_clamp": True, "orthogonal_rotation": True},
+    "LFQ": {"dim": 6, "codebook_size": CODES, "channel_first": True},
+    "LFQ spherical": {"codebook_size": CODES, "spherical": True, "soft_clamp_input_value": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_grids_of_vector_quantize_pytorch_are_read_with_their_codes(tmp_path, kind):
     library = pytest.importorskip("vector_quantize_pytorch")
-    module = library.FSQ(levels=[4, 4])
+    torch.manual_seed(0)
+    module = getattr(library, kind.partition(" ")[0])(**GRIDS[kind])
     monitor = monitor_in(tmp_path)
     monitor.attach(module)
-    module(torch.randn(2, 9, 2))
+    z = torch.randn(3, 20, module.dim)
+    _, indices, *_ = module(z.transpose(1, 2) if GRIDS[kind].get("channel_first") else z)
+    row, snapshot = monitor.update(1), Run(monitor.path).snapshot()
+    assert row["step_tokens"] == 60 and 0 < row["quantization_error"] < 1
+    assert np.array_equal(snapshot["assignments"], indices.flatten())
+    gaps = torch.cdist(*(torch.from_numpy(snapshot[name]) for name in ("features", "codebook")))
+    assert np.array_equal(gaps.argmin(1), snapshot["assignments"])
+
+
+def test_several_grids_in_one_give_usage_alone_and_residuals_are_refused(tmp_path):
+    library = pytest.importorskip("vector_quantize_pytorch")
+    module = library.FSQ(levels=[4, 4], num_codebooks=2)
+    monitor = monitor_in(tmp_path)
+    monitor.attach(module)
+    module(torch.randn(2, 9, 4))
     row = monitor.update(1)
-    assert row["step_tokens"] == 18 and "code_norm_mean" not in row
+    assert row["step_tokens"] == 36 and "code_norm_mean" not in row
     with pytest.raises(ValueError, match=r"one of its codebooks, such as module.layers\[0\]"):
         monitor.attach(library.ResidualVQ(dim=4, num_quantizers=2, codebook_size=16))
+
+
+def test_a_codebook_may_be_a_function_of_indices_or_a_quantizer(tmp_path):
+    quantizer = build_quantizer("fsq", levels=[4, 4], code_dim=2, codebook_size=CODES)
+    given = {"indices": torch.arange(CODES), "features": quantizer.codebook + 0.1}
+    rows = [
+        CodebookMonitor(tmp_path / name, CODES).update(1, **given, codebook=codebook) | {"seconds": 0}
+        for name, codebook in {
+            "table": quantizer.codebook,
+            "function": lambda: quantizer.codebook,
+            "indices": lambda indices, unused=None: quantizer.codebook[indices],
+            "quantizer": quantizer,
+        }.items()
+    ]
+    assert rows[0]["quantization_error"] == pytest.approx(0.01) and rows == [rows[0]] * 4
 
 
 def run_example(name, folder, monkeypatch, steps="12"):

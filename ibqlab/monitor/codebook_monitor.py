@@ -178,7 +178,8 @@ class CodebookMonitor:
             indices: the chosen codes, any shape; −1 where a token has none. None: as `attach` has read them.
             features: what was compared with the codes, (N, D), (B, T, D) or (B, D, h, w); or a function that gives it,
                 called at logged steps only. None: rows without what is measured on features.
-            codebook: (K, D), or a function. None: rows without what is measured on codes.
+            codebook: (K, D), or a function that gives it; of a grid that is not stored, a function from indices to
+                codes, or the quantizer itself. None: rows without what is measured on codes.
             images: (B, 3, H, W) or (B, 1, H, W), for snapshots; uint8, or floats in [0, 1] or [−1, 1]. Or a function.
             reconstructions: of these images, likewise.
             **numbers: whatever else a row is to hold: loss=…, psnr=…; tensors of one element are read at logged steps
@@ -300,7 +301,7 @@ class CodebookMonitor:
 
     def _measure(self, step: int, flat: Tensor, given: inputs.UpdateInputs) -> dict[str, Any] | None:
         """A row, and a snapshot where one is due. What processes sum, all of them come to, whatever they were given."""
-        codes = self._checked(lambda: self._codes(given.codebook))
+        codes = self._checked(lambda: self._codes(inputs.codebook_of(given.codebook, self.codebook_size, flat.device)))
         dim = None if codes is None else codes.shape[1]
         tokens = self._checked(lambda: inputs.tokens_of(given.features, dim))
         if self._is_first and self._chooses_log_every and codes is not None and codes.device.type == "cpu":
@@ -339,7 +340,6 @@ class CodebookMonitor:
         return measured if self._is_writer else None
 
     def _codes(self, codebook: Any) -> Tensor | None:
-        codebook = inputs.value_of(codebook)
         if codebook is None:
             return None
         codes = inputs.checked_codebook(codebook, self.codebook_size)

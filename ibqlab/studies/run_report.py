@@ -174,7 +174,8 @@ def _require_arrays(run: Run, snapshot: dict[str, Any], *names: str) -> None:
     missing = [name for name in names if name not in snapshot]
     if missing:
         raise RunError(
-            f"{run.path}: its snapshots hold no {' and no '.join(missing)}; give them to the monitor's update"
+            f"{run.path}: its snapshots hold no {' and no '.join(missing)}; give them to the monitor's update. Codes of "
+            "a grid that is not stored: codebook=a function from indices to codes"
         )
 
 
