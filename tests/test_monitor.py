@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -817,6 +818,42 @@ def test_an_alarm_ends_lightnings_training(tmp_path):
 )
 def test_the_example_with_transformers(tmp_path, monkeypatch):
     run_example("transformers_trainer.py", tmp_path, monkeypatch)
+
+
+def test_the_example_with_accelerate_or_a_stand_in(tmp_path, monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    if not importlib.util.find_spec("accelerate"):
+
+        class Accelerator:
+            """Every second backward pass is a step."""
+
+            def __init__(self, cpu, gradient_accumulation_steps):
+                assert cpu
+                self.every, self.batches = gradient_accumulation_steps, 0
+
+            def prepare(self, *parts):
+                return parts
+
+            @contextmanager
+            def accumulate(self, model):
+                self.batches += 1
+                self.sync_gradients = self.batches % self.every == 0
+                yield
+
+            def backward(self, loss):
+                (loss / self.every).backward()
+
+            def end_training(self):
+                pass
+
+        stand_in = types.ModuleType("accelerate")
+        stand_in.Accelerator = Accelerator
+        monkeypatch.setitem(sys.modules, "accelerate", stand_in)
+    last = run_example("accelerate_loop.py", tmp_path, monkeypatch)
+    run = Run(tmp_path / "mine")
+    assert 0 < last["quantization_error"] < 0.1 and run.alarms == []
+    # A row is that of its step's first micro-batch, the window has both of all steps before.
+    assert last["step_tokens"] == 64 * 16 and last["usage_tokens"] == 2048
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers itself is installed")

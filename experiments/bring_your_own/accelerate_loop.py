@@ -2,7 +2,7 @@
 for: the lines that say `monitor`.
 
 python experiments/bring_your_own/accelerate_loop.py --output ./loop && ibqlab report ./loop
-accelerate launch --cpu --num_processes 2 experiments/bring_your_own/accelerate_loop.py --output ./loop
+torchrun --nproc-per-node 2 experiments/bring_your_own/accelerate_loop.py --output ./loop
 """
 
 import argparse
@@ -23,7 +23,8 @@ class Tokenizer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 3, 3, 1, 1))
+        layers = nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 3, 3, 1, 1), nn.BatchNorm2d(3)
+        self.encoder = nn.Sequential(*layers)  # without the norm all features begin in the middle of the grid
         self.quantizer = FSQ(levels=[8, 5, 5])
         self.decoder = nn.Sequential(nn.ConvTranspose2d(3, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 1, 3, 1, 1))
 
@@ -40,7 +41,7 @@ arguments = parser.parse_args()
 torch.manual_seed(0)
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 model = Tokenizer()
-settings = {"quantizer": "FSQ", "seed": 0}
+settings = {"quantizer": "FSQ", "codebook_init": "grid", "seed": 0}
 monitor = CodebookMonitor(arguments.output, 200, steps=arguments.steps, settings=settings, alarm="stop")
 monitor.attach(model.quantizer)  # before it is wrapped
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -69,7 +69,7 @@ def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
     return CodebookFacts(
         codebook_size=size,
         softmax=reaches == "softmax",
-        fixed=quantizer.get("codebook_init") == "grid",
+        fixed=quantizer.get("codebook_init", own.get("codebook_init")) == "grid",
         mapped=reaches == "map" or quantizer.get("codebook") == "linear",
         double_quantization=quantizer.get("double_quantization") is not False,
         entropy_epsilon=epsilon if weight and is_finite_number(epsilon) else None,

@@ -60,7 +60,7 @@ class CodebookMonitor:
         snapshot_images: images kept in a snapshot, where `update` is given some.
         alarm: when a rule of `ibqlab.diagnostics.alarm_rules` finds signs of collapse in a row: "warn" (print it, and
             write it into the folder), "stop" (besides, set `stopped`, which your loop looks at), or "off". "reaches" in
-            `settings` says which codes a step moves, as `Quantizer.reaches` does.
+            `settings` says which codes a step moves, as `Quantizer.reaches`; "codebook_init": "grid" that none does.
         on_alarm: called on the first process with each event of the alarm.
     Raises:
         ValueError: a number out of bounds, or a path that no run can have.
