@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from ibqlab.base.processes import largest_over_processes, sum_over_processes
 from ibqlab.diagnostics.geometry import (
-    code_feature_distances,
     gradient_reach,
+    measure_probe,
     norm_statistics,
-    softmax_perplexity,
-    winner_margins,
 )
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
@@ -149,7 +147,6 @@ class Recorder:
         local_tokens = last_hit.new_tensor(self._step_tokens if step == self._step else 0)
         step_tokens = int(sum_over_processes(local_tokens))
         code_norms, feature_norms = norm_statistics(codebook), norm_statistics(probe)
-        distances, margins = code_feature_distances(codebook, probe), winner_margins(probe, codebook)
         moved = None if self._before is None else self.quantizer.codebook - self._before
         row = {
             # A code that this step hit was last hit now.
@@ -166,11 +163,7 @@ class Recorder:
             "code_norm_std": code_norms.std,
             "feature_norm_mean": feature_norms.mean,
             "feature_norm_std": feature_norms.std,
-            "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
-            "feature_to_code_distance": distances.feature_to_code,
-            "code_to_feature_distance": distances.code_to_feature,
-            "winner_margin": margins.distance,
-            "logit_margin": margins.logit,
+            **measure_probe(probe, codebook)._asdict(),
         }
         if self._latest is not None and len(self._latest) == len(tokens):
             chosen = codebook[self._latest[::every][: self.probe_tokens]]
