@@ -170,6 +170,11 @@ def test_facts_are_read_from_settings():
     )
     assert off.entropy_epsilon is None and not off.double_quantization
     assert facts_of({"codebook_size": 12}) == CodebookFacts(codebook_size=12)
+    monitored = {"kind": "monitored", "codebook_size": 12}
+    assert facts_of(monitored | {"settings": {"quantizer": "ibq"}}).softmax
+    assert facts_of(monitored | {"settings": {"quantizer": 3, "codebook_init": "grid", "reaches": "map"}}) == (
+        CodebookFacts(codebook_size=12, fixed=True, mapped=True)
+    )
     assert facts_of({"generator": {}, "tokenizer": "runs/mine"}) is None
     with pytest.raises(ValueError, match="codebook_size must be"):
         CodebookFacts(codebook_size=0)
