@@ -2,19 +2,25 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from ibqlab.cli import main
 from ibqlab.config import content_hash, to_dict
 from ibqlab.diagnostics import RULES, Alarm, AlarmEvent, CodebookFacts, facts_of, find_alarms
 from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
 from ibqlab.diagnostics.recorder import Recorder
+from ibqlab.grids import worker
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.alarms import alarm_list, mark_alarms
-from ibqlab.quantizers import available_quantizers, build_quantizer
+from ibqlab.quantizers import available_quantizers, build_quantizer, nearest_code, quantizer_from
+from ibqlab.quantizers.base import registrations, replace_registrations
 from ibqlab.runs import Run
+from ibqlab.studies import StudyParameters, open_study, write_study_report
 from ibqlab.studies.run_explanation import describe_alarms, run_alarms
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
@@ -164,9 +170,27 @@ def test_facts_are_read_from_settings():
     )
     assert off.entropy_epsilon is None and not off.double_quantization
     assert facts_of({"codebook_size": 12}) == CodebookFacts(codebook_size=12)
+    monitored = {"kind": "monitored", "codebook_size": 12}
+    assert facts_of(monitored | {"settings": {"quantizer": "ibq"}}).softmax
+    assert facts_of(monitored | {"settings": {"quantizer": 3, "codebook_init": "grid", "reaches": "map"}}) == (
+        CodebookFacts(codebook_size=12, fixed=True, mapped=True)
+    )
     assert facts_of({"generator": {}, "tokenizer": "runs/mine"}) is None
     with pytest.raises(ValueError, match="codebook_size must be"):
         CodebookFacts(codebook_size=0)
+
+
+@pytest.mark.parametrize(
+    ("reaches", "rules"), [("softmax", ["reach_lost", "features_at_codes"]), ("map", []), ("", ["reach_lost"])]
+)
+def test_a_quantizer_of_ones_own_says_how_its_codes_learn(reaches, rules):
+    registered = registrations()
+    try:
+        quantizer_from(nearest_code, "my_vq", reaches=reaches)
+        facts = facts_of({"tokenizer": {"quantizer": {"name": "my_vq", "codebook_size": 1024}}})
+    finally:
+        replace_registrations(registered)
+    assert rules_of(rows_of(TROUBLE["features_at_codes"] | TROUBLE["reach_lost"]), facts) == rules
 
 
 def test_events_go_through_a_file():
@@ -215,6 +239,26 @@ def test_features_that_draw_together_on_few_codes_set_it_off_and_a_loss_that_fal
 
 
 # --- runs ---
+
+SETTINGS = ("record.alarm=stop", "record.tokens_per_code=2", "optimizer.learning_rate=1e-3")
+GRID = {
+    **{"preset": "smoke", "methods": ("vq", "vq_ema"), "initialisations": ("published",), "codebook_sizes": (64,)},
+    **{"code_dims": (6,), "seeds": (0,), "steps": 6, "settings": SETTINGS},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two cells worked on, of which the alarm stops one."""
+    folder = tmp_path_factory.mktemp("alarms") / "study"
+    study = open_study("explore_collapse", StudyParameters(**GRID, output=str(folder)))
+    study.store.claim(study.facts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ.copy())
+        for cell in study.cells:
+            study.store.prepare(cell)
+            assert worker.main(str(folder), cell.name) == 0
+    return study
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +316,37 @@ def test_the_same_command_goes_on_and_tells_nothing_twice(collapsed):
     assert run.alarms[: len(before)] == before and events[len(told) :] == again
     assert len({event.rule for event in events}) == len(events) == len(find_alarms(run.rows, facts_of(run.config)))
     assert {"few_codes", "reach_lost"} <= {event.rule for event in events}
+
+
+def test_a_cell_that_the_alarm_stops_has_its_row_and_is_left_alone(study):
+    well, stopped = study.rows().to_dict("records")
+    assert (stopped["steps"], well["steps"]) == (3, 6) and math.isnan(well["stopped"])
+    assert stopped["stopped"] == "reach lost at step 3 of 6" and 0 <= stopped["usage"] <= 1 and stopped["psnr"] > 0
+    assert [run.status for _, run in study.finished()] == ["finished", "stopped"]
+    outcome = study.run(progress=False)
+    assert len(outcome.finished) == 2 and outcome.check() is None
+
+
+def test_a_stopped_cell_whose_row_is_lost_is_measured_and_not_trained(study):
+    cell, run = study.finished()[1]
+    row, rows = study.store.row(cell), len(run.rows)
+    (study.folder / "rows" / f"{cell.name}.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ.copy())
+        assert worker.main(str(study.folder), cell.name) == 0
+    again = study.store.row(cell)
+    assert len(run.rows) == rows and (again["stopped"], again["usage"]) == (row["stopped"], row["usage"])
+
+
+def test_a_study_tells_its_alarms(study):
+    text = write_study_report(study).with_name("report.md").read_text()
+    name = study.cells[1].name
+    assert "- **reach lost** in 1 of 2 runs, first at step 3: [" in text and f"]({name}/alarms.jsonl)" in text
+    assert "reach lost at step 3 of 6" in text and "ended before their last step" in text
+    shown = CliRunner().invoke(main, ["show", str(study.folder / name)])
+    assert "\nalarms\n  step 3, reach lost; try tokenizer.quantizer.name=ibq" in shown.output
+    assert "Likely cause" not in shown.output and shown.exit_code == 0
+    assert "\nalarms" not in CliRunner().invoke(main, ["show", str(study.folder / study.cells[0].name)]).output
 
 
 def test_live_curves_mark_alarms(collapsed):

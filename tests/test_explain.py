@@ -11,7 +11,7 @@ import torch
 
 from ibqlab.diagnostics import geometry
 from ibqlab.diagnostics.explain import SCALES, Drift, logit_scale_band, measure_drift
-from ibqlab.diagnostics.geometry import winner_margins
+from ibqlab.diagnostics.geometry import code_feature_distances, measure_probe, softmax_perplexity, winner_margins
 from ibqlab.diagnostics.lifetimes import code_lives, rarefaction, survival_curve
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.plots import explain
@@ -22,6 +22,32 @@ CODES, DIM = 12, 4
 
 def vectors(seed, count, dim=DIM):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("tokens", "codes", "offset"), [(50, 40, 0.0), (40, 300, 30.0), (3, 2, 0.0)])
+def test_all_measures_of_a_probe_are_those_of_the_functions_for_each(monkeypatch, tokens, codes, offset):
+    draw = torch.Generator().manual_seed(tokens)
+    features, codebook = (torch.randn(count, 6, generator=draw) + offset for count in (tokens, codes))
+    distances, margins = code_feature_distances(codebook, features), winner_margins(features, codebook)
+    expected = (
+        *(float(softmax_perplexity(features, codebook).mean()), distances.feature_to_code, distances.code_to_feature),
+        *(margins.distance, margins.logit),
+    )
+    assert measure_probe(features, codebook) == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr("ibqlab.diagnostics.geometry._BLOCK_ELEMENTS", 7 * codes)
+    assert measure_probe(features, codebook) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_probe_of_ties_and_of_what_is_not_finite():
+    codes = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    tie = measure_probe(torch.tensor([[0.0, 1.0]]), codes)
+    assert (tie.feature_to_code_distance, tie.winner_margin, tie.logit_margin) == (0, 0, 0)
+    assert measure_probe(1e17 * codes, 1e17 * codes[:2]).feature_to_code_distance == 0
+    for features, codebook in ((codes * math.nan, codes), (codes, codes * math.inf)):
+        with pytest.raises(ValueError, match="must be finite"):
+            measure_probe(features, codebook)
+    with pytest.raises(ValueError, match="a feature and two codes; got 3 features and 1 codes"):
+        measure_probe(codes, codes[:1])
 
 
 # --- margins ---

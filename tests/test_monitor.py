@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ibqlab.monitor import CodebookMonitor, callbacks, diagnose, run_writer
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram
 from ibqlab.pretrained import CheckpointError, load_tokenizer
+from ibqlab.quantizers import build_quantizer
 from ibqlab.runs import Run, RunError, list_runs
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import figure_run_codes, figure_run_reconstructions, write_run_report
@@ -119,7 +121,12 @@ class TestReaders:
         page = write_run_report(monitored).with_suffix(".md").read_text()
         for title in ("Curves", "Hits per code", "Codes among features", "Reconstructions"):
             assert f"## {title}\n\n![" in page
-        assert "Not drawn" not in page and "my own" in page and "validation images" not in page
+        assert (
+            "seeds: 7; threads per run: 1" in page
+            and "Not drawn" not in page
+            and "my own" in page
+            and "validation images" not in page
+        )
         assert "the command below" not in page
 
     def test_the_explorer(self, monitored):
@@ -306,6 +313,78 @@ def test_what_is_due(settings, stride, rows, snapshots):
     assert (logged, stored) == (rows, snapshots)
 
 
+# --- alarms ---
+
+
+def collapsing(folder, steps=7, **settings):
+    """A training whose tokens all choose one code, which few codes' rule sees at its fifth row; None: it was ended."""
+    monitor = monitor_in(folder, log_every=1, **settings)
+    for step in range(1, steps + 1):
+        monitor.update(step, indices=torch.zeros(36, dtype=torch.int64), loss=1.0)
+        if monitor.stopped:
+            break
+    monitor.close()
+    return Run(monitor.path)
+
+
+def test_an_alarm_is_printed_written_and_handed_on(tmp_path, capsys):
+    events = []
+    run = collapsing(tmp_path, on_alarm=events.append)
+    (event,) = events
+    assert (event.rule, event.step, run.status, run.step) == ("few_codes", 5, "finished", 7)
+    assert [row["step"] for row in run.alarms] == [5] and str(event) in capsys.readouterr().err
+    assert "revive_after" in event.remedy and "tokenizer." not in event.remedy
+    assert "few codes" in write_run_report(run).with_name("report.md").read_text()
+
+
+def test_stop_asks_the_loop_and_off_says_nothing(tmp_path):
+    run = collapsing(tmp_path, alarm="stop", steps=9)
+    assert (run.status, run.step) == ("stopped", 5)
+    # The same command goes on and is told nothing twice.
+    again = collapsing(tmp_path, alarm="stop", steps=0)
+    monitor = monitor_in(tmp_path, log_every=1, alarm="stop")
+    for step in range(6, 12):
+        monitor.update(step, indices=[0] * 36)
+    monitor.close()
+    assert not monitor.stopped and (again.status, len(again.alarms)) == ("finished", 1)
+    assert collapsing(tmp_path / "off", alarm="off").alarms == []
+    with pytest.raises(ValueError, match="alarm must be one of 'warn', 'stop', 'off', got 'loud'"):
+        monitor_in(tmp_path / "loud", alarm="loud")
+
+
+def test_a_loop_that_does_not_listen_finishes_its_run(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=1, alarm="stop")
+    for step in range(1, 8):
+        monitor.update(step, indices=[0] * 36)
+    monitor.close()
+    assert monitor.stopped and Run(monitor.path).status == "finished"
+
+
+def test_a_loss_that_is_not_finite_is_an_alarm_and_a_listener_that_fails_a_warning(tmp_path, told):
+    def fail(event):
+        raise RuntimeError(f"no mail about {event.rule}")
+
+    monitor = monitor_in(tmp_path, log_every=1, on_alarm=fail)
+    monitor.update(1, indices=[0, 1, 2], loss=1.0)
+    row = monitor.update(2, indices=[0, 1, 2], loss=NAN, other=None)
+    assert row["loss"] is None and "other" not in row
+    assert [event["rule"] for event in Run(monitor.path).alarms] == ["nonfinite"]
+    assert texts(told) == ["monitor, step 2: no mail about nonfinite"]
+
+
+@pytest.mark.parametrize(("reaches", "rules"), [("", ["reach_lost"]), ("map", []), (None, ["reach_lost"])])
+def test_settings_say_how_codes_learn(tmp_path, reaches, rules):
+    settings = {"quantizer": "ibq"} if reaches is None else {"reaches": reaches}
+    monitor = CodebookMonitor(tmp_path / "mine", 1024, log_every=1, settings=settings)
+    monitor.watch(lambda: torch.eye(1024)[:, :DIM])
+    for step in range(1, 5):
+        monitor.update(step, indices=torch.arange(1024))
+    assert [event["rule"] for event in Run(monitor.path).alarms] == rules
+    assert [("softmax over z" in event["cause"]) for event in Run(monitor.path).alarms] == [reaches is None] * len(
+        rules
+    )
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 SHARED = """
@@ -323,6 +402,10 @@ for step in range(1, 8):
     row = monitor.update(step, indices=given["indices"][share], features=features, codebook=given["codebook"])
     assert rank == 0 or row is None
 monitor.close()
+collapsing = monitor_in(Path({folder!r}) / "collapsing", log_every=1, alarm="stop")
+for step in range(1, 8):
+    collapsing.update(step, indices=[0] * 36)
+    assert collapsing.stopped == (step >= 5)
 """
 
 
@@ -619,16 +702,56 @@ def test_modules_of_vector_quantize_pytorch_are_read(tmp_path, settings):
     assert np.array_equal(gaps.argmin(1), snapshot["assignments"])
 
 
-def test_quantizers_without_a_codebook_are_read(tmp_path):
+GRIDS = {
+    "FSQ": {"levels": [4, 4]},
+    "FSQ projected": {"levels": [2, 8], "dim": 5, "preserve_symmetry": True, "channel_first": True},
+    "FSQ clamped": {"levels": [4, 4], "bound_hard_clamp": True, "orthogonal_rotation": True},
+    "LFQ": {"dim": 6, "codebook_size": CODES, "channel_first": True},
+    "LFQ spherical": {"codebook_size": CODES, "spherical": True, "soft_clamp_input_value": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_grids_of_vector_quantize_pytorch_are_read_with_their_codes(tmp_path, kind):
     library = pytest.importorskip("vector_quantize_pytorch")
-    module = library.FSQ(levels=[4, 4])
+    torch.manual_seed(0)
+    module = getattr(library, kind.partition(" ")[0])(**GRIDS[kind])
     monitor = monitor_in(tmp_path)
     monitor.attach(module)
-    module(torch.randn(2, 9, 2))
+    z = torch.randn(3, 20, module.dim)
+    _, indices, *_ = module(z.transpose(1, 2) if GRIDS[kind].get("channel_first") else z)
+    row, snapshot = monitor.update(1), Run(monitor.path).snapshot()
+    assert row["step_tokens"] == 60 and 0 < row["quantization_error"] < 1
+    assert np.array_equal(snapshot["assignments"], indices.flatten())
+    gaps = torch.cdist(*(torch.from_numpy(snapshot[name]) for name in ("features", "codebook")))
+    assert np.array_equal(gaps.argmin(1), snapshot["assignments"])
+
+
+def test_several_grids_in_one_give_usage_alone_and_residuals_are_refused(tmp_path):
+    library = pytest.importorskip("vector_quantize_pytorch")
+    module = library.FSQ(levels=[4, 4], num_codebooks=2)
+    monitor = monitor_in(tmp_path)
+    monitor.attach(module)
+    module(torch.randn(2, 9, 4))
     row = monitor.update(1)
-    assert row["step_tokens"] == 18 and "code_norm_mean" not in row
+    assert row["step_tokens"] == 36 and "code_norm_mean" not in row
     with pytest.raises(ValueError, match=r"one of its codebooks, such as module.layers\[0\]"):
         monitor.attach(library.ResidualVQ(dim=4, num_quantizers=2, codebook_size=16))
+
+
+def test_a_codebook_may_be_a_function_of_indices_or_a_quantizer(tmp_path):
+    quantizer = build_quantizer("fsq", levels=[4, 4], code_dim=2, codebook_size=CODES)
+    given = {"indices": torch.arange(CODES), "features": quantizer.codebook + 0.1}
+    rows = [
+        CodebookMonitor(tmp_path / name, CODES).update(1, **given, codebook=codebook) | {"seconds": 0}
+        for name, codebook in {
+            "table": quantizer.codebook,
+            "function": lambda: quantizer.codebook,
+            "indices": lambda indices, unused=None: quantizer.codebook[indices],
+            "quantizer": quantizer,
+        }.items()
+    ]
+    assert rows[0]["quantization_error"] == pytest.approx(0.01) and rows == [rows[0]] * 4
 
 
 def run_example(name, folder, monkeypatch, steps="12"):
@@ -674,12 +797,63 @@ def test_the_example_with_lightning(tmp_path, monkeypatch):
     assert run_example("lightning_module.py", tmp_path, monkeypatch)["step_tokens"] == 64 * 16
 
 
+@pytest.mark.skipif(not LIGHTNING, reason="needs lightning or pytorch-lightning")
+def test_an_alarm_ends_lightnings_training(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=1, alarm="stop")
+    monitor.attach(module := Nearest(), lambda output: output[1])
+    callback = callbacks.LightningCallback(monitor)
+    trainer = types.SimpleNamespace(callback_metrics={}, should_stop=False)
+    for trainer.global_step in range(1, 6):
+        assert not trainer.should_stop
+        module(torch.zeros(1, 36, DIM))
+        callback.on_train_batch_end(trainer, None, None)
+    assert trainer.should_stop
+    callback.on_fit_end(trainer, None)
+    assert Run(monitor.path).status == "stopped"
+
+
 @pytest.mark.skipif(
     not importlib.util.find_spec("transformers"),
     reason="needs transformers, which torchmetrics would import everywhere; its callback is tested on a stand-in",
 )
 def test_the_example_with_transformers(tmp_path, monkeypatch):
     run_example("transformers_trainer.py", tmp_path, monkeypatch)
+
+
+def test_the_example_with_accelerate_or_a_stand_in(tmp_path, monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    if not importlib.util.find_spec("accelerate"):
+
+        class Accelerator:
+            """Every second backward pass is a step."""
+
+            def __init__(self, cpu, gradient_accumulation_steps):
+                assert cpu
+                self.every, self.batches = gradient_accumulation_steps, 0
+
+            def prepare(self, *parts):
+                return parts
+
+            @contextmanager
+            def accumulate(self, model):
+                self.batches += 1
+                self.sync_gradients = self.batches % self.every == 0
+                yield
+
+            def backward(self, loss):
+                (loss / self.every).backward()
+
+            def end_training(self):
+                pass
+
+        stand_in = types.ModuleType("accelerate")
+        stand_in.Accelerator = Accelerator
+        monkeypatch.setitem(sys.modules, "accelerate", stand_in)
+    last = run_example("accelerate_loop.py", tmp_path, monkeypatch)
+    run = Run(tmp_path / "mine")
+    assert 0 < last["quantization_error"] < 0.1 and run.alarms == []
+    # A row is that of its step's first micro-batch, the window has both of all steps before.
+    assert last["step_tokens"] == 64 * 16 and last["usage_tokens"] == 2048
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers itself is installed")
@@ -692,13 +866,18 @@ def test_the_callback_of_transformers_on_a_stand_in(tmp_path, monkeypatch):
     monitor, module, state = monitor_in(tmp_path, log_every=1), Nearest(), types.SimpleNamespace(global_step=0)
     monitor.attach(module, lambda output: output[1], codebook=module.codes)
     callback = callbacks.TransformersCallback(monitor)
+    control = types.SimpleNamespace(should_training_stop=False)
     for step in (1, 2):
         module(torch.randn(2, 5, DIM))
-        callback.on_substep_end(None, state, None)
+        callback.on_substep_end(None, state, control)
         module(torch.randn(2, 5, DIM))
         state.global_step = step
-        callback.on_step_end(None, state, None)
+        callback.on_step_end(None, state, control)
+        assert not control.should_training_stop
         callback.on_log(None, state, None, logs={"loss": 0.5 / step})
+    monkeypatch.setattr(monitor, "update", lambda step: setattr(monitor, "stopped", True))
+    callback.on_step_end(None, state, control)
+    assert control.should_training_stop
     callback.on_train_end(None, state, None)
     run = Run(monitor.path)
     assert run.status == "finished" and run.last_values["loss"] == 0.25

@@ -414,6 +414,9 @@ both = [torch.empty_like(mine) for _ in range(2)]
 torch.distributed.all_gather(both, mine)
 assert torch.equal(*both) and kept[0].lecam.real != 0
 
+alarmed = ["tokenizer.quantizer.name=vq_ema", "steps=8", "record.alarm=stop", "processes=2"]
+assert train("alarmed", *alarmed) == 130
+
 step.to_model_range = lambda images: to_model_range(images) * float("nan" if os.environ["RANK"] == "1" else "1")
 assert train("poisoned", "processes=2") == 2
 """
@@ -429,7 +432,13 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "asks for 1 process(es), 2 are running; type: ibqlab train RECIPE processes=2" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(["judged", "poisoned", *names])
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
+        ["alarmed", "judged", "poisoned", *names]
+    )
+    # The first process alone looks at the rows, and both end at the step that it says.
+    alarmed = Run(tmp_path / "two" / "alarmed")
+    assert alarmed.status == "stopped" and alarmed.step == alarmed.alarms[0]["step"] < 8
+    assert done.stderr.count(f"stopped at step {alarmed.step} of 8 by the alarm") == 2
     # NaN on the second process alone stops both, and the first one notes it.
     assert Run(tmp_path / "two" / "poisoned").status == "failed"
     assert "step 1: the batch of images is the first" in done.stderr

@@ -97,11 +97,21 @@ def show(name: str, everything: bool) -> None:
         metric_lines = [lines[key] for key in MAIN_METRICS if key in lines] or list(lines.values())[:12]
     section(f"settings (content hash {run.config_hash})", settings)
     section("last metrics", "\n".join(metric_lines) or "none yet")
+    if run.alarms:
+        section("alarms", "\n".join(_alarm_lines(run, everything)))
     section("in the folder", "\n".join(_contents(run, everything)))
     if everything:
         section("provenance", dump_yaml(run.provenance))
     else:
         say(f"\nall settings, all metrics, provenance: ibqlab show {shlex.quote(name)} --all")
+
+
+def _alarm_lines(run: "Run", everything: bool) -> Iterator[str]:
+    """What the alarm told while the run trained: step, rule and the setting to change; what was seen, if all is asked
+    for."""
+    for row in run.alarms:
+        told = [f"step {row['step']:,}", row.get("title"), *([row.get("seen"), row.get("cause")] if everything else [])]
+        yield for_terminal(f"{', '.join(map(str, told))}; try {row.get('remedy')}", None)
 
 
 def _contents(run: "Run", everything: bool) -> Iterator[str]:

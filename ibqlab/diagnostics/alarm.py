@@ -38,6 +38,11 @@ class AlarmEvent:
     def __str__(self) -> str:
         return f"alarm at step {self.step:,}, {self.title}: {self.seen}. Likely cause: {self.cause}. Try: {self.remedy}"
 
+    @property
+    def stops(self) -> bool:
+        """Whether a run that stops at alarms stops at this one."""
+        return any(rule.stops for rule in RULES if rule.name == self.rule)
+
     def row(self) -> dict[str, Any]:
         """As a line of alarms.jsonl."""
         return asdict(self)

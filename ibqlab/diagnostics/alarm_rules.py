@@ -14,11 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ibqlab.base.checks import is_finite_number, whole_number
 from ibqlab.base.measures import is_measure, measure
-
-SOFTMAX_QUANTIZERS = ("ibq", "soft_vq")
-"""Methods whose gradient goes through a softmax over z·C."""
-MAPPED_QUANTIZERS = ("simvq", "fvq", "vqgan_lc")
-"""Methods whose codes come out of a map that moves all of them at once."""
+from ibqlab.quantizers.base import registrations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +50,27 @@ def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
 
     Args:
         config: plain settings, as a run's config.yaml holds them; of another program's run "codebook_size" suffices.
+            How the quantizer's codes learn says its class (`Quantizer.reaches`), of a monitored run that of its
+            settings' "quantizer", or their "reaches"; nothing is known of one that is not registered here.
     """
     tokenizer = config.get("tokenizer")
     quantizer = tokenizer.get("quantizer") if isinstance(tokenizer, dict) else config
     size = quantizer.get("codebook_size") if isinstance(quantizer, dict) else None
     if type(size) is not int or size < 1:
         return None
-    name, weight = quantizer.get("name"), quantizer.get("entropy_weight")
+    own = config.get("settings")  # of a monitored run
+    own = own if isinstance(own, dict) else {}
+    name, weight = quantizer.get("name", own.get("quantizer")), quantizer.get("entropy_weight")
     epsilon, decay, steps = quantizer.get("entropy_epsilon"), config.get("ema_decay"), config.get("steps")
     has_placeholder = name == "ibq" and config.get("ema_codebook_start") == "placeholder"
     known = has_placeholder and is_finite_number(decay) and is_finite_number(steps)
+    registered = registrations().get(name) if isinstance(name, str) else None
+    reaches = own.get("reaches", registered.quantizer.reaches if registered else "")
     return CodebookFacts(
         codebook_size=size,
-        softmax=name in SOFTMAX_QUANTIZERS,
-        fixed=quantizer.get("codebook_init") == "grid",
-        mapped=name in MAPPED_QUANTIZERS or quantizer.get("codebook") == "linear",
+        softmax=reaches == "softmax",
+        fixed=quantizer.get("codebook_init", own.get("codebook_init")) == "grid",
+        mapped=reaches == "map" or quantizer.get("codebook") == "linear",
         double_quantization=quantizer.get("double_quantization") is not False,
         entropy_epsilon=epsilon if weight and is_finite_number(epsilon) else None,
         placeholder_share=decay**steps if known and decay else 0.0,

@@ -6,7 +6,7 @@ overflow – and in blocks, so that N × K is never held whole. Neither autocast
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,16 @@ class WinnerMargins:
     """1 − d₁/d₂ of the distances to the nearest and the second nearest code, 0 (a tie) to 1."""
     logit: float
     """Gap of the two largest z·C, nats: the softmax prefers the first by a factor of e^gap."""
+
+
+class ProbeMeasures(NamedTuple):
+    """All of these measures of one set of tokens; means over tokens, but `code_to_feature_distance` over codes."""
+
+    softmax_perplexity: float
+    feature_to_code_distance: float
+    code_to_feature_distance: float
+    winner_margin: float
+    logit_margin: float
 
 
 @torch.no_grad()
@@ -194,6 +204,63 @@ def softmax_perplexity(features: Float[Tensor, "N D"], codebook: Float[Tensor, "
         # (R, K) logits of one block of tokens, never (N, K).
         blocks = [_softmax_entropy(block @ codes.T).exp() for block in features.split(_rows(len(codes)))]
     return _finite(torch.cat(blocks), "features and codebook").float()
+
+
+@torch.no_grad()
+def measure_probe(features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> ProbeMeasures:
+    """Distances, softmax perplexity and margins, as the functions for each give them up to rounding.
+
+    Each of those multiplies all tokens by all codes, which is most of what a logged row costs; here that is done once.
+
+    Args:
+        features: encoder outputs, N at least 1; a few hundred.
+        codebook: at least two codes.
+    Raises:
+        ValueError: fewer than two codes, no features, dimensions that differ, or NaN or infinity among the vectors.
+    Cost: O(N·K·D) operations once, O(2²⁴) entries of memory.
+    """
+    features, codes = _alike(features, codebook, "features", "codebook")
+    if len(codes) < 2 or not len(features):
+        raise ValueError(f"a probe needs a feature and two codes; got {len(features)} features and {len(codes)} codes")
+    # Around the codes' mean the expanded form of distances rounds least.
+    origin = codes.mean(0)
+    centred = codes - origin
+    halves = centred.square().sum(1) / 2  # (K,)
+    nearest, entropies, gaps, shares = halves.new_full((len(codes),), torch.inf), [], [], []
+    which = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
+    to_codes = []
+    with full_precision(codes.device):
+        shift = centred @ origin  # (K,): z·c = (z − o)·(c − o) + o·(c − o) + what is the same for all codes of a token
+        for first, block in zip(
+            range(0, len(features), _rows(len(codes))), features.split(_rows(len(codes))), strict=True
+        ):
+            products = (block - origin) @ centred.T  # (R, K), never (N, K)
+            # The nearest feature of each code, among the blocks so far.
+            lengths = (block - origin).square().sum(1, keepdim=True) / 2
+            scores, rows = (lengths - products).min(0)
+            which = torch.where(scores < nearest, rows + first, which)
+            nearest = torch.minimum(nearest, scores)
+            two = (products - halves).topk(2, dim=1).indices  # (R, 2): ‖z − c‖² = ‖z‖² − 2 (z·c − ‖c‖²/2)
+            near, far = torch.linalg.vector_norm(block[:, None] - codes[two], dim=2).sort(1).values.unbind(1)
+            to_codes.append(near)
+            shares.append(torch.where(far == 0, 0.0, 1 - near / far))
+            logits = products.add_(shift)
+            top = logits.topk(2, dim=1).values  # equal ones have no gap
+            gaps.append(top[:, 0] - top[:, 1])
+            logits.sub_(top[:, :1])
+            weights = logits.exp()
+            total = weights.sum(1)
+            entropies.append(total.log() - weights.mul_(logits).sum(1) / total)
+    to_features = torch.linalg.vector_norm(codes - features[which], dim=1)
+    tokens = [_finite(torch.cat(values), "features and codebook") for values in (to_codes, entropies, shares, gaps)]
+    distances, entropies, shares, gaps = tokens
+    return ProbeMeasures(
+        feature_to_code_distance=float(distances.mean()),
+        code_to_feature_distance=float(_finite(to_features, "features and codebook").mean()),
+        softmax_perplexity=float(entropies.clamp_min(0).exp().mean()),
+        winner_margin=float(shares.clamp(0, 1).mean()),
+        logit_margin=float(gaps.mean()),
+    )
 
 
 @torch.no_grad()

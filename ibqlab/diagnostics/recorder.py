@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from ibqlab.base.processes import largest_over_processes, sum_over_processes
 from ibqlab.diagnostics.geometry import (
-    code_feature_distances,
     gradient_reach,
+    measure_probe,
     norm_statistics,
-    softmax_perplexity,
-    winner_margins,
 )
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
@@ -197,17 +195,12 @@ class Recorder:
         """The same of one codebook."""
         codebook = quantizer.codebook if before is None else before
         moved = None if before is None else quantizer.codebook - before
-        norms, distances = norm_statistics(codebook), code_feature_distances(codebook, probe)
-        margins = winner_margins(probe, codebook)
+        norms = norm_statistics(codebook)
         row = {
             "gradient_reach": gradient_reach(self._movement(quantizer, moved)),
             "code_norm_mean": norms.mean,
             "code_norm_std": norms.std,
-            "softmax_perplexity": float(softmax_perplexity(probe, codebook).mean()),
-            "feature_to_code_distance": distances.feature_to_code,
-            "code_to_feature_distance": distances.code_to_feature,
-            "winner_margin": margins.distance,
-            "logit_margin": margins.logit,
+            **measure_probe(probe, codebook)._asdict(),
         }
         if moved is not None:
             row["code_drift"] = float(torch.linalg.vector_norm(moved.float(), dim=1).mean())

@@ -53,7 +53,7 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
 
     Args:
         cell: whose settings say what is measured.
-        run: finished.
+        run: finished, or stopped by the alarm, whose last validation counts then.
     Returns:
         Recorded at the last validation: usage (share of codes hit in `tokens` tokens), perplexity (codes), psnr (dB),
         l1, gradient_reach, bits_per_token, mean norms of features and codes, softmax_perplexity, reconstruction_error
@@ -61,7 +61,8 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
         one pass forward and backward over the tokens of a step; soft_psnr for Soft VQ; what `cell.measure` asks for.
         And steps, seconds of training, parameters, provenance.
     """
-    last = run.metrics.iloc[-1]
+    # A run that the alarm has stopped may have ended without a validation of its last step.
+    last = (run.metrics if run.status == "finished" else run.metrics.ffill()).iloc[-1]
     values: dict[str, Any] = {name: last[column].item() for name, column in RECORDED.items() if column in last}
     values |= {"steps": int(last["step"]), "seconds": float(last.get("seconds", run.duration))}
     facts = run.provenance
@@ -95,7 +96,7 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
     if not measure.metrics and not isinstance(raw.quantizer, SoftVectorQuantizer):
         return values
     # As many as its last validation saw, which left unreadable ones out.
-    images = int(run.metrics.iloc[-1]["validation_images"])
+    images = int(run.metrics["validation_images"].dropna().iloc[-1])
     source = _validation_images(cell, run)
     batches = partial(readable_batches, source, images, workers=config.data.workers)
     if isinstance(raw.quantizer, SoftVectorQuantizer):

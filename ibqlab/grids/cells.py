@@ -50,6 +50,9 @@ NO_ROOM = 74
 OUTSIDE = ("disk", "memory", "killed")
 """Causes of failures that lie outside the cell: it is tried again whenever its study is started again. Any other
 failure would come again and is tried again only when asked for."""
+STOPPED = "stopped"
+"""Column of a row whose run the alarm ended early, as its recipe asks for: which rule, at which step. Such a cell is
+finished; its numbers are those of its last validation."""
 FILE_BYTES = 16 * 2**20
 """Largest file of a cell or of the grid."""
 
@@ -370,13 +373,13 @@ def _is_whole(row: Mapping[str, Any], cell: Cell) -> bool:
     labels = json.loads(as_json(cell.labels))
     if any(row.get(name) != value for name, value in labels.items()) or row.get("cell") != cell.name:
         return False
-    named = {"cell", "key", "provenance", *labels}
+    named = {"cell", "key", "provenance", STOPPED, *labels}
     measured = {name: value for name, value in row.items() if name not in named}
     # Runs of earlier versions may not know their parameters.
     if measured.get("parameters", 0) is None:
         del measured["parameters"]
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in measured.values())
-    return numbers and isinstance(row.get("provenance", {}), dict)
+    return numbers and isinstance(row.get("provenance", {}), dict) and isinstance(row.get(STOPPED, ""), str)
 
 
 def _short(value: Any) -> str:

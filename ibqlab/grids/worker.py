@@ -14,9 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ibqlab.diagnostics.lab import LabRunConfig, train_in_lab
-from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, CellStore, cause_of
+from ibqlab.grids.cells import BUSY, NO_ROOM, OUTSIDE, STOPPED, Cell, CellStore, cause_of
 from ibqlab.recipes.plugins import COPIES, SEARCHED_FIRST
-from ibqlab.training import GeneratorTrainConfig, TrainConfig, train, train_generator
+from ibqlab.runs import Run
+from ibqlab.training import GeneratorTrainConfig, StoppedByAlarm, TrainConfig, train, train_generator
+from ibqlab.training.alarms import stop_reason
 
 WORK = {TrainConfig: train, GeneratorTrainConfig: train_generator, LabRunConfig: train_in_lab}
 """What a cell's process does first, by the kind of its settings."""
@@ -56,15 +58,26 @@ def _work(store: CellStore, name: str, first: bool) -> int:
 
     cell = store.request(name)
     try:
-        run = WORK[type(cell.config)](cell.config, store.folder / name, progress=False)
+        run = _train(cell, store.folder / name)
         if first:
-            store.write_row(cell, measure_cell(cell, run))
+            reason = stop_reason(run)
+            store.write_row(cell, measure_cell(cell, run) | ({STOPPED: reason} if reason else {}))
     except Exception as error:
         code = _fail(error)
         if first:
             store.write_failure(cell, f"{type(error).__name__}: {error}", cause_of(error))
         return code
     return 0
+
+
+def _train(cell: Cell, path: Path) -> Run:
+    """The cell's run, trained to its end. One that the alarm stops has ended, too: it is not begun again."""
+    if (path / "config.yaml").is_file() and stop_reason(Run(path)):
+        return Run(path)
+    try:
+        return WORK[type(cell.config)](cell.config, path, progress=False)
+    except StoppedByAlarm:
+        return Run(path)
 
 
 def run_cell(folder: str, name: str, log: str, cores: list[int], environment: dict[str, str]) -> None:

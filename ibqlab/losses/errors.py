@@ -22,6 +22,10 @@ class TrainingInterrupted(KeyboardInterrupt):
         return [str(self).replace("go on with the same command", "run this notebook cell again to go on")]
 
 
+class StoppedByAlarm(TrainingInterrupted):
+    """The alarm stopped a training whose recipe says so (`record.alarm: stop`); its step is saved like that of any."""
+
+
 class NonFinite(Exception):
     """A loss is not finite; `culprit` names the first tensor on the way to it that holds NaN or infinity."""
 

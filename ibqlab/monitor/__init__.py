@@ -8,6 +8,8 @@
 package needs torch and numpy; everything else is imported when it is first needed. Start reading at `codebook_monitor`.
 
 codebook_monitor.py  what a loop calls, one process or many
+alarm.py             signs of collapse in its rows
+snapshots.py         what a snapshot holds
 run_writer.py        the run folder behind it: begun, continued, ended
 inputs.py            indices, features, codebooks and images as people have them
 attaching.py         reads them off a module instead, such as one of vector-quantize-pytorch

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,9 +87,12 @@ def follow_module(module: nn.Module, read: Callable[[Any], Any] | None, codebook
     if "SimVQ" in kinds:
         features = partial(_rows, module.channel_first)
         return ModuleReading(module, lambda output: output[1], features, own_codes if codebook is None else codebook)
-    if kinds & {"FSQ", "LFQ"}:
-        # Their codes are corners of a grid that the features are pressed into; distances to them say little.
+    if kinds & {"FSQ", "LFQ"} and module.num_codebooks > 1:
         return ModuleReading(module, lambda output: output[1], lambda given: None, codebook)
+    if kinds & {"FSQ", "LFQ"}:
+        features, grid = (_fsq_features, _fsq_codes) if "FSQ" in kinds else (_lfq_features, _lfq_codes)
+        codes = partial(grid, module) if codebook is None else codebook
+        return ModuleReading(module, lambda output: output[1], partial(features, module), codes)
     advice = "read=lambda output: (indices, features)"
     if kinds & {"ResidualVQ", "GroupedResidualVQ"} or "VectorQuantize" in kinds:
         advice = "one of its codebooks, such as module.layers[0], or update(step, indices=indices[..., 0])"
@@ -100,6 +104,45 @@ def _vector_quantize_features(module: nn.Module, given: Tensor) -> Tensor:
     is_image = module.accept_image_fmap or module.accept_3d_fmap
     tokens = module.project_in(_rows(is_image or (not module.channel_last and given.ndim > 2), given))
     return F.normalize(tokens, dim=1) if getattr(module, "use_cosine_sim", False) else tokens
+
+
+def _fsq_codes(module: nn.Module) -> Tensor:
+    """An FSQ's grid, one number per level's axis, in −1 to 1."""
+    return module.implicit_codebook
+
+
+def _fsq_features(module: nn.Module, given: Tensor) -> Tensor:
+    """What an FSQ rounds: its input, projected, turned and bounded, in the units of its grid."""
+    tokens = _grid_tokens(module, given, module.channel_first or given.ndim > 3)
+    squash, inverse = (torch.tanh, torch.atanh) if not module.bound_hard_clamp else (_clamp, lambda shift: shift)
+    if module.preserve_symmetry:
+        return squash(tokens)
+    levels = module._levels
+    half = (levels - 1) * (1 + 1e-3) / 2  # 1e-3 is the library's ε
+    offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+    return (squash(tokens + inverse(offset / half)) * half - offset) / (levels // 2)
+
+
+def _lfq_codes(module: nn.Module) -> Tensor:
+    """An LFQ's grid of signs, (K, bits), on the sphere where it is spherical."""
+    return module.maybe_l2norm(module.codebook)
+
+
+def _lfq_features(module: nn.Module, given: Tensor) -> Tensor:
+    """What an LFQ takes the signs of: its input, projected, clamped, turned, on the sphere where codes are."""
+    channels_first = given.ndim > 3 if module.channel_first is None else module.channel_first
+    return module.maybe_l2norm(_grid_tokens(module, given, channels_first, module.soft_clamp_input_value))
+
+
+def _grid_tokens(module: nn.Module, given: Tensor, channels_first: bool, bound: float | None = None) -> Tensor:
+    """Tokens on the axes of a grid: projected, softly clamped where there is a bound, turned."""
+    tokens = module.project_in(_rows(channels_first, given)).float()
+    tokens = tokens if bound is None else (tokens / bound).tanh() * bound
+    return tokens @ module.orthogonal_rot if module.orthogonal_rotation else tokens
+
+
+def _clamp(values: Tensor) -> Tensor:
+    return values.clamp(-1, 1)
 
 
 def _rows(channels_first: bool, given: Tensor) -> Tensor:

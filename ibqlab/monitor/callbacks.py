@@ -54,6 +54,8 @@ def _lightning_callback() -> type:
             logged = trainer.callback_metrics
             numbers |= {name: logged[name] for name in self.metrics if name in logged}
             self.monitor.update(trainer.global_step, **numbers)
+            if self.monitor.stopped:
+                trainer.should_stop = True
 
         def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
             self.monitor.close()
@@ -89,6 +91,8 @@ def _transformers_callback() -> type:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.monitor.update(state.global_step)
+            if self.monitor.stopped:
+                control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from ibqlab.base.checks import BATCH, CODES, STEPS, whole_number
 from ibqlab.base.processes import share_of_work
 from ibqlab.monitor import inputs
+from ibqlab.monitor.alarm import MonitorAlarm
 from ibqlab.monitor.attaching import ModuleReading, follow_module
 from ibqlab.monitor.run_writer import RunWriter
 from ibqlab.monitor.schedule import Schedule
+from ibqlab.monitor.snapshots import snapshot_arrays, snapshot_pictures
 from ibqlab.monitor.window import Movement, Window, follow_gradient
 
 LOG_EVERY = 50
@@ -56,6 +58,10 @@ class CodebookMonitor:
         probe_tokens: tokens on which distances and softmax perplexity are measured.
         snapshot_features: features kept in a snapshot.
         snapshot_images: images kept in a snapshot, where `update` is given some.
+        alarm: when a rule of `ibqlab.diagnostics.alarm_rules` finds signs of collapse in a row: "warn" (print it, and
+            write it into the folder), "stop" (besides, set `stopped`, which your loop looks at), or "off". "reaches" in
+            `settings` says which codes a step moves, as `Quantizer.reaches`; "codebook_init": "grid" that none does.
+        on_alarm: called on the first process with each event of the alarm.
     Raises:
         ValueError: a number out of bounds, or a path that no run can have.
         RunError: the folder holds something else, or a run with other settings.
@@ -76,6 +82,8 @@ class CodebookMonitor:
         probe_tokens: int = 256,
         snapshot_features: int = 1024,
         snapshot_images: int = 8,
+        alarm: str = "warn",
+        on_alarm: Callable[[Any], Any] | None = None,
     ):
         self.codebook_size = whole_number("codebook_size", codebook_size, 2, CODES)
         self.schedule = Schedule(
@@ -88,13 +96,16 @@ class CodebookMonitor:
         self.probe_tokens = whole_number("probe_tokens", probe_tokens, 1, BATCH)
         self.snapshot_features = whole_number("snapshot_features", snapshot_features, 1, BATCH)
         self.snapshot_images = whole_number("snapshot_images", snapshot_images, 0, BATCH)
-        config = {"kind": "monitored", "codebook_size": self.codebook_size}
-        config |= {"steps": steps} if steps else {}
+        self._alarm = MonitorAlarm(alarm, on_alarm)
+        config = {"kind": "monitored", "codebook_size": self.codebook_size} | ({"steps": steps} if steps else {})
         self._writer = RunWriter(path, config | {"settings": dict(settings or {})})
         self.path = self._writer.path
         """The run folder."""
         self.step = -1
         """The last update's step."""
+        self.stopped = False
+        """Whether `alarm="stop"` asks for the end of the training, on all processes alike: `if monitor.stopped: break`.
+        Lightning's callback and that of Transformers end theirs by themselves."""
         self._now: Any = -1
         self._is_writer = False
         self._is_closed = False
@@ -167,7 +178,8 @@ class CodebookMonitor:
             indices: the chosen codes, any shape; −1 where a token has none. None: as `attach` has read them.
             features: what was compared with the codes, (N, D), (B, T, D) or (B, D, h, w); or a function that gives it,
                 called at logged steps only. None: rows without what is measured on features.
-            codebook: (K, D), or a function. None: rows without what is measured on codes.
+            codebook: (K, D), or a function that gives it; of a grid that is not stored, a function from indices to
+                codes, or the quantizer itself. None: rows without what is measured on codes.
             images: (B, 3, H, W) or (B, 1, H, W), for snapshots; uint8, or floats in [0, 1] or [−1, 1]. Or a function.
             reconstructions: of these images, likewise.
             **numbers: whatever else a row is to hold: loss=…, psnr=…; tensors of one element are read at logged steps
@@ -263,7 +275,7 @@ class CodebookMonitor:
         if self._window is None:
             self._begin(flat)
         is_due = step > self.step and self.schedule.needs_row(step)
-        self.step = step
+        self.step, self._writer.was_asked_to_end = step, False
         self._window.add(step, flat)
         self._writer.give_sign_of_life()
         row = self._measure(step, flat, given) if is_due else None
@@ -289,13 +301,12 @@ class CodebookMonitor:
 
     def _measure(self, step: int, flat: Tensor, given: inputs.UpdateInputs) -> dict[str, Any] | None:
         """A row, and a snapshot where one is due. What processes sum, all of them come to, whatever they were given."""
-        codes = self._checked(lambda: self._codes(given.codebook))
+        codes = self._checked(lambda: self._codes(inputs.codebook_of(given.codebook, self.codebook_size, flat.device)))
         dim = None if codes is None else codes.shape[1]
         tokens = self._checked(lambda: inputs.tokens_of(given.features, dim))
         if self._is_first and self._chooses_log_every and codes is not None and codes.device.type == "cpu":
             self.schedule.log_every = max(LOG_EVERY, codes.numel() * self.probe_tokens // ROW_WORK)
-        needs_snapshot = self.schedule.needs_snapshot(step)
-        sample, chosen = None, None
+        needs_snapshot, sample, chosen = self.schedule.needs_snapshot(step), None, None
         if tokens is not None:
             most = max(self.probe_tokens, self.snapshot_features if needs_snapshot else 0)
             rows = inputs.sample_rows(len(tokens), most)
@@ -305,31 +316,34 @@ class CodebookMonitor:
         self._take_in()
         measured = self._window.report(step, codes, sample, chosen, self._read_gradient)
         recorder = self._window.recorder
-        hits = (recorder.counts(), recorder.last_hits()) if needs_snapshot else ()
-        if self._is_writer:
-            if not self._writer.run:
-                self._writer.begin(step, dim if tokens is None or dim is not None else tokens.shape[1])
-            own = self._plain_numbers(given.numbers, measured)
-            measured = {"step": step, **own, **measured, "seconds": round(self._writer.seconds, 3)}
-            self._writer.log(measured)
-        if self._is_writer and needs_snapshot:
-            if sample is not None:
-                rows = inputs.sample_rows(len(sample), self.snapshot_features).to(sample.device)
-                sample, chosen = sample[rows], None if chosen is None else chosen[rows.to(chosen.device)]
-            arrays = {"codebook": None if codes is None else codes.float(), "features": sample, "assignments": chosen}
-            arrays |= {"counts": hits[0], "last_hit": hits[1], **self._pictures(given.images, given.reconstructions)}
-            self._writer.save_snapshot(step, {name: array for name, array in arrays.items() if array is not None})
+        hits = {"counts": recorder.counts(), "last_hit": recorder.last_hits()} if needs_snapshot else {}
+        try:
+            if self._is_writer:
+                if not self._writer.run:
+                    self._writer.begin(step, dim if tokens is None or dim is not None else tokens.shape[1])
+                    self._alarm.follow(self._writer.run)
+                own = self._plain_numbers(given.numbers, measured)
+                measured = {"step": step, **own, **measured, "seconds": round(self._writer.seconds, 3)}
+                self._writer.log(measured)
+                self._checked(lambda: self._alarm.check(self._writer.run, measured))
+            if self._is_writer and needs_snapshot:
+                arrays = snapshot_arrays(codes, sample, chosen, self.snapshot_features)
+                pictures = (given.images, given.reconstructions)
+                arrays |= snapshot_pictures(pictures, self.snapshot_images, self._checked)
+                self._writer.save_snapshot(step, arrays | hits)
+        finally:
+            asked = self._alarm.asks_to_end(flat.device)
+            self._writer.was_asked_to_end, self.stopped = asked and not self.stopped, asked
         self.schedule.logged = step
         if needs_snapshot:
             self.schedule.stored = step
         return measured if self._is_writer else None
 
     def _codes(self, codebook: Any) -> Tensor | None:
-        codebook = inputs.value_of(codebook)
         if codebook is None:
             return None
         codes = inputs.checked_codebook(codebook, self.codebook_size)
-        if bool(torch.isfinite(codes).all()):
+        if bool(torch.isfinite(codes.sum())) or bool(torch.isfinite(codes).all()):  # a sum takes a twentieth of it
             return codes
         self._warn("codebook must be finite; it holds NaN or infinity, so what is measured on codes is left out")
         return None
@@ -345,30 +359,17 @@ class CodebookMonitor:
             return None, None
         return sample[good], None if chosen is None else chosen[good.to(chosen.device)]
 
-    def _pictures(self, *pictures: Any) -> dict[str, Any]:
-        """Images and reconstructions as a snapshot holds them; none where either is missing."""
-        images, rebuilt = map(inputs.value_of, pictures)
-        if images is None or rebuilt is None or not self.snapshot_images:
-            return {}
-        first = slice(self.snapshot_images)
-        images, rebuilt = (
-            self._checked(lambda given=given: inputs.to_pictures(given[first], like=images[first]))
-            for given in (images, rebuilt)
-        )
-        fits = images is not None and rebuilt is not None and images.shape == rebuilt.shape
-        return {"images": images, "reconstructions": rebuilt} if fits else {}
-
     def _plain_numbers(self, numbers: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
         """The loop's own numbers, without those that no row can hold."""
         from ibqlab.runs.metrics import plain_row
 
-        def plain(name: str) -> Any:
+        def plain(name: str) -> dict[str, Any]:
             if name in measured or name in ("step", "seconds"):
                 raise ValueError(f"{name} is written by the monitor itself; give your number another name")
-            return plain_row(numbers[name], name)
+            return {name: plain_row(numbers[name], name)}  # null where it is not finite
 
-        kept = {name: self._checked(lambda name=name: plain(name)) for name in numbers}
-        return {name: value for name, value in kept.items() if value is not None}
+        kept = [self._checked(lambda name=name: plain(name)) for name in numbers if numbers[name] is not None]
+        return {name: value for row in kept if row for name, value in row.items()}
 
     def _take_in(self) -> None:
         """Count the indices that wait; wrong ones are told of."""

@@ -1,5 +1,6 @@
 """Indices, features, codebooks and images as training loops have them, checked and brought to one form."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,23 @@ def flat_indices(indices: Any, codebook_size: int) -> Tensor:
 
     # Clamped first: in 32 bits a number beyond them would become another code.
     return to_indices(indices).detach().reshape(-1).clamp(-2, codebook_size).to(torch.int32, copy=True)
+
+
+def codebook_of(given: Given, codebook_size: int, device: torch.device) -> Any:
+    """The codebook that was given: a table, a function that gives it, a function of indices, or a module that has one.
+
+    Args:
+        given: of a grid that is nowhere stored, such as FSQ's: `indices_to_codes`, from indices (K,) to codes (K, D).
+        codebook_size: K.
+        device: of the indices that a function of indices is called with.
+    """
+    if isinstance(given, torch.nn.Module):
+        return given.codebook
+    if callable(given) and not isinstance(given, Tensor):
+        needed = [one for one in inspect.signature(given).parameters.values() if one.default is one.empty]
+        takes_indices = any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in needed)
+        return given(torch.arange(codebook_size, device=device)) if takes_indices else given()
+    return given
 
 
 def checked_codebook(codebook: Any, codebook_size: int) -> Tensor:

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _OPEN: dict[str, "RunWriter"] = {}
 """Folders that this process writes. A notebook's cell that is run again takes over from its predecessor."""
 
@@ -40,6 +42,8 @@ class RunWriter:
         self.earlier_seconds = 0.0
         self.monitor_seconds = 0.0
         """Time that the monitor has taken of this start."""
+        self.was_asked_to_end = False
+        """Whether the alarm asked for the end at the last update, so that a training that ends here was stopped."""
         self._began = time.perf_counter()
         self._process = 0
         self._has_ended = False
@@ -74,7 +78,10 @@ class RunWriter:
             _OPEN[key].end("stopped")
         config = self._with_dim(code_dim)
         run = Run.start(self.path, config, claim=True, more_steps=True)
-        if not run.is_new:
+        if run.is_new:
+            seed = self.config["settings"].get("seed")
+            run.write_provenance(**({} if seed is None else {"seed": seed}), threads=torch.get_num_threads())
+        else:
             last = last_step(run.path)
             if run.provenance.get("status") == "finished" and step <= last:
                 run.release()
@@ -113,13 +120,15 @@ class RunWriter:
         """Note how the training ended and let go of the folder; again: nothing.
 
         Args:
-            status: "finished", "failed" or "stopped".
+            status: "finished", "failed" or "stopped"; what finishes because the alarm asked for it was stopped.
         """
         if not self.run:
             return
         self._has_ended = True
         run, self.run = self.run, None
         _OPEN.pop(os.path.realpath(self.path), None)
+        if status == "finished" and self.was_asked_to_end:
+            status = "stopped"
         share = self.monitor_seconds / max(self.seconds - self.earlier_seconds, 1e-9)
         try:
             run.finish(status, duration_s=round(self.seconds, 3), monitor_share_of_time=round(share, 5))

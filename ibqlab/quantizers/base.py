@@ -89,7 +89,7 @@ class Quantizer(nn.Module):
     looks_up: ClassVar[bool] = True
     """Whether `assign` and `choose` read the codebook they are given; False spares making one of 2^D sign vectors."""
     reaches: ClassVar[str] = ""
-    """Which codes of this class get a gradient: the "chosen", "all", or "" where nothing is promised."""
+    """Codes that a step moves: the "chosen", "all", all by a "softmax" over z·C, or by a shared "map"; "": unsaid."""
     exempt: ClassVar[Mapping[str, str]] = {}
     """Rules of `contract` that a method cannot keep → why; they are not tried."""
 

@@ -231,7 +231,7 @@ def _(name: str) -> None:
     need(bool(reached.any()), "no code gets a gradient")
     share = f"{int(reached.sum())} of {len(reached)} codes get a gradient"
     promise = vars(type(quantizer)).get("reaches", "")  # of this class alone: a derived one may have another estimator
-    if promise == "all":
+    if promise in ("all", "softmax"):
         need(bool(reached.all()), f"{share}, and all are promised")
     elif promise == "chosen":
         chosen = torch.zeros_like(reached)

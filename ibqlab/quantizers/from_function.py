@@ -23,7 +23,11 @@ from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 
 
 def quantizer_from(
-    function: Callable[[Tensor, Tensor], Any] | None = None, name: str | None = None, **registration: Any
+    function: Callable[[Tensor, Tensor], Any] | None = None,
+    name: str | None = None,
+    *,
+    reaches: str = "",
+    **registration: Any,
 ) -> Any:
     """Make a quantizer of a function and register it; usable as a decorator, with or without arguments.
 
@@ -32,6 +36,7 @@ def quantizer_from(
             terms). Quantized vectors (N, D) are those of training, with the gradient that they are to have; evaluation
             takes the codes themselves. Terms are named losses, of weight 1 each.
         name: that recipes write; None: the function's own.
+        reaches: which codes a step moves, as `Quantizer.reaches` says it; the contract and the alarm go by it.
         **registration: label, color, marker and defaults, as `register_quantizer` takes them.
     Returns:
         The quantizer's class.
@@ -39,7 +44,7 @@ def quantizer_from(
         ValueError: no function, or whatever `register_quantizer` refuses.
     """
     if function is None:
-        return lambda decorated: quantizer_from(decorated, name, **registration)
+        return lambda decorated: quantizer_from(decorated, name, reaches=reaches, **registration)
     require(callable(function), f"quantizer_from takes a function of features and codebook; got {function!r:.80}")
     name = name or getattr(function, "__name__", "")
     require(
@@ -49,6 +54,7 @@ def quantizer_from(
     class FunctionQuantizer(_FunctionQuantizer):
         choosing = staticmethod(function)
 
+    FunctionQuantizer.reaches = reaches
     FunctionQuantizer.__name__ = getattr(function, "__name__", name)
     FunctionQuantizer.__qualname__ = getattr(function, "__qualname__", name)
     FunctionQuantizer.__module__ = getattr(function, "__module__", __name__)

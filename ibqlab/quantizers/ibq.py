@@ -43,7 +43,7 @@ class IndexBackpropQuantizer(Quantizer):
     Source: IBQ §3.2, eqs. 3–10; published IndexPropagationQuantize (β on the codebook's side, no normalisation).
     """
 
-    reaches = "all"
+    reaches = "softmax"
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The largest dot product."""

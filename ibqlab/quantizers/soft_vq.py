@@ -53,7 +53,7 @@ class SoftVectorQuantizer(Quantizer):
     Source: IBQ appendix B, table 9, figure 6.
     """
 
-    reaches = "all"
+    reaches = "softmax"
 
     @property
     def temperature(self) -> float:

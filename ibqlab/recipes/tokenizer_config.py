@@ -121,7 +121,8 @@ class RecordConfig:
     """Validation images kept with their reconstructions in a snapshot, ≥ 1."""
     alarm: str = "warn"
     """What to do when a rule of `ibqlab.diagnostics.alarm` finds signs of collapse in a row: "warn" (say so, and write
-    it into the run folder), "stop" (besides, save the step and end; the same command goes on), or "off"."""
+    it into the run folder), "stop" (besides, save the step and end; the same command goes on, but a study's run has
+    finished then), or "off"."""
 
     def __post_init__(self):
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}

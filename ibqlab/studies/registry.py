@@ -12,10 +12,11 @@ from ibqlab.runs.finding import find_run, run_name
 from ibqlab.studies.ablations import ABLATIONS
 from ibqlab.studies.collapse import EXPLORE_COLLAPSE
 from ibqlab.studies.fair_comparison import FAIR_COMPARISON
-from ibqlab.studies.pages import write_pages
+from ibqlab.studies.pages import join_parts, write_pages
 from ibqlab.studies.provenance import provenance_of, provenance_text
 from ibqlab.studies.scaling import SCALE_CODEBOOK
 from ibqlab.studies.study import SharedParameters, Study, StudyDefinition
+from ibqlab.studies.study_alarms import describe_study_alarms
 from ibqlab.studies.token_costs import LINK_STAGES
 
 DEFINITIONS: dict[str, StudyDefinition] = {
@@ -77,7 +78,7 @@ def write_study_report(study: Study | str | Path, redraw: bool = True) -> Path:
     rows = [row for cell in study.cells if (row := study.store.row(cell))]
     made_by = provenance_text(rows, study.command, f"ibqlab report {study.folder.name}")
     write_whole(study.folder / "provenance.json", as_json(provenance_of(rows, study.command)))
-    return write_pages(study.folder, f"{text}\n\n{made_by}\n", study.name)
+    return write_pages(study.folder, f"{join_parts(text, describe_study_alarms(study), made_by)}\n", study.name)
 
 
 def _find_folder(name: str | Path) -> Path:

@@ -173,8 +173,9 @@ def _require_arrays(run: Run, snapshot: dict[str, Any], *names: str) -> None:
     """Refuse a snapshot that lacks arrays: a monitor stores what it was given."""
     missing = [name for name in names if name not in snapshot]
     if missing:
+        grid = "; codes that are not stored: a function from indices to codes" if "codebook" in missing else ""
         raise RunError(
-            f"{run.path}: its snapshots hold no {' and no '.join(missing)}; give them to the monitor's update"
+            f"{run.path}: its snapshots hold no {' and no '.join(missing)}; give them to the monitor's update{grid}"
         )
 
 

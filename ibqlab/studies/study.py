@@ -32,6 +32,7 @@ from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder, run_name
 from ibqlab.runs.provenance_record import COMMAND, portable
 from ibqlab.training import TrainConfig
+from ibqlab.training.alarms import stop_reason
 from ibqlab.training.data_check import open_images, reachable
 from ibqlab.training.plugin_check import require_reachable
 
@@ -216,7 +217,7 @@ class Study:
         return StudyError(f"no run of {self.name} is finished in {self.folder.name}; call run() first{why}")
 
     def finished(self) -> list[tuple[Cell, Run]]:
-        """Cells whose training is finished, with their run folders.
+        """Cells whose training is finished, with their run folders; those that the alarm has stopped are, too.
 
         Raises:
             RunError: a cell's folder holds another config.
@@ -228,7 +229,7 @@ class Study:
                 if run.config_hash != content_hash(cell.config):
                     Run.start(run.path, cell.config)  # refuses, and names the keys that differ
                 runs.append((cell, run))
-        return [(cell, run) for cell, run in runs if run.status == "finished"]
+        return [(cell, run) for cell, run in runs if run.status == "finished" or stop_reason(run)]
 
     def metrics(self) -> pd.DataFrame:
         """All logged rows of all finished runs, with the cells' labels as columns.

@@ -6,7 +6,7 @@ one. What differs between the two networks lies in the packages `tokenizer` and 
 what one step learns (`step`), what a validation measures. Start with `tokenizer/loop.py`, then `trainer`.
 """
 
-from ibqlab.losses.errors import TrainingError, TrainingInterrupted
+from ibqlab.losses.errors import StoppedByAlarm, TrainingError, TrainingInterrupted
 from ibqlab.recipes.generator_config import (
     GeneratorOptimizerConfig,
     GeneratorRecordConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "RecordConfig",
     "RunParameters",
     "SpeedConfig",
+    "StoppedByAlarm",
     "TrainConfig",
     "TrainingError",
     "TrainingInterrupted",

@@ -11,11 +11,11 @@ from typing import Any
 from ibqlab.base.progress import ProgressLine, notice
 from ibqlab.config import to_dict
 from ibqlab.diagnostics.alarm import Alarm, AlarmEvent, nonfinite_event
-from ibqlab.diagnostics.alarm_rules import RULES, facts_of
+from ibqlab.diagnostics.alarm_rules import facts_of
 from ibqlab.losses.errors import TrainingError
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.recipes.tokenizer_config import TrainConfig
-from ibqlab.runs import RunError
+from ibqlab.runs import Run, RunError
 from ibqlab.training.failures import nonfinite_error
 from ibqlab.training.session import Session
 
@@ -82,7 +82,7 @@ class RunAlarm:
         """Write an event down and hand it on; whether a listener asks for the end of the training."""
         self.run.log_alarm(event.row())
         self._untold.append(event)
-        if self.mode == "stop" and next(rule.stops for rule in RULES if rule.name == event.rule):
+        if self.mode == "stop" and event.stops:
             self.reason = f" by the alarm ({event.title}: {event.seen})"
         asked = False
         for listen in self.listeners:
@@ -98,3 +98,20 @@ class RunAlarm:
             line.close()
             notice(event)
         self._untold = []
+
+
+def stop_reason(run: Run) -> str:
+    """Why the alarm stopped a run that still stands where it was stopped: "few codes at step 40 of 300"; else "".
+
+    Args:
+        run: of a tokenizer. One whose recipe does not say `record.alarm: stop`, that was stopped by hand elsewhere, or
+            that has gone on since, was not.
+    """
+    record = run.config.get("record")
+    if not isinstance(record, dict) or record.get("alarm") != "stop" or run.status not in ("stopped", "interrupted"):
+        return ""
+    events = []
+    with suppress(RunError):  # a damaged note
+        events = [AlarmEvent.of_row(row) for row in run.alarms]
+    titles = [event.title for event in events if event.step == run.step and event.stops]
+    return f"{', '.join(titles)} at step {run.step:,} of {run.config['steps']:,}" if titles else ""

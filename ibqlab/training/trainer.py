@@ -22,7 +22,7 @@ from ibqlab.base.progress import ProgressLine, in_notebook, notice, tell, time_l
 from ibqlab.costs.fitting import require_fits
 from ibqlab.data import BrokenImages
 from ibqlab.data.broken import STAND_INS
-from ibqlab.losses.errors import NonFinite, TrainingInterrupted
+from ibqlab.losses.errors import NonFinite, StoppedByAlarm, TrainingInterrupted
 from ibqlab.recipes.plugins import import_plugins, plugin_facts
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.runs import Run, RunError, provenance
@@ -200,18 +200,18 @@ class Trainer(ABC):
         Several processes must end at the same step; they agree on it at logged steps (`agreeing`), where they wait for
         each other anyway.
         """
-        asked = self.session.signals.received > 0 or bool(self.alarm.reason)
+        asked = torch.tensor([self.session.signals.received > 0, bool(self.alarm.reason)])  # by hand, by the alarm
         if self.fabric.world_size > 1:
-            asked = agreeing and bool(sum_over_processes(torch.tensor(int(asked), device=self.fabric.device)))
-        if not asked or step == self.config.steps:
+            asked = sum_over_processes(asked.long().to(self.fabric.device)) if agreeing else asked[:0]
+        if not asked.any() or step == self.config.steps:
             return
         # Step 0 and the step that a run was resumed at are saved already, and so are those where one is due.
         if self.saved != step:
             self._check_weights(step)
             self._save(step)
-        raise TrainingInterrupted(
-            f"stopped at step {step} of {self.config.steps}{self.alarm.reason}, everything is saved; go on "
-            "with the same command"
+        kind, by = (StoppedByAlarm, self.alarm.reason or " by the alarm") if asked[1] else (TrainingInterrupted, "")
+        raise kind(
+            f"stopped at step {step} of {self.config.steps}{by}, everything is saved; go on with the same command"
         )
 
     @contextmanager

@@ -122,5 +122,7 @@ class BridgedQuantizer(NearestCodeQuantizer):
     Cost: beside the choice, O(K·D·width + (K/patch)²·width) operations per call.
     """
 
+    reaches = "map"
+
     def __init__(self, config: BridgedQuantizerConfig):
         super().__init__(config, BridgedCodebook(config))

@@ -106,6 +106,8 @@ class LargeCodebookQuantizer(NearestCodeQuantizer):
     published VQGAN-LC code, models_vq. Its projector starts at N(0, 1/D), which this keeps.
     """
 
+    reaches = "map"
+
     def __init__(self, config: LargeCodebookQuantizerConfig):
         super().__init__(config, AnchorCodebook(config))
 

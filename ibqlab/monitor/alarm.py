@@ -1,0 +1,66 @@
+"""The alarm of a monitored training: the rules that our own trainer goes by, on the monitor's rows.
+
+What goes off stands in the run folder, is printed once, and handed to `on_alarm`. Somebody else's loop cannot be ended
+from here, so "stop" raises nothing: it sets the monitor's `stopped`, which a loop looks at after each update.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ibqlab.base.checks import require_choice
+from ibqlab.base.processes import sum_over_processes
+
+if TYPE_CHECKING:
+    from ibqlab.diagnostics.alarm import Alarm, AlarmEvent
+    from ibqlab.runs import Run
+
+MODES = ("warn", "stop", "off")
+
+
+class MonitorAlarm:
+    """Follows the rows of a monitored run.
+
+    Args:
+        mode: "warn", "stop" or "off".
+        on_alarm: called with each event on the first process; what it raises is a warning of the monitor.
+    """
+
+    def __init__(self, mode: str, on_alarm: Callable[["AlarmEvent"], Any] | None):
+        require_choice("alarm", mode, MODES)
+        self.mode, self.on_alarm = mode, on_alarm
+        self._alarm: Alarm | None = None
+        self._asks = False
+
+    def follow(self, run: "Run") -> None:
+        """Begin with a run, on the first process; the rows that it has count, and what they set off was told before."""
+        from ibqlab.diagnostics.alarm import Alarm
+        from ibqlab.diagnostics.alarm_rules import facts_of
+
+        if self.mode != "off":
+            self._alarm = Alarm(facts_of(run.config))
+            for row in run.rows:
+                self._alarm.check(row)
+
+    def check(self, run: "Run", row: Mapping[str, Any]) -> None:
+        """Look at a row that was just logged, and tell what it sets off."""
+        from ibqlab.base.progress import notice
+
+        for found in self._alarm.check(row) if self._alarm else ():
+            # The names of our recipes' settings mean something to others, their paths do not.
+            event = replace(found, remedy=found.remedy.replace("tokenizer.quantizer.", ""))
+            run.log_alarm(event.row())
+            notice(event)
+            self._asks = self._asks or event.stops
+            if self.on_alarm:
+                self.on_alarm(event)
+
+    def asks_to_end(self, device: torch.device) -> bool:
+        """Whether the first process's rows ask for the end of the training; all processes come here at each row."""
+        if self.mode != "stop":
+            return False
+        asked: Tensor = sum_over_processes(torch.tensor(int(self._asks), device=device))
+        return bool(asked)
