@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError, parse, to_dict
-from ibqlab.diagnostics.geometry import variance_lost
 from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World, run_lab, train_in_lab
+from ibqlab.diagnostics.variance import variance_lost
 from ibqlab.plots.fair_dots import describe_marks, plot_fair_comparison
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError

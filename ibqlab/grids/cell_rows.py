@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ibqlab.costs.meter import SavedTensors, storages_of
 from ibqlab.data import ImageSource, open_data, readable_batches, to_model_range
-from ibqlab.diagnostics.geometry import variance_lost
 from ibqlab.diagnostics.lab import LabRunConfig
+from ibqlab.diagnostics.variance import variance_lost
 from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.grids.cells import Cell, EvaluationRequest, column_of
