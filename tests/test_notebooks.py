@@ -33,6 +33,7 @@ PRESETS = {
     **dict.fromkeys(("train_generator", "generation_gallery"), preset_names("generator")),
     "link_stages": preset_names("link"),
     **dict.fromkeys(LAB, preset_names("lab")),
+    "your_case": preset_names("cases"),
 }
 
 
@@ -42,7 +43,9 @@ def cells(path, kind):
 
 def test_the_promised_notebooks_are_there():
     promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert promised | {"ablations", "train_generator", "generation_gallery", "link_stages", *LAB} <= set(NAMES)
+    assert promised | {"ablations", "train_generator", "generation_gallery", "link_stages", "your_case", *LAB} <= set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -121,6 +124,7 @@ def pictures(out):
         ("link_stages", ["-p", "codebook_sizes", "[64]", "-p", "lookup_free_bits", "6", "-p", "steps", "2"], 3),
         ("playground", [], 3),
         ("features_lab", [], 2),
+        ("your_case", ["-p", "cases", "[batch_perplexity, no_discriminator]"], 4),
         ("generation_gallery", ["-p", "cfg_scales", "[1.0, 2.0]", "-p", "images_per_class", "2"], 5),
     ],
 )
@@ -132,7 +136,9 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 def test_every_notebook_is_executed_above():
     executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert executed | {"ablations", "train_generator", "generation_gallery", "link_stages", *LAB} == set(NAMES)
+    assert executed | {"ablations", "train_generator", "generation_gallery", "link_stages", "your_case", *LAB} == set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The cases that people report most, each reproduced small: the symptom as it was reported, two or more settings side by
-side, their curves, what the runs say about the cause, and the settings that help.
+"""The cases that people report most, each reproduced small: the symptom as it was reported, settings side by side,
+their curves, what the runs say about the cause, and the settings that help.
 
 The main idea: a case states claims ("usage at the end is lower at D = 256 than at D = 32") and every claim is judged on
 runs of several seeds. It holds only where Student's interval over seeds excludes 0; otherwise the case says that it was

@@ -103,8 +103,8 @@ class Finding:
 
 
 Runner = Callable[[Arm, int, int, Path], pd.DataFrame]
-"""(arm, seed, steps, folder) → curve: column x, and a column per measure. It leaves run folders, and reads those that are
-finished."""
+"""(arm, seed, steps, folder) → curve: column x, and a column per measure. It leaves run folders, and reads
+those that are finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +184,7 @@ class CaseResult:
     def ends(self) -> pd.DataFrame:
         """One row per arm and seed: the last value of every measure, and what the case computes of whole curves."""
         rows = []
-        for (arm, seed), curve in self.curves.groupby(["arm", "seed"], sort=False):
-            curve = curve.sort_values("x")
+        for (arm, seed), curve in self.curves.sort_values("x", kind="stable").groupby(["arm", "seed"], sort=False):
             last = {m.key: _last(curve[m.key]) for m in self.case.measures if m.key in curve}
             more = self.case.ends(curve) if self.case.ends else {}
             rows.append({"arm": arm, "seed": seed, **last, **more})
@@ -211,7 +210,7 @@ class CaseResult:
         return all(finding.holds for finding in self.findings() if finding.claim.kind == "symptom")
 
     def report(self) -> str:
-        """The case as Markdown: symptom, whether it was reproduced, cause and remedy as far as the runs bear them out."""
+        """The case as Markdown: whether it was reproduced, cause and remedy as far as the runs bear them out."""
         findings = self.findings()
         verdict = "Reproduced" if self.reproduced else "Not reproduced"
         if self.seeds < 2:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from ibqlab.diagnostics.lab import LabResult, World, run_lab
-from ibqlab.studies.cases.case import REMEDY, REPORTED, Arm, Case, CaseMeasure, Claim
+from ibqlab.studies.cases.case import COMPARED, REMEDY, REPORTED, Arm, Case, CaseMeasure, Claim
 
 USAGE = CaseMeasure(key="validation_usage", title="usage", unit=" %", scale=100)
 FLOAT16_MOST = 65_504
@@ -64,7 +64,7 @@ DIMENSION = Case(
     "(SEED-Voken #59).",
     setting="IBQ over an encoder that learns, K = 256, codes from N(0, 1), learning rate 0.01.",
     arms=(
-        _dimension_arm("dim32", "D = 32", 32, role="compared", rate=0.01, start="normal"),
+        _dimension_arm("dim32", "D = 32", 32, role=COMPARED, rate=0.01, start="normal"),
         _dimension_arm("dim256", "D = 256", 256, role=REPORTED, rate=0.01, start="normal"),
         _dimension_arm(
             "dim256_rate",
@@ -154,9 +154,11 @@ DIMENSION = Case(
 # --- usage falls after epoch one -------------------------------------------------------------------------------------
 
 
-def _epoch_arm(key: str, label: str, role: str, encoder: str, quantizer: Mapping[str, object], typed: str = "") -> Arm:
+def _epoch_arm(
+    key: str, label: str, role: str, *, encoder: str, quantizer: Mapping[str, object], typed: str = ""
+) -> Arm:
     world = {"dim": 8, "clusters": 64, "width": 0.3, "encoder": encoder}
-    settings = {"world": world, "quantizer": {"name": "vq", **quantizer}, "lab": {"batch_size": 256}}
+    settings = {"world": world, "quantizer": quantizer, "lab": {"batch_size": 256}}
     return Arm(key=key, label=label, role=role, settings=settings, typed=typed)
 
 
@@ -175,17 +177,36 @@ AFTER_EPOCH_ONE = Case(
     setting=f"VQ from k-means, K = 256, D = 8, features that drift as an encoder's do; a {EPOCHS}th of the run stands "
     "for an epoch.",
     arms=(
-        _epoch_arm("fixed", "encoder held fixed", "compared", "fixed", {"codebook_init": "kmeans"}),
-        _epoch_arm("drifting", "encoder drifts", REPORTED, "drifting", {"codebook_init": "kmeans"}),
+        _epoch_arm(
+            "fixed",
+            "encoder held fixed",
+            COMPARED,
+            encoder="fixed",
+            quantizer={"name": "vq", "codebook_init": "kmeans"},
+        ),
+        _epoch_arm(
+            "drifting",
+            "encoder drifts",
+            REPORTED,
+            encoder="drifting",
+            quantizer={"name": "vq", "codebook_init": "kmeans"},
+        ),
         _epoch_arm(
             "revived",
             "drifts, dead codes revived",
             REMEDY,
-            "drifting",
-            {"codebook_init": "kmeans", "revive_after": 20},
-            "tokenizer.quantizer.revive_after=20",
+            encoder="drifting",
+            quantizer={"name": "vq", "codebook_init": "kmeans", "revive_after": 20},
+            typed="tokenizer.quantizer.revive_after=20",
         ),
-        _epoch_arm("simvq", "drifts, one map for all codes", REMEDY, "drifting", {"name": "simvq"}, "name=simvq"),
+        _epoch_arm(
+            "simvq",
+            "drifts, one map for all codes",
+            REMEDY,
+            encoder="drifting",
+            quantizer={"name": "simvq"},
+            typed="tokenizer.quantizer.name=simvq",
+        ),
     ),
     measures=(
         USAGE,
@@ -239,7 +260,9 @@ AFTER_EPOCH_ONE = Case(
 # --- NaN when the batch was reduced and the rate kept ----------------------------------------------------------------
 
 
-def _batch_arm(key: str, label: str, role: str, batch: int, rate: float, precision: str, typed: str = "") -> Arm:
+def _batch_arm(
+    key: str, label: str, role: str, *, batch: int, rate: float, precision: str = "float16", typed: str = ""
+) -> Arm:
     settings = {
         "world": {"dim": 256, "clusters": 64, "width": 1.0, "encoder": "learning"},
         "quantizer": {"name": "ibq"},
@@ -275,30 +298,29 @@ def _nan_at_any_step(curve: pd.DataFrame) -> dict[str, float]:
 SMALL_BATCH = Case(
     name="small_batch",
     title="NaN when the batch was reduced and the rate kept",
-    symptom="IBQ's training ends in NaN after hours; only the batch is smaller than published, the learning rate is not "
-    "(SEED-Voken #53).",
-    setting="IBQ over an encoder that learns, K = 256, D = 256, trained in float32. On each snapshot's features and codes "
-    "the published entropy is computed once more with z·C / 0.01 in float16, as 16-mixed does.",
+    symptom="IBQ's training ends in NaN after hours; only the batch is smaller than published, the learning rate is "
+    "not (SEED-Voken #53).",
+    setting="IBQ over an encoder that learns, K = 256, D = 256, trained in float32. On each snapshot's features and "
+    "codes the published entropy is computed once more with z·C / 0.01 in float16, as 16-mixed does.",
     arms=(
-        _batch_arm("batch256", "batch 256", "compared", 256, 0.01, "float16"),
-        _batch_arm("batch16", "batch 16, rate kept", REPORTED, 16, 0.01, "float16"),
+        _batch_arm("batch256", "batch 256", COMPARED, batch=256, rate=0.01),
+        _batch_arm("batch16", "batch 16, rate kept", REPORTED, batch=16, rate=0.01),
         _batch_arm(
             "batch16_rate",
             "batch 16, rate/16",
             REMEDY,
-            16,
-            0.01 / 16,
-            "float16",
-            "optimizer.learning_rate=6.25e-6",
+            batch=16,
+            rate=0.01 / 16,
+            typed="optimizer.learning_rate=6.25e-6",
         ),
         _batch_arm(
             "batch16_float32",
             "batch 16, rate kept, float32",
             REMEDY,
-            16,
-            0.01,
-            "float32",
-            "precision=bf16-mixed",
+            batch=16,
+            rate=0.01,
+            precision="float32",
+            typed="precision=32-true",
         ),
     ),
     measures=(
@@ -348,6 +370,6 @@ SMALL_BATCH = Case(
     runner=_play_entropy,
     ends=_nan_at_any_step,
     steps=150,
-    caveat="Training itself does not end in NaN here: this library computes z·C in float32 whatever the precision. What "
-    "is reproduced is the overflow that the published float16 step would meet.",
+    caveat="Training itself does not end in NaN here: this library computes z·C in float32 whatever the precision. "
+    "What is reproduced is the overflow that the published float16 step would meet.",
 )

@@ -60,8 +60,8 @@ def _arm(key: str, label: str, role: str, window: bool, typed: str = "") -> Arm:
 BATCH_PERPLEXITY = Case(
     name="batch_perplexity",
     title="Perplexity that depends on the batch",
-    symptom="Two trainings of the same codebook report different perplexity and usage, and the one with the larger batch "
-    "looks healthier (SimVQ #3 asks how usage is measured).",
+    symptom="Two trainings of the same codebook report different perplexity and usage, and the one with the larger "
+    "batch looks healthier (SimVQ #3 asks how usage is measured).",
     setting=f"One VQ codebook, K = {SIZE}, trained once per seed; the same tokens in batches of {BATCHES[0]} to "
     f"{BATCHES[-1]:,}.",
     arms=(
@@ -89,7 +89,7 @@ BATCH_PERPLEXITY = Case(
             kind="symptom",
             measure="perplexity_spread",
             arm="each_batch",
-            says=f"the same codebook reads a higher perplexity in batches of {BATCHES[-1]:,} tokens than of {BATCHES[0]}",
+            says=f"the same codebook reads a higher perplexity in {BATCHES[-1]:,} tokens than in {BATCHES[0]}",
         ),
         Claim(
             kind="cause",
@@ -97,7 +97,7 @@ BATCH_PERPLEXITY = Case(
             arm="window",
             against="each_batch",
             lower=True,
-            says="codebook and tokens are the same; with equally many tokens to each count most of the difference is gone",
+            says="the same codebook and tokens, counted in equally many tokens each time, differ less",
         ),
         Claim(
             kind="remedy",
