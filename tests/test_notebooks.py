@@ -124,7 +124,7 @@ def pictures(out):
         ("link_stages", ["-p", "codebook_sizes", "[64]", "-p", "lookup_free_bits", "6", "-p", "steps", "2"], 3),
         ("playground", [], 3),
         ("features_lab", [], 2),
-        ("your_case", ["-p", "cases", "[batch_perplexity, no_discriminator]"], 4),
+        ("your_case", ["-p", "cases", "[after_epoch_one, batch_perplexity]"], 4),
         ("generation_gallery", ["-p", "cfg_scales", "[1.0, 2.0]", "-p", "images_per_class", "2"], 5),
     ],
 )

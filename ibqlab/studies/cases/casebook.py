@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ibqlab.base.checks import SEED, STEPS, require, require_between, require_choice
 from ibqlab.base.progress import ProgressLine, tell
 from ibqlab.plots import style
 from ibqlab.plots.printing import PrintFigure, save_figure
 from ibqlab.recipes.presets import CasesPreset, find_preset
+from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder
 from ibqlab.studies.cases.case import Case, CaseResult
@@ -106,6 +108,20 @@ class CaseBook:
         case = CASES[name]
         return f"*Reported*: {case.symptom}\n\n*Here*: {case.setting}"
 
+    def provenance(self, name: str, key: str) -> dict[str, Any]:
+        """What the run folders of a case's settings say of themselves, with the first seed.
+
+        Args:
+            name: of the case.
+            key: of provenance.json, such as "start": where a continued training began.
+        Returns:
+            Arm → value; arms whose runs do not say it, or that were not run, are left out.
+        """
+        folder = self.folder / name / f"seed{self.seeds[0]}"
+        runs = {arm.key: folder / arm.key for arm in CASES[name].arms}
+        told = {arm: Run(path).provenance.get(key) for arm, path in runs.items() if path.exists()}
+        return {arm: value for arm, value in told.items() if value is not None}
+
     def summary(self) -> str:
         """One line over all cases."""
         seen = [case.title for name, case in self.cases.items() if self.results[name].reproduced]
@@ -117,10 +133,10 @@ class CaseBook:
 
     def too_short(self, result: CaseResult) -> str:
         """Why the runs of a case say nothing; empty where they do."""
-        shorter = result.steps < result.case.steps
-        return why_too_short(0 if shorter else 10**6, self.preset) and (
-            "preset smoke" if self.preset == "smoke" else f"{result.steps:,} steps of {result.case.steps:,}"
-        )
+        if self.preset == "smoke":
+            return why_too_short(result.steps, self.preset)
+        # A case's own steps are enough for it, however few; its claims were tried with them.
+        return f"{result.steps:,} steps of {result.case.steps:,}" if result.steps < result.case.steps else ""
 
     def __str__(self) -> str:
         arms = sum(len(case.arms) for case in self.cases.values())
