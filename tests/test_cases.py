@@ -56,7 +56,7 @@ class TestClaims:
         symptom, remedy = result.findings()
         assert symptom.difference == pytest.approx(student_interval([-0.7, -0.65, -0.75]))
         assert symptom.holds and remedy.holds and result.reproduced
-        assert symptom.sentence == "usage is lost. usage, sick against cured: -70.0 points (-82.4 to -57.6)."
+        assert symptom.sentence == "usage is lost. Usage, sick against cured: -70.0 points (-82.4 to -57.6)."
         assert "**Reproduced.**" in result.report() and "`cure=true`" in result.report()
 
     def test_the_other_side_does_not_hold(self):

@@ -13,6 +13,8 @@ from ibqlab.base.intervals import Interval, name_student_interval, student_inter
 
 REPORTED, COMPARED, REMEDY = "as reported", "compared", "remedy"
 ROLES = (REPORTED, COMPARED, REMEDY)
+SHARE = (0.0, 1.0)
+"""Bounds of a share."""
 KINDS = ("symptom", "cause", "remedy")
 
 
@@ -30,6 +32,10 @@ class CaseMeasure:
     """From the value to what is shown: 100 for shares."""
     decimals: int = 1
     """Digits after the point."""
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    """What its value, before the scale, cannot leave."""
+    is_change: bool = False
+    """Whether it is a difference already, and is written with its sign."""
     log: bool = False
     """Whether its axis is logarithmic."""
     limit: float | None = None
@@ -195,7 +201,9 @@ class CaseResult:
         ends, rows = self.ends(), []
         for arm in self.case.arms:
             own = ends[ends["arm"] == arm.key]
-            cells = {m.title: m.text(student_interval(list(own[m.key]))) for m in self.case.measures}
+            cells = {
+                m.title: m.text(student_interval(list(own[m.key]), m.bounds), m.is_change) for m in self.case.measures
+            }
             rows.append({"setting": arm.label, "role": arm.role, **cells})
         return pd.DataFrame(rows)
 
@@ -207,12 +215,19 @@ class CaseResult:
     @property
     def reproduced(self) -> bool:
         """Whether every claim about the symptom holds."""
-        return all(finding.holds for finding in self.findings() if finding.claim.kind == "symptom")
+        return all(self._symptoms())
+
+    def _symptoms(self) -> list[bool]:
+        """Of each claim about the symptom, whether it holds."""
+        return [finding.holds for finding in self.findings() if finding.claim.kind == "symptom"]
 
     def report(self) -> str:
         """The case as Markdown: whether it was reproduced, cause and remedy as far as the runs bear them out."""
         findings = self.findings()
-        verdict = "Reproduced" if self.reproduced else "Not reproduced"
+        symptoms = self._symptoms()
+        verdict = "Reproduced" if all(symptoms) else "Not reproduced"
+        if any(symptoms) and not all(symptoms):
+            verdict = f"Reproduced in part: {sum(symptoms)} of {len(symptoms)} claims about the symptom"
         if self.seeds < 2:
             verdict = "Nothing can be said: one seed has no interval"
         lines = [f"**{verdict}.**" + (f" {self.case.caveat}" if self.case.caveat else ""), ""]
@@ -233,7 +248,7 @@ class CaseResult:
             names += f" against {self.case.arm(claim.against).label}"
         difference = student_interval(list(values))
         finding = Finding(claim=claim, difference=difference, sentence="")
-        numbers = f"{measure.title}, {names}: {measure.text(difference, signed=True)}"
+        numbers = f"{measure.title[:1].upper()}{measure.title[1:]}, {names}: {measure.text(difference, signed=True)}"
         if self.seeds < 2:
             words = f"one seed bears out nothing. {numbers}."
         elif finding.holds:

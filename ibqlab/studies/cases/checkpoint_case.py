@@ -6,7 +6,7 @@ import pandas as pd
 
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.runs import Run
-from ibqlab.studies.cases.case import COMPARED, REMEDY, REPORTED, Arm, Case, CaseMeasure, Claim
+from ibqlab.studies.cases.case import COMPARED, REMEDY, REPORTED, SHARE, Arm, Case, CaseMeasure, Claim
 from ibqlab.training import recipe_config, train
 
 _RECIPE = (
@@ -86,8 +86,8 @@ def _arm(key: str, label: str, role: str, *, weights_only: bool, typed: tuple[st
 NO_DISCRIMINATOR = Case(
     name="no_discriminator",
     title="VQ from a checkpoint without discriminator",
-    symptom="Fine-tuning from published weights: the file holds the tokenizer and neither discriminator nor optimiser, "
-    "and reconstructions get worse at first (LlamaGen #15, chameleon #65).",
+    symptom="Fine-tuning from published weights: the file holds the tokenizer and neither discriminator nor optimiser. "
+    "What is lost (LlamaGen #15, chameleon #65)?",
     setting="VQ with the adversarial loss on digits of 16 × 16 pixels. It is trained, exported as weights alone, and "
     "trained on from both.",
     arms=(
@@ -112,44 +112,57 @@ NO_DISCRIMINATOR = Case(
     ),
     measures=(
         CaseMeasure(key="validation_psnr", title="PSNR", unit=" dB", decimals=2),
-        CaseMeasure(key="validation_usage", title="usage", unit=" %", scale=100),
-        CaseMeasure(key="discriminator_margin", title="discriminator: logits of images − reconstructions", decimals=2),
+        CaseMeasure(key="validation_usage", title="usage", unit=" %", scale=100, bounds=SHARE),
         CaseMeasure(
-            key="psnr_change", title="PSNR after two steps since the start", unit=" dB", decimals=2, drawn=False
+            key="discriminator_margin",
+            title="discriminator: logits of images − reconstructions",
+            decimals=2,
+            is_change=True,
         ),
-        CaseMeasure(key="psnr_gained", title="PSNR gained at the end", unit=" dB", decimals=2, drawn=False),
-        CaseMeasure(key="early_margin", title="margin in the first steps", decimals=2, drawn=False),
+        CaseMeasure(
+            key="psnr_change",
+            title="change of PSNR in the first two steps",
+            unit=" dB",
+            decimals=2,
+            is_change=True,
+            drawn=False,
+        ),
+        CaseMeasure(
+            key="psnr_gained", title="PSNR gained at the end", unit=" dB", decimals=2, is_change=True, drawn=False
+        ),
+        CaseMeasure(key="early_margin", title="margin in the first steps", decimals=2, is_change=True, drawn=False),
     ),
     claims=(
         Claim(
             kind="symptom",
-            measure="psnr_change",
+            measure="early_margin",
             arm="weights",
+            against="run_folder",
             lower=True,
-            says="training on from weights alone loses PSNR in its first two steps",
+            says=f"in the first {EARLY_STEPS} steps a fresh discriminator tells images from reconstructions less well",
         ),
         Claim(
-            kind="cause",
+            kind="symptom",
             measure="psnr_change",
             arm="weights",
             against="run_folder",
             lower=True,
-            says="more PSNR is lost from weights alone than with the checkpoint's own discriminator",
+            says="in the first two steps weights alone lose more PSNR than the run folder",
+        ),
+        Claim(
+            kind="symptom",
+            measure="validation_usage",
+            arm="weights",
+            against="run_folder",
+            lower=True,
+            says="usage ends lower from weights alone",
         ),
         Claim(
             kind="cause",
             measure="psnr_change",
             arm="run_folder",
             lower=True,
-            says="the checkpoint's own discriminator does not prevent the loss: both optimisers start fresh either way",
-        ),
-        Claim(
-            kind="cause",
-            measure="early_margin",
-            arm="weights",
-            against="run_folder",
-            lower=True,
-            says=f"in the first {EARLY_STEPS} steps a fresh discriminator tells images from reconstructions less well",
+            says="PSNR falls in the first two steps with the checkpoint's own discriminator, too",
         ),
         Claim(
             kind="remedy",

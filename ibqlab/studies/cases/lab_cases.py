@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from ibqlab.diagnostics.lab import LabResult, World, run_lab
-from ibqlab.studies.cases.case import COMPARED, REMEDY, REPORTED, Arm, Case, CaseMeasure, Claim
+from ibqlab.studies.cases.case import COMPARED, REMEDY, REPORTED, SHARE, Arm, Case, CaseMeasure, Claim
 
-USAGE = CaseMeasure(key="validation_usage", title="usage", unit=" %", scale=100)
+USAGE = CaseMeasure(key="validation_usage", title="usage", unit=" %", scale=100, bounds=SHARE)
 FLOAT16_MOST = 65_504
 """The largest number of float16."""
 ENTROPY_TEMPERATURE = 0.01
@@ -97,7 +97,8 @@ DIMENSION = Case(
     measures=(
         USAGE,
         CaseMeasure(key="softmax_perplexity", title="codes per token in softmax(z·C)", log=True),
-        CaseMeasure(key="feature_norm_mean", title="norm of features", log=True),
+        CaseMeasure(key="gradient_reach", title="codes reached by a gradient", unit=" %", scale=100, bounds=SHARE),
+        CaseMeasure(key="feature_norm_mean", title="norm of features", drawn=False),
     ),
     claims=(
         Claim(
@@ -114,7 +115,15 @@ DIMENSION = Case(
             arm="dim256",
             against="dim32",
             lower=True,
-            says="at D = 256 the softmax over z·C holds fewer codes per token, so fewer codes learn from it",
+            says="at D = 256 the softmax over z·C holds fewer codes per token",
+        ),
+        Claim(
+            kind="cause",
+            measure="gradient_reach",
+            arm="dim256",
+            against="dim32",
+            lower=True,
+            says="at D = 256 a step's gradient reaches fewer codes",
         ),
         Claim(
             kind="cause",
@@ -211,7 +220,9 @@ AFTER_EPOCH_ONE = Case(
     measures=(
         USAGE,
         CaseMeasure(key="code_to_feature_distance", title="distance of codes to features", decimals=2),
-        CaseMeasure(key="usage_change", title="usage since epoch one", unit=" %", scale=100, drawn=False),
+        CaseMeasure(
+            key="usage_change", title="usage since epoch one", unit=" points", scale=100, is_change=True, drawn=False
+        ),
     ),
     claims=(
         Claim(
@@ -234,7 +245,7 @@ AFTER_EPOCH_ONE = Case(
             measure="code_to_feature_distance",
             arm="drifting",
             against="fixed",
-            says="codes end further from the features where the encoder drifts: those that none chose stayed behind",
+            says="codes end further from the features where the encoder drifts",
         ),
         Claim(
             kind="remedy",
@@ -272,7 +283,6 @@ def _batch_arm(
     return Arm(key=key, label=label, role=role, settings=settings, typed=typed)
 
 
-@torch.no_grad()
 def _play_entropy(arm: Arm, seed: int, steps: int, folder: Path) -> pd.DataFrame:
     """The published entropy of each snapshot's tokens, with z·C / τ in the arm's number type."""
     result, rows = play(arm, seed, steps, folder), []
@@ -332,8 +342,8 @@ SMALL_BATCH = Case(
             limit=FLOAT16_MOST,
             limit_text="float16 ends here",
         ),
-        CaseMeasure(key="nan_tokens", title="tokens whose entropy is NaN", unit=" %", scale=100),
-        CaseMeasure(key="nan_steps", title="snapshots with a NaN", unit=" %", scale=100, drawn=False),
+        CaseMeasure(key="nan_tokens", title="tokens whose entropy is NaN", unit=" %", scale=100, bounds=SHARE),
+        CaseMeasure(key="nan_steps", title="snapshots with a NaN", unit=" %", scale=100, bounds=SHARE, drawn=False),
     ),
     claims=(
         Claim(
