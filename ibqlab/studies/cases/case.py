@@ -26,6 +26,8 @@ class CaseMeasure:
     """Column of the curves."""
     title: str
     """In words, as it stands in sentences: "usage"."""
+    axis: str = ""
+    """What its axis says; empty: the unit."""
     unit: str = ""
     """Behind a number that was multiplied by `scale`, with a space in front: " %", " dB"."""
     scale: float = 1.0
@@ -141,6 +143,8 @@ class Case:
     """Whether it is logarithmic."""
     ends: Callable[[pd.DataFrame], Mapping[str, float]] | None = None
     """Measures of a whole curve beyond the last value of each column."""
+    epochs: int = 0
+    """How many epochs a run stands for; 0 where that means nothing."""
     caveat: str = ""
     """What the small case leaves out of the reported one."""
 

@@ -71,17 +71,18 @@ def _finish(axes: Axes, measure: CaseMeasure, result: CaseResult) -> None:
     """Titles, scales, and the line that a measure is read against."""
     unit = measure.unit.strip()
     title = measure.title[:1].upper() + measure.title[1:]
-    axes.set_title(title if len(title) < 30 else f"{title.partition(':')[0]}")
-    axes.set_ylabel(f"{measure.title.partition(': ')[2] or ''}" or unit)
+    axes.set(title=title, ylabel=measure.axis or unit)
+    highest = (result.curves[measure.key] * measure.scale).max()
     if unit == "%":
-        axes.set_ylim(steps.IN_PERCENT)
+        # A few per cent would lie on the floor of a panel of 100 %.
+        axes.set_ylim(steps.IN_PERCENT if highest > 20 else (-0.5, max(1.0, 1.1 * highest)))
     if measure.log:
         axes.set_yscale("log")
         steps.write_numbers(axes.yaxis)
     if measure.limit is not None:
         axes.axhline(measure.limit, linewidth=1, **style.REFERENCE)
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "color": style.REFERENCE_GREY}
-        style.add_note(axes, measure.limit_text, (0.98, measure.limit), (0, 3), **place)
+        place = {"xycoords": ("axes fraction", "data"), "ha": "left", "color": style.REFERENCE_GREY}
+        style.add_note(axes, measure.limit_text, (0.02, measure.limit), (0, 3), **place)
     x = result.curves["x"]
     if result.case.x_log:
         axes.set_xscale("log", base=2)
@@ -89,4 +90,9 @@ def _finish(axes: Axes, measure: CaseMeasure, result: CaseResult) -> None:
         axes.set_xlabel(result.case.x_title)
     else:
         steps.finish_steps(axes, x, result.case.x_title)
+    if result.case.epochs:
+        end = result.steps / result.case.epochs
+        axes.axvline(end, linewidth=1, **style.REFERENCE)
+        place = {"xycoords": ("data", "axes fraction"), "ha": "right", "color": style.REFERENCE_GREY}
+        style.add_note(axes, "epoch one ends", (end, 0.03), (-3, 0), **place)
     fix_tick_size(axes)

@@ -115,7 +115,8 @@ NO_DISCRIMINATOR = Case(
         CaseMeasure(key="validation_usage", title="usage", unit=" %", scale=100, bounds=SHARE),
         CaseMeasure(
             key="discriminator_margin",
-            title="discriminator: logits of images − reconstructions",
+            title="discriminator's margin",
+            axis="logits, images − rebuilt",
             decimals=2,
             is_change=True,
         ),
