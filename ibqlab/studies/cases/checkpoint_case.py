@@ -58,8 +58,7 @@ def _play_continued(arm: Arm, seed: int, steps: int, folder: Path) -> pd.DataFra
     rows = run.metrics.rename(columns={"step": "x"})
     rows["discriminator_margin"] = rows.get("logits_real", pd.NA) - rows.get("logits_fake", pd.NA)
     rows["discriminator_margin"] = pd.to_numeric(rows["discriminator_margin"])
-    rows["fresh_discriminator"] = float(run.provenance["start"]["discriminator"] == "fresh")
-    return rows[["x", "validation_psnr", "validation_usage", "discriminator_margin", "fresh_discriminator"]]
+    return rows[["x", "validation_psnr", "validation_usage", "discriminator_margin"]]
 
 
 def _changes(curve: pd.DataFrame) -> dict[str, float]:
