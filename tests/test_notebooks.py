@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("warm_start")
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-LAB = ("playground", "features_lab")
+LAB = ("playground", "features_lab", "your_case")
 OTHER_STUDIES = ("ablations", "link_stages", "fair_comparison")
 DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
 """Far fewer images than photographs have crops."""
@@ -34,7 +34,8 @@ PRESETS = {
     **dict.fromkeys(("train_generator", "generation_gallery"), preset_names("generator")),
     "link_stages": preset_names("link"),
     "fair_comparison": load_yaml(TABLES / "fair_comparison.yaml"),
-    **dict.fromkeys(LAB, preset_names("lab")),
+    **dict.fromkeys(LAB[:2], preset_names("lab")),
+    "your_case": preset_names("cases"),
 }
 
 
@@ -44,14 +45,7 @@ def cells(path, kind):
 
 def test_the_promised_notebooks_are_there():
     promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert promised | {
-        "ablations",
-        "train_generator",
-        "generation_gallery",
-        "link_stages",
-        "fair_comparison",
-        *LAB,
-    } <= set(NAMES)
+    assert promised | {"train_generator", "generation_gallery", *OTHER_STUDIES, *LAB} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -131,6 +125,7 @@ def pictures(out):
         ("fair_comparison", ["-p", "methods", "[vq, ibq]", "-p", "data", "[lab]"], 1),
         ("playground", [], 3),
         ("features_lab", [], 2),
+        ("your_case", ["-p", "cases", "[after_epoch_one, batch_perplexity]"], 4),
         ("generation_gallery", ["-p", "cfg_scales", "[1.0, 2.0]", "-p", "images_per_class", "2"], 5),
     ],
 )
@@ -142,14 +137,7 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 def test_every_notebook_is_executed_above():
     executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert executed | {
-        "ablations",
-        "train_generator",
-        "generation_gallery",
-        "link_stages",
-        "fair_comparison",
-        *LAB,
-    } == set(NAMES)
+    assert executed | {"train_generator", "generation_gallery", *OTHER_STUDIES, *LAB} == set(NAMES)
 
 
 @pytest.mark.parametrize(

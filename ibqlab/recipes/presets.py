@@ -45,6 +45,16 @@ class LabPreset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CasesPreset:
+    """Sizes of the cases that people report."""
+
+    seeds: tuple[int, ...]
+    """Of every run."""
+    steps: int = 0
+    """Of every run; 0: each case's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """What one word stands for, by use; empty: the word has no meaning there."""
 
@@ -58,6 +68,8 @@ class Preset:
     """How tokenizers are measured. Where `tokenizer` is empty, too, a checkpoint must be named, and images."""
     lab: LabPreset | None = None
     """Sizes of the lab without images."""
+    cases: CasesPreset | None = None
+    """Sizes of the cases that people report."""
 
 
 _SMALL = ("rfid", "lpips_vgg", "psnr", "ssim", "usage", "perplexity")
@@ -82,9 +94,14 @@ def _trial(images: int) -> EvaluationPreset:
 
 PRESETS = {
     "smoke": Preset(
-        tokenizer="builtin/smoke", generator=_SMOKE_PAIR, link=_SMOKE_PAIR, evaluation=_trial(128), lab=_SMOKE_LAB
+        tokenizer="builtin/smoke",
+        generator=_SMOKE_PAIR,
+        link=_SMOKE_PAIR,
+        evaluation=_trial(128),
+        lab=_SMOKE_LAB,
+        cases=CasesPreset(seeds=(0,), steps=4),
     ),
-    "demo": Preset(lab=_DEMO_LAB),
+    "demo": Preset(lab=_DEMO_LAB, cases=CasesPreset(seeds=(0, 1, 2))),
     "laptop": Preset(tokenizer="builtin/photos", link=_DIGITS_PAIR, evaluation=_trial(1024), lab=_LAPTOP_LAB),
     "digits": Preset(tokenizer="builtin/digits", generator=_DIGITS_PAIR),
     "photos": Preset(generator=("builtin/photos", "builtin/photos_generator")),
