@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("warm_start")
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-LAB = ("playground", "features_lab", "your_case")
-OTHER_STUDIES = ("ablations", "link_stages", "fair_comparison")
+LAB = ("playground", "features_lab")
+OTHERS = ("ablations", "link_stages", "fair_comparison", "your_case")
 DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
 """Far fewer images than photographs have crops."""
 PRESETS = {
@@ -34,7 +34,7 @@ PRESETS = {
     **dict.fromkeys(("train_generator", "generation_gallery"), preset_names("generator")),
     "link_stages": preset_names("link"),
     "fair_comparison": load_yaml(TABLES / "fair_comparison.yaml"),
-    **dict.fromkeys(LAB[:2], preset_names("lab")),
+    **dict.fromkeys(LAB, preset_names("lab")),
     "your_case": preset_names("cases"),
 }
 
@@ -45,7 +45,7 @@ def cells(path, kind):
 
 def test_the_promised_notebooks_are_there():
     promised = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert promised | {"train_generator", "generation_gallery", *OTHER_STUDIES, *LAB} <= set(NAMES)
+    assert promised | {"train_generator", "generation_gallery", *OTHERS, *LAB} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -137,7 +137,7 @@ def test_runs_from_any_folder_under_smoke(name, parameters, figures, tmp_path):
 
 def test_every_notebook_is_executed_above():
     executed = {"explore_collapse", "scale_codebook", "train_tokenizer", "evaluate_tokenizer", "compare_published"}
-    assert executed | {"train_generator", "generation_gallery", *OTHER_STUDIES, *LAB} == set(NAMES)
+    assert executed | {"train_generator", "generation_gallery", *OTHERS, *LAB} == set(NAMES)
 
 
 @pytest.mark.parametrize(
