@@ -224,7 +224,7 @@ def test_a_composite_is_measured_part_by_part_and_its_combinations_are_never_mad
         nearest.append(float(torch.cdist(tokens, one).min(1).values.mean()))
     assert row["feature_to_code_distance"] == pytest.approx(statistics.mean(nearest), rel=1e-4)
     error = (features - quantizer.decode(out.indices))[:, :, :, ::2].square().mean()  # every second token
-    assert row["quantization_error"] == pytest.approx(float(error), rel=1e-5)
+    assert row["quantization_error"] == pytest.approx(error.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["residual", "grouped", "multi_scale"])

@@ -175,7 +175,7 @@ _LISTED = (
     Quantity(
         "reconstruction_error",
         "reconstruction error",
-        SHARE,
+        "",
         "mean squared difference of the lab's points and what is rebuilt of them, over the points' variance",
         "lower",
     ),

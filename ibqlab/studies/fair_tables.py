@@ -24,7 +24,7 @@ from ibqlab.studies.comparisons import Difference, holm_differences, name_correc
 from ibqlab.studies.fair_grid import Arm
 from ibqlab.studies.study import Study
 
-DECIMALS = {"usage": 1, "perplexity": 1, "variance_lost": 1, "reconstruction_error": 1, "psnr": 2}
+DECIMALS = {"usage": 1, "perplexity": 1, "variance_lost": 1, "reconstruction_error": 3, "psnr": 2}
 """Digits after the point."""
 
 
