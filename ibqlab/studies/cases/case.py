@@ -10,6 +10,8 @@ import pandas as pd
 
 from ibqlab.base.checks import require_choice
 from ibqlab.base.intervals import Interval, name_student_interval, student_interval
+from ibqlab.base.measures import SHARE as UNIT_OF_SHARES
+from ibqlab.base.measures import measure
 
 REPORTED, COMPARED, REMEDY = "as reported", "compared", "remedy"
 ROLES = (REPORTED, COMPARED, REMEDY)
@@ -46,6 +48,18 @@ class CaseMeasure:
     """What that value is."""
     drawn: bool = True
     """Whether it has a panel; one that exists only at a run's end has none."""
+
+    @classmethod
+    def listed(cls, key: str, **settings: Any) -> "CaseMeasure":
+        """One that `ibqlab.base.measures` lists, called as there.
+
+        Args:
+            key: of it.
+            settings: other fields.
+        """
+        quantity = measure(key)
+        facts = {"unit": " %", "bounds": quantity.bounds} if quantity.unit == UNIT_OF_SHARES else {}
+        return cls(key=key, title=quantity.title, scale=quantity.scale, **facts | settings)
 
     def text(self, interval: Interval, signed: bool = False) -> str:
         """A mean over seeds with its interval, for reading; of a difference with its sign."""
@@ -229,7 +243,8 @@ class CaseResult:
         """The case as Markdown: whether it was reproduced, cause and remedy as far as the runs bear them out."""
         findings = self.findings()
         symptoms = self._symptoms()
-        verdict = "Reproduced" if all(symptoms) else "Not reproduced"
+        seen = "Reproduced, with a reservation" if self.case.caveat else "Reproduced"
+        verdict = seen if all(symptoms) else "Not reproduced"
         if any(symptoms) and not all(symptoms):
             verdict = f"Reproduced in part: {sum(symptoms)} of {len(symptoms)} claims about the symptom"
         if self.seeds < 2:

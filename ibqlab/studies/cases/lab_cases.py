@@ -97,8 +97,8 @@ DIMENSION = Case(
     measures=(
         USAGE,
         CaseMeasure(key="softmax_perplexity", title="codes per token in softmax(z·C)", log=True),
-        CaseMeasure(key="gradient_reach", title="gradient reach", unit=" %", scale=100, bounds=SHARE),
-        CaseMeasure(key="feature_norm_mean", title="norm of features", drawn=False),
+        CaseMeasure.listed("gradient_reach"),
+        CaseMeasure.listed("feature_norm_mean", drawn=False),
     ),
     claims=(
         Claim(
