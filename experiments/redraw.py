@@ -33,6 +33,7 @@ from ibqlab.plots import (
     plot_usage_histogram,
 )
 from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
+from ibqlab.plots.fair_dots import plot_fair_comparison
 from ibqlab.plots.lab import plot_lab_curves, plot_lab_plane
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.printing import print_style
@@ -54,6 +55,7 @@ BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "token_scaling": plot_token_scaling,
     "codes_": plot_lab_plane,
     "lab_curves": plot_lab_curves,
+    "fair_": plot_fair_comparison,
 }
 """How a figure's name begins → what draws it from its CSV."""
 

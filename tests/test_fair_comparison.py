@@ -351,28 +351,18 @@ class TestVarianceLost:
 
 
 def test_the_picture_marks_starts_and_the_reference():
-    lines = [
-        {
-            "method": method,
-            "start": start,
-            "own_start": own,
-            "measure": key,
-            "mean": mean,
-            "low": mean - 0.1,
-            "high": mean,
-        }
-        for key in ("usage", "variance_lost")
-        for method, start, own, mean in (
-            ("vq", "uniform", True, 0.2),
-            ("vq", "normal", False, 0.3),
-            ("ibq", "normal", True, 0.9),
-        )
-    ]
-    table = pd.DataFrame(lines)
-    figure = plot_fair_comparison(table, "title", "caption", "ibq")
+    rows = (("vq", "uniform", True, 0.2), ("vq", "normal", False, 0.3), ("ibq", "normal", True, 0.9))
+    table = pd.DataFrame(rows, columns=["method", "start", "own_start", "mean"])
+    table = table.assign(low=table["mean"] - 0.1, high=table["mean"], is_reference=table["method"] == "ibq")
+    table = table.assign(data="digits", seeds=5, rates="0.001, 0.01", steps=200)
+    table = pd.concat([table.assign(measure=key) for key in ("usage", "variance_lost")])
+    figure = plot_fair_comparison(table)
     usage, lost = figure.axes
     assert usage.get_xlabel() == "usage, %" and lost.xaxis_inverted() and not usage.xaxis_inverted()
     assert [label.get_text() for label in usage.get_yticklabels()] == ["VQ", "IBQ"]
     dotted = next(line for line in usage.lines if list(line.get_xdata()) == [90.0, 90.0])
     assert dotted.get_linestyle() != "-"
-    assert describe_marks(table).startswith("Filled: from the method's own start; white inside: N(0, 1),")
+    assert figure.get_suptitle() == "Every method at its best rate: digits"
+    marks = describe_marks(table)
+    assert marks.startswith("Filled: from the method's own start; white inside: N(0, 1),")
+    assert "Dotted: IBQ, own start." in marks and "over 5 seeds" in marks and "0.001, 0.01; 200 steps" in marks

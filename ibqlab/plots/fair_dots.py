@@ -5,33 +5,33 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ibqlab.base.intervals import name_student_interval
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.quantizers import INITIALISATIONS
 
-_COLUMNS = ["method", "start", "own_start", "measure", "mean", "low", "high"]
+_COLUMNS = ["data", "method", "start", "own_start", "is_reference", "measure", "mean", "low", "high", "seeds"]
+_COLUMNS += ["rates", "steps"]
 _INSIDE = ("white", "#BBBBBB")
 """Of open markers, in the order of the starts that all methods are given."""
 _APART = 0.24
 """Between the lines of one method, in rows."""
 
 
-def plot_fair_comparison(table: pd.DataFrame, title: str, caption: str, reference: str = "") -> Figure:
-    """Methods against their measures, from every start. Better is to the right in every panel.
+def plot_fair_comparison(table: pd.DataFrame) -> Figure:
+    """Methods against their measures, from every start, on one kind of data. Better is to the right in every panel.
 
     Filled markers: a method's own start; smaller ones, white or grey inside: the starts that all methods are given. A
-    dotted line: the mean of the reference from its own start.
+    dotted line: the mean of the method that others are compared with, from its own start.
 
     Args:
-        table: one row per method, start and measure: method (label), start, own_start, measure, mean, low, high.
-        title: of the figure.
-        caption: what runs these are.
-        reference: label of the method that others are compared with.
+        table: one row per method, start and measure, as `FairTables.data` gives them.
     Raises:
         ValueError: a missing column, or nothing to show.
     """
     style.require_columns(table, _COLUMNS, "a table of the fair comparison")
+    table = table[table["measure"] != "perplexity"]
     methods = list(dict.fromkeys(table["method"]))
     measures = [measure(key) for key in dict.fromkeys(table["measure"])]
     looks, starts = style.styles_for(methods), _given_starts(table)
@@ -39,7 +39,7 @@ def plot_fair_comparison(table: pd.DataFrame, title: str, caption: str, referenc
         panels = np.atleast_1d(figure.subplots(1, len(measures), sharey=True))
         for axes, quantity in zip(panels, measures, strict=True):
             here = table[table["measure"] == quantity.key]
-            line = here[(here["method"] == reference) & here["own_start"]]
+            line = here[here["is_reference"] & here["own_start"]]
             if len(line):
                 axes.axvline(line["mean"].iloc[0] * quantity.scale, **style.REFERENCE, linewidth=1)
             for place, method in enumerate(methods):
@@ -53,17 +53,24 @@ def plot_fair_comparison(table: pd.DataFrame, title: str, caption: str, referenc
             fix_tick_size(axes)
         panels[0].set_yticks(range(len(methods)), [looks[method].label for method in methods])
         panels[0].set_ylim(len(methods) - 0.4, -0.6)
-        figure.suptitle(style.text_label(title), fontsize=10)
-        style.add_caption(figure, caption)
+        data = ", ".join(map(str, table["data"].unique()))
+        figure.suptitle(style.text_label(f"Every method at its best rate: {data}"), fontsize=10)
+        style.add_caption(figure, describe_marks(table))
     return figure
 
 
 def describe_marks(table: pd.DataFrame) -> str:
-    """What the marks of the picture are, for its caption."""
+    """What the marks of the picture are, and what runs these are, for its caption."""
     starts = [INITIALISATIONS[start] for start in _given_starts(table)]
     words = [f"{inside} inside: {start}" for inside, start in zip(("white", "grey"), starts, strict=False)]
     others = f"; {', '.join(words)}, where that is not its own" if starts else ""
-    return f"Filled: from the method's own start{others}. Right is better; axes where less is better run backwards."
+    facts, reference = table.iloc[0], list(table.loc[table["is_reference"], "method"].unique())
+    dotted = f" Dotted: {style.styles_for(reference)[reference[0]].label}, own start." if reference else ""
+    return (
+        f"Filled: from the method's own start{others}. Right is better; axes where less is better run backwards."
+        f"{dotted} {name_student_interval(int(table['seeds'].max()))}. Rates searched: {facts['rates']}; "
+        f"{facts['steps']:,} steps."
+    )
 
 
 def _given_starts(table: pd.DataFrame) -> list[str]:

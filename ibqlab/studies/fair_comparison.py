@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_markdown
 from ibqlab.base.intervals import name_student_interval
-from ibqlab.plots.fair_dots import describe_marks, plot_fair_comparison
+from ibqlab.plots.fair_dots import plot_fair_comparison
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.studies.fair_grid import FairGrid, FairParameters, fair_facts, final_cells, search_cells
-from ibqlab.studies.fair_tables import FairTables, name_of
+from ibqlab.studies.fair_tables import FairTables
 from ibqlab.studies.figures import save_study_figure, save_study_table
 from ibqlab.studies.pages import join_parts, picture, to_markdown, too_short_note
 from ibqlab.studies.study import Study, StudyDefinition
@@ -24,18 +24,10 @@ from ibqlab.studies.study import Study, StudyDefinition
 def figure_fair(tables: FairTables, data: str) -> Figure | None:
     """One kind of data as a picture, saved as `fair_<data>`; None before anything of it has a result."""
     results = tables.data()
-    results = results[(results["data"] == data) & (results["measure"] != "perplexity")]
+    results = results[results["data"] == data]
     if not results["seeds"].any():
         return None
-    grid = tables.grid
-    bench = grid.data[data]
-    caption = (
-        f"{describe_marks(results)} {name_student_interval(len(grid.seeds))}. Each at the best of the rates "
-        f"{', '.join(f'{rate:g}' for rate in bench.rates)}; {tables.study.parameters.steps or bench.steps} steps. "
-        f"Dotted: {name_of(grid.against, grid.methods[grid.against]['name'])} from its own start."
-    )
-    figure = plot_fair_comparison(results, f"Every method at its best rate: {data}", caption, grid.against)
-    return save_study_figure(tables.study, f"fair_{data}", figure, results)
+    return save_study_figure(tables.study, f"fair_{data}", plot_fair_comparison(results), results)
 
 
 def heading_of(tables: FairTables, view: str) -> str:

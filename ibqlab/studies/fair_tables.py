@@ -118,14 +118,17 @@ class FairTables:
         """All results, nothing rounded.
 
         Returns:
-            One row per arm and measure: data, method (label), quantizer, start, own_start, codebook_size, code_dim,
-            rate, measure, mean, low, high (Student's 95 % interval), seeds.
+            One row per arm and measure: data, method (label), is_reference, quantizer, start, own_start, codebook_size,
+            code_dim, rates (tried), steps, rate (chosen), measure, mean, low, high (Student's 95 % interval), seeds.
         """
         lines = []
         for arm in self.grid.arms:
             config = self.grid.config(arm).tokenizer.quantizer
-            facts = {"data": arm.data, "method": arm.label, "quantizer": config.config_name, "start": arm.start}
-            facts |= {"own_start": arm.own, "codebook_size": config.codebook_size, "code_dim": config.code_dim}
+            facts = {"data": arm.data, "method": arm.label, "is_reference": arm.label == self.grid.against}
+            facts |= {"quantizer": config.config_name, "start": arm.start, "own_start": arm.own}
+            facts |= {"rates": ", ".join(f"{rate:g}" for rate in self.grid.data[arm.data].rates)}
+            facts |= {"steps": self.grid.config(arm).steps}
+            facts |= {"codebook_size": config.codebook_size, "code_dim": config.code_dim}
             for key in self.grid.data[arm.data].measures:
                 found = self._interval(arm, key)
                 numbers = {"mean": found.mean, "low": found.low, "high": found.high, "seeds": found.count}
