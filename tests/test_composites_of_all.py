@@ -10,9 +10,9 @@ from ibqlab.quantizers import build_quantizer
 from ibqlab.quantizers.base import registrations
 from ibqlab.quantizers.trials import small_settings
 
-COMPOSITES = ("grouped", "multi_scale", "residual")
+COMPOSITES = ("grouped", "hierarchical", "multi_scale", "residual")
 BUILT_IN = sorted(name for name, known in registrations().items() if known.module.startswith("ibqlab."))
-REFUSED = {(outer, "multi_scale") for outer in COMPOSITES}  # an inner one sees no grid
+REFUSED = {(outer, inner) for outer in COMPOSITES for inner in ("hierarchical", "multi_scale")}  # these need a grid
 
 
 @pytest.mark.parametrize("inner", BUILT_IN)

@@ -15,11 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import CODES, check_numbers, require
-from ibqlab.quantizers.base import Quantizer, QuantizerConfig, make_quantizer, quantizer_config
+from ibqlab.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput, make_quantizer, quantizer_config
 from ibqlab.quantizers.codebooks import at_least_float32
 
 DEFAULT_BITS = 20
 """Bits of all parts' indices together where no size is given."""
+
+OF_GRIDS = ("multi_scale", "hierarchical")
+"""Composites that need a grid of tokens, so that they are no part of another."""
 
 Join = Callable[[Sequence[Tensor]], Tensor]
 """Vectors of the parts to those of the whole."""
@@ -37,7 +40,8 @@ class CompositeConfig(QuantizerConfig):
     codebook_init: str = ""
     """Start of the parts' codebooks, that of `inner` where empty. A start by k-means is written into `inner`."""
     inner: dict[str, Any] = field(default_factory=lambda: {"name": "vq"})
-    """Settings of the quantizer that every part is: {"name": "ibq", …}, any registered one but "multi_scale"."""
+    """Settings of the quantizer that every part is: {"name": "ibq", …}, any registered one but those of
+    `OF_GRIDS`."""
     shared: bool = False
     """Whether all parts are one and the same quantizer with one codebook."""
 
@@ -92,7 +96,7 @@ class CompositeConfig(QuantizerConfig):
         if isinstance(settings, QuantizerConfig):
             settings = {"name": settings.config_name, **vars(settings)}
         require(
-            isinstance(settings, dict) and settings.get("name") != "multi_scale",
+            isinstance(settings, dict) and settings.get("name") not in OF_GRIDS,
             f'inner must be settings of a quantizer of single tokens, such as {{"name": "ibq"}}; got {settings!r:.60}',
         )
         settings, number, splits = dict(settings), self.number(), self.splits()
@@ -186,6 +190,28 @@ class CompositeQuantizer(Quantizer):
         return {name: sum(part[name] for part in terms) / len(terms) for name in terms[0]}
 
 
+class GridComposite(CompositeQuantizer):
+    """Base class of composites whose parts see other grids than the tokens' own: `forward` and `encode` keep the grid's
+    shape, which `assign` and `choose` need."""
+
+    _shape = (1, 1, 1)
+    """Images, height and width of the grid at hand."""
+
+    def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
+        """As in every quantizer."""
+        self._keep_shape(features)
+        return super().forward(features)
+
+    def encode(self, features: Float[Tensor, "B D h w"]) -> Int[Tensor, "B h w"]:
+        """As in every quantizer."""
+        self._keep_shape(features)
+        return super().encode(features)
+
+    def _keep_shape(self, features: Tensor) -> None:
+        self._check_features(features)
+        self._shape = (len(features), *features.shape[2:])
+
+
 class Parts(nn.Module):
     """The parts of a composite; calling it returns the codebook of all combinations.
 
@@ -270,3 +296,11 @@ def joined_channels(vectors: Sequence[Float[Tensor, "*grid d"]]) -> Float[Tensor
 def summed(vectors: Sequence[Float[Tensor, "*grid D"]]) -> Float[Tensor, "*grid D"]:
     """Vectors one upon the other, the first first: sums of floats depend on their order."""
     return sum(vectors[1:], start=vectors[0])
+
+
+def nearest_cells(
+    whole: tuple[int, int], size: tuple[int, int], device: torch.device
+) -> tuple[Int[Tensor, " h"], Int[Tensor, " w"]]:
+    """Of each row and column of a grid the row and column of a coarser one that lies above it."""
+    rows, columns = (torch.arange(many, device=device) * few // many for many, few in zip(whole, size, strict=True))
+    return rows, columns

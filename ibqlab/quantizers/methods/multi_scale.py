@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require, whole_number
-from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerOutput, quantizer_config, register_quantizer
+from ibqlab.quantizers.base import Assignment, Quantizer, quantizer_config, register_quantizer
 from ibqlab.quantizers.codebooks import at_least_float32
-from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, Parts, as_rows, summed
+from ibqlab.quantizers.composite import CompositeConfig, GridComposite, Parts, as_rows, nearest_cells, summed
 from ibqlab.quantizers.estimators import straight_through
 from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 
@@ -61,7 +61,7 @@ class MultiScaleQuantizerConfig(CompositeConfig, PairLossConfig):
 
 
 @register_quantizer("multi_scale", MultiScaleQuantizerConfig)
-class MultiScaleQuantizer(CompositeQuantizer):
+class MultiScaleQuantizer(GridComposite):
     """Multi-scale Residual Quantization.
 
         r_1 = z,   q_s = φ_s(enlarge(Q_s(shrink(r_s)))),   r_{s+1} = r_s − sg(q_s),   f_s = Σ_{t≤s} q_t
@@ -71,7 +71,6 @@ class MultiScaleQuantizer(CompositeQuantizer):
     it, so that h·w indices hold all scales, the coarse ones several times; decoding reads each coarse cell once, in the
     cell nearest to its upper left corner. A code's vector depends on its neighbours: the codebook lists what stands in
     the middle of a large area of equal indices.
-    `forward` and `encode` are overridden to keep the grid's shape, which `assign` and `choose` need.
     Source: VAR (Tian et al., 2024), algorithm 1; published VectorQuantizer2, in which the features of the choice
     take no gradient. Terms of the parts other than the pair (an entropy penalty, for instance) reach the encoder here.
     """
@@ -79,17 +78,6 @@ class MultiScaleQuantizer(CompositeQuantizer):
     def __init__(self, config: MultiScaleQuantizerConfig):
         super().__init__(config, summed)
         self.codes = Scales(config)
-        self._shape = (1, 1, 1)
-
-    def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
-        """As in every quantizer."""
-        self._keep_shape(features)
-        return super().forward(features)
-
-    def encode(self, features: Float[Tensor, "B D h w"]) -> Int[Tensor, "B h w"]:
-        """As in every quantizer."""
-        self._keep_shape(features)
-        return super().encode(features)
 
     def loss_weights(self) -> dict[str, float]:
         """The whole's pair beside what else the parts have."""
@@ -144,15 +132,8 @@ class MultiScaleQuantizer(CompositeQuantizer):
             indices, terms = choose(part, coarse)
             raised = self.codes.raised(level, indices, height, width).to(rest.dtype)
             rest = rest - raised.detach()
-            rows, columns = (
-                torch.arange(whole, device=indices.device) * few // whole
-                for whole, few in zip((height, width), size, strict=True)
-            )
+            rows, columns = nearest_cells((height, width), size, indices.device)
             yield indices[:, rows[:, None], columns], raised, terms
-
-    def _keep_shape(self, features: Tensor) -> None:
-        self._check_features(features)
-        self._shape = (len(features), *features.shape[2:])
 
 
 class Scales(Parts):
