@@ -81,7 +81,7 @@ class TestWorld:
 
     def test_a_learning_encoder_is_moved_by_what_the_codes_cannot_say(self):
         torch.manual_seed(0)
-        encoder, _ = World(dim=3, encoder="learning").networks()
+        encoder, _ = World(dim=3, encoder="learning").networks(3)
         assert (encoder(torch.eye(3)) - torch.eye(3)).abs().max() < 1
         learned = run_lab(World(encoder="learning"), ["vq"], **SMALL | {"steps": 60})
         assert learned.snapshot("vq", 0)["features"].shape == learned.snapshot("vq")["features"].shape

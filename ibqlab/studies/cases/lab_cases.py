@@ -206,7 +206,7 @@ AFTER_EPOCH_ONE = Case(
             REMEDY,
             encoder="drifting",
             quantizer={"name": "vq", "codebook_init": "kmeans", "revive_after": 20},
-            typed="tokenizer.quantizer.revive_after=20",
+            typed="revive_after=20 under tokenizer.quantizer",
         ),
         _epoch_arm(
             "simvq",
