@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import is_ordinary, read_bytes
 from ibqlab.config import ConfigError
-from ibqlab.diagnostics.lab import LabRunConfig
 from ibqlab.quantizers.assignments import PACKAGE
 from ibqlab.quantizers.base import registrations
 from ibqlab.recipes.plugins import SOURCE_BYTES, Plugin, copy_name, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run, RunError
+
+if TYPE_CHECKING:
+    from ibqlab.diagnostics.lab import LabRunConfig
 
 
 def require_same_plugins(run: Run, plugins: Sequence[Plugin]) -> None:
@@ -44,7 +47,7 @@ def require_same_plugins(run: Run, plugins: Sequence[Plugin]) -> None:
             )
 
 
-def require_reachable(configs: Sequence[TrainConfig | LabRunConfig]) -> None:
+def require_reachable(configs: "Sequence[TrainConfig | LabRunConfig]") -> None:
     """Refuse quantizers that exist in this process alone, before other processes are to train them.
 
     Args:
