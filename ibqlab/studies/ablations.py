@@ -143,8 +143,7 @@ def _report(study: Study, redraw: bool) -> str:
     seeds = study.grid.seeds
     title = "Collapse through training"
     curves = picture(study.folder, "collapse", title, partial(figure_methods, tables), redraw)
-    failures = [(cell.name, failure) for cell in study.cells if (failure := study.store.failure(cell))]
-    lines = [f"- {for_markdown(name)}: {for_markdown(failure['error'], 2000)}" for name, failure in failures]
+    lines = [f"- {for_markdown(name)}: {for_markdown(error, 2000)}" for name, error in study.failures()]
     return join_parts(
         f"# The paper's tables at preset {study.parameters.preset}",
         "Ours beside the paper's: "

@@ -1,8 +1,10 @@
 """The fair comparison as a study: its definition, its report, and a figure for each kind of data.
 
-study = open_study("fair_comparison", FairParameters(preset="laptop"))
-print(study.run())                           # the searches, then the results at the rates that they chose
-FairTables(study).shown("digits", "own")     # every method from its own start
+    study = open_study("fair_comparison", FairParameters(preset="laptop"))
+    print(study.run())                           # the searches, then the results at the rates that they chose
+    FairTables(study).shown("digits", "own")     # every method from its own start
+
+`fair_grid` says which runs these are, `fair_tables` what they come to.
 """
 
 from functools import partial
@@ -54,8 +56,7 @@ def describe_start(tables: FairTables, data: str) -> str:
 
 def describe_failures(study: Study) -> str:
     """Runs that failed, each with why: a list of Markdown; "" where none did."""
-    failures = [(cell.name, failure) for cell in study.cells if (failure := study.store.failure(cell))]
-    return "\n".join(f"- {for_markdown(name)}: {for_markdown(failure['error'], 400)}" for name, failure in failures)
+    return "\n".join(f"- {for_markdown(name)}: {for_markdown(error, 400)}" for name, error in study.failures())
 
 
 def to_bold_markdown(table: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from ibqlab.base import checks
 from ibqlab.base.checks import require, require_at_most, require_between, require_choice
 from ibqlab.base.measures import measure
-from ibqlab.config import ConfigError, content_hash, nearest, parse
+from ibqlab.config import ConfigError, content_hash, nearest, parse, to_dict
 from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World
 from ibqlab.diagnostics.lab.parameters import read_methods
 from ibqlab.grids.cells import Cell, CellStore, codebook_labels
@@ -264,7 +264,7 @@ class FairGrid:
         quantizer = self._quantizer(arm.data, arm.label, "" if arm.own else arm.start)
         steps = typed.steps or bench.steps
         if bench.world is None:
-            settings = {**bench.settings, "tokenizer.quantizer": quantizer_settings(quantizer), "steps": steps}
+            settings = {**bench.settings, "tokenizer.quantizer": to_dict(quantizer), "steps": steps}
             return recipe_config(bench.recipe, settings, plugins=typed.plugins)
         return LabRunConfig(
             lab=LabSource(label=arm.label, world=bench.world),
@@ -289,11 +289,6 @@ class FairGrid:
             "seed": seed,
         }
         return Cell(f"{arm.name}-rate{rate:g}-seed{seed}", config, labels)
-
-
-def quantizer_settings(config: QuantizerConfig) -> dict[str, Any]:
-    """A quantizer's settings as a recipe writes them."""
-    return {"name": config.config_name, **vars(config)}
 
 
 def read_fair_preset(name: str) -> FairPreset:

@@ -212,9 +212,12 @@ class Study:
 
     def nothing_finished(self) -> StudyError:
         """The error of whoever needs a finished run and has none; it gives the first failure."""
-        failures = [(cell.name, failure["error"]) for cell in self.cells if (failure := self.store.failure(cell))]
-        why = "".join(f"; {name} failed: {error}" for name, error in failures[:1])
+        why = "".join(f"; {name} failed: {error}" for name, error in self.failures()[:1])
         return StudyError(f"no run of {self.name} is finished in {self.folder.name}; call run() first{why}")
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Names of the runs that failed, each with its error, in the order of the cells."""
+        return [(cell.name, failure["error"]) for cell in self.cells if (failure := self.store.failure(cell))]
 
     def finished(self) -> list[tuple[Cell, Run]]:
         """Cells whose training is finished, with their run folders; those that the alarm has stopped are, too.
