@@ -10,7 +10,6 @@ the squared distance of features and codes, with whatever gradient the method le
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, check_numbers, require, require_between, require_choice
+from ibqlab.base.checks import require
 from ibqlab.base.measures import TERM
 from ibqlab.base.progress import ProgressLine
 from ibqlab.config import ConfigError, parse, to_dict
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
 from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabResult, LabRun
-from ibqlab.diagnostics.lab.run_config import LabRunConfig
+from ibqlab.diagnostics.lab.run_config import LabRunConfig, LabSettings
 from ibqlab.diagnostics.lab.worlds import World
-from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
+from ibqlab.diagnostics.recorder import EARLY_STEPS, Recorder
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
-from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, make_quantizer, quantizer_config
+from ibqlab.quantizers import QuantizerConfig, make_quantizer, quantizer_config
 from ibqlab.runs import Run
 from ibqlab.runs.metrics import read_rows
 
@@ -40,54 +39,6 @@ MOST_VALIDATED = 65_536
 """Features of a validation, at most: a grid of 2^16 codes would else be validated on more than it is trained on."""
 LEAST_SNAPSHOT_FEATURES, MOST_SNAPSHOT_FEATURES = 512, 2048
 MOST_METHODS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabSettings:
-    """What all methods of a lab have in common."""
-
-    codebook_size: int = 256
-    """K of methods that do not say theirs, codes, at least 2."""
-    codebook_init: str = ""
-    """Start of the codebook of methods that do not say theirs: "uniform", "normal", "unit" or "kmeans"; empty: each
-    method's own."""
-    steps: int = 400
-    """Steps of every run, at least 1."""
-    batch_size: int = 512
-    """Features of a step, at least 1."""
-    learning_rate: float = 0.01
-    """Adam's, of codes and of a learning encoder, > 0. Training of images: 0.0001; here a run has few steps."""
-    snapshots: int = 24
-    """How many steps leave a snapshot and are validated, at least 2; the early ones lie closer together, because
-    collapse is decided there."""
-    log_every: int = 10
-    """Steps between two rows, behind the first 50, which have a row each."""
-    seed: int = 0
-    """Of codebooks and of a learning encoder, the same for all methods."""
-
-    def __post_init__(self):
-        check_numbers(self)
-        require_between("codebook_size", self.codebook_size, 2, CODES)
-        require_between("steps", self.steps, 1, STEPS)
-        require_between("batch_size", self.batch_size, 1, BATCH)
-        require_between("snapshots", self.snapshots, 2, 1000)
-        require_between("log_every", self.log_every, 1, STEPS)
-        require_between("seed", self.seed, 0, SEED)
-        if self.codebook_init:
-            require_choice("codebook_init", self.codebook_init, [start for start in INITIALISATIONS if start != "grid"])
-        require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
-
-    @property
-    def snapshot_steps(self) -> list[int]:
-        """Steps with a snapshot, first and last included: half of them evenly spaced, half on a logarithmic scale."""
-        half = self.snapshots // 2
-        early = np.geomspace(1, self.steps, half + 1).round().astype(int)
-        even = np.linspace(0, self.steps, self.snapshots - half).round().astype(int)
-        return sorted({0, self.steps, *early.tolist(), *even.tolist()})
-
-    def logs(self, step: int) -> bool:
-        """Whether a step has a row."""
-        return step <= FIRST_STEPS or step % self.log_every == 0 or step == self.steps
 
 
 def run_lab(
@@ -220,9 +171,7 @@ def train_in_lab(config: LabRunConfig, path: str | Path, *, progress: bool = Tru
         ValueError: the loss is no finite number at some step.
         RunError: the folder holds a run with other settings, or cannot be written.
     """
-    quantizer, names = config.tokenizer.quantizer, [field.name for field in fields(LabSettings)]
-    shared = {name: getattr(config, name) for name in names if not name.startswith("codebook_")}
-    lab = LabSettings(codebook_size=quantizer.codebook_size, **shared)
+    quantizer, lab = config.tokenizer.quantizer, config.settings()
     with ProgressLine(progress) as line:
         line.show(f"lab: {config.lab.label}")
         _run_or_read(config.lab.world, quantizer, lab, Path(path), to_dict(config))

@@ -13,8 +13,9 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.progress import tell
 from ibqlab.config import read_assigned, split_assignment
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
-from ibqlab.diagnostics.lab.laboratory import LabSettings, check_folder, lab_methods, run_lab
+from ibqlab.diagnostics.lab.laboratory import check_folder, lab_methods, run_lab
 from ibqlab.diagnostics.lab.result import LabResult
+from ibqlab.diagnostics.lab.run_config import LabSettings
 from ibqlab.diagnostics.lab.worlds import ENCODERS, World
 from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, available_quantizers
 from ibqlab.recipes.presets import LabPreset, find_preset
