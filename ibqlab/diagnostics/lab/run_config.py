@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from ibqlab.base.checks import BATCH, SEED, STEPS, check_numbers, require, require_between
 from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.quantizers import QuantizerConfig
-from ibqlab.recipes.plugins import import_named
+from ibqlab.recipes.plugins import import_named, plugin_copies, plugin_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +70,15 @@ class LabRunConfig:
             world.encoder == "learning" or dim == world.dim,
             f"code_dim must be the dimension of the points, {world.dim}, where the encoder does not learn; got {dim}",
         )
+
+
+def plugin_fact(quantizer: QuantizerConfig) -> dict[str, str]:
+    """What a lab's notebook notes of a plugin among a run's settings: with other code it is another run."""
+    plugin = plugin_of(quantizer.config_name)
+    return {"plugin": f"{plugin.file_name}, sha256 {plugin.sha256[:12]}"} if plugin else {}
+
+
+def plugin_copy(quantizer: QuantizerConfig) -> dict[str, bytes]:
+    """The copy that a run's folder keeps of the plugin that registers its quantizer; nothing of the library's own."""
+    plugin = plugin_of(quantizer.config_name)
+    return plugin_copies([plugin] if plugin else [])
