@@ -18,6 +18,9 @@ import pytest
 import torch
 from warm import WarmPython
 
+from ibqlab.quantizers import base
+from ibqlab.recipes import plugins
+
 torch.set_num_threads(1)
 # jsonschema, which reads notebooks, would build 39 grammars of addresses first, and no notebook has an address.
 sys.modules["rfc3987_syntax"] = None
@@ -95,3 +98,11 @@ def _own_cache(tmp_path_factory):
 def _runs_elsewhere(tmp_path, monkeypatch):
     """No test writes into the checkout's runs, child processes included."""
     monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    """What a test registers is known in that test alone, because others go over all quantizers."""
+    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+    monkeypatch.setattr(plugins, "_LOADED", dict(plugins._LOADED))
+    monkeypatch.setattr(plugins, "_REGISTERED", dict(plugins._REGISTERED))

@@ -1,6 +1,6 @@
 """Settings that make things small: every registered quantizer, by what its config says, and a tokenizer of digits."""
 
-from ibqlab.quantizers import available_quantizers, quantizer_config
+from ibqlab.quantizers import CHOSEN_STARTS, available_quantizers, quantizer_config
 
 SMALL_DIGITS = {
     "data.source": "digits",
@@ -13,9 +13,9 @@ SMALL_DIGITS = {
 
 
 def small_settings(name, codes, dim):
-    """About `codes` codes of dimension D, drawn from N(0, 1) unless they are a fixed grid."""
+    """About `codes` codes of dimension D, drawn from N(0, 1) unless the method has a start of its own alone."""
     config = quantizer_config({"name": name})
-    start = {} if config.codebook_init == "grid" else {"codebook_init": "normal"}
+    start = {"codebook_init": "normal"} if config.codebook_init in CHOSEN_STARTS else {}
     return type(config).sized(codes, dim) | start
 
 

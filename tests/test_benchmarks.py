@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle import algorithm_1, entropies, ibq_loss
 
-from ibqlab.quantizers import base, build_quantizer
+from ibqlab.quantizers import build_quantizer
 
 pytestmark = pytest.mark.usefixtures("warm_start")
 BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
@@ -18,8 +18,7 @@ BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 @pytest.fixture
 def published_form(monkeypatch):
-    """The baseline's module; its quantizer is known in this test alone, because others go over all of them."""
-    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
+    """The baseline's module, imported anew, because its quantizer is known in this test alone."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.delitem(sys.modules, "published_form", raising=False)
     import published_form  # noqa: PLC0415 - it registers its quantizer when it is imported

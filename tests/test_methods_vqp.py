@@ -5,7 +5,9 @@ import sys
 import pytest
 import torch
 
-from ibqlab.quantizers import build_quantizer
+from ibqlab.config import to_dict
+from ibqlab.diagnostics.alarm_rules import facts_of
+from ibqlab.quantizers import INITIALISATIONS, build_quantizer
 from ibqlab.quantizers.methods.vqp import CLASSES, REFUSED
 
 library = pytest.importorskip("vector_quantize_pytorch")
@@ -129,6 +131,35 @@ def test_a_forward_pass_without_upkeep_leaves_the_averages_alone():
     assert torch.equal(quantizer.codebook, before)
     quantizer(tokens())
     assert not torch.equal(quantizer.codebook, before)
+
+
+PROJECTED = [
+    ("FSQ", {"levels": [3, 3]}, 9),
+    ("ResidualFSQ", {"num_quantizers": 2, "levels": [3, 3]}, 81),
+    ("LFQ", {}, 8),
+    ("LFQ", {"has_projections": True}, 16),
+]
+"""Grids behind a learned map, whose codes move with it."""
+
+
+@pytest.mark.parametrize(("cls", "arguments", "size"), [*((c, a, k) for c, (k, a) in CASES.items()), *PROJECTED])
+def test_it_is_called_a_fixed_grid_where_no_code_moves(cls, arguments, size):
+    quantizer = built(cls, arguments=arguments, codebook_size=size)
+    start = quantizer.config.codebook_init
+    before = quantizer.codebook.detach().clone()
+    out = quantizer(tokens())
+    (out.quantized.square().sum() + out.loss).backward()
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.sub_(0 if parameter.grad is None else 0.1 * parameter.grad)
+    # LatentQuantize has values to be trained, which only an argument of it trains.
+    stayed = torch.equal(quantizer.codebook, before) and cls != "LatentQuantize"
+    assert start == ("grid" if stayed else "library")
+    settings = to_dict(quantizer.config)
+    # Earlier versions wrote "grid" for every class.
+    assert to_dict(build_quantizer(**settings | {"codebook_init": "grid"}).config) == settings
+    assert facts_of({"tokenizer": {"quantizer": settings}}).fixed == (start == "grid")
+    assert INITIALISATIONS[start] == {"grid": "fixed grid", "library": "its library's"}[start]
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):

@@ -1,19 +1,26 @@
 """A user's own quantizer out of a file: in every process, kept with the run, refused where it has changed."""
 
 import json
+import os
+import pickle
+import subprocess
 import sys
 from dataclasses import make_dataclass
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from registry import SMALL_DIGITS
 
 from ibqlab.cli import main
-from ibqlab.config import ConfigError, content_hash, parse, to_dict
+from ibqlab.config import ConfigError, content_hash, parse, read_parameters, to_dict
+from ibqlab.diagnostics.lab import FeaturesLabParameters, PlaygroundParameters, prepare_lab
 from ibqlab.generating import GalleryParameters, GeneratorRunParameters, prepare_pipeline
 from ibqlab.grids.evaluation_parameters import ComparisonParameters, EvaluationParameters
 from ibqlab.grids.evaluation_rules import find_tokenizer
+from ibqlab.grids.local import Job
+from ibqlab.grids.slurm_work import SlurmWork
 from ibqlab.notebooks.catalogue import find_notebook
 from ibqlab.notebooks.parameters import read_settings
 from ibqlab.plots.style import method_label, styles_for
@@ -29,12 +36,12 @@ from ibqlab.quantizers import (
     register_quantizer,
 )
 from ibqlab.recipes import plugins
-from ibqlab.recipes.plugins import import_plugins
+from ibqlab.recipes.plugins import copy_name, import_plugins
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyError, StudyParameters, open_study
 from ibqlab.training import RunParameters, prepare_run, recipe_config, train
 
-pytestmark = pytest.mark.usefixtures("warm_start", "fresh_registry")
+pytestmark = pytest.mark.usefixtures("warm_start", "own_folder")
 
 SOURCE = """
 from torch.nn import functional as F
@@ -54,6 +61,14 @@ class Mine(Quantizer):
         return Assignment(value, indices, {"commitment": F.mse_loss(features, codes)})
 """
 TINY = {**SMALL_DIGITS, "steps": 2, "record.log_every": 2, "record.validate_every": 2, "batch_size": 2}
+STUDY = {
+    **{"preset": "smoke", "recipe": "builtin/smoke", "methods": ("mine",), "steps": 2, "output": "study"},
+    **{"initialisations": ("published",), "codebook_sizes": (16,), "code_dims": (4,)},
+    "settings": tuple(
+        f"{key}={json.dumps(value)}" for key, value in TINY.items() if "quantizer" not in key and key != "steps"
+    ),
+}
+"""Parameters of a study of one run."""
 
 
 def write_plugin(file, weight=1.0):
@@ -62,11 +77,8 @@ def write_plugin(file, weight=1.0):
 
 
 @pytest.fixture
-def fresh_registry(monkeypatch, tmp_path):
-    """What a test registers is known in that test alone, as in a process of its own."""
-    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
-    monkeypatch.setattr(plugins, "_LOADED", {})
-    monkeypatch.setattr(plugins, "_REGISTERED", {})
+def own_folder(monkeypatch, tmp_path):
+    """Plugins stand in the current folder, which a test's own is."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -85,14 +97,7 @@ def forget(monkeypatch):
 
 def test_a_study_in_other_processes_trains_a_plugins_quantizer(tmp_path, monkeypatch):
     write_plugin(tmp_path / "my.py")
-    settings = tuple(
-        f"{key}={json.dumps(value)}" for key, value in TINY.items() if "quantizer" not in key and key != "steps"
-    )
-    grid = {"initialisations": ("published",), "codebook_sizes": (16,), "code_dims": (4,), "settings": settings}
-    parameters = StudyParameters(
-        preset="smoke", recipe="builtin/smoke", methods=("mine",), steps=2, plugins=("my.py",), output="study", **grid
-    )
-    study = open_study("explore_collapse", parameters)
+    study = open_study("explore_collapse", StudyParameters(**STUDY, plugins=("my.py",)))
     study.run(progress=False).check()
     assert set(study.rows()["method"]) == {"mine"}
     assert (study.folder / "plugins" / "my.py").read_text() == (tmp_path / "my.py").read_text()
@@ -112,6 +117,60 @@ def test_a_study_in_other_processes_trains_a_plugins_quantizer(tmp_path, monkeyp
     assert list(again.rows()["method"]) == ["mine"]
     assert build_quantizer("mine").loss_weights() == {"commitment": 1.0}
     assert "My own" in again.definition.report(again, False)
+
+
+class OneJobElsewhere:
+    """Stands in for `SlurmLauncher`: what a job runs, as pickled, in a bare process of another folder and cache, after
+    the plugin itself is gone."""
+
+    folder, gone = None, None
+
+    def __init__(self, folder, settings=()):
+        pass
+
+    def free(self, cell):
+        return True
+
+    def find(self, cell, store):
+        return None
+
+    def start(self, cell, store):
+        self.gone.rename(self.gone.with_suffix(".gone"))
+        work = pickle.dumps(SlurmWork(str(store.folder.resolve()), cell.name, cell.config.processes))
+        script = "import pickle, sys; sys.exit(pickle.load(sys.stdin.buffer)())"
+        environment = os.environ | {"IBQLAB_CACHE": str(self.folder / "cache")}
+        done = subprocess.run([sys.executable, "-c", script], input=work, cwd=self.folder, env=environment, check=False)
+        assert done.returncode == 0, store.log(cell.name).read_text()
+        return Job(cell.name, store)
+
+
+@pytest.mark.parametrize("plugin", ["my.py", "mypackage.quantizers"])
+def test_a_job_of_a_cluster_runs_the_studys_copy_wherever_it_starts(plugin, tmp_path, monkeypatch):
+    file = tmp_path / ("my.py" if plugin == "my.py" else "mypackage/quantizers.py")
+    file.parent.mkdir(exist_ok=True)
+    write_plugin(file)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(OneJobElsewhere, "folder", tmp_path / "elsewhere")
+    monkeypatch.setattr(OneJobElsewhere, "gone", file)
+    monkeypatch.setattr("ibqlab.studies.study.SlurmLauncher", OneJobElsewhere)
+    parameters = StudyParameters(**STUDY, plugins=(plugin,), cluster="slurm")
+    study = open_study("explore_collapse", parameters)
+    study.run(progress=False).check()
+    assert list(study.rows()["method"]) == ["mine"]
+    (cell,) = study.cells
+    run = Run(study.folder / cell.name)
+    copies = [folder / "plugins" / copy_name(plugin) for folder in (study.folder, run.path)]
+    assert run.config["plugins"] == [plugin] and list(run.provenance["plugins"]) == [plugin]
+    assert copies[0].read_bytes() == copies[1].read_bytes() == file.with_suffix(".gone").read_bytes()
+    # Another user, who has never named the code, is asked first.
+    forget(monkeypatch)
+    monkeypatch.delitem(sys.modules, "mypackage.quantizers", raising=False)
+    monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "another user's cache"))
+    with pytest.raises(ConfigError, match="code that comes with a folder is not run unasked"):
+        open_study("study")
+    (study.folder / "study.json").unlink()  # nor is it where the folder does not say that it is a study's
+    with pytest.raises(ConfigError, match="code that comes with a folder is not run unasked"):
+        open_study("./runs/study")
 
 
 @pytest.fixture
@@ -360,6 +419,28 @@ def test_notebooks_that_read_runs_take_the_plugins_of_their_quantizers(run, tmp_
         assert build_quantizer("mine").name == "mine"
     for name in ("evaluate_tokenizer", "compare_published", "generation_gallery", "train_generator"):
         assert read_settings(find_notebook(name), ["plugins=[my.py]"])["plugins"] == ["my.py"]
+
+
+@pytest.mark.parametrize("parameters", [PlaygroundParameters, FeaturesLabParameters])
+def test_notebooks_of_the_lab_take_plugins(parameters, tmp_path, monkeypatch):
+    write_plugin(tmp_path / "my.py")
+    name = parameters.use
+    typed = read_settings(find_notebook(name), ["plugins=[my.py]", "methods=[mine]", "preset=smoke", "steps=2"])
+    assert typed["plugins"] == ["my.py"]
+    if name == "features_lab":
+        np.save("features.npy", np.random.default_rng(0).normal(size=(600, 4)).astype("float32"))
+        typed["source"] = "features.npy"
+    lab = prepare_lab(read_parameters(parameters, typed))
+    assert "'plugins=[\"my.py\"]'" in lab.command
+    assert list(lab.run(progress=False).runs) == ["mine"]
+    assert (lab.folder / "mine" / "plugins" / "my.py").read_text() == (tmp_path / "my.py").read_text()
+    # What was computed with other code is not taken for that of this one.
+    write_plugin(tmp_path / "my.py", weight=2.0)
+    with pytest.raises(RunError, match=r"lab\.plugin"):
+        prepare_lab(read_parameters(parameters, typed))
+    forget(monkeypatch)
+    with pytest.raises(ValueError, match="methods must be one of"):
+        prepare_lab(parameters(preset="smoke", methods=("mine",)))
 
 
 def test_a_generators_notebook_trains_a_plugins_tokenizer_first(tmp_path, monkeypatch):

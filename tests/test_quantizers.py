@@ -23,7 +23,6 @@ from ibqlab.quantizers import (
     Quantizer,
     QuantizerConfig,
     available_quantizers,
-    base,
     build_quantizer,
     nearest_code,
     quantizer_config,
@@ -509,13 +508,6 @@ class TestIndexBackpropQuantizer:
             assert_near(grad_codebook, stored[f"{tag}/grad_codebook/{name}"], tolerance)
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """A test's own quantizers are known in that test alone, because others go over all of them."""
-    monkeypatch.setattr(base, "_PRESETS", dict(base._PRESETS))
-
-
-@pytest.mark.usefixtures("registry")
 def test_a_new_quantizer_takes_ten_lines():
     @register_quantizer("always_first")
     class AlwaysFirst(Quantizer):
@@ -536,7 +528,6 @@ def test_a_new_quantizer_takes_ten_lines():
         register_quantizer("vq")(AlwaysFirst)
 
 
-@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("start", ["unit", "kmeans"])
 def test_an_assignment_alone_is_a_quantizer_with_free_codes_and_every_start(start):
     @register_quantizer("nearest")
@@ -697,7 +688,6 @@ BROKEN = {
 }
 
 
-@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("cls", BROKEN, ids=lambda cls: cls.__name__)
 def test_the_contract_finds_what_is_broken_and_says_why(cls):
     register_quantizer("mine")(cls)
@@ -708,7 +698,6 @@ def test_the_contract_finds_what_is_broken_and_says_why(cls):
     assert (len(findings) == len(RULES)) == (rule not in [basic.name for basic in RULES[:BASIC]])
 
 
-@pytest.mark.usefixtures("registry")
 def test_the_contract_finds_nothing_where_nothing_is_broken():
     register_quantizer("mine")(Good)
     before = torch.get_rng_state()
@@ -718,7 +707,6 @@ def test_the_contract_finds_nothing_where_nothing_is_broken():
         check_quantizer("no_such_thing")
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_method_may_be_exempt_from_a_rule_and_says_why():
     register_quantizer("mine")(Excused)
     findings = check_quantizer("mine")
@@ -732,7 +720,6 @@ def test_a_method_may_be_exempt_from_a_rule_and_says_why():
         del Excused.exempt["two proceses"]
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_broken_quantizer_is_named_where_it_is_used():
     register_quantizer("mine")(WrongShape)
     with pytest.raises(QuantizerError, match="the quantizer 'mine': assign must return quantized of shape"):
@@ -746,7 +733,6 @@ def test_a_broken_quantizer_is_named_where_it_is_used():
         build_quantizer("detached")(features(shape=(1, 64, 2, 2)).requires_grad_())
 
 
-@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(
     ("name", "config", "defaults", "says"),
     [
@@ -763,7 +749,6 @@ def test_what_recipes_could_not_name_is_not_registered(name, config, defaults, s
     assert available_quantizers() == before
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_setting_called_name_is_refused():
     config = make_dataclass("Named", [("name", str, "x")], bases=(QuantizerConfig,), frozen=True, kw_only=True)
     with pytest.raises(ValueError, match="`name` is the quantizer's own"):

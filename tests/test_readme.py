@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.quantizers.base import _PRESETS
 from ibqlab.runs import Run
 from ibqlab.studies import StudyParameters, open_study
 from ibqlab.training import recipe_config, train
@@ -122,17 +121,12 @@ def test_a_command_that_fails_fails_the_test(workplace):
 
 def test_the_quantizer_of_the_readme_trains(workplace):
     settings = {"tokenizer.quantizer.name": "dot_vq", "steps": 2}
-    try:
-        run = train(
-            recipe_config("builtin/smoke", settings, plugins=["my_quantizer.py"]), "runs/dot_vq", progress=False
-        )
-        assert run.status == "finished"
-        assert {"step", "validation_usage", "validation_psnr"} <= set(run.metrics)
-        quantizer = load_tokenizer(run.path, "raw").quantizer
-        out = quantizer(torch.randn(2, quantizer.config.code_dim, 3, 3))
-        assert torch.equal(quantizer.decode(out.indices), out.quantized)
-    finally:
-        _PRESETS.pop("dot_vq", None)
+    run = train(recipe_config("builtin/smoke", settings, plugins=["my_quantizer.py"]), "runs/dot_vq", progress=False)
+    assert run.status == "finished"
+    assert {"step", "validation_usage", "validation_psnr"} <= set(run.metrics)
+    quantizer = load_tokenizer(run.path, "raw").quantizer
+    out = quantizer(torch.randn(2, quantizer.config.code_dim, 3, 3))
+    assert torch.equal(quantizer.decode(out.indices), out.quantized)
 
 
 def test_ones_own_tensors_become_numbers_figures_and_a_run(workplace, capsys):

@@ -43,6 +43,7 @@ START_LINES: dict[str, str | tuple] = {
     "N(0, 1/D)": (0, (6, 1.5, 1, 1.5)),
     "k-means": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
     "fixed grid": (0, (9, 1.5)),
+    "its library's": (0, (9, 1.5, 3, 1.5)),
 }
 """Where a codebook started → its line, the same in every figure."""
 EACH_STEP = {"linestyle": "-", "linewidth": 0.7, "alpha": 0.7}

@@ -20,7 +20,7 @@ from ibqlab.quantizers.base import (
     quantizer_config,
     register_quantizer,
 )
-from ibqlab.quantizers.codebooks import INITIALISATIONS
+from ibqlab.quantizers.codebooks import CHOSEN_STARTS, INITIALISATIONS
 from ibqlab.quantizers.contract import check_quantizer
 from ibqlab.quantizers.estimators import nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.from_function import quantizer_from
@@ -32,6 +32,7 @@ from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerCo
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
 __all__ = [
+    "CHOSEN_STARTS",
     "INITIALISATIONS",
     "Assignment",
     "IndexBackprop",

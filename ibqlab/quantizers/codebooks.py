@@ -14,9 +14,13 @@ INITIALISATIONS = {
     "unit": "N(0, 1/D)",
     "kmeans": "k-means",
     "grid": "fixed grid",
+    "library": "its library's",
 }
 """Starts of a codebook and how figures write them. The published VQ uses "uniform", the published IBQ "normal"; "grid"
-is no start but a codebook whose codes follow from the settings, as LFQ's, FSQ's and BSQ's do."""
+is no start but a codebook whose codes follow from the settings, as LFQ's, FSQ's and BSQ's do; "library" a start that
+another library makes."""
+CHOSEN_STARTS = ("uniform", "normal", "unit", "kmeans")
+"""Those that settings may choose; a method with another one takes no other."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -28,19 +32,21 @@ def initial_codes(initialisation: str, codebook_size: int, code_dim: int) -> Flo
     """Codes at the start of training.
 
     Args:
-        initialisation: a key of `INITIALISATIONS`; "kmeans" starts as "normal" until the first batch replaces it.
+        initialisation: one of `CHOSEN_STARTS`; "kmeans" starts as "normal" until the first batch replaces it.
         codebook_size: K.
         code_dim: D.
     Returns:
         (K, D) float32.
     Raises:
-        ValueError: "grid", which is not learned; or a codebook larger than this machine's memory.
+        ValueError: "grid", which is not learned, or "library", which is made elsewhere; or a codebook larger than this
+            machine's memory.
     Source: published VQ U(−1/K, 1/K); published IBQ N(0, 1), the default of `nn.Embedding`.
     """
-    if initialisation == "grid":
+    if initialisation not in CHOSEN_STARTS:
+        whose = "the fixed codebook of the quantizer 'lfq'" if initialisation == "grid" else "for 'vqp' alone"
         raise ValueError(
-            "codebook_init 'grid' is the fixed codebook of the quantizer 'lfq'; a codebook that learns starts from "
-            "'uniform', 'normal', 'unit' or 'kmeans'"
+            f"codebook_init {initialisation!r} is {whose}; a codebook that learns starts from 'uniform', 'normal', "
+            "'unit' or 'kmeans'"
         )
     # Without memory on the meta device and in a plan.
     if type(torch.empty(0)) is Tensor and not torch.empty(0).is_meta:

@@ -8,14 +8,15 @@ from torch import Tensor
 
 from ibqlab.quantizers.assignments import QuantizerError
 from ibqlab.quantizers.base import Quantizer, build_quantizer, quantizer_config
+from ibqlab.quantizers.codebooks import CHOSEN_STARTS
 
 CODES, DIM = 24, 6
 
 
 def small_settings(name: str, codes: int = CODES, dim: int = DIM) -> dict[str, Any]:
-    """About so many codes of dimension D, drawn from N(0, 1) unless they are a fixed grid."""
+    """About so many codes of dimension D, drawn from N(0, 1) unless the method has a start of its own alone."""
     config = quantizer_config({"name": name})
-    start = {} if config.codebook_init == "grid" else {"codebook_init": "normal"}
+    start = {"codebook_init": "normal"} if config.codebook_init in CHOSEN_STARTS else {}
     return type(config).sized(codes, dim) | start
 
 

@@ -8,7 +8,6 @@ can be read side by side, and a run is read with the copy of the file that it ke
 that this user has never named, is not run: what was named once is kept in the cache by its hash.
 """
 
-import ast
 import hashlib
 import importlib
 import importlib.util
@@ -27,10 +26,11 @@ from ibqlab.base.cache import cache_folder
 from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, write_whole
 from ibqlab.config import ConfigError
 from ibqlab.quantizers.base import Registration, registrations, replace_registrations
+from ibqlab.recipes.plugin_imports import require_one_file
 
 SEARCHED_FIRST = "IBQLAB_PLUGINS"
-"""Environment variable that names a folder whose files are taken before others of the same names: a study's processes
-run the copies in the study's folder."""
+"""Environment variable that names a folder whose files are taken before others of the same names, and before modules
+whose copies they are: a study's processes, jobs of a cluster among them, run the copies in the study's folder."""
 COPIES = "plugins"
 """Folder of a run or a study that keeps the plugins."""
 SOURCE_BYTES = 4 * 2**20
@@ -108,7 +108,7 @@ def import_named(settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def copies_first(folder: Path) -> Iterator[None]:
-    """Inside the block files are taken from the copies that a run's or study's folder keeps, where it has them."""
+    """Inside the block files and modules are taken from the copies that a study's folder keeps, where it has them."""
     _SEARCHED.insert(0, folder / COPIES)
     try:
         yield
@@ -181,9 +181,9 @@ def _is_file(plugin: str) -> bool:
 def _import(plugin: str) -> Plugin:
     if not plugin.strip():
         raise ConfigError("plugins: a plugin is a file that ends in .py, or a module; got an empty name")
-    if not _is_file(plugin):
+    file = _find(plugin) if _is_file(plugin) else _copy_of(plugin)
+    if file is None:
         return _import_module(plugin)
-    file = _find(plugin)
     source = _read(file)
     digest = hashlib.sha256(source).hexdigest()
     module = f"{MODULE}{digest[:32]}"
@@ -195,14 +195,22 @@ def _import(plugin: str) -> Plugin:
     return Plugin(name=plugin, source=source, module=module)
 
 
+def _copy_of(plugin: str) -> Path | None:
+    """A study's copy of a file or module, which goes before what its name leads to; None where no study has one.
+
+    A job of a cluster may start in another folder or late, where the module is missing or has changed since.
+    """
+    for folder in (*_SEARCHED, os.environ.get(SEARCHED_FIRST)):
+        if folder and is_ordinary(Path(folder) / copy_name(plugin)):
+            return (Path(folder) / copy_name(plugin)).absolute()
+    return None
+
+
 def _find(plugin: str) -> Path:
     """The file of a plugin."""
-    file = Path(plugin).expanduser()
-    for folder in (*_SEARCHED, os.environ.get(SEARCHED_FIRST)):
-        if folder and is_ordinary(Path(folder) / file.name):
-            return (Path(folder) / file.name).absolute()
-    if is_ordinary(file):
-        return file.resolve()
+    file, copy = Path(plugin).expanduser(), _copy_of(plugin)
+    if copy or is_ordinary(file):
+        return copy or file.resolve()
     raise ConfigError(
         f"plugins: there is no file {plugin} (from {Path.cwd()}); give its path, or the name of a module without .py"
     )
@@ -251,34 +259,13 @@ def _import_module(name: str) -> Plugin:
         sys.path.remove(os.getcwd())
     plugin = Plugin(name=name, source=_source_of(module), module=name)
     try:
-        _require_one_file(plugin, module)
+        require_one_file(plugin.name, plugin.source, module)
     except ConfigError:
         replace_registrations(before)
         raise
     _keep(plugin.source, plugin.sha256)  # whoever named the module may run the copies that runs have of it
     _remember(plugin, before)
     return plugin
-
-
-def _require_one_file(plugin: Plugin, module: ModuleType) -> None:
-    """Refuse a module that imports from its own package or from files beside it, which a run's one copy would lack."""
-    package, folder = plugin.name.partition(".")[0], Path(getattr(module, "__file__", None) or "").parent
-    in_package = "." in plugin.name or hasattr(module, "__path__")
-    for node in ast.walk(ast.parse(plugin.source)):
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{'.' * node.level}{node.module or ''}"]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            root = name.partition(".")[0]
-            if root in ("", package) if in_package else is_ordinary(folder / f"{root}.py"):
-                raise ConfigError(
-                    f"plugin {plugin.name}: line {node.lineno} imports {name} of the same package or folder. A run "
-                    "keeps one file of a plugin, and could not be opened elsewhere; put what it needs into it, or "
-                    "into a package of another name that is installed wherever the run is opened"
-                )
 
 
 def _source_of(module: ModuleType) -> bytes:
@@ -321,10 +308,8 @@ def _is_plugins(registration: Registration) -> bool:
 
 
 def _forget_other_versions(plugin: Plugin) -> None:
-    """Take back what files of the same name have registered: an edited file replaces what it was."""
-    others = [
-        module for module, one in _LOADED.items() if one.file_name == plugin.file_name and module.startswith(MODULE)
-    ]
+    """Take back what files of the same name have registered: an edited file replaces what it was, a copy its module."""
+    others = [module for module, one in _LOADED.items() if one.file_name == plugin.file_name]
     old = [one for module in others if module != plugin.module for one in _REGISTERED[module].values()]
     replace_registrations({name: one for name, one in registrations().items() if one not in old})
 
@@ -375,7 +360,7 @@ def import_known(plugin: str, sha256: str) -> bool:
 def _require_allowed(file: Path, source: bytes, digest: str) -> None:
     """Refuse to run a file out of a run's or study's folder that this user has never named, and keep the others."""
     first = os.environ.get(SEARCHED_FIRST)
-    came_along = any(
+    came_along = file.parent in [folder.absolute() for folder in _SEARCHED] or any(
         is_ordinary(folder / name) for folder in file.parents[:2] for name in ("provenance.json", "study.json")
     )
     if not came_along or (first and file.parent == Path(first)):

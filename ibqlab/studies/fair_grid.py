@@ -24,7 +24,7 @@ from ibqlab.config import ConfigError, content_hash, nearest, parse, to_dict
 from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World
 from ibqlab.diagnostics.lab.parameters import read_methods
 from ibqlab.grids.cells import Cell, CellStore, codebook_labels
-from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, quantizer_config
+from ibqlab.quantizers import CHOSEN_STARTS, INITIALISATIONS, QuantizerConfig, quantizer_config
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
@@ -35,7 +35,7 @@ FILE = EXPERIMENTS / "tables" / "fair_comparison.yaml"
 LAB = "reconstruction_error"
 IMAGES = "psnr"
 """By what the rate is chosen: the task that a tokenizer is trained for, not usage."""
-STARTS = [start for start in INITIALISATIONS if start not in ("grid", "kmeans")]
+STARTS = [start for start in CHOSEN_STARTS if start != "kmeans"]
 """That all methods with a codebook of their own can begin from."""
 
 
@@ -144,7 +144,7 @@ class Arm:
     label: str
     """Of the method, with its settings: "vq, revive_after=20"."""
     start: str
-    """Key of `INITIALISATIONS`; "grid" where the codes are fixed."""
+    """Key of `INITIALISATIONS`; "grid" where the codes are fixed, "library" where no start can be chosen."""
     own: bool
     """Whether it is the method's own start."""
 
@@ -241,7 +241,7 @@ class FairGrid:
             for label in self.methods:
                 own = self._quantizer(data, label, "").codebook_init
                 # A start that is typed is what the method is about.
-                is_fixed = own == "grid" or "codebook_init" in self.methods[label]
+                is_fixed = own not in CHOSEN_STARTS or "codebook_init" in self.methods[label]
                 starts = [] if is_fixed else [self.preset.common_start, self.preset.equal_start]
                 names = dict.fromkeys([own, *starts])
                 arms += [Arm(data, label, start, start == own) for start in names]

@@ -24,11 +24,11 @@ from ibqlab.base.progress import ProgressLine
 from ibqlab.config import ConfigError, parse, to_dict
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
 from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabResult, LabRun
-from ibqlab.diagnostics.lab.run_config import LabRunConfig, LabSettings
+from ibqlab.diagnostics.lab.run_config import LabRunConfig, LabSettings, plugin_copy, plugin_fact
 from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.diagnostics.recorder import EARLY_STEPS, Recorder
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
-from ibqlab.quantizers import QuantizerConfig, make_quantizer, quantizer_config
+from ibqlab.quantizers import CHOSEN_STARTS, QuantizerConfig, make_quantizer, quantizer_config
 from ibqlab.runs import Run
 from ibqlab.runs.metrics import read_rows
 
@@ -133,7 +133,7 @@ def _method_config(settings: Any, dim: int, lab: LabSettings) -> QuantizerConfig
         is_named = isinstance(settings, Mapping) and "name" in settings
         default = quantizer_config({"name": settings["name"]} if is_named else settings)  # refuses what has no name
         filled = type(default).sized(settings.get("codebook_size", lab.codebook_size), dim)
-        if lab.codebook_init and default.codebook_init != "grid":
+        if lab.codebook_init and default.codebook_init in CHOSEN_STARTS:
             filled["codebook_init"] = lab.codebook_init
         config = quantizer_config({**filled, **settings})
     require(
@@ -161,7 +161,8 @@ def _folders(configs: Mapping[str, QuantizerConfig], folder: str | Path | None) 
 def _run_config(features: World | FeatureFile, label: str, config: QuantizerConfig, lab: LabSettings) -> dict[str, Any]:
     """What a lab run's config.yaml holds, with names where readers of runs look for them."""
     shared = {name: value for name, value in vars(lab).items() if not name.startswith("codebook_")}
-    return {"lab": {"label": label, **features.settings()}, **shared, "tokenizer": {"quantizer": to_dict(config)}}
+    source = {"label": label, **features.settings(), **plugin_fact(config)}
+    return {"lab": source, **shared, "tokenizer": {"quantizer": to_dict(config)}}
 
 
 def train_in_lab(config: LabRunConfig, path: str | Path, *, progress: bool = True) -> Run:
@@ -188,7 +189,7 @@ def _run_or_read(
     """A method's run: made, or read where its folder holds it finished with the same settings."""
     if path is None:
         return _Bench(features, config, lab).run()
-    run = Run.start(path, settings, claim=True)
+    run = Run.start(path, settings, claim=True, copies=plugin_copy(config))
     try:
         if run.status == "finished" and run.snapshot_steps == lab.snapshot_steps:
             return _read(run, config)

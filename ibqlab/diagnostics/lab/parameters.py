@@ -18,6 +18,7 @@ from ibqlab.diagnostics.lab.result import LabResult
 from ibqlab.diagnostics.lab.run_config import LabSettings
 from ibqlab.diagnostics.lab.worlds import ENCODERS, World
 from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, available_quantizers
+from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import LabPreset, find_preset
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder
@@ -38,6 +39,8 @@ class _LabParameters:
     methods: tuple[str, ...] = ()
     """Quantizers by their registered names, each with settings of its own behind it where it has some:
     "vq codebook_init=normal revive_after=20"; ["all"]: every registered one."""
+    plugins: tuple[str, ...] = ()
+    """Files and modules of your own that register quantizers: ["my_quantizer.py"]."""
     codebook_size: int = 0
     """K, codes, of methods that do not say theirs."""
     codebook_init: str = ""
@@ -54,6 +57,7 @@ class _LabParameters:
     """Folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: <notebook>-<preset>."""
 
     def __post_init__(self):
+        import_plugins(self.plugins)
         find_preset(self.preset, "lab")
         for name, most in BOUNDS.items():
             require_between(name, getattr(self, name), 0, most)

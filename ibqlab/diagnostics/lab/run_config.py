@@ -9,8 +9,8 @@ import numpy as np
 from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, check_numbers, require, require_between, require_choice
 from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.diagnostics.recorder import FIRST_STEPS
-from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig
-from ibqlab.recipes.plugins import import_named
+from ibqlab.quantizers import CHOSEN_STARTS, QuantizerConfig
+from ibqlab.recipes.plugins import import_named, plugin_copies, plugin_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class LabSettings:
         require_between("log_every", self.log_every, 1, STEPS)
         require_between("seed", self.seed, 0, SEED)
         if self.codebook_init:
-            require_choice("codebook_init", self.codebook_init, [start for start in INITIALISATIONS if start != "grid"])
+            require_choice("codebook_init", self.codebook_init, CHOSEN_STARTS)
         require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
 
     @property
@@ -120,3 +120,15 @@ class LabRunConfig:
         """What it has in common with the runs of a lab."""
         shared = {field.name: getattr(self, field.name) for field in fields(LabSettings) if hasattr(self, field.name)}
         return LabSettings(codebook_size=self.tokenizer.quantizer.codebook_size, **shared)
+
+
+def plugin_fact(quantizer: QuantizerConfig) -> dict[str, str]:
+    """What a lab's notebook notes of a plugin among a run's settings: with other code it is another run."""
+    plugin = plugin_of(quantizer.config_name)
+    return {"plugin": f"{plugin.file_name}, sha256 {plugin.sha256[:12]}"} if plugin else {}
+
+
+def plugin_copy(quantizer: QuantizerConfig) -> dict[str, bytes]:
+    """The copy that a run's folder keeps of the plugin that registers its quantizer; nothing of the library's own."""
+    plugin = plugin_of(quantizer.config_name)
+    return plugin_copies([plugin] if plugin else [])

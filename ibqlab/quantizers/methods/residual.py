@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ibqlab.base.checks import check_numbers, require, require_choice
 from ibqlab.quantizers.base import Assignment, register_quantizer
+from ibqlab.quantizers.codebooks import CHOSEN_STARTS
 from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, as_rows, summed
 from ibqlab.quantizers.estimators import rotate_to_codes, straight_through
 from ibqlab.quantizers.methods.diveq import directed_error
@@ -44,7 +45,7 @@ class ResidualQuantizerConfig(CompositeConfig):
         super().__post_init__()
         require_choice("gradient", self.gradient, GRADIENTS)
         require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
-        learns = self.codebook_init == "grid" or self.loss_weights() or self.gradient in ("diveq", "parts")
+        learns = self.codebook_init not in CHOSEN_STARTS or self.loss_weights() or self.gradient in ("diveq", "parts")
         require(
             bool(learns),
             f"gradient {self.gradient!r} reaches no code, and {self.inner['name']!r} has no loss that does; "

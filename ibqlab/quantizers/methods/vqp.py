@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ibqlab.base.checks import check_numbers, require, require_choice
 from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
 from ibqlab.quantizers.blocks import never_compiled
+from ibqlab.quantizers.codebooks import INITIALISATIONS
 
 PACKAGE = "vector_quantize_pytorch"
 CLASSES = (
@@ -34,6 +35,8 @@ REFUSED = {
     "Sequential": "it is a chain of modules, which settings cannot describe; name the class of the quantizer in it",
 }
 """Public classes of the package that no quantizer can be made of → why."""
+GRIDS = ("FSQ", "FSP", "LFQ")
+"""Ends of the names of classes whose codes are a grid."""
 LAYOUT = ("accept_image_fmap", "accept_3d_fmap", "channel_first", "channel_last", "keep_num_codebooks_dim")
 """Arguments that say how tensors lie, which is the adapter's affair."""
 
@@ -47,8 +50,9 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
     and `arguments` has none; a class whose size follows from its arguments must come out at this K."""
     code_dim: int = 64
     """D; handed to the class as `dim` where `arguments` has none."""
-    codebook_init: str = "grid"
-    """Always "grid": how codes start is the class's own affair (`arguments`, for instance {"kmeans_init": true})."""
+    codebook_init: str = ""
+    """Follows from the class: "grid" where no code ever moves; else "library", because how codes start is the class's
+    own affair (`arguments`, for instance {"kmeans_init": true})."""
     cls: str = "VectorQuantize"
     """Name of the class, one of `CLASSES`."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +62,15 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
 
     def __post_init__(self):
         check_numbers(self)
+        if self.codebook_init:
+            require_choice("codebook_init", self.codebook_init, INITIALISATIONS)
+        require(
+            self.codebook_init in ("", "grid", "library"),
+            f"codebook_init does not apply to vqp; got {self.codebook_init!r}. Leave it out, and write into arguments "
+            "what the class takes, such as kmeans_init",
+        )
+        # Earlier versions wrote "grid" for every class.
+        object.__setattr__(self, "codebook_init", "grid" if self._is_fixed() else "library")
         super().__post_init__()
         require(self.cls not in REFUSED, f"cls cannot be {self.cls}: {REFUSED.get(self.cls)}")
         require_choice("cls", self.cls, CLASSES)
@@ -68,11 +81,17 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
             "arguments must not have quantize_dropout: a level that is dropped has no index. Leave it out",
         )
         require(self.loss_weight >= 0, f"loss_weight must be ≥ 0, got {self.loss_weight}")
-        require(
-            self.codebook_init == "grid",
-            f"codebook_init does not apply to vqp; got {self.codebook_init!r}. Leave it out, and write into arguments "
-            "what the class takes, such as kmeans_init",
-        )
+
+    def _is_fixed(self) -> bool:
+        """Whether no code ever moves: the class has a grid, and its numbers are the codes', without a learned map."""
+        if not self.cls.endswith(GRIDS) or self.arguments.get("has_projections"):
+            return False
+        levels, counts = self.arguments.get("levels"), dict.fromkeys(("num_codebooks", "groups", "num_quantizers"), 1)
+        counts |= {key: value for key, value in self.arguments.items() if key in counts and isinstance(value, int)}
+        if isinstance(levels, (list, tuple)):
+            return len(levels) * counts["num_codebooks"] * counts["groups"] == self.code_dim
+        # Of signs: 2^D codes per level of a residual class.
+        return self.codebook_size == 2 ** (self.code_dim * counts["num_quantizers"])
 
     def loss_weights(self) -> dict[str, float]:
         """The one loss of the class."""
