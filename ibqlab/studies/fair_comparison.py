@@ -84,17 +84,19 @@ def _report(study: Study, redraw: bool) -> str:
 def _introduction(tables: FairTables) -> str:
     grid, preset = tables.grid, tables.grid.preset
     common, equal = INITIALISATIONS[preset.common_start], tables.equal_start
-    finished = f"{len(tables.rows)} of {len(tables.study.cells)} runs finished that can be named by now"
-    return (
-        f"{finished}; results over seeds {', '.join(map(str, grid.seeds))}. Every method has the same rates to choose "
-        "from, the same steps, the same data in the same order; its rate is chosen by reconstruction, on other seeds "
-        f"than the results. The common start is {common}; the last table of each section begins at {equal}, as "
-        "comparisons of an equal budget do. In brackets: "
-        f"{name_student_interval(len(grid.seeds))}; of differences Holm's, bold where they leave out 0. Usage and "
-        "perplexity are of validation tokens, 10 per code. Variance lost: share of the encoder features' variance "
-        "that no linear layer behind their codes has back. Grids of fixed codes have no start, and the dimension "
-        "that goes with their K."
+    lines = (
+        f"{len(tables.rows)} of {len(tables.study.cells)} runs finished that can be named by now.",
+        "**Alike for all**: the rates to choose from, the steps, and the data with their order. The rate is chosen by "
+        f"reconstruction, on other seeds than the results, which are over seeds {', '.join(map(str, grid.seeds))}.",
+        f"**Starts**: each method's own, then {common} for all, then {equal}, where comparisons of an equal budget "
+        "begin. A method's own start is the default of its settings; grids of fixed codes have no other, and the "
+        "dimension that goes with their K.",
+        "**Measures**: usage and perplexity are of validation tokens, 10 per code. Variance lost is the share of the "
+        "encoder features' variance that no linear layer behind their codes has back.",
+        f"**In brackets**: {name_student_interval(len(grid.seeds))}; of differences Holm's, bold where they leave out "
+        "0.",
     )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _section(tables: FairTables, data: str, redraw: bool) -> str:

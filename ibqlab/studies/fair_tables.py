@@ -170,7 +170,7 @@ class FairTables:
         lines = []
         for key in self.grid.data[data].measures:
             here = {arm: difference for (arm, of), difference in differences.items() if of == key}
-            lines.append(f"- {measure(key).title}: {self._sides(key, here)}.")
+            lines.append(f"- **{measure(key).title}**: {self._sides(key, here)}.")
         tested = sum(np.isfinite(difference.p_value) for difference in differences.values())
         lines.append(f"- Welch's test at 5 %, {self._seeds(differences)} seeds, {name_correction(tested)}.")
         return "\n".join(lines)
@@ -206,7 +206,7 @@ class FairTables:
         start, lines = self.equal_start, []
         for key in (self.grid.data[data].measures[0], self.grid.data[data].criterion):
             here = {arm: difference for (arm, of), difference in differences.items() if of == key}
-            lines.append(f"- {measure(key).title}, from {start} instead of the own start: {self._sides(key, here)}.")
+            lines.append(f"- **{measure(key).title}** from {start} instead of the own start: {self._sides(key, here)}.")
             lines.append(f"- {self._turned(data, key)}")
         tested = sum(np.isfinite(difference.p_value) for difference in differences.values())
         lines.append(f"- Welch's test at 5 %, {self._seeds(differences)} seeds, {name_correction(tested)}.")
@@ -227,7 +227,7 @@ class FairTables:
         turned = [label for label in changed if _side(before[label]) * _side(after[label]) < 0]
         text = f"Compared with {self._reference} in {measure(key).title}, {len(changed)} of {len(both)} verdicts from "
         text += f"{self.equal_start} are others than from own starts"
-        return text + (f", and turn round for {', '.join(self._names(turned))}." if turned else "; none turns round.")
+        return text + (f", and turn round for {' · '.join(self._names(turned))}." if turned else "; none turns round.")
 
     # --- words ---
 
@@ -239,13 +239,13 @@ class FairTables:
         return [name_of(label, self.grid.methods[label]["name"]) for label in labels]
 
     def _sides(self, key: str, differences: dict[Arm, Difference]) -> str:
-        """ "higher for A, B; lower for C; not told apart: D"."""
+        """ "clearly higher: A · B; clearly lower: C; not told apart: D". Names hold commas."""
         groups = {"clearly higher": 1, "clearly lower": -1, "not told apart": 0}
         parts = []
         for words, side in groups.items():
             names = [label_of(arm) for arm, difference in differences.items() if _side(difference) == side]
             if names:
-                parts.append(f"{words}: {', '.join(names)}")
+                parts.append(f"{words}: {' · '.join(names)}")
         better = measure(key).better
         note = f" ({better} is better)" if better == "lower" else ""
         return "; ".join(parts) + note

@@ -39,7 +39,7 @@ class BinarySphericalQuantizerConfig(LookupFreeQuantizerConfig):
         require(size in divisors, f"group_size must divide code_dim = {dim}; got {size}. Use one of {divisors}")
 
 
-@register_quantizer("bsq", BinarySphericalQuantizerConfig)
+@register_quantizer("bsq", BinarySphericalQuantizerConfig, label="BSQ")
 class BinarySphericalQuantizer(Quantizer):
     """Binary Spherical Quantization.
 

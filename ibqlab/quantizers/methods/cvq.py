@@ -47,7 +47,7 @@ class ClusteredVectorQuantizerConfig(VectorQuantizerConfig):
         require_choice("anchor", self.anchor, ANCHORS)
 
 
-@register_quantizer("cvq", ClusteredVectorQuantizerConfig)
+@register_quantizer("cvq", ClusteredVectorQuantizerConfig, label="CVQ")
 class ClusteredVectorQuantizer(VectorQuantizer):
     """VQ whose codes are re-anchored after every training batch.
 

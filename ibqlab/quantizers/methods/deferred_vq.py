@@ -30,7 +30,7 @@ class DeferredVectorQuantizerConfig(VectorQuantizerConfig):
         )
 
 
-@register_quantizer("deferred_vq", DeferredVectorQuantizerConfig)
+@register_quantizer("deferred_vq", DeferredVectorQuantizerConfig, label="Deferred VQ")
 class DeferredVectorQuantizer(VectorQuantizer):
     """In training, features as they are until `progress` reaches `defer`; then k-means centres and VQ.
 

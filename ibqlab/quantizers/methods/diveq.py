@@ -36,7 +36,7 @@ class DifferentiableVectorQuantizerConfig(QuantizerConfig):
         require(self.replace_shift >= 0, f"replace_shift must be ≥ 0, got {self.replace_shift}. Use 1e-9, or 1e-3")
 
 
-@register_quantizer("diveq", DifferentiableVectorQuantizerConfig)
+@register_quantizer("diveq", DifferentiableVectorQuantizerConfig, label="DiVeQ")
 class DifferentiableVectorQuantizer(Quantizer):
     """Differentiable Vector Quantization.
 

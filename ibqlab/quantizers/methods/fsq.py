@@ -82,7 +82,7 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
         return {"codebook_size": size, "code_dim": dim}
 
 
-@register_quantizer("fsq", FiniteScalarQuantizerConfig)
+@register_quantizer("fsq", FiniteScalarQuantizerConfig, label="FSQ")
 class FiniteScalarQuantizer(Quantizer):
     """Finite Scalar Quantization.
 

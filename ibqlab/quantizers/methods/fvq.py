@@ -107,7 +107,7 @@ def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
     return F.linear(values, layer.weight.to(values.dtype), layer.bias.to(values.dtype))
 
 
-@register_quantizer("fvq", BridgedQuantizerConfig)
+@register_quantizer("fvq", BridgedQuantizerConfig, label="FVQ")
 class BridgedQuantizer(NearestCodeQuantizer):
     """VQ over a codebook that VQBridge rewrites.
 

@@ -34,7 +34,7 @@ class GroupedQuantizerConfig(CompositeConfig):
         super().__post_init__()
 
 
-@register_quantizer("grouped", GroupedQuantizerConfig)
+@register_quantizer("grouped", GroupedQuantizerConfig, label="Grouped")
 class GroupedQuantizer(CompositeQuantizer):
     """Product quantization.
 

@@ -52,7 +52,7 @@ class GumbelQuantizerConfig(QuantizerConfig):
         return {"kl": self.kl_weight}
 
 
-@register_quantizer("gumbel", GumbelQuantizerConfig)
+@register_quantizer("gumbel", GumbelQuantizerConfig, label="Gumbel")
 class GumbelQuantizer(Quantizer):
     """A sampled code with the gradient of a softmax.
 

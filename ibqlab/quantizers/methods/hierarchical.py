@@ -37,7 +37,7 @@ class HierarchicalQuantizerConfig(CompositeConfig):
         super().__post_init__()
 
 
-@register_quantizer("hierarchical", HierarchicalQuantizerConfig)
+@register_quantizer("hierarchical", HierarchicalQuantizerConfig, label="Hierarchical")
 class HierarchicalQuantizer(GridComposite):
     """Hierarchical Quantization.
 

@@ -60,7 +60,7 @@ class MultiScaleQuantizerConfig(CompositeConfig, PairLossConfig):
         return super().loss_weights() | PairLossConfig.loss_weights(self)
 
 
-@register_quantizer("multi_scale", MultiScaleQuantizerConfig)
+@register_quantizer("multi_scale", MultiScaleQuantizerConfig, label="Multi-scale")
 class MultiScaleQuantizer(GridComposite):
     """Multi-scale Residual Quantization.
 

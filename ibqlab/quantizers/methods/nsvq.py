@@ -44,7 +44,7 @@ class NonStationaryQuantizerConfig(VectorQuantizerConfig):
         return weights | {"drift": weights["codebook"]}
 
 
-@register_quantizer("nsvq", NonStationaryQuantizerConfig)
+@register_quantizer("nsvq", NonStationaryQuantizerConfig, label="NS-VQ")
 class NonStationaryQuantizer(VectorQuantizer):
     """VQ whose codes that were not chosen are drawn toward tokens, too, the nearer the more.
 

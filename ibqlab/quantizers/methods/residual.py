@@ -53,7 +53,7 @@ class ResidualQuantizerConfig(CompositeConfig):
         )
 
 
-@register_quantizer("residual", ResidualQuantizerConfig)
+@register_quantizer("residual", ResidualQuantizerConfig, label="Residual")
 class ResidualQuantizer(CompositeQuantizer):
     """Residual Quantization.
 

@@ -29,7 +29,7 @@ class SpaceFillingQuantizerConfig(QuantizerConfig):
         require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
 
 
-@register_quantizer("sf_diveq", SpaceFillingQuantizerConfig)
+@register_quantizer("sf_diveq", SpaceFillingQuantizerConfig, label="SF-DiVeQ")
 class SpaceFillingQuantizer(Quantizer):
     """Space-Filling Differentiable Vector Quantization.
 

@@ -37,7 +37,7 @@ class RevivedVectorQuantizerConfig(VectorQuantizerConfig):
         require(self.revive_below >= 0, f"revive_below must be ≥ 0 hits, got {self.revive_below}")
 
 
-@register_quantizer("vq_ema_revived", RevivedVectorQuantizerConfig)
+@register_quantizer("vq_ema_revived", RevivedVectorQuantizerConfig, label="VQ, moving average, revived")
 class RevivedVectorQuantizer(VectorQuantizer):
     """Moving averages as in `vq_ema`; a code with n_k below a threshold becomes a token of the batch.
 

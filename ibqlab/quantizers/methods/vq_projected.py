@@ -58,7 +58,7 @@ class ProjectedCodebook(nn.Module):
         return F.linear(vectors, self.map.weight.to(vectors.dtype), self.map.bias.to(vectors.dtype))
 
 
-@register_quantizer("vq_projected", ProjectedVectorQuantizerConfig)
+@register_quantizer("vq_projected", ProjectedVectorQuantizerConfig, label="VQ, projected")
 class ProjectedVectorQuantizer(Quantizer):
     """Nearest code by angle after a learned projection.
 

@@ -4,7 +4,7 @@ from ibqlab.quantizers.base import register_quantizer
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
 
-@register_quantizer("vq_rotation", VectorQuantizerConfig, gradient="rotation")
+@register_quantizer("vq_rotation", VectorQuantizerConfig, label="VQ, rotation trick", gradient="rotation")
 class RotationVectorQuantizer(VectorQuantizer):
     """VQ whose gradient keeps its angle to the code.
 

@@ -96,7 +96,7 @@ class AnchorCodebook(nn.Module):
         return codes
 
 
-@register_quantizer("vqgan_lc", LargeCodebookQuantizerConfig)
+@register_quantizer("vqgan_lc", LargeCodebookQuantizerConfig, label="VQGAN-LC")
 class LargeCodebookQuantizer(NearestCodeQuantizer):
     """Nearest code among projected anchors; only the projector learns.
 

@@ -98,7 +98,7 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
         return {"library_loss": self.loss_weight}
 
 
-@register_quantizer("vqp", VectorQuantizePytorchConfig)
+@register_quantizer("vqp", VectorQuantizePytorchConfig, label="vector-quantize-pytorch")
 class VectorQuantizePytorchQuantizer(Quantizer):
     """A quantizer of vector-quantize-pytorch behind this library's interface.
 

@@ -48,7 +48,7 @@ class WassersteinQuantizerConfig(VectorQuantizerConfig):
         return super().loss_weights() | {"wasserstein": self.wasserstein_weight}
 
 
-@register_quantizer("wasserstein_vq", WassersteinQuantizerConfig)
+@register_quantizer("wasserstein_vq", WassersteinQuantizerConfig, label="Wasserstein VQ")
 class WassersteinQuantizer(VectorQuantizer):
     """VQ with W₂ between the Gaussians of features and codes, which reaches every code.
 
