@@ -100,8 +100,7 @@ class CompositeConfig(QuantizerConfig):
             f'inner must be settings of a quantizer of single tokens, such as {{"name": "ibq"}}; got {settings!r:.60}',
         )
         settings, number, splits = dict(settings), self.number(), self.splits()
-        says_levels = settings.get("name") == "fsq" and "levels" in settings
-        if "codebook_size" not in settings and not says_levels:
+        if not _says_size(settings) or (self.codebook_size and "codebook_size" not in settings and "inner" in settings):
             root = _root(self.codebook_size, number) if self.codebook_size else 2 ** max(1, DEFAULT_BITS // number)
             require(
                 self.codebook_size in (0, root**number) and root >= 2,
@@ -124,6 +123,14 @@ class CompositeConfig(QuantizerConfig):
             )
             settings["codebook_init"] = self.codebook_init
         return settings
+
+
+def _says_size(settings: Any) -> bool:
+    """Whether settings of a part say its codebook's size: by themselves, by levels, or in the parts of the part."""
+    if not isinstance(settings, dict):
+        return isinstance(settings, QuantizerConfig)
+    levels = settings.get("name") == "fsq" and "levels" in settings
+    return bool(settings.get("codebook_size")) or levels or ("inner" in settings and _says_size(settings["inner"]))
 
 
 class CompositeQuantizer(Quantizer):

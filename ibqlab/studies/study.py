@@ -180,9 +180,10 @@ class Study:
         else:
             launcher = LocalLauncher(typed.workers or self.grid.workers, typed.threads)
         try:
-            retry, known = typed.retry, 0
-            while known < len(self.cells):
-                known = len(self.cells)
+            retry, tried = typed.retry, set()
+            # By their names: a search that ends otherwise than before names other runs, not more of them.
+            while new := {cell.name for cell in self.cells} - tried:
+                tried |= new
                 outcome = run_cells(self.cells, self.store, launcher, retry=retry, progress=progress)
                 self.cells, retry = self._named_by_now(), False
             return outcome

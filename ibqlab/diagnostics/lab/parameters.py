@@ -226,6 +226,9 @@ def read_methods(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         require_choice("methods", name, [*available_quantizers(), "all"])
         require(name != "all", f"methods: all stands alone, for every registered quantizer; got {list(texts)}")
         settings = dict(map(split_assignment, assignments))
+        require(
+            "name" not in settings, f"methods: {name!r} is the name already; leave {for_terminal(text)!r}'s name= out"
+        )
         settings = {
             key: value if key == "codebook_init" else read_assigned(key, value) for key, value in settings.items()
         }
