@@ -13,7 +13,7 @@ import os
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,21 @@ class Finding(NamedTuple):
         if self.exempt:
             return f"– {self.rule.name}: {self.exempt}"
         return f"✗ {self.rule.name}: {self.broken}. {self.rule.why}" if self.broken else f"✓ {self.rule.name}"
+
+
+def in_lines(findings: Sequence[Finding]) -> list[str]:
+    """Findings as text, a line each; what breaks several rules in the same words is said once, at the first of them."""
+    causes: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.broken:
+            causes.setdefault(finding.broken, []).append(finding.rule.name)
+    lines = []
+    for finding in findings:
+        first, *others = causes.get(finding.broken, [finding.rule.name])
+        if finding.rule.name == first:
+            rest = f". For the same cause these could not be looked at: {'; '.join(others)}" if others else ""
+            lines.append(f"{finding}{rest}")
+    return lines
 
 
 RULES: list[Rule] = []
