@@ -20,7 +20,8 @@ def check(name: str | None, plugins: Sequence[str]) -> None:
     from ibqlab.base.checks import require_choice
     from ibqlab.config import ConfigError
     from ibqlab.quantizers import available_quantizers, check_quantizer
-    from ibqlab.quantizers.contract import RULES, in_lines
+    from ibqlab.quantizers.contract import RULES
+    from ibqlab.quantizers.findings import in_lines
     from ibqlab.recipes.plugins import import_plugins, registered_by
 
     if not name and not plugins:
@@ -29,11 +30,13 @@ def check(name: str | None, plugins: Sequence[str]) -> None:
     if not names:
         raise ConfigError(f"{', '.join(plugins)} registers no quantizer; put @register_quantizer(NAME) above its class")
     if name and name not in available_quantizers():
-        own = " --plugin FILE.py makes known what a file of yours registers"
         try:
             require_choice("NAME", name, available_quantizers())
         except ValueError as error:
-            raise ConfigError(f"{error}.{own}: ibqlab check {name} --plugin FILE.py") from None
+            raise ConfigError(
+                f"{error}. One of your own is known with the file that registers it: ibqlab check {name} "
+                "--plugin FILE.py"
+            ) from None
     is_broken = False
     for one in names:
         findings = check_quantizer(one)

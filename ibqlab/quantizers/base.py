@@ -20,6 +20,7 @@ from ibqlab.quantizers.assignments import (
     PACKAGE,
     Assignment,
     QuantizerOutput,
+    checked,
     checked_assignment,
     checked_choice,
     weighted_sum,
@@ -138,7 +139,7 @@ class Quantizer(nn.Module):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The code of each token and nothing else, as `assign` would choose it in evaluation."""
-        return self.assign(features, codebook).indices
+        return checked(self.name, self.assign(features, codebook), features, False).indices
 
     @torch.no_grad()
     def encode(self, features: Float[Tensor, "B D h w"]) -> Int[Tensor, "B h w"]:
@@ -311,9 +312,8 @@ def register_quantizer(
     settings = [field.name for field in fields(config)]
     require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
     for word in QuantizerLook._fields:
-        require(
-            word not in settings, f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
-        )
+        says = f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
+        require(word not in settings, says)
     look = checked_look(name, label, color, marker)
     for setting in defaults:
         require_choice(f"{name!r}: a setting with a default", setting, settings)

@@ -13,7 +13,7 @@ import os
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,21 +54,6 @@ class Finding(NamedTuple):
         return f"✗ {self.rule.name}: {self.broken}. {self.rule.why}" if self.broken else f"✓ {self.rule.name}"
 
 
-def in_lines(findings: Sequence[Finding]) -> list[str]:
-    """Findings as text, a line each; what breaks several rules in the same words is said once, at the first of them."""
-    causes: dict[str, list[str]] = {}
-    for finding in findings:
-        if finding.broken:
-            causes.setdefault(finding.broken, []).append(finding.rule.name)
-    lines = []
-    for finding in findings:
-        first, *others = causes.get(finding.broken, [finding.rule.name])
-        if finding.rule.name == first:
-            rest = f". For the same cause these could not be looked at: {'; '.join(others)}" if others else ""
-            lines.append(f"{finding}{rest}")
-    return lines
-
-
 RULES: list[Rule] = []
 """All rules, the most basic first."""
 BASIC = 2
@@ -90,13 +75,14 @@ def check_quantizer(name: str) -> list[Finding]:
     quantizer_config({"name": name})
     findings: list[Finding] = []
     for rule in RULES:
-        findings.append(_try(rule, name))
+        findings.append(try_rule(rule, name))
         if findings[-1].broken and len(findings) <= BASIC:
             break
     return findings
 
 
-def _try(rule: Rule, name: str) -> Finding:
+def try_rule(rule: Rule, name: str) -> Finding:
+    """What becomes of one rule on a registered quantizer; no error of the quantizer's is raised."""
     exempt = exemptions(name).get(rule.name)
     if exempt:
         return Finding(rule, "", exempt)
@@ -356,6 +342,7 @@ def _(name: str) -> None:
 @_rule("two processes learn the same", "Each has half of a batch; what they do not share makes two quantizers of one")
 def _(name: str) -> None:
     seen = difference_of_two(lambda: small(name), lambda step, rank: features(step)[rank : rank + 1])
+    need(not seen.startswith("QuantizerError: "), seen.removeprefix("QuantizerError: ").rstrip("."))
     need(not seen, f"{seen}; sum what is counted with ibqlab.base.processes.sum_over_processes" if seen else "")
 
 
