@@ -25,8 +25,8 @@ CLASSES = (
 )
 """Classes that quantize single tokens: they give an index, or one per level and group, and vectors for indices."""
 REFUSED = {
-    "HierarchicalVQ": "it quantizes a whole grid at several scales, with other numbers of indices than tokens, so that no "
-    "token has an index of its own; use the quantizer 'multi_scale', which does so around any quantizer",
+    "HierarchicalVQ": "it quantizes a whole grid at several scales, so that no token has an index of its own; use "
+    "the quantizer 'multi_scale', which does so around any quantizer",
     "RandomProjectionQuantizer": "it gives indices alone: its codes lie behind a random projection, from which no way "
     "leads back to features",
     "EvoLFQ": "it is a whole autoencoder with a search over its bits; its quantizer is cls='LFQ'",
