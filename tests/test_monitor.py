@@ -21,19 +21,23 @@ from click.testing import CliRunner
 from torch import nn
 
 from ibqlab.cli import main
+from ibqlab.diagnostics.explain import measure_drift
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.monitor import CodebookMonitor, callbacks, diagnose, run_writer
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram
+from ibqlab.plots.explain import explanation_table, plot_explanation
 from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.quantizers import build_quantizer
 from ibqlab.runs import Run, RunError, list_runs
+from ibqlab.studies import run_explanation
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import figure_run_codes, figure_run_reconstructions, write_run_report
 from ibqlab.widgets import explore_run
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "bring_your_own"
 CODES, DIM = 16, 4
+NAN = float("nan")
 
 
 def tensors(seed, images=4, side=3):
@@ -80,13 +84,14 @@ def test_importing_it_needs_torch_and_numpy_alone():
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory):
-    """A finished run of 60 steps, with images and a name."""
+    """A finished run of 60 steps, with images and a name, whose batches differ in size."""
     root = tmp_path_factory.mktemp("runs")
     images = torch.rand(3, 1, 8, 8)
     with monitor_in(root, steps=60, log_every=20, settings={"quantizer": "my own", "seed": 7, "width": 32}) as monitor:
         for step in range(1, 61):
             pictures = {"images": lambda: images, "reconstructions": lambda: images + 0.1}
-            monitor.update(step, **tensors(step), loss=torch.tensor(1 / step), **pictures)
+            batch = tensors(step, 4 - (step - 1) % 3)
+            monitor.update(step, **batch, loss=torch.tensor(1 / step), **pictures)
         monitor.log(60, validation_psnr=21.5)
     return Run(root / "mine")
 
@@ -121,6 +126,7 @@ class TestReaders:
         page = write_run_report(monitored).with_suffix(".md").read_text()
         for title in ("Curves", "Hits per code", "Codes among features", "Reconstructions"):
             assert f"## {title}\n\n![" in page
+        assert "### Norms, margins, drift, births and deaths" in page
         assert (
             "seeds: 7; threads per run: 1" in page
             and "Not drawn" not in page
@@ -311,6 +317,54 @@ def test_what_is_due(settings, stride, rows, snapshots):
             schedule.stored = step
         schedule.logged = step
     assert (logged, stored) == (rows, snapshots)
+
+
+@pytest.mark.parametrize("has_probe", [True, False])
+def test_drift_of_features_is_that_of_the_same_images_or_is_not_told(tmp_path, has_probe):
+    """Codes and the probe's features move by one a step, along one axis each."""
+    monitor = monitor_in(tmp_path)
+    for step in range(1, 13):
+        given = tensors(step, step % 3 + 1)
+        given["codebook"] = given["codebook"] + step * torch.eye(DIM)[0]
+        probe = {"probe": lambda step=step: step * torch.eye(DIM)[1].expand(5, DIM)} if has_probe else {}
+        monitor.update(step, **given, **probe)
+    monitor.close()
+    run = Run(monitor.path)
+    drifts = measure_drift(run_explanation._snapshots(run))
+    assert [drift.features for drift in drifts] == pytest.approx([1.0 if has_probe else NAN] * 4, nan_ok=True)
+    codes = np.array([drift[3:] for drift in drifts])
+    assert codes[~np.isnan(codes)] == pytest.approx(1.0)
+    caption = plot_explanation(explanation_table(run.metrics, drifts)).get_supxlabel().replace("\n", " ")
+    told = "drift of the features of fixed images and" if has_probe else "that of the features needs the same images"
+    assert told in caption
+
+
+@pytest.mark.parametrize("end", [lambda monitor: monitor.close(), lambda monitor: run_writer._end_all()])
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({"log_every": 50}, [1, 2, 3, 5, 7]),
+        ({"log_every": 1}, [1, 2, 3, 4, 5, 6, 7]),  # the last step has a row and lacks a snapshot
+        ({"log_every": 50, "steps": 7}, [1, 2, 3, 5, 7]),
+    ],
+)
+def test_the_last_update_has_a_row_and_a_snapshot(tmp_path, monkeypatch, end, settings, rows):
+    monkeypatch.setattr(run_writer, "_OPEN", {})
+    monitor = monitor_in(tmp_path, **settings)
+    for step in range(1, 8):
+        given = tensors(step) | {"features": lambda step=step: tensors(step)["features"]}
+        monitor.update(step, **given, loss=torch.tensor(float(step), requires_grad=True) * 1)
+    end(monitor)
+    run = Run(monitor.path)
+    assert run.metrics["step"].tolist() == rows and run.snapshot_steps == [1, 2, 5, 7] and run.status == "finished"
+    whole = CodebookMonitor(tmp_path / "whole", CODES, log_every=1)
+    for step in range(1, 8):
+        row = whole.update(step, **tensors(step), loss=float(step))
+    skipped = {"seconds", "births", "deaths"}
+    assert {k: v for k, v in run.rows[-1].items() if k not in skipped} == pytest.approx(
+        {k: v for k, v in row.items() if k not in skipped}
+    )
+    assert np.array_equal(run.snapshot()["assignments"], tensors(7)["indices"].flatten())
 
 
 # --- alarms ---
@@ -533,10 +587,9 @@ class TestFolder:
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
-NAN = float("nan")
 WRONG = {
-    "indices above K": ({"indices": [[3, 16], [99, 0]]}, "indices must lie in 0 to 15 .* 2 lie above"),
-    "indices below": ({"indices": [-5, 0]}, "indices must lie in 0 to 15 .* 1 lie below"),
+    "indices above K": ({"indices": [[3, 16], [99, 0]] * 9}, "indices must lie in 0 to 15 .* 18 lie above"),
+    "indices below": ({"indices": [-5, 0] * 18}, "indices must lie in 0 to 15 .* 18 lie below"),
     "indices as floats": ({"indices": torch.rand(4)}, "indices must be whole numbers"),
     "no indices": ({"indices": None}, "update needs the codes that the step chose"),
     "a smaller codebook": ({"codebook": torch.randn(8, DIM)}, r"codebook must hold one row per code, \(16, D\)"),

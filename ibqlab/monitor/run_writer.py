@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class RunWriter:
         """Time that the monitor has taken of this start."""
         self.was_asked_to_end = False
         """Whether the alarm asked for the end at the last update, so that a training that ends here was stopped."""
+        self.before_end: Callable[[], Any] = lambda: None
+        """Called before the run ends: writes what the last update had no row for."""
         self._began = time.perf_counter()
         self._process = 0
         self._has_ended = False
@@ -124,6 +127,7 @@ class RunWriter:
         """
         if not self.run:
             return
+        self.before_end()
         self._has_ended = True
         run, self.run = self.run, None
         _OPEN.pop(os.path.realpath(self.path), None)

@@ -30,7 +30,7 @@ class Window:
     def __init__(self, codebook_size: int, tokens: int, probe_tokens: int, processes: int, device: torch.device):
         from ibqlab.diagnostics.recorder import PlainCodebook, Recorder
 
-        self.codebook_size, self.device = codebook_size, device
+        self.codebook_size, self.device, self.processes = codebook_size, device, processes
         self._codebook = torch.empty(0, 1, device=device)
         self._gradient: Tensor | None = None
         self._pending: list[tuple[int, Tensor]] = []
@@ -88,7 +88,8 @@ class Window:
         is_whole = codes is not None and sample is not None
         stand_in = torch.zeros(1, self._codebook.shape[1], device=self._codebook.device)
         tokens = sample.to(self._codebook.device) if is_whole else stand_in
-        row = self.recorder.report(tokens.T[None, :, None, :], step)  # (1, D, 1, n), as an image of one row
+        with torch.autocast(tokens.device.type, enabled=False):
+            row = self.recorder.report(tokens.T[None, :, None, :], step)  # (1, D, 1, n), as an image of one row
         self._codebook = torch.empty(0, 1, device=self.device)  # somebody's tensor is not kept alive
         if not is_whole:
             known = _OF_INDICES + (_OF_CODES if codes is not None else ())
