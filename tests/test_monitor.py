@@ -386,8 +386,10 @@ def test_an_alarm_is_printed_written_and_handed_on(tmp_path, capsys):
     run = collapsing(tmp_path, on_alarm=events.append)
     (event,) = events
     assert (event.rule, event.step, run.status, run.step) == ("few_codes", 5, "finished", 7)
-    assert [row["step"] for row in run.alarms] == [5] and str(event) in capsys.readouterr().err
-    assert "revive_after" in event.remedy and "tokenizer." not in event.remedy
+    told = capsys.readouterr().err.splitlines()
+    assert [row["step"] for row in run.alarms] == [5] and str(event) in told
+    assert told[0] == f"monitor: writes {run.path}; look at it with: ibqlab show {run.path}" and len(told) == 2
+    assert "setting codes that no token has chosen" in event.remedy and "revive_after" not in event.remedy
     assert "few codes" in write_run_report(run).with_name("report.md").read_text()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ibqlab.diagnostics.alarm_remedies import remedy_in_words
 from ibqlab.diagnostics.alarm_rules import RULES, CodebookFacts, NonFiniteValues, Rule
 
 
@@ -31,7 +32,7 @@ class AlarmEvent:
     cause: str
     """The likely cause."""
     remedy: str
-    """Which setting to change."""
+    """Which setting to change; in somebody else's model, which quantity."""
     values: Mapping[str, float]
     """The numbers behind it."""
 
@@ -110,6 +111,8 @@ def make_event(rule: Rule, step: int, values: Mapping[str, float], facts: Codebo
         facts: of the codebook.
     """
     words = rule.explain(values, facts)
+    if facts.monitored:
+        words = words._replace(remedy=remedy_in_words(rule.name, words.remedy, facts.softmax, facts.fixed))
     return AlarmEvent(step=step, rule=rule.name, title=rule.title, values=dict(values), **words._asdict())
 
 

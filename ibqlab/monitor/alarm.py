@@ -5,7 +5,6 @@ from here, so "stop" raises nothing: it sets the monitor's `stopped`, which a lo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,9 +48,7 @@ class MonitorAlarm:
         """Look at a row that was just logged, and tell what it sets off."""
         from ibqlab.base.progress import notice
 
-        for found in self._alarm.check(row) if self._alarm else ():
-            # The names of our recipes' settings mean something to others, their paths do not.
-            event = replace(found, remedy=found.remedy.replace("tokenizer.quantizer.", ""))
+        for event in self._alarm.check(row) if self._alarm else ():
             run.log_alarm(event.row())
             notice(event)
             self._asks = self._asks or event.stops

@@ -6,6 +6,7 @@ that goes on from one whose process is gone.
 
 import atexit
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -71,6 +72,7 @@ class RunWriter:
         Raises:
             RunError: as the constructor, or the run is finished and the step lies before its end.
         """
+        from ibqlab.base.progress import notice
         from ibqlab.runs import Run, RunError
         from ibqlab.runs.metrics import last_step
 
@@ -105,6 +107,7 @@ class RunWriter:
         self.run, self._began = run, time.perf_counter()
         self._process = os.getpid()
         _OPEN[key] = self
+        notice(f"monitor: writes {run.path}; look at it with: ibqlab show {shlex.quote(str(run.path))}")
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row; errors as of `Run.log`."""
