@@ -10,7 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +381,18 @@ def collapsing(folder, steps=7, **settings):
     return Run(monitor.path)
 
 
+@pytest.mark.parametrize(("lasts", "alarms", "rows"), [(200, [140], 4), (1, [], 1)])
+def test_signs_of_collapse_are_confirmed_by_rows_that_come_sooner(tmp_path, lasts, alarms, rows):
+    """Codes are lost from step 91 on, which the row at 100 shows; five in sequence would be at 100, 150, … 300."""
+    monitor = monitor_in(tmp_path)
+    for step in range(1, 161):
+        is_bad = 90 < step <= 100 or 100 < step < 100 + lasts
+        monitor.update(step, indices=[0] * 36 if is_bad else torch.arange(36) % CODES)
+    run = Run(monitor.path)
+    assert [event["step"] for event in run.alarms] == alarms
+    assert sum(100 < step < 150 for step in run.metrics["step"]) == rows
+
+
 def test_an_alarm_is_printed_written_and_handed_on(tmp_path, capsys):
     events = []
     run = collapsing(tmp_path, on_alarm=events.append)
@@ -458,6 +470,18 @@ for step in range(1, 8):
     row = monitor.update(step, indices=given["indices"][share], features=features, codebook=given["codebook"])
     assert rank == 0 or row is None
 monitor.close()
+# An empty share, a mistake and a function that fails, in one process: the other must not wait for it.
+uneven, seen = monitor_in(Path({folder!r}) / "uneven", log_every=1), []
+uneven.watch(lambda: 1 / 0 if rank and step == 4 else torch.ones(16, 4))
+for step in range(1, 6):
+    given = tensors(step, 2)
+    if rank == 1 and step in (2, 3):
+        given["indices"], given["features"] = (
+            (given["indices"][:0], given["features"][:0]) if step == 2 else (given["indices"].float(), None)
+        )
+    seen.append(uneven.update(step, **given))
+uneven.close()
+assert rank or [row["step_tokens"] for row in seen] == [36, 18, 18, 36, 36], seen
 collapsing = monitor_in(Path({folder!r}) / "collapsing", log_every=1, alarm="stop")
 for step in range(1, 8):
     collapsing.update(step, indices=[0] * 36)
@@ -603,6 +627,21 @@ WRONG = {
     "a number of many elements": ({"loss": torch.rand(3)}, "loss must be a number"),
     "a number that the monitor writes": ({"usage": 0.5}, "usage is written by the monitor itself"),
     "features that cannot be computed": ({"features": lambda: 1 / 0}, "division by zero"),
+    "a function of indices that fails": ({"indices": lambda: 1 / 0}, "indices must be .* raised ZeroDivisionError"),
+    "indices without numbers": ({"indices": torch.ones(36, device="meta").long()}, "indices must have their numbers"),
+    "a codebook's transpose": ({"codebook": torch.randn(DIM, CODES)}, r"codebook must .* got \(4, 16\).*codebook.T"),
+    "a module of many tables": (
+        {"codebook": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))},
+        "codebook must be a tensor .* got Sequential with 2. .*codebook=module.weight",
+    ),
+    "features of meta": ({"features": torch.ones(36, DIM, device="meta")}, "features must be a plain tensor"),
+    "features as text": ({"features": "z"}, "features must be a tensor, an array or lists .* got str"),
+    "a probe of another dimension": ({"probe": torch.randn(3, 7)}, "probe must have the codebook's dimension D = 4"),
+    "a loss as text": ({"loss": "x"}, "loss must be a number, or a tensor of one element; got 'x'"),
+    "images as whole numbers": (
+        {"images": torch.ones(2, 3, 4, 4).long(), "reconstructions": torch.rand(2, 3, 4, 4)},
+        "images must be uint8, or floats .* got torch.int64",
+    ),
     "images of two channels": (
         {"images": torch.rand(2, 2, 4, 4), "reconstructions": torch.rand(2, 2, 4, 4)},
         "images must be",
@@ -629,6 +668,49 @@ def test_later_trouble_is_told_once_and_training_goes_on(tmp_path, told, wrong):
     assert re.search(message, text) and "step 2" in text
     assert row["usage"] > 0 and "feature_to_code_distance" in row
     assert Run(monitor.path).metrics["step"].iloc[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"features": torch.randn(40, DIM)}, "features must be one per index; got 40 features and 36 indices"),
+        ({"indices": [], "features": torch.zeros(0, DIM)}, "indices must hold at least one token; got none"),
+        (
+            {"images": torch.rand(2, 3, 4, 4), "reconstructions": torch.rand(2, 3, 5, 4)},
+            r"reconstructions must have the shape of their images; got .* \(2, 5, 4, 3\) and \(2, 4, 4, 3\)",
+        ),
+    ],
+)
+def test_what_may_be_meant_is_a_warning_from_the_first_update_on(tmp_path, told, given, message):
+    monitor = monitor_in(tmp_path, log_every=1, snapshot_every=1)
+    for step in (1, 2):
+        row = monitor.update(step, **tensors(step) | given)
+    (text,) = texts(told)
+    assert re.search(message, text) and row["step"] == 2
+
+
+def test_a_gradient_that_fails_or_has_other_rows_is_left_out(tmp_path, told):
+    monitor, gradients = monitor_in(tmp_path, log_every=1), [torch.ones(CODES, DIM)]
+    monitor.watch(lambda: gradients[0] / (0 if isinstance(gradients[0], int) else 1))
+    reach = []
+    for step, gradient in enumerate((torch.ones(CODES, DIM), 1, torch.ones(3, DIM)), start=1):
+        gradients[0] = gradient
+        reach.append(monitor.update(step, **tensors(step)).get("gradient_reach"))
+    assert reach == [1.0, None, None] and "ZeroDivisionError" in texts(told)[0] and "got (3, 4)" in texts(told)[1]
+
+
+def test_what_inference_mode_and_autocast_do_to_a_loop_changes_no_number(tmp_path):
+    rows = []
+    for name, context in {"plain": nullcontext, "odd": torch.inference_mode}.items():
+        monitor, table = CodebookMonitor(tmp_path / name, CODES, log_every=1), nn.Embedding(CODES, DIM)
+        for step in (1, 2, 3):
+            given = tensors(step)
+            table.weight.data.copy_(given["codebook"])
+            given["codebook"] = table if name == "odd" else table.weight
+            with context() if step != 2 else nullcontext(), torch.autocast("cpu", enabled=name == "odd"):
+                row = monitor.update(step, **given)
+        rows.append(row | {"seconds": 0})
+    assert rows[0] == rows[1]
 
 
 def test_a_token_without_code_counts_for_nothing(tmp_path, told):

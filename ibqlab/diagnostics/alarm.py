@@ -81,6 +81,11 @@ class Alarm:
         self.facts = facts
         self._watches = [(rule, _Watch()) for rule in rules if rule.concerns(facts)]
 
+    @property
+    def suspects(self) -> bool:
+        """Whether the last row showed something that further rows must confirm before it is told."""
+        return any(watch.showing and not watch.told for _, watch in self._watches)
+
     def check(self, row: Mapping[str, Any]) -> list[AlarmEvent]:
         """The rules that go off at a row.
 

@@ -55,9 +55,14 @@ class MonitorAlarm:
             if self.on_alarm:
                 self.on_alarm(event)
 
-    def asks_to_end(self, device: torch.device) -> bool:
-        """Whether the first process's rows ask for the end of the training; all processes come here at each row."""
-        if self.mode != "stop":
-            return False
-        asked: Tensor = sum_over_processes(torch.tensor(int(self._asks), device=device))
-        return bool(asked)
+    def answers(self, device: torch.device) -> tuple[bool, bool]:
+        """Whether the first process's rows ask for the end of the training, and whether the next row should come soon.
+
+        All processes come here at each row.
+        """
+        if self.mode == "off":
+            return False, False
+        suspects = self._alarm is not None and self._alarm.suspects
+        flags: Tensor = sum_over_processes(torch.tensor([self._asks, suspects], dtype=torch.int64, device=device))
+        asks, suspects = flags.tolist()
+        return bool(asks) and self.mode == "stop", bool(suspects)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BATCH, CODES, STEPS, whole_number
+from ibqlab.base.measures import is_measure
 from ibqlab.base.processes import share_of_work
 from ibqlab.monitor import inputs
 from ibqlab.monitor.alarm import MonitorAlarm
@@ -117,17 +118,19 @@ class CodebookMonitor:
         self._movement: Movement | None = None
         self._latest: tuple[Tensor, inputs.UpdateInputs] | None = None
 
-    def watch(self, codebook: Tensor | Callable[[], Tensor | None]) -> None:
+    def watch(self, codebook: Tensor | nn.Module | Callable[[], Tensor | None]) -> None:
         """Measure gradient reach: which share of codes a step moves noticeably.
 
         Args:
-            codebook: the parameter (K, D). Of the last backward pass before `update` its gradient is taken, whether or
-                not `zero_grad` has been called since. A buffer that moving averages change in place: how far they move
-                each code. Or a function that gives the gradient, where the codebook is computed from other weights.
+            codebook: the parameter (K, D), or a module with it. Of the last backward pass before `update` its gradient
+                is taken, whether or not `zero_grad` has been called since. A buffer that moving averages change in
+                place: how far they move each code. A function that gives the gradient of a computed codebook.
         Raises:
             ValueError: none of these.
         """
         self._movement = None
+        if isinstance(codebook, nn.Module):
+            codebook = inputs.codebook_of_module(codebook)
         if isinstance(codebook, Tensor) and codebook.is_leaf and not codebook.requires_grad:
             self._watch_movement(lambda: codebook)
         elif isinstance(codebook, Tensor):
@@ -337,7 +340,7 @@ class CodebookMonitor:
                     arrays = snapshot_arrays(seen, self.snapshot_features)
                     self._writer.save_snapshot(step, arrays | pictures | hits)
         finally:
-            asked = self._alarm.asks_to_end(flat.device)
+            asked, self.schedule.is_suspicious = self._alarm.answers(flat.device)
             self._writer.was_asked_to_end, self.stopped = asked and not self.stopped, asked
         self.schedule.logged, self._trouble.raises = step, False
         if needs_snapshot:
@@ -346,13 +349,17 @@ class CodebookMonitor:
 
     def _report(self, step: int, seen: Reading) -> dict[str, Any] | None:
         """The row of what was read; None where it could not be measured."""
-        read_gradient = self._read_gradient and (lambda: self._trouble.checked(self._gradient))
-        return self._trouble.checked(
-            lambda: self._window.report(step, seen.codes, seen.sample, seen.chosen, read_gradient)
-        )
+        read = self._read_gradient and (lambda: self._trouble.checked(self._gradient))
+        return self._trouble.checked(lambda: self._window.report(step, seen.codes, seen.sample, seen.chosen, read))
 
     def _gradient(self) -> Tensor | None:
-        return inputs.value_of(self._read_gradient, "what watch was given")
+        gradient = inputs.value_of(self._read_gradient, "the gradient for watch")
+        if isinstance(gradient, Tensor) and gradient.shape[:-1].numel() != self.codebook_size:
+            shape = tuple(gradient.shape)
+            raise ValueError(
+                f"the gradient for watch must hold one row per code, K = {self.codebook_size}; got {shape}"
+            )
+        return gradient
 
     @torch.no_grad()
     def _write_last(self) -> None:
@@ -372,7 +379,10 @@ class CodebookMonitor:
         def plain(name: str) -> dict[str, Any]:
             if name in measured or name in ("step", "seconds"):
                 raise ValueError(f"{name} is written by the monitor itself; give your number another name")
-            return {name: plain_row(numbers[name], name)}  # null where it is not finite
+            value = plain_row(numbers[name], name)  # null where it is not finite
+            if is_measure(name) and not isinstance(value, int | float | None):
+                raise ValueError(f"{name} must be a number, or a tensor of one element; got {value!r:.40}")
+            return {name: value}
 
         checked = [
             self._trouble.checked(lambda name=name: plain(name)) for name in numbers if numbers[name] is not None

@@ -77,9 +77,11 @@ def flat_indices(indices: Any, codebook_size: int) -> Tensor:
     """
     from ibqlab.quantizers.indices import to_indices
 
-    indices = value_of(indices, "indices")
+    values = to_indices(value_of(indices, "indices"))
+    if values.is_meta:
+        raise ValueError("indices must have their numbers in memory; got a tensor on meta, which has a shape alone")
     # Clamped first: in 32 bits a number beyond them would become another code.
-    return to_indices(indices).detach().reshape(-1).clamp(-2, codebook_size).to(torch.int32, copy=True)
+    return values.detach().reshape(-1).clamp(-2, codebook_size).to(torch.int32, copy=True)
 
 
 def codebook_of(given: Given, codebook_size: int, device: torch.device) -> Any:
@@ -93,21 +95,21 @@ def codebook_of(given: Given, codebook_size: int, device: torch.device) -> Any:
         device: of the indices that a function of indices is called with.
     """
     if isinstance(given, torch.nn.Module):
-        return _codebook_of_module(given)
+        return codebook_of_module(given)
     if callable(given) and not isinstance(given, Tensor):
         needed = [one for one in inspect.signature(given).parameters.values() if one.default is one.empty]
         takes_indices = any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in needed)
         arguments = (torch.arange(codebook_size, device=device),) if takes_indices else ()
         given = _called(given, "codebook", *arguments)
-        return _codebook_of_module(given) if isinstance(given, torch.nn.Module) else given
+        return codebook_of_module(given) if isinstance(given, torch.nn.Module) else given
     return given
 
 
-def _codebook_of_module(module: torch.nn.Module) -> Any:
+def codebook_of_module(module: torch.nn.Module) -> Any:
     """A module's `codebook`, else its only table of weights."""
     codebook = getattr(module, "codebook", None)
     if codebook is not None:
-        return _codebook_of_module(codebook) if isinstance(codebook, torch.nn.Module) else codebook
+        return codebook_of_module(codebook) if isinstance(codebook, torch.nn.Module) else codebook
     tables = [weights for weights in module.parameters() if weights.ndim == 2]
     if len(tables) != 1:
         raise ValueError(
@@ -154,7 +156,7 @@ def to_tokens(features: Any, code_dim: int | None = None, name: str = "features"
     """
     from ibqlab.quantizers.vectors import FLOATS
 
-    tensor = features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
+    tensor = _tensor_of(features, name)
     shape = tuple(tensor.shape)
     if tensor.dtype not in FLOATS:
         raise ValueError(
@@ -176,6 +178,23 @@ def to_tokens(features: Any, code_dim: int | None = None, name: str = "features"
     return tensor.detach().movedim(axis, -1).flatten(0, -2)
 
 
+def _tensor_of(values: Any, name: str) -> Tensor:
+    """A tensor with its numbers in memory; arrays and lists become one."""
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} must be a tensor, an array or lists of equal length; got {type(values).__name__} "
+            f"({str(error).splitlines()[0][:80]})"
+        ) from None
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(
+            f"{name} must be a plain tensor with its numbers in memory; got {tensor.layout} on {tensor.device}. Use "
+            f"{name}.to_dense()"
+        )
+    return tensor
+
+
 def sample_rows(total: int, most: int) -> Tensor:
     """Row numbers spread evenly over so many rows, at most `most` of them."""
     return torch.arange(0, total, max(1, total // most))[:most]
@@ -191,8 +210,7 @@ def to_pictures(images: Any, like: Any = None, name: str = "images") -> np.ndarr
     Raises:
         ValueError: another shape.
     """
-    tensor = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
-    tensor = tensor.detach()
+    tensor = _tensor_of(images, name).detach()
     if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
         raise ValueError(f"{name} must be (B, 3, H, W) or (B, 1, H, W); got {tuple(tensor.shape)}")
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():

@@ -48,7 +48,7 @@ def read_tensors(
         sample = tokens[rows.to(tokens.device)].float()
         if len(tokens) == len(flat):
             chosen = flat[rows.to(flat.device)]
-        else:
+        elif len(flat):
             trouble.warn(
                 f"features must be one per index; got {len(tokens)} features and {len(flat)} indices, so the "
                 "quantization error is left out. Pass features and indices of one forward pass"

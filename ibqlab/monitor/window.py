@@ -55,15 +55,14 @@ class Window:
             How many indices were wrong: "above" (K or more) and "below" (−2 or less), left out; {} if none was.
         """
         wrong = {"above": 0, "below": 0}
-        for step, flat in self._pending:
+        pending, self._pending, self._waiting = self._pending, [], 0  # what cannot be counted is not tried again
+        for step, flat in pending:
             in_range = (flat >= 0) & (flat < self.codebook_size)
             codes = flat[in_range]
             if len(codes) < len(flat):
                 wrong["above"] += int((flat >= self.codebook_size).sum())
                 wrong["below"] += int((flat < -1).sum())
             self.recorder.observe(codes.long().to(self.device), step)
-        self._pending.clear()
-        self._waiting = 0
         return {side: count for side, count in wrong.items() if count}
 
     def report(
