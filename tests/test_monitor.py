@@ -713,6 +713,19 @@ def test_what_inference_mode_and_autocast_do_to_a_loop_changes_no_number(tmp_pat
     assert rows[0] == rows[1]
 
 
+def test_a_compiled_step_may_call_it(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=1)
+
+    @torch.compile(backend="eager")
+    def train_step(step, features, indices):
+        monitor.update(step, indices=indices, features=features)
+        return features * 2
+
+    for step in (1, 2, 3):
+        train_step(step, torch.randn(30 + step, DIM), torch.arange(30 + step) % CODES)
+    assert [row["step_tokens"] for row in rows_of(monitor)] == [31, 32, 33]
+
+
 def test_a_token_without_code_counts_for_nothing(tmp_path, told):
     row = monitor_in(tmp_path).update(1, indices=torch.tensor([[0, -1], [3, -1]]))
     assert row["usage_tokens"] == 2 and not texts(told)

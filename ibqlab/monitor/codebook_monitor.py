@@ -24,7 +24,7 @@ from ibqlab.monitor.reading import Reading, read_tensors
 from ibqlab.monitor.run_writer import RunWriter
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.monitor.snapshots import snapshot_arrays, snapshot_pictures
-from ibqlab.monitor.trouble import Trouble
+from ibqlab.monitor.trouble import Trouble, uncompiled
 from ibqlab.monitor.window import Movement, Window, follow_gradient
 
 LOG_EVERY = 50
@@ -203,7 +203,7 @@ class CodebookMonitor:
         given = inputs.UpdateInputs(indices, features, codebook, images, reconstructions, probe, numbers)
         try:
             with torch.inference_mode(False):  # what it keeps is used in later steps
-                return self._trouble.checked(lambda: self._update(step, given))
+                return self._trouble.checked(lambda: uncompiled(self._update)(step, given))
         finally:
             # The first one imports the library and makes the folder.
             self._writer.monitor_seconds += 0.0 if is_first else time.perf_counter() - began
@@ -367,8 +367,7 @@ class CodebookMonitor:
         if self._latest is None:
             return
         (flat, given), self._latest = self._latest, None
-        self.schedule.steps = self.step
-        asked = self._writer.was_asked_to_end
+        self.schedule.steps, asked = self.step, self._writer.was_asked_to_end
         self._trouble.checked(lambda: self._measure(self.step, flat, given, self.schedule.logged == self.step))
         self._writer.was_asked_to_end = asked
 

@@ -1,9 +1,17 @@
 """What goes wrong in an update: an error at the first one, later a warning, each kind once."""
 
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+import torch
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that torch.compile leaves alone, where a compiled step calls it; nothing is imported for it."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 class Trouble:
