@@ -180,6 +180,10 @@ def test_drift_is_a_distance_per_step_apart_for_dead_codes():
     assert measure_drift([(0, first), (5, later)]) == [Drift(5, 0, 2.0, 0.6, 0.0)]
     assert measure_drift([(0, first)]) == measure_drift([]) == []
     assert math.isnan(measure_drift([(0, first), (1, {**first})])[0].dead_codes)
+    # Other features, or none, have not drifted; codes have, and what holds no codebook is passed over.
+    for other in (later | {"features": features[:1]}, {k: v for k, v in later.items() if k != "features"}):
+        (drift,) = measure_drift([(0, first), (3, {"counts": [1, 0, 2]}), (5, other)])
+        assert math.isnan(drift.features) and drift[3:] == (0.6, 0.0)
 
 
 # --- lives ---

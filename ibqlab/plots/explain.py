@@ -128,12 +128,13 @@ def plot_explanation(table: pd.DataFrame) -> Figure:
         looks = zip(_DRIFT, (FEATURES, CODES, DEAD_CODES), ("features", "codes hit", "codes not hit"), strict=True)
         for name, look, label in looks:
             rows = table.dropna(subset=[f"drift_{name}"])
-            drift.plot(rows["step"], rows[f"drift_{name}"], marker="o", markersize=3.5, label=label, **look)
+            if len(rows):
+                drift.plot(rows["step"], rows[f"drift_{name}"], marker="o", markersize=3.5, label=label, **look)
         drift.set(title="Drift between snapshots", ylabel="distance per step")
         fix_tick_size(drift)
-        _logarithmic(drift)
         highest = table[[f"drift_{name}" for name in _DRIFT]].max().max()
         if highest > 0:
+            _logarithmic(drift)
             # What stands still would stretch the axis without end.
             drift.set_ylim(highest / _DECADES, highest * 2)
         for key, color in (("births", "#009E73"), ("deaths", "#000000")):
@@ -148,10 +149,15 @@ def plot_explanation(table: pd.DataFrame) -> Figure:
                 axes.legend(fontsize=style.CAPTION_SIZE)
             else:
                 style.add_note(axes, "not recorded", (0.5, 0.5), (0, 0), xycoords="axes fraction", ha="center")
+        moved = {name for name in _DRIFT if table[f"drift_{name}"].notna().any()}
+        of = "all codes"
+        if "features" in moved:
+            of = "the features of fixed images and of all codes"
+        elif moved:
+            of += "; that of the features needs the same images at each snapshot: monitor.update(…, probe=features)"
         style.add_caption(
             figure,
-            f"step {int(table['step'].max()):,}; norms: mean within one spread of the probe tokens; drift of the "
-            "features of fixed validation images and of all codes",
+            f"step {int(table['step'].max()):,}; norms: mean within one spread of the probe tokens; drift of {of}",
         )
     return figure
 
