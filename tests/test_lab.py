@@ -23,7 +23,7 @@ from ibqlab.diagnostics.lab import (
     prepare_lab,
     run_lab,
 )
-from ibqlab.diagnostics.lab.parameters import read_methods
+from ibqlab.diagnostics.lab.methods import read_methods
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.lab import (
@@ -35,8 +35,9 @@ from ibqlab.plots.lab import (
     write_lab_animation,
 )
 from ibqlab.plots.printing import draw
-from ibqlab.quantizers import available_quantizers, build_quantizer
+from ibqlab.quantizers import LookupFreeQuantizer, VectorQuantizer, available_quantizers, build_quantizer
 from ibqlab.runs import Run, RunError, list_runs
+from ibqlab.runs.metrics import read_rows
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.widgets import explore_lab
@@ -156,7 +157,7 @@ class TestRun:
         every = run_lab(World(dim=4, encoder=encoder), available_quantizers(), **SMALL | {"steps": 3})
         table = every.table()
         assert list(table["method"]) == available_quantizers()
-        assert np.isfinite(table.drop(columns=["method", "quantizer", "start"]).astype(float)).all(axis=None)
+        assert np.isfinite(table.drop(columns=["method", "quantizer", "start", "failed"]).astype(float)).all(axis=None)
 
     def test_codes_that_no_feature_chooses_stay_and_revival_moves_them(self):
         methods = read_methods(["vq codebook_init=normal", "vq codebook_init=normal revive_after=5"])
@@ -189,8 +190,12 @@ class TestRun:
         ("methods", "settings", "says"),
         [
             ([], {}, "methods must name 1 to 100 quantizers"),
-            (["vq", "vq"], {}, "holds a name twice"),
-            (["vqq"], {}, "method 'vqq'.*did you mean 'vq'"),
+            (["vq", "vq"], {}, "methods holds 'vq' twice"),
+            (["vqq"], {}, "did you mean 'vq'"),
+            ("mine", {}, r"got 'mine'.*plugins=\['FILE.py'\] in a notebook"),
+            ({"a": "mine"}, {}, r"method 'a'.*got 'mine'.*import_plugins"),
+            (None, {}, r'type "vq", \["vq", "ibq"\] or .*; got None'),
+            ([{"name": "vq"}], {}, r"label → settings: type.*got \[\{'name'"),
             ({"a": {"name": "vq", "code_dim": 5}}, {}, "method 'a': code_dim must be the dimension of the features, 2"),
             ({"a": {"name": "vq", "codebok_size": 5}}, {}, "method 'a'.*codebook_size"),
             ({"a": {}}, {}, "method 'a'.*needs a name"),
@@ -205,9 +210,78 @@ class TestRun:
             run_lab(World(), methods, folder=tmp_path / "none", **settings)
         assert not (tmp_path / "none").exists()
 
+    def test_what_are_no_features_is_told_how_to_become_some(self):
+        with pytest.raises(ValueError, match=r"a World or a FeatureFile; got ndarray.*FeatureFile\(features\)"):
+            run_lab(ROWS, ["vq"], **SMALL)
+
+    def test_one_name_is_enough(self):
+        seen = run_lab(World(), "vq revive_after=5", **SMALL | {"steps": 1})
+        assert [config.revive_after for config in (run.config for run in seen.runs.values())] == [5]
+
     def test_a_loss_that_is_no_number_says_what_to_change(self):
         with pytest.raises(ValueError, match=r"the loss is .* lower learning_rate"):
             run_lab(World(spread=1e30), ["vq"], **SMALL)
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    """A lab of three methods; the first diverges at step 3, the last raises an error of its own."""
+    folder = tmp_path_factory.mktemp("halved") / "lab"
+    forward, look_up = VectorQuantizer.forward, LookupFreeQuantizer.forward
+
+    def diverge(quantizer, features):
+        out = forward(quantizer, features)
+        return out._replace(loss=out.loss * (float("nan") if quantizer.progress > 0.15 else 1))
+
+    def raise_error(quantizer, features):
+        raise RuntimeError("out of\nmemory") if quantizer.training else look_up(quantizer, features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VectorQuantizer, "forward", diverge)
+        patch.setattr(LookupFreeQuantizer, "forward", raise_error)
+        return run_lab(World(), ["vq", "ibq", "lfq"], folder=folder, **SMALL)
+
+
+class TestFailure:
+    """A method that diverges or raises an error ends alone."""
+
+    def test_the_others_are_as_without_it(self, halved):
+        alone = run_lab(World(), ["ibq"], **SMALL)
+        assert list(halved.runs) == ["ibq"] and halved.runs["ibq"].rows == alone.runs["ibq"].rows
+        assert halved.failures["lfq"].reason == "RuntimeError: out of memory"
+
+    def test_its_folder_keeps_its_rows_and_the_reason(self, halved):
+        run = Run(halved.folder / "vq")
+        assert run.status == "failed" and "the loss is nan at step 3" in run.provenance["reason"]
+        assert list(run.metrics["step"]) == [0, 1, 2] and Run(halved.folder / "ibq").status == "finished"
+
+    def test_table_figures_and_slider_say_it_in_a_sentence(self, halved, tmp_path):
+        said = "vq failed and is not shown: vq: the loss is nan at step 3"
+        table = halved.table().set_index("method")
+        assert table.loc["vq", "failed"].startswith("vq: the loss is nan") and np.isnan(table.loc["vq", "usage"])
+        assert table.loc["ibq", "failed"] == ""
+        shown = show_lab_table(halved)
+        assert list(shown["method"]) == ["IBQ", "VQ", "LFQ"] and list(shown["usage"])[1:] == ["–", "–"]
+        lab_plane_table(halved).to_csv(tmp_path / "plane.csv")
+        plane = plot_lab_plane(pd.read_csv(tmp_path / "plane.csv"))
+        for figure in (plane, plot_lab_curves(halved.metrics)):
+            assert said in figure.get_supxlabel().replace("\n", " ")
+        assert said in explore_lab(halved).numbers.value
+        with pytest.raises(ValueError, match="vq has no snapshots, because it failed"):
+            halved.snapshot("vq")
+
+    def test_made_again_only_what_failed_is_computed(self, halved):
+        again = run_lab(World(), ["vq", "ibq", "lfq"], folder=halved.folder, **SMALL)
+        assert not again.failures and again.failed == "" and "failed" not in show_lab_table(again)
+        assert (
+            again.runs["vq"].rows
+            == run_lab(World(), ["vq"], **SMALL).runs["vq"].rows
+            == tuple(read_rows(halved.folder / "vq"))
+        )
+
+    def test_where_none_finishes_each_reason_is_told(self):
+        with pytest.raises(ValueError, match=r"not one of 2 methods finished\nvq: .*\nvq, N\(0, 1\): .*learning_rate"):
+            run_lab(World(spread=1e30), ["vq", "vq codebook_init=normal"], **SMALL)
 
 
 class TestFolder:

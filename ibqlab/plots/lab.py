@@ -56,7 +56,8 @@ def lab_plane_table(result: LabResult, at: int | Sequence[int] = -1, methods: Se
         One row per point: method, step, kind ("feature" or "code"), id (row in the snapshot), x, y, hits (of codes, in
         the step's validation). The first row of each panel says besides: codebook_size, in_use (codes with a hit),
         tokens (of the validation), left, right, bottom and top (the same for all), share_1 and share_2 (of the
-        features' variance along both axes; empty where the plane is the world itself), features (where they came from).
+        features' variance along both axes; empty where the plane is the world itself), features (where they came from),
+        failed (which methods are not shown because they failed, and why; mostly empty).
     Raises:
         ValueError: there is no such method, or no snapshot of that step.
     """
@@ -146,11 +147,16 @@ def show_lab_table(result: LabResult) -> pd.DataFrame:
     text = pd.DataFrame({"method": [look.label for look in style.styles_for(list(table["method"])).values()]})
     text["start"], text["K"] = table["start"], table["codebook_size"].map("{:,}".format)
     for key, heading in shares.items():
-        text[heading] = table[key].map("{:.1%}".format)
-    text["perplexity (codes)"] = table["perplexity"].map("{:,.1f}".format)
-    text["validation features"] = table["tokens"].map("{:,}".format)
-    text["s"] = table["seconds"].map("{:.1f}".format)
-    return text
+        text[heading] = _written(table[key], "{:.1%}")
+    text["perplexity (codes)"] = _written(table["perplexity"], "{:,.1f}")
+    text["validation features"] = _written(table["tokens"], "{:,.0f}")
+    text["s"] = _written(table["seconds"], "{:.1f}")
+    return text.assign(failed=table["failed"]) if result.failures else text
+
+
+def _written(numbers: pd.Series, pattern: str) -> pd.Series:
+    """Numbers as a table shows them; a method that failed has none."""
+    return numbers.map(lambda number: "–" if pd.isna(number) else pattern.format(number))
 
 
 def lab_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +171,7 @@ def lab_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
         ValueError: a missing column, or no rows.
     """
     style.require_columns(metrics, ("step", "method", "seed", "init", "codebook_size"), "a lab's metrics")
-    facts = {"codebook_size": "first", "code_dim": "first", "validation_tokens": "min"}
+    facts = {"codebook_size": "first", "code_dim": "first", "validation_tokens": "min", "failed": "max"}
     return steps.over_seeds(metrics, ("method", "init"), _MEASURES, facts)
 
 
@@ -199,7 +205,7 @@ def plot_lab_curves(metrics: pd.DataFrame) -> Figure:
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.0)
         tokens = _tokens_text(table["validation_tokens"].dropna(), table["codebook_size"])
         caption = f"{steps.sizes_text(table)}; usage, perplexity and error over {tokens}"
-        style.add_caption(figure, f"{caption}; {style.seeds_text(table['seeds'])}")
+        style.add_caption(figure, f"{caption}; {style.seeds_text(table['seeds'])}{_failed_text(table)}")
     return figure
 
 
@@ -273,8 +279,8 @@ def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plan
             }
         )
         in_use, tokens = int((counts > 0).sum()), int(counts.sum())
-        facts = (len(codes), in_use, tokens, *plane.bounds, *plane.shares, result.features)
-        panels.append(points.join(pd.DataFrame([facts], columns=list(_FACTS), index=[0])))
+        facts = (len(codes), in_use, tokens, *plane.bounds, *plane.shares, result.features, result.failed)
+        panels.append(points.join(pd.DataFrame([facts], columns=[*_FACTS, "failed"], index=[0])))
     return pd.concat(panels, ignore_index=True)
 
 
@@ -361,7 +367,15 @@ class _Panels:
                 f"the plane of the features' two widest directions ({shares} of their variance), the same everywhere"
             )
         step = f"step {int(first['step']):,}; " if self.single else ""
-        return f"{step}{first['features']}; {plane}; hits in {_tokens_text(facts['tokens'], facts['codebook_size'])}"
+        hits = f"hits in {_tokens_text(facts['tokens'], facts['codebook_size'])}"
+        return f"{step}{first['features']}; {plane}; {hits}{_failed_text(facts)}"
+
+
+def _failed_text(table: pd.DataFrame) -> str:
+    """The end of a caption: which methods failed and are not shown. Tables written by older versions do not say."""
+    texts = table["failed"].dropna() if "failed" in table else pd.Series(dtype=str)
+    failed = " ".join(dict.fromkeys(text for text in texts if text))
+    return f". {failed}" if failed else ""
 
 
 def _tokens_text(tokens: pd.Series, sizes: pd.Series) -> str:
