@@ -429,9 +429,53 @@ class TestFeatureFile:
             FeatureFile(source)
         assert ("features.npy" if kind == "file" else "an array") in str(error.value)
 
+    @pytest.mark.parametrize(
+        ("make", "says"),
+        [
+            (lambda: np.ma.masked_greater(ROWS, 1), r"mine: .* no masked numbers.*; \d+ are masked.*getmaskarray"),
+            (lambda: torch.from_numpy(ROWS).to_sparse(), r"mine: .*got one that is torch.sparse_coo.*\.to_dense\(\)"),
+            (lambda: torch.empty(20, 2, device="meta"), "mine: .*got one that is without numbers"),
+            (lambda: torch.nested.nested_tensor([torch.ones(9, 2)]), "mine: .*nested.*torch.cat"),
+            (lambda: torch.quantize_per_tensor(torch.ones(20, 2), 0.1, 0, torch.qint8), r"quantized.*dequantize\(\)"),
+            (lambda: torch.ones(20, 2).bool(), r"mine: .*got torch.bool.*\.float\(\)"),
+            (lambda: torch.ones(20, 2).cfloat(), "got torch.complex64.*features.real"),
+            (ROWS.tolist, r"got list\. Use numpy.asarray"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore")
+    def test_arrays_of_other_kinds_are_named_with_a_remedy(self, make, says):
+        with pytest.raises(ValueError, match=says):
+            FeatureFile(make(), name="mine")
+
+    def test_a_masked_array_without_masked_numbers_is_an_array(self):
+        assert torch.equal(FeatureFile(np.ma.masked_array(ROWS)).points(20, 1), FeatureFile(ROWS).points(20, 1))
+
+    def test_a_missing_file_says_where_it_was_looked_for(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match=f"none.npy: there is no such file in {tmp_path};"):
+            FeatureFile("none.npy")
+        with pytest.raises(FileNotFoundError, match=f"no such file and no folder {tmp_path}/away;"):
+            FeatureFile("away/none.npy")
+
+    @pytest.mark.parametrize("scale", [1e-44, 1e-320, 1e38])
+    def test_what_float32_cannot_divide_by_is_not_standardised(self, scale):
+        with pytest.raises(ValueError, match=r"standard deviation of 1e-36 to 1e\+36|all rows are equal in float32"):
+            FeatureFile(np.clip(ROWS.astype(float), -3, 3) * scale, standardise=True)
+
+    @pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e20, 1e35])
+    def test_features_of_any_size_are_standardised_alike(self, scale):
+        plain = FeatureFile(ROWS, standardise=True).points(30, 1)
+        assert torch.allclose(FeatureFile(ROWS * np.float32(scale), standardise=True).points(30, 1), plain, atol=1e-4)
+
+    def test_a_row_that_cannot_be_standardised_is_refused_when_it_is_drawn(self):
+        rows = ROWS * np.float32(1e-20)
+        rows[FeatureFile(rows)._held[0]] = 1e30  # the sample that gives the deviation does not hold it
+        file = FeatureFile(rows, standardise=True)
+        assert torch.isfinite(file.points(1000, 1)).all()
+        with pytest.raises(ValueError, match="so far from the others"):
+            file.points(200, 0, validation=True)
+
     def test_other_files_are_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no such file"):
-            FeatureFile(tmp_path / "none.npy")
         (tmp_path / "folder.npy").mkdir()
         with pytest.raises(ValueError, match="is a folder"):
             FeatureFile(tmp_path / "folder.npy")
