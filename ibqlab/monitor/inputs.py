@@ -89,14 +89,18 @@ def to_tokens(features: Any, code_dim: int | None = None) -> Tensor:
     Raises:
         ValueError: no floats, fewer than two axes, no token, or no axis of length D.
     """
-    from ibqlab.quantizers.vectors import FLOATS
+    from ibqlab.quantizers.vectors import FLOATS, to_tensor
 
-    tensor = features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
+    tensor = to_tensor(features, "features", kinds="fcbiu")
     shape = tuple(tensor.shape)
     if tensor.dtype not in FLOATS:
         raise ValueError(
             f"features must be floating-point numbers, the encoder's output before the codebook; got {tensor.dtype}. "
-            "Whole numbers are indices: pass them as indices=…"
+            + (
+                "Use features.float()"
+                if tensor.is_floating_point()
+                else "Whole numbers are indices: pass them as indices=…"
+            )
         )
     if tensor.ndim < 2 or 0 in shape:
         raise ValueError(

@@ -21,6 +21,7 @@ from torch import Tensor
 from ibqlab.base.checks import CODE_DIM, SEED, memory_bytes, require, require_at_most, require_memory, whole_number
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, open_ordinary, read_npz, why_not
+from ibqlab.quantizers.vectors import check_in_memory
 
 LEAST_ROWS = 10
 ENOUGH_ROWS, MOST_ROWS = 5_000, 65_536
@@ -283,16 +284,8 @@ def _checked(rows: Any, name: str) -> np.ndarray | Tensor:
         f"{name}: features are a file's path, an array or a tensor; got {type(rows).__name__}. Use "
         "numpy.asarray(features, dtype='float32')",
     )
-    if isinstance(rows, Tensor):
-        _check_plain_tensor(rows, name)
-        rows = rows.detach().cpu()
-    masked = int(np.ma.count_masked(rows)) if isinstance(rows, np.ma.MaskedArray) else 0
-    require(
-        masked == 0,
-        f"{name}: features must have no masked numbers, which would be read like the others; {masked:,} are masked. "
-        "Leave their rows out, features[~numpy.ma.getmaskarray(features).any(1)], or give them a value, "
-        "features.filled(0)",
-    )
+    check_in_memory(rows, f"{name}: features", "features")
+    rows = rows.detach().cpu() if isinstance(rows, Tensor) else rows
     shape = tuple(rows.shape)
     is_float = rows.is_floating_point() if isinstance(rows, Tensor) else rows.dtype.kind == "f"
     require(is_float, f"{name}: features must be floating-point numbers; got {rows.dtype}. {_how_to_float(rows)}")
@@ -307,22 +300,6 @@ def _checked(rows: Any, name: str) -> np.ndarray | Tensor:
     )
     require_at_most("dimension of the features", shape[1], CODE_DIM)
     return rows
-
-
-def _check_plain_tensor(rows: Tensor, name: str) -> None:
-    """Refuse tensors whose numbers cannot be read row by row."""
-    remedies = {
-        "quantized": ".dequantize()" if rows.is_quantized else "",
-        "nested": " in torch.cat(list(features))" if rows.is_nested else "",
-        "without numbers, on the device meta": " after loading their weights" if rows.is_meta else "",
-        str(rows.layout): ".to_dense()" if rows.layout != torch.strided else "",
-    }
-    for kind, remedy in remedies.items():
-        require(
-            not remedy,
-            f"{name}: features must be a plain tensor with its numbers in memory; got one that is {kind}. Use "
-            f"features{remedy}",
-        )
 
 
 def _how_to_float(rows: np.ndarray | Tensor) -> str:
