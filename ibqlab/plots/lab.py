@@ -9,13 +9,11 @@ import io
 import itertools
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -30,6 +28,7 @@ from ibqlab.diagnostics.lab import Lab, LabResult
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE
 from ibqlab.plots import steps, style
 from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
+from ibqlab.plots.lab_plane import LabPlane
 from ibqlab.plots.printing import PAGE_WIDTH, draw, save_figure, styled_figure
 
 _COLUMNS = 4
@@ -65,7 +64,7 @@ def lab_plane_table(result: LabResult, at: int | Sequence[int] = -1, methods: Se
         require_choice("methods", label, result.runs)
     steps_shown = [at] if isinstance(at, int) else list(at)
     require(len(steps_shown) > 0, "at must name a step, or several; got none")
-    return _table(result, steps_shown, methods or list(result.runs), _Plane.of(result))
+    return _table(result, steps_shown, methods or list(result.runs), LabPlane.of(result))
 
 
 def plot_lab_plane(table: pd.DataFrame) -> Figure:
@@ -103,7 +102,7 @@ def write_lab_animation(result: LabResult, path: str | Path, *, milliseconds: in
     if path.suffix.lower() not in ("", ".gif"):
         raise ValueError(f"an animation is a .gif; got {path.name!r}: pass {path.stem + '.gif'!r}")
     path = path.with_suffix(".gif")
-    plane, panels, frames = _Plane.of(result), None, []
+    plane, panels, frames = LabPlane.of(result), None, []
     for step in result.snapshot_steps:
         table = _table(result, [step], list(result.runs), plane)
         if panels is None:
@@ -199,6 +198,8 @@ def plot_lab_curves(metrics: pd.DataFrame) -> Figure:
             if key.endswith("error"):
                 axes.set_yscale("log")
                 axes.set_ylabel("mean squared difference")
+                steps.write_numbers(axes.yaxis, "g")
+                steps.divide_decades(axes)
             steps.finish_steps(axes, table["step"], "step" if key in _MEASURES[2:] else "")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         columns = style.even_columns(len(labels), 4)
@@ -209,57 +210,7 @@ def plot_lab_curves(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plane:
-    """The plane that all panels and frames are drawn in."""
-
-    middle: Float[np.ndarray, "D"]
-    axes: Float[np.ndarray, "D axes"]
-    """One or two directions."""
-    bounds: tuple[float, float, float, float]
-    shares: tuple[float, float]
-    """Of the features' variance along each axis; NaN where the plane is the world itself."""
-
-    @classmethod
-    def of(cls, result: LabResult) -> "_Plane":
-        """That of the features of all methods and steps."""
-        snapshots = [snapshot for run in result.runs.values() for snapshot in run.snapshots.values()]
-        every = max(1, sum(len(snapshot["features"]) for snapshot in snapshots) // 200_000)
-        features = np.concatenate([snapshot["features"][::every] for snapshot in snapshots]).astype(np.float64)
-        if result.dim <= 2:
-            middle, axes, shares = np.zeros(result.dim), np.eye(result.dim), (np.nan, np.nan)
-        else:
-            middle = features.mean(0)
-            values, vectors = np.linalg.eigh(np.cov(features.T))
-            axes = vectors[:, ::-1][:, :2]
-            # An eigenvector's sign is arbitrary and would differ between machines.
-            axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
-            shares = tuple(values[::-1][:2].clip(0) / max(values.sum(), np.finfo(float).tiny))
-        plane = cls(middle=middle, axes=axes, bounds=(0.0, 0.0, 0.0, 0.0), shares=shares)
-        codes = [
-            plane.place(snapshot["codebook"][:: max(1, len(snapshot["codebook"]) // 512)]) for snapshot in snapshots
-        ]
-        return cls(
-            middle=middle, axes=axes, bounds=_bounds(plane.place(features), np.concatenate(codes)), shares=shares
-        )
-
-    def place(self, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 2"]:
-        """Positions of vectors."""
-        positions = (vectors - self.middle) @ self.axes
-        return np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
-
-
-def _bounds(features: Float[np.ndarray, "N 2"], codes: Float[np.ndarray, "M 2"]) -> tuple[float, float, float, float]:
-    """A square that holds all features, and the codes unless a few of them lie far outside."""
-    low, high = features.min(0), features.max(0)
-    reach = 0.3 * (high - low).max()
-    low = np.minimum(low, np.maximum(np.quantile(codes, 0.005, axis=0), low - reach))
-    high = np.maximum(high, np.minimum(np.quantile(codes, 0.995, axis=0), high + reach))
-    middle, half = (low + high) / 2, 0.53 * max((high - low).max(), 1e-6)
-    return tuple(float(end) for axis in (0, 1) for end in (middle[axis] - half, middle[axis] + half))
-
-
-def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plane: _Plane) -> pd.DataFrame:
+def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plane: LabPlane) -> pd.DataFrame:
     """The points of one panel after the other."""
     panels = []
     for label, step in itertools.product(methods, shown):
