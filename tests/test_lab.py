@@ -657,3 +657,14 @@ class TestParameters:
     def test_mistakes_are_found_before_anything_starts(self, settings, says):
         with pytest.raises(ValueError, match=says):
             prepare_lab(PlaygroundParameters(**{"preset": "smoke", **settings}))
+
+    @pytest.mark.parametrize("settings", [{"methods": ("vqq",)}, {"methods": ("vq beta",)}, {"steps": -1}])
+    def test_features_are_opened_after_everything_else_is_checked(self, settings, monkeypatch, tmp_path):
+        monkeypatch.setattr(FeatureFile, "__init__", lambda *_, **__: pytest.fail("opened"))
+        with pytest.raises(ValueError, match=r"vqq|key=value|steps"):
+            prepare_lab(FeaturesLabParameters(preset="smoke", source=str(tmp_path / "x.npy"), **settings))
+
+    def test_a_plugin_runs_after_numbers_are_checked(self, tmp_path):
+        (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
+        with pytest.raises(ValueError, match="steps must be at least 0"):
+            PlaygroundParameters(plugins=(str(tmp_path / "mine.py"),), steps=-1)

@@ -56,12 +56,12 @@ class _LabParameters:
     """Folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: <notebook>-<preset>."""
 
     def __post_init__(self):
-        import_plugins(self.plugins)
         find_preset(self.preset, "lab")
         for name, most in BOUNDS.items():
             require_between(name, getattr(self, name), 0, most)
         require(self.learning_rate >= 0, f"learning_rate must be ≥ 0, got {self.learning_rate}")
         self.settings()
+        import_plugins(self.plugins)  # last, because it runs somebody's code: numbers are refused at once
 
     def settings(self) -> LabSettings:
         """Of the lab, with the preset's values where the parameters say nothing."""
@@ -90,8 +90,8 @@ class PlaygroundParameters(_LabParameters):
     """How far a drifting encoder goes over the whole run; 1: half a turn."""
 
     def __post_init__(self):
-        super().__post_init__()
         require_choice("encoder", self.encoder, ENCODERS)
+        super().__post_init__()
         self.features()
 
     def features(self) -> World:
@@ -182,10 +182,11 @@ def prepare_lab(parameters: PlaygroundParameters | FeaturesLabParameters) -> Lab
         RunError: the folder holds runs with other settings.
     """
     preset: LabPreset = find_preset(parameters.preset, "lab")
-    features, settings = parameters.features(), parameters.settings()
-    typed = parameters.methods or getattr(preset, parameters.use)
-    methods = lab_methods(features, read_methods(typed), settings)
+    # Features are opened last: a large file is looked through, and that takes seconds.
+    typed, settings = read_methods(parameters.methods or getattr(preset, parameters.use)), parameters.settings()
     folder = output_folder(parameters.output, default=f"{parameters.use}-{parameters.preset}")
+    features = parameters.features()
+    methods = lab_methods(features, typed, settings)
     check_folder(features, methods, settings, folder)
     return Lab(
         features=features,
