@@ -35,7 +35,8 @@ from ibqlab.plots.lab import (
     write_lab_animation,
 )
 from ibqlab.plots.printing import draw
-from ibqlab.quantizers import LookupFreeQuantizer, VectorQuantizer, available_quantizers, build_quantizer
+from ibqlab.quantizers import LookupFreeQuantizer, VectorQuantizer, available_quantizers, build_quantizer, composite
+from ibqlab.quantizers.composite import stored_codebook_numbers
 from ibqlab.runs import Run, RunError, list_runs
 from ibqlab.runs.metrics import read_rows
 from ibqlab.studies.figures import map_run
@@ -282,6 +283,24 @@ class TestFailure:
     def test_where_none_finishes_each_reason_is_told(self):
         with pytest.raises(ValueError, match=r"not one of 2 methods finished\nvq: .*\nvq, N\(0, 1\): .*learning_rate"):
             run_lab(World(spread=1e30), ["vq", "vq codebook_init=normal"], **SMALL)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "multi_scale", "hierarchical"])
+def test_snapshots_of_many_combinations_hold_their_parts_codebooks(name, monkeypatch, tmp_path):
+    settings = SMALL | {"codebook_size": 64, "steps": 2}
+    plain = run_lab(World(dim=4), name, folder=tmp_path / "plain", **settings)
+    monkeypatch.setattr(composite, "MOST_STORED", 100)
+    parts = run_lab(World(dim=4), name, folder=tmp_path / "parts", **settings)
+    config = parts.runs[name].config
+    stored = [array for key, array in parts.runs[name].snapshots[2].items() if key.endswith("_codebooks")]
+    assert len(stored) == 1 and stored[0].size == stored_codebook_numbers(config) < config.codebook_size * 4
+    (file,) = (tmp_path / "parts" / name / "snapshots").glob("*2.npz")
+    assert file.stat().st_size < (tmp_path / "plain" / name / "snapshots" / file.name).stat().st_size
+    for snapshot in (parts.snapshot(name), Run(tmp_path / "parts" / name).snapshot()):
+        assert not any(key.endswith("_codebooks") for key in snapshot)
+        np.testing.assert_allclose(snapshot["codebook"], plain.snapshot(name)["codebook"], atol=1e-6)
+    assert parts.table()["error_share"][0] == pytest.approx(plain.table()["error_share"][0], rel=1e-5)
+    pd.testing.assert_frame_equal(lab_plane_table(parts), lab_plane_table(plain), atol=1e-3)
 
 
 class TestFolder:

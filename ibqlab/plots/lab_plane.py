@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ibqlab.base.codebook_parts import with_codebook
 from ibqlab.diagnostics.lab import LabResult
 
 
@@ -35,9 +36,7 @@ class LabPlane:
             axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
             shares = tuple(values[::-1][:2].clip(0) / max(values.sum(), np.finfo(float).tiny))
         plane = cls(middle=middle, axes=axes, bounds=(0.0, 0.0, 0.0, 0.0), shares=shares)
-        codes = [
-            plane.place(snapshot["codebook"][:: max(1, len(snapshot["codebook"]) // 512)]) for snapshot in snapshots
-        ]
+        codes = [plane.place(_every_so_many(with_codebook(snapshot)["codebook"])) for snapshot in snapshots]
         return cls(
             middle=middle, axes=axes, bounds=_bounds(plane.place(features), np.concatenate(codes)), shares=shares
         )
@@ -46,6 +45,11 @@ class LabPlane:
         """Positions of vectors."""
         positions = (vectors - self.middle) @ self.axes
         return np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
+
+
+def _every_so_many(codebook: Float[np.ndarray, "K D"]) -> Float[np.ndarray, "M D"]:
+    """About 512 of its codes."""
+    return codebook[:: max(1, len(codebook) // 512)]
 
 
 def _bounds(features: Float[np.ndarray, "N 2"], codes: Float[np.ndarray, "M 2"]) -> tuple[float, float, float, float]:

@@ -33,6 +33,7 @@ from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.diagnostics.recorder import EARLY_STEPS, Recorder
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
 from ibqlab.quantizers import QuantizerConfig, make_quantizer
+from ibqlab.quantizers.composite import codebook_arrays
 from ibqlab.runs import Run
 from ibqlab.runs.metrics import read_rows
 
@@ -343,6 +344,6 @@ class _Bench:
         features = self._encode(self.snapshot_points, step / self.lab.steps)
         indices = self.quantizer.encode(features)
         self.quantizer.train()
-        codebook = self.quantizer.codebook.detach().float().clone()
-        arrays = (codebook, features.flatten(1), indices.flatten(), counts, self.recorder.last_hits())
-        return {name: array.numpy().copy() for name, array in zip(SNAPSHOT_ARRAYS, arrays, strict=True)}
+        arrays = (features.flatten(1), indices.flatten(), counts, self.recorder.last_hits())
+        copies = {name: array.numpy().copy() for name, array in zip(SNAPSHOT_ARRAYS[1:], arrays, strict=True)}
+        return codebook_arrays(self.quantizer) | copies

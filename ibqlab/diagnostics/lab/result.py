@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ibqlab.base.checks import require, require_choice
+from ibqlab.base.codebook_parts import with_codebook
 from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig
 
 SNAPSHOT_ARRAYS = ("codebook", "features", "assignments", "counts", "last_hit")
@@ -25,7 +26,8 @@ class LabRun:
     """As in metrics.jsonl: what the recorder reports, losses, quantization_error, and validations."""
     snapshots: Mapping[int, dict[str, np.ndarray]]
     """Step → codebook (K, D), features (M, D) of the same points at every step, their codes (M,), hits per code (K,)
-    in the validation, and the step of each code's last hit (K,)."""
+    in the validation, and the step of each code's last hit (K,). Of many combinations the parts' codebooks stand in the
+    codebook's place; `LabResult.snapshot` makes it of them."""
     seconds: float
     """It took, recording included."""
 
@@ -110,7 +112,7 @@ class LabResult:
         steps = self.snapshot_steps
         step = steps[-1] if step == -1 else step
         require(step in steps, f"there is no snapshot of step {step}; there are: {', '.join(map(str, steps))}")
-        return self.runs[label].snapshots[step]
+        return with_codebook(self.runs[label].snapshots[step])
 
     def table(self) -> pd.DataFrame:
         """What became of each method.
@@ -151,6 +153,7 @@ def error_share(snapshot: Mapping[str, np.ndarray]) -> float:
 
     Comparable between methods whose encoders learn features of different size.
     """
+    snapshot = with_codebook(snapshot)
     features = snapshot["features"].astype(np.float64)
     codes = snapshot["codebook"].astype(np.float64)[snapshot["assignments"]]
     variance = features.var(0).sum()
