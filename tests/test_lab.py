@@ -220,8 +220,10 @@ class TestRun:
         assert [config.revive_after for config in (run.config for run in seen.runs.values())] == [5]
 
     def test_a_loss_that_is_no_number_says_what_to_change(self):
-        with pytest.raises(ValueError, match=r"the loss is .* lower learning_rate"):
+        with pytest.raises(ValueError, match=r"the loss is .* lower learning_rate, or the world's spread"):
             run_lab(World(spread=1e30), ["vq"], **SMALL)
+        with pytest.raises(ValueError, match=r"lower learning_rate, or bring .* standardise=True"):
+            run_lab(FeatureFile(ROWS * np.float32(1e30)), ["vq"], **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -286,8 +286,12 @@ class _Bench:
         loss = nn.functional.mse_loss(rebuilt, target) + out.loss
         if not torch.isfinite(loss):
             raise ValueError(
-                f"{self.config.config_name}: the loss is {loss.item()} at step {step}; lower learning_rate, or bring "
-                "the features to the codes' scale with standardise=True"
+                f"{self.config.config_name}: the loss is {loss.item()} at step {step}; lower learning_rate, or "
+                + (
+                    "the world's spread, width and drift"
+                    if isinstance(self.source, World)
+                    else "bring the features to the codes' scale with standardise=True"
+                )
             )
         error = self._error(features, out.indices) if logging else None
         if loss.requires_grad:
