@@ -154,14 +154,19 @@ def to_tokens(features: Any, code_dim: int | None = None, name: str = "features"
     Raises:
         ValueError: no floats, fewer than two axes, no token, or no axis of length D.
     """
-    from ibqlab.quantizers.vectors import FLOATS
+    from ibqlab.quantizers.vectors import FLOATS, to_tensor
 
-    tensor = _tensor_of(features, name)
+    tensor = to_tensor(features, name, kinds="fcbiu")
     shape = tuple(tensor.shape)
     if tensor.dtype not in FLOATS:
+        remedy = (
+            f"Use {name}.float()"
+            if tensor.is_floating_point()
+            else ("Whole numbers are indices: pass them as indices=…")
+        )
         raise ValueError(
             f"{name} must be floating-point numbers, the encoder's output before the codebook; got {tensor.dtype}. "
-            "Whole numbers are indices: pass them as indices=…"
+            f"{remedy}"
         )
     if tensor.ndim < 2 or 0 in shape:
         raise ValueError(
