@@ -188,6 +188,13 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         ({"cls": "BinaryMapper", "arguments": {"bits": 3}}, "bits must be code_dim, 4"),
         ({"cls": "BinaryMapper", "arguments": {"deterministic_on_eval": False}}, "evaluation must give the same"),
         ({"cls": "SimVQ", "loss_weight": -1.0}, "loss_weight must be ≥ 0"),
+        (
+            {"cls": "ResidualVQ", "arguments": {"num_quantizers": 0}},
+            "num_quantizers must be a whole number, at least 1",
+        ),
+        ({"cls": "ResidualVQ", "arguments": {"num_quantizers": "2"}}, "at least 1; got '2'"),
+        ({"cls": "VectorQuantize", "arguments": {"heads": 0}}, "heads must be a whole number, at least 1; got 0"),
+        ({"cls": "VectorQuantize", "arguments": {"dim": 8}}, "dim is code_dim = .*got 8. Leave it out"),
     ],
 )
 def test_bad_settings_are_refused(settings, says):

@@ -746,8 +746,8 @@ OPEN = make_dataclass("Open", [("z", int)], bases=(QuantizerConfig,), frozen=Tru
         ("mine", dict, {}, "must be derived from QuantizerConfig"),
         ("mine", QuantizerConfig, {"code_dims": 8}, "did you mean 'code_dim'"),
         ("all", QuantizerConfig, {}, "'all' means something else in settings. Write 'all_vq'"),
-        ("DotVQ", QuantizerConfig, {}, "small letters.*got 'DotVQ'. Write 'dot_vq'"),
-        *((name, QuantizerConfig, {}, "Write 'a_b'") for name in ("a b", "a.b", "a/b", "a,b", "a=b", "a-b")),
+        ("2 VQ", QuantizerConfig, {}, "letters a–z.*got '2 VQ'. Write 'VQ'"),
+        *((name, QuantizerConfig, {}, "Write 'a_b'") for name in ("a b", "a.b", "a/b", "a,b", "a=b")),
         ("x" * 60, QuantizerConfig, {}, "40 at most"),
         (
             "mine",

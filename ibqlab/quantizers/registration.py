@@ -17,14 +17,14 @@ WORDS = ("all", "none", "null", "true", "false", "yes", "no", "on", "off", "defa
 
 def check_name(name: Any) -> None:
     """Raise ValueError unless a quantizer can be called so: names are typed, stand in lists and in folders' names."""
-    rule = "a quantizer's name is text such as 'ibq': small letters a–z, digits and _, a letter first"
+    rule = "a quantizer's name is text such as 'ibq': letters a–z, digits, _ and -, a letter first"
     write = f"; write @register_quantizer('my_vq') above class {name.__name__}" if isinstance(name, type) else ""
     require(isinstance(name, str) and name.strip() != "", f"{rule}; got {name!r}{write}")
-    typed = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_0123456789")
-    hint = f"{typed[: LETTERS - 3]}_vq" if typed in (*WORDS, "") else typed[:LETTERS]
-    fits = re.fullmatch("[a-z][a-z0-9_]*", name) is not None and len(name) <= LETTERS
+    typed = re.sub("[^A-Za-z0-9-]+", "_", name).strip("-_0123456789")
+    hint = f"{typed[: LETTERS - 3]}_vq" if typed.lower() in (*WORDS, "") else typed[:LETTERS]
+    fits = re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name) is not None and len(name) <= LETTERS
     require(fits, f"{rule}, {LETTERS} at most; got {name!r:.80}. Write {hint.lstrip('_')!r}")
-    require(name not in WORDS, f"{rule}; {name!r} means something else in settings. Write {hint!r}")
+    require(name.lower() not in WORDS, f"{rule}; {name!r} means something else in settings. Write {hint!r}")
 
 
 def check_class(name: str, quantizer: Any, base: type) -> None:

@@ -35,6 +35,8 @@ REFUSED = {
 """Public classes of the package that no quantizer can be made of → why."""
 GRIDS = ("FSQ", "FSP", "LFQ", "BinaryMapper")
 """Ends of the names of classes whose codes are a grid."""
+COUNTS = ("groups", "num_quantizers", "num_codebooks", "heads")
+"""Arguments that say how many indices a token has."""
 LAYOUT = ("accept_image_fmap", "accept_3d_fmap", "channel_first", "channel_last", "keep_num_codebooks_dim")
 """Arguments that say how tensors lie, which is the adapter's affair."""
 
@@ -47,7 +49,7 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
     """K, codes; of residual classes all combinations of their levels. Handed to the class where it takes codebook_size
     and `arguments` has none; a class whose size follows from its arguments must come out at this K."""
     code_dim: int = 64
-    """D; handed to the class as `dim` where `arguments` has none."""
+    """D; handed to the class as `dim`."""
     codebook_init: str = ""
     """Follows from the class: "grid" where no code ever moves; else "library", because how codes start is the class's
     own affair (`arguments`, for instance {"kmeans_init": true})."""
@@ -74,6 +76,15 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
         require_choice("cls", self.cls, CLASSES)
         for name in (name for name in LAYOUT if name in self.arguments):
             raise ValueError(f"arguments must not say how tensors lie; got {name}. Leave it out")
+        for name, value in self.arguments.items():
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(
+                name not in COUNTS or is_count, f"arguments: {name} must be a whole number, at least 1; got {value!r}"
+            )
+        require(
+            self.arguments.get("dim", self.code_dim) == self.code_dim,
+            f"arguments: dim is code_dim = {self.code_dim}; got {self.arguments.get('dim')!r}. Leave it out",
+        )
         require(
             not self.arguments.get("quantize_dropout"),
             "arguments must not have quantize_dropout: a level that is dropped has no index. Leave it out",
@@ -159,7 +170,7 @@ class LibraryModule(nn.Module):
         super().__init__()
         cls = _library_class(config.cls)
         arguments, takes = dict(config.arguments), inspect.signature(cls).parameters
-        digits = math.prod(arguments.get(key, 1) for key in ("groups", "num_quantizers", "num_codebooks", "heads"))
+        digits = math.prod(arguments.get(key, 1) for key in COUNTS)
         self.is_binary = config.cls == "BinaryMapper"
         if self.is_binary:
             arguments = {"bits": config.code_dim, "deterministic_on_eval": True} | arguments
