@@ -635,7 +635,7 @@ WRONG = {
         "codebook must be a tensor .* got Sequential with 2. .*codebook=module.weight",
     ),
     "features of meta": ({"features": torch.ones(36, DIM, device="meta")}, "features must be a plain tensor"),
-    "features as text": ({"features": "z"}, "features must be a tensor, an array or lists .* got str"),
+    "features as text": ({"features": "z"}, "features must be floating-point numbers in .* got str"),
     "a probe of another dimension": ({"probe": torch.randn(3, 7)}, "probe must have the codebook's dimension D = 4"),
     "a loss as text": ({"loss": "x"}, "loss must be a number, or a tensor of one element; got 'x'"),
     "images as whole numbers": (

@@ -99,7 +99,7 @@ def _method_config(settings: Any, dim: int, lab: LabSettings) -> QuantizerConfig
 def _require_registered(name: Any) -> None:
     """Refuse the name of a quantizer that is not registered; it may be of somebody's own file that has not run yet."""
     try:
-        require_choice("quantizer name", name, available_quantizers())
+        require_choice("methods", name, available_quantizers())
     except ValueError as error:
         raise ValueError(
             f"{error}. One of your own is known once its file has run: plugins=['FILE.py'] in a notebook's parameters, "
