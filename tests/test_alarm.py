@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from ibqlab.cli import main
 from ibqlab.config import content_hash, to_dict
 from ibqlab.diagnostics import RULES, Alarm, AlarmEvent, CodebookFacts, facts_of, find_alarms
+from ibqlab.diagnostics.alarm_remedies import IN_WORDS
 from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.grids import worker
@@ -90,6 +92,17 @@ def test_each_rule_has_a_run_that_sets_it_off(rule):
 @pytest.mark.parametrize(("rule", "change"), [(rule, one) for rule, changes in NEARLY.items() for one in changes])
 def test_each_rule_has_runs_that_must_not(rule, change):
     assert rules_of(rows_of(change)) == []
+
+
+@pytest.mark.parametrize("facts", [IBQ, CodebookFacts(codebook_size=1024), replace(IBQ, fixed=True)], ids=str)
+def test_remedies_in_somebody_elses_model_are_words(facts):
+    stream = rows_of({key: value for change in TROUBLE.values() for key, value in change.items()})
+    for event in find_alarms(stream, replace(facts, monitored=True, placeholder_share=0.3)):
+        text = f"{event.cause} {event.remedy}"
+        assert not re.search(
+            r"\b[a-z]+_[a-z]+\b|[a-z]=|[a-z]\.[a-z]+\.", text.replace("torch.nn.utils.clip_grad_norm_", "")
+        ), text
+    assert IN_WORDS.keys() == {rule.name for rule in RULES}
 
 
 def test_every_rule_is_tried():
@@ -173,7 +186,7 @@ def test_facts_are_read_from_settings():
     monitored = {"kind": "monitored", "codebook_size": 12}
     assert facts_of(monitored | {"settings": {"quantizer": "ibq"}}).softmax
     assert facts_of(monitored | {"settings": {"quantizer": 3, "codebook_init": "grid", "reaches": "map"}}) == (
-        CodebookFacts(codebook_size=12, fixed=True, mapped=True)
+        CodebookFacts(codebook_size=12, fixed=True, mapped=True, monitored=True)
     )
     assert facts_of({"generator": {}, "tokenizer": "runs/mine"}) is None
     with pytest.raises(ValueError, match="codebook_size must be"):

@@ -69,10 +69,22 @@ class TestClaims:
         result = made_up(sick=[0.2, 0.9, 0.5], cured=[0.9, 0.3, 0.6])
         assert not result.reproduced and "**Not reproduced.**" in result.report()
 
-    def test_one_seed_bears_out_nothing(self):
-        result = made_up(sick=[0.1], cured=[1.0])
-        assert not any(finding.holds for finding in result.findings())
-        assert "one seed has no interval" in result.report() and "`cure=true`" not in result.report()
+    @pytest.mark.parametrize("seeds", [1, 2])
+    def test_too_few_seeds_are_said_and_nothing_is_judged(self, seeds):
+        result = made_up(sick=[0.1] * seeds, cured=[1.0] * seeds)
+        assert not any(finding.holds for finding in result.findings()) and not result.reproduced
+        report = result.report()
+        assert f"**Nothing is judged: claims need at least 3 seeds, got {seeds}.**" in report
+        assert "* *symptom*: “usage is lost” is not judged. Usage, sick against cured: -90.0 points" in report
+        assert not any(words in report for words in ("not seen here", "eproduced", "To type", "1 seeds"))
+
+    def test_a_claim_with_too_few_values_is_not_judged(self):
+        result = made_up(sick=[0.2, 0.3, 0.25], cured=[0.9, 0.95, 1.0])
+        lost = (result.curves["arm"] == "cured") & (result.curves["seed"] == 1)
+        curves = result.curves.assign(usage=result.curves["usage"].mask(lost))
+        symptom, _ = dataclasses.replace(result, curves=curves).findings()
+        assert not symptom.holds
+        assert symptom.sentence.startswith("“usage is lost” is not judged, since it has a value in 2 of 3 seeds.")
 
     def test_a_figure_names_what_was_reported(self):
         figure = plot_case(made_up(sick=[0.2, 0.3], cured=[0.9, 1.0]))
@@ -123,7 +135,10 @@ class TestBook:
         table = pd.read_csv(book.folder / "figures" / "batch_perplexity.csv")
         assert {"label", "step", "seeds", "counted_perplexity_mean"} <= set(table)
         assert book.report("batch_perplexity").startswith("**preset smoke: too short to mean anything.**")
-        assert "too short" in book.summary()
+        assert book.summary() == (
+            "3 cases run, none judged: claims need at least 3 seeds, got 1 (too short to mean anything)"
+        )
+        assert str(book).startswith("3 cases, 10 settings, 1 seed → ")
 
     def test_a_case_that_was_not_asked_for_has_neither_figure_nor_report(self, book):
         assert book.figure("dimension") is None and book.report("dimension").startswith("Not asked for")
@@ -181,7 +196,7 @@ class TestParameters:
     def test_presets_and_defaults(self):
         assert preset_names("cases") == ["smoke", "demo"]
         assert list(prepare_cases(CasesParameters()).cases) == list(CASES)
-        assert len(prepare_cases(CasesParameters()).seeds) == 3
+        assert prepare_cases(CasesParameters()).seeds == (10, 11, 12, 13, 14)
 
     @pytest.mark.parametrize(
         ("settings", "says"),

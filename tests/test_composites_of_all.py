@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ibqlab.diagnostics.recorder import Recorder
-from ibqlab.quantizers import build_quantizer
+from ibqlab.quantizers import build_quantizer, quantizer_config
 from ibqlab.quantizers.base import registrations
 from ibqlab.quantizers.trials import small_settings
 
@@ -42,3 +42,13 @@ def test_a_composite_of_any_quantizer(outer, inner):
     assert torch.equal(evaluated.indices, quantizer.encode(features))
     assert torch.equal(quantizer.decode(evaluated.indices), evaluated.quantized)
     assert evaluated.indices.max() < quantizer.config.codebook_size
+
+
+@pytest.mark.parametrize(
+    ("innermost", "size"),
+    [({"name": "vq", "codebook_size": 4, "code_dim": 2}, 4), ({"name": "fsq", "levels": [3, 3]}, 9)],
+)
+@pytest.mark.parametrize(("outer", "inner"), [("residual", "grouped"), ("hierarchical", "residual")])
+def test_sizes_follow_from_the_innermost_parts(outer, inner, innermost, size):
+    config = quantizer_config({"name": outer, "inner": {"name": inner, "inner": innermost}})
+    assert config.codebook_size == size ** (config.number() * quantizer_config(config.inner).number())

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from ibqlab.diagnostics.geometry import code_feature_distances, measure_probe, s
 from ibqlab.diagnostics.lifetimes import code_lives, rarefaction, survival_curve
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.plots import explain
+from ibqlab.plots.printing import draw
 from ibqlab.quantizers import build_quantizer
 
 CODES, DIM = 12, 4
@@ -180,6 +182,10 @@ def test_drift_is_a_distance_per_step_apart_for_dead_codes():
     assert measure_drift([(0, first), (5, later)]) == [Drift(5, 0, 2.0, 0.6, 0.0)]
     assert measure_drift([(0, first)]) == measure_drift([]) == []
     assert math.isnan(measure_drift([(0, first), (1, {**first})])[0].dead_codes)
+    # Other features, or none, have not drifted; codes have, and what holds no codebook is passed over.
+    for other in (later | {"features": features[:1]}, {k: v for k, v in later.items() if k != "features"}):
+        (drift,) = measure_drift([(0, first), (3, {"counts": [1, 0, 2]}), (5, other)])
+        assert math.isnan(drift.features) and drift[3:] == (0.6, 0.0)
 
 
 # --- lives ---
@@ -298,5 +304,27 @@ def test_runs_that_lack_columns_are_drawn_without_them():
     assert table["drift_features"].tolist()[2] == 0.5 and table["births"].isna().all()
     figure = explain.plot_explanation(table)
     notes = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert notes == ["not recorded"] * 2 and len(figure.axes) == 4
-    assert explain.plot_explanation(explain.explanation_table(metrics)).axes
+    lacking = ["The run logged no lead of the winner.", "The run logged no births and deaths:\nthey need two rows."]
+    assert notes == lacking and len(figure.axes) == 4
+    figure = explain.plot_explanation(explain.explanation_table(metrics))
+    assert [text.get_text() for text in figure.axes[2].texts] == ["Drift needs two snapshots."]
+
+
+def test_a_run_of_two_steps_has_no_empty_axis_and_no_warning():
+    metrics = pd.DataFrame({"step": [0, 1, 2], "births": [None, None, 0.0], "deaths": [None, None, 0.0]})
+    metrics = metrics.assign(winner_margin=[None, 0.1, 0.9], logit_margin=[None, 0.1, 0.5])
+    still = explain.plot_explanation(explain.explanation_table(metrics, [Drift(2, 0, 0.0, 0.0, math.nan)]))
+    moved = explain.plot_explanation(explain.explanation_table(metrics, [Drift(2, 0, 0.0, 0.02, math.nan)]))
+    with warnings.catch_warnings(action="error"):
+        for figure in (still, moved):
+            draw(figure, 50)
+    assert [text.get_text() for axes in still.axes[:3] for text in axes.texts][1:] == [
+        "Nothing moved between snapshots."
+    ]
+    _, margin, drift, turnover, beside = moved.axes
+    assert [text.get_text() for text in drift.get_legend().texts] == ["features (stand still)", "codes hit"]
+    assert turnover.get_ylim()[1] > 1 and turnover.get_xlim() == margin.get_xlim()
+    # Nothing overlaps: the lines end below the legend.
+    legend = margin.get_legend().get_window_extent()
+    highest = max(axes.transData.transform((2, y))[1] for axes, y in ((margin, 90), (beside, 0.5)))
+    assert highest < legend.y0

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from ibqlab.cli import main
 from ibqlab.config import ConfigError, parse, to_dict
 from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World, run_lab, train_in_lab
 from ibqlab.diagnostics.variance import variance_lost
+from ibqlab.grids.cells import STOPPED
 from ibqlab.plots.fair_dots import describe_marks, plot_fair_comparison
 from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run, RunError
@@ -101,7 +103,7 @@ def test_a_rate_that_leaves_the_numbers_is_the_worst_and_is_told(study):
     table = tables.search()
     assert table.query("rate == 1e30")["score"].isna().all() and not table.query("rate == 1e30")["chosen"].any()
     assert table.query("rate == 0.01")["chosen"].all() and table.query("chosen")["at_edge"].all()
-    assert "5 rates left the numbers" in tables.describe_search()
+    assert "5 rates failed and count as the worst" in tables.describe_search()
     assert describe_failures(study).count("rate1e+30") == 5
 
 
@@ -132,6 +134,57 @@ def test_a_finished_comparison_trains_nothing_again_and_takes_more_seeds(study):
     with pytest.raises(StudyError, match="steps: 0 → 7"):
         open_study("fair_comparison", FairParameters(preset="smoke", steps=7))
     assert [cell.name for cell in open_study(study.folder).cells] == [cell.name for cell in study.cells]
+
+
+def test_a_search_that_ends_otherwise_than_before_has_its_results_trained(folder, monkeypatch, tmp_path):
+    """The number of runs stays, and their names change: the best rate's run had been killed, as for want of memory."""
+    root, _ = folder
+    monkeypatch.setattr(fair_grid, "FILE", tmp_path / "presets.yaml")
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    presets = (root / "presets.yaml").read_text().replace("rates: [1e-2, 1e30]", "rates: [1e-3, 1e-2]")
+    (tmp_path / "presets.yaml").write_text(presets)
+    parameters = FairParameters(preset="smoke", methods=("lfq",), seeds=(0,))
+    study = open_study("fair_comparison", parameters)
+    study.run(progress=False)
+    (arm,) = study.grid.arms
+    best = study.grid.best_rate(arm, study.store)
+    (lost,) = [cell for cell in study.grid.search(arm) if cell.labels["rate"] == best]
+    (final,) = study.grid.final(arm, best)
+    for cell in (lost, final):
+        (study.store.folder / "rows" / f"{cell.name}.json").unlink()
+    study.store.write_failure(lost, "killed by signal 9", "killed")
+    again = open_study("fair_comparison", parameters)
+    assert again.grid.best_rate(arm, again.store) is None  # a kill says nothing of a rate
+    # Any other failure is the rate's: the results are first those of the other rate.
+    again.store.write_failure(lost, "loss is nan", "error")
+    assert again.grid.best_rate(arm, again.store) not in (None, best)
+    again = open_study("fair_comparison", replace(parameters, retry=True))
+    again.run(progress=False)
+    assert FairTables(again).values(arm, "usage") and again.grid.best_rate(arm, again.store) == best
+
+
+def test_a_run_that_the_alarm_stopped_is_no_result(study, monkeypatch):
+    arm = study.grid.arms[0]
+    whole = study.store.row
+    stopped = {study.grid.final(arm, 1e-2)[0].name, study.grid.search(arm)[0].name}
+    monkeypatch.setattr(
+        study.store, "row", lambda cell: whole(cell) and whole(cell) | {STOPPED: cell.name in stopped and "nan, step 3"}
+    )
+    assert len(FairTables(study).values(arm, "usage")) == 0 and study.grid.best_rate(arm, study.store) is None
+    assert np.isnan(list(study.grid.scores(arm, study.store).values())).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seeds": (0,)}, "Not tested: a test needs two seeds of each method, and there is 1."),
+        ({"methods": ("ibq",)}, "Nothing to compare IBQ with: no other method has this start."),
+        ({"methods": ("ibq", "bsq code_dim=2 codebook_size=4")}, "Nothing to compare is finished yet."),
+    ],
+)
+def test_why_nothing_is_compared_is_said(study, settings, words):
+    tables = FairTables(open_study("fair_comparison", FairParameters(preset="smoke", **settings)))
+    assert words in tables.verdicts("world", "own")
 
 
 def test_the_tables_are_of_the_rows_and_compare_each_view_with_its_own_reference(study):
@@ -226,12 +279,18 @@ class TestBadInput:
             ({"methods": ("vqq",)}, "methods must be one of"),
             ({"methods": ("vq revive=1",)}, "method 'vq, revive=1' on lab"),
             ({"methods": ("lfq codebook_size=100",)}, "on lab"),
+            ({"methods": ("vq name=ibq",)}, "'vq' is the name already"),
         ],
     )
     def test_is_refused_with_the_thing_and_the_rule(self, settings, words):
         with pytest.raises(ValueError) as error:
             FairGrid(FairParameters(**{"preset": "laptop", **settings}))
         assert words in str(error.value)
+
+    def test_a_typed_size_of_a_grid_has_its_own_dimension(self):
+        grid = FairGrid(FairParameters(preset="smoke", methods=("lfq codebook_size=8", "ibq")))
+        config = grid.config(grid.arms[0]).tokenizer.quantizer
+        assert (config.codebook_size, config.code_dim) == (8, 3)
 
     def test_without_the_presets_reference_the_first_method_is_it(self):
         assert FairGrid(FairParameters(preset="laptop", methods=("vq", "lfq"))).against == "vq"

@@ -23,7 +23,7 @@ from ibqlab.diagnostics.lab import (
     prepare_lab,
     run_lab,
 )
-from ibqlab.diagnostics.lab.parameters import read_methods
+from ibqlab.diagnostics.lab.methods import read_methods
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.lab import (
@@ -35,8 +35,10 @@ from ibqlab.plots.lab import (
     write_lab_animation,
 )
 from ibqlab.plots.printing import draw
-from ibqlab.quantizers import available_quantizers, build_quantizer
+from ibqlab.quantizers import LookupFreeQuantizer, VectorQuantizer, available_quantizers, build_quantizer, composite
+from ibqlab.quantizers.composite import stored_codebook_numbers
 from ibqlab.runs import Run, RunError, list_runs
+from ibqlab.runs.metrics import read_rows
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.widgets import explore_lab
@@ -156,7 +158,7 @@ class TestRun:
         every = run_lab(World(dim=4, encoder=encoder), available_quantizers(), **SMALL | {"steps": 3})
         table = every.table()
         assert list(table["method"]) == available_quantizers()
-        assert np.isfinite(table.drop(columns=["method", "quantizer", "start"]).astype(float)).all(axis=None)
+        assert np.isfinite(table.drop(columns=["method", "quantizer", "start", "failed"]).astype(float)).all(axis=None)
 
     def test_codes_that_no_feature_chooses_stay_and_revival_moves_them(self):
         methods = read_methods(["vq codebook_init=normal", "vq codebook_init=normal revive_after=5"])
@@ -189,8 +191,12 @@ class TestRun:
         ("methods", "settings", "says"),
         [
             ([], {}, "methods must name 1 to 100 quantizers"),
-            (["vq", "vq"], {}, "holds a name twice"),
-            (["vqq"], {}, "method 'vqq'.*did you mean 'vq'"),
+            (["vq", "vq"], {}, "methods holds 'vq' twice"),
+            (["vqq"], {}, "did you mean 'vq'"),
+            ("mine", {}, r"got 'mine'.*plugins=\['FILE.py'\] in a notebook"),
+            ({"a": "mine"}, {}, r"method 'a'.*got 'mine'.*import_plugins"),
+            (None, {}, r'type "vq", \["vq", "ibq"\] or .*; got None'),
+            ([{"name": "vq"}], {}, r"label → settings: type.*got \[\{'name'"),
             ({"a": {"name": "vq", "code_dim": 5}}, {}, "method 'a': code_dim must be the dimension of the features, 2"),
             ({"a": {"name": "vq", "codebok_size": 5}}, {}, "method 'a'.*codebook_size"),
             ({"a": {}}, {}, "method 'a'.*needs a name"),
@@ -205,9 +211,98 @@ class TestRun:
             run_lab(World(), methods, folder=tmp_path / "none", **settings)
         assert not (tmp_path / "none").exists()
 
+    def test_what_are_no_features_is_told_how_to_become_some(self):
+        with pytest.raises(ValueError, match=r"a World or a FeatureFile; got ndarray.*FeatureFile\(features\)"):
+            run_lab(ROWS, ["vq"], **SMALL)
+
+    def test_one_name_is_enough(self):
+        seen = run_lab(World(), "vq revive_after=5", **SMALL | {"steps": 1})
+        assert [config.revive_after for config in (run.config for run in seen.runs.values())] == [5]
+
     def test_a_loss_that_is_no_number_says_what_to_change(self):
-        with pytest.raises(ValueError, match=r"the loss is .* lower learning_rate"):
+        with pytest.raises(ValueError, match=r"the loss is .* lower learning_rate, or the world's spread"):
             run_lab(World(spread=1e30), ["vq"], **SMALL)
+        with pytest.raises(ValueError, match=r"lower learning_rate, or bring .* standardise=True"):
+            run_lab(FeatureFile(ROWS * np.float32(1e30)), ["vq"], **SMALL)
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    """A lab of three methods; the first diverges at step 3, the last raises an error of its own."""
+    folder = tmp_path_factory.mktemp("halved") / "lab"
+    forward, look_up = VectorQuantizer.forward, LookupFreeQuantizer.forward
+
+    def diverge(quantizer, features):
+        out = forward(quantizer, features)
+        return out._replace(loss=out.loss * (float("nan") if quantizer.progress > 0.15 else 1))
+
+    def raise_error(quantizer, features):
+        raise RuntimeError("out of\nmemory") if quantizer.training else look_up(quantizer, features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VectorQuantizer, "forward", diverge)
+        patch.setattr(LookupFreeQuantizer, "forward", raise_error)
+        return run_lab(World(), ["vq", "ibq", "lfq"], folder=folder, **SMALL)
+
+
+class TestFailure:
+    """A method that diverges or raises an error ends alone."""
+
+    def test_the_others_are_as_without_it(self, halved):
+        alone = run_lab(World(), ["ibq"], **SMALL)
+        assert list(halved.runs) == ["ibq"] and halved.runs["ibq"].rows == alone.runs["ibq"].rows
+        assert halved.failures["lfq"].reason == "RuntimeError: out of memory"
+
+    def test_its_folder_keeps_its_rows_and_the_reason(self, halved):
+        run = Run(halved.folder / "vq")
+        assert run.status == "failed" and "the loss is nan at step 3" in run.provenance["reason"]
+        assert list(run.metrics["step"]) == [0, 1, 2] and Run(halved.folder / "ibq").status == "finished"
+
+    def test_table_figures_and_slider_say_it_in_a_sentence(self, halved, tmp_path):
+        said = "vq failed and is not shown: vq: the loss is nan at step 3"
+        table = halved.table().set_index("method")
+        assert table.loc["vq", "failed"].startswith("vq: the loss is nan") and np.isnan(table.loc["vq", "usage"])
+        assert table.loc["ibq", "failed"] == ""
+        shown = show_lab_table(halved)
+        assert list(shown["method"]) == ["IBQ", "VQ", "LFQ"] and list(shown["usage"])[1:] == ["–", "–"]
+        lab_plane_table(halved).to_csv(tmp_path / "plane.csv")
+        plane = plot_lab_plane(pd.read_csv(tmp_path / "plane.csv"))
+        for figure in (plane, plot_lab_curves(halved.metrics)):
+            assert said in figure.get_supxlabel().replace("\n", " ")
+        assert said in explore_lab(halved).numbers.value
+        with pytest.raises(ValueError, match="vq has no snapshots, because it failed"):
+            halved.snapshot("vq")
+
+    def test_made_again_only_what_failed_is_computed(self, halved):
+        again = run_lab(World(), ["vq", "ibq", "lfq"], folder=halved.folder, **SMALL)
+        assert not again.failures and again.failed == "" and "failed" not in show_lab_table(again)
+        assert (
+            again.runs["vq"].rows
+            == run_lab(World(), ["vq"], **SMALL).runs["vq"].rows
+            == tuple(read_rows(halved.folder / "vq"))
+        )
+
+    def test_where_none_finishes_each_reason_is_told(self):
+        with pytest.raises(ValueError, match=r"not one of 2 methods finished\nvq: .*\nvq, N\(0, 1\): .*learning_rate"):
+            run_lab(World(spread=1e30), ["vq", "vq codebook_init=normal"], **SMALL)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "multi_scale", "hierarchical"])
+def test_snapshots_of_many_combinations_hold_their_parts_codebooks(name, monkeypatch, tmp_path):
+    settings = SMALL | {"codebook_size": 64, "steps": 2}
+    plain = run_lab(World(dim=4), name, folder=tmp_path / "plain", **settings)
+    monkeypatch.setattr(composite, "MOST_STORED", 100)
+    parts = run_lab(World(dim=4), name, folder=tmp_path / "parts", **settings)
+    config = parts.runs[name].config
+    stored = [array for key, array in parts.runs[name].snapshots[2].items() if key.endswith("_codebooks")]
+    assert len(stored) == 1 and stored[0].size == stored_codebook_numbers(config) < config.codebook_size * 4
+    (file,) = (tmp_path / "parts" / name / "snapshots").glob("*2.npz")
+    assert file.stat().st_size < (tmp_path / "plain" / name / "snapshots" / file.name).stat().st_size
+    for snapshot in (parts.snapshot(name), Run(tmp_path / "parts" / name).snapshot()):
+        assert not any(key.endswith("_codebooks") for key in snapshot)
+        np.testing.assert_allclose(snapshot["codebook"], plain.snapshot(name)["codebook"], atol=1e-6)
+    assert parts.table()["error_share"][0] == pytest.approx(plain.table()["error_share"][0], rel=1e-5)
+    pd.testing.assert_frame_equal(lab_plane_table(parts), lab_plane_table(plain), atol=1e-3)
 
 
 class TestFolder:
@@ -355,9 +450,53 @@ class TestFeatureFile:
             FeatureFile(source)
         assert ("features.npy" if kind == "file" else "an array") in str(error.value)
 
+    @pytest.mark.parametrize(
+        ("make", "says"),
+        [
+            (lambda: np.ma.masked_greater(ROWS, 1), r"mine: .* no masked numbers.*; \d+ are masked.*getmaskarray"),
+            (lambda: torch.from_numpy(ROWS).to_sparse(), r"mine: .*got one that is torch.sparse_coo.*\.to_dense\(\)"),
+            (lambda: torch.empty(20, 2, device="meta"), "mine: .*got one that is on the device meta.*Load the weights"),
+            (lambda: torch.nested.nested_tensor([torch.ones(9, 2)]), "mine: .*nested.*torch.cat"),
+            (lambda: torch.quantize_per_tensor(torch.ones(20, 2), 0.1, 0, torch.qint8), r"quantized.*dequantize\(\)"),
+            (lambda: torch.ones(20, 2).bool(), r"mine: .*got torch.bool.*\.float\(\)"),
+            (lambda: torch.ones(20, 2).cfloat(), "got torch.complex64.*features.real"),
+            (ROWS.tolist, r"got list\. Use numpy.asarray"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore")
+    def test_arrays_of_other_kinds_are_named_with_a_remedy(self, make, says):
+        with pytest.raises(ValueError, match=says):
+            FeatureFile(make(), name="mine")
+
+    def test_a_masked_array_without_masked_numbers_is_an_array(self):
+        assert torch.equal(FeatureFile(np.ma.masked_array(ROWS)).points(20, 1), FeatureFile(ROWS).points(20, 1))
+
+    def test_a_missing_file_says_where_it_was_looked_for(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match=f"none.npy: there is no such file in {tmp_path};"):
+            FeatureFile("none.npy")
+        with pytest.raises(FileNotFoundError, match=f"no such file and no folder {tmp_path}/away;"):
+            FeatureFile("away/none.npy")
+
+    @pytest.mark.parametrize("scale", [1e-44, 1e-320, 1e38])
+    def test_what_float32_cannot_divide_by_is_not_standardised(self, scale):
+        with pytest.raises(ValueError, match=r"standard deviation of 1e-36 to 1e\+36|all rows are equal in float32"):
+            FeatureFile(np.clip(ROWS.astype(float), -3, 3) * scale, standardise=True)
+
+    @pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e20, 1e35])
+    def test_features_of_any_size_are_standardised_alike(self, scale):
+        plain = FeatureFile(ROWS, standardise=True).points(30, 1)
+        assert torch.allclose(FeatureFile(ROWS * np.float32(scale), standardise=True).points(30, 1), plain, atol=1e-4)
+
+    def test_a_row_that_cannot_be_standardised_is_refused_when_it_is_drawn(self):
+        rows = ROWS * np.float32(1e-20)
+        rows[FeatureFile(rows)._held[0]] = 1e30  # the sample that gives the deviation does not hold it
+        file = FeatureFile(rows, standardise=True)
+        assert torch.isfinite(file.points(1000, 1)).all()
+        with pytest.raises(ValueError, match="so far from the others"):
+            file.points(200, 0, validation=True)
+
     def test_other_files_are_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no such file"):
-            FeatureFile(tmp_path / "none.npy")
         (tmp_path / "folder.npy").mkdir()
         with pytest.raises(ValueError, match="is a folder"):
             FeatureFile(tmp_path / "folder.npy")
@@ -539,3 +678,14 @@ class TestParameters:
     def test_mistakes_are_found_before_anything_starts(self, settings, says):
         with pytest.raises(ValueError, match=says):
             prepare_lab(PlaygroundParameters(**{"preset": "smoke", **settings}))
+
+    @pytest.mark.parametrize("settings", [{"methods": ("vqq",)}, {"methods": ("vq beta",)}, {"steps": -1}])
+    def test_features_are_opened_after_everything_else_is_checked(self, settings, monkeypatch, tmp_path):
+        monkeypatch.setattr(FeatureFile, "__init__", lambda *_, **__: pytest.fail("opened"))
+        with pytest.raises(ValueError, match=r"vqq|key=value|steps"):
+            prepare_lab(FeaturesLabParameters(preset="smoke", source=str(tmp_path / "x.npy"), **settings))
+
+    def test_a_plugin_runs_after_numbers_are_checked(self, tmp_path):
+        (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
+        with pytest.raises(ValueError, match="steps must be at least 0"):
+            PlaygroundParameters(plugins=(str(tmp_path / "mine.py"),), steps=-1)

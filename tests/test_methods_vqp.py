@@ -26,6 +26,7 @@ CASES = {
     "GroupedResidualVQ": (4**4, {"num_quantizers": 2, "groups": 2}),
     "GroupedResidualFSQ": (9**2, {"num_quantizers": 1, "groups": 2, "levels": [3, 3]}),
     "GroupedResidualLFQ": (4**4, {"num_quantizers": 2, "groups": 2}),
+    "BinaryMapper": (16, {}),
 }
 SEVERAL = [
     ("VectorQuantize", 36, {"heads": 2, "separate_codebook_per_head": True}),
@@ -45,6 +46,10 @@ def tokens():
 def called(module, features):
     """What a module of the package gives for features, vectors first, tokens in rows."""
     rows = features[0, :, 0].T[None]
+    if type(module).__name__ == "BinaryMapper":
+        one_hot, indices, loss = module(rows[0], return_indices=True)
+        bits = torch.tensor([[code >> bit & 1 for bit in range(DIM)] for code in range(2**DIM)])
+        return (one_hot @ (2.0 * bits - 1))[None], indices[None], loss
     if type(module).__name__ != "LatentQuantize":
         return module(rows)
     quantized, *rest = module(rows.mT)
@@ -179,7 +184,17 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         ({"cls": "ResidualVQ", "arguments": {"quantize_dropout": True}}, "must not have quantize_dropout"),
         ({"cls": "VectorQuantize", "arguments": {"heads": 2}}, "write into arguments separate_codebook_per_head"),
         ({"cls": "GroupedResidualVQ", "codebook_size": 99}, "codebook_size must be 81 for GroupedResidualVQ"),
+        ({"cls": "BinaryMapper", "codebook_size": 99}, "codebook_size must be 16 for BinaryMapper"),
+        ({"cls": "BinaryMapper", "arguments": {"bits": 3}}, "bits must be code_dim, 4"),
+        ({"cls": "BinaryMapper", "arguments": {"deterministic_on_eval": False}}, "evaluation must give the same"),
         ({"cls": "SimVQ", "loss_weight": -1.0}, "loss_weight must be ≥ 0"),
+        (
+            {"cls": "ResidualVQ", "arguments": {"num_quantizers": 0}},
+            "num_quantizers must be a whole number, at least 1",
+        ),
+        ({"cls": "ResidualVQ", "arguments": {"num_quantizers": "2"}}, "at least 1; got '2'"),
+        ({"cls": "VectorQuantize", "arguments": {"heads": 0}}, "heads must be a whole number, at least 1; got 0"),
+        ({"cls": "VectorQuantize", "arguments": {"dim": 8}}, "dim is code_dim = .*got 8. Leave it out"),
     ],
 )
 def test_bad_settings_are_refused(settings, says):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +21,23 @@ from click.testing import CliRunner
 from torch import nn
 
 from ibqlab.cli import main
+from ibqlab.diagnostics.explain import measure_drift
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.monitor import CodebookMonitor, callbacks, diagnose, run_writer
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram
+from ibqlab.plots.explain import explanation_table, plot_explanation
 from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.quantizers import build_quantizer
 from ibqlab.runs import Run, RunError, list_runs
+from ibqlab.studies import run_explanation
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import figure_run_codes, figure_run_reconstructions, write_run_report
 from ibqlab.widgets import explore_run
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "bring_your_own"
 CODES, DIM = 16, 4
+NAN = float("nan")
 
 
 def tensors(seed, images=4, side=3):
@@ -80,13 +84,14 @@ def test_importing_it_needs_torch_and_numpy_alone():
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory):
-    """A finished run of 60 steps, with images and a name."""
+    """A finished run of 60 steps, with images and a name, whose batches differ in size."""
     root = tmp_path_factory.mktemp("runs")
     images = torch.rand(3, 1, 8, 8)
     with monitor_in(root, steps=60, log_every=20, settings={"quantizer": "my own", "seed": 7, "width": 32}) as monitor:
         for step in range(1, 61):
             pictures = {"images": lambda: images, "reconstructions": lambda: images + 0.1}
-            monitor.update(step, **tensors(step), loss=torch.tensor(1 / step), **pictures)
+            batch = tensors(step, 4 - (step - 1) % 3)
+            monitor.update(step, **batch, loss=torch.tensor(1 / step), **pictures)
         monitor.log(60, validation_psnr=21.5)
     return Run(root / "mine")
 
@@ -121,6 +126,7 @@ class TestReaders:
         page = write_run_report(monitored).with_suffix(".md").read_text()
         for title in ("Curves", "Hits per code", "Codes among features", "Reconstructions"):
             assert f"## {title}\n\n![" in page
+        assert "### Norms, margins, drift, births and deaths" in page
         assert (
             "seeds: 7; threads per run: 1" in page
             and "Not drawn" not in page
@@ -313,6 +319,54 @@ def test_what_is_due(settings, stride, rows, snapshots):
     assert (logged, stored) == (rows, snapshots)
 
 
+@pytest.mark.parametrize("has_probe", [True, False])
+def test_drift_of_features_is_that_of_the_same_images_or_is_not_told(tmp_path, has_probe):
+    """Codes and the probe's features move by one a step, along one axis each."""
+    monitor = monitor_in(tmp_path)
+    for step in range(1, 13):
+        given = tensors(step, step % 3 + 1)
+        given["codebook"] = given["codebook"] + step * torch.eye(DIM)[0]
+        probe = {"probe": lambda step=step: step * torch.eye(DIM)[1].expand(5, DIM)} if has_probe else {}
+        monitor.update(step, **given, **probe)
+    monitor.close()
+    run = Run(monitor.path)
+    drifts = measure_drift(run_explanation._snapshots(run))
+    assert [drift.features for drift in drifts] == pytest.approx([1.0 if has_probe else NAN] * 4, nan_ok=True)
+    codes = np.array([drift[3:] for drift in drifts])
+    assert codes[~np.isnan(codes)] == pytest.approx(1.0)
+    caption = plot_explanation(explanation_table(run.metrics, drifts)).get_supxlabel().replace("\n", " ")
+    told = "drift of the features of fixed images and" if has_probe else "that of the features needs the same images"
+    assert told in caption
+
+
+@pytest.mark.parametrize("end", [lambda monitor: monitor.close(), lambda monitor: run_writer._end_all()])
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({"log_every": 50}, [1, 2, 3, 5, 7]),
+        ({"log_every": 1}, [1, 2, 3, 4, 5, 6, 7]),  # the last step has a row and lacks a snapshot
+        ({"log_every": 50, "steps": 7}, [1, 2, 3, 5, 7]),
+    ],
+)
+def test_the_last_update_has_a_row_and_a_snapshot(tmp_path, monkeypatch, end, settings, rows):
+    monkeypatch.setattr(run_writer, "_OPEN", {})
+    monitor = monitor_in(tmp_path, **settings)
+    for step in range(1, 8):
+        given = tensors(step) | {"features": lambda step=step: tensors(step)["features"]}
+        monitor.update(step, **given, loss=torch.tensor(float(step), requires_grad=True) * 1)
+    end(monitor)
+    run = Run(monitor.path)
+    assert run.metrics["step"].tolist() == rows and run.snapshot_steps == [1, 2, 5, 7] and run.status == "finished"
+    whole = CodebookMonitor(tmp_path / "whole", CODES, log_every=1)
+    for step in range(1, 8):
+        row = whole.update(step, **tensors(step), loss=float(step))
+    skipped = {"seconds", "births", "deaths"}
+    assert {k: v for k, v in run.rows[-1].items() if k not in skipped} == pytest.approx(
+        {k: v for k, v in row.items() if k not in skipped}
+    )
+    assert np.array_equal(run.snapshot()["assignments"], tensors(7)["indices"].flatten())
+
+
 # --- alarms ---
 
 
@@ -327,13 +381,27 @@ def collapsing(folder, steps=7, **settings):
     return Run(monitor.path)
 
 
+@pytest.mark.parametrize(("lasts", "alarms", "rows"), [(200, [140], 4), (1, [], 1)])
+def test_signs_of_collapse_are_confirmed_by_rows_that_come_sooner(tmp_path, lasts, alarms, rows):
+    """Codes are lost from step 91 on, which the row at 100 shows; five in sequence would be at 100, 150, … 300."""
+    monitor = monitor_in(tmp_path)
+    for step in range(1, 161):
+        is_bad = 90 < step <= 100 or 100 < step < 100 + lasts
+        monitor.update(step, indices=[0] * 36 if is_bad else torch.arange(36) % CODES)
+    run = Run(monitor.path)
+    assert [event["step"] for event in run.alarms] == alarms
+    assert sum(100 < step < 150 for step in run.metrics["step"]) == rows
+
+
 def test_an_alarm_is_printed_written_and_handed_on(tmp_path, capsys):
     events = []
     run = collapsing(tmp_path, on_alarm=events.append)
     (event,) = events
     assert (event.rule, event.step, run.status, run.step) == ("few_codes", 5, "finished", 7)
-    assert [row["step"] for row in run.alarms] == [5] and str(event) in capsys.readouterr().err
-    assert "revive_after" in event.remedy and "tokenizer." not in event.remedy
+    told = capsys.readouterr().err.splitlines()
+    assert [row["step"] for row in run.alarms] == [5] and str(event) in told
+    assert told[0] == f"monitor: writes {run.path}; look at it with: ibqlab show {run.path}" and len(told) == 2
+    assert "setting codes that no token has chosen" in event.remedy and "revive_after" not in event.remedy
     assert "few codes" in write_run_report(run).with_name("report.md").read_text()
 
 
@@ -402,6 +470,18 @@ for step in range(1, 8):
     row = monitor.update(step, indices=given["indices"][share], features=features, codebook=given["codebook"])
     assert rank == 0 or row is None
 monitor.close()
+# An empty share, a mistake and a function that fails, in one process: the other must not wait for it.
+uneven, seen = monitor_in(Path({folder!r}) / "uneven", log_every=1), []
+uneven.watch(lambda: 1 / 0 if rank and step == 4 else torch.ones(16, 4))
+for step in range(1, 6):
+    given = tensors(step, 2)
+    if rank == 1 and step in (2, 3):
+        given["indices"], given["features"] = (
+            (given["indices"][:0], given["features"][:0]) if step == 2 else (given["indices"].float(), None)
+        )
+    seen.append(uneven.update(step, **given))
+uneven.close()
+assert rank or [row["step_tokens"] for row in seen] == [36, 18, 18, 36, 36], seen
 collapsing = monitor_in(Path({folder!r}) / "collapsing", log_every=1, alarm="stop")
 for step in range(1, 8):
     collapsing.update(step, indices=[0] * 36)
@@ -533,10 +613,9 @@ class TestFolder:
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
-NAN = float("nan")
 WRONG = {
-    "indices above K": ({"indices": [[3, 16], [99, 0]]}, "indices must lie in 0 to 15 .* 2 lie above"),
-    "indices below": ({"indices": [-5, 0]}, "indices must lie in 0 to 15 .* 1 lie below"),
+    "indices above K": ({"indices": [[3, 16], [99, 0]] * 9}, "indices must lie in 0 to 15 .* 18 lie above"),
+    "indices below": ({"indices": [-5, 0] * 18}, "indices must lie in 0 to 15 .* 18 lie below"),
     "indices as floats": ({"indices": torch.rand(4)}, "indices must be whole numbers"),
     "no indices": ({"indices": None}, "update needs the codes that the step chose"),
     "a smaller codebook": ({"codebook": torch.randn(8, DIM)}, r"codebook must hold one row per code, \(16, D\)"),
@@ -548,6 +627,21 @@ WRONG = {
     "a number of many elements": ({"loss": torch.rand(3)}, "loss must be a number"),
     "a number that the monitor writes": ({"usage": 0.5}, "usage is written by the monitor itself"),
     "features that cannot be computed": ({"features": lambda: 1 / 0}, "division by zero"),
+    "a function of indices that fails": ({"indices": lambda: 1 / 0}, "indices must be .* raised ZeroDivisionError"),
+    "indices without numbers": ({"indices": torch.ones(36, device="meta").long()}, "indices must have their numbers"),
+    "a codebook's transpose": ({"codebook": torch.randn(DIM, CODES)}, r"codebook must .* got \(4, 16\).*codebook.T"),
+    "a module of many tables": (
+        {"codebook": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))},
+        "codebook must be a tensor .* got Sequential with 2. .*codebook=module.weight",
+    ),
+    "features of meta": ({"features": torch.ones(36, DIM, device="meta")}, "features must be a plain tensor"),
+    "features as text": ({"features": "z"}, "features must be floating-point numbers in .* got str"),
+    "a probe of another dimension": ({"probe": torch.randn(3, 7)}, "probe must have the codebook's dimension D = 4"),
+    "a loss as text": ({"loss": "x"}, "loss must be a number, or a tensor of one element; got 'x'"),
+    "images as whole numbers": (
+        {"images": torch.ones(2, 3, 4, 4).long(), "reconstructions": torch.rand(2, 3, 4, 4)},
+        "images must be uint8, or floats .* got torch.int64",
+    ),
     "images of two channels": (
         {"images": torch.rand(2, 2, 4, 4), "reconstructions": torch.rand(2, 2, 4, 4)},
         "images must be",
@@ -574,6 +668,62 @@ def test_later_trouble_is_told_once_and_training_goes_on(tmp_path, told, wrong):
     assert re.search(message, text) and "step 2" in text
     assert row["usage"] > 0 and "feature_to_code_distance" in row
     assert Run(monitor.path).metrics["step"].iloc[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"features": torch.randn(40, DIM)}, "features must be one per index; got 40 features and 36 indices"),
+        ({"indices": [], "features": torch.zeros(0, DIM)}, "indices must hold at least one token; got none"),
+        (
+            {"images": torch.rand(2, 3, 4, 4), "reconstructions": torch.rand(2, 3, 5, 4)},
+            r"reconstructions must have the shape of their images; got .* \(2, 5, 4, 3\) and \(2, 4, 4, 3\)",
+        ),
+    ],
+)
+def test_what_may_be_meant_is_a_warning_from_the_first_update_on(tmp_path, told, given, message):
+    monitor = monitor_in(tmp_path, log_every=1, snapshot_every=1)
+    for step in (1, 2):
+        row = monitor.update(step, **tensors(step) | given)
+    (text,) = texts(told)
+    assert re.search(message, text) and row["step"] == 2
+
+
+def test_a_gradient_that_fails_or_has_other_rows_is_left_out(tmp_path, told):
+    monitor, gradients = monitor_in(tmp_path, log_every=1), [torch.ones(CODES, DIM)]
+    monitor.watch(lambda: gradients[0] / (0 if isinstance(gradients[0], int) else 1))
+    reach = []
+    for step, gradient in enumerate((torch.ones(CODES, DIM), 1, torch.ones(3, DIM)), start=1):
+        gradients[0] = gradient
+        reach.append(monitor.update(step, **tensors(step)).get("gradient_reach"))
+    assert reach == [1.0, None, None] and "ZeroDivisionError" in texts(told)[0] and "got (3, 4)" in texts(told)[1]
+
+
+def test_what_inference_mode_and_autocast_do_to_a_loop_changes_no_number(tmp_path):
+    rows = []
+    for name, context in {"plain": nullcontext, "odd": torch.inference_mode}.items():
+        monitor, table = CodebookMonitor(tmp_path / name, CODES, log_every=1), nn.Embedding(CODES, DIM)
+        for step in (1, 2, 3):
+            given = tensors(step)
+            table.weight.data.copy_(given["codebook"])
+            given["codebook"] = table if name == "odd" else table.weight
+            with context() if step != 2 else nullcontext(), torch.autocast("cpu", enabled=name == "odd"):
+                row = monitor.update(step, **given)
+        rows.append(row | {"seconds": 0})
+    assert rows[0] == rows[1]
+
+
+def test_a_compiled_step_may_call_it(tmp_path):
+    monitor = monitor_in(tmp_path, log_every=1)
+
+    @torch.compile(backend="eager")
+    def train_step(step, features, indices):
+        monitor.update(step, indices=indices, features=features)
+        return features * 2
+
+    for step in (1, 2, 3):
+        train_step(step, torch.randn(30 + step, DIM), torch.arange(30 + step) % CODES)
+    assert [row["step_tokens"] for row in rows_of(monitor)] == [31, 32, 33]
 
 
 def test_a_token_without_code_counts_for_nothing(tmp_path, told):

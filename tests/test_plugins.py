@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import warnings
 from dataclasses import make_dataclass
 
 import numpy as np
@@ -26,6 +28,7 @@ from ibqlab.notebooks.parameters import read_settings
 from ibqlab.plots.style import method_label, styles_for
 from ibqlab.pretrained import CheckpointError, export_tokenizer, load_tokenizer
 from ibqlab.quantizers import (
+    Quantizer,
     QuantizerConfig,
     QuantizerError,
     available_quantizers,
@@ -40,6 +43,7 @@ from ibqlab.recipes.plugins import copy_name, import_plugins
 from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyError, StudyParameters, open_study
 from ibqlab.training import RunParameters, prepare_run, recipe_config, train
+from ibqlab.training.plugin_check import warn_of_broken_rules
 
 pytestmark = pytest.mark.usefixtures("warm_start", "own_folder")
 
@@ -295,6 +299,16 @@ def test_a_module_that_needs_files_beside_it_is_refused(tmp_path, monkeypatch, m
         ("def broken(:\n", r"plugin bad.py: it cannot be run: SyntaxError at line 1"),
         ("\n1 / 0\n", r"plugin bad.py: it cannot be run: ZeroDivisionError at line 2"),
         ("import there_is_no_such_module\n", "A plugin is one file, which a run copies"),
+        (
+            "import sys\nsys.exit()\n",
+            r"it cannot be run: SystemExit at line 2\. .*must not end the program",
+        ),
+        ("class Own(BaseException): pass\nraise Own('x')\n", r"plugin bad.py: it cannot be run: Own at line 2: x"),
+        ("x = '\0'\n", "plugin bad.py: it cannot be run: SyntaxError"),
+        ("from ibqlab.recipes.plugins import import_plugins as run\nrun(['bad.py'])\n", "it names itself as a plugin"),
+        ("import layers\n", r"plugin bad.py: line 1 imports layers of the same .*A run keeps one file of a plugin"),
+        ("from .layers import x\n", r"plugin bad.py: line 1 imports .layers of the same package or folder"),
+        ("def f():\n    import folder.x\n", r"plugin bad.py: line 2 imports folder.x of the same package or folder"),
         (SOURCE.replace('"mine"', '"vq"'), r"a quantizer named 'vq' exists already"),
         (SOURCE.replace('"h"', '"%"'), "marker must be one of"),
         (SOURCE.replace("#1B9E77", "green"), "#RRGGBB"),
@@ -302,6 +316,9 @@ def test_a_module_that_needs_files_beside_it_is_refused(tmp_path, monkeypatch, m
 )
 def test_a_plugin_that_cannot_be_run_is_named_and_registers_nothing(tmp_path, text, says):
     (tmp_path / "bad.py").write_text(text)
+    (tmp_path / "layers.py").write_text("x = 1\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.py").write_text("")
     before = available_quantizers()
     with pytest.raises(ConfigError, match=says):
         import_plugins(["bad.py"])
@@ -320,12 +337,40 @@ def test_plugins_that_are_not_there_or_clash_are_refused(tmp_path):
         (["my.py", "other.py"], "both register the quantizer 'mine'"),
         (["my.py", "sub/my.py"], "have one file name"),
         ([""], "got an empty name"),
+        (["."], r"got the folder '\.'. Give a file in it, such as my.py"),
+        (["sub"], r"got the folder 'sub'. Give a file in it, such as sub/my.py"),
+        (["./sub"], r"got the folder './sub'"),
+        (["..x"], r"got '..x', which names neither"),
+        (["a b"], r"got 'a b', which names neither. Give my_quantizer.py or package.module"),
+        (["ibqlab.quantizers"], "which is this library: its quantizers are known. Leave it out"),
     ):
         if says:
             with pytest.raises(ValueError, match=says):
                 import_plugins(names)
     with pytest.raises(ConfigError, match="plugins: must be a list"):
         recipe_config("builtin/smoke", {"plugins": 3})
+
+
+def test_ctrl_c_in_a_plugin_stays_ctrl_c_and_a_module_that_exits_is_named(tmp_path):
+    (tmp_path / "stopped.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "exiting.py").write_text("raise SystemExit(3)\n")
+    for name in ("stopped.py", "stopped"):
+        with pytest.raises(KeyboardInterrupt):
+            import_plugins([name])
+    with pytest.raises(ConfigError, match=r"plugin exiting: it cannot be run: SystemExit at line 1: 3\. A plugin is"):
+        import_plugins(["exiting"])
+
+
+def test_a_module_is_run_again_once_it_has_been_mended(tmp_path, monkeypatch):
+    (tmp_path / "layers.py").write_text("x = 1\n")
+    (tmp_path / "mended.py").write_text(f"import layers\n{SOURCE.replace('WEIGHT', '1.0')}")
+    with pytest.raises(ConfigError, match="line 1 imports layers"):
+        import_plugins(["mended"])
+    write_plugin(tmp_path / "mended.py", weight=2.5)
+    import_plugins(["mended"])
+    assert build_quantizer("mine").loss_weights() == {"commitment": 2.5}
+    for name in ("mended", "layers"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_code_that_comes_with_a_folder_is_not_run_unasked(run, monkeypatch, tmp_path):
@@ -398,6 +443,27 @@ def test_a_broken_quantizer_is_told_and_ends_the_command_with_1(tmp_path):
     assert code == 1
     assert "✗ the gradient reaches the encoder" in text and "the encoder learns nothing from the reconstruction" in text
     assert "mine: 1 of" in text
+    # A training of it says so beforehand, once, and goes on all the same.
+    with pytest.warns(UserWarning, match=r"'mine' breaks rules .*the gradient reaches the encoder: .*--plugin bad.py"):
+        _, folder = prepare_run(
+            RunParameters(preset="smoke", settings=("tokenizer.quantizer.name=mine",), plugins=("bad.py",))
+        )
+    assert not folder.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_broken_rules([tiny("bad.py"), tiny("")])
+
+
+def test_one_cause_is_told_once_and_an_unknown_name_asks_for_its_file(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "from ibqlab.quantizers import quantizer_from\n@quantizer_from\ndef mine(features, codebook):\n"
+        "    return (features @ codebook.T).argmax(1) + (99 if len(features) < 24 else 0)\n"
+    )
+    code, text = command("check", "mine", "--plugin", "bad.py")
+    assert code == 1 and text.count("Choose rows of the codebook") == 1
+    assert re.search("For the same cause these could not be looked at: zero features .*; one token is enough", text)
+    code, text = command("check", "mind")
+    assert code == 2 and "ibqlab check mind --plugin FILE.py" in text
 
 
 def test_a_notebooks_command_hands_plugins_to_its_parameters(tmp_path):
@@ -492,6 +558,13 @@ class TestFunctions:
             (lambda z, c: z, r"whole indices of shape \(N,\)"),
             (lambda z, c: (z, z, {}, 1), "got a tuple of 4"),
             (lambda z, c: None, "got NoneType"),
+            (lambda z, c: z.argmax(1) > 2, r"got \(18,\) of torch.bool"),
+            (lambda z, c: z.argmax(1) - 9, r"'odd': indices must lie in 0 … 15, got -\d … -\d. Choose rows"),
+            (lambda z, c: z.argmax(1) + 99, r"indices must lie in 0 … 15, got \d+ … 1\d\d"),
+            (lambda z, c: z.argmax(1).to("meta"), "indices on the features' device, cpu; got meta"),
+            (lambda z, c: (z / 0 * 0, z.argmax(1)), "NaN or infinity in quantized for 18 of 18 tokens"),
+            (lambda z, c: (z, z.argmax(1), {"t": z.sum().to("meta")}), "loss term 't' on the features' device"),
+            (lambda z, c: sys.exit(), r"'odd' raised in assign \(test_plugins.py, line \d+\): SystemExit"),
             (lambda z, c: (z[:, :2], z.argmax(1)), r"quantized of shape \(N, D\)"),
         ],
     )
@@ -504,8 +577,14 @@ class TestFunctions:
     def test_a_function_without_a_name_is_asked_for_one(self):
         with pytest.raises(ValueError, match="a lambda has no name"):
             quantizer_from(lambda z, c: None)
-        with pytest.raises(ValueError, match="takes a function"):
-            quantizer_from(3)
+        for function, says in {
+            3: "takes a function",
+            Quantizer: "got the class Quantizer; write @register_quantizer",
+            (lambda z: None): r"by position; got <lambda>\(z\)\. Write def",
+            (lambda *, features, codebook: None): "by position",
+        }.items():
+            with pytest.raises(ValueError, match=says):
+                quantizer_from(function, name="odd")
 
 
 class TestLooks:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import make_dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from ibqlab.quantizers import (
     Assignment,
     Quantizer,
     QuantizerConfig,
+    assignments,
     available_quantizers,
     build_quantizer,
     nearest_code,
@@ -673,7 +675,7 @@ BROKEN = {
     WrongIndices: ("shapes, types and range", r"indices as int64; got .*float32\. Use indices\.long\(\)"),
     OutOfRange: ("shapes, types and range", r"indices must lie in 0 … 23, got 10\d\d"),
     Nothing: ("shapes, types and range", r"must return Assignment\(.*; got NoneType"),
-    Raising: ("shapes, types and range", r"raised in assign \(module.py, line \d+\): AttributeError"),
+    Raising: ("shapes, types and range", r"raised in assign \(test_quantizers.py, line \d+\): AttributeError"),
     Detached: ("the gradient reaches the encoder", "straight_through"),
     NeverExact: ("decoding the indices gives the same vectors", "24 of 24 tokens"),
     NoWeight: ("shapes, types and range", "'pair' has none"),
@@ -733,6 +735,9 @@ def test_a_broken_quantizer_is_named_where_it_is_used():
         build_quantizer("detached")(features(shape=(1, 64, 2, 2)).requires_grad_())
 
 
+OPEN = make_dataclass("Open", [("z", int)], bases=(QuantizerConfig,), frozen=True, kw_only=True)
+
+
 @pytest.mark.parametrize(
     ("name", "config", "defaults", "says"),
     [
@@ -740,6 +745,23 @@ def test_a_broken_quantizer_is_named_where_it_is_used():
         (3, QuantizerConfig, {}, "a quantizer's name is text"),
         ("mine", dict, {}, "must be derived from QuantizerConfig"),
         ("mine", QuantizerConfig, {"code_dims": 8}, "did you mean 'code_dim'"),
+        ("all", QuantizerConfig, {}, "'all' means something else in settings. Write 'all_vq'"),
+        ("2 VQ", QuantizerConfig, {}, "letters a–z.*got '2 VQ'. Write 'VQ'"),
+        *((name, QuantizerConfig, {}, "Write 'a_b'") for name in ("a b", "a.b", "a/b", "a,b", "a=b")),
+        ("x" * 60, QuantizerConfig, {}, "40 at most"),
+        (
+            "mine",
+            QuantizerConfig,
+            {"codebook_size": -4},
+            "no possible settings: .* at least 2, got -4",
+        ),
+        ("mine", type("Lost", (QuantizerConfig,), {"__annotations__": {"z": int}}), {}, "its setting 'z'; write @data"),
+        (
+            "mine",
+            make_dataclass("Open", [("z", int)], bases=(QuantizerConfig,), frozen=True, kw_only=True),
+            {},
+            "z has",
+        ),
     ],
 )
 def test_what_recipes_could_not_name_is_not_registered(name, config, defaults, says):
@@ -747,6 +769,43 @@ def test_what_recipes_could_not_name_is_not_registered(name, config, defaults, s
     with pytest.raises(ValueError, match=says):
         register_quantizer(name, config, **defaults)(type("Mine", (Quantizer,), {}))
     assert available_quantizers() == before
+
+
+@pytest.mark.parametrize(("what", "says"), [(int, r"class int\(Quantizer\)"), (len, "@quantizer_from"), (3, "got 3")])
+def test_what_is_no_quantizer_is_not_registered(what, says):
+    with pytest.raises(ValueError, match=f"takes a class derived from Quantizer.*{says}"):
+        register_quantizer("mine")(what)
+    with pytest.raises(ValueError, match=r"write @register_quantizer\('my_vq'\) above class Good"):
+        register_quantizer(Good)
+
+
+def test_each_config_has_its_own_copy_of_a_default_that_can_change():
+    config = make_dataclass("Lists", [("z", list, None)], bases=(QuantizerConfig,), frozen=True, kw_only=True)
+    register_quantizer("mine", config, z=[1])(Good)
+    first, second = (quantizer_config({"name": "mine"}) for _ in range(2))
+    first.z.append(2)
+    assert second.z == [1]
+
+
+@pytest.mark.parametrize(
+    ("method", "says"), [("assign", "got Tensor"), ("choose", "must lie in 0 … 1023, got -1 … -1")]
+)
+def test_what_is_stored_is_looked_at_too(method, says):
+    cls = type("Negative", (Good,), {method: lambda self, features, codebook: torch.zeros(len(features)).long() - 1})
+    register_quantizer("mine")(cls)
+    with pytest.raises(QuantizerError, match=says):
+        build_quantizer("mine").encode(features(shape=(1, 64, 2, 2)))
+
+
+def test_a_gpu_is_waited_for_in_the_first_passes_and_each_64th(monkeypatch):
+    monkeypatch.setattr(assignments, "_has_numbers", lambda features: True)
+    register_quantizer("mine")(Good)
+    quantizer, tokens = build_quantizer("mine"), SimpleNamespace(device=torch.device("cuda"))
+    looks = []
+    for quantizer._passes in range(200):
+        looks.append(assignments.looks_at_numbers(quantizer, tokens))
+    assert not assignments.looks_at_numbers(build_quantizer("vq"), tokens)
+    assert [step for step, looked in enumerate(looks) if looked] == [*range(8), 64, 128, 192]
 
 
 def test_a_setting_called_name_is_refused():

@@ -17,9 +17,11 @@ def check(name: str | None, plugins: Sequence[str]) -> None:
     ✓ a rule holds; ✗ it is broken: what was seen, and why it matters. The exit code is 1 where one is broken.
     """
     say_loading(f"check {name or ' '.join(plugins)}".rstrip())
+    from ibqlab.base.checks import require_choice
     from ibqlab.config import ConfigError
     from ibqlab.quantizers import available_quantizers, check_quantizer
     from ibqlab.quantizers.contract import RULES
+    from ibqlab.quantizers.findings import in_lines
     from ibqlab.recipes.plugins import import_plugins, registered_by
 
     if not name and not plugins:
@@ -27,12 +29,20 @@ def check(name: str | None, plugins: Sequence[str]) -> None:
     names = [name] if name else [one for plugin in import_plugins(plugins) for one in registered_by(plugin)]
     if not names:
         raise ConfigError(f"{', '.join(plugins)} registers no quantizer; put @register_quantizer(NAME) above its class")
+    if name and name not in available_quantizers():
+        try:
+            require_choice("NAME", name, available_quantizers())
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}. One of your own is known with the file that registers it: ibqlab check {name} "
+                "--plugin FILE.py"
+            ) from None
     is_broken = False
     for one in names:
         findings = check_quantizer(one)
         broken = sum(bool(finding.broken) for finding in findings)
         is_broken |= broken > 0
-        say("\n".join([one, *(f"  {finding}" for finding in findings)]))
+        say("\n".join([one, *(f"  {line}" for line in in_lines(findings))]))
         untried = len(RULES) - len(findings)
         rest = f"; {untried} rules stand on these and were not tried" if untried else ""
         say(f"{one}: {broken or 'none'} of {len(findings)} rules broken{rest}")

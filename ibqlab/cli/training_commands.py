@@ -41,10 +41,13 @@ def train(
     from ibqlab.runs.finding import output_folder
     from ibqlab.training import TrainConfig, train_generator
     from ibqlab.training import train as train_tokenizer
+    from ibqlab.training.plugin_check import warn_of_broken_rules
 
     config = recipe_config(recipe, assignments=settings, plugins=plugins)
     kind = train_tokenizer if isinstance(config, TrainConfig) else train_generator
     folder = output_folder(output, default=f"{find_recipe(recipe).stem}-{content_hash(config)}")
+    if first:
+        warn_of_broken_rules([config])
     try:
         with sigterm_as_ctrl_c():
             run = kind(config, folder, accept_changed_data=accept_changed_data)

@@ -9,6 +9,7 @@ geometry.py      distances between codes and features, norms, margins, softmax p
 recorder.py      all of these for a run while it trains
 alarm.py         signs of collapse in a run's rows, told once each
 alarm_rules.py   what each rule of the alarm looks at, its threshold, and what it says
+alarm_remedies.py  the same remedies in words, for a model that is not ours
 explain.py       the band in which a softmax teaches; drift of features and codes
 lifetimes.py     how long codes live, and usage to expect from fewer tokens
 lab/             all of it without images: clusters in a plane, or features of yours, by several methods side by side

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ibqlab.diagnostics.alarm_remedies import remedy_in_words
 from ibqlab.diagnostics.alarm_rules import RULES, CodebookFacts, NonFiniteValues, Rule
 
 
@@ -31,7 +32,7 @@ class AlarmEvent:
     cause: str
     """The likely cause."""
     remedy: str
-    """Which setting to change."""
+    """Which setting to change; in somebody else's model, which quantity."""
     values: Mapping[str, float]
     """The numbers behind it."""
 
@@ -80,6 +81,11 @@ class Alarm:
         self.facts = facts
         self._watches = [(rule, _Watch()) for rule in rules if rule.concerns(facts)]
 
+    @property
+    def suspects(self) -> bool:
+        """Whether the last row showed something that further rows must confirm before it is told."""
+        return any(watch.showing and not watch.told for _, watch in self._watches)
+
     def check(self, row: Mapping[str, Any]) -> list[AlarmEvent]:
         """The rules that go off at a row.
 
@@ -110,6 +116,8 @@ def make_event(rule: Rule, step: int, values: Mapping[str, float], facts: Codebo
         facts: of the codebook.
     """
     words = rule.explain(values, facts)
+    if facts.monitored:
+        words = words._replace(remedy=remedy_in_words(rule.name, words.remedy, facts.softmax, facts.fixed))
     return AlarmEvent(step=step, rule=rule.name, title=rule.title, values=dict(values), **words._asdict())
 
 

@@ -35,6 +35,8 @@ class CodebookFacts:
     """ε inside the logarithm of the average entropy that is trained for; None where none is."""
     placeholder_share: float = 0.0
     """Share of the placeholder in the averaged codebook at the last step, 0 to 1."""
+    monitored: bool = False
+    """Whether the model is somebody else's: remedies are words then, and no settings of ours."""
 
     def __post_init__(self):
         whole_number("codebook_size", self.codebook_size, 1)
@@ -74,6 +76,7 @@ def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
         double_quantization=quantizer.get("double_quantization") is not False,
         entropy_epsilon=epsilon if weight and is_finite_number(epsilon) else None,
         placeholder_share=decay**steps if known and decay else 0.0,
+        monitored=config.get("kind") == "monitored",
     )
 
 
@@ -307,7 +310,7 @@ class EntropyCeiling(Rule):
 
     def explain(self, values: Mapping[str, float], facts: CodebookFacts) -> Words:
         ceiling, largest = facts.entropy_ceiling, math.log(facts.codebook_size)
-        cause = "the softmax at entropy_temperature is flat, so its mean is even whatever code is chosen"
+        cause = "the softmax that the entropy is taken of is flat, so its mean is even whatever code is chosen"
         remedy = "longer codes (tokenizer.quantizer.codebook_init=normal) or a lower entropy_temperature"
         if ceiling < 0.95 * largest:
             cause = f"ε caps the entropy below ln K = {largest:.2f}, or {cause}"

@@ -82,9 +82,9 @@ class Drift(NamedTuple):
     since: int
     """Of the earlier one."""
     features: float
-    """Mean over the features of fixed validation images: the encoder's drift."""
+    """Mean over the features of fixed images: the encoder's drift; NaN where these are not in both snapshots."""
     living_codes: float
-    """Mean over the codes that the later validation hit; NaN where there is none."""
+    """Mean over the codes that the later snapshot counts hits of; NaN where there is none."""
     dead_codes: float
     """Mean over the others; likewise. Far below the features' drift: they are left behind."""
 
@@ -96,8 +96,8 @@ def measure_drift(snapshots: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Dr
     between two states is no path: what goes forth and back counts as nothing.
 
     Args:
-        snapshots: step and arrays (codebook, features, counts) in ascending order, the features of the same images;
-            two are held at a time.
+        snapshots: step and arrays (codebook, counts, and features of the same images where there are any) in ascending
+            order; two are held at a time. Those without a codebook are passed over.
     Returns:
         One entry per pair; [] for fewer than two.
     Source: "Beyond Stationarity" (arXiv 2602.18896) holds the encoder's drift to be the cause of collapse.
@@ -105,18 +105,24 @@ def measure_drift(snapshots: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Dr
     drifts: list[Drift] = []
     before: tuple[int, Mapping[str, Any]] | None = None
     for step, arrays in snapshots:
+        if "codebook" not in arrays:
+            continue
         if before is not None and step > before[0]:
             since, earlier = before
-            moved = {
-                name: np.linalg.norm(np.asarray(arrays[name], float) - np.asarray(earlier[name], float), axis=1)
-                / (step - since)
-                for name in ("features", "codebook")
-            }
-            alive = np.asarray(arrays["counts"]) > 0
-            parts = (moved["codebook"][alive], moved["codebook"][~alive])
-            drifts.append(Drift(step, since, float(moved["features"].mean()), *map(_mean, parts)))
+            codes, features = (_moved(name, earlier, arrays) / (step - since) for name in ("codebook", "features"))
+            if len(codes):
+                alive = np.asarray(arrays["counts"]) > 0
+                drifts.append(Drift(step, since, *map(_mean, (features, codes[alive], codes[~alive]))))
         before = step, arrays
     return drifts
+
+
+def _moved(name: str, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> Float[np.ndarray, " N"]:
+    """How far each row of an array moved; no rows where it is missing in one state or has another shape there."""
+    states = [np.asarray(arrays.get(name, ()), float) for arrays in (earlier, later)]
+    if states[0].shape != states[1].shape or states[0].ndim != 2:
+        return np.empty(0)
+    return np.linalg.norm(states[1] - states[0], axis=1)
 
 
 def _mean(values: Float[np.ndarray, "N"]) -> float:

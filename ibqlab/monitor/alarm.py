@@ -5,7 +5,6 @@ from here, so "stop" raises nothing: it sets the monitor's `stopped`, which a lo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,18 +48,21 @@ class MonitorAlarm:
         """Look at a row that was just logged, and tell what it sets off."""
         from ibqlab.base.progress import notice
 
-        for found in self._alarm.check(row) if self._alarm else ():
-            # The names of our recipes' settings mean something to others, their paths do not.
-            event = replace(found, remedy=found.remedy.replace("tokenizer.quantizer.", ""))
+        for event in self._alarm.check(row) if self._alarm else ():
             run.log_alarm(event.row())
             notice(event)
             self._asks = self._asks or event.stops
             if self.on_alarm:
                 self.on_alarm(event)
 
-    def asks_to_end(self, device: torch.device) -> bool:
-        """Whether the first process's rows ask for the end of the training; all processes come here at each row."""
-        if self.mode != "stop":
-            return False
-        asked: Tensor = sum_over_processes(torch.tensor(int(self._asks), device=device))
-        return bool(asked)
+    def answers(self, device: torch.device) -> tuple[bool, bool]:
+        """Whether the first process's rows ask for the end of the training, and whether the next row should come soon.
+
+        All processes come here at each row.
+        """
+        if self.mode == "off":
+            return False, False
+        suspects = self._alarm is not None and self._alarm.suspects
+        flags: Tensor = sum_over_processes(torch.tensor([self._asks, suspects], dtype=torch.int64, device=device))
+        asks, suspects = flags.tolist()
+        return bool(asks) and self.mode == "stop", bool(suspects)

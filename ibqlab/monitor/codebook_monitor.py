@@ -5,9 +5,7 @@ the numbers mean the same. Trouble never ends a training that runs: the first up
 shows there; from the second on the monitor warns once, leaves out what it cannot measure, and goes on.
 """
 
-import re
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BATCH, CODES, STEPS, whole_number
+from ibqlab.base.measures import is_measure
 from ibqlab.base.processes import share_of_work
 from ibqlab.monitor import inputs
 from ibqlab.monitor.alarm import MonitorAlarm
 from ibqlab.monitor.attaching import ModuleReading, follow_module
+from ibqlab.monitor.reading import Reading, read_tensors
 from ibqlab.monitor.run_writer import RunWriter
 from ibqlab.monitor.schedule import Schedule
 from ibqlab.monitor.snapshots import snapshot_arrays, snapshot_pictures
+from ibqlab.monitor.trouble import Trouble, uncompiled
 from ibqlab.monitor.window import Movement, Window, follow_gradient
 
 LOG_EVERY = 50
@@ -48,7 +49,8 @@ class CodebookMonitor:
         path: the run folder, a name among all runs such as "runs/mine", or a path that starts with /, ./, ../ or ~. A
             run of the same settings that is there goes on.
         codebook_size: K, at least 2.
-        steps: how many steps the training will have, where that is known: the last one has a row and a snapshot then.
+        steps: how many steps the training will have, where that is known. The last step has a row and a snapshot; of
+            several processes only where its number is given.
         log_every: steps between rows. None: 50, and more where the codebook is large and lies on a CPU, so that rows
             take some 2 % of a step of 50 ms. The first update and steps 1, 2, 3, 5, 10, 15, 20, 30, 50 have one, too.
         snapshot_every: steps between snapshots; before the first of them there are some at 1, 2, 5, 10, 20, 50 ….
@@ -106,7 +108,7 @@ class CodebookMonitor:
         self.stopped = False
         """Whether `alarm="stop"` asks for the end of the training, on all processes alike: `if monitor.stopped: break`.
         Lightning's callback and that of Transformers end theirs by themselves."""
-        self._now: Any = -1
+        self._trouble = Trouble()
         self._is_writer = False
         self._is_closed = False
         self._window: Window | None = None
@@ -114,19 +116,21 @@ class CodebookMonitor:
         self._reading: ModuleReading | None = None
         self._read_gradient: Callable[[], Tensor | None] | None = None
         self._movement: Movement | None = None
-        self._warned: set[str] = set()
+        self._latest: tuple[Tensor, inputs.UpdateInputs] | None = None
 
-    def watch(self, codebook: Tensor | Callable[[], Tensor | None]) -> None:
+    def watch(self, codebook: Tensor | nn.Module | Callable[[], Tensor | None]) -> None:
         """Measure gradient reach: which share of codes a step moves noticeably.
 
         Args:
-            codebook: the parameter (K, D). Of the last backward pass before `update` its gradient is taken, whether or
-                not `zero_grad` has been called since. A buffer that moving averages change in place: how far they move
-                each code. Or a function that gives the gradient, where the codebook is computed from other weights.
+            codebook: the parameter (K, D), or a module with it. Of the last backward pass before `update` its gradient
+                is taken, whether or not `zero_grad` has been called since. A buffer that moving averages change in
+                place: how far they move each code. A function that gives the gradient of a computed codebook.
         Raises:
             ValueError: none of these.
         """
         self._movement = None
+        if isinstance(codebook, nn.Module):
+            codebook = inputs.codebook_of_module(codebook)
         if isinstance(codebook, Tensor) and codebook.is_leaf and not codebook.requires_grad:
             self._watch_movement(lambda: codebook)
         elif isinstance(codebook, Tensor):
@@ -169,6 +173,7 @@ class CodebookMonitor:
         codebook: inputs.Given = None,
         images: inputs.Given = None,
         reconstructions: inputs.Given = None,
+        probe: inputs.Given = None,
         **numbers: Any,
     ) -> dict[str, Any] | None:
         """Take in a training step, after its backward pass.
@@ -178,10 +183,12 @@ class CodebookMonitor:
             indices: the chosen codes, any shape; −1 where a token has none. None: as `attach` has read them.
             features: what was compared with the codes, (N, D), (B, T, D) or (B, D, h, w); or a function that gives it,
                 called at logged steps only. None: rows without what is measured on features.
-            codebook: (K, D), or a function that gives it; of a grid that is not stored, a function from indices to
-                codes, or the quantizer itself. None: rows without what is measured on codes.
+            codebook: (K, D), a module such as nn.Embedding, or a function that gives it; of a grid that is not stored,
+                a function from indices to codes, or the quantizer itself. None: rows without what is measured on codes.
             images: (B, 3, H, W) or (B, 1, H, W), for snapshots; uint8, or floats in [0, 1] or [−1, 1]. Or a function.
             reconstructions: of these images, likewise.
+            probe: features of one fixed batch, the same images each time: without it nobody knows how far the features
+                drift. Or a function, called where a snapshot is due, in every process: `lambda: encoder(fixed)`.
             **numbers: whatever else a row is to hold: loss=…, psnr=…; tensors of one element are read at logged steps
                 only.
         Returns:
@@ -190,18 +197,13 @@ class CodebookMonitor:
             ValueError, RunError: at the first update alone; whatever goes wrong in later ones is a warning.
         """
         if self._is_closed:
-            self._warn("the monitor is closed, its run has ended; make a new one to go on")
+            self._trouble.warn("the monitor is closed, its run has ended; make a new one to go on")
             return None
-        began, is_first = time.perf_counter(), self._is_first
+        began, is_first = time.perf_counter(), self._trouble.raises
+        given = inputs.UpdateInputs(indices, features, codebook, images, reconstructions, probe, numbers)
         try:
-            return self._update(
-                step, inputs.UpdateInputs(indices, features, codebook, images, reconstructions, numbers)
-            )
-        except Exception as error:  # whatever it is, it must not end somebody's training
-            if is_first:
-                raise
-            self._warn(str(error) or type(error).__name__)
-            return None
+            with torch.inference_mode(False):  # what it keeps is used in later steps
+                return self._trouble.checked(lambda: uncompiled(self._update)(step, given))
         finally:
             # The first one imports the library and makes the folder.
             self._writer.monitor_seconds += 0.0 if is_first else time.perf_counter() - began
@@ -215,7 +217,7 @@ class CodebookMonitor:
         """
         if self._is_writer and self._writer.run:
             kept = self._plain_numbers(numbers, {})
-            self._checked(lambda: self._writer.log({"step": step, **kept}))
+            self._trouble.checked(lambda: self._writer.log({"step": step, **kept}))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs for its window not to start empty: this process's, for your checkpoint."""
@@ -229,7 +231,7 @@ class CodebookMonitor:
         self._state = dict(state)
 
     def close(self, status: str = "finished") -> None:
-        """End the run. Later updates write nothing.
+        """End the run: its last step has a row and a snapshot then, and later updates write nothing.
 
         Args:
             status: "finished", "failed" or "stopped".
@@ -237,9 +239,9 @@ class CodebookMonitor:
         if self._is_closed:
             return
         self._is_closed = True
+        self._trouble.checked(lambda: self._writer.end(status))
         if self._reading:
             self._reading.remove()
-        self._writer.end(status)
 
     def __enter__(self) -> "CodebookMonitor":
         return self
@@ -250,15 +252,11 @@ class CodebookMonitor:
         else:
             self.close("stopped" if issubclass(kind, KeyboardInterrupt) else "failed")
 
-    @property
-    def _is_first(self) -> bool:
-        """Whether nothing was measured yet, so that a mistake is one of the call."""
-        return self.schedule.logged < 0
-
     def _update(self, step: int, given: inputs.UpdateInputs) -> dict[str, Any] | None:
-        self._now = step = whole_number("step", step, 0, STEPS)
+        self._trouble.step = step
+        step = whole_number("step", step, 0, STEPS)
         if step < self.step:
-            self._warn(
+            self._trouble.warn(
                 f"step must grow: got {step} after {self.step}; updates are left aside until it does. Count steps over "
                 "the whole training, not within an epoch"
             )
@@ -266,24 +264,37 @@ class CodebookMonitor:
         if self._reading and given.indices is None:
             indices, features, codebook = self._reading.take(given.features, given.codebook)
             given = given._replace(indices=indices, features=features, codebook=codebook)
-        if given.indices is None:
-            raise ValueError(
-                "update needs the codes that the step chose: pass indices=…, or attach(module) once, whose forward "
-                "pass in training mode comes before each update"
-            )
-        flat = inputs.flat_indices(given.indices, self.codebook_size)
+        flat = self._trouble.checked(lambda: self._flat(given.indices))
+        if flat is None:
+            if self._window is None or self._window.processes == 1:
+                return None
+            # The other processes wait for this one's share of the sums.
+            flat = torch.empty(0, dtype=torch.int32, device=self._window.device)
         if self._window is None:
             self._begin(flat)
         is_due = step > self.step and self.schedule.needs_row(step)
         self.step, self._writer.was_asked_to_end = step, False
         self._window.add(step, flat)
-        self._writer.give_sign_of_life()
+        self._trouble.checked(self._writer.give_sign_of_life)
         row = self._measure(step, flat, given) if is_due else None
+        is_stored = self.schedule.stored == step or self._window.processes > 1
+        self._latest = None if is_stored else (flat, given.kept(self.snapshot_images))
         if self._window.is_full:
             self._take_in()
         if self._movement and self.schedule.needs_row(step + 1):
             self._movement.keep()
         return row
+
+    def _flat(self, indices: Any) -> Tensor:
+        if indices is None:
+            raise ValueError(
+                "update needs the codes that the step chose: pass indices=…, or attach(module) once, whose forward "
+                "pass in training mode comes before each update"
+            )
+        flat = inputs.flat_indices(indices, self.codebook_size)
+        if not len(flat) and not (dist.is_available() and dist.is_initialized()):
+            self._trouble.warn("indices must hold at least one token; got none, so this step counts for nothing")
+        return flat
 
     def _begin(self, flat: Tensor) -> None:
         """Now processes know each other, if ever; without sums each would have a window of its own."""
@@ -299,65 +310,66 @@ class CodebookMonitor:
         if self._state:
             self._window.recorder.load_state_dict(self._state)
 
-    def _measure(self, step: int, flat: Tensor, given: inputs.UpdateInputs) -> dict[str, Any] | None:
+    def _measure(
+        self, step: int, flat: Tensor, given: inputs.UpdateInputs, has_row: bool = False
+    ) -> dict[str, Any] | None:
         """A row, and a snapshot where one is due. What processes sum, all of them come to, whatever they were given."""
-        codes = self._checked(lambda: self._codes(inputs.codebook_of(given.codebook, self.codebook_size, flat.device)))
-        dim = None if codes is None else codes.shape[1]
-        tokens = self._checked(lambda: inputs.tokens_of(given.features, dim))
-        if self._is_first and self._chooses_log_every and codes is not None and codes.device.type == "cpu":
-            self.schedule.log_every = max(LOG_EVERY, codes.numel() * self.probe_tokens // ROW_WORK)
-        needs_snapshot, sample, chosen = self.schedule.needs_snapshot(step), None, None
-        if tokens is not None:
-            most = max(self.probe_tokens, self.snapshot_features if needs_snapshot else 0)
-            rows = inputs.sample_rows(len(tokens), most)
-            sample = tokens[rows.to(tokens.device)].float()
-            chosen = flat[rows.to(flat.device)] if len(tokens) == len(flat) else None
-            sample, chosen = self._finite(sample, chosen)
+        needs_snapshot = self.schedule.needs_snapshot(step)
+        most_probe = self.snapshot_features if needs_snapshot else 0
+        most = (max(self.probe_tokens, most_probe), most_probe)
+        seen = read_tensors(given, flat, self.codebook_size, most, self._trouble)
+        if self._trouble.raises and self._chooses_log_every and seen.codes is not None and seen.codes.is_cpu:
+            self.schedule.log_every = max(LOG_EVERY, seen.codes.numel() * self.probe_tokens // ROW_WORK)
         self._take_in()
-        measured = self._window.report(step, codes, sample, chosen, self._read_gradient)
+        measured = None if has_row else self._report(step, seen)
         recorder = self._window.recorder
         hits = {"counts": recorder.counts(), "last_hit": recorder.last_hits()} if needs_snapshot else {}
+        pictures = snapshot_pictures(given, self.snapshot_images, self._trouble) if needs_snapshot else {}
         try:
             if self._is_writer:
                 if not self._writer.run:
-                    self._writer.begin(step, dim if tokens is None or dim is not None else tokens.shape[1])
+                    self._writer.begin(step, seen.dim)
+                    self._writer.before_end = self._write_last
                     self._alarm.follow(self._writer.run)
-                own = self._plain_numbers(given.numbers, measured)
-                measured = {"step": step, **own, **measured, "seconds": round(self._writer.seconds, 3)}
-                self._writer.log(measured)
-                self._checked(lambda: self._alarm.check(self._writer.run, measured))
-            if self._is_writer and needs_snapshot:
-                arrays = snapshot_arrays(codes, sample, chosen, self.snapshot_features)
-                pictures = (given.images, given.reconstructions)
-                arrays |= snapshot_pictures(pictures, self.snapshot_images, self._checked)
-                self._writer.save_snapshot(step, arrays | hits)
+                if measured is not None:
+                    own = self._plain_numbers(given.numbers, measured)
+                    measured = {"step": step, **own, **measured, "seconds": round(self._writer.seconds, 3)}
+                    self._writer.log(measured)
+                    self._trouble.checked(lambda: self._alarm.check(self._writer.run, measured))
+                if needs_snapshot:
+                    arrays = snapshot_arrays(seen, self.snapshot_features)
+                    self._writer.save_snapshot(step, arrays | pictures | hits)
         finally:
-            asked = self._alarm.asks_to_end(flat.device)
+            asked, self.schedule.is_suspicious = self._alarm.answers(flat.device)
             self._writer.was_asked_to_end, self.stopped = asked and not self.stopped, asked
-        self.schedule.logged = step
+        self.schedule.logged, self._trouble.raises = step, False
         if needs_snapshot:
             self.schedule.stored = step
         return measured if self._is_writer else None
 
-    def _codes(self, codebook: Any) -> Tensor | None:
-        if codebook is None:
-            return None
-        codes = inputs.checked_codebook(codebook, self.codebook_size)
-        if bool(torch.isfinite(codes.sum())) or bool(torch.isfinite(codes).all()):  # a sum takes a twentieth of it
-            return codes
-        self._warn("codebook must be finite; it holds NaN or infinity, so what is measured on codes is left out")
-        return None
+    def _report(self, step: int, seen: Reading) -> dict[str, Any] | None:
+        """The row of what was read; None where it could not be measured."""
+        read = self._read_gradient and (lambda: self._trouble.checked(self._gradient))
+        return self._trouble.checked(lambda: self._window.report(step, seen.codes, seen.sample, seen.chosen, read))
 
-    def _finite(self, sample: Tensor, chosen: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """A sample and its codes without rows of NaN or infinity; None where none is left."""
-        good = torch.isfinite(sample).all(1)
-        broken = len(sample) - int(good.sum())
-        if not broken:
-            return sample, chosen
-        self._warn(f"features must be finite; {broken} of {len(sample)} rows looked at hold NaN or infinity, left out")
-        if broken == len(sample):
-            return None, None
-        return sample[good], None if chosen is None else chosen[good.to(chosen.device)]
+    def _gradient(self) -> Tensor | None:
+        gradient = inputs.value_of(self._read_gradient, "the gradient for watch")
+        if isinstance(gradient, Tensor) and gradient.shape[:-1].numel() != self.codebook_size:
+            shape = tuple(gradient.shape)
+            raise ValueError(
+                f"the gradient for watch must hold one row per code, K = {self.codebook_size}; got {shape}"
+            )
+        return gradient
+
+    @torch.no_grad()
+    def _write_last(self) -> None:
+        """The last update's row and snapshot, where it had none, when the run ends."""
+        if self._latest is None:
+            return
+        (flat, given), self._latest = self._latest, None
+        self.schedule.steps, asked = self.step, self._writer.was_asked_to_end
+        self._trouble.checked(lambda: self._measure(self.step, flat, given, self.schedule.logged == self.step))
+        self._writer.was_asked_to_end = asked
 
     def _plain_numbers(self, numbers: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
         """The loop's own numbers, without those that no row can hold."""
@@ -366,10 +378,15 @@ class CodebookMonitor:
         def plain(name: str) -> dict[str, Any]:
             if name in measured or name in ("step", "seconds"):
                 raise ValueError(f"{name} is written by the monitor itself; give your number another name")
-            return {name: plain_row(numbers[name], name)}  # null where it is not finite
+            value = plain_row(numbers[name], name)  # null where it is not finite
+            if is_measure(name) and not isinstance(value, int | float | None):
+                raise ValueError(f"{name} must be a number, or a tensor of one element; got {value!r:.40}")
+            return {name: value}
 
-        kept = [self._checked(lambda name=name: plain(name)) for name in numbers if numbers[name] is not None]
-        return {name: value for row in kept if row for name, value in row.items()}
+        checked = [
+            self._trouble.checked(lambda name=name: plain(name)) for name in numbers if numbers[name] is not None
+        ]
+        return {name: value for row in checked if row for name, value in row.items()}
 
     def _take_in(self) -> None:
         """Count the indices that wait; wrong ones are told of."""
@@ -378,23 +395,6 @@ class CodebookMonitor:
                 f"indices must lie in 0 to {self.codebook_size - 1} since codebook_size={self.codebook_size}, or be −1 "
                 f"for a token without code; {count} lie {side} and are left out. Give the codebook's full size"
             )
-            if self._is_first:
+            if self._trouble.raises:
                 raise ValueError(message)
-            self._warn(message)
-
-    def _checked(self, read: Callable[[], Any]) -> Any:
-        """What is read; None with a warning where it is not what it must be, an error at the first update."""
-        try:
-            return read()
-        except Exception as error:
-            if self._is_first:
-                raise
-            self._warn(str(error) or type(error).__name__)
-            return None
-
-    def _warn(self, message: str) -> None:
-        """Each kind of trouble once: a loop has thousands of steps."""
-        kind = re.sub(r"[0-9]+", "", message)[:24]
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(f"monitor, step {self._now}: {message}", stacklevel=4)
+            self._trouble.warn(message)

@@ -110,13 +110,17 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         softmax_perplexity,
     )
     from ibqlab.diagnostics.geometry import winner_margins
-    from ibqlab.quantizers import nearest_code, to_indices
-    from ibqlab.quantizers.vectors import to_vectors
+    from ibqlab.quantizers import nearest_code
+    from ibqlab.quantizers.indices import indices_in_memory
+    from ibqlab.quantizers.vectors import check_in_memory, to_vectors
 
     codes = to_vectors(codebook, "codebook").detach().float().cpu()
     if len(codes) < 2:
         raise ValueError(f"codebook must hold at least two codes; got {tuple(codes.shape)}")
+    check_in_memory(features, "features")
+    _check_orientation(features, tuple(codes.shape))
     tokens = to_tokens(features, codes.shape[1]).float().cpu()
+    check_in_memory(indices, "indices")
     for name, vectors in (("features", tokens), ("codebook", codes)):
         broken = int((~torch.isfinite(vectors)).any(1).sum())
         if broken:
@@ -124,7 +128,7 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
                 f"{name} must be finite; {broken:,} of {len(vectors):,} rows hold NaN or infinity. Leave them out with "
                 f"{name}[isfinite({name}).all(1)], or diagnose an earlier checkpoint"
             )
-    chosen = nearest_code(tokens, codes) if indices is None else to_indices(indices).cpu().reshape(-1)
+    chosen = nearest_code(tokens, codes) if indices is None else indices_in_memory(indices).cpu().reshape(-1)
     counts = count_indices(chosen, len(codes))
     if not len(chosen):
         raise ValueError("indices must hold at least one; got none. Leave them out to take each feature's nearest code")
@@ -153,3 +157,30 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         codebook=codes.numpy(),
         features=probe.numpy(),
     )
+
+
+def _check_orientation(features: Any, codebook_shape: tuple[int, int]) -> None:
+    """Refuse a codebook, or features, of which only the transposed ones fit; what does not fit at all passes.
+
+    Raises:
+        ValueError: the message names the array that lies on its side.
+    """
+    shape = tuple(getattr(features, "shape", ()))
+    dims, (rows, dim) = {shape[-1], shape[1]} if len(shape) > 1 else set(), codebook_shape
+    if not dims or dim in dims:
+        return
+    if rows in dims:
+        raise ValueError(
+            f"codebook must be (K, D), one row per code; got {codebook_shape}, whose second number is no axis of the "
+            f"features {shape}, while its first, {rows}, is: it seems to be (D, K). Use codebook.T"
+        )
+    if len(shape) == 2 and shape[0] == dim:
+        raise ValueError(
+            f"features must be (N, D) with the codebook's dimension D = {dim}; got {shape}, which seems to be (D, N). "
+            "Use features.T"
+        )
+    if len(shape) == 2 and shape[0] == rows:
+        raise ValueError(
+            f"features must be (N, D) and codebook (K, D); got {shape} and {codebook_shape}, which seem to be (D, N) "
+            "and (D, K). Use features.T and codebook.T"
+        )

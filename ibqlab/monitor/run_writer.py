@@ -6,9 +6,11 @@ that goes on from one whose process is gone.
 
 import atexit
 import os
+import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ class RunWriter:
         """Time that the monitor has taken of this start."""
         self.was_asked_to_end = False
         """Whether the alarm asked for the end at the last update, so that a training that ends here was stopped."""
+        self.before_end: Callable[[], Any] = lambda: None
+        """Called before the run ends: writes what the last update had no row for."""
         self._began = time.perf_counter()
         self._process = 0
         self._has_ended = False
@@ -68,6 +72,7 @@ class RunWriter:
         Raises:
             RunError: as the constructor, or the run is finished and the step lies before its end.
         """
+        from ibqlab.base.progress import notice
         from ibqlab.runs import Run, RunError
         from ibqlab.runs.metrics import last_step
 
@@ -102,6 +107,7 @@ class RunWriter:
         self.run, self._began = run, time.perf_counter()
         self._process = os.getpid()
         _OPEN[key] = self
+        notice(f"monitor: writes {run.path}; look at it with: ibqlab show {shlex.quote(str(run.path))}")
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row; errors as of `Run.log`."""
@@ -124,6 +130,7 @@ class RunWriter:
         """
         if not self.run:
             return
+        self.before_end()
         self._has_ended = True
         run, self.run = self.run, None
         _OPEN.pop(os.path.realpath(self.path), None)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 EARLY_STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 """Steps with a row of their own however rarely rows are due: collapse is decided in the first ones."""
+CONFIRMING_ROWS = 5
+"""Rows within `log_every` steps, where the last one showed signs of collapse."""
 
 
 @dataclass
@@ -21,11 +23,15 @@ class Schedule:
     """Step of the last row; −1 before the first, which is due at once."""
     stored: int = -1
     """Likewise, of the last snapshot."""
+    is_suspicious: bool = False
+    """Whether the last row showed trouble that others must confirm; these come sooner then."""
 
     def needs_row(self, step: int) -> bool:
         """Whether a step has a row."""
         is_extra = self.logged < 0 or step in EARLY_STEPS or step == self.steps
-        return is_extra or step // self.log_every > self.logged // self.log_every
+        # Rules want up to five rows in sequence: confirmed within one `log_every`, where it took five.
+        every = max(1, self.log_every // CONFIRMING_ROWS) if self.is_suspicious else self.log_every
+        return is_extra or step // every > self.logged // every
 
     def needs_snapshot(self, step: int) -> bool:
         """Whether a step with a row has a snapshot: also at 1, 2, 5, 10, 20, 50 … before the first multiple."""

@@ -30,7 +30,7 @@ class Window:
     def __init__(self, codebook_size: int, tokens: int, probe_tokens: int, processes: int, device: torch.device):
         from ibqlab.diagnostics.recorder import PlainCodebook, Recorder
 
-        self.codebook_size, self.device = codebook_size, device
+        self.codebook_size, self.device, self.processes = codebook_size, device, processes
         self._codebook = torch.empty(0, 1, device=device)
         self._gradient: Tensor | None = None
         self._pending: list[tuple[int, Tensor]] = []
@@ -55,15 +55,14 @@ class Window:
             How many indices were wrong: "above" (K or more) and "below" (−2 or less), left out; {} if none was.
         """
         wrong = {"above": 0, "below": 0}
-        for step, flat in self._pending:
+        pending, self._pending, self._waiting = self._pending, [], 0  # what cannot be counted is not tried again
+        for step, flat in pending:
             in_range = (flat >= 0) & (flat < self.codebook_size)
             codes = flat[in_range]
             if len(codes) < len(flat):
                 wrong["above"] += int((flat >= self.codebook_size).sum())
                 wrong["below"] += int((flat < -1).sum())
             self.recorder.observe(codes.long().to(self.device), step)
-        self._pending.clear()
-        self._waiting = 0
         return {side: count for side, count in wrong.items() if count}
 
     def report(
@@ -88,7 +87,8 @@ class Window:
         is_whole = codes is not None and sample is not None
         stand_in = torch.zeros(1, self._codebook.shape[1], device=self._codebook.device)
         tokens = sample.to(self._codebook.device) if is_whole else stand_in
-        row = self.recorder.report(tokens.T[None, :, None, :], step)  # (1, D, 1, n), as an image of one row
+        with torch.autocast(tokens.device.type, enabled=False):
+            row = self.recorder.report(tokens.T[None, :, None, :], step)  # (1, D, 1, n), as an image of one row
         self._codebook = torch.empty(0, 1, device=self.device)  # somebody's tensor is not kept alive
         if not is_whole:
             known = _OF_INDICES + (_OF_CODES if codes is not None else ())

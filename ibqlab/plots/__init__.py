@@ -16,6 +16,7 @@ histogram.py        hits per code by rank
 code_map.py         codes and features in one plane, dead codes marked
 map_details.py      what the marks of a map would hide
 lab.py              several methods of the lab in one plane, and as an animation
+lab_plane.py        the plane of a lab, the same for all methods and steps
 reconstructions.py  images before and after the codebook
 gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric

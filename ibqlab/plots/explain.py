@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ibqlab.base.measures import measure
 from ibqlab.diagnostics.explain import BandPoint, Drift
@@ -18,7 +18,16 @@ from ibqlab.diagnostics.lifetimes import SurvivalPoint, rarefaction
 from ibqlab.diagnostics.usage import even_usage
 from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
-from ibqlab.plots.steps import IN_PERCENT, draw_measured, finish_panel, finish_steps, metrics_by_step, write_numbers
+from ibqlab.plots.steps import (
+    IN_PERCENT,
+    divide_decades,
+    draw_measured,
+    finish_panel,
+    finish_steps,
+    metrics_by_step,
+    say_empty,
+    write_numbers,
+)
 
 FEATURES = {"color": "#D55E00", "linestyle": "-"}
 """Of what is the encoder's."""
@@ -69,7 +78,7 @@ def plot_band(table: pd.DataFrame) -> Figure:
                 axes.plot(rows["scale"], rows[key] * quantity.scale, color=color, label=f"step {step:,}")
                 own = rows[np.isclose(rows["scale"], 1)]
                 ring = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.8}
-                axes.plot(own["scale"], own[key] * quantity.scale, color=color, linestyle="", **ring)
+                axes.plot(own["scale"], own[key] * quantity.scale, color=color, linestyle="", clip_on=False, **ring)
             axes.axvline(1, linewidth=0.8, **style.REFERENCE)
             finish_panel(axes, quantity, highest=size * 2.2 if key == "softmax_perplexity" else None)
             axes.set(xscale="log", xlabel="factor on z·C (1: the run)")
@@ -123,35 +132,27 @@ def plot_explanation(table: pd.DataFrame) -> Figure:
             norms.fill_between(rows["step"], low, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
             draw_measured(norms, table, f"{key}_mean", label=f"{measure(key).title.removeprefix('norm of ')}", **look)
         finish_panel(norms, measure("feature_norm"), title="Norms")
-        _logarithmic(norms)
+        if norms.get_lines():
+            _logarithmic(norms)
         _draw_margins(margin, table)
-        looks = zip(_DRIFT, (FEATURES, CODES, DEAD_CODES), ("features", "codes hit", "codes not hit"), strict=True)
-        for name, look, label in looks:
-            rows = table.dropna(subset=[f"drift_{name}"])
-            drift.plot(rows["step"], rows[f"drift_{name}"], marker="o", markersize=3.5, label=label, **look)
-        drift.set(title="Drift between snapshots", ylabel="distance per step")
-        fix_tick_size(drift)
-        _logarithmic(drift)
-        highest = table[[f"drift_{name}" for name in _DRIFT]].max().max()
-        if highest > 0:
-            # What stands still would stretch the axis without end.
-            drift.set_ylim(highest / _DECADES, highest * 2)
-        for key, color in (("births", "#009E73"), ("deaths", "#000000")):
-            draw_measured(turnover, table, key, label=measure(key).title, color=color)
-        finish_panel(turnover, measure("births"), title="Codes born and died, row to row", label="codes")
-        turnover.set_yscale("symlog", linthresh=1)
-        turnover.set_ylim(0, None)
-        write_numbers(turnover.yaxis, ",.0f")
+        _draw_drift(drift, table)
+        _draw_turnover(turnover, table)
         for axes in (norms, margin, drift, turnover):
+            axes.set_xlim(*_padded(table["step"]))
             finish_steps(axes, table["step"], "training step" if axes in (drift, turnover) else "")
-            if axes.get_lines():
+            if axes.get_lines() and axes is not margin:
                 axes.legend(fontsize=style.CAPTION_SIZE)
-            else:
-                style.add_note(axes, "not recorded", (0.5, 0.5), (0, 0), xycoords="axes fraction", ha="center")
+        if not norms.get_lines():
+            say_empty(norms, "The run logged no norms.")
+        moved = {name for name in _DRIFT if table[f"drift_{name}"].notna().any()}
+        of = "all codes"
+        if "features" in moved:
+            of = "the features of fixed images and of all codes"
+        elif moved:
+            of += "; that of the features needs the same images at each snapshot: monitor.update(…, probe=features)"
         style.add_caption(
             figure,
-            f"step {int(table['step'].max()):,}; norms: mean within one spread of the probe tokens; drift of the "
-            "features of fixed validation images and of all codes",
+            f"step {int(table['step'].max()):,}; norms: mean within one spread of the probe tokens; drift of {of}",
         )
     return figure
 
@@ -179,6 +180,7 @@ def plot_survival(table: pd.DataFrame) -> Figure:
         axes.fill_between(table["steps"], low, high, step="post", color=color, alpha=0.18, linewidth=0)
         axes.step(table["steps"], 100 * table["survival"], where="post", color=color)
         axes.set(ylim=IN_PERCENT, xlabel="training steps since the first hit", ylabel="codes still alive (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         fix_tick_size(axes)
         lived, died = int(table["at_risk"].iloc[0]), int(table["deaths"].sum())
         style.add_caption(
@@ -236,7 +238,7 @@ def plot_rarefaction(table: pd.DataFrame) -> Figure:
         finish_panel(axes, quantity, title="")
         axes.set(xscale="log", xlabel="tokens looked at")
         write_numbers(axes.xaxis, ",.0f")
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside upper center", ncols=2)
         style.add_caption(
             figure,
             f"K = {int(table['codebook_size'].iloc[0]):,}; of {int(table['tokens'].max()):,} validation tokens, drawn "
@@ -245,26 +247,78 @@ def plot_rarefaction(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _padded(steps: pd.Series) -> tuple[float, float]:
+    """Ends of an axis of steps, the same for all panels, whichever steps have a value in each."""
+    first, last = float(steps.min()), float(steps.max())
+    gap = 0.03 * (last - first) or 0.5
+    return first - gap, last + gap
+
+
 def _draw_margins(axes: Axes, table: pd.DataFrame) -> None:
     """Both leads of the winner, each on a scale of its own."""
     near, logit = measure("winner_margin"), measure("logit_margin")
-    draw_measured(axes, table, "winner_margin", label=f"{near.title} code", color=CODES["color"])
     finish_panel(axes, near, title="Lead of the winner", label=f"{near.title} (%)")
+    if table[["winner_margin", "logit_margin"]].isna().all(axis=None):
+        say_empty(axes, "The run logged no lead of the winner.")
+        return
+    draw_measured(axes, table, "winner_margin", label=f"{near.title} code", color=CODES["color"])
+    # The upper third is the legend's.
+    axes.set_ylim(IN_PERCENT[0], 1.45 * IN_PERCENT[1])
+    axes.set_yticks(range(0, 101, 20))
     if table["logit_margin"].notna().any():
         beside = axes.twinx()
         beside.spines["right"].set_visible(True)
         beside.grid(visible=False)
         draw_measured(beside, table, "logit_margin", color=FEATURES["color"])
         beside.set_ylabel(logit.axis, color=FEATURES["color"])
-        beside.set_ylim(0, None)
+        highest = float(table["logit_margin"].max())
+        beside.set_ylim(-0.04 * highest, 1.5 * highest or 1)
+        beside.set_yticks([tick for tick in beside.get_yticks() if 0 <= tick <= 1.02 * highest])
         fix_tick_size(beside)
         axes.plot([], [], color=FEATURES["color"], label=logit.title)
+    axes.legend(loc="upper right", fontsize=style.CAPTION_SIZE)
+
+
+def _draw_drift(axes: Axes, table: pd.DataFrame) -> None:
+    """How far features, living and dead codes move per step; what stands still is named, since no logarithm has it."""
+    axes.set(title="Drift between snapshots", ylabel="distance per step")
+    fix_tick_size(axes)
+    columns = [f"drift_{name}" for name in _DRIFT]
+    highest = table[columns].max().max()
+    if not highest > 0:
+        has_any = table[columns].notna().any(axis=None)
+        say_empty(axes, "Nothing moved between snapshots." if has_any else "Drift needs two snapshots.")
+        return
+    looks = zip(_DRIFT, (FEATURES, CODES, DEAD_CODES), ("features", "codes hit", "codes not hit"), strict=True)
+    for name, look, label in looks:
+        rows = table.dropna(subset=[f"drift_{name}"])
+        still = " (stand still)" if len(rows) and not rows[f"drift_{name}"].any() else ""
+        if len(rows):
+            moved = rows[f"drift_{name}"].where(rows[f"drift_{name}"] > 0)
+            axes.plot(rows["step"], moved, marker="o", markersize=3.5, label=f"{label}{still}", **look)
+    _logarithmic(axes)
+    # Slower ones would stretch the axis without end.
+    lowest = table[columns].where(table[columns] > 0).min().min()
+    axes.set_ylim(max(highest / _DECADES, lowest / 2), highest * 2)
+    write_decades = LogLocator(subs=(1,)) if highest > 100 * lowest else LogLocator(subs=(1, 2, 5))
+    axes.yaxis.set_major_locator(write_decades)
+
+
+def _draw_turnover(axes: Axes, table: pd.DataFrame) -> None:
+    """Codes born and died from row to row."""
+    finish_panel(axes, measure("births"), title="Codes born and died, row to row", label="codes")
+    if table[["births", "deaths"]].isna().all(axis=None):
+        say_empty(axes, "The run logged no births and deaths:\nthey need two rows.")
+        return
+    for key, color in (("births", "#009E73"), ("deaths", "#000000")):
+        draw_measured(axes, table, key, label=measure(key).title, color=color)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(-0.05, max(1.5, 1.2 * table[["births", "deaths"]].max().max()))
+    write_numbers(axes.yaxis, ",.0f")
 
 
 def _logarithmic(axes: Axes) -> None:
     """A logarithmic upright axis with numbers written in full, several to a decade where it has few."""
     axes.set_yscale("log")
     write_numbers(axes.yaxis, "g")
-    low, high = axes.get_ylim()
-    if high < 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    divide_decades(axes)

@@ -65,7 +65,8 @@ def describe_marks(table: pd.DataFrame) -> str:
     words = [f"{inside} inside: {start}" for inside, start in zip(("white", "grey"), starts, strict=False)]
     others = f"; {', '.join(words)}, where that is not its own" if starts else ""
     facts, reference = table.iloc[0], list(table.loc[table["is_reference"], "method"].unique())
-    dotted = f" Dotted: {style.styles_for(reference)[reference[0]].label}, own start." if reference else ""
+    has_line = table.loc[table["is_reference"] & table["own_start"].astype(bool), "mean"].notna().any()
+    dotted = f" Dotted: {style.styles_for(reference)[reference[0]].label}, own start." if has_line else ""
     return (
         f"Filled: from the method's own start{others}. Right is better; axes where less is better run backwards."
         f"{dotted} {name_student_interval(int(table['seeds'].max()))}. Rates searched: {facts['rates']}; "

@@ -9,13 +9,11 @@ import io
 import itertools
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -30,6 +28,7 @@ from ibqlab.diagnostics.lab import Lab, LabResult
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE
 from ibqlab.plots import steps, style
 from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
+from ibqlab.plots.lab_plane import LabPlane
 from ibqlab.plots.printing import PAGE_WIDTH, draw, save_figure, styled_figure
 
 _COLUMNS = 4
@@ -56,7 +55,8 @@ def lab_plane_table(result: LabResult, at: int | Sequence[int] = -1, methods: Se
         One row per point: method, step, kind ("feature" or "code"), id (row in the snapshot), x, y, hits (of codes, in
         the step's validation). The first row of each panel says besides: codebook_size, in_use (codes with a hit),
         tokens (of the validation), left, right, bottom and top (the same for all), share_1 and share_2 (of the
-        features' variance along both axes; empty where the plane is the world itself), features (where they came from).
+        features' variance along both axes; empty where the plane is the world itself), features (where they came from),
+        failed (which methods are not shown because they failed, and why; mostly empty).
     Raises:
         ValueError: there is no such method, or no snapshot of that step.
     """
@@ -64,7 +64,7 @@ def lab_plane_table(result: LabResult, at: int | Sequence[int] = -1, methods: Se
         require_choice("methods", label, result.runs)
     steps_shown = [at] if isinstance(at, int) else list(at)
     require(len(steps_shown) > 0, "at must name a step, or several; got none")
-    return _table(result, steps_shown, methods or list(result.runs), _Plane.of(result))
+    return _table(result, steps_shown, methods or list(result.runs), LabPlane.of(result))
 
 
 def plot_lab_plane(table: pd.DataFrame) -> Figure:
@@ -102,7 +102,7 @@ def write_lab_animation(result: LabResult, path: str | Path, *, milliseconds: in
     if path.suffix.lower() not in ("", ".gif"):
         raise ValueError(f"an animation is a .gif; got {path.name!r}: pass {path.stem + '.gif'!r}")
     path = path.with_suffix(".gif")
-    plane, panels, frames = _Plane.of(result), None, []
+    plane, panels, frames = LabPlane.of(result), None, []
     for step in result.snapshot_steps:
         table = _table(result, [step], list(result.runs), plane)
         if panels is None:
@@ -146,11 +146,16 @@ def show_lab_table(result: LabResult) -> pd.DataFrame:
     text = pd.DataFrame({"method": [look.label for look in style.styles_for(list(table["method"])).values()]})
     text["start"], text["K"] = table["start"], table["codebook_size"].map("{:,}".format)
     for key, heading in shares.items():
-        text[heading] = table[key].map("{:.1%}".format)
-    text["perplexity (codes)"] = table["perplexity"].map("{:,.1f}".format)
-    text["validation features"] = table["tokens"].map("{:,}".format)
-    text["s"] = table["seconds"].map("{:.1f}".format)
-    return text
+        text[heading] = _written(table[key], "{:.1%}")
+    text["perplexity (codes)"] = _written(table["perplexity"], "{:,.1f}")
+    text["validation features"] = _written(table["tokens"], "{:,.0f}")
+    text["s"] = _written(table["seconds"], "{:.1f}")
+    return text.assign(failed=table["failed"]) if result.failures else text
+
+
+def _written(numbers: pd.Series, pattern: str) -> pd.Series:
+    """Numbers as a table shows them; a method that failed has none."""
+    return numbers.map(lambda number: "–" if pd.isna(number) else pattern.format(number))
 
 
 def lab_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +170,7 @@ def lab_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
         ValueError: a missing column, or no rows.
     """
     style.require_columns(metrics, ("step", "method", "seed", "init", "codebook_size"), "a lab's metrics")
-    facts = {"codebook_size": "first", "code_dim": "first", "validation_tokens": "min"}
+    facts = {"codebook_size": "first", "code_dim": "first", "validation_tokens": "min", "failed": "max"}
     return steps.over_seeds(metrics, ("method", "init"), _MEASURES, facts)
 
 
@@ -193,67 +198,19 @@ def plot_lab_curves(metrics: pd.DataFrame) -> Figure:
             if key.endswith("error"):
                 axes.set_yscale("log")
                 axes.set_ylabel("mean squared difference")
+                steps.write_numbers(axes.yaxis, "g")
+                steps.divide_decades(axes)
             steps.finish_steps(axes, table["step"], "step" if key in _MEASURES[2:] else "")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         columns = style.even_columns(len(labels), 4)
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.0)
         tokens = _tokens_text(table["validation_tokens"].dropna(), table["codebook_size"])
         caption = f"{steps.sizes_text(table)}; usage, perplexity and error over {tokens}"
-        style.add_caption(figure, f"{caption}; {style.seeds_text(table['seeds'])}")
+        style.add_caption(figure, f"{caption}; {style.seeds_text(table['seeds'])}{_failed_text(table)}")
     return figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plane:
-    """The plane that all panels and frames are drawn in."""
-
-    middle: Float[np.ndarray, "D"]
-    axes: Float[np.ndarray, "D axes"]
-    """One or two directions."""
-    bounds: tuple[float, float, float, float]
-    shares: tuple[float, float]
-    """Of the features' variance along each axis; NaN where the plane is the world itself."""
-
-    @classmethod
-    def of(cls, result: LabResult) -> "_Plane":
-        """That of the features of all methods and steps."""
-        snapshots = [snapshot for run in result.runs.values() for snapshot in run.snapshots.values()]
-        every = max(1, sum(len(snapshot["features"]) for snapshot in snapshots) // 200_000)
-        features = np.concatenate([snapshot["features"][::every] for snapshot in snapshots]).astype(np.float64)
-        if result.dim <= 2:
-            middle, axes, shares = np.zeros(result.dim), np.eye(result.dim), (np.nan, np.nan)
-        else:
-            middle = features.mean(0)
-            values, vectors = np.linalg.eigh(np.cov(features.T))
-            axes = vectors[:, ::-1][:, :2]
-            # An eigenvector's sign is arbitrary and would differ between machines.
-            axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
-            shares = tuple(values[::-1][:2].clip(0) / max(values.sum(), np.finfo(float).tiny))
-        plane = cls(middle=middle, axes=axes, bounds=(0.0, 0.0, 0.0, 0.0), shares=shares)
-        codes = [
-            plane.place(snapshot["codebook"][:: max(1, len(snapshot["codebook"]) // 512)]) for snapshot in snapshots
-        ]
-        return cls(
-            middle=middle, axes=axes, bounds=_bounds(plane.place(features), np.concatenate(codes)), shares=shares
-        )
-
-    def place(self, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 2"]:
-        """Positions of vectors."""
-        positions = (vectors - self.middle) @ self.axes
-        return np.pad(positions, ((0, 0), (0, 2 - positions.shape[1])))
-
-
-def _bounds(features: Float[np.ndarray, "N 2"], codes: Float[np.ndarray, "M 2"]) -> tuple[float, float, float, float]:
-    """A square that holds all features, and the codes unless a few of them lie far outside."""
-    low, high = features.min(0), features.max(0)
-    reach = 0.3 * (high - low).max()
-    low = np.minimum(low, np.maximum(np.quantile(codes, 0.005, axis=0), low - reach))
-    high = np.maximum(high, np.minimum(np.quantile(codes, 0.995, axis=0), high + reach))
-    middle, half = (low + high) / 2, 0.53 * max((high - low).max(), 1e-6)
-    return tuple(float(end) for axis in (0, 1) for end in (middle[axis] - half, middle[axis] + half))
-
-
-def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plane: _Plane) -> pd.DataFrame:
+def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plane: LabPlane) -> pd.DataFrame:
     """The points of one panel after the other."""
     panels = []
     for label, step in itertools.product(methods, shown):
@@ -273,8 +230,8 @@ def _table(result: LabResult, shown: Sequence[int], methods: Sequence[str], plan
             }
         )
         in_use, tokens = int((counts > 0).sum()), int(counts.sum())
-        facts = (len(codes), in_use, tokens, *plane.bounds, *plane.shares, result.features)
-        panels.append(points.join(pd.DataFrame([facts], columns=list(_FACTS), index=[0])))
+        facts = (len(codes), in_use, tokens, *plane.bounds, *plane.shares, result.features, result.failed)
+        panels.append(points.join(pd.DataFrame([facts], columns=[*_FACTS, "failed"], index=[0])))
     return pd.concat(panels, ignore_index=True)
 
 
@@ -361,7 +318,15 @@ class _Panels:
                 f"the plane of the features' two widest directions ({shares} of their variance), the same everywhere"
             )
         step = f"step {int(first['step']):,}; " if self.single else ""
-        return f"{step}{first['features']}; {plane}; hits in {_tokens_text(facts['tokens'], facts['codebook_size'])}"
+        hits = f"hits in {_tokens_text(facts['tokens'], facts['codebook_size'])}"
+        return f"{step}{first['features']}; {plane}; {hits}{_failed_text(facts)}"
+
+
+def _failed_text(table: pd.DataFrame) -> str:
+    """The end of a caption: which methods failed and are not shown. Tables written by older versions do not say."""
+    texts = table["failed"].dropna() if "failed" in table else pd.Series(dtype=str)
+    failed = " ".join(dict.fromkeys(text for text in texts if text))
+    return f". {failed}" if failed else ""
 
 
 def _tokens_text(tokens: pd.Series, sizes: pd.Series) -> str:

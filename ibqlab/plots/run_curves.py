@@ -8,7 +8,15 @@ from matplotlib.ticker import MaxNLocator
 
 from ibqlab.base.measures import is_measure, measure
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
-from ibqlab.plots.steps import draw_measured, finish_panel, finish_steps, metrics_by_step, tokens_text, write_numbers
+from ibqlab.plots.steps import (
+    draw_measured,
+    finish_panel,
+    finish_steps,
+    metrics_by_step,
+    say_empty,
+    tokens_text,
+    write_numbers,
+)
 from ibqlab.plots.style import EACH_STEP, TRAINING_COLOR, VALIDATION_LOOK, WINDOW, add_caption
 
 _COLUMNS = (
@@ -74,9 +82,9 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         draw_measured(psnr, table, "psnr", **_TRAINING)  # somebody's own model, watched by a monitor
         draw_measured(psnr, table, "validation_psnr", **_VALIDATION)
         if not psnr.get_lines() and "validation_psnr" not in metrics:
-            psnr.text(0.5, 0.5, "not measured", transform=psnr.transAxes, ha="center", va="center")
+            say_empty(psnr, "The run measured no PSNR:\nit validates no images.")
         quantity = measure("loss")
-        title, label = f"{quantity.panel_title}, all terms weighted", f"{quantity.title} (no unit)"
+        title, label = f"{quantity.panel_title}: weighted sum of its terms", f"{quantity.title} (no unit)"
         finish_panel(loss, quantity, title=title, label=label)
         finish_panel(usage, measure("usage"))
         # From 1 to the upper end lies at least one decade; `max` leaves NaN aside, where nothing was measured yet.

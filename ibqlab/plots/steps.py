@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ibqlab.base.checks import is_finite_number
 from ibqlab.base.measures import SHARE, Quantity, measure
 from ibqlab.plots.printing import fix_tick_size
-from ibqlab.plots.style import REFERENCE_GREY, LineStyle, stacked_width, start_line, text_label
+from ibqlab.plots.style import REFERENCE_GREY, LineStyle, add_note, stacked_width, start_line, text_label
 
 IN_PERCENT = (-3, 103)
 """Ends of an axis of shares; lines at 0 and 100 % keep their width."""
@@ -116,7 +116,26 @@ def finish_panel(
         axes.set_yscale("log")
         axes.set_ylim(0.8, highest)
         write_numbers(axes.yaxis)
+        divide_decades(axes)
     fix_tick_size(axes)
+
+
+def divide_decades(axes: Axes) -> None:
+    """Marks at 1, 2 and 5 of each decade where a logarithmic upright axis holds fewer than two whole decades."""
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
+def say_empty(axes: Axes, sentence: str) -> None:
+    """Write into a panel without lines what it lacks; its upright axis would number nothing.
+
+    Args:
+        axes: of the panel.
+        sentence: safe for matplotlib.
+    """
+    axes.set_yticks([])
+    add_note(axes, sentence, (0.5, 0.5), (0, 0), xycoords="axes fraction", ha="center", va="center")
 
 
 def write_numbers(axis: Axis, form: str = ",.10g") -> None:

@@ -16,11 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import CODE_DIM, CODES, check_numbers, require, require_at_most, require_choice
-from ibqlab.quantizers.assignments import PACKAGE, Assignment, QuantizerOutput, checked, raised_in, weighted_sum
+from ibqlab.quantizers.assignments import (
+    PACKAGE,
+    Assignment,
+    QuantizerOutput,
+    checked,
+    checked_assignment,
+    checked_choice,
+    weighted_sum,
+)
 from ibqlab.quantizers.codebooks import INITIALISATIONS, FreeCodebook, at_least_float32
 from ibqlab.quantizers.indices import check_range, to_indices
 from ibqlab.quantizers.looks import QuantizerLook, checked_look
 from ibqlab.quantizers.precision import autocast_device
+from ibqlab.quantizers.registration import as_default, check_class, check_config, check_defaults, check_name
 from ibqlab.quantizers.upkeep import KMeansStart, Upkeep
 
 
@@ -130,7 +139,7 @@ class Quantizer(nn.Module):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The code of each token and nothing else, as `assign` would choose it in evaluation."""
-        return self.assign(features, codebook).indices
+        return checked(self.name, self.assign(features, codebook), features, False).indices
 
     @torch.no_grad()
     def encode(self, features: Float[Tensor, "B D h w"]) -> Int[Tensor, "B h w"]:
@@ -156,7 +165,7 @@ class Quantizer(nn.Module):
                     f"NaN or infinity, first token {int((~finite).nonzero()[0, 0])}. Look at the images and the "
                     "encoder's weights with torch.isfinite"
                 )
-            return self.choose(*self._in_one_type(tokens)).view(batch, height, width)
+            return checked_choice(self, *self._in_one_type(tokens)).view(batch, height, width)
 
     def forward(self, features: Float[Tensor, "B D h w"]) -> QuantizerOutput:
         """Replace every feature vector by a code.
@@ -183,7 +192,7 @@ class Quantizer(nn.Module):
             if codebook.requires_grad and not codebook.is_leaf:
                 # Codes that come out of a map have no .grad of their own, and diagnostics read which codes learn.
                 codebook.register_hook(self._store_gradient)
-            assignment = self._checked_assignment(tokens, codebook)
+            assignment = checked_assignment(self, tokens, codebook)
             loss = weighted_sum(self.name, assignment.terms, self.loss_weights(), tokens)
             for step in upkeep:
                 step.after(self.codes, tokens.detach(), assignment.indices)
@@ -231,16 +240,6 @@ class Quantizer(nn.Module):
     def name(self) -> str:
         """The name that it is registered under; its class's for one that is not."""
         return self.config.config_name or type(self).__name__
-
-    def _checked_assignment(self, tokens: Tensor, codebook: Tensor) -> Assignment:
-        """What `assign` returns; an error of a user's own says whose it is and where."""
-        try:
-            assignment = self.assign(tokens, codebook)
-        except Exception as error:
-            if type(self).__module__.startswith(PACKAGE):
-                raise
-            raise raised_in(self.name, "assign", error) from error
-        return checked(self.name, assignment, tokens, self.training and torch.is_grad_enabled())
 
     def _in_one_type(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and codebook in one type, the wider of theirs; without the codes where nothing looks at them."""
@@ -304,33 +303,34 @@ def register_quantizer(
         color, marker: in figures, #RRGGBB and a marker of matplotlib; "": the next that are free.
         **defaults: settings that have another default under this name.
     Raises:
-        ValueError: the name is taken or is none; the config is no class of settings, has a setting called as an
-            argument here, or lacks one that has a default here; a look that no figure can show.
+        ValueError: the name is taken or cannot be typed; the class is no Quantizer; the config is no class of settings,
+            has a setting called as an argument here or an impossible default, or lacks one that has a default here; a
+            look that no figure can show.
     """
-    require(isinstance(name, str) and name.strip() != "", f"a quantizer's name is text such as 'ibq'; got {name!r}")
-    is_config = isinstance(config, type) and issubclass(config, QuantizerConfig)
-    require(is_config, f"{name!r}: config must be derived from QuantizerConfig; got {config!r}")
+    check_name(name)
+    check_config(name, config, QuantizerConfig)
     settings = [field.name for field in fields(config)]
     require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
     for word in QuantizerLook._fields:
-        require(
-            word not in settings, f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
-        )
+        says = f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
+        require(word not in settings, says)
     look = checked_look(name, label, color, marker)
     for setting in defaults:
         require_choice(f"{name!r}: a setting with a default", setting, settings)
 
     def decorate(quantizer: type[Quantizer]) -> type[Quantizer]:
+        check_class(name, quantizer, Quantizer)
         if name in _PRESETS and not _is_again(_PRESETS[name], quantizer):
             raise ValueError(f"a quantizer named {name!r} exists already: {_PRESETS[name].quantizer}; choose another")
         config_class = config
         # A config's class holds the name and the defaults of one quantizer, so a shared class gets a subclass.
         if defaults or config is QuantizerConfig or vars(config).get("config_name", "") not in ("", name):
             types = {field.name: field.type for field in fields(config)}
-            changed = [(setting, types[setting], value) for setting, value in defaults.items()]
+            changed = [(setting, types[setting], as_default(value)) for setting, value in defaults.items()]
             class_name = f"{quantizer.__name__}Config"
             config_class = make_dataclass(class_name, changed, bases=(config,), frozen=True, kw_only=True)
             config_class.__module__ = quantizer.__module__
+        check_defaults(name, config_class)
         config_class.config_name = name
         config_class.quantizer_class = quantizer
         _PRESETS[name] = Registration(quantizer, config_class, look, quantizer.__module__)

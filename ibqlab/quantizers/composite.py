@@ -10,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import CODES, check_numbers, require
+from ibqlab.base.codebook_parts import CONCATENATED, MOST_STORED, SUMMED
 from ibqlab.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput, make_quantizer, quantizer_config
 from ibqlab.quantizers.codebooks import at_least_float32
 
@@ -100,8 +102,7 @@ class CompositeConfig(QuantizerConfig):
             f'inner must be settings of a quantizer of single tokens, such as {{"name": "ibq"}}; got {settings!r:.60}',
         )
         settings, number, splits = dict(settings), self.number(), self.splits()
-        says_levels = settings.get("name") == "fsq" and "levels" in settings
-        if "codebook_size" not in settings and not says_levels:
+        if not _says_size(settings) or (self.codebook_size and "codebook_size" not in settings and "inner" in settings):
             root = _root(self.codebook_size, number) if self.codebook_size else 2 ** max(1, DEFAULT_BITS // number)
             require(
                 self.codebook_size in (0, root**number) and root >= 2,
@@ -124,6 +125,14 @@ class CompositeConfig(QuantizerConfig):
             )
             settings["codebook_init"] = self.codebook_init
         return settings
+
+
+def _says_size(settings: Any) -> bool:
+    """Whether settings of a part say its codebook's size: by themselves, by levels, or in the parts of the part."""
+    if not isinstance(settings, dict):
+        return isinstance(settings, QuantizerConfig)
+    levels = settings.get("name") == "fsq" and "levels" in settings
+    return bool(settings.get("codebook_size")) or levels or ("inner" in settings and _says_size(settings["inner"]))
 
 
 class CompositeQuantizer(Quantizer):
@@ -240,6 +249,10 @@ class Parts(nn.Module):
         digits = self.digits(indices)
         return self.join([at_least_float32(self.part(i).look_up(digit)) for i, digit in enumerate(digits)])
 
+    def contributions(self) -> list[Float[Tensor, "k d"]]:
+        """What each part's codes add to a combination's vector, or their piece of its channels."""
+        return [at_least_float32(self.part(level).codebook) for level in range(self.number)]
+
     def digits(self, indices: Int[Tensor, "*grid"]) -> list[Int[Tensor, "*grid"]]:
         """The parts' indices, the first part's first."""
         return [indices // self.size**power % self.size for power in reversed(range(self.number))]
@@ -258,6 +271,30 @@ class Parts(nn.Module):
         gradients = [torch.zeros_like(known) if gradient is None else gradient for gradient in gradients]
         digits = self.digits(torch.arange(self.size**self.number, device=known.device))
         return self.join([gradients[i % len(gradients)][digit] for i, digit in enumerate(digits)])
+
+
+@torch.no_grad()
+def codebook_arrays(quantizer: Quantizer) -> dict[str, np.ndarray]:
+    """For a snapshot: the codebook (K, D); of a composite with many combinations what its parts' codes add to them.
+
+    `ibqlab.base.codebook_parts.with_codebook` makes the codebook of either.
+    """
+    if not stores_parts(quantizer.config):
+        return {"codebook": quantizer.codebook.detach().float().cpu().numpy().copy()}
+    name = CONCATENATED if quantizer.codes.join is joined_channels else SUMMED
+    return {name: torch.stack(quantizer.codes.contributions()).float().cpu().numpy()}
+
+
+def stores_parts(config: QuantizerConfig) -> bool:
+    """Whether snapshots hold the parts' codebooks in place of that of all combinations."""
+    return isinstance(config, CompositeConfig) and config.codebook_size * config.code_dim > MOST_STORED
+
+
+def stored_codebook_numbers(config: QuantizerConfig) -> int:
+    """Numbers of the codebook, or of the parts' codebooks, in a snapshot."""
+    if not stores_parts(config):
+        return config.codebook_size * config.code_dim
+    return config.number() * config.inner["codebook_size"] * config.inner["code_dim"]
 
 
 def _config_below(key: str, settings: dict[str, Any]) -> QuantizerConfig:

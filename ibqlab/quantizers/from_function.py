@@ -16,9 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require
-from ibqlab.quantizers.assignments import Assignment, QuantizerError
+from ibqlab.quantizers.assignments import (
+    Assignment,
+    QuantizerError,
+    check_codes,
+    check_device,
+    looks_at_numbers,
+)
 from ibqlab.quantizers.base import Quantizer, make_quantizer, quantizer_config, register_quantizer
 from ibqlab.quantizers.estimators import straight_through
+from ibqlab.quantizers.registration import check_function
 from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 
 
@@ -45,7 +52,7 @@ def quantizer_from(
     """
     if function is None:
         return lambda decorated: quantizer_from(decorated, name, reaches=reaches, **registration)
-    require(callable(function), f"quantizer_from takes a function of features and codebook; got {function!r:.80}")
+    check_function(function)
     name = name or getattr(function, "__name__", "")
     require(
         name != "<lambda>", 'quantizer_from: a lambda has no name of its own; give one: quantizer_from(…, name="my_vq")'
@@ -87,7 +94,8 @@ class _FunctionQuantizer(Quantizer):
             terms = more[0] if more else None
         else:
             indices = result
-        if not isinstance(indices, Tensor) or indices.shape != features.shape[:1] or indices.is_floating_point():
+        whole = isinstance(indices, Tensor) and not (indices.dtype.is_floating_point or indices.dtype.is_complex)
+        if not whole or indices.dtype == torch.bool or indices.shape != features.shape[:1]:
             kind = (
                 f"{tuple(indices.shape)} of {indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
             )
@@ -95,7 +103,10 @@ class _FunctionQuantizer(Quantizer):
                 f"the quantizer {self.name!r}: its function must return whole indices of shape (N,) = "
                 f"({len(features)},), an index per token; got {kind}"
             )
+        check_device(f"the quantizer {self.name!r}: its function must return indices", indices, features)
         indices = indices.detach().long()
+        if looks_at_numbers(self, features):  # before the codes are looked up, which ends a GPU's process
+            check_codes(self.name, indices, len(codebook))
         codes = F.embedding(indices, codebook)  # (N, D); its gradient reaches the chosen codes alone
         if terms is None:
             terms = pair_terms(features, codes)

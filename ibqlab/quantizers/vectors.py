@@ -21,12 +21,7 @@ def to_vectors(values: Any, name: str) -> Float[Tensor, "rows D"]:
     Raises:
         ValueError: no floats, not (rows, D) with at least one number per row, or a tensor without numbers in memory.
     """
-    tensor = values if isinstance(values, Tensor) else _tensor_of(values, name)
-    if tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(
-            f"{name} must be a plain tensor with its numbers in memory; got {tensor.layout} on {tensor.device}. "
-            f"Use {name}.to_dense(), or load the weights"
-        )
+    tensor = to_tensor(values, name)
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{name} must be floating-point numbers; got {tensor.dtype}. Use {name}.float()")
     if tensor.ndim != 2 or not tensor.shape[1]:
@@ -35,6 +30,52 @@ def to_vectors(values: Any, name: str) -> Float[Tensor, "rows D"]:
             "rows by .permute(0, 2, 3, 1).reshape(-1, D)"
         )
     return tensor
+
+
+def to_tensor(values: Any, name: str, kinds: str = "f") -> Tensor:
+    """Numbers as people have them as a tensor with its numbers in memory, of any shape.
+
+    Args:
+        values: a tensor, an array, or lists of one length.
+        name: what they are, for the message.
+        kinds: NumPy's letters of the kinds of numbers that arrays and lists may hold; a tensor's are not looked at.
+    Raises:
+        ValueError: something else.
+    """
+    check_in_memory(values, name)
+    return values if isinstance(values, Tensor) else _tensor_of(values, name, kinds)
+
+
+def check_in_memory(values: Any, name: str, variable: str = "") -> None:
+    """Refuse tensors whose numbers cannot be read one after the other, and arrays of which some are masked.
+
+    Args:
+        values: a tensor, an array, or anything else, which passes.
+        name: what they are, for the message.
+        variable: what they are called in the remedy; empty: by their name.
+    Raises:
+        ValueError: sparse, quantized, nested or meta tensors, or masked numbers; the message says what to type.
+    """
+    variable = variable or name
+    if isinstance(values, np.ma.MaskedArray) and (masked := int(np.ma.count_masked(values))):
+        raise ValueError(
+            f"{name} must have no masked numbers, which would be read like the others; {masked:,} are masked. Leave "
+            f"their rows out, {variable}[~numpy.ma.getmaskarray({variable}).any(1)], or give them a value, "
+            f"{variable}.filled(0)"
+        )
+    if not isinstance(values, Tensor):
+        return
+    remedies = {
+        "quantized": f"Use {variable}.dequantize()" if values.is_quantized else "",
+        "nested": f"Use torch.cat(list({variable}))" if values.is_nested else "",
+        "on the device meta, a shape alone": "Load the weights first" if values.is_meta else "",
+        str(values.layout): f"Use {variable}.to_dense()" if values.layout != torch.strided else "",
+    }
+    for kind, remedy in remedies.items():
+        if remedy:
+            raise ValueError(
+                f"{name} must be a plain tensor with its numbers in memory; got one that is {kind}. {remedy}"
+            )
 
 
 def check_same_shape(features: Tensor, codes: Tensor) -> None:
@@ -92,15 +133,18 @@ def check_pair(features: Tensor, codebook: Tensor, least_codes: int = 2) -> None
         )
 
 
-def _tensor_of(values: Any, name: str) -> Tensor:
+def _tensor_of(values: Any, name: str, kinds: str) -> Tensor:
     try:
         array = np.asarray(values)
-        if array.dtype.kind != "f":
+        if array.dtype.kind not in kinds:
             raise TypeError(f"an array of {array.dtype}")
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # a long double, which torch does not have
         # torch takes arrays of this machine's byte order, without negative strides, that may be written to.
-        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+        dtype = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
     except (TypeError, ValueError, RuntimeError) as error:
+        remedy = f"{name}.weight" if hasattr(values, "weight") else f"torch.as_tensor({name}).float()"
         raise ValueError(
             f"{name} must be floating-point numbers in a tensor, an array, or lists of equal length; got "
-            f"{type(values).__name__} ({str(error).splitlines()[0][:120]}). Use torch.as_tensor({name}).float()"
+            f"{type(values).__name__} ({str(error).splitlines()[0][:120]}). Use {remedy}"
         ) from None

@@ -14,7 +14,6 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ibqlab.base.cache import cache_folder
 from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, write_whole
 from ibqlab.config import ConfigError
 from ibqlab.quantizers.base import Registration, registrations, replace_registrations
-from ibqlab.recipes.plugin_imports import require_one_file
+from ibqlab.recipes.plugin_imports import require_name, require_one_file, why_it_failed
 
 SEARCHED_FIRST = "IBQLAB_PLUGINS"
 """Environment variable that names a folder whose files are taken before others of the same names, and before modules
@@ -65,6 +64,8 @@ _LOADED: dict[str, Plugin] = {}
 """Plugins that this process has run, by module."""
 _REGISTERED: dict[str, dict[str, Registration]] = {}
 """What each of them registered."""
+_RUNNING: set[str] = set()
+"""Modules of files that are being run."""
 _SEARCHED: list[Path] = []
 """Folders that `copies_first` has named, the latest first."""
 
@@ -179,8 +180,7 @@ def _is_file(plugin: str) -> bool:
 
 
 def _import(plugin: str) -> Plugin:
-    if not plugin.strip():
-        raise ConfigError("plugins: a plugin is a file that ends in .py, or a module; got an empty name")
+    require_name(plugin, _is_file(plugin))
     file = _find(plugin) if _is_file(plugin) else _copy_of(plugin)
     if file is None:
         return _import_module(plugin)
@@ -189,6 +189,8 @@ def _import(plugin: str) -> Plugin:
     module = f"{MODULE}{digest[:32]}"
     if module not in _LOADED:
         _require_allowed(file, source, digest)
+        if not _came_along(file):
+            require_one_file(plugin, source, file.parent)
         _run(Plugin(name=plugin, source=source, module=module), file)
     else:
         _register_again(module)
@@ -225,18 +227,23 @@ def _read(file: Path) -> bytes:
 
 def _run(plugin: Plugin, file: Path) -> None:
     """Run a file as a module of its own, and remember what it registers."""
+    if plugin.module in _RUNNING:
+        raise ConfigError(f"plugin {plugin.name}: it names itself as a plugin while it is run; leave that out")
     spec = importlib.util.spec_from_file_location(plugin.module, file)
     module = importlib.util.module_from_spec(spec)
     _forget_other_versions(plugin)
     before = registrations()
     sys.modules[plugin.module] = module  # dataclasses and pickles look for it there
+    _RUNNING.add(plugin.module)
     try:
         exec(compile(plugin.source, str(file), "exec"), module.__dict__)
     except BaseException as error:
-        del sys.modules[plugin.module]
-        if not isinstance(error, Exception):
+        sys.modules.pop(plugin.module, None)
+        if isinstance(error, KeyboardInterrupt):
             raise
-        raise ConfigError(f"plugin {plugin.name}: {_why(error, file)}") from error
+        raise ConfigError(f"plugin {plugin.name}: {why_it_failed(error, str(file))}") from error
+    finally:
+        _RUNNING.discard(plugin.module)
     _remember(plugin, before)
 
 
@@ -248,20 +255,25 @@ def _import_module(name: str) -> Plugin:
     sys.path.insert(0, os.getcwd())  # as for a script that lies here
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "") in (name, name.partition(".")[0]):
             hint = f"; did you mean the file {name}.py?" if is_ordinary(f"{name}.py") else ""
             raise ConfigError(
                 f"plugins: there is no module {name!r}; install it, or give a file: my.py{hint}"
             ) from None
-        raise ConfigError(f"plugin {name}: {_why(error, None)}") from error
+        spec = importlib.util.find_spec(name) if "." not in name else None
+        raise ConfigError(f"plugin {name}: {why_it_failed(error, spec.origin if spec else None)}") from error
     finally:
         sys.path.remove(os.getcwd())
     plugin = Plugin(name=name, source=_source_of(module), module=name)
     try:
-        require_one_file(plugin.name, plugin.source, module)
+        own = name.partition(".")[0] if "." in name or hasattr(module, "__path__") else None
+        require_one_file(name, plugin.source, Path(getattr(module, "__file__", None) or "").parent, own)
     except ConfigError:
         replace_registrations(before)
+        sys.modules.pop(name, None)  # it is run again once it has been mended
         raise
     _keep(plugin.source, plugin.sha256)  # whoever named the module may run the copies that runs have of it
     _remember(plugin, before)
@@ -271,17 +283,6 @@ def _import_module(name: str) -> Plugin:
 def _source_of(module: ModuleType) -> bytes:
     file = getattr(module, "__file__", None) or ""
     return _read(Path(file)) if file.endswith(".py") else b""
-
-
-def _why(error: Exception, file: Path | None) -> str:
-    """Why a plugin could not be run: the line in it, and the remedy."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if file and frame.filename == str(file)]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    place = f" at line {line}" if line else ""
-    text = f"it cannot be run: {type(error).__name__}{place}: {error.msg if isinstance(error, SyntaxError) else error}"
-    if isinstance(error, ModuleNotFoundError):
-        text += ". A plugin is one file, which a run copies; put what it needs into it, or install that as a package"
-    return text
 
 
 def _remember(plugin: Plugin, before: Mapping[str, Registration]) -> None:
@@ -360,16 +361,20 @@ def import_known(plugin: str, sha256: str) -> bool:
 def _require_allowed(file: Path, source: bytes, digest: str) -> None:
     """Refuse to run a file out of a run's or study's folder that this user has never named, and keep the others."""
     first = os.environ.get(SEARCHED_FIRST)
-    came_along = file.parent in [folder.absolute() for folder in _SEARCHED] or any(
-        is_ordinary(folder / name) for folder in file.parents[:2] for name in ("provenance.json", "study.json")
-    )
-    if not came_along or (first and file.parent == Path(first)):
+    if not _came_along(file) or (first and file.parent == Path(first)):
         _keep(source, digest)
     elif not is_ordinary(_known(digest)):
         raise ConfigError(
             f"plugin {file}: it lies in the folder of a run or study, and was never used here (sha256 {digest[:12]}); "
             f"code that comes with a folder is not run unasked. Read it, then allow it: ibqlab check --plugin {file}"
         )
+
+
+def _came_along(file: Path) -> bool:
+    """Whether a file lies in the folder of a run or study."""
+    return file.parent in [folder.absolute() for folder in _SEARCHED] or any(
+        is_ordinary(folder / name) for folder in file.parents[:2] for name in ("provenance.json", "study.json")
+    )
 
 
 def _known(digest: str) -> Path:

@@ -49,7 +49,7 @@ class CasesPreset:
     """Sizes of the cases that people report."""
 
     seeds: tuple[int, ...]
-    """Of every run."""
+    """Of every run. The cases' settings were found on seeds 0 to 2, so demo reports others."""
     steps: int = 0
     """Of every run; 0: each case's own."""
 
@@ -101,7 +101,7 @@ PRESETS = {
         lab=_SMOKE_LAB,
         cases=CasesPreset(seeds=(0,), steps=4),
     ),
-    "demo": Preset(lab=_DEMO_LAB, cases=CasesPreset(seeds=(0, 1, 2))),
+    "demo": Preset(lab=_DEMO_LAB, cases=CasesPreset(seeds=(10, 11, 12, 13, 14))),
     "laptop": Preset(tokenizer="builtin/photos", link=_DIGITS_PAIR, evaluation=_trial(1024), lab=_LAPTOP_LAB),
     "digits": Preset(tokenizer="builtin/digits", generator=_DIGITS_PAIR),
     "photos": Preset(generator=("builtin/photos", "builtin/photos_generator")),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ibqlab.quantizers.composite import stored_codebook_numbers
 from ibqlab.recipes.tokenizer_config import TrainConfig
 
 SNAPSHOTS_BYTES = 8 * 2**30
@@ -61,8 +62,8 @@ def snapshot_schedule(config: TrainConfig) -> SnapshotSchedule:
     """
     record, quantizer, side = config.record, config.tokenizer.quantizer, config.data.image_size
     codes, width = quantizer.codebook_size, quantizer.code_dim
-    # float32 codebook with two int64 counters; features with their codes; pictures and reconstructions in 8 bits.
-    bytes_each = codes * (4 * width + 16) + record.snapshot_features * (4 * width + 8)
+    # float32 codebook, two int64 counters; features with their codes; pictures and reconstructions in 8 bits.
+    bytes_each = 4 * stored_codebook_numbers(quantizer) + 16 * codes + record.snapshot_features * (4 * width + 8)
     bytes_each += record.snapshot_images * side**2 * 6
     early = frozenset(record.early_snapshots)
     most = max(1, SNAPSHOTS_BYTES // bytes_each - len(early) - 2)  # beside step 0 and the last

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ibqlab.base.codebook_parts import with_codebook
 from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_json, read_npz
 from ibqlab.base.locking import SILENT_SECONDS, find_holder
 from ibqlab.config import ConfigError, content_hash, load_yaml
@@ -209,7 +210,7 @@ class RunView:
             raise RunError(f"{self.path} has no snapshot of step {step}; there are: {steps_text}")
         file = step_file(self.path, "snapshots", steps[-1] if step == -1 else step, ".npz")
         try:
-            return read_npz(file, SNAPSHOT_BYTES)
+            return with_codebook(read_npz(file, SNAPSHOT_BYTES))
         except (FileNotFoundError, UnreadableFile) as error:
             raise RunError(f"{error}; delete {file.name} or train again") from error
 

@@ -23,7 +23,7 @@ from ibqlab.base.measures import measure
 from ibqlab.config import ConfigError, content_hash, nearest, parse, to_dict
 from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World
 from ibqlab.diagnostics.lab.parameters import read_methods
-from ibqlab.grids.cells import Cell, CellStore, codebook_labels
+from ibqlab.grids.cells import OUTSIDE, STOPPED, Cell, CellStore, codebook_labels
 from ibqlab.quantizers import CHOSEN_STARTS, INITIALISATIONS, QuantizerConfig, quantizer_config
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import load_presets
@@ -217,13 +217,15 @@ class FairGrid:
 
     def scores(self, arm: Arm, store: CellStore) -> dict[float, float] | None:
         """What the search of an arm came to: rate → mean of the criterion over the search's seeds, NaN for a rate of
-        which a run failed; None while a run is missing."""
+        which a run failed or was stopped. None while a run is missing: one that was killed, or had no disk or memory,
+        says nothing of its rate."""
         criterion, scores = self.data[arm.data].criterion, {}
         for cell in self.search(arm):
-            row = store.row(cell)
-            if row is None and store.failure(cell) is None:
+            row, failure = store.row(cell), store.failure(cell)
+            if row is None and (failure is None or failure["cause"] in OUTSIDE):
                 return None
-            scores.setdefault(cell.labels["rate"], []).append(math.nan if row is None else row[criterion])
+            is_whole = row is not None and not row.get(STOPPED)
+            scores.setdefault(cell.labels["rate"], []).append(row[criterion] if is_whole else math.nan)
         return {rate: float(np.mean(values)) for rate, values in scores.items()}
 
     def best_rate(self, arm: Arm, store: CellStore) -> float | None:
@@ -253,6 +255,9 @@ class FairGrid:
         here = {"code_dim": bench.code_dim} | bench.sizes.get(settings["name"], {}) | settings
         kind = type(quantizer_config({"name": settings["name"]}))
         sized = kind.sized(here.get("codebook_size", bench.codebook_size), here["code_dim"])
+        is_grid = quantizer_config({"name": settings["name"]}).codebook_init not in CHOSEN_STARTS
+        if is_grid and "codebook_size" in settings and "code_dim" not in settings:
+            del sized["code_dim"], here["code_dim"]  # a typed K has a dimension of its own, which is not the preset's
         own = {"codebook_init": start} if start else {}
         try:
             return quantizer_config({**sized, **here, **own})

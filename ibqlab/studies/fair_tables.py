@@ -18,6 +18,7 @@ import pandas as pd
 
 from ibqlab.base.intervals import Interval, student_interval
 from ibqlab.base.measures import SHARE, Quantity, measure
+from ibqlab.grids.cells import STOPPED
 from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.studies.comparisons import Difference, holm_differences, name_correction
@@ -56,8 +57,9 @@ class FairTables:
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Cell → its row, for all that are finished."""
-        return {cell.name: row for cell in self.study.cells if (row := self.study.store.row(cell))}
+        """Cell → its row, for all that trained to their end; the alarm may have stopped others."""
+        rows = {cell.name: row for cell in self.study.cells if (row := self.study.store.row(cell))}
+        return {name: row for name, row in rows.items() if not row.get(STOPPED)}
 
     @cached_property
     def rates(self) -> dict[Arm, float | None]:
@@ -83,7 +85,7 @@ class FairTables:
 
         Returns:
             One row per arm and rate: data, method, start, own_start, rate, criterion (the measure it was chosen by),
-            score (NaN where a run failed), chosen, at_edge (a chosen rate with no rate tried beyond it).
+            score (NaN where a run failed or was stopped), chosen, at_edge (a chosen rate with no rate tried beyond it).
         """
         lines = []
         for arm in self.grid.arms:
@@ -108,7 +110,7 @@ class FairTables:
                 low, high = ((chosen["rate"] == edge).sum() for edge in (min(bench.rates), max(bench.rates)))
                 if len(bench.rates) > 1:
                     line += f". Of {len(chosen)} searches {low} ended at the lowest rate and {high} at the highest"
-                line += f"; {failed} rates left the numbers" if failed else ""
+                line += f"; {failed} rates failed and count as the worst" if failed else ""
             lines.append(line)
         return "\n".join(lines)
 
@@ -166,7 +168,9 @@ class FairTables:
         """Who stands clearly above or below the reference, measure by measure, as a list of Markdown."""
         differences = self.differences(data, view)
         if not differences:
-            return "- Nothing to compare is finished yet."
+            return self._nothing(self.view_arms(data, view))
+        if untested := self._untested(differences):
+            return untested
         lines = []
         for key in self.grid.data[data].measures:
             here = {arm: difference for (arm, of), difference in differences.items() if of == key}
@@ -202,12 +206,14 @@ class FairTables:
         """The same in sentences, and which verdicts against the reference turn with the start. Computed."""
         differences = self._effects(data)
         if not differences:
-            return "- Nothing to compare is finished yet."
+            return self._nothing([arm for arm in self.view_arms(data, "equal") if not arm.own])
+        if untested := self._untested(differences):
+            return untested
         start, lines = self.equal_start, []
         for key in (self.grid.data[data].measures[0], self.grid.data[data].criterion):
             here = {arm: difference for (arm, of), difference in differences.items() if of == key}
             lines.append(f"- **{measure(key).title}** from {start} instead of the own start: {self._sides(key, here)}.")
-            lines.append(f"- {self._turned(data, key)}")
+            lines += self._turned(data, key)
         tested = sum(np.isfinite(difference.p_value) for difference in differences.values())
         lines.append(f"- Welch's test at 5 %, {self._seeds(differences)} seeds, {name_correction(tested)}.")
         return "\n".join(lines)
@@ -217,17 +223,40 @@ class FairTables:
         arms = [arm for arm in self.view_arms(data, "equal") if not arm.own]
         return self._compare([Compared(arm, self.grid.arm(data, arm.label), key) for arm in arms for key in keys])
 
-    def _turned(self, data: str, key: str) -> str:
-        """Methods whose verdict against the reference changes sides between own starts and the equal one."""
+    def _nothing(self, arms: Sequence[Arm]) -> str:
+        """Why there is nothing to compare."""
+        if len({arm.label for arm in arms} - {self.grid.against}) == 0:
+            return f"- Nothing to compare {self._reference} with: no other method has this start."
+        missing = [arm for arm in self.grid.arms if self.grid.scores(arm, self.study.store) is None]
+        missing += [arm for arm, rate in self.rates.items() if rate is not None and not self.values(arm, "usage")]
+        if missing:
+            return "- Nothing to compare is finished yet."
+        return f"- Nothing to compare: {self._reference}, or every other method, failed at all of its rates."
+
+    def _untested(self, differences: dict[tuple[Arm, str], Difference]) -> str:
+        """What to say where no difference has a test; "" where some have."""
+        if any(np.isfinite(difference.p_value) for difference in differences.values()):
+            return ""
+        return f"- Not tested: a test needs two seeds of each method, and there is {self._seeds(differences)}."
+
+    def _turned(self, data: str, key: str) -> list[str]:
+        """Methods whose verdict against the reference changes sides between own starts and the equal one; a line of
+        Markdown, none where nothing can be compared."""
         own, equal = (self.differences(data, view) for view in ("own", "equal"))
         before = {arm.label: difference for (arm, of), difference in own.items() if of == key}
         after = {arm.label: difference for (arm, of), difference in equal.items() if of == key}
         both = [label for label in after if label in before]
+        if not both:
+            return []
         changed = [label for label in both if _side(before[label]) != _side(after[label])]
         turned = [label for label in changed if _side(before[label]) * _side(after[label]) < 0]
-        text = f"Compared with {self._reference} in {measure(key).title}, {len(changed)} of {len(both)} verdicts from "
+        text = (
+            f"- Compared with {self._reference} in {measure(key).title}, {len(changed)} of {len(both)} verdicts from "
+        )
         text += f"{self.equal_start} are others than from own starts"
-        return text + (f", and turn round for {' · '.join(self._names(turned))}." if turned else "; none turns round.")
+        return [
+            text + (f", and turn round for {' · '.join(self._names(turned))}." if turned else "; none turns round.")
+        ]
 
     # --- words ---
 

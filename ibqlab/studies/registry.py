@@ -1,6 +1,7 @@
 """All studies by name, and the one way to open them: by name and parameters, or by the folder of an earlier run."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from ibqlab.base.escaping import for_terminal
@@ -9,6 +10,7 @@ from ibqlab.config import ConfigError, nearest, parse
 from ibqlab.grids.cells import PARAMETERS_FILE, StudyError, as_json, read_json
 from ibqlab.recipes.plugins import copies_first
 from ibqlab.runs.finding import find_run, run_name
+from ibqlab.runs.folder import PLUGINS
 from ibqlab.studies.ablations import ABLATIONS
 from ibqlab.studies.collapse import EXPLORE_COLLAPSE
 from ibqlab.studies.fair_comparison import FAIR_COMPARISON
@@ -123,9 +125,14 @@ def _remedy(folder: Path) -> str:
     try:
         with copies_first(folder):
             existing = Study(*_parameters_of(folder))
+            # The file beside may have been edited since; the study goes on with the copies that it keeps.
+            kept = {plugin.name: folder / PLUGINS / plugin.file_name for plugin in existing.plugins}
     except (StudyError, FileNotFoundError, ValueError):
         return "Give output another folder, or the parameters that the folder was made with"
     name = run_name(folder)
+    if typed := getattr(existing.parameters, "plugins", ()):
+        copies = tuple(str(kept[one]) if one in kept and kept[one].is_file() else one for one in typed)
+        existing.parameters = replace(existing.parameters, plugins=copies)
     return (
         f"To open it as it is: open_study({name!r}), or ibqlab report {shlex.quote(name)}; to go on with it: "
         f"{existing.command_to(name)}; to make another one: output=ANOTHER"

@@ -16,6 +16,7 @@ from ibqlab.diagnostics.explain import logit_scale_band, measure_drift
 from ibqlab.diagnostics.lifetimes import code_lives, survival_curve
 from ibqlab.plots import explain
 from ibqlab.runs import Run, RunError
+from ibqlab.runs.kinds import is_monitored
 from ibqlab.studies.figures import first_middle_last
 
 MOST_SNAPSHOTS = 24
@@ -125,6 +126,11 @@ def _steps(run: Run, least: int) -> list[int]:
 
 
 def _snapshots(run: Run) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Step and arrays of these snapshots, one at a time."""
+    """Step and arrays of these snapshots, one at a time; the features are those of the same images in all of them."""
     for step in _steps(run, 0) if run.snapshot_steps else ():
-        yield step, run.snapshot(step)
+        arrays = run.snapshot(step)
+        if is_monitored(run.config):  # each of its snapshots holds another batch's features
+            arrays.pop("features", None)
+            if "probe_features" in arrays:
+                arrays["features"] = arrays["probe_features"]
+        yield step, arrays

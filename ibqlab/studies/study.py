@@ -34,7 +34,7 @@ from ibqlab.runs.provenance_record import COMMAND, portable
 from ibqlab.training import TrainConfig
 from ibqlab.training.alarms import stop_reason
 from ibqlab.training.data_check import open_images, reachable
-from ibqlab.training.plugin_check import require_reachable
+from ibqlab.training.plugin_check import require_reachable, warn_of_broken_rules
 
 CLUSTERS = ("local", "slurm")
 
@@ -168,6 +168,7 @@ class Study:
         require_reachable(trained)
         if self.parameters.cluster == "local":
             self._open_images()
+        warn_of_broken_rules(trained)
         self.store.claim(self.facts)
         for name, content in plugin_copies(self.plugins).items():
             (self.folder / name).parent.mkdir(exist_ok=True)
@@ -180,9 +181,10 @@ class Study:
         else:
             launcher = LocalLauncher(typed.workers or self.grid.workers, typed.threads)
         try:
-            retry, known = typed.retry, 0
-            while known < len(self.cells):
-                known = len(self.cells)
+            retry, tried = typed.retry, set()
+            # By their names: a search that ends otherwise than before names other runs, not more of them.
+            while new := {cell.name for cell in self.cells} - tried:
+                tried |= new
                 outcome = run_cells(self.cells, self.store, launcher, retry=retry, progress=progress)
                 self.cells, retry = self._named_by_now(), False
             return outcome

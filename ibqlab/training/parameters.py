@@ -11,6 +11,7 @@ from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder
+from ibqlab.training.plugin_check import warn_of_broken_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,4 +48,5 @@ def prepare_run(parameters: RunParameters) -> tuple[TrainConfig, Path]:
     config = recipe_config(name, assignments=parameters.settings, plugins=parameters.plugins)
     folder = output_folder(parameters.output, default=f"{Path(name).stem}-{content_hash(config)}")
     Run.check(folder, config)
+    warn_of_broken_rules([config])
     return config, folder

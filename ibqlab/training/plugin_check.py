@@ -1,14 +1,16 @@
 """A run's plugins: whether they are still those that it began with, and whether other processes can find them."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import is_ordinary, read_bytes
 from ibqlab.config import ConfigError
 from ibqlab.quantizers.assignments import PACKAGE
 from ibqlab.quantizers.base import registrations
+from ibqlab.quantizers.findings import in_lines, quick_findings
 from ibqlab.recipes.plugins import SOURCE_BYTES, Plugin, copy_name, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run, RunError
@@ -71,3 +73,35 @@ def require_reachable(configs: "Sequence[TrainConfig | LabRunConfig]") -> None:
             f"give plugins=[{'my_quantizer.py' if module == '__main__' else module}]. In this process alone it trains "
             "with ibqlab.training.train"
         )
+
+
+_TRIED: set[tuple[str, str]] = set()
+"""Quantizers whose rules this process has tried, and the code that registered them."""
+
+
+def warn_of_broken_rules(configs: "Sequence[Any]") -> None:
+    """Say which rules of `quantizers.contract` the users' own quantizers of some runs break, and why that matters.
+
+    Once per process and content of a plugin; training goes on all the same. Runs without a quantizer are passed over.
+    Cost: a second on a CPU; five at most.
+    """
+    for config in configs:
+        quantizer = getattr(getattr(config, "tokenizer", None), "quantizer", None)
+        name = getattr(quantizer, "config_name", "")
+        registration, plugin = registrations().get(name), plugin_of(name)
+        code = plugin.sha256 if plugin else str(id(registration))
+        if registration is None or registration.module.startswith(PACKAGE) or (name, code) in _TRIED:
+            continue
+        _TRIED.add((name, code))
+        try:
+            findings = quick_findings(name)
+        except ValueError as error:  # its settings or exemptions are wrong
+            warnings.warn(f"the rules of the quantizer {name!r} could not be tried: {error}", stacklevel=2)
+            continue
+        if findings:
+            where = f" --plugin {plugin.name}" if plugin else ""
+            warnings.warn(
+                f"the quantizer {name!r} breaks rules that every quantizer keeps, and is trained all the same: "
+                f"{' '.join(in_lines(findings))}. Look at all of them with: ibqlab check {name}{where}",
+                stacklevel=2,
+            )

@@ -58,7 +58,8 @@ class LabExplorer(ipywidgets.VBox):
     def _usages(self, step: int) -> str:
         """Usage of every method, as a sentence."""
         shares = {label: (run.snapshots[step]["counts"] > 0).mean() for label, run in self.result.runs.items()}
-        return ", ".join(f"{label} {share:.1%}" for label, share in shares.items()) + " of the codes in use"
+        words = ", ".join(f"{label} {share:.1%}" for label, share in shares.items()) + " of the codes in use"
+        return f"{words}. {self.result.failed}" if self.result.failed else words
 
 
 def explore_lab(result: LabResult) -> ipywidgets.VBox:

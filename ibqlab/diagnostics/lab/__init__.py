@@ -7,6 +7,7 @@ images, and says which quantizer suits features that you have. Start reading at 
 
 worlds.py          clusters, with a fixed, drifting or learning encoder
 feature_files.py   features from .npy, .npz, .safetensors, .parquet, or an array
+methods.py         quantizers as people type them
 laboratory.py      a step, a run, all methods
 run_config.py      settings of a lab, and of a single run, of which a study may have many
 result.py          rows and snapshots of all methods, and their table
@@ -16,7 +17,7 @@ parameters.py      what the notebooks playground and features_lab may set
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
 from ibqlab.diagnostics.lab.laboratory import run_lab, train_in_lab
 from ibqlab.diagnostics.lab.parameters import FeaturesLabParameters, Lab, PlaygroundParameters, prepare_lab
-from ibqlab.diagnostics.lab.result import LabResult, LabRun
+from ibqlab.diagnostics.lab.result import LabFailure, LabResult, LabRun
 from ibqlab.diagnostics.lab.run_config import LabRunConfig, LabSettings, LabSource, LabTokenizer
 from ibqlab.diagnostics.lab.worlds import ENCODERS, World
 
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureFile",
     "FeaturesLabParameters",
     "Lab",
+    "LabFailure",
     "LabResult",
     "LabRun",
     "LabRunConfig",

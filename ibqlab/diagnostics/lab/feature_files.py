@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ibqlab.base.checks import CODE_DIM, SEED, memory_bytes, require, require_at_most, require_between, require_memory
+from ibqlab.base.checks import CODE_DIM, SEED, memory_bytes, require, require_at_most, require_memory, whole_number
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, expanded, open_ordinary, read_npz, why_not
+from ibqlab.quantizers.vectors import check_in_memory
 
 LEAST_ROWS = 10
 ENOUGH_ROWS, MOST_ROWS = 5_000, 65_536
@@ -28,6 +29,8 @@ ENOUGH_ROWS, MOST_ROWS = 5_000, 65_536
 CHECKED_NUMBERS = 2**26
 """Of files with so many numbers at most every one is looked at when the file is opened; of larger ones those that are
 drawn."""
+_DEVIATIONS = (1e-36, 1e36)
+"""Least and largest standard deviation that features are divided by."""
 _FILE_BYTES = 2**36
 """Largest file that is read whole."""
 _SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
@@ -44,9 +47,10 @@ class FeatureFile:
         seed: of the rows that a step draws.
         name: what an array is called in tables and messages; a file has its own.
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file of another kind, without rows of floats, with fewer than ten rows, or with NaN or infinity;
-            the message names it, the rule, and what to type.
+        FileNotFoundError: there is no such file; the message says in which folder it was looked for.
+        ValueError: a file of another kind, without rows of floats, with fewer than ten rows, or with NaN, infinity or
+            masked numbers; the message names it, the rule, and what to type. A file has no masks: NumPy leaves them out
+            when it writes one.
     """
 
     def __init__(
@@ -58,8 +62,9 @@ class FeatureFile:
         seed: int = 0,
         name: str = "",
     ):
-        require_between("seed", seed, 0, SEED)
-        self.seed, self.column, self.standardise = seed, column, standardise
+        require(isinstance(column, str), f"column must be a name in quotes; got {column!r}")
+        require(isinstance(standardise, bool), f"standardise must be True or False; got {standardise!r}")
+        self.seed, self.column, self.standardise = whole_number("seed", seed, 0, SEED), column, standardise
         is_file = isinstance(source, str | Path)
         self.path = expanded(source) if is_file else None
         self.name = self.path.name if self.path else name or "an array"
@@ -67,7 +72,7 @@ class FeatureFile:
             self._rows = _open(self.path, column)
         else:
             require(not column, f"column names a part of a file; {self.name} has none: leave column out")
-            self._rows = source.detach().cpu() if isinstance(source, Tensor) else source
+            self._rows = source
         self._rows = _checked(self._rows, self.name)
         self.rows, self.dim = self._rows.shape
         share = max(min(self.rows // 2, ENOUGH_ROWS), min(self.rows // 10, MOST_ROWS))
@@ -81,7 +86,15 @@ class FeatureFile:
             sample = self._read(self._training_rows(np.random.default_rng(0), 10_000)).astype(np.float64)
             self._shift, deviation = sample.mean(0).astype(np.float32), sample.var(0).mean() ** 0.5
             require(
-                deviation > 0, f"{self.name}: all rows are equal, so they cannot be standardised; standardise=False"
+                deviation > 0,
+                f"{self.name}: all rows are equal in float32, so they cannot be standardised; standardise=False, or "
+                "features - features.mean(0) in float64 first",
+            )
+            require(
+                _DEVIATIONS[0] <= deviation <= _DEVIATIONS[1],
+                f"{self.name}: features that are to be standardised must have a standard deviation of "
+                f"{_DEVIATIONS[0]:g} to {_DEVIATIONS[1]:g}, which float32 can divide by; theirs is {deviation:.1e}. "
+                "Use features.astype('float64') / features.astype('float64').std()",
             )
             self._scale = np.float32(1 / deviation)
 
@@ -97,7 +110,14 @@ class FeatureFile:
         """
         generator = np.random.default_rng((self.seed, 2 if validation else 1, step))
         rows = generator.permutation(self._held)[:count] if validation else self._training_rows(generator, count)
-        return torch.from_numpy((self._read(rows) - self._shift) * self._scale)
+        with np.errstate(over="ignore"):
+            features = (self._read(rows) - self._shift) * self._scale
+        require(
+            bool(np.isfinite(features).all()),
+            f"{self.name}: a row lies so far from the others that float32 cannot hold it once standardised; leave it "
+            "out, or standardise=False",
+        )
+        return torch.from_numpy(features)
 
     def features(self, points: Float[Tensor, "N D"], progress: float) -> Float[Tensor, "N D"]:
         """The rows themselves, at any share of the run."""
@@ -145,7 +165,12 @@ class FeatureFile:
 
 def _open(path: Path, column: str) -> Any:
     """The array behind a file's rows, mapped where the format allows it."""
-    open_ordinary(path).close()  # a pipe or folder is refused, a missing file named
+    try:
+        open_ordinary(path).close()  # a pipe or folder is refused
+    except FileNotFoundError:
+        folder = path.absolute().parent
+        where = f"in {folder}" if folder.is_dir() else f"and no folder {folder}"
+        raise FileNotFoundError(f"{path.name}: there is no such file {where}; write its whole path") from None
     suffix = path.suffix.lower()
     require(
         suffix in _SUFFIXES,
@@ -251,17 +276,19 @@ def _chosen(path: Path, column: str, names: list[str], kind: str) -> str:
     return names[0]
 
 
-def _checked(rows: Any, name: str) -> Any:
-    """Rows of floats, refused where they are something else."""
+def _checked(rows: Any, name: str) -> np.ndarray | Tensor:
+    """Rows of floats in the memory of this machine or on its disk, refused where they are something else."""
     is_array = isinstance(rows, np.ndarray | Tensor)
-    require(is_array, f"{name}: features are a file's path, an array or a tensor; got {type(rows).__name__}")
-    is_float = rows.is_floating_point() if isinstance(rows, Tensor) else rows.dtype.kind == "f"
-    shape = tuple(rows.shape)
     require(
-        is_float,
-        f"{name}: features must be floating-point numbers; got {rows.dtype}. Indices are what a quantizer makes of "
-        "features; pixels become floats by .astype('float32') / 255",
+        is_array,
+        f"{name}: features are a file's path, an array or a tensor; got {type(rows).__name__}. Use "
+        "numpy.asarray(features, dtype='float32')",
     )
+    check_in_memory(rows, f"{name}: features", "features")
+    rows = rows.detach().cpu() if isinstance(rows, Tensor) else rows
+    shape = tuple(rows.shape)
+    is_float = rows.is_floating_point() if isinstance(rows, Tensor) else rows.dtype.kind == "f"
+    require(is_float, f"{name}: features must be floating-point numbers; got {rows.dtype}. {_how_to_float(rows)}")
     require(
         len(shape) == 2 and shape[1] >= 1,
         f"{name}: features must be (rows, D), one vector per row; got {shape}. Features (B, D, h, w) become rows by "
@@ -273,3 +300,16 @@ def _checked(rows: Any, name: str) -> Any:
     )
     require_at_most("dimension of the features", shape[1], CODE_DIM)
     return rows
+
+
+def _how_to_float(rows: np.ndarray | Tensor) -> str:
+    """How numbers of another kind become floats."""
+    is_complex = rows.is_complex() if isinstance(rows, Tensor) else rows.dtype.kind == "c"
+    if is_complex:
+        return "Put both parts side by side: numpy.concatenate([features.real, features.imag], axis=1)"
+    if str(rows.dtype).endswith("bool"):
+        return "Use features.astype('float32'), of a tensor features.float()"
+    return (
+        "Indices are what a quantizer makes of features; pixels become floats by .astype('float32') / 255, of a tensor "
+        ".float() / 255"
+    )

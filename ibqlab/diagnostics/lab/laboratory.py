@@ -10,8 +10,9 @@ the squared distance of features and codes, with whatever gradient the method le
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,16 +20,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import RunError
 from ibqlab.base.measures import TERM
 from ibqlab.base.progress import ProgressLine
-from ibqlab.config import ConfigError, parse, to_dict
+from ibqlab.config import parse, to_dict
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
-from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabResult, LabRun
+from ibqlab.diagnostics.lab.methods import lab_methods
+from ibqlab.diagnostics.lab.result import SNAPSHOT_ARRAYS, LabFailure, LabResult, LabRun
 from ibqlab.diagnostics.lab.run_config import LabRunConfig, LabSettings, plugin_copy, plugin_fact
 from ibqlab.diagnostics.lab.worlds import World
 from ibqlab.diagnostics.recorder import EARLY_STEPS, Recorder
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices, perplexity
-from ibqlab.quantizers import CHOSEN_STARTS, QuantizerConfig, make_quantizer, quantizer_config
+from ibqlab.quantizers import QuantizerConfig, make_quantizer
+from ibqlab.quantizers.composite import codebook_arrays
 from ibqlab.runs import Run
 from ibqlab.runs.metrics import read_rows
 
@@ -38,12 +43,11 @@ that there are no more scores than this."""
 MOST_VALIDATED = 65_536
 """Features of a validation, at most: a grid of 2^16 codes would else be validated on more than it is trained on."""
 LEAST_SNAPSHOT_FEATURES, MOST_SNAPSHOT_FEATURES = 512, 2048
-MOST_METHODS = 100
 
 
 def run_lab(
     features: World | FeatureFile,
-    methods: Mapping[str, Any] | Sequence[str],
+    methods: Mapping[str, Any] | Sequence[str] | str,
     *,
     folder: str | Path | None = None,
     progress: bool = True,
@@ -53,31 +57,47 @@ def run_lab(
 
     Args:
         features: a world, or a file of yours.
-        methods: label → quantizer, as `{"VQ": {"name": "vq", "codebook_init": "normal"}}` or as a config; or a list of
-            registered names. Code dimension, and codebook size where it is not given, are filled in.
+        methods: label → quantizer, as `{"VQ": {"name": "vq", "codebook_init": "normal"}}` or as a config; or registered
+            names, one or a list, as `"vq"` or `["vq", "vq codebook_init=normal"]`. Code dimension, and codebook size
+            where it is not given, are filled in.
         folder: where each method becomes a run folder, which every reader of runs opens. A run that is finished there
             with the same settings is read, not made again.
         progress: show where the work stands.
         **settings: fields of `LabSettings`: codebook_size, codebook_init, steps, batch_size, learning_rate, snapshots,
             log_every, seed.
     Returns:
-        Rows and snapshots of all methods.
+        Rows and snapshots of all methods. One that diverges or raises an error ends alone: it stands in `failures`, and
+        its folder keeps what it logged, with status "failed" and the reason.
     Raises:
-        ValueError: settings that cannot be; nothing has been computed then.
+        ValueError: settings that cannot be, and nothing has been computed then; or not one method finished.
         RunError: a folder holds a run with other settings, or cannot be written.
     Cost: about steps × batch_size × K × D × 6 operations per method, and a validation of 10·K features per snapshot.
     """
+    require(
+        isinstance(features, World | FeatureFile),
+        f"features must be a World or a FeatureFile; got {type(features).__name__}. An array, a tensor or a file of "
+        "features becomes one by FeatureFile(features)",
+    )
     lab = _settings(settings)
     configs = lab_methods(features, methods, lab)
     if folder is not None:
         check_folder(features, configs, lab, folder)
-    folders, runs = _folders(configs, folder), {}
+    folders, runs, failures = _folders(configs, folder), {}, {}
     with ProgressLine(progress) as line:
         for number, (label, config) in enumerate(configs.items(), start=1):
             line.show(f"lab: {label}, {number} of {len(configs)} methods")
-            runs[label] = _run_or_read(features, config, lab, folders[label], _run_config(features, label, config, lab))
+            settings = _run_config(features, label, config, lab)
+            try:
+                runs[label] = _run_or_read(features, config, lab, folders[label], settings)
+            except RunError:  # no room on the disk: the next method would have none either
+                raise
+            except Exception as error:
+                failures[label] = LabFailure(config=config, reason=_in_words(error))
+                if len(failures) == len(configs):
+                    _raise_all(error, failures)
     return LabResult(
         runs=runs,
+        failures=failures,
         features=features.describe(),
         steps=lab.steps,
         seed=lab.seed,
@@ -85,28 +105,18 @@ def run_lab(
     )
 
 
-def lab_methods(
-    features: World | FeatureFile, methods: Mapping[str, Any] | Sequence[str], lab: LabSettings
-) -> dict[str, QuantizerConfig]:
-    """The quantizers that a lab's methods describe, by label.
+def _raise_all(error: Exception, failures: Mapping[str, LabFailure]) -> NoReturn:
+    """Not one method finished: the error itself where there was one method, else what became of each."""
+    if len(failures) == 1:
+        raise error
+    reasons = "\n".join(f"{label}: {failure.reason}" for label, failure in failures.items())
+    raise ValueError(f"not one of {len(failures)} methods finished\n{reasons}") from error
 
-    Raises:
-        ValueError: no method, a name given twice, or settings that cannot be; the message begins with the label.
-    """
-    if not isinstance(methods, Mapping):
-        names = list(methods)
-        require(
-            len(set(map(str, names))) == len(names), f"methods holds a name twice: {names}; give labels: {{label: …}}"
-        )
-        methods = {str(name): {"name": name} for name in names}
-    require(0 < len(methods) <= MOST_METHODS, f"methods must name 1 to {MOST_METHODS} quantizers; got {len(methods)}")
-    configs = {}
-    for label, settings in methods.items():
-        try:
-            configs[str(label)] = _method_config(settings, features.dim, lab)
-        except ValueError as error:
-            raise ConfigError(f"method {str(label)!r}: {error}") from None
-    return configs
+
+def _in_words(error: Exception) -> str:
+    """Why a method failed, in one line; an error that is not of this library is named by its kind, too."""
+    words = for_terminal(" ".join(str(error).split()), 300)
+    return words if type(error) is ValueError and words else f"{type(error).__name__}: {words}".rstrip(": ")
 
 
 def check_folder(
@@ -123,24 +133,6 @@ def check_folder(
 
 def _settings(settings: Mapping[str, Any]) -> LabSettings:
     return parse(LabSettings, settings, source="settings of the lab")
-
-
-def _method_config(settings: Any, dim: int, lab: LabSettings) -> QuantizerConfig:
-    """A method's settings, complete: size, dimension and start are the lab's where the method does not say its own."""
-    if isinstance(settings, QuantizerConfig):
-        config = settings
-    else:
-        is_named = isinstance(settings, Mapping) and "name" in settings
-        default = quantizer_config({"name": settings["name"]} if is_named else settings)  # refuses what has no name
-        filled = type(default).sized(settings.get("codebook_size", lab.codebook_size), dim)
-        if lab.codebook_init and default.codebook_init in CHOSEN_STARTS:
-            filled["codebook_init"] = lab.codebook_init
-        config = quantizer_config({**filled, **settings})
-    require(
-        config.code_dim == dim,
-        f"code_dim must be the dimension of the features, {dim}; got {config.code_dim}. Leave it out",
-    )
-    return config
 
 
 def _folders(configs: Mapping[str, QuantizerConfig], folder: str | Path | None) -> dict[str, Path | None]:
@@ -197,7 +189,15 @@ def _run_or_read(
             # Made again from its first step: a lab run takes seconds.
             run.truncate_metrics(-1)
             run.drop_snapshots_after(-1)
-        made = _Bench(features, config, lab).run()
+        bench = _Bench(features, config, lab)
+        try:
+            made = bench.run()
+        except Exception as error:
+            with suppress(RunError):  # the disk may be full: what went wrong first is what must be told
+                for row in bench.rows:
+                    run.log(row)
+                run.finish("failed", reason=_in_words(error), seed=lab.seed, features=features.describe())
+            raise
         for step, arrays in made.snapshots.items():
             run.save_snapshot(step, **arrays)
         for row in made.rows:
@@ -228,6 +228,8 @@ class _Bench:
         # As many for all methods, whose usage and error can then be compared.
         self.tokens = min(MOST_VALIDATED, TOKENS_PER_CODE * max(config.codebook_size, lab.codebook_size))
         """Features of a validation; of a small file there are fewer."""
+        self.rows: list[dict[str, Any]] = []
+        """As in metrics.jsonl, also of a run that fails."""
 
     def run(self) -> LabRun:
         """All steps, from the lab's seed; torch's own random numbers are as they were afterwards."""
@@ -237,8 +239,9 @@ class _Bench:
             self.quantizer = make_quantizer(self.config)  # first, so that equal codebooks start at equal codes
             self.encoder, self.decoder = self.source.networks(self.config.code_dim) or (None, None)
             self._start()
-            rows, snapshots = self._steps()
-        return LabRun(config=self.config, rows=tuple(rows), snapshots=snapshots, seconds=time.perf_counter() - began)
+            snapshots = self._steps()
+        seconds = time.perf_counter() - began
+        return LabRun(config=self.config, rows=tuple(self.rows), snapshots=snapshots, seconds=seconds)
 
     def _start(self) -> None:
         lab = self.lab
@@ -252,9 +255,9 @@ class _Bench:
         shown = min(MOST_SNAPSHOT_FEATURES, max(LEAST_SNAPSHOT_FEATURES, self.tokens))
         self.snapshot_points = self.source.points(shown, 0, validation=True)
 
-    def _steps(self) -> tuple[list[dict[str, Any]], dict[int, dict[str, np.ndarray]]]:
-        lab, due = self.lab, set(self.lab.snapshot_steps)
-        rows, snapshots = [], {}
+    def _steps(self) -> dict[int, dict[str, np.ndarray]]:
+        """Every step, its row where it has one; the snapshots by step."""
+        lab, due, snapshots = self.lab, set(self.lab.snapshot_steps), {}
         for step in range(lab.steps + 1):
             row = self._learn(step) if step else {}
             if step in due or step in EARLY_STEPS:
@@ -263,8 +266,8 @@ class _Bench:
                 if step in due:
                     snapshots[step] = self._snapshot(step, counts)
             if row:
-                rows.append({"step": step, **row})
-        return rows, snapshots
+                self.rows.append({"step": step, **row})
+        return snapshots
 
     def _learn(self, step: int) -> dict[str, Any] | None:
         """One step; its row where it is logged."""
@@ -283,8 +286,12 @@ class _Bench:
         loss = nn.functional.mse_loss(rebuilt, target) + out.loss
         if not torch.isfinite(loss):
             raise ValueError(
-                f"{self.config.config_name}: the loss is {loss.item()} at step {step}; lower learning_rate, or bring "
-                "the features to the codes' scale with standardise=True"
+                f"{self.config.config_name}: the loss is {loss.item()} at step {step}; lower learning_rate, or "
+                + (
+                    "the world's spread, width and drift"
+                    if isinstance(self.source, World)
+                    else "bring the features to the codes' scale with standardise=True"
+                )
             )
         error = self._error(features, out.indices) if logging else None
         if loss.requires_grad:
@@ -341,6 +348,6 @@ class _Bench:
         features = self._encode(self.snapshot_points, step / self.lab.steps)
         indices = self.quantizer.encode(features)
         self.quantizer.train()
-        codebook = self.quantizer.codebook.detach().float().clone()
-        arrays = (codebook, features.flatten(1), indices.flatten(), counts, self.recorder.last_hits())
-        return {name: array.numpy().copy() for name, array in zip(SNAPSHOT_ARRAYS, arrays, strict=True)}
+        arrays = (features.flatten(1), indices.flatten(), counts, self.recorder.last_hits())
+        copies = {name: array.numpy().copy() for name, array in zip(SNAPSHOT_ARRAYS[1:], arrays, strict=True)}
+        return codebook_arrays(self.quantizer) | copies

@@ -3,21 +3,20 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, require, require_between, require_choice
-from ibqlab.base.escaping import for_terminal
 from ibqlab.base.progress import tell
-from ibqlab.config import read_assigned, split_assignment
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
-from ibqlab.diagnostics.lab.laboratory import check_folder, lab_methods, run_lab
+from ibqlab.diagnostics.lab.laboratory import check_folder, run_lab
+from ibqlab.diagnostics.lab.methods import lab_methods, read_methods
 from ibqlab.diagnostics.lab.result import LabResult
 from ibqlab.diagnostics.lab.run_config import LabSettings
 from ibqlab.diagnostics.lab.worlds import ENCODERS, World
-from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig, available_quantizers
+from ibqlab.quantizers import QuantizerConfig
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import LabPreset, find_preset
 from ibqlab.runs.caveats import why_too_short
@@ -57,12 +56,12 @@ class _LabParameters:
     """Folder: a name below the folder of all runs, or a path that starts with / ./ or ~; empty: <notebook>-<preset>."""
 
     def __post_init__(self):
-        import_plugins(self.plugins)
         find_preset(self.preset, "lab")
         for name, most in BOUNDS.items():
             require_between(name, getattr(self, name), 0, most)
         require(self.learning_rate >= 0, f"learning_rate must be ≥ 0, got {self.learning_rate}")
         self.settings()
+        import_plugins(self.plugins)  # last, because it runs somebody's code: numbers are refused at once
 
     def settings(self) -> LabSettings:
         """Of the lab, with the preset's values where the parameters say nothing."""
@@ -91,8 +90,8 @@ class PlaygroundParameters(_LabParameters):
     """How far a drifting encoder goes over the whole run; 1: half a turn."""
 
     def __post_init__(self):
-        super().__post_init__()
         require_choice("encoder", self.encoder, ENCODERS)
+        super().__post_init__()
         self.features()
 
     def features(self) -> World:
@@ -156,12 +155,13 @@ class Lab:
 
     def _in_a_sentence(self, result: LabResult) -> str:
         """What came of it, for whoever runs the notebook from a terminal."""
-        table = result.table().set_index("method")
+        table = result.table().set_index("method").loc[list(result.runs)]
         usage, error = table["usage"], table["error_share"]
         reason = f" ({self.too_short}: too short to mean anything)" if self.too_short else ""
         return (
             f"{len(table)} methods; usage from {usage.min():.1%} ({usage.idxmin()}) to {usage.max():.1%} "
             f"({usage.idxmax()}); least error: {error.idxmin()}, {error.min():.1%} of the features' variance{reason}"
+            f"{f'. {result.failed}' if result.failed else ''}"
         )
 
     @property
@@ -182,10 +182,11 @@ def prepare_lab(parameters: PlaygroundParameters | FeaturesLabParameters) -> Lab
         RunError: the folder holds runs with other settings.
     """
     preset: LabPreset = find_preset(parameters.preset, "lab")
-    features, settings = parameters.features(), parameters.settings()
-    typed = parameters.methods or getattr(preset, parameters.use)
-    methods = lab_methods(features, read_methods(typed), settings)
+    # Features are opened last: a large file is looked through, and that takes seconds.
+    typed, settings = read_methods(parameters.methods or getattr(preset, parameters.use)), parameters.settings()
     folder = output_folder(parameters.output, default=f"{parameters.use}-{parameters.preset}")
+    features = parameters.features()
+    methods = lab_methods(features, typed, settings)
     check_folder(features, methods, settings, folder)
     return Lab(
         features=features,
@@ -206,35 +207,3 @@ def _command(parameters: PlaygroundParameters | FeaturesLabParameters) -> str:
             text = json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else str(value)
             words.append(shlex.quote(portable(f"{field.name}={text}")))
     return " ".join(["ibqlab run", parameters.use, *words])
-
-
-def read_methods(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Methods as they are typed: "vq", "vq codebook_init=normal revive_after=20".
-
-    Args:
-        texts: a registered name each, with settings behind it; ["all"] stands for every registered name.
-    Returns:
-        Label → settings with the name. A label says what differs: "vq, N(0, 1)", "vq, revive_after=20".
-    Raises:
-        ValueError: a method given twice, an unknown name, or something that is no key=value.
-    """
-    if list(texts) == ["all"]:
-        texts = available_quantizers()
-    methods: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        name, *assignments = text.split() or [""]
-        require_choice("methods", name, [*available_quantizers(), "all"])
-        require(name != "all", f"methods: all stands alone, for every registered quantizer; got {list(texts)}")
-        settings = dict(map(split_assignment, assignments))
-        settings = {
-            key: value if key == "codebook_init" else read_assigned(key, value) for key, value in settings.items()
-        }
-        label = ", ".join([name, *(_in_words(key, value) for key, value in settings.items())])
-        require(label not in methods, f"methods holds {for_terminal(label)!r} twice: {list(texts)}")
-        methods[label] = {"name": name, **settings}
-    return methods
-
-
-def _in_words(key: str, value: Any) -> str:
-    """A setting in a label; a start of the codebook as figures write it, which gives the line its dashes."""
-    return INITIALISATIONS.get(value, str(value)) if key == "codebook_init" else f"{key}={value}"

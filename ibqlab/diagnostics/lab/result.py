@@ -1,7 +1,7 @@
 """What the lab recorded: rows as in metrics.jsonl and snapshots, in memory, of all methods side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ibqlab.base.checks import require, require_choice
+from ibqlab.base.codebook_parts import with_codebook
 from ibqlab.quantizers import INITIALISATIONS, QuantizerConfig
 
 SNAPSHOT_ARRAYS = ("codebook", "features", "assignments", "counts", "last_hit")
@@ -25,9 +26,20 @@ class LabRun:
     """As in metrics.jsonl: what the recorder reports, losses, quantization_error, and validations."""
     snapshots: Mapping[int, dict[str, np.ndarray]]
     """Step → codebook (K, D), features (M, D) of the same points at every step, their codes (M,), hits per code (K,)
-    in the validation, and the step of each code's last hit (K,)."""
+    in the validation, and the step of each code's last hit (K,). Of many combinations the parts' codebooks stand in the
+    codebook's place; `LabResult.snapshot` makes it of them."""
     seconds: float
     """It took, recording included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabFailure:
+    """One method that did not reach its last step."""
+
+    config: QuantizerConfig
+    """Its quantizer's settings."""
+    reason: str
+    """What went wrong, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,7 @@ class LabResult:
     """Runs of several methods over the same features."""
 
     runs: Mapping[str, LabRun]
-    """Label → run, in the order given."""
+    """Label → run that reached its last step, in the order given."""
     features: str
     """Where the features came from, in a few words."""
     steps: int
@@ -44,6 +56,8 @@ class LabResult:
     """Of every run."""
     folder: Path | None = None
     """Where the runs lie as run folders; None: in memory alone."""
+    failures: Mapping[str, LabFailure] = field(default_factory=dict)
+    """Label → what ended a method early; it is in no figure."""
 
     @property
     def snapshot_steps(self) -> list[int]:
@@ -56,12 +70,20 @@ class LabResult:
         return next(iter(self.runs.values())).config.code_dim
 
     @property
+    def failed(self) -> str:
+        """Which methods are in no figure, and why, in plain sentences; empty where all finished."""
+        return " ".join(
+            f"{label} failed and is not shown: {failure.reason.rstrip('.')}."
+            for label, failure in self.failures.items()
+        )
+
+    @property
     def metrics(self) -> pd.DataFrame:
         """All rows of all methods, as the figures of several runs take them.
 
         Returns:
-            The columns of metrics.jsonl, with method (the label), init (the codebook's start), codebook_size, code_dim
-            and seed.
+            The columns of metrics.jsonl, with method (the label), init (the codebook's start), codebook_size,
+            code_dim, seed, and failed (which other methods failed, and why; mostly empty).
         """
         frames = [
             pd.DataFrame(list(run.rows)).assign(
@@ -70,6 +92,7 @@ class LabResult:
                 codebook_size=run.config.codebook_size,
                 code_dim=run.config.code_dim,
                 seed=self.seed,
+                failed=self.failed,
             )
             for label, run in self.runs.items()
         ]
@@ -84,11 +107,12 @@ class LabResult:
         Raises:
             ValueError: there is no such method or step; the message lists those there are.
         """
+        require(label not in self.failures, f"{label} has no snapshots, because it failed")
         require_choice("method", label, self.runs)
         steps = self.snapshot_steps
         step = steps[-1] if step == -1 else step
         require(step in steps, f"there is no snapshot of step {step}; there are: {', '.join(map(str, steps))}")
-        return self.runs[label].snapshots[step]
+        return with_codebook(self.runs[label].snapshots[step])
 
     def table(self) -> pd.DataFrame:
         """What became of each method.
@@ -97,18 +121,21 @@ class LabResult:
             One row per method: method, quantizer, start, K, usage and perplexity of the last validation with its token
             count, the least usage of all validations, gradient_reach of the last step, quantization_error (mean squared
             difference of a feature's numbers from its code's, on validation features), error_share (the same as a share
-            of the features' variance: 0 is perfect, 1 is what their mean alone would leave), seconds.
+            of the features' variance: 0 is perfect, 1 is what their mean alone would leave), seconds, failed (why a
+            method failed; such methods come last, and their numbers are NaN).
         """
-        return pd.DataFrame([self._table_row(label, run) for label, run in self.runs.items()])
+        failed = [self._facts(label, one.config) | {"failed": one.reason} for label, one in self.failures.items()]
+        return pd.DataFrame([self._table_row(label, run) for label, run in self.runs.items()] + failed)
+
+    def _facts(self, label: str, config: QuantizerConfig) -> dict[str, Any]:
+        """What a method is, whatever became of it."""
+        start, size = _start(config), config.codebook_size
+        return {"method": label, "quantizer": config.config_name, "start": start, "codebook_size": size}
 
     def _table_row(self, label: str, run: LabRun) -> dict[str, Any]:
         validations = [row for row in run.rows if "validation_usage" in row]
         last, trained = validations[-1], [row for row in run.rows if "gradient_reach" in row]
-        return {
-            "method": label,
-            "quantizer": run.config.config_name,
-            "start": _start(run.config),
-            "codebook_size": run.config.codebook_size,
+        return self._facts(label, run.config) | {
             "usage": last["validation_usage"],
             "least_usage": min(row["validation_usage"] for row in validations),
             "perplexity": last["validation_perplexity"],
@@ -117,6 +144,7 @@ class LabResult:
             "quantization_error": last["validation_quantization_error"],
             "error_share": error_share(run.snapshots[max(run.snapshots)]),
             "seconds": round(run.seconds, 2),
+            "failed": "",
         }
 
 
@@ -125,6 +153,7 @@ def error_share(snapshot: Mapping[str, np.ndarray]) -> float:
 
     Comparable between methods whose encoders learn features of different size.
     """
+    snapshot = with_codebook(snapshot)
     features = snapshot["features"].astype(np.float64)
     codes = snapshot["codebook"].astype(np.float64)[snapshot["assignments"]]
     variance = features.var(0).sum()

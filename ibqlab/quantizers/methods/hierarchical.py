@@ -137,6 +137,10 @@ class Levels(Parts):
         digits = self.digits(indices)
         return summed([self.shown(level, self.part(level).look_up(digit)) for level, digit in enumerate(digits)])
 
+    def contributions(self) -> list[Float[Tensor, "k D"]]:
+        """What the levels' codes show as."""
+        return [self.shown(level, codes) for level, codes in enumerate(super().contributions())]
+
     def conditioned(self, level: int, seen: list[Float[Tensor, "B D s t"]]) -> Float[Tensor, "B D s t"]:
         """What a level quantizes: features and the codes above, on its grid."""
         cells = at_least_float32(torch.cat(seen, dim=1).permute(0, 2, 3, 1))

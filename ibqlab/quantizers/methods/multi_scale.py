@@ -151,16 +151,20 @@ class Scales(Parts):
 
     def forward(self) -> Float[Tensor, "K D"]:
         """What stands in the middle of a large area of each index. Cost: O(K·D) operations and memory."""
-        digits = self.digits(torch.arange(self.size**self.number)[None, None])
-        vectors = []
-        for level, digit in enumerate(digits):
-            codes = at_least_float32(self.part(level).look_up(digit))[0, 0]
+        digits = self.digits(torch.arange(self.size**self.number))
+        return self.join([codes[digit] for codes, digit in zip(self.contributions(), digits, strict=True)])
+
+    def contributions(self) -> list[Float[Tensor, "k D"]]:
+        """What the scales' codes add in the middle of a large area."""
+        added = []
+        for level, codes in enumerate(super().contributions()):
             if self.blend:
                 blend = self._blend(level)
                 weight, bias = map(at_least_float32, (blend.weight.sum((2, 3)), blend.bias))
-                codes = (1 - self.blend) * codes + self.blend * F.linear(codes, weight, bias)
-            vectors.append(codes)
-        return self.join(vectors)
+                added.append((1 - self.blend) * codes + self.blend * F.linear(codes, weight, bias))
+            else:
+                added.append(codes)
+        return added
 
     def vectors(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
         """Sums of all scales' enlarged codes."""

@@ -21,22 +21,22 @@ PACKAGE = "vector_quantize_pytorch"
 CLASSES = (
     *("VectorQuantize", "SimVQ", "FSQ", "FSP", "LFQ", "LatentQuantize"),
     *("ResidualVQ", "ResidualSimVQ", "ResidualFSQ", "ResidualLFQ"),
-    *("GroupedResidualVQ", "GroupedResidualFSQ", "GroupedResidualLFQ"),
+    *("GroupedResidualVQ", "GroupedResidualFSQ", "GroupedResidualLFQ", "BinaryMapper"),
 )
 """Classes that quantize single tokens: they give an index, or one per level and group, and vectors for indices."""
 REFUSED = {
-    "HierarchicalVQ": "it quantizes a whole grid of tokens at several scales; use the quantizer 'multi_scale', which "
-    "does so around any quantizer",
+    "HierarchicalVQ": "it quantizes a whole grid at several scales, so that no token has an index of its own; use "
+    "the quantizer 'multi_scale', which does so around any quantizer",
     "RandomProjectionQuantizer": "it gives indices alone: its codes lie behind a random projection, from which no way "
     "leads back to features",
-    "BinaryMapper": "for D features it gives a one-hot vector of 2^D numbers, and no code of dimension D; use the "
-    "quantizer 'lfq' or 'bsq'",
     "EvoLFQ": "it is a whole autoencoder with a search over its bits; its quantizer is cls='LFQ'",
     "Sequential": "it is a chain of modules, which settings cannot describe; name the class of the quantizer in it",
 }
 """Public classes of the package that no quantizer can be made of → why."""
-GRIDS = ("FSQ", "FSP", "LFQ")
+GRIDS = ("FSQ", "FSP", "LFQ", "BinaryMapper")
 """Ends of the names of classes whose codes are a grid."""
+COUNTS = ("groups", "num_quantizers", "num_codebooks", "heads")
+"""Arguments that say how many indices a token has."""
 LAYOUT = ("accept_image_fmap", "accept_3d_fmap", "channel_first", "channel_last", "keep_num_codebooks_dim")
 """Arguments that say how tensors lie, which is the adapter's affair."""
 
@@ -49,7 +49,7 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
     """K, codes; of residual classes all combinations of their levels. Handed to the class where it takes codebook_size
     and `arguments` has none; a class whose size follows from its arguments must come out at this K."""
     code_dim: int = 64
-    """D; handed to the class as `dim` where `arguments` has none."""
+    """D; handed to the class as `dim`."""
     codebook_init: str = ""
     """Follows from the class: "grid" where no code ever moves; else "library", because how codes start is the class's
     own affair (`arguments`, for instance {"kmeans_init": true})."""
@@ -76,6 +76,15 @@ class VectorQuantizePytorchConfig(QuantizerConfig):
         require_choice("cls", self.cls, CLASSES)
         for name in (name for name in LAYOUT if name in self.arguments):
             raise ValueError(f"arguments must not say how tensors lie; got {name}. Leave it out")
+        for name, value in self.arguments.items():
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(
+                name not in COUNTS or is_count, f"arguments: {name} must be a whole number, at least 1; got {value!r}"
+            )
+        require(
+            self.arguments.get("dim", self.code_dim) == self.code_dim,
+            f"arguments: dim is code_dim = {self.code_dim}; got {self.arguments.get('dim')!r}. Leave it out",
+        )
         require(
             not self.arguments.get("quantize_dropout"),
             "arguments must not have quantize_dropout: a level that is dropped has no index. Leave it out",
@@ -161,7 +170,14 @@ class LibraryModule(nn.Module):
         super().__init__()
         cls = _library_class(config.cls)
         arguments, takes = dict(config.arguments), inspect.signature(cls).parameters
-        digits = math.prod(arguments.get(key, 1) for key in ("groups", "num_quantizers", "num_codebooks", "heads"))
+        digits = math.prod(arguments.get(key, 1) for key in COUNTS)
+        self.is_binary = config.cls == "BinaryMapper"
+        if self.is_binary:
+            arguments = {"bits": config.code_dim, "deterministic_on_eval": True} | arguments
+            says = "deterministic_on_eval must be true: evaluation must give the same indices each time. Leave it out"
+            require(bool(arguments["deterministic_on_eval"]), says)
+            says = f"bits must be code_dim, {config.code_dim}, a bit per channel; got {arguments['bits']}. Leave it out"
+            require(arguments["bits"] == config.code_dim, says)
         if "dim" in takes:
             arguments.setdefault("dim", config.code_dim)
         if "codebook_size" in takes or ("kwargs" in takes and "levels" not in arguments):
@@ -182,7 +198,7 @@ class LibraryModule(nn.Module):
         layers = [layer for group in groups for layer in getattr(group, "layers", [group])]
         self.groups = len(groups)
         self.sizes = [
-            int(layer.codebook_size)
+            int(layer.num_codes if self.is_binary else layer.codebook_size)
             for layer in layers
             for _ in range(getattr(layer, "num_codebooks", getattr(layer, "heads", 1)))
         ]
@@ -209,7 +225,10 @@ class LibraryModule(nn.Module):
             return features * 1, scores.argmax(1), features.square().mean()
         frozen = {"freeze_codebook": True} if self.can_freeze and not keeps_up else {}
         tokens = features[None].to(self._like().dtype)
-        if self.is_latent:  # the one class with channels first
+        if self.is_binary:  # its one-hot vector of 2^D numbers carries the gradient to the signs of its D bits
+            one_hot, index, *rest = self.module(tokens[0], return_indices=True)
+            quantized, digits = (one_hot @ self._signs())[None], index[:, None]
+        elif self.is_latent:  # the one class with channels first
             quantized, _, *rest = self.module(tokens.mT)
             quantized, digits = quantized.mT, self._latent_digits(tokens[0])
         else:
@@ -229,6 +248,8 @@ class LibraryModule(nn.Module):
         for size in reversed(self.sizes):
             digits.insert(0, rest % size)
             rest = rest // size
+        if self.is_binary:
+            return self._signs()[digits[0]]
         if self.is_latent:
             return self._latent_vectors(torch.stack(digits, 1))
         if self.groups > 1 or hasattr(self.module, "rvqs"):
@@ -237,6 +258,10 @@ class LibraryModule(nn.Module):
         digits = digits[0] if len(digits) == 1 else torch.stack(digits, 1)
         read = getattr(self.module, "get_output_from_indices", None) or self.module.indices_to_codes
         return read(digits[None])[0]
+
+    def _signs(self) -> Float[Tensor, "K D"]:
+        """Codes of BinaryMapper, which names no vectors: −1 and 1 for its bits 0 and 1, as LFQ has them."""
+        return self.module.codes.to(self._like().dtype) * 2 - 1
 
     def _latent_digits(self, tokens: Float[Tensor, "N D"]) -> Int[Tensor, "N c"]:
         """Indices of LatentQuantize, whose own are cut off after sums of floats and know of no values that learn."""

@@ -18,6 +18,8 @@ ROLES = (REPORTED, COMPARED, REMEDY)
 SHARE = (0.0, 1.0)
 """Bounds of a share."""
 KINDS = ("symptom", "cause", "remedy")
+LEAST_SEEDS = 3
+"""Seeds that a claim needs before it is judged: with two, Student's interval is 12.7 standard errors to either side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +120,15 @@ class Finding:
     """What was seen, with numbers. It repeats the claim only where that holds."""
 
     @property
+    def is_judged(self) -> bool:
+        """Whether enough seeds have a value."""
+        return self.difference.count >= LEAST_SEEDS
+
+    @property
     def holds(self) -> bool:
-        """Whether the interval excludes 0 on the side that the claim names; one seed bears out nothing."""
+        """Whether the interval excludes 0 on the side that the claim names; never where nothing is judged."""
         low, high = self.difference.low, self.difference.high
-        return bool(high < 0 if self.claim.lower else low > 0)
+        return self.is_judged and bool(high < 0 if self.claim.lower else low > 0)
 
 
 Runner = Callable[[Arm, int, int, Path], pd.DataFrame]
@@ -205,6 +212,11 @@ class CaseResult:
         """How many there are."""
         return self.curves["seed"].nunique()
 
+    @property
+    def not_judged(self) -> str:
+        """Why no claim is judged; empty where there are seeds enough."""
+        return too_few_seeds(self.seeds)
+
     def ends(self) -> pd.DataFrame:
         """One row per arm and seed: the last value of every measure, and what the case computes of whole curves."""
         rows = []
@@ -247,14 +259,16 @@ class CaseResult:
         verdict = seen if all(symptoms) else "Not reproduced"
         if any(symptoms) and not all(symptoms):
             verdict = f"Reproduced in part: {sum(symptoms)} of {len(symptoms)} claims about the symptom"
-        if self.seeds < 2:
-            verdict = "Nothing can be said: one seed has no interval"
+        if self.not_judged:
+            verdict = f"Nothing is judged: {self.not_judged}"
         lines = [f"**{verdict}.**" + (f" {self.case.caveat}" if self.case.caveat else ""), ""]
         for kind in KINDS:
             lines += [f"* *{kind}*: {finding.sentence}" for finding in findings if finding.claim.kind == kind]
         helpful = {finding.claim.arm for finding in findings if finding.claim.kind == "remedy" and finding.holds}
         typed = [f"`{arm.typed}`" for arm in self.case.arms if arm.key in helpful and arm.typed]
-        lines += ["", "To type, of what helped here: " + (" or ".join(typed) if typed else "nothing") + ".", ""]
+        if not self.not_judged:
+            lines += ["", "To type, of what helped here: " + (" or ".join(typed) if typed else "nothing") + "."]
+        lines += [""]
         lines += [f"Differences: {name_student_interval(self.seeds)}, runs of one seed compared with each other."]
         return "\n".join(lines)
 
@@ -268,8 +282,11 @@ class CaseResult:
         difference = student_interval(list(values))
         finding = Finding(claim=claim, difference=difference, sentence="")
         numbers = f"{measure.title[:1].upper()}{measure.title[1:]}, {names}: {measure.text(difference, signed=True)}"
-        if self.seeds < 2:
-            words = f"one seed bears out nothing. {numbers}."
+        if not finding.is_judged:
+            with_value = (
+                "" if self.not_judged else f", since it has a value in {difference.count} of {self.seeds} seeds"
+            )
+            words = f"“{claim.says}” is not judged{with_value}. {numbers}."
         elif finding.holds:
             words = f"{claim.says}. {numbers}."
         else:
@@ -281,3 +298,13 @@ def _last(values: pd.Series) -> float:
     """The last value that is a number; NaN where there is none."""
     numbers = values.dropna()
     return float(numbers.iloc[-1]) if len(numbers) else np.nan
+
+
+def too_few_seeds(seeds: int) -> str:
+    """Why so many seeds bear out no claim and refute none; empty where they are enough."""
+    return f"claims need at least {LEAST_SEEDS} seeds, got {seeds}" if seeds < LEAST_SEEDS else ""
+
+
+def count_text(number: int, noun: str) -> str:
+    """A number of things in words: "1 seed", "5 seeds"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -12,7 +12,7 @@ from ibqlab.recipes.presets import CasesPreset, find_preset
 from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder
-from ibqlab.studies.cases.case import Case, CaseResult
+from ibqlab.studies.cases.case import Case, CaseResult, count_text, too_few_seeds
 from ibqlab.studies.cases.case_figure import case_table, plot_case
 from ibqlab.studies.cases.checkpoint_case import NO_DISCRIMINATOR
 from ibqlab.studies.cases.lab_cases import AFTER_EPOCH_ONE, DIMENSION, SMALL_BATCH
@@ -33,7 +33,7 @@ class CasesParameters:
     cases: tuple[str, ...] = ()
     """Keys of `CASES`; empty: all."""
     seeds: tuple[int, ...] = ()
-    """Of every run; one bears out nothing, because it has no interval."""
+    """Of every run; claims need at least three."""
     steps: int = 0
     """Of every run; 0: the preset's, or each case's own."""
     output: str = ""
@@ -124,11 +124,14 @@ class CaseBook:
 
     def summary(self) -> str:
         """One line over all cases."""
+        cases, seeds = count_text(len(self.cases), "case"), count_text(len(self.seeds), "seed")
         seen = [case.title for name, case in self.cases.items() if self.results[name].reproduced]
         missed = [case.title for name, case in self.cases.items() if not self.results[name].reproduced]
         short = [name for name, result in self.results.items() if self.too_short(result)]
-        words = f"{len(seen)} of {len(self.cases)} cases reproduced over {len(self.seeds)} seeds"
-        words += f"; not: {', '.join(missed)}" if missed else ""
+        words = f"{len(seen)} of {cases} reproduced over {seeds}"
+        words += f"; not, or in part: {', '.join(missed)}" if missed else ""
+        if too_few_seeds(len(self.seeds)):
+            words = f"{cases} run, none judged: {too_few_seeds(len(self.seeds))}"
         return words + (" (too short to mean anything)" if short else "")
 
     def too_short(self, result: CaseResult) -> str:
@@ -140,7 +143,8 @@ class CaseBook:
 
     def __str__(self) -> str:
         arms = sum(len(case.arms) for case in self.cases.values())
-        return f"{len(self.cases)} cases, {arms} settings, {len(self.seeds)} seeds → {self.folder.name}"
+        sizes = (len(self.cases), "case"), (arms, "setting"), (len(self.seeds), "seed")
+        return f"{', '.join(count_text(number, noun) for number, noun in sizes)} → {self.folder.name}"
 
 
 def prepare_cases(parameters: CasesParameters) -> CaseBook:

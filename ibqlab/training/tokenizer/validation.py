@@ -14,6 +14,7 @@ from ibqlab.base.processes import sum_over_processes
 from ibqlab.data import Batch, to_model_range, to_uint8
 from ibqlab.data.broken import name_a_few
 from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.quantizers.composite import codebook_arrays
 from ibqlab.tokenizer import Tokenizer
 
 
@@ -117,7 +118,8 @@ def take_snapshot(
     features: int,
     images: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a snapshot: codebook, a fixed sample of features with their codes, hits, reconstructions.
+    """The arrays of a snapshot: codebook (of many combinations its parts'), a fixed sample of features with their
+    codes, hits, reconstructions.
 
     Args:
         tokenizer: the model as it is.
@@ -129,14 +131,14 @@ def take_snapshot(
     """
     was_training = tokenizer.training
     tokenizer.eval()
-    codebook = tokenizer.quantizer.codebook
+    codebook = codebook_arrays(tokenizer.quantizer)
     weight = tokenizer.decoder.last_layer
     out = tokenizer(to_model_range(pictures.to(weight.device)).to(weight.dtype))
     tokenizer.train(was_training)
     tokens = out.features.float().permute(0, 2, 3, 1).flatten(0, 2)[:features]
     rebuilt = to_uint8(out.reconstruction[:images].float())
     return {
-        "codebook": codebook.detach().float().cpu().numpy(),
+        **codebook,
         "features": tokens.cpu().numpy(),
         "assignments": out.quantizer.indices.flatten()[:features].cpu().numpy(),
         "counts": counts.cpu().numpy(),
