@@ -119,9 +119,7 @@ class Card:
         """The mean of the nearest patches with their surroundings: what they share. None for fewer than two."""
         if self.index is None:
             return None
-        height, width = self.index.patch
-        whole = ((2 * context + 1) * height, (2 * context + 1) * width)
-        cuts = [cut for token in self.typical if (cut := self.index.cut(int(token), context)[0]).shape[:2] == whole]
+        cuts = [self.index.cut(int(t), context)[0] for t in self.typical if self.index.is_inside(int(t), context)]
         return np.mean(cuts, axis=0).round().astype(np.uint8) if len(cuts) > 1 else None
 
 

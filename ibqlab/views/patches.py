@@ -22,6 +22,8 @@ from ibqlab.views.subject import Subject
 IMAGES = 512
 """Images that a view looks at, at most, unless it is told."""
 MOST_IMAGES = 100_000
+EDGE = 128
+"""Grey of what lies beyond a picture's edge."""
 _BATCH = 16
 _SURE = 0.99
 """Share of tokens whose code a ruler has to find for its distances to be the method's own."""
@@ -108,16 +110,25 @@ class PatchIndex:
 
         Args:
             token: its number.
-            context: squares around it on each side, at least 0; at an edge of the picture there are fewer.
+            context: squares around it on each side, at least 0; grey beyond the picture's edge.
         Returns:
-            The cut-out, and the square's left, top, width and height in it, pixels.
+            The cut-out, 2·context + 1 squares high and wide, and the square's left, top, width and height in it, pixels.
         """
         image, row, column = self.place(token)
         height, width = self.patch
-        top, left = max(0, row - context) * height, max(0, column - context) * width
+        top, left = (row - context) * height, (column - context) * width
         bottom, right = (row + context + 1) * height, (column + context + 1) * width
-        cut = self.pictures[image, top:bottom, left:right]
-        return cut, (column * width - left, row * height - top, width, height)
+        inside = self.pictures[image, max(0, top) : bottom, max(0, left) : right]
+        around = ((max(0, -top), bottom - top - max(0, -top) - inside.shape[0]),)
+        around += ((max(0, -left), right - left - max(0, -left) - inside.shape[1]), (0, 0))
+        cut = np.pad(inside, around, constant_values=EDGE)
+        return cut, (context * width, context * height, width, height)
+
+    def is_inside(self, token: int, context: int = 1) -> bool:
+        """Whether a token's surroundings lie within the picture."""
+        _, row, column = self.place(token)
+        rows, columns = self.codes.shape[1:]
+        return context <= row < rows - context and context <= column < columns - context
 
     def class_counts(self, codes: list[int]) -> Int[np.ndarray, "C"]:
         """Tokens of some codes by the class of their image."""
