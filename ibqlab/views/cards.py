@@ -160,7 +160,7 @@ class CardReader:
             return None
 
     @cached_property
-    def _history(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def history(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Steps, hits (F, K) and the last hits (K,) of all snapshots with this codebook size."""
         if self.subject.run is None or not self.subject.steps:
             return None
@@ -225,8 +225,8 @@ class CardReader:
         return [Neighbour(int(other), float(value)) for other, value in pairs]
 
     def _life(self, codes: tuple[int, ...]) -> Life | None:
-        if self._history is None or not codes:
+        if self.history is None or not codes:
             return None
-        steps, hits, last = self._history
+        steps, hits, last = self.history
         rows = list(codes)
         return Life(steps, hits[:, rows].sum(1), hits.sum(1), int(last[rows].max()))

@@ -25,6 +25,8 @@ MOST_IMAGES = 100_000
 EDGE = 128
 """Grey of what lies beyond a picture's edge."""
 _BATCH = 16
+_OFTEN = 3
+"""Times that codes must stand beside each other to be named as neighbours."""
 _SURE = 0.99
 """Share of tokens whose code a ruler has to find for its distances to be the method's own."""
 
@@ -143,20 +145,24 @@ class PatchIndex:
             Codes, and how many times as often as if tokens were shuffled they are its neighbours above, below, left or
             right; the largest first, of those seen beside it at least three times.
         """
-        places = self.codes == code
-        seen = np.zeros(self.codebook_size, np.int64)
-        for axis in (1, 2):
-            ahead = [slice(None)] * 3
-            behind = [slice(None)] * 3
-            ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
-            for here, there in ((tuple(ahead), tuple(behind)), (tuple(behind), tuple(ahead))):
-                seen += np.bincount(self.codes[there][places[here]], minlength=self.codebook_size)
-        seen[code] = 0
-        often = np.flatnonzero(seen >= 3)
-        expected = seen.sum() * self.counts[often] / max(1, self.tokens - self.counts[code])
-        lift = seen[often] / np.maximum(expected, 1e-9)
+        first, second, seen = self._pairs
+        begin, end = np.searchsorted(first, [code, code + 1])
+        others, times = second[begin:end], seen[begin:end]
+        expected = times.sum() * self.counts[others] / max(1, self.tokens - self.counts[code])
+        often = times >= _OFTEN
+        lift = times[often] / np.maximum(expected[often], 1e-9)
         order = np.argsort(-lift, kind="stable")
-        return often[order], lift[order]
+        return others[often][order], lift[order]
+
+    @cached_property
+    def _pairs(self) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
+        """Codes that stand beside each other, in both directions, and how often; sorted by the first."""
+        codes, pairs = self.codes.astype(np.int64), []
+        for here, there in ((codes[:, 1:], codes[:, :-1]), (codes[:, :, 1:], codes[:, :, :-1])):
+            apart = here != there
+            pairs += [self.codebook_size * here[apart] + there[apart], self.codebook_size * there[apart] + here[apart]]
+        both, seen = np.unique(np.concatenate(pairs), return_counts=True)
+        return both // self.codebook_size, both % self.codebook_size, seen
 
 
 def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = True) -> PatchIndex:
