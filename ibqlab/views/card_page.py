@@ -86,7 +86,10 @@ def _patch_rows(card: Card, index: PatchIndex) -> list[str]:
     parts = [f"<h4>{'Nearest to their codes' if card.is_set else 'Nearest to it'}</h4>"]
     parts.append(patch_row(index, card.typical, captions=card.is_set))
     if card.is_set and mean is not None:
-        parts += ["<h4>What they share: their mean</h4>", f"<div class=row>{picture(mean, PATCH_SIDE, 'mean patch')}</div>"]
+        parts += [
+            "<h4>What they share: their mean</h4>",
+            f"<div class=row>{picture(mean, PATCH_SIDE, 'mean patch')}</div>",
+        ]
     if len(card.margin):
         parts += ["<h4>At the margin: nearly another code's</h4>", patch_row(index, card.margin, seconds=True)]
     elif not index.ruler:
@@ -110,7 +113,7 @@ def patch_row(index: PatchIndex, tokens: Sequence[int], *, captions: bool = Fals
         code, second = int(index.codes[image, row, column]), int(index.seconds[image, row, column])
         words = f"image {image}, row {row}, column {column}: code {code:,}"
         below = code if captions else second if seconds and second >= 0 else None
-        chip = "" if below is None else f'<figcaption>{code_chip(below)}</figcaption>'
+        chip = "" if below is None else f"<figcaption>{code_chip(below)}</figcaption>"
         figures.append(f"<figure>{picture(cut, PATCH_SIDE, words, square)}{chip}</figure>")
     return f'<div class="row">{"".join(figures)}</div>'
 
@@ -132,7 +135,8 @@ def picture(
         left, top, width, height = (round(scale * value, 1) for value in square)
         frame = f'<span class="square" style="left:{left}px;top:{top}px;width:{width}px;height:{height}px"></span>'
     width = round(scale * pixels.shape[1])
-    return f'<img src="{data_uri(pixels)}" width="{width}" height="{side}" alt="{for_html(words)}" title="{for_html(words)}">{frame}'
+    shown = for_html(words)
+    return f'<img src="{data_uri(pixels)}" width="{width}" height="{side}" alt="{shown}" title="{shown}">{frame}'
 
 
 def data_uri(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
@@ -154,7 +158,11 @@ def _decoded_row(card: Card) -> str:
     square = (column * width, row * height, width, height)
     shown = [
         (decoded.alone, "every token is this code", None),
-        (decoded.among_average, "this code among tokens of the mean code vector", _middle(decoded.among_average, index)),
+        (
+            decoded.among_average,
+            "this code among tokens of the mean code vector",
+            _middle(decoded.among_average, index),
+        ),
         (decoded.before, f"image {image}, decoded", square),
         (decoded.after, f"the same, its framed token (code {int(index.codes[image, row, column]):,}) replaced", square),
     ]
@@ -184,15 +192,17 @@ def life_svg(life: Life) -> str:
     dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="#0072B2"/>' for a, b in zip(x, y, strict=True))
     events = [f"{word} by step {step:,}" for step, word in life.events][:8]
     text = "; ".join(events) or "in no snapshot's validation tokens"
+    floor = height - bottom
     more = " …" if len(life.events) > len(events) else ""
     return (
         f'<svg width="{width}" height="{height}" role="img" aria-label="share of tokens against training step">'
-        f'<line x1="{left}" y1="{height - bottom}" x2="{width - 8}" y2="{height - bottom}" stroke="currentColor" opacity=".4"/>'
+        f'<line x1="{left}" y1="{floor}" x2="{width - 8}" y2="{floor}" stroke="currentColor" opacity=".4"/>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>{dots}'
         f'<text x="{left - 4}" y="14" text-anchor="end">{top:.2g} %</text>'
-        f'<text x="{left - 4}" y="{height - bottom + 3}" text-anchor="end">0</text>'
+        f'<text x="{left - 4}" y="{floor + 3}" text-anchor="end">0</text>'
         f'<text x="{left}" y="{height - 3}">{int(steps[0]):,}</text>'
-        f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">training step; share of validation tokens</text>'
+        f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">'
+        "training step; share of validation tokens</text>"
         f'<text x="{width - 8}" y="{height - 3}" text-anchor="end">{int(steps[-1]):,}</text></svg>'
         f"<p>{for_html(text, None)}{more}</p>"
     )

@@ -1,7 +1,7 @@
 """What there is to know of a code, or of some codes together: the card.
 
-    card = read_card(subject, [51])
-    card.html()             # one page, pictures included
+card = read_card(subject, [51])
+card.html()             # one page, pictures included
 """
 
 from collections.abc import Sequence

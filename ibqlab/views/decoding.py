@@ -60,9 +60,7 @@ def decode_code(tokenizer: Tokenizer, index: PatchIndex, code: int) -> Decoded:
     tokens[1, row, column] = code
     with torch.no_grad():
         before, after = grid_of(tokenizer, quantizer.decode(tokens))
-    return Decoded(
-        alone=pictures[0], among_average=pictures[1], before=before, after=after, place=(image, row, column)
-    )
+    return Decoded(alone=pictures[0], among_average=pictures[1], before=before, after=after, place=(image, row, column))
 
 
 def _mean_vector(tokenizer: Tokenizer, index: PatchIndex) -> Float[Tensor, " D"]:

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -163,7 +164,7 @@ def _fit(subject: Subject, steps: list[int], method: str, max_points: int) -> di
     )
     ids, rows = plane.code_ids[0], plane.feature_ids[0]
     books = [shot["codebook"][ids] for shot in shots]
-    moved = [np.linalg.norm(after - before, axis=1) for before, after in zip(books, books[1:], strict=False)]
+    moved = [np.linalg.norm(after - before, axis=1) for before, after in pairwise(books)]
     last_hits = [shot.get("last_hit", np.full(size, -1))[ids] for shot in shots]
     return {
         "steps": np.array(steps),
@@ -171,9 +172,7 @@ def _fit(subject: Subject, steps: list[int], method: str, max_points: int) -> di
         "codes": np.stack(plane.codes).astype(np.float32),
         "features": np.stack(plane.features).astype(np.float32),
         "hits": np.stack([shot["counts"][ids] for shot in shots]),
-        "idle": np.stack(
-            [np.where(last < 0, -1, step - last) for step, last in zip(steps, last_hits, strict=True)]
-        ),
+        "idle": np.stack([np.where(last < 0, -1, step - last) for step, last in zip(steps, last_hits, strict=True)]),
         "norms": np.stack([np.linalg.norm(book, axis=1) for book in books]).astype(np.float32),
         "drift": np.stack([np.zeros(len(ids)), *moved]).astype(np.float32),
         "assignments": np.stack([shot.get("assignments", np.full(least, -1))[:least][rows] for shot in shots]),
@@ -236,9 +235,9 @@ def describe_frame(data: MapData, frame: int) -> str:
     if data.explained:
         shares = f" ({100 * data.explained[0]:.0f} % and {100 * data.explained[1]:.0f} % of the variance)"
     return (
-        f"{plane} over {len(data.steps)} snapshots{shares}: {codes:,} of {data.codebook_size:,} codes and {features:,} of "
-        f"{data.feature_total:,} features shown; {data.in_use(frame):,} codes in use in {int(data.tokens[frame]):,} tokens. "
-        f"In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature {to_code:.3g} from its "
-        f"nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; effective rank {code_rank:.1f} "
-        f"of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: {trusted:.2f} of 1."
+        f"{plane} over {len(data.steps)} snapshots{shares}: {codes:,} of {data.codebook_size:,} codes and {features:,} "
+        f"of {data.feature_total:,} features shown; {data.in_use(frame):,} codes in use in {int(data.tokens[frame]):,} "
+        f"tokens. In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature {to_code:.3g} from "
+        f"its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; effective rank "
+        f"{code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: {trusted:.2f} of 1."
     )

@@ -114,7 +114,8 @@ class PatchIndex:
             token: its number.
             context: squares around it on each side, at least 0; grey beyond the picture's edge.
         Returns:
-            The cut-out, 2·context + 1 squares high and wide, and the square's left, top, width and height in it, pixels.
+            The cut-out, 2·context + 1 squares high and wide, and the square's left, top, width and height in it,
+            pixels.
         """
         image, row, column = self.place(token)
         height, width = self.patch

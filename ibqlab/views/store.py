@@ -1,8 +1,8 @@
 """What views of one run have computed once: coordinates, the index of patches, facts.
 
-They lie in the run's folder, in `views/`, so that every view and the next kernel find them; what belongs to a checkpoint
-alone lies in the cache. An entry's name ends in a hash of all that it depends on. The content of files of a run is known
-by the check sums that NumPy's and PyTorch's archives hold, which are read without the arrays.
+They lie in the run's folder, in `views/`, so that every view and the next kernel find them; what belongs to a
+checkpoint alone lies in the cache. An entry's name ends in a hash of all that it depends on. The content of files of a
+run is known by the check sums that NumPy's and PyTorch's archives hold, which are read without the arrays.
 """
 
 import hashlib

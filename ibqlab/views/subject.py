@@ -1,8 +1,8 @@
 """What views are about: a run's folder, or a checkpoint with images; and what it lacks, in words.
 
-    subject = open_subject("mine")                          # a run of `ibqlab train`, by name or path
-    subject = open_subject("tokenizer.ckpt", images="IMAGES")
-    subject.tokenizer, subject.source, subject.steps
+subject = open_subject("mine")                          # a run of `ibqlab train`, by name or path
+subject = open_subject("tokenizer.ckpt", images="IMAGES")
+subject.tokenizer, subject.source, subject.steps
 """
 
 from functools import cached_property
@@ -86,7 +86,9 @@ class Subject:
         if self.run is not None:
             kind = "monitored" if is_monitored(self.run.config) else "lab" if is_lab(self.run.config) else ""
             if kind:
-                why = "a monitor stores codes and features, not the model" if kind == "monitored" else "it has no images"
+                why = (
+                    "a monitor stores codes and features, not the model" if kind == "monitored" else "it has no images"
+                )
                 raise ViewError(f"{self.name} has no network that encodes and decodes images: {why}")
             if self.run.last_checkpoint is None:
                 raise ViewError(f"{self.name} has no checkpoint yet, so nothing can be encoded or decoded; train on")

@@ -1,9 +1,9 @@
 """One image as its tokens: the picture under a grid that can be pointed at, what it decodes to, and where that errs.
 
-    tokens = TokenImage(subject.tokenizer, index, image=0)
-    tokens.replace((3, 4), code=51)      # one token
-    tokens.replace_code(17, code=51)     # all tokens of a code
-    token_html(tokens)
+tokens = TokenImage(subject.tokenizer, index, image=0)
+tokens.replace((3, 4), code=51)      # one token
+tokens.replace_code(17, code=51)     # all tokens of a code
+token_html(tokens)
 """
 
 import numpy as np
@@ -23,7 +23,8 @@ TOKEN_STYLE = """
 .ibq-tokens figure { width: max-content; }
 .ibq-tokens .grid { position: absolute; left: 0; top: 0; }
 .ibq-tokens rect { fill: transparent; stroke: rgba(255,255,255,.35); stroke-width: .5; cursor: pointer; }
-.ibq-tokens rect:hover, .ibq-tokens rect:focus { stroke: #fff; stroke-width: 2; fill: rgba(0,114,178,.35); outline: none; }
+.ibq-tokens rect:hover, .ibq-tokens rect:focus { stroke: #fff; stroke-width: 2; fill: rgba(0,114,178,.35);
+  outline: none; }
 .ibq-tokens rect.same { fill: rgba(230,159,0,.35); } .ibq-tokens rect.chosen { stroke: #E69F00; stroke-width: 2.5; }
 .ibq-tokens rect.changed { stroke: #D55E00; stroke-width: 2; stroke-dasharray: 3 2; }
 """

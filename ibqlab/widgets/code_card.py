@@ -118,4 +118,6 @@ class CodeCard(ipywidgets.VBox):
         self.page.value = self._pages[codes]
 
     def _say(self, text: object) -> None:
-        self.page.value = f'<style>{STYLE}</style><div class="ibq-card"><p class="lack">{for_html(text, None)}</p></div>'
+        self.page.value = (
+            f'<style>{STYLE}</style><div class="ibq-card"><p class="lack">{for_html(text, None)}</p></div>'
+        )

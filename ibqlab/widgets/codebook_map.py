@@ -56,7 +56,12 @@ class CodebookMap(ipywidgets.VBox):
     """
 
     def __init__(
-        self, what: str | Path | Run, method: str = "pca", images: str | Path = "", count: int = IMAGES, height: int = 480
+        self,
+        what: str | Path | Run,
+        method: str = "pca",
+        images: str | Path = "",
+        count: int = IMAGES,
+        height: int = 480,
     ):
         self.subject: Subject = open_subject(what, images)
         self.data = map_run_codes(self.subject, method)
@@ -70,7 +75,10 @@ class CodebookMap(ipywidgets.VBox):
         last = len(steps) - 1
         self.coloring = ipywidgets.Dropdown(options=list(COLORINGS), description="colour", layout={"width": "300px"})
         self.step = ipywidgets.SelectionSlider(
-            options=steps, value=last, description="training step", style={"description_width": "initial"},
+            options=steps,
+            value=last,
+            description="training step",
+            style={"description_width": "initial"},
             layout={"width": "min(100%, 460px)"},
         )
         self.play = ipywidgets.Play(value=last, min=0, max=last, interval=_INTERVAL, show_repeat=False)
@@ -82,7 +90,9 @@ class CodebookMap(ipywidgets.VBox):
             control.observe(self._redraw, names="value")
         self.scatter.widget.observe(self._choose, names="selection")
         controls = [ipywidgets.HBox([self.play, self.step, self.coloring], layout={"flex_flow": "row wrap"})]
-        left = ipywidgets.VBox([self.scatter.widget, self.scale, self.facts], layout={"width": "54%", "min_width": "420px"})
+        left = ipywidgets.VBox(
+            [self.scatter.widget, self.scale, self.facts], layout={"width": "54%", "min_width": "420px"}
+        )
         right = ipywidgets.VBox([self.card] if self.card else [], layout={"width": "44%", "min_width": "360px"})
         super().__init__([*controls, ipywidgets.HBox([left, right], layout={"flex_flow": "row wrap"})])
         self.add_class("ibqlab-codebook-map")
@@ -242,4 +252,3 @@ class CodebookMap(ipywidgets.VBox):
         if tell:
             for other in self._others:
                 other._select(codes, tell=False)
-

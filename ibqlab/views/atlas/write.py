@@ -223,7 +223,7 @@ def _card(reader: CardReader, code: int, near: dict[int, list[tuple[int, float]]
     if code in near:
         card["near"] = near[code]
     if reader.history is not None:
-        steps, hits, _ = reader.history
+        _, hits, _ = reader.history
         if hits[:, code].any():
             card["life"] = hits[:, code].tolist()
     return {name: value for name, value in card.items() if value}
