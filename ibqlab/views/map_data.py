@@ -237,7 +237,7 @@ def describe_frame(data: MapData, frame: int) -> str:
     return (
         f"{plane} over {len(data.steps)} snapshots{shares}: {codes:,} of {data.codebook_size:,} codes and {features:,} "
         f"of {data.feature_total:,} features shown; {data.in_use(frame):,} codes in use in {int(data.tokens[frame]):,} "
-        f"tokens. In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature {to_code:.3g} from "
-        f"its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; effective rank "
+        f"tokens. In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature {to_code:.3g} "
+        f"from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; effective rank "
         f"{code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: {trusted:.2f} of 1."
     )
