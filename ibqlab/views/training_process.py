@@ -1,7 +1,7 @@
 """A training as a process of its own, started and stopped from elsewhere; the run folder is all that both share.
 
-    process = TrainingProcess.begin(config, "mine")    # or TrainingProcess("mine") for a run that is there
-    process.start(); process.stop()                    # stops after its step, with a checkpoint of it
+process = TrainingProcess.begin(config, "mine")    # or TrainingProcess("mine") for a run that is there
+process.start(); process.stop()                    # stops after its step, with a checkpoint of it
 """
 
 import os

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -17,13 +16,13 @@ from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram, s
 from ibqlab.plots.alarms import mark_alarms
 from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
 from ibqlab.plots.steps import finish_steps
-from ibqlab.diagnostics.alarm import read_events
+from ibqlab.studies.run_explanation import run_alarms
 from ibqlab.views.training_process import TrainingProcess
 from ibqlab.widgets.live import picture_html, with_static_page
 
 EVERY = 2.0
 """Seconds between two looks at the run's folder."""
-COMPARED = ("validation_usage", "window_usage", "perplexity", "loss")
+COMPARED = ("validation_usage", "step_usage", "perplexity", "gradient_reach", "loss")
 """Measures that several runs can be drawn together in."""
 
 
@@ -129,7 +128,7 @@ class TrainingView(ipywidgets.VBox):
         metrics = run.metrics
         if len(metrics):
             figure = plot_run_curves(metrics)
-            mark_alarms(figure, read_events(run))
+            mark_alarms(figure, run_alarms(run)[0])
             self.curves.value = picture_html(figure, f"curves of {run.name} up to step {run.step}")
         else:
             self.curves.value = "curves appear with the first step"
