@@ -14,7 +14,7 @@ from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
 from ibqlab.views import patches
-from ibqlab.views.atlas import write_atlas
+from ibqlab.views.atlas import AtlasSettings, write_atlas
 from ibqlab.views.card_page import card_html, life_svg
 from ibqlab.views.cards import CardReader, Life
 from ibqlab.views.map_data import FACTS, describe_frame, effective_rank, map_run_codes
@@ -262,7 +262,9 @@ class TestCards:
         reader = CardReader(open_subject(trained["ibq"], tmp_path / "images"), 2, progress=False)
         page = card_html(reader.read([int(reader.index.counts.argmax())]))
         assert "<script" not in page and "&lt;script&gt;alert(1)&lt;" in page
-        atlas = write_atlas(trained["ibq"], tmp_path / "atlas", tmp_path / "images", count=2, progress=False)
+        atlas = write_atlas(
+            trained["ibq"], tmp_path / "atlas", AtlasSettings(images=str(tmp_path / "images"), count=2), progress=False
+        )
         assert all("<script>alert" not in file.read_text() for file in atlas.parent.rglob("*.js"))
 
 
@@ -303,7 +305,7 @@ def column(packed):
 @pytest.fixture(scope="module")
 def atlas(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("atlas") / "out"
-    return write_atlas(trained["ibq"], folder, count=IMAGES, progress=False).parent
+    return write_atlas(trained["ibq"], folder, AtlasSettings(count=IMAGES), progress=False).parent
 
 
 class TestAtlas:
@@ -341,9 +343,9 @@ class TestAtlas:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("")
         with pytest.raises(ViewError, match="something that is no atlas"):
-            write_atlas(trained["ibq"], tmp_path / "mine", count=2, progress=False)
+            write_atlas(trained["ibq"], tmp_path / "mine", progress=False)
         (atlas / "cards" / "9.js").write_text("")
-        write_atlas(trained["ibq"], atlas, count=2, decode=False, progress=False)
+        write_atlas(trained["ibq"], atlas, AtlasSettings(count=2, decode=False), progress=False)
         assert not (atlas / "cards" / "9.js").exists()
 
 

@@ -4,6 +4,6 @@ write.py     gathers what the pages show and writes it
 page.html, atlas.css, atlas.js   the page, written beside the data as they are
 """
 
-from ibqlab.views.atlas.write import write_atlas
+from ibqlab.views.atlas.write import AtlasSettings, write_atlas
 
-__all__ = ["write_atlas"]
+__all__ = ["AtlasSettings", "write_atlas"]

@@ -1,6 +1,6 @@
 """Gathers what an atlas shows and writes its folder.
 
-    write_atlas("mine", images="IMAGES", output="mine_atlas")     # → mine_atlas/index.html
+    write_atlas("mine", "mine_atlas", AtlasSettings(images="IMAGES"))     # → mine_atlas/index.html
 
 Everything that grows with the codebook lies in columns or in shards of some hundred cards, which the page loads when it
 shows them. Data are scripts, not JSON, because a page that is opened from disk may load scripts alone. Patches are cut
@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ibqlab.base.checks import require_between
+from ibqlab.base.checks import require_between, require_choice
 from ibqlab.base.files import RunError, write_whole
 from ibqlab.base.progress import CountingLine, notice
+from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder
 from ibqlab.views.cards import NEIGHBOURS, PATCHES, CardReader
 from ibqlab.views.decoding import SURROUNDINGS, grid_of
-from ibqlab.views.map_data import MapData, describe_frame, map_run_codes
+from ibqlab.views.map_data import METHODS, MapData, describe_frame, map_run_codes
 from ibqlab.views.patches import MOST_IMAGES, PatchIndex
 from ibqlab.views.subject import ViewError, lacking, open_subject
 
@@ -43,47 +45,59 @@ _STEPS = 65_535
 """Places of the map are stored as whole numbers up to this."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AtlasSettings:
+    """What an atlas looks at."""
+
+    images: str = ""
+    """A folder of images, shards, "photos" or "digits"; "": a run's own validation images."""
+    count: int = IMAGES
+    """Images, at most."""
+    method: str = "pca"
+    """Of the map, "pca" (a second) or "umap" (half a minute). A checkpoint, which holds one moment, has no map."""
+    decode: bool = True
+    """Whether to decode every code that the images use."""
+    weights: str = ""
+    """"raw" or "ema"; "": of a run raw, of a file its averages."""
+    quantizer: str | None = None
+    """Of a published file that does not tell its own: "ibq" or "vq"."""
+
+    def __post_init__(self):
+        require_between("count", self.count, 1, MOST_IMAGES)
+        require_choice("method", self.method, METHODS)
+        require_choice("weights", self.weights, ("", *WEIGHTS))
+
+
 def write_atlas(
-    what: str | Path | Run,
-    output: str | Path = "",
-    images: str | Path = "",
-    *,
-    count: int = IMAGES,
-    method: str = "pca",
-    decode: bool = True,
-    progress: bool = True,
+    what: str | Path | Run, output: str | Path = "", settings: AtlasSettings | None = None, *, progress: bool = True
 ) -> Path:
     """Write the atlas of a codebook.
 
     Args:
         what: a run, its name or folder, or a checkpoint's file.
         output: folder, new or an atlas that is written anew; "": NAME_atlas below the folder of all runs.
-        images: as of `open_subject`.
-        count: images to look at, at most.
-        method: of the map, "pca" or "umap"; a checkpoint has no map through training, only its codes and images.
-        decode: also decode every code that the images use.
+        settings: what it looks at.
         progress: show lines on the way.
     Returns:
         The page, index.html; it needs the folder beside it, and neither network nor kernel.
     Raises:
         ViewError: no codes to show; or the folder holds something else.
     """
-    require_between("count", count, 1, MOST_IMAGES)
-    subject = open_subject(what, images)
-    reader = CardReader(subject, count, progress=progress)
-    folder = output_folder(output, f"{subject.path.stem}_atlas")
+    typed = settings or AtlasSettings()
+    folder = output_folder(output, f"{Path(what.path if isinstance(what, Run) else what).stem}_atlas")
     if folder.exists() and not (folder / "data" / "facts.js").is_file() and any(folder.iterdir()):
         raise ViewError(f"{folder} holds something that is no atlas; give another folder: output=FOLDER")
+    subject = open_subject(what, typed.images, weights=typed.weights, quantizer=typed.quantizer)
+    reader = CardReader(subject, typed.count, progress=progress)
     _make_folders(folder)
     data, lacks = None, list(reader.lacks)
     try:
-        data = map_run_codes(subject, method)
+        data = map_run_codes(subject, typed.method)
     except (RunError, ValueError) as error:
         lacks.append(lacking(error))
-    decoded = _write_decoded(folder, reader, progress) if decode and reader.index is not None else 0
-    facts = _facts(reader, data, lacks, decoded)
-    _write_script(folder / "data" / "facts.js", "facts", facts)
-    _write_script(folder / "data" / "columns.js", "columns", _columns(reader, data))
+    decoded = _write_decoded(folder, reader, progress) if typed.decode and reader.index is not None else 0
+    _write_script(folder / "data" / "facts.js", "facts", _facts(reader, data, lacks, decoded))
+    _write_script(folder / "data" / "columns.js", "columns", _columns(reader))
     if data is not None:
         _write_script(folder / "data" / "map.js", "data/map", _map_columns(data))
     if reader.index is not None:
@@ -127,7 +141,7 @@ def _facts(reader: CardReader, data: MapData | None, lacks: list[str], decoded: 
     return facts
 
 
-def _columns(reader: CardReader, data: MapData | None) -> dict[str, Any]:
+def _columns(reader: CardReader) -> dict[str, Any]:
     """One number per code and column, for the table."""
     columns: dict[str, Any] = {}
     if reader.index is not None:
