@@ -17,6 +17,7 @@ from ibqlab.diagnostics.alarm_remedies import IN_WORDS
 from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.grids import worker
+from ibqlab.monitor import CodebookMonitor
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.alarms import alarm_list, mark_alarms
 from ibqlab.quantizers import available_quantizers, build_quantizer, nearest_code, quantizer_from
@@ -40,6 +41,7 @@ TROUBLE = {
     "few_codes": {"step_usage": 0.03},
     "reach_lost": {"gradient_reach": 7 / 1024},
     "features_at_codes": {"feature_norm_mean": 7.0, "softmax_perplexity": 1.1},
+    "features_run_away": {"step_usage": 0.06, "quantization_error": 12.0},
     "entropy_ceiling": {"step_usage": 0.17, "term_average_entropy": 0.999 * FLAT},
     "nonfinite": {"loss": math.nan},
 }
@@ -49,6 +51,10 @@ NEARLY = {
     "few_codes": ({"step_usage": 0.05},),
     "reach_lost": ({"gradient_reach": 11 / 1024},),
     "features_at_codes": ({"feature_norm_mean": 7.0}, {"softmax_perplexity": 1.1}),
+    "features_run_away": (
+        {"step_usage": 0.06, "quantization_error": 9.0},
+        {"step_usage": 0.12, "quantization_error": 12.0},
+    ),
     "entropy_ceiling": ({"term_average_entropy": FLAT}, {"step_usage": 0.17}),
     "nonfinite": ({"perplexity": math.nan}, {"note": None}),
 }
@@ -106,7 +112,7 @@ def test_remedies_in_somebody_elses_model_are_words(facts):
 
 
 def test_every_rule_is_tried():
-    assert {rule.name for rule in RULES} == {*TROUBLE, "placeholder_averages"} and len(RULES) == 7
+    assert {rule.name for rule in RULES} == {*TROUBLE, "placeholder_averages"} and len(RULES) == 8
     assert NEARLY.keys() == TROUBLE.keys()
 
 
@@ -242,6 +248,33 @@ def test_features_that_grow_to_the_codes_norm_set_it_off_and_short_ones_do_not()
     facts = facts_of(to_dict(smoke()))
     assert "features_at_codes" in rules_of(recorded([1, 3, 8, 8, 8, 8], [64] * 6), facts)
     assert rules_of(recorded([1] * 8, [64] * 8), facts) == []
+
+
+@pytest.mark.parametrize(("start", "told"), [("uniform", ["features_run_away"]), ("features", [])])
+def test_a_plain_vq_whose_features_run_away_is_told_of_and_one_that_starts_among_them_is_not(tmp_path, start, told):
+    torch.manual_seed(0)
+    size, draw = 128, torch.randn(64, 64)
+    encoder = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+    decoder = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    codes = torch.empty(size, 8).uniform_(-1 / size, 1 / size)
+    images = torch.randn(2000, 64) @ draw / 8
+    codebook = torch.nn.Parameter(codes if start == "uniform" else encoder(images[:size]).detach())
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), codebook], lr=1e-3)
+    monitor = CodebookMonitor(tmp_path / "mine", codebook_size=size)
+    monitor.watch(codebook)
+    for step in range(1, 181):
+        batch = images[torch.randint(0, 2000, (16 * int(torch.randint(5, 65, ())),))]
+        z = encoder(batch)
+        indices = torch.cdist(z, codebook).argmin(1)
+        chosen = codebook[indices]
+        loss = (decoder(z + (chosen - z).detach()) - batch).square().mean()
+        loss = loss + (chosen - z.detach()).square().mean() + 0.25 * (z - chosen.detach()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.update(step, indices=indices, features=z, codebook=codebook, loss=loss)
+    monitor.close()
+    assert [row["rule"] for row in Run(monitor.path).alarms] == told
 
 
 def test_features_that_draw_together_on_few_codes_set_it_off_and_a_loss_that_falls_alone_does_not():
