@@ -1103,7 +1103,7 @@ def test_curves_without_psnr_show_the_reach_and_tell_the_range_of_tokens():
     )
     figure = plot_run_curves(rows)
     assert figure.axes[3].get_lines()[0].get_ydata().tolist() == [50, 20]
-    assert figure.axes[3].get_ylabel() == figure.axes[3].get_title().lower() + " (%)"
+    assert (figure.axes[3].get_title(), figure.axes[3].get_ylabel()) == ("Gradient reach", "codes reached (%)")
     assert "80 to 1,024 tokens of each step" in figure.get_supxlabel().replace("\n", " ")
 
 

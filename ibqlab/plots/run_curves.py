@@ -81,10 +81,10 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
             draw_measured(axes, table, f"validation_{key}", **_VALIDATION)
         draw_measured(psnr, table, "psnr", **_TRAINING)  # somebody's own model, watched by a monitor
         draw_measured(psnr, table, "validation_psnr", **_VALIDATION)
-        shown, title = measure("psnr"), "Reconstruction"
+        shown, heading = measure("psnr"), "Reconstruction"
         if not psnr.get_lines() and "validation_psnr" not in metrics:
             if table["gradient_reach"].notna().any():
-                shown, title = measure("gradient_reach"), None
+                shown, heading = measure("gradient_reach"), ""
                 draw_measured(psnr, table, "gradient_reach", **_STEP)
             else:
                 say_empty(psnr, "The run measured no PSNR:\nit validates no images.")
@@ -95,7 +95,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         # From 1 to the upper end lies at least one decade; `max` leaves NaN aside, where nothing was measured yet.
         highest = 1.5 * table[["perplexity", "validation_perplexity"]].max().max()
         finish_panel(perplexity, measure("perplexity"), highest=max(12.0, highest))
-        finish_panel(psnr, shown, title=title)
+        finish_panel(psnr, shown, title=heading)
         for axes, label in ((loss, ""), (usage, ""), (perplexity, "training step"), (psnr, "training step")):
             finish_steps(axes, table["step"], label)
         handles = {line.get_label(): line for axes in (loss, usage, psnr) for line in axes.get_lines()}
