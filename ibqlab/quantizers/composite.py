@@ -127,6 +127,29 @@ class CompositeConfig(QuantizerConfig):
         return settings
 
 
+def open_sizes(settings: dict[str, Any], codes: int, dim: int) -> dict[str, Any]:
+    """What is to be filled in for settings that leave sizes open: about so many codes of dimension D.
+
+    Levels, groups and parts that the settings say decide the size, whatever number of codes is asked for.
+
+    Args:
+        settings: of any quantizer, with its name; what they say wins over what is returned.
+        codes: K asked for.
+        dim: D.
+    """
+    kind = type(quantizer_config({"name": settings["name"]}))
+    if not issubclass(kind, CompositeConfig):
+        says_levels = _says_size(settings) and not settings.get("codebook_size")
+        return {} if says_levels else kind.sized(settings.get("codebook_size") or codes, dim)
+    if _says_size(settings):
+        return {"code_dim": dim}
+    whole = quantizer_config({key: value for key, value in settings.items() if key != "code_dim"})
+    inner = settings.get("inner", {"name": whole.inner["name"]})
+    part_codes = max(2, round(codes ** (1 / whole.number())))
+    part = quantizer_config({**open_sizes(inner, part_codes, max(1, dim // whole.splits())), **inner})
+    return {"codebook_size": part.codebook_size ** whole.number(), "code_dim": dim}
+
+
 def _says_size(settings: Any) -> bool:
     """Whether settings of a part say its codebook's size: by themselves, by levels, or in the parts of the part."""
     if not isinstance(settings, dict):
