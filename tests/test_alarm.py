@@ -354,6 +354,13 @@ def test_the_row_of_a_stopped_run_is_of_one_step():
     assert math.isnan(row["gradient_reach"])
 
 
+def test_a_stop_at_nan_says_what_helps(tmp_path):
+    with pytest.raises(
+        TrainingInterrupted, match=r"the next step would fail: lower .* \(now 1e\+30\), in a new output"
+    ):
+        train(collapsing(record__alarm="stop", optimizer__learning_rate=1e30), tmp_path / "run", progress=False)
+
+
 def test_a_stopped_cell_whose_row_is_lost_is_measured_and_not_trained(study):
     cell, run = study.finished()[1]
     row, rows = study.store.row(cell), len(run.rows)

@@ -46,11 +46,10 @@ def check(name: str | None, settings: Sequence[str], plugins: Sequence[str]) -> 
     for size in ("codebook_size", "code_dim"):
         if size in typed:
             raise ConfigError(f"{size} is the rules' own, a small one; leave {size}= out")
-    for one in names:
-        findings = check_quantizer(one, typed)
+    for registered in names:
+        findings, one = check_quantizer(registered, typed), " ".join([registered, *settings])
         broken = sum(bool(finding.broken) for finding in findings)
         is_broken |= broken > 0
-        one = " ".join([one, *settings])
         say("\n".join([one, *(f"  {line}" for line in in_lines(findings))]))
         untried = len(RULES) - len(findings)
         rest = f"; {untried} rules stand on these and were not tried" if untried else ""

@@ -104,11 +104,8 @@ class CompositeConfig(QuantizerConfig):
         settings, number, splits = dict(settings), self.number(), self.splits()
         if not _says_size(settings) or (self.codebook_size and "codebook_size" not in settings and "inner" in settings):
             root = _root(self.codebook_size, number) if self.codebook_size else 2 ** max(1, DEFAULT_BITS // number)
-            require(
-                self.codebook_size in (0, root**number) and root >= 2,
-                f"codebook_size must be a whole number to the power of {number}, the number of parts; got "
-                f"{self.codebook_size}. Use {max(2, root) ** number} or {(max(2, root) + 1) ** number}",
-            )
+            if self.codebook_size:
+                _require_power(self.codebook_size, number * _parts_of(settings), self.number_setting)
             settings["codebook_size"] = root
         if self.code_dim and "code_dim" not in settings:
             require(
@@ -156,6 +153,28 @@ def _says_size(settings: Any) -> bool:
         return isinstance(settings, QuantizerConfig)
     levels = settings.get("name") == "fsq" and "levels" in settings
     return bool(settings.get("codebook_size")) or levels or ("inner" in settings and _says_size(settings["inner"]))
+
+
+def _parts_of(settings: dict[str, Any]) -> int:
+    """How many innermost parts a part has: 1 where it is no composite."""
+    if not issubclass(type(_config_below("inner", {"name": settings.get("name")})), CompositeConfig):
+        return 1
+    part = _config_below("inner", {key: value for key, value in settings.items() if key not in _SIZES})
+    return part.number() * _parts_of(part.inner)
+
+
+_SIZES = ("codebook_size", "code_dim")
+
+
+def _require_power(size: int, parts: int, number_setting: str) -> None:
+    """Refuse a size that is no number of codes to the power of all innermost parts; sizes that are one are named."""
+    root = max(2, _root(size, parts))
+    sizes = " or ".join(str(codes**parts) for codes in (root, root + 1) if codes**parts <= CODES)
+    require(
+        root**parts == size,
+        f"codebook_size must be a whole number to the power of {parts}, the number of parts; got {size}. "
+        f"Use {sizes or f'a smaller {number_setting}'}",
+    )
 
 
 class CompositeQuantizer(Quantizer):
