@@ -11,7 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import check_numbers, require, require_choice
-from ibqlab.quantizers.base import Assignment, Quantizer, make_quantizer, quantizer_config, register_quantizer
+from ibqlab.quantizers.base import (
+    Assignment,
+    Quantizer,
+    make_quantizer,
+    quantizer_config,
+    register_quantizer,
+    registrations,
+)
 from ibqlab.quantizers.codebooks import CHOSEN_STARTS
 from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, as_rows, summed
 from ibqlab.quantizers.estimators import rotate_to_codes, straight_through
@@ -49,8 +56,9 @@ class ResidualQuantizerConfig(CompositeConfig):
         require_choice("gradient", self.gradient, GRADIENTS)
         require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
         learns = self.codebook_init not in CHOSEN_STARTS or self.gradient in ("diveq", "parts")
-        if not learns and self.loss_weights():
-            learns = _loss_reaches_codes(json.dumps(self.inner, sort_keys=True))
+        if not learns:
+            known = tuple(registration.quantizer for registration in registrations().values())
+            learns = _loss_reaches_codes(json.dumps(self.inner, sort_keys=True), known)
         require(
             learns,
             f"gradient {self.gradient!r} reaches no code, and {self.inner['name']!r} has no loss that does; "
@@ -59,13 +67,14 @@ class ResidualQuantizerConfig(CompositeConfig):
 
 
 @lru_cache(maxsize=256)
-def _loss_reaches_codes(settings: str) -> bool:
+def _loss_reaches_codes(settings: str, _: tuple[type, ...]) -> bool:
     """Whether a part's loss alone moves its codes, tried on a small one; a loss may move other weights alone.
 
     True, too, for codes that take no gradient, such as moving averages, and where it cannot be tried.
 
     Args:
         settings: of the part, as JSON.
+        _: all registered classes: a name may be registered again, for another one.
     """
     inner = json.loads(settings)
     try:
