@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,6 +18,7 @@ from ibqlab.diagnostics.alarm_remedies import IN_WORDS
 from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.grids import worker
+from ibqlab.grids.cell_rows import last_whole_validation
 from ibqlab.monitor import CodebookMonitor
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.alarms import alarm_list, mark_alarms
@@ -27,6 +29,7 @@ from ibqlab.studies import StudyParameters, open_study, write_study_report
 from ibqlab.studies.run_explanation import describe_alarms, run_alarms
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
+from ibqlab.training.tokenizer.validation import Validation
 from ibqlab.widgets import LiveCurves
 
 IBQ = CodebookFacts(codebook_size=1024, softmax=True, entropy_epsilon=1e-5)
@@ -368,9 +371,27 @@ def test_a_cell_that_the_alarm_stops_has_its_row_and_is_left_alone(study):
     well, stopped = study.rows().to_dict("records")
     assert (stopped["steps"], well["steps"]) == (3, 6) and math.isnan(well["stopped"])
     assert stopped["stopped"] == "reach lost at step 3 of 6" and 0 <= stopped["usage"] <= 1 and stopped["psnr"] > 0
+    assert stopped["validation_step"] == 2 and math.isnan(well["validation_step"])
     assert [run.status for _, run in study.finished()] == ["finished", "stopped"]
     outcome = study.run(progress=False)
     assert len(outcome.finished) == 2 and outcome.check() is None
+
+
+def test_the_row_of_a_stopped_run_is_of_one_step():
+    """Features that overflow at step 1: no token has a code there, and the numbers are those of step 0."""
+    overflow = Validation(l1=None, psnr=None, counts=torch.zeros(4, dtype=torch.int64), images=2, broken=[]).row()
+    assert [overflow[f"validation_{key}"] for key in ("usage", "perplexity", "tokens")] == [None] * 3
+    whole = Validation(l1=0.5, psnr=9.0, counts=torch.tensor([3, 1, 0, 0]), images=2, broken=[]).row()
+    row = last_whole_validation(pd.DataFrame([{"step": 0} | whole, {"step": 1, "gradient_reach": 0.5} | overflow]))
+    assert (row["step"], row["validation_usage"], row["validation_psnr"]) == (0, 0.5, 9.0)
+    assert math.isnan(row["gradient_reach"])
+
+
+def test_a_stop_at_nan_says_what_helps(tmp_path):
+    with pytest.raises(
+        TrainingInterrupted, match=r"the next step would fail: lower .* \(now 1e\+30\), in a new output"
+    ):
+        train(collapsing(record__alarm="stop", optimizer__learning_rate=1e30), tmp_path / "run", progress=False)
 
 
 def test_a_stopped_cell_whose_row_is_lost_is_measured_and_not_trained(study):

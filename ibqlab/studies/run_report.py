@@ -153,8 +153,10 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
 def figure_run_histogram(run: Run) -> Figure:
     """Hits per code by rank on the validation images, at the first and the last snapshot; saved as
     `usage_histogram`."""
-    ends = (run.snapshot_steps[0], run.snapshot_steps[-1])
-    counts = {_step_label(run, step): run.snapshot(step)["counts"] for step in ends}
+    last = run.snapshot()  # a run without one is refused
+    first_step, last_step = run.snapshot_steps[0], run.snapshot_steps[-1]
+    counts = {_step_label(run, first_step): run.snapshot(first_step)["counts"]}
+    counts[_step_label(run, last_step)] = last["counts"]
     figure = plots.plot_usage_histogram(counts)
     return save_run_figure(run, "usage_histogram", figure, plots.usage_histogram_table(counts))
 
