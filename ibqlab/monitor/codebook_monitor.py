@@ -337,7 +337,7 @@ class CodebookMonitor:
                 if measured is not None:
                     own = self._plain_numbers(given.numbers, measured)
                     measured = {"step": step, **own, **measured, "seconds": round(self._writer.seconds, 3)}
-                    self._trouble.checked(lambda: self._writer.log(measured))
+                    self._writer.log(measured)
                     self._trouble.checked(lambda: self._alarm.check(self._writer.run, measured))
                 if needs_snapshot:
                     arrays = snapshot_arrays(seen, self.snapshot_features)
