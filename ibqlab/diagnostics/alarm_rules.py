@@ -295,8 +295,8 @@ class NonFiniteValues(Rule):
     """One is enough: no later row mends it."""
 
     def judge(self, row: Mapping[str, Any], facts: CodebookFacts, memory: dict[str, Any]) -> dict[str, float] | None:
-        # The perplexity of no tokens is no number, and that is no trouble.
-        broken = [key for key, value in row.items() if _is_broken(value) and not key.endswith("perplexity")]
+        # Usage and perplexity of no tokens are no numbers; what left no tokens is told by itself.
+        broken = [key for key, value in row.items() if _is_broken(value) and not key.endswith(("usage", "perplexity"))]
         return {key: math.nan for key in broken if is_measure(key)}
 
     def explain(self, values: Mapping[str, float], facts: CodebookFacts) -> Words:
