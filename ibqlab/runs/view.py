@@ -207,7 +207,7 @@ class RunView:
         """
         steps = self.snapshot_steps
         if not steps:
-            raise RunError(f"{self.path} has no snapshot: it ended before one was taken, or takes none")
+            raise RunError(f"{self.path} has no snapshot: none was taken yet, or it takes none")
         if step != -1 and step not in steps:
             raise RunError(f"{self.path} has no snapshot of step {step}; there are: {', '.join(map(str, steps))}")
         file = step_file(self.path, "snapshots", steps[-1] if step == -1 else step, ".npz")
