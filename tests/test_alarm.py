@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,6 +18,8 @@ from ibqlab.diagnostics.alarm_remedies import IN_WORDS
 from ibqlab.diagnostics.alarm_rules import EntropyCeiling, FewCodes, ReachLost
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.grids import worker
+from ibqlab.grids.cell_rows import last_whole_validation
+from ibqlab.monitor import CodebookMonitor
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.alarms import alarm_list, mark_alarms
 from ibqlab.quantizers import available_quantizers, build_quantizer, nearest_code, quantizer_from
@@ -26,6 +29,7 @@ from ibqlab.studies import StudyParameters, open_study, write_study_report
 from ibqlab.studies.run_explanation import describe_alarms, run_alarms
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.training import TrainingError, TrainingInterrupted, recipe_config, train
+from ibqlab.training.tokenizer.validation import Validation
 from ibqlab.widgets import LiveCurves
 
 IBQ = CodebookFacts(codebook_size=1024, softmax=True, entropy_epsilon=1e-5)
@@ -40,6 +44,7 @@ TROUBLE = {
     "few_codes": {"step_usage": 0.03},
     "reach_lost": {"gradient_reach": 7 / 1024},
     "features_at_codes": {"feature_norm_mean": 7.0, "softmax_perplexity": 1.1},
+    "features_run_away": {"step_usage": 0.06, "quantization_error": 12.0},
     "entropy_ceiling": {"step_usage": 0.17, "term_average_entropy": 0.999 * FLAT},
     "nonfinite": {"loss": math.nan},
 }
@@ -49,6 +54,10 @@ NEARLY = {
     "few_codes": ({"step_usage": 0.05},),
     "reach_lost": ({"gradient_reach": 11 / 1024},),
     "features_at_codes": ({"feature_norm_mean": 7.0}, {"softmax_perplexity": 1.1}),
+    "features_run_away": (
+        {"step_usage": 0.06, "quantization_error": 9.0},
+        {"step_usage": 0.12, "quantization_error": 12.0},
+    ),
     "entropy_ceiling": ({"term_average_entropy": FLAT}, {"step_usage": 0.17}),
     "nonfinite": ({"perplexity": math.nan}, {"note": None}),
 }
@@ -106,7 +115,7 @@ def test_remedies_in_somebody_elses_model_are_words(facts):
 
 
 def test_every_rule_is_tried():
-    assert {rule.name for rule in RULES} == {*TROUBLE, "placeholder_averages"} and len(RULES) == 7
+    assert {rule.name for rule in RULES} == {*TROUBLE, "placeholder_averages"} and len(RULES) == 8
     assert NEARLY.keys() == TROUBLE.keys()
 
 
@@ -244,6 +253,33 @@ def test_features_that_grow_to_the_codes_norm_set_it_off_and_short_ones_do_not()
     assert rules_of(recorded([1] * 8, [64] * 8), facts) == []
 
 
+@pytest.mark.parametrize(("start", "told"), [("uniform", ["features_run_away"]), ("features", [])])
+def test_a_plain_vq_whose_features_run_away_is_told_of_and_one_that_starts_among_them_is_not(tmp_path, start, told):
+    torch.manual_seed(0)
+    size, draw = 128, torch.randn(64, 64)
+    encoder = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+    decoder = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    codes = torch.empty(size, 8).uniform_(-1 / size, 1 / size)
+    images = torch.randn(2000, 64) @ draw / 8
+    codebook = torch.nn.Parameter(codes if start == "uniform" else encoder(images[:size]).detach())
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), codebook], lr=1e-3)
+    monitor = CodebookMonitor(tmp_path / "mine", codebook_size=size)
+    monitor.watch(codebook)
+    for step in range(1, 181):
+        batch = images[torch.randint(0, 2000, (16 * int(torch.randint(5, 65, ())),))]
+        z = encoder(batch)
+        indices = torch.cdist(z, codebook).argmin(1)
+        chosen = codebook[indices]
+        loss = (decoder(z + (chosen - z).detach()) - batch).square().mean()
+        loss = loss + (chosen - z.detach()).square().mean() + 0.25 * (z - chosen.detach()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.update(step, indices=indices, features=z, codebook=codebook, loss=loss)
+    monitor.close()
+    assert [row["rule"] for row in Run(monitor.path).alarms] == told
+
+
 def test_features_that_draw_together_on_few_codes_set_it_off_and_a_loss_that_falls_alone_does_not():
     facts = facts_of(to_dict(smoke()))
     falling = [1, 1, 1, 1, 2, 4, 6, 7, 8, 8, 8, 8, 8, 8]
@@ -335,9 +371,27 @@ def test_a_cell_that_the_alarm_stops_has_its_row_and_is_left_alone(study):
     well, stopped = study.rows().to_dict("records")
     assert (stopped["steps"], well["steps"]) == (3, 6) and math.isnan(well["stopped"])
     assert stopped["stopped"] == "reach lost at step 3 of 6" and 0 <= stopped["usage"] <= 1 and stopped["psnr"] > 0
+    assert stopped["validation_step"] == 2 and math.isnan(well["validation_step"])
     assert [run.status for _, run in study.finished()] == ["finished", "stopped"]
     outcome = study.run(progress=False)
     assert len(outcome.finished) == 2 and outcome.check() is None
+
+
+def test_the_row_of_a_stopped_run_is_of_one_step():
+    """Features that overflow at step 1: no token has a code there, and the numbers are those of step 0."""
+    overflow = Validation(l1=None, psnr=None, counts=torch.zeros(4, dtype=torch.int64), images=2, broken=[]).row()
+    assert [overflow[f"validation_{key}"] for key in ("usage", "perplexity", "tokens")] == [None] * 3
+    whole = Validation(l1=0.5, psnr=9.0, counts=torch.tensor([3, 1, 0, 0]), images=2, broken=[]).row()
+    row = last_whole_validation(pd.DataFrame([{"step": 0} | whole, {"step": 1, "gradient_reach": 0.5} | overflow]))
+    assert (row["step"], row["validation_usage"], row["validation_psnr"]) == (0, 0.5, 9.0)
+    assert math.isnan(row["gradient_reach"])
+
+
+def test_a_stop_at_nan_says_what_helps(tmp_path):
+    with pytest.raises(
+        TrainingInterrupted, match=r"the next step would fail: lower .* \(now 1e\+30\), in a new output"
+    ):
+        train(collapsing(record__alarm="stop", optimizer__learning_rate=1e30), tmp_path / "run", progress=False)
 
 
 def test_a_stopped_cell_whose_row_is_lost_is_measured_and_not_trained(study):

@@ -52,3 +52,16 @@ def test_a_composite_of_any_quantizer(outer, inner):
 def test_sizes_follow_from_the_innermost_parts(outer, inner, innermost, size):
     config = quantizer_config({"name": outer, "inner": {"name": inner, "inner": innermost}})
     assert config.codebook_size == size ** (config.number() * quantizer_config(config.inner).number())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inner": {"name": "grouped"}, "codebook_size": 64}, "power of 4, the number of parts; got 64. Use 16 or 81$"),
+        ({"levels": 24, "codebook_size": 16}, "power of 24, the number of parts; got 16. Use 16777216$"),
+        ({"levels": 5, "inner": {"name": "grouped", "groups": 5}, "codebook_size": 16}, "Use a smaller levels$"),
+    ],
+)
+def test_a_size_that_cannot_be_is_told_of_the_whole(settings, message):
+    with pytest.raises(ValueError, match=message):
+        quantizer_config({"name": "residual", **settings})

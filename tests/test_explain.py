@@ -298,6 +298,28 @@ def test_figures_draw_their_tables():
     assert "4 never lived" in figure.get_supxlabel()
 
 
+def test_a_run_that_learns_otherwise_has_no_reach_of_index_backpropagation_in_its_name():
+    points = {0: logit_scale_band(vectors(0, 16), vectors(1, CODES), [0.1, 1, 10])}
+    titles = [
+        plot.axes[1].get_title()
+        for plot in (explain.plot_band(explain.band_table(points, CODES, own)) for own in (False, True))
+    ]
+    assert titles == ["Gradient reach", "What index backpropagation would reach"]
+
+
+def test_turnover_has_ticks_in_range_and_both_lines_show():
+    rows = pd.DataFrame({"step": [1, 2, 3], "births": [0.0, 30, 0], "deaths": [0.0, 0, 60]})
+    axes = explain.plot_explanation(explain.explanation_table(rows)).axes[3]
+    assert axes.get_yticks().tolist() == [0, 1, 2, 5, 10, 20, 50]
+    births, deaths = axes.get_lines()
+    assert births.get_linewidth() > 2 * deaths.get_linewidth() and deaths.get_linestyle() == "--"
+
+
+def test_the_caption_of_rarefaction_says_which_tokens():
+    table = explain.rarefaction_table({"step 1": np.ones(CODES, int)}, "tokens of the training window")
+    assert "tokens of the training window, drawn" in explain.plot_rarefaction(table).get_supxlabel().replace("\n", " ")
+
+
 def test_runs_that_lack_columns_are_drawn_without_them():
     metrics = pd.DataFrame({"step": [0, 1, 2], "feature_norm_mean": [None, 1.0, 2.0], "code_norm_mean": [None, 3, 3]})
     table = explain.explanation_table(metrics, [Drift(2, 0, 0.5, 0.1, math.nan)])

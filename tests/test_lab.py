@@ -23,7 +23,7 @@ from ibqlab.diagnostics.lab import (
     prepare_lab,
     run_lab,
 )
-from ibqlab.diagnostics.lab.methods import read_methods
+from ibqlab.diagnostics.lab.methods import lab_methods, read_methods
 from ibqlab.diagnostics.recorder import Recorder
 from ibqlab.plots import plot_run_curves
 from ibqlab.plots.lab import (
@@ -259,9 +259,9 @@ class TestFailure:
         assert list(run.metrics["step"]) == [0, 1, 2] and Run(halved.folder / "ibq").status == "finished"
 
     def test_table_figures_and_slider_say_it_in_a_sentence(self, halved, tmp_path):
-        said = "vq failed and is not shown: vq: the loss is nan at step 3"
+        said = "vq failed and is not shown: the loss is nan at step 3"
         table = halved.table().set_index("method")
-        assert table.loc["vq", "failed"].startswith("vq: the loss is nan") and np.isnan(table.loc["vq", "usage"])
+        assert table.loc["vq", "failed"].startswith("the loss is nan") and np.isnan(table.loc["vq", "usage"])
         assert table.loc["ibq", "failed"] == ""
         shown = show_lab_table(halved)
         assert list(shown["method"]) == ["IBQ", "VQ", "LFQ"] and list(shown["usage"])[1:] == ["–", "–"]
@@ -689,3 +689,37 @@ class TestParameters:
         (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
         with pytest.raises(ValueError, match="steps must be at least 0"):
             PlaygroundParameters(plugins=(str(tmp_path / "mine.py"),), steps=-1)
+
+
+class TestSizesOfMethods:
+    LAB = LabSettings(codebook_size=64)
+
+    @pytest.mark.parametrize(
+        ("text", "dim", "size"),
+        [
+            ("fsq levels=[4,4]", 2, 16),
+            ("fsq levels=[4,4,4]", 3, 64),
+            ("grouped groups=3", 6, 4**3),
+            ("residual levels=3", 4, 4**3),
+            ('residual inner={"name": "grouped"}', 4, 3**4),
+            ("residual inner={name: ibq}", 4, 8**2),
+            ("residual inner.name=ibq codebook_size=16", 4, 16),
+            ("grouped inner={name: fsq, levels: [4, 4]}", 4, 16**2),
+            ("vqp cls=ResidualVQ arguments={num_quantizers: 2}", 4, 64),
+        ],
+    )
+    def test_levels_groups_and_parts_decide_the_size(self, text, dim, size):
+        (config,) = lab_methods(World(dim=dim), [text], self.LAB).values()
+        assert (config.codebook_size, config.code_dim) == (size, dim)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("residual part=leaky_vq", "^method 'residual part=leaky_vq': .*unknown key"),
+            ("fsq levels=[4,4]", "the features, 6; got 2. Use settings of 6 channels, such as 6 levels$"),
+            ("residul", r"did you mean 'residual'\? One of your own"),
+        ],
+    )
+    def test_what_is_refused_is_echoed_as_typed(self, text, message):
+        with pytest.raises(ValueError, match=message):
+            lab_methods(World(dim=6), [text], self.LAB)

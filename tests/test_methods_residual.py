@@ -188,3 +188,15 @@ def test_settings_survive_being_written_and_say_the_parts_sizes():
 def test_bad_settings_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         quantizer_config({"name": "residual", **settings})
+
+
+@pytest.mark.parametrize("inner", [{"name": "gumbel"}, {"name": "grouped", "inner": {"name": "gumbel"}}])
+def test_a_loss_that_moves_no_code_does_not_make_levels_learn(inner):
+    """Gumbel's KL term moves its scores alone."""
+    for gradient in ("straight_through", "rotation"):
+        with pytest.raises(ValueError, match=f"'{gradient}' reaches no code.* use gradient='parts'$"):
+            quantizer_config({"name": "residual", "inner": inner, "gradient": gradient})
+    quantizer = build_quantizer("residual", code_dim=4, codebook_size=256, inner=inner, gradient="parts")
+    out = quantizer(torch.randn(1, 4, 4, 4))
+    (out.loss + out.quantized.square().sum()).backward()
+    assert quantizer.codebook_gradient.any()

@@ -616,6 +616,7 @@ class TestFolder:
 WRONG = {
     "indices above K": ({"indices": [[3, 16], [99, 0]] * 9}, "indices must lie in 0 to 15 .* 18 lie above"),
     "indices below": ({"indices": [-5, 0] * 18}, "indices must lie in 0 to 15 .* 18 lie below"),
+    "one-hot indices": ({"indices": torch.eye(CODES).long()[torch.arange(36) % CODES]}, r"Use indices.argmax\(-1\)"),
     "indices as floats": ({"indices": torch.rand(4)}, "indices must be whole numbers"),
     "no indices": ({"indices": None}, "update needs the codes that the step chose"),
     "a smaller codebook": ({"codebook": torch.randn(8, DIM)}, r"codebook must hold one row per code, \(16, D\)"),
@@ -1054,6 +1055,66 @@ def test_the_benchmark_tells_the_share_of_a_step(tmp_path, monkeypatch, capsys):
     assert table["started"].notna().all() and capsys.readouterr().out.count("of 50 ms") == 2
 
 
+def test_rows_stand_in_the_order_of_their_steps(tmp_path, told):
+    monitor = monitor_in(tmp_path, log_every=1)
+    monitor.log(1, validation_psnr=20.0)
+    monitor.update(5, **tensors(1))
+    monitor.log(3, validation_psnr=20.0)
+    monitor.log(5, validation_psnr=21.0)
+    with pytest.raises(ValueError, match=r"status must be one of 'finished', .*got 'wat'"):
+        monitor.close("wat")
+    monitor.update(6, **tensors(2))
+    monitor.close()
+    assert [row["step"] for row in rows_of(monitor)] == [5, 5, 6] and Run(monitor.path).status == "finished"
+    first, second = texts(told)
+    assert "before the first update" in first and "got step 3 after 5" in second
+
+
+@pytest.mark.parametrize(
+    "state",
+    [3, {"window": 3}, {"window": torch.zeros(5), "last_hit": torch.zeros(CODES), "cursor": 0}]
+    + [{"cursor": 0, "window": torch.full((180,), value), "last_hit": torch.zeros(CODES)} for value in (CODES, -9)]
+    + [{"cursor": 180, "window": torch.zeros(180), "last_hit": torch.zeros(CODES)}],
+    ids=["3", "no tensor", "length", "above", "below", "cursor"],
+)
+def test_a_stored_window_of_other_sizes_is_left_aside(tmp_path, told, state):
+    monitor = monitor_in(tmp_path)
+    monitor.load_state_dict(state)
+    row = monitor.update(1, **tensors(1))
+    (text,) = texts(told)
+    assert "a new one begins" in text and row["usage_tokens"] == 36
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"settings": [1]}, "settings must be a dictionary .* got list"),
+        ({"on_alarm": 3}, "on_alarm must be a function"),
+    ],
+)
+def test_settings_that_are_none_are_refused_at_once(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        monitor_in(tmp_path, **settings)
+
+
+def test_curves_without_psnr_show_the_reach_and_tell_the_range_of_tokens():
+    rows = pd.DataFrame(
+        {"step": [1, 2], "loss": 1.0, "step_usage": 0.5, "step_tokens": [80, 1024], "gradient_reach": [0.5, 0.2]}
+    )
+    figure = plot_run_curves(rows)
+    assert figure.axes[3].get_lines()[0].get_ydata().tolist() == [50, 20]
+    assert (figure.axes[3].get_title(), figure.axes[3].get_ylabel()) == ("Gradient reach", "codes reached (%)")
+    assert "80 to 1,024 tokens of each step" in figure.get_supxlabel().replace("\n", " ")
+
+
+@pytest.mark.parametrize(("quantizer", "has_softmax"), [("my own", False), ("ibq", True)])
+def test_what_is_true_of_a_softmax_is_said_of_it_alone(tmp_path, quantizer, has_softmax):
+    with monitor_in(tmp_path, settings={"quantizer": quantizer}) as monitor:
+        monitor.update(1, **tensors(1))
+    text = run_explanation.how_to_read(Run(monitor.path))
+    assert ("The ring is the run" in text["band"]) == ("reach the codes' norm" in text["explanation"]) == has_softmax
+
+
 # --- arrays alone ----------------------------------------------------------------------------------------------------
 
 
@@ -1082,6 +1143,17 @@ def test_diagnosis_numbers_are_those_of_brute_force():
     assert diagnose(given["features"], given["codebook"]).numbers == pytest.approx(found.numbers)
 
 
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_a_diagnosis_of_very_large_and_small_numbers_is_that_of_plain_ones(scale):
+    given, power = tensors(2), 2.0 ** round(math.log2(scale))
+    plain = diagnose(given["features"], given["codebook"])
+    found = diagnose(given["features"] * power, given["codebook"] * power)
+    assert (found.usage, found.numbers["winner_margin"]) == (plain.usage, pytest.approx(plain.numbers["winner_margin"]))
+    for key in ("feature_to_code_distance", "code_to_feature_distance", "feature_norm_mean", "code_norm_std"):
+        assert found.numbers[key] == pytest.approx(power * plain.numbers[key])
+    assert found.numbers["quantization_error"] == pytest.approx(power**2 * plain.numbers["quantization_error"], abs=0)
+
+
 def test_a_diagnosis_shows_itself():
     given = tensors(2)
     found = diagnose(**given)
@@ -1100,7 +1172,10 @@ def test_a_diagnosis_shows_itself():
         ({"features": torch.ones(5, DIM).int()}, "Whole numbers are indices"),
         ({"features": torch.randn(DIM)}, r"A single vector is features\[None\]"),
         ({"codebook": torch.randn(1, DIM)}, "at least two codes"),
-        ({"indices": [0, CODES]}, "indices must lie in 0 to 15"),
+        ({"indices": [0, CODES] * 18}, "indices must lie in 0 to 15.*got 0 to 16: pass the whole codebook"),
+        ({"indices": [-1, 3] * 18}, "got -1 to 3: leave out the tokens without a code"),
+        ({"indices": [1] * 35}, "one per feature; got 35 indices .* and 36 features"),
+        ({"indices": torch.eye(CODES).long()[torch.arange(36) % CODES]}, r"got \(36, 16\).*Use indices.argmax\(-1\)"),
         ({"indices": []}, "at least one; got none"),
     ],
 )

@@ -390,7 +390,7 @@ def test_histogram_refuses_a_codebook_without_hits():
 
 
 def test_code_map_marks_dead_codes_where_they_are(projection):
-    counts = np.arange(30) % 3 * 5 + np.arange(30) % 2 * (np.arange(30) % 3 > 0)
+    counts = 2 * (np.arange(30) % 3 * 5 + np.arange(30) % 2 * (np.arange(30) % 3 > 0))
     figure = plot_code_map(projection, frame=0, counts=counts, title="IBQ")
     axes = figure.axes[0]
     points = {drawn.get_label(): drawn for drawn in axes.collections}
@@ -453,7 +453,7 @@ def test_features_under_a_code_are_pointed_at():
 
 def test_headings_break_between_facts(projection):
     label = "Soft VQ from N(0, 1), default, step 1,500"
-    figure = plot_code_maps({f"{label}{n}": (projection, 0, np.full(30, 1)) for n in range(3)})
+    figure = plot_code_maps({f"{label}{n}": (projection, 0, np.full(30, 10)) for n in range(3)})
     assert figure.axes[0].get_title().replace("\u00a0", " ").split("\n") == [
         "Soft VQ from",
         "N(0, 1), default",
@@ -472,7 +472,16 @@ def test_code_map_without_counts_calls_no_code_dead(projection):
 def test_code_map_survives_a_codebook_that_is_all_dead(projection):
     figure = plot_code_map(projection, counts=np.zeros(30, int))
     assert len(figure.axes) == 2, "the scale of hits stays, or axes would jump"
-    assert "0 in use, 30 dead" in _texts(figure)
+    assert "0 in use, 30 not hit in 0 tokens" in _texts(figure)
+
+
+def test_few_tokens_call_no_code_dead(projection):
+    counts = np.arange(30) % 2 * 19  # 285 tokens, fewer than 10·K
+    for figure in (plot_code_map(projection, counts=counts), plot_usage_histogram({"mine": counts})):
+        told = " ".join(_texts(figure))
+        assert "15" in told and "not hit in 285 tokens" in told and "dead" not in told
+    three = plot_code_maps({name: (projection, 0, counts) for name in "abc"})
+    assert three.axes[0].get_title() == "a\n15 in use, 15 not hit\nin 285 tokens"
 
 
 def test_a_scale_of_hits_can_be_fixed(projection):
@@ -486,7 +495,7 @@ def test_every_code_in_use_is_drawn_and_the_caption_counts_the_rest():
     codes, features = rng.normal(size=(400, 3)).astype("f4"), rng.normal(size=(900, 3)).astype("f4")
     for in_use in (1, 40, 350):
         counts = np.zeros(400, int)
-        counts[rng.permutation(400)[:in_use]] = rng.integers(1, 50, in_use)
+        counts[rng.permutation(400)[:in_use]] = rng.integers(4000, 5000, in_use)
         thinned = project_codes([codes, codes + 1], features, "pca", counts=[counts, counts], max_points=200)
         panels = {"VQ": (thinned, 0, counts)}
         figure = plot_code_maps(panels)

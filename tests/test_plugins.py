@@ -466,6 +466,25 @@ def test_one_cause_is_told_once_and_an_unknown_name_asks_for_its_file(tmp_path):
     assert code == 2 and "ibqlab check mind --plugin FILE.py" in text
 
 
+def test_what_follows_from_a_choice_at_random_is_not_blamed_on_something_else(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "import torch\nfrom ibqlab.quantizers import quantizer_from\n@quantizer_from\ndef mine(features, codebook):\n"
+        "    return torch.randint(len(codebook), (len(features),))\n"
+    )
+    code, text = command("check", "mine", "--plugin", "bad.py")
+    assert code == 1 and "choose different codes" in text and "a choice by number" not in text
+    assert re.search("These follow from it: encode gives .*; permuting the codes .*; the state dict", text)
+    assert "register_buffer" not in text
+
+
+def test_ones_own_quantizer_is_checked_inside_a_composite(tmp_path):
+    write_plugin(tmp_path / "my.py")
+    code, text = command("check", "residual", "inner.name=mine", "--plugin", "my.py")
+    assert code == 0 and "residual inner.name=mine: none of 20 rules broken" in text
+    code, text = command("check", "residual", "codebook_size=64")
+    assert code == 2 and "leave codebook_size= out" in text
+
+
 def test_a_notebooks_command_hands_plugins_to_its_parameters(tmp_path):
     write_plugin(tmp_path / "my.py")
     notebook = find_notebook("explore_collapse")

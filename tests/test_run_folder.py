@@ -835,3 +835,12 @@ def test_a_link_in_the_locks_place_is_named(run, tmp_path):
     with pytest.raises(RunError, match=r"lock must be an ordinary file and no link; nothing was changed\. Delete it"):
         claim_folder(run.path)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_of_runs_that_is_none_itself_names_them(tmp_path):
+    for method in ("vq", "ibq"):
+        (tmp_path / "lab" / method).mkdir(parents=True)
+        for file in ("config.yaml", "metrics.jsonl"):
+            (tmp_path / "lab" / method / file).touch()
+    with pytest.raises(RunError, match=r"it holds runs; of one of them type ibqlab show \S*lab/ibq, or of \S*lab/vq$"):
+        Run(tmp_path / "lab")

@@ -197,7 +197,7 @@ def test_snapshots_read_back(run):
 
 
 def test_snapshot_errors(run):
-    with pytest.raises(RunError, match="no snapshot of step -1; there are: none"):
+    with pytest.raises(RunError, match="has no snapshot: none was taken yet"):
         run.snapshot()
     run.save_snapshot(5, a=np.zeros(2))
     with pytest.raises(RunError, match="no snapshot of step 6; there are: 5"):

@@ -10,15 +10,19 @@ from ibqlab.cli.terminal import PLUGIN, say, say_loading
 
 @click.command()
 @click.argument("name", required=False)
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @PLUGIN
-def check(name: str | None, plugins: Sequence[str]) -> None:
+def check(name: str | None, settings: Sequence[str], plugins: Sequence[str]) -> None:
     """Try the rules that every quantizer keeps on NAME, or on all that a --plugin registers; seconds on a CPU.
+
+    With settings of NAME, such as another quantizer inside it: check residual inner.name=my_vq --plugin FILE.py
+    Sizes are the rules' own.
 
     ✓ a rule holds; ✗ it is broken: what was seen, and why it matters. The exit code is 1 where one is broken.
     """
     say_loading(f"check {name or ' '.join(plugins)}".rstrip())
     from ibqlab.base.checks import require_choice
-    from ibqlab.config import ConfigError
+    from ibqlab.config import ConfigError, apply_overrides
     from ibqlab.quantizers import available_quantizers, check_quantizer
     from ibqlab.quantizers.contract import RULES
     from ibqlab.quantizers.findings import in_lines
@@ -33,13 +37,17 @@ def check(name: str | None, plugins: Sequence[str]) -> None:
         try:
             require_choice("NAME", name, available_quantizers())
         except ValueError as error:
+            sentence = str(error) if str(error).endswith("?") else f"{error}."
             raise ConfigError(
-                f"{error}. One of your own is known with the file that registers it: ibqlab check {name} "
+                f"{sentence} One of your own is known with the file that registers it: ibqlab check {name} "
                 "--plugin FILE.py"
             ) from None
-    is_broken = False
-    for one in names:
-        findings = check_quantizer(one)
+    is_broken, typed = False, apply_overrides({}, settings)
+    for size in ("codebook_size", "code_dim"):
+        if size in typed:
+            raise ConfigError(f"{size} is the rules' own, a small one; leave {size}= out")
+    for registered in names:
+        findings, one = check_quantizer(registered, typed), " ".join([registered, *settings])
         broken = sum(bool(finding.broken) for finding in findings)
         is_broken |= broken > 0
         say("\n".join([one, *(f"  {line}" for line in in_lines(findings))]))

@@ -8,6 +8,7 @@ usage.py         usage under every published definition, perplexity
 geometry.py      distances between codes and features, norms, margins, softmax perplexity, gradient reach
 recorder.py      all of these for a run while it trains
 alarm.py         signs of collapse in a run's rows, told once each
+alarm_base.py    what a rule of the alarm is
 alarm_rules.py   what each rule of the alarm looks at, its threshold, and what it says
 alarm_remedies.py  the same remedies in words, for a model that is not ours
 explain.py       the band in which a softmax teaches; drift of features and codes

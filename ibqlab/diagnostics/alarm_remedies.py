@@ -9,6 +9,8 @@ IN_WORDS = {
     "has chosen for some steps to features of the current batch, or one linear map that all codes come out of",
     "features_at_codes": "a larger weight of the commitment loss, a norm that bounds the features before the codebook, "
     "or a lower learning rate",
+    "features_run_away": "codes that start among the features (k-means on those of one batch), a larger weight of the "
+    "commitment loss, a norm that bounds the features before the codebook, or a lower learning rate",
     "entropy_ceiling": "longer codes, or a lower temperature in the softmax that the entropy is taken of",
     "nonfinite": "a lower learning rate, gradients cut off at a norm (torch.nn.utils.clip_grad_norm_), or 32-bit "
     "floats where the loss is computed",

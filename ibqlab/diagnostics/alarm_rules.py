@@ -2,49 +2,19 @@
 
 A rule judges one row at a time. It knows the row, facts about the codebook, and what it has kept of earlier rows.
 Thresholds are fields, so that another can be tried: `Alarm(facts, [ReachLost(codes=50)])`. A new rule is a subclass of
-`Rule` with a name, and an entry of `RULES`.
+`Rule`, which stands in `alarm_base`, with a name, and an entry of `RULES`.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-from ibqlab.base.checks import is_finite_number, whole_number
+from ibqlab.base.checks import is_finite_number
 from ibqlab.base.measures import is_measure, measure
+from ibqlab.diagnostics.alarm_base import CodebookFacts, Rule, Words, even_share, quantization_loss, read_numbers
 from ibqlab.quantizers.base import registrations
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodebookFacts:
-    """What rules must know of a codebook beside the rows."""
-
-    codebook_size: int
-    """K."""
-    softmax: bool = False
-    """Whether the gradient goes through a softmax over z·C, as IBQ's does."""
-    fixed: bool = False
-    """Whether no code ever moves, as in LFQ's grid of signs."""
-    mapped: bool = False
-    """Whether codes come out of a map that moves all of them at once, as in SimVQ."""
-    double_quantization: bool = True
-    """Whether IBQ's term that holds features back is on; True for methods that have no such term."""
-    entropy_epsilon: float | None = None
-    """ε inside the logarithm of the average entropy that is trained for; None where none is."""
-    placeholder_share: float = 0.0
-    """Share of the placeholder in the averaged codebook at the last step, 0 to 1."""
-    monitored: bool = False
-    """Whether the model is somebody else's: remedies are words then, and no settings of ours."""
-
-    def __post_init__(self):
-        whole_number("codebook_size", self.codebook_size, 1)
-
-    @property
-    def entropy_ceiling(self) -> float:
-        """The largest average entropy that the loss can see, −ln(1/K + ε) nats; ln K for ε = 0."""
-        return -math.log(1 / self.codebook_size + (self.entropy_epsilon or 0.0))
 
 
 def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
@@ -78,65 +48,6 @@ def facts_of(config: Mapping[str, Any]) -> CodebookFacts | None:
         placeholder_share=decay**steps if known and decay else 0.0,
         monitored=config.get("kind") == "monitored",
     )
-
-
-class Words(NamedTuple):
-    """What a rule says when it goes off."""
-
-    seen: str
-    cause: str
-    remedy: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule(ABC):
-    """One sign of trouble."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    """In two words, for figures."""
-    rows: int = 3
-    """Rows in sequence that must show it. One alone may be a step of few images or a chance."""
-    clear_rows: int = 10
-    """Rows in sequence without it, after which it may go off again: a measure at its threshold is told of once."""
-    stops: bool = True
-    """Whether a run that stops at alarms stops at this one."""
-
-    def concerns(self, facts: CodebookFacts) -> bool:
-        """Whether the rule means anything for a codebook."""
-        return True
-
-    @abstractmethod
-    def judge(self, row: Mapping[str, Any], facts: CodebookFacts, memory: dict[str, Any]) -> dict[str, float] | None:
-        """The numbers of a row that show trouble; {} where all is well, None where the row does not tell.
-
-        Args:
-            row: as a run logs it.
-            facts: of the codebook.
-            memory: what the rule keeps between rows, empty before the first.
-        """
-
-    @abstractmethod
-    def explain(self, values: Mapping[str, float], facts: CodebookFacts) -> Words:
-        """What to say of the numbers that `judge` gave."""
-
-
-def read_numbers(row: Mapping[str, Any], *keys: str) -> dict[str, float] | None:
-    """Some numbers of a row; None where one is missing or not finite."""
-    values = {key: row.get(key) for key in keys}
-    return {key: float(value) for key, value in values.items()} if all(map(is_finite_number, values.values())) else None
-
-
-def even_share(row: Mapping[str, Any]) -> float | None:
-    """Codes that a step's tokens hit, as a share of those that even use would hit; None where the row does not tell."""
-    values = read_numbers(row, "step_usage", "step_usage_even")
-    return values["step_usage"] / values["step_usage_even"] if values and values["step_usage_even"] > 0 else None
-
-
-def quantization_loss(row: Mapping[str, Any]) -> float | None:
-    """Mean squared distance of features to their codes, under the name that the row has for it; None without one."""
-    keys = ("term_commitment", "quantization_error", "quantizer_loss")
-    return next((float(row[key]) for key in keys if is_finite_number(row.get(key))), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +194,54 @@ class FeaturesAtCodes(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesRunAway(Rule):
+    """The quantization error grows many times over while a step's tokens hit few codes: the codes do not follow.
+
+    Seen in a plain VQ from U(±1/K): features grew from a norm of 1.3 to 10, codes to 0.18, the error 65-fold, and a
+    step hit an eighth of the codes that even use would. A codebook that is used evenly may have a growing error, too,
+    since features grow; one of few codes is in trouble where its error grows.
+    """
+
+    name: ClassVar[str] = "features_run_away"
+    title: ClassVar[str] = "features run away"
+    growth: float = 10.0
+    """Times the smallest quantization error so far, from which on it has grown. Features of twice the norm, with codes
+    that follow, give four."""
+    usage: float = 0.25
+    """Of even use, below which few codes are hit. Healthy runs on photographs at K = 1,024 keep half."""
+    smoothed: int = 3
+    """Rows whose median counts, so that one step is no trough."""
+
+    def concerns(self, facts: CodebookFacts) -> bool:
+        return not facts.fixed  # a grid follows nobody
+
+    def judge(self, row: Mapping[str, Any], facts: CodebookFacts, memory: dict[str, Any]) -> dict[str, float] | None:
+        share, error = even_share(row), read_numbers(row, "quantization_error")
+        if share is None or error is None:
+            return None
+        latest = memory["latest"] = [*memory.get("latest", []), error["quantization_error"]][-self.smoothed :]
+        smallest = memory["smallest"] = min(memory.get("smallest", math.inf), median(latest))
+        if share >= self.usage or median(latest) < self.growth * smallest or not median(latest):
+            return {}
+        norms = read_numbers(row, "feature_norm_mean", "code_norm_mean") or {}
+        return {"share_of_even": share, "quantization_error": median(latest), "smallest_error": smallest, **norms}
+
+    def explain(self, values: Mapping[str, float], facts: CodebookFacts) -> Words:
+        norms = ""
+        if "feature_norm_mean" in values:
+            norms = (
+                f"; features have a norm of {values['feature_norm_mean']:.3g}, codes of {values['code_norm_mean']:.3g}"
+            )
+        return Words(
+            f"the quantization error grew from {values['smallest_error']:.3g} to {values['quantization_error']:.3g}, "
+            f"while a step hits {values['share_of_even']:.1%} of the codes that even use would{norms}",
+            "features grow, and the few codes that are chosen do not follow them",
+            "codes that start among the features (tokenizer.quantizer.codebook_init=kmeans), a larger "
+            "quantization_weight, or a lower optimizer.learning_rate",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EntropyCeiling(Rule):
     """The average entropy is as large as the loss can see while usage is low: the penalty pushes no further.
 
@@ -336,8 +295,8 @@ class NonFiniteValues(Rule):
     """One is enough: no later row mends it."""
 
     def judge(self, row: Mapping[str, Any], facts: CodebookFacts, memory: dict[str, Any]) -> dict[str, float] | None:
-        # The perplexity of no tokens is no number, and that is no trouble.
-        broken = [key for key, value in row.items() if _is_broken(value) and not key.endswith("perplexity")]
+        # Usage and perplexity of no tokens are no numbers; what left no tokens is told by itself.
+        broken = [key for key, value in row.items() if _is_broken(value) and not key.endswith(("usage", "perplexity"))]
         return {key: math.nan for key in broken if is_measure(key)}
 
     def explain(self, values: Mapping[str, float], facts: CodebookFacts) -> Words:
@@ -380,6 +339,7 @@ RULES: tuple[Rule, ...] = (
     FewCodes(),
     ReachLost(),
     FeaturesAtCodes(),
+    FeaturesRunAway(),
     EntropyCeiling(),
     NonFiniteValues(),
     PlaceholderAverages(),

@@ -99,9 +99,11 @@ def count_indices(indices: AnyIndices, codebook_size: int) -> Int[Tensor, "K"]:
     if flat.numel():
         low, high = (int(bound) for bound in torch.aminmax(flat))
         if low < 0 or high >= codebook_size:
+            remedies = [f"pass codebook_size={high + 1}"] if high >= codebook_size else []
+            remedies += ["drop the negative indices"] if low < 0 else []
             raise ValueError(
                 f"indices must lie in 0 to {codebook_size - 1} (codebook_size = {codebook_size}); "
-                f"got {low} to {high}: pass codebook_size={max(high + 1, codebook_size)} or drop the negative indices"
+                f"got {low} to {high}: {' and '.join(remedies)}"
             )
     return torch.bincount(flat, minlength=codebook_size)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -61,9 +62,11 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
         one pass forward and backward over the tokens of a step; soft_psnr for Soft VQ; what `cell.measure` asks for.
         And steps, seconds of training, parameters, provenance.
     """
-    # A run that the alarm has stopped may have ended without a validation of its last step.
-    last = (run.metrics if run.status == "finished" else run.metrics.ffill()).iloc[-1]
-    values: dict[str, Any] = {name: last[column].item() for name, column in RECORDED.items() if column in last}
+    metrics, is_finished = run.metrics, run.status == "finished"
+    row = metrics.iloc[-1] if is_finished else last_whole_validation(metrics)
+    values: dict[str, Any] = {name: row[column].item() for name, column in RECORDED.items() if column in row}
+    values |= {} if is_finished else {"validation_step": int(row["step"])}
+    last = metrics.ffill().iloc[-1]
     values |= {"steps": int(last["step"]), "seconds": float(last.get("seconds", run.duration))}
     facts = run.provenance
     values["parameters"] = facts.get("parameters")
@@ -72,6 +75,18 @@ def measure_cell(cell: Cell, run: Run) -> dict[str, Any]:
         key: facts.get(key) for key in ("started", "commit", "dirty", "versions", "hardware", "threads", "data")
     } | ({"unreadable": facts["unreadable"]} if facts.get("unreadable") else {})
     return values
+
+
+def last_whole_validation(metrics: pd.DataFrame) -> pd.Series:
+    """The last row that has all numbers of a validation, so that those of a stopped run are of one step.
+
+    Args:
+        metrics: of a run that the alarm has stopped: its last step may have no validation, or usage alone, or features
+            that overflow, whose codes cannot be counted. Without a whole validation its last row.
+    """
+    columns = [column for column in RECORDED.values() if column.startswith("validation_") and column in metrics]
+    whole = metrics.dropna(subset=columns)
+    return (whole if len(whole) else metrics).iloc[-1]
 
 
 def _of_lab(cell: Cell, run: Run) -> dict[str, Any]:

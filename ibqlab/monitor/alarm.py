@@ -30,6 +30,8 @@ class MonitorAlarm:
 
     def __init__(self, mode: str, on_alarm: Callable[["AlarmEvent"], Any] | None):
         require_choice("alarm", mode, MODES)
+        if on_alarm is not None and not callable(on_alarm):
+            raise ValueError(f"on_alarm must be a function of an event, such as print; got {on_alarm!r:.40}")
         self.mode, self.on_alarm = mode, on_alarm
         self._alarm: Alarm | None = None
         self._asks = False

@@ -100,7 +100,7 @@ class CodebookMonitor:
         self.snapshot_images = whole_number("snapshot_images", snapshot_images, 0, BATCH)
         self._alarm = MonitorAlarm(alarm, on_alarm)
         config = {"kind": "monitored", "codebook_size": self.codebook_size} | ({"steps": steps} if steps else {})
-        self._writer = RunWriter(path, config | {"settings": dict(settings or {})})
+        self._writer = RunWriter(path, config | {"settings": inputs.checked_settings(settings)})
         self.path = self._writer.path
         """The run folder."""
         self.step = -1
@@ -112,7 +112,7 @@ class CodebookMonitor:
         self._is_writer = False
         self._is_closed = False
         self._window: Window | None = None
-        self._state: dict[str, Any] | None = None
+        self._state: Any = None
         self._reading: ModuleReading | None = None
         self._read_gradient: Callable[[], Tensor | None] | None = None
         self._movement: Movement | None = None
@@ -212,12 +212,14 @@ class CodebookMonitor:
         """Write a row of the loop's own numbers, such as those of a validation: log(step, validation_psnr=21.3).
 
         Args:
-            step: as in `update`; not before its last row.
+            step: as in `update`; not before the last row, nor before the first update.
             **numbers: as in `update`.
         """
-        if self._is_writer and self._writer.run:
-            kept = self._plain_numbers(numbers, {})
-            self._trouble.checked(lambda: self._writer.log({"step": step, **kept}))
+        if self._window is None:
+            self._trouble.warn(f"log({step}, …) comes before the first update and is left out: nothing is written yet")
+        elif self._is_writer and self._writer.run:
+            row = self._plain_numbers(numbers, {})
+            self._trouble.checked(lambda: self._writer.log({"step": whole_number("step", step, 0, STEPS), **row}))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs for its window not to start empty: this process's, for your checkpoint."""
@@ -227,8 +229,8 @@ class CodebookMonitor:
         return self._window.recorder.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a stored window, before the first update."""
-        self._state = dict(state)
+        """Go on with a stored window, before the first update; one of other sizes is left aside with a warning then."""
+        self._state = state
 
     def close(self, status: str = "finished") -> None:
         """End the run: its last step has a row and a snapshot then, and later updates write nothing.
@@ -236,6 +238,7 @@ class CodebookMonitor:
         Args:
             status: "finished", "failed" or "stopped".
         """
+        self._writer.check_status(status)
         if self._is_closed:
             return
         self._is_closed = True
@@ -307,8 +310,8 @@ class CodebookMonitor:
         step_tokens = max(1, len(flat) * processes)
         tokens = -(-self.window_tokens // step_tokens) * step_tokens
         self._window = Window(self.codebook_size, tokens, self.probe_tokens, processes, flat.device)
-        if self._state:
-            self._window.recorder.load_state_dict(self._state)
+        if self._state and not self._window.load(self._state):
+            self._trouble.warn("the stored window is of another codebook, batch or window size; a new one begins")
 
     def _measure(
         self, step: int, flat: Tensor, given: inputs.UpdateInputs, has_row: bool = False
@@ -355,10 +358,8 @@ class CodebookMonitor:
     def _gradient(self) -> Tensor | None:
         gradient = inputs.value_of(self._read_gradient, "the gradient for watch")
         if isinstance(gradient, Tensor) and gradient.shape[:-1].numel() != self.codebook_size:
-            shape = tuple(gradient.shape)
-            raise ValueError(
-                f"the gradient for watch must hold one row per code, K = {self.codebook_size}; got {shape}"
-            )
+            rule = f"the gradient for watch must hold one row per code, K = {self.codebook_size}"
+            raise ValueError(f"{rule}; got {tuple(gradient.shape)}")
         return gradient
 
     @torch.no_grad()
@@ -383,9 +384,8 @@ class CodebookMonitor:
                 raise ValueError(f"{name} must be a number, or a tensor of one element; got {value!r:.40}")
             return {name: value}
 
-        checked = [
-            self._trouble.checked(lambda name=name: plain(name)) for name in numbers if numbers[name] is not None
-        ]
+        names = [name for name in numbers if numbers[name] is not None]
+        checked = [self._trouble.checked(lambda name=name: plain(name)) for name in names]
         return {name: value for row in checked if row for name, value in row.items()}
 
     def _take_in(self) -> None:

@@ -1,5 +1,6 @@
 """One codebook among its features, from arrays alone: no run, no model."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ibqlab.monitor.inputs import sample_rows, to_tokens
+from ibqlab.monitor.inputs import refuse_one_hot, sample_rows, to_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,13 +93,14 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         features: encoder outputs, (N, D), (B, T, D) or (B, D, h, w), as the quantizer compares them with codes; tensor
             or array.
         codebook: (K, D), at least two codes.
-        indices: the codes that were chosen, in the order of the features, or those of many more tokens: usage wants at
-            least 10·K. None: each feature's nearest code.
+        indices: the codes that were chosen, one per feature, in their order; usage wants at least 10·K. None: each
+            feature's nearest code.
     Returns:
         usage, perplexity and dead codes, of all indices; on at most 4,096 features evenly chosen, both one-sided
         distances, norms, softmax perplexity, quantization error and the winner's margin.
     Raises:
-        ValueError: arrays that do not fit together, NaN, infinity, or indices outside 0 to K − 1.
+        ValueError: arrays that do not fit together, NaN, infinity, or indices outside 0 to K − 1. Very large and very
+            small numbers are no trouble: distances are taken of both arrays divided by one power of two.
     Cost: O(N·K·D) operations where indices are None, else O(4096·K·D); memory O(N·D).
     """
     from ibqlab.diagnostics import (
@@ -128,27 +130,29 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
                 f"{name} must be finite; {broken:,} of {len(vectors):,} rows hold NaN or infinity. Leave them out with "
                 f"{name}[isfinite({name}).all(1)], or diagnose an earlier checkpoint"
             )
-    chosen = nearest_code(tokens, codes) if indices is None else indices_in_memory(indices).cpu().reshape(-1)
+    unit = _common_unit(tokens, codes)
+    scaled, scaled_codes = tokens / unit, codes / unit
+    if indices is None:
+        chosen = nearest_code(scaled, scaled_codes)
+    else:
+        chosen = _checked_indices(indices_in_memory(indices).cpu(), len(tokens), len(codes))
     counts = count_indices(chosen, len(codes))
-    if not len(chosen):
-        raise ValueError("indices must hold at least one; got none. Leave them out to take each feature's nearest code")
     rows = sample_rows(len(tokens), MOST_TOKENS)
-    probe = tokens[rows]
-    assigned = chosen[rows] if len(chosen) == len(tokens) else nearest_code(probe, codes)
-    distances = code_feature_distances(codes, probe)
-    code_norms, feature_norms = norm_statistics(codes), norm_statistics(probe)
+    probe, scaled = tokens[rows], scaled[rows]
+    distances = code_feature_distances(scaled_codes, scaled)
+    code_norms, feature_norms = norm_statistics(scaled_codes), norm_statistics(scaled)
     numbers = {
         "perplexity": perplexity(counts),
         "dead_codes": int((counts == 0).sum()),
-        "feature_to_code_distance": distances.feature_to_code,
-        "code_to_feature_distance": distances.code_to_feature,
-        "quantization_error": float((probe - codes[assigned]).square().mean()),
-        "winner_margin": winner_margins(probe, codes).distance,
+        "feature_to_code_distance": unit * distances.feature_to_code,
+        "code_to_feature_distance": unit * distances.code_to_feature,
+        "quantization_error": unit**2 * float((scaled - scaled_codes[chosen[rows]]).square().mean()),
+        "winner_margin": winner_margins(scaled, scaled_codes).distance,
         "softmax_perplexity": float(softmax_perplexity(probe, codes).mean()),
-        "feature_norm_mean": feature_norms.mean,
-        "feature_norm_std": feature_norms.std,
-        "code_norm_mean": code_norms.mean,
-        "code_norm_std": code_norms.std,
+        "feature_norm_mean": unit * feature_norms.mean,
+        "feature_norm_std": unit * feature_norms.std,
+        "code_norm_mean": unit * code_norms.mean,
+        "code_norm_std": unit * code_norms.std,
     }
     return Diagnosis(
         usage=measure_usage_of_counts(counts),
@@ -157,6 +161,39 @@ def diagnose(features: Any, codebook: Any, indices: Any = None) -> Diagnosis:
         codebook=codes.numpy(),
         features=probe.numpy(),
     )
+
+
+def _common_unit(*vectors: torch.Tensor) -> float:
+    """A power of two by which all are divided before they are squared: 1 unless float32 would overflow or underflow."""
+    largest = max(float(v.abs().max()) for v in vectors)
+    if not largest or 1e-10 < largest < 1e10:
+        return 1.0
+    return 2.0 ** math.frexp(largest)[1]
+
+
+def _checked_indices(indices: torch.Tensor, tokens: int, codebook_size: int) -> torch.Tensor:
+    """Indices (N,), one per token and each a row of the codebook.
+
+    Raises:
+        ValueError: others; the message says what to type.
+    """
+    if not indices.numel():
+        raise ValueError("indices must hold at least one; got none. Leave them out to take each feature's nearest code")
+    refuse_one_hot(indices, codebook_size)
+    if indices.numel() != tokens:
+        raise ValueError(
+            f"indices must be one per feature; got {indices.numel():,} indices of shape {tuple(indices.shape)} and "
+            f"{tokens:,} features. Pass features and indices of one forward pass, or leave the indices out"
+        )
+    low, high = (int(bound) for bound in indices.aminmax())
+    if low < 0 or high >= codebook_size:
+        remedies = ["leave out the tokens without a code, in the features, too"] if low < 0 else []
+        remedies += ["pass the whole codebook that they count, or start them at 0"] if high >= codebook_size else []
+        raise ValueError(
+            f"indices must lie in 0 to {codebook_size - 1}, the rows of the codebook; got {low} to {high}: "
+            f"{'; '.join(remedies)}"
+        )
+    return indices.reshape(-1)
 
 
 def _check_orientation(features: Any, codebook_shape: tuple[int, int]) -> None:

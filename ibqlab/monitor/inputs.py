@@ -1,7 +1,7 @@
 """Indices, features, codebooks and images as training loops have them, checked and brought to one form."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,19 @@ class UpdateInputs(NamedTuple):
         tensors = {name: _without_graph(getattr(self, name)) for name in ("features", "codebook", "probe")}
         numbers = {name: _without_graph(number) for name, number in self.numbers.items()}
         return self._replace(indices=None, numbers=numbers, **tensors, **pictures)
+
+
+def checked_settings(settings: Any) -> dict[str, Any]:
+    """Settings as a dictionary.
+
+    Raises:
+        ValueError: something else.
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(
+            f"settings must be a dictionary of plain values, such as {{'seed': 0}}; got {type(settings).__name__}"
+        )
+    return dict(settings or {})
 
 
 def _without_graph(given: Any) -> Any:
@@ -80,8 +93,25 @@ def flat_indices(indices: Any, codebook_size: int) -> Tensor:
     values = to_indices(value_of(indices, "indices"))
     if values.is_meta:
         raise ValueError("indices must have their numbers in memory; got a tensor on meta, which has a shape alone")
+    refuse_one_hot(values, codebook_size)
     # Clamped first: in 32 bits a number beyond them would become another code.
     return values.detach().reshape(-1).clamp(-2, codebook_size).to(torch.int32, copy=True)
+
+
+def refuse_one_hot(indices: Tensor, codebook_size: int) -> None:
+    """Refuse whole numbers (…, K) of which each row has a single 1 among zeros: K indices a token are not meant.
+
+    Raises:
+        ValueError: the message says what to type.
+    """
+    if indices.ndim < 2 or indices.shape[-1] != codebook_size or codebook_size < 3 or not indices.numel():
+        return
+    is_one = indices == 1
+    if bool(((indices == 0) | is_one).all() & (is_one.sum(-1) == 1).all()):
+        raise ValueError(
+            f"indices must be one whole number per token; got {tuple(indices.shape)} of a single 1 among zeros in each "
+            "row, which seem to be one-hot. Use indices.argmax(-1)"
+        )
 
 
 def codebook_of(given: Given, codebook_size: int, device: torch.device) -> Any:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ibqlab.base.checks import require_choice
+
 _OPEN: dict[str, "RunWriter"] = {}
 """Folders that this process writes. A notebook's cell that is run again takes over from its predecessor."""
 
@@ -39,6 +41,8 @@ class RunWriter:
 
         self.path = output_folder(path)
         self.config = to_dict(config)
+        self.last_step = -1
+        """Of the last row that was written."""
         self.run: Run | None = None
         """Once it has begun, and until it ends."""
         self.earlier_seconds = 0.0
@@ -110,8 +114,14 @@ class RunWriter:
         notice(f"monitor: writes {run.path}; look at it with: ibqlab show {shlex.quote(str(run.path))}")
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row; errors as of `Run.log`."""
+        """Append a row; errors as of `Run.log`, and a ValueError where its step lies before the last row's."""
+        if row["step"] < self.last_step:
+            raise ValueError(
+                f"rows must be written in the order of their steps; got step {row['step']} after {self.last_step}, so "
+                "its row is left out"
+            )
         self.run.log(row)
+        self.last_step = row["step"]
 
     def save_snapshot(self, step: int, arrays: dict[str, Any]) -> None:
         """Store a snapshot; errors as of `Run.save_snapshot`."""
@@ -121,6 +131,12 @@ class RunWriter:
         """Show that the training goes on; cheap."""
         if self.run:
             self.run.give_sign_of_life()
+
+    def check_status(self, status: str) -> None:
+        """Raise ValueError unless a run can end so."""
+        from ibqlab.runs.view import ENDS
+
+        require_choice("status", status, ENDS)
 
     def end(self, status: str) -> None:
         """Note how the training ended and let go of the folder; again: nothing.

@@ -1,6 +1,6 @@
 """The recorder behind a monitor: indices wait until a row is due, so that no step waits for its device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,25 @@ class Window:
         """Indices of a step, (N,) int32, of any value; cheap."""
         self._pending.append((step, flat))
         self._waiting += len(flat)
+
+    def load(self, state: Any) -> bool:
+        """Go on with a stored window; False, and nothing changed, where it is of other sizes or no window at all.
+
+        Args:
+            state: the recorder's.
+        """
+        recorder, state = self.recorder, state if isinstance(state, Mapping) else {}
+        like = {"window": recorder.window, "last_hit": recorder.last_hit}
+        cursor, alive = state.get("cursor"), state.get("alive")
+        fits = all(isinstance(state.get(name), Tensor) and state[name].shape == own.shape for name, own in like.items())
+        if not fits or type(cursor) is not int or not 0 <= cursor < len(recorder.window):
+            return False
+        if not -1 <= int(state["window"].min()) <= int(state["window"].max()) < self.codebook_size:
+            return False
+        if alive is not None and not (isinstance(alive, Tensor) and alive.shape == recorder.last_hit.shape):
+            return False
+        recorder.load_state_dict(dict(state))
+        return True
 
     @property
     def is_full(self) -> bool:

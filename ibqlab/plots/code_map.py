@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ibqlab.base.escaping import for_matplotlib
 from ibqlab.diagnostics.projection import Projection
-from ibqlab.plots.histogram import STEP
+from ibqlab.plots.histogram import STEP, has_enough_tokens
 from ibqlab.plots.map_details import magnify_crowd, point_at_features
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.steps import write_numbers
@@ -250,7 +250,10 @@ def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
             _dot("codes in use", color=color, marker="o", markersize=6, markeredgecolor="black", markeredgewidth=0.5)
         )
     if (codes["hits"] == 0).any():
-        handles.append(_dot("dead codes (no hit)", color=DEAD_COLOR, marker="x", markersize=5))
+        counted = table.dropna(subset=["in_use"])
+        are_dead = all(map(has_enough_tokens, counted["tokens"], counted["codebook_size"]))
+        name = "dead codes (no hit)" if are_dead else "codes not hit"
+        handles.append(_dot(name, color=DEAD_COLOR, marker="x", markersize=5))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.3, columnspacing=1.4)
 
 
@@ -268,10 +271,15 @@ def _heading(label: str, points: pd.DataFrame, facts: pd.Series, columns: int) -
     lines = textwrap.wrap(whole, 84 // columns) + when
     if pd.notna(facts["in_use"]):
         in_use, dead = int(facts["in_use"]), int(facts["codebook_size"] - facts["in_use"])
-        lines.append(f"{in_use:,} in use, {dead:,} dead")
+        is_death = has_enough_tokens(facts["tokens"], facts["codebook_size"])
+        lines.append(f"{in_use:,} in use, {dead:,} {'dead' if is_death else 'not hit'}")
+        if not is_death and columns == 1:
+            lines[-1] += f" in {int(facts['tokens']):,} tokens"
+        elif not is_death:
+            lines.append(f"in {int(facts['tokens']):,} tokens")
         dead_points = int((points["hits"] == 0).sum())
         if dead_points < dead:
-            lines.append(f"({dead_points:,} of the dead drawn)")
+            lines.append(f"({dead_points:,} of {'the dead' if is_death else 'these'} drawn)")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ibqlab.base.measures import measure
 from ibqlab.diagnostics.explain import BandPoint, Drift
@@ -42,24 +42,29 @@ _DECADES = 1e4
 _LATEST_FIRST = (style.VALIDATION_LOOK["color"], style.REFERENCE_GREY, "#B8B8B8")
 
 
-def band_table(bands: Mapping[int, Sequence[BandPoint]], codebook_size: int) -> pd.DataFrame:
+def band_table(
+    bands: Mapping[int, Sequence[BandPoint]], codebook_size: int, is_hypothetical: bool = False
+) -> pd.DataFrame:
     """The numbers behind `plot_band`.
 
     Args:
         bands: step of a snapshot → what `logit_scale_band` gave for it.
         codebook_size: K.
+        is_hypothetical: whether the run's own gradient goes another way than through a softmax over z·C.
     Returns:
-        One row per step and scale: step, scale, softmax_perplexity, gradient_reach, tokens, codebook_size.
+        One row per step and scale: step, scale, softmax_perplexity, gradient_reach, tokens, codebook_size,
+        is_hypothetical.
     """
     tables = [pd.DataFrame(points).assign(step=step, codebook_size=codebook_size) for step, points in bands.items()]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True).assign(is_hypothetical=is_hypothetical)
 
 
 def plot_band(table: pd.DataFrame) -> Figure:
     """Codes in the softmax, and reach, against a factor on z·C; a ring where the run itself stands.
 
     Left: codes in the softmax, K where all learn alike and none is singled out, 1 where only the chosen one learns.
-    Right: the share of codes that the gradient reaches. A run whose ring has slid down the curve has lost its codes'
+    Right: the share of codes that the gradient of index backpropagation reaches; of a run that learns otherwise the
+    title says that it is no measured reach. A run whose ring has slid down the curve has lost its codes'
     gradients; one whose ring is on the upper level tells no code apart.
 
     Args:
@@ -69,6 +74,7 @@ def plot_band(table: pd.DataFrame) -> Figure:
     """
     size = int(table["codebook_size"].iloc[0])
     steps = sorted(table["step"].unique(), reverse=True)
+    is_hypothetical = bool(table["is_hypothetical"].iloc[0])
     with styled_figure(PAGE_WIDTH, 3.0) as figure:
         panels = dict(zip(("softmax_perplexity", "gradient_reach"), figure.subplots(1, 2), strict=True))
         for key, axes in panels.items():
@@ -81,15 +87,22 @@ def plot_band(table: pd.DataFrame) -> Figure:
                 axes.plot(own["scale"], own[key] * quantity.scale, color=color, linestyle="", clip_on=False, **ring)
             axes.axvline(1, linewidth=0.8, **style.REFERENCE)
             finish_panel(axes, quantity, highest=size * 2.2 if key == "softmax_perplexity" else None)
-            axes.set(xscale="log", xlabel="factor on z·C (1: the run)")
+            if is_hypothetical and key == "gradient_reach":
+                axes.set_title("What index backpropagation would reach")
+            axes.set(xscale="log", xlabel=f"factor on z·C (1: the run{'’s vectors' if is_hypothetical else ''})")
             write_numbers(axes.xaxis, "g")
         panels["softmax_perplexity"].axhline(size, linewidth=1, **style.REFERENCE)
         handles = panels["gradient_reach"].get_legend_handles_labels()[0]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        ring = (
+            "the run's features and codes; its own gradient goes another way"
+            if is_hypothetical
+            else ("where the run stands")
+        )
         style.add_caption(
             figure,
-            f"K = {size:,}; {int(table['tokens'].iloc[0]):,} tokens; ring: where the run stands; reach is of "
-            "the gradient of ‖z_q − z‖² by index backpropagation, whatever the run's own estimator",
+            f"K = {size:,}; {int(table['tokens'].iloc[0]):,} tokens; ring: {ring}; reach is of the gradient of "
+            "‖z_q − z‖² by index backpropagation",
         )
     return figure
 
@@ -191,13 +204,15 @@ def plot_survival(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def rarefaction_table(counts: Mapping[str, Int[np.ndarray, "K"]]) -> pd.DataFrame:
+def rarefaction_table(counts: Mapping[str, Int[np.ndarray, "K"]], source: str = "validation tokens") -> pd.DataFrame:
     """The numbers behind `plot_rarefaction`.
 
     Args:
         counts: label → hits per code; labels without a hit are left out.
+        source: what was counted, for the caption.
     Returns:
-        One row per label and number of tokens: label, tokens, usage (expected), even (of even use), codebook_size.
+        One row per label and number of tokens: label, tokens, usage (expected), even (of even use), codebook_size,
+        source.
     """
     parts = []
     for label, hits in counts.items():
@@ -211,7 +226,7 @@ def rarefaction_table(counts: Mapping[str, Int[np.ndarray, "K"]]) -> pd.DataFram
             )
     if not parts:
         raise ValueError("no token was counted, so there is no usage to expect")
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).assign(source=source)
 
 
 def plot_rarefaction(table: pd.DataFrame) -> Figure:
@@ -241,8 +256,8 @@ def plot_rarefaction(table: pd.DataFrame) -> Figure:
         figure.legend(loc="outside upper center", ncols=2)
         style.add_caption(
             figure,
-            f"K = {int(table['codebook_size'].iloc[0]):,}; of {int(table['tokens'].max()):,} validation tokens, drawn "
-            "without replacement",
+            f"K = {int(table['codebook_size'].iloc[0]):,}; of {int(table['tokens'].max()):,} "
+            f"{table['source'].iloc[0]}, drawn without replacement",
         )
     return figure
 
@@ -310,11 +325,23 @@ def _draw_turnover(axes: Axes, table: pd.DataFrame) -> None:
     if table[["births", "deaths"]].isna().all(axis=None):
         say_empty(axes, "The run logged no births and deaths:\nthey need two rows.")
         return
-    for key, color in (("births", "#009E73"), ("deaths", "#000000")):
-        draw_measured(axes, table, key, label=measure(key).title, color=color)
+    # Where both are 0 the thin broken line lies on the broad one, and both show.
+    births, deaths = {"color": "#009E73", "linewidth": 3.2}, {"color": "#000000", "linestyle": (0, (3, 2))}
+    for key, look in (("births", births), ("deaths", deaths | {"linewidth": 1.3})):
+        draw_measured(axes, table, key, label=measure(key).title, **look)
+    highest = max(1.5, 1.2 * table[["births", "deaths"]].max().max())
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(-0.05, max(1.5, 1.2 * table[["births", "deaths"]].max().max()))
+    axes.set_ylim(-0.08, highest)
+    axes.set_yticks([0, *_round_numbers(highest)])
+    axes.yaxis.set_minor_locator(NullLocator())
     write_numbers(axes.yaxis, ",.0f")
+
+
+def _round_numbers(highest: float) -> list[int]:
+    """1, 2, 5, 10, 20, 50 … up to a number; of more than three decades the powers of ten alone."""
+    decades = range(int(np.log10(highest)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 3 else (1,)
+    return [step * 10**decade for decade in decades for step in steps if step * 10**decade <= highest]
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from ibqlab.diagnostics.usage import count_indices
+from ibqlab.diagnostics.usage import TOKENS_PER_CODE, count_indices
 from ibqlab.plots import style
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 
@@ -118,6 +118,11 @@ def plot_usage_histogram(
     return figure
 
 
+def has_enough_tokens(tokens: float, codebook_size: float) -> bool:
+    """Whether so many tokens are enough to call a code without a hit dead: 10·K; even use misses e⁻¹⁰ of them then."""
+    return tokens >= TOKENS_PER_CODE * codebook_size
+
+
 def _panels(labels: list[str]) -> dict[str, dict[str, style.LineStyle]]:
     """Which lines share a panel, and their looks: all in one, or one panel per run with its steps."""
     steps = {label: match for label in labels if (match := STEP.match(label))}
@@ -136,7 +141,8 @@ def _panels(labels: list[str]) -> dict[str, dict[str, style.LineStyle]]:
 
 def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, order: int) -> None:
     """One codebook's live codes. Later lines are thinner, so that lines that coincide both show."""
-    live = codes[codes["hits"] > 0]
+    live, tokens = codes[codes["hits"] > 0], int(codes["tokens"].iloc[0])
+    state = "dead" if has_enough_tokens(tokens, len(codes)) else f"not hit in {tokens:,} tokens"
     alone = len(live) == 1
     marks = {"markersize": max(7, 13 - 3 * order), "markeredgewidth": 2, "zorder": 4} if alone else {"markersize": 4.5}
     axes.plot(
@@ -145,7 +151,7 @@ def _draw(axes: Axes, codes: pd.DataFrame, look: style.LineStyle, order: int) ->
         linewidth=max(1.0, 2.6 - 0.5 * order),
         markevery=_log_spaced(len(live), order),
         clip_on=not alone,
-        label=f"{look.label}: {len(codes) - len(live):,} of {len(codes):,} dead",
+        label=f"{look.label}: {len(codes) - len(live):,} of {len(codes):,} {state}",
         **look.look | ({"markerfacecolor": "none"} if alone else {}),
         **marks,
     )

@@ -17,7 +17,7 @@ from ibqlab.plots.steps import (
     tokens_text,
     write_numbers,
 )
-from ibqlab.plots.style import EACH_STEP, TRAINING_COLOR, VALIDATION_LOOK, WINDOW, add_caption
+from ibqlab.plots.style import EACH_STEP, TRAINING_COLOR, VALIDATION_LOOK, WINDOW, add_caption, number_range
 
 _COLUMNS = (
     *("step", "loss", "usage", "usage_tokens", "perplexity", "step_usage", "step_tokens"),
@@ -57,7 +57,7 @@ def run_curve_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     """Four panels against the training step: loss, usage, perplexity (log scale) and PSNR, of validation where it was
-    measured there.
+    measured there. A run without any PSNR has its gradient reach there, where that was measured.
 
     Grey: the training batches; thin: each step's own tokens; broad and pale: the window of latest tokens. Marked:
     validation images, at the steps that looked at them. The window falls late, because it remembers; the others do
@@ -71,7 +71,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as for `run_curve_table`.
     """
-    table = metrics_by_step(metrics, [*_COLUMNS, "psnr"])
+    table = metrics_by_step(metrics, [*_COLUMNS, "psnr", "gradient_reach"])
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
         draw_measured(loss, table, "loss", **_TRAINING)
@@ -81,8 +81,13 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
             draw_measured(axes, table, f"validation_{key}", **_VALIDATION)
         draw_measured(psnr, table, "psnr", **_TRAINING)  # somebody's own model, watched by a monitor
         draw_measured(psnr, table, "validation_psnr", **_VALIDATION)
+        shown, heading = measure("psnr"), "Reconstruction"
         if not psnr.get_lines() and "validation_psnr" not in metrics:
-            say_empty(psnr, "The run measured no PSNR:\nit validates no images.")
+            if table["gradient_reach"].notna().any():
+                shown, heading = measure("gradient_reach"), ""
+                draw_measured(psnr, table, "gradient_reach", **_STEP)
+            else:
+                say_empty(psnr, "The run measured no PSNR:\nit validates no images.")
         quantity = measure("loss")
         title, label = f"{quantity.panel_title}: weighted sum of its terms", f"{quantity.title} (no unit)"
         finish_panel(loss, quantity, title=title, label=label)
@@ -90,7 +95,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         # From 1 to the upper end lies at least one decade; `max` leaves NaN aside, where nothing was measured yet.
         highest = 1.5 * table[["perplexity", "validation_perplexity"]].max().max()
         finish_panel(perplexity, measure("perplexity"), highest=max(12.0, highest))
-        finish_panel(psnr, measure("psnr"), title="Reconstruction")
+        finish_panel(psnr, shown, title=heading)
         for axes, label in ((loss, ""), (usage, ""), (perplexity, "training step"), (psnr, "training step")):
             finish_steps(axes, table["step"], label)
         handles = {line.get_label(): line for axes in (loss, usage, psnr) for line in axes.get_lines()}
@@ -161,6 +166,6 @@ def _caption(table: pd.DataFrame) -> str:
     token_texts = [tokens_text(window, "a window of the last {} training tokens")] if len(window) else []
     for column, words in (("step_tokens", "{} tokens of each step"), ("validation_tokens", "{} validation tokens")):
         if table[column].notna().any():
-            token_texts.append(words.format(f"{int(table[column].max()):,}"))
+            token_texts.append(words.format(number_range(table[column].dropna())))
     tokens = f"; usage and perplexity over {', '.join(token_texts)}" if token_texts else ""
     return f"step {int(table['step'].max()):,}{tokens}"

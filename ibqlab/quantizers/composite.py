@@ -104,11 +104,8 @@ class CompositeConfig(QuantizerConfig):
         settings, number, splits = dict(settings), self.number(), self.splits()
         if not _says_size(settings) or (self.codebook_size and "codebook_size" not in settings and "inner" in settings):
             root = _root(self.codebook_size, number) if self.codebook_size else 2 ** max(1, DEFAULT_BITS // number)
-            require(
-                self.codebook_size in (0, root**number) and root >= 2,
-                f"codebook_size must be a whole number to the power of {number}, the number of parts; got "
-                f"{self.codebook_size}. Use {max(2, root) ** number} or {(max(2, root) + 1) ** number}",
-            )
+            if self.codebook_size:
+                _require_power(self.codebook_size, number * _parts_of(settings), self.number_setting)
             settings["codebook_size"] = root
         if self.code_dim and "code_dim" not in settings:
             require(
@@ -127,12 +124,57 @@ class CompositeConfig(QuantizerConfig):
         return settings
 
 
+def open_sizes(settings: dict[str, Any], codes: int, dim: int) -> dict[str, Any]:
+    """What is to be filled in for settings that leave sizes open: about so many codes of dimension D.
+
+    Levels, groups and parts that the settings say decide the size, whatever number of codes is asked for.
+
+    Args:
+        settings: of any quantizer, with its name; what they say wins over what is returned.
+        codes: K asked for.
+        dim: D.
+    """
+    kind = type(quantizer_config({"name": settings["name"]}))
+    if not issubclass(kind, CompositeConfig):
+        says_levels = _says_size(settings) and not settings.get("codebook_size")
+        return {} if says_levels else kind.sized(settings.get("codebook_size") or codes, dim)
+    if _says_size(settings):
+        return {"code_dim": dim}
+    whole = quantizer_config({key: value for key, value in settings.items() if key != "code_dim"})
+    inner = settings.get("inner", {"name": whole.inner["name"]})
+    part_codes = max(2, round(codes ** (1 / whole.number())))
+    part = quantizer_config({**open_sizes(inner, part_codes, max(1, dim // whole.splits())), **inner})
+    return {"codebook_size": part.codebook_size ** whole.number(), "code_dim": dim}
+
+
 def _says_size(settings: Any) -> bool:
     """Whether settings of a part say its codebook's size: by themselves, by levels, or in the parts of the part."""
     if not isinstance(settings, dict):
         return isinstance(settings, QuantizerConfig)
     levels = settings.get("name") == "fsq" and "levels" in settings
     return bool(settings.get("codebook_size")) or levels or ("inner" in settings and _says_size(settings["inner"]))
+
+
+def _parts_of(settings: dict[str, Any]) -> int:
+    """How many innermost parts a part has: 1 where it is no composite."""
+    if not issubclass(type(_config_below("inner", {"name": settings.get("name")})), CompositeConfig):
+        return 1
+    part = _config_below("inner", {key: value for key, value in settings.items() if key not in _SIZES})
+    return part.number() * _parts_of(part.inner)
+
+
+_SIZES = ("codebook_size", "code_dim")
+
+
+def _require_power(size: int, parts: int, number_setting: str) -> None:
+    """Refuse a size that is no number of codes to the power of all innermost parts; sizes that are one are named."""
+    root = max(2, _root(size, parts))
+    sizes = " or ".join(str(codes**parts) for codes in (root, root + 1) if codes**parts <= CODES)
+    require(
+        root**parts == size,
+        f"codebook_size must be a whole number to the power of {parts}, the number of parts; got {size}. "
+        f"Use {sizes or f'a smaller {number_setting}'}",
+    )
 
 
 class CompositeQuantizer(Quantizer):

@@ -14,14 +14,24 @@ import pickle
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ibqlab.base.checks import require_choice
 from ibqlab.quantizers.assignments import QuantizerError
 from ibqlab.quantizers.base import Quantizer, build_quantizer, quantizer_config, registrations
-from ibqlab.quantizers.trials import DIM, features, need, same_state, size_of, small, small_settings, train_step
+from ibqlab.quantizers.trials import (
+    DIM,
+    features,
+    need,
+    same_state,
+    settings_tried,
+    size_of,
+    small,
+    small_settings,
+    train_step,
+)
 from ibqlab.quantizers.two_processes import difference_of_two
 
 LARGE = 2**18
@@ -60,24 +70,27 @@ BASIC = 2
 """So many of the first rules are what all others stand on; where one is broken, the others are not tried."""
 
 
-def check_quantizer(name: str) -> list[Finding]:
+def check_quantizer(name: str, settings: dict[str, Any] | None = None) -> list[Finding]:
     """Try every rule on a registered quantizer.
 
     Args:
         name: as it was registered.
+        settings: to try it with, such as {"inner": {"name": "my_vq"}} of a composite; sizes are the rules' own.
     Returns:
         A finding per rule that was tried. Where the quantizer cannot be made, or gives something else than vectors and
         indices, the rules behind that are not tried.
     Raises:
-        ValueError: no such quantizer.
+        ValueError: no such quantizer, or settings that cannot be.
     Cost: seconds; 20 to 300 MB for 262,144 codes.
     """
     quantizer_config({"name": name})
     findings: list[Finding] = []
-    for rule in RULES:
-        findings.append(try_rule(rule, name))
-        if findings[-1].broken and len(findings) <= BASIC:
-            break
+    with settings_tried(settings or {}):
+        quantizer_config({"name": name, **small_settings(name)})
+        for rule in RULES:
+            findings.append(try_rule(rule, name))
+            if findings[-1].broken and len(findings) <= BASIC:
+                break
     return findings
 
 

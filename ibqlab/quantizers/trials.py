@@ -1,5 +1,8 @@
 """Small quantizers, features and steps to try the rules of `contract` on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -9,12 +12,31 @@ from torch import Tensor
 from ibqlab.quantizers.assignments import QuantizerError
 from ibqlab.quantizers.base import Quantizer, build_quantizer, quantizer_config
 from ibqlab.quantizers.codebooks import CHOSEN_STARTS
+from ibqlab.quantizers.composite import open_sizes
 
 CODES, DIM = 24, 6
+
+_typed: ContextVar[dict[str, Any]] = ContextVar("settings to try a quantizer with")
+
+
+@contextmanager
+def settings_tried(settings: dict[str, Any]) -> Iterator[None]:
+    """Inside the block small quantizers have these settings, such as another quantizer in a composite."""
+    token = _typed.set(settings)
+    try:
+        yield
+    finally:
+        _typed.reset(token)
 
 
 def small_settings(name: str, codes: int = CODES, dim: int = DIM) -> dict[str, Any]:
     """About so many codes of dimension D, drawn from N(0, 1) unless the method has a start of its own alone."""
+    typed = _typed.get({})
+    if typed:
+        sizes = open_sizes({"name": name, **typed}, codes, dim)
+        config = quantizer_config({"name": name, **sizes, **typed})
+        is_free = config.codebook_init in CHOSEN_STARTS and "codebook_init" not in str(typed)
+        return sizes | ({"codebook_init": "normal"} if is_free else {}) | typed
     config = quantizer_config({"name": name})
     start = {"codebook_init": "normal"} if config.codebook_init in CHOSEN_STARTS else {}
     return type(config).sized(codes, dim) | start

@@ -8,6 +8,7 @@ New: a name below the folder of all runs, unless it is plainly a path (`output_f
 """
 
 import os
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,20 @@ def run_folders(folder: Path) -> Iterator[Path]:
             subfolders.clear()
             yield Path(path)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+
+
+def hint_at_runs(folder: Path, command: str) -> str:
+    """What to type where a folder holds runs and is none itself, such as a lab's with one run a method; else "".
+
+    Args:
+        folder: that was named.
+        command: of ibqlab, which takes a run.
+    """
+    names = [shlex.quote(run_name(run)) for run in run_folders(folder)]
+    if not names:
+        return ""
+    others = f", or of {', '.join(names[1:6])}{', …' if names[6:] else ''}" if names[1:] else ""
+    return f"it holds runs; of one of them type ibqlab {command} {names[0]}{others}"
 
 
 def find_run(name: str | Path, kind: str = "run") -> Path:

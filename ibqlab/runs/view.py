@@ -14,6 +14,7 @@ from ibqlab.config import ConfigError, content_hash, load_yaml
 from ibqlab.runs import metrics
 from ibqlab.runs.checkpoints import read_checkpoint
 from ibqlab.runs.commands import train_command
+from ibqlab.runs.finding import hint_at_runs
 from ibqlab.runs.folder import LOCK_FILE, PLUGINS, last_checkpoint, step_file, steps_of_files
 from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.runs.paths import located
@@ -46,7 +47,7 @@ class RunView:
                 f"{self.path}: there is no such run folder; list the runs there are with: ibqlab runs"
             )
         if not is_ordinary(self.path / "config.yaml"):
-            remedy = "list the runs there are: ibqlab runs"
+            remedy = hint_at_runs(self.path, "show") or "list the runs there are: ibqlab runs"
             if is_ordinary(self.path / "study.json"):
                 remedy = f"it is a study: ibqlab report {self.path}"
             elif is_ordinary(self.path / "manifest.json"):
@@ -205,9 +206,10 @@ class RunView:
             RunError: there is none of that step (the message lists those there are), or its file is damaged.
         """
         steps = self.snapshot_steps
-        if not steps or (step != -1 and step not in steps):
-            steps_text = ", ".join(map(str, steps)) or "none"
-            raise RunError(f"{self.path} has no snapshot of step {step}; there are: {steps_text}")
+        if not steps:
+            raise RunError(f"{self.path} has no snapshot: none was taken yet, or it takes none")
+        if step != -1 and step not in steps:
+            raise RunError(f"{self.path} has no snapshot of step {step}; there are: {', '.join(map(str, steps))}")
         file = step_file(self.path, "snapshots", steps[-1] if step == -1 else step, ".npz")
         try:
             return with_codebook(read_npz(file, SNAPSHOT_BYTES))

@@ -75,7 +75,7 @@ def show_table(table: pd.DataFrame) -> pd.DataFrame:
         unit = " %" if quantity.unit == SHARE else ""
         values = table[[f"{column}_{statistic}" for statistic in ("mean", "min", "max")]]
         text_table[quantity.heading] = [
-            seed_range(*row, seeds).text(1, quantity.scale, unit)
+            seed_range(*row, seeds).text(1, quantity.scale, unit) if row[0] == row[0] else "–"  # not logged
             for row, seeds in zip(values.itertuples(index=False), table["seeds"], strict=True)
         ]
     text_table["validation tokens"] = table["validation_tokens"].map("{:,.0f}".format)

@@ -9,7 +9,7 @@ from ibqlab.base.files import write_whole
 from ibqlab.config import ConfigError, nearest, parse
 from ibqlab.grids.cells import PARAMETERS_FILE, StudyError, as_json, read_json
 from ibqlab.recipes.plugins import copies_first
-from ibqlab.runs.finding import find_run, run_name
+from ibqlab.runs.finding import find_run, hint_at_runs, run_name
 from ibqlab.runs.folder import PLUGINS
 from ibqlab.studies.ablations import ABLATIONS
 from ibqlab.studies.collapse import EXPLORE_COLLAPSE
@@ -111,7 +111,8 @@ def _parameters_of(folder: Path) -> tuple[StudyDefinition, SharedParameters]:
     if values is None and (folder / "config.yaml").is_file():
         raise StudyError(f"{folder.name} is a run, no study; type ibqlab report {shlex.quote(run_name(folder))}")
     if values is None:
-        raise StudyError(f"{folder} is no study's folder: it holds no {PARAMETERS_FILE}; run a study's notebook first")
+        remedy = hint_at_runs(folder, "report") or "run a study's notebook first"
+        raise StudyError(f"{folder} is no study's folder: it holds no {PARAMETERS_FILE}; {remedy}")
     name = values.pop("study", None)
     if not isinstance(name, str):
         raise StudyError(f"{folder / PARAMETERS_FILE} is damaged: it names no study; run the study's notebook again")

@@ -31,6 +31,13 @@ HOW_TO_READ = {
     "rest is dead.",
 }
 """Name of a figure → how to read it, in a sentence or two."""
+WITHOUT_SOFTMAX = {
+    "band": "What index backpropagation would reach with these features and codes. The run itself learns otherwise, "
+    "and its own reach is the one that it measured. The ring is where its features and codes stand.",
+    "explanation": "Trouble begins where features grow and codes do not follow, or where dead codes stand still while "
+    "features drift.",
+}
+"""The same of runs whose gradient does not go through a softmax over z·C."""
 Saved = Callable[[str, Figure, pd.DataFrame], Figure]
 """Saves a figure with its numbers under a name."""
 
@@ -48,6 +55,17 @@ def explaining_figures(run: Run, save: Saved) -> dict[str, tuple[str, Callable[[
         "survival": ("How long codes live", lambda: _figure_survival(run, save)),
         "rarefaction": ("Usage against tokens", lambda: _figure_rarefaction(run, save)),
     }
+
+
+def how_to_read(run: Run) -> dict[str, str]:
+    """Name of a figure → how to read it for this run: what is true of a softmax over z·C alone is said of it alone."""
+    return HOW_TO_READ | ({} if _has_softmax(run) else WITHOUT_SOFTMAX)
+
+
+def _has_softmax(run: Run) -> bool:
+    """Whether the run's gradient goes through a softmax over z·C, as far as its settings tell."""
+    facts = facts_of(run.config)
+    return facts is not None and facts.softmax
 
 
 def run_alarms(run: Run) -> tuple[list[AlarmEvent], bool]:
@@ -87,7 +105,7 @@ def _figure_band(run: Run, save: Saved) -> Figure:
         arrays = run.snapshot(step)
         size = len(arrays["codebook"])
         bands[step] = logit_scale_band(*(torch.as_tensor(arrays[name]) for name in ("features", "codebook")))
-    table = explain.band_table(bands, size)
+    table = explain.band_table(bands, size, not _has_softmax(run))
     return save("band", explain.plot_band(table), table)
 
 
@@ -112,7 +130,9 @@ def _figure_survival(run: Run, save: Saved) -> Figure:
 def _figure_rarefaction(run: Run, save: Saved) -> Figure:
     """Expected usage against tokens, at the first, a middle and the last snapshot."""
     steps = first_middle_last(_steps(run, 1))
-    table = explain.rarefaction_table({f"step {step:,}": run.snapshot(step)["counts"] for step in steps})
+    counts = {f"step {step:,}": run.snapshot(step)["counts"] for step in steps}
+    source = "tokens of the training window" if is_monitored(run.config) else "validation tokens"
+    table = explain.rarefaction_table(counts, source)
     return save("rarefaction", explain.plot_rarefaction(table), table)
 
 

@@ -32,7 +32,7 @@ from ibqlab.runs.provenance_record import portable
 from ibqlab.studies.figures import first_middle_last, map_run
 from ibqlab.studies.pages import as_code, join_parts, picture, to_markdown, too_short_note, write_pages
 from ibqlab.studies.provenance import provenance_text
-from ibqlab.studies.run_explanation import HOW_TO_READ, describe_alarms, explaining_figures, run_alarms
+from ibqlab.studies.run_explanation import describe_alarms, explaining_figures, how_to_read, run_alarms
 
 MOST_WORK = 1e12
 """Multiplications (weights × tokens of all images) up to which a report draws samples: a minute on two cores."""
@@ -100,7 +100,7 @@ def _draw_figures(run: Run, projection: str, redraw: bool) -> tuple[dict[str, st
         pictures, not_drawn = _draw_sections(run, explaining, redraw)
         missing += not_drawn
         if pictures:
-            readings = {title: HOW_TO_READ[name] for name, (title, _) in explaining.items()}
+            readings = {title: how_to_read(run)[name] for name, (title, _) in explaining.items()}
             sections["What explains it"] = join_parts(
                 *(f"### {title}\n\n{readings[title]}\n\n{content}" for title, content in pictures.items())
             )
@@ -153,8 +153,10 @@ def figure_run_codes(run: Run, method: str = "umap") -> Figure:
 def figure_run_histogram(run: Run) -> Figure:
     """Hits per code by rank on the validation images, at the first and the last snapshot; saved as
     `usage_histogram`."""
-    ends = (run.snapshot_steps[0], run.snapshot_steps[-1])
-    counts = {_step_label(run, step): run.snapshot(step)["counts"] for step in ends}
+    last = run.snapshot()  # a run without one is refused
+    first_step, last_step = run.snapshot_steps[0], run.snapshot_steps[-1]
+    counts = {_step_label(run, first_step): run.snapshot(first_step)["counts"]}
+    counts[_step_label(run, last_step)] = last["counts"]
     figure = plots.plot_usage_histogram(counts)
     return save_run_figure(run, "usage_histogram", figure, plots.usage_histogram_table(counts))
 

@@ -51,12 +51,13 @@ def describe_study_alarms(study: Study) -> str:
             f"{links}{more}"
         )
     table = pd.DataFrame({"run": list(stopped), "stopped by the alarm": list(stopped.values())})
+    table["numbers of step"] = [rows[name].get("validation_step", "not noted") for name in stopped]
     return join_parts(
         "## Alarms",
         "\n".join(lines),
         to_markdown(table) if stopped else "",
         "These runs have ended before their last step, as their recipe asks for. Their numbers are those of their last "
-        "validation, so they stand beside runs of more steps."
+        "whole validation, so they stand beside runs of more steps."
         if stopped
         else "",
     )

@@ -11,12 +11,12 @@ from typing import Any
 from ibqlab.base.progress import ProgressLine, notice
 from ibqlab.config import to_dict
 from ibqlab.diagnostics.alarm import Alarm, AlarmEvent, nonfinite_event
-from ibqlab.diagnostics.alarm_rules import facts_of
+from ibqlab.diagnostics.alarm_rules import NonFiniteValues, facts_of
 from ibqlab.losses.errors import TrainingError
 from ibqlab.recipes.run_config import RunConfig
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run, RunError
-from ibqlab.training.failures import nonfinite_error
+from ibqlab.training.failures import lower_rate, nonfinite_error
 from ibqlab.training.session import Session
 
 OnAlarm = Callable[[AlarmEvent], None]
@@ -45,6 +45,8 @@ class RunAlarm:
             self.alarm = Alarm(self.facts)
         self.reason = ""
         """The end of "stopped at step 3 of 12" once training is to stop; "" as long as it is not."""
+        self.how_to_go_on = "go on with the same command"
+        """What helps once training is to stop."""
         self._untold: list[AlarmEvent] = []
 
     def replay(self) -> None:
@@ -84,6 +86,8 @@ class RunAlarm:
         self._untold.append(event)
         if self.mode == "stop" and event.stops:
             self.reason = f" by the alarm ({event.title}: {event.seen})"
+            if event.rule == NonFiniteValues.name:
+                self.how_to_go_on = f"the next step would fail: {lower_rate(self.config)}, in a new output folder"
         asked = False
         for listen in self.listeners:
             try:

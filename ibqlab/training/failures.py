@@ -72,9 +72,7 @@ def nonfinite_error(step: int, culprit: str, config: RunConfig, run: Run) -> Tra
     Args:
         culprit: the first tensor that holds it.
     """
-    remedy = f"lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
-    if config.precision != "32-true":
-        remedy += f" or type precision=32-true (now {config.precision})"
+    remedy = lower_rate(config)
     if culprit == IMAGES:
         remedy = f"mend the data (data.source {config.data.source!r})"
     good = run.last_checkpoint
@@ -82,6 +80,14 @@ def nonfinite_error(step: int, culprit: str, config: RunConfig, run: Run) -> Tra
         f"step {step}: {culprit} is the first tensor with NaN or infinity; training stops. To go on, {remedy}, in "
         f"a new output folder. The last good checkpoint is {good.name if good else 'none'} in {run.name}"
     )
+
+
+def lower_rate(config: RunConfig) -> str:
+    """What helps against NaN, as it is typed."""
+    remedy = f"lower optimizer.learning_rate (now {config.optimizer.learning_rate:g})"
+    if config.precision != "32-true":
+        remedy += f" or type precision=32-true (now {config.precision})"
+    return remedy
 
 
 def not_fitting(checkpoint: Checkpoint, error: Exception) -> RunError:

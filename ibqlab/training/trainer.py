@@ -210,9 +210,8 @@ class Trainer(ABC):
             self._check_weights(step)
             self._save(step)
         kind, by = (StoppedByAlarm, self.alarm.reason or " by the alarm") if asked[1] else (TrainingInterrupted, "")
-        raise kind(
-            f"stopped at step {step} of {self.config.steps}{by}, everything is saved; go on with the same command"
-        )
+        how = self.alarm.how_to_go_on if asked[1] else "go on with the same command"
+        raise kind(f"stopped at step {step} of {self.config.steps}{by}, everything is saved; {how}")
 
     @contextmanager
     def ending(self) -> Iterator[None]:

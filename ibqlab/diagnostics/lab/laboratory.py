@@ -286,7 +286,7 @@ class _Bench:
         loss = nn.functional.mse_loss(rebuilt, target) + out.loss
         if not torch.isfinite(loss):
             raise ValueError(
-                f"{self.config.config_name}: the loss is {loss.item()} at step {step}; lower learning_rate, or "
+                f"the loss is {loss.item()} at step {step}; lower learning_rate, or "
                 + (
                     "the world's spread, width and drift"
                     if isinstance(self.source, World)

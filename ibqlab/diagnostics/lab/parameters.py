@@ -37,7 +37,8 @@ class _LabParameters:
     """One of `preset_names("lab")`."""
     methods: tuple[str, ...] = ()
     """Quantizers by their registered names, each with settings of its own behind it where it has some:
-    "vq codebook_init=normal revive_after=20"; ["all"]: every registered one."""
+    "vq codebook_init=normal revive_after=20", "residual inner={name: ibq}",
+    "vqp cls=ResidualVQ arguments={num_quantizers: 2}"; ["all"]: every registered one."""
     plugins: tuple[str, ...] = ()
     """Files and modules of your own that register quantizers: ["my_quantizer.py"]."""
     codebook_size: int = 0

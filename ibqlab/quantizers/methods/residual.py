@@ -1,14 +1,24 @@
 """Residual quantization: each level quantizes what the levels before it left over; the code is their sum."""
 
+import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ibqlab.base.checks import check_numbers, require, require_choice
-from ibqlab.quantizers.base import Assignment, register_quantizer
+from ibqlab.quantizers.base import (
+    Assignment,
+    Quantizer,
+    make_quantizer,
+    quantizer_config,
+    register_quantizer,
+    registrations,
+)
 from ibqlab.quantizers.codebooks import CHOSEN_STARTS
 from ibqlab.quantizers.composite import CompositeConfig, CompositeQuantizer, as_grid, as_rows, summed
 from ibqlab.quantizers.estimators import rotate_to_codes, straight_through
@@ -45,12 +55,52 @@ class ResidualQuantizerConfig(CompositeConfig):
         super().__post_init__()
         require_choice("gradient", self.gradient, GRADIENTS)
         require(self.noise_std >= 0, f"noise_std must be ≥ 0, got {self.noise_std}. Use 1e-3, or 0 for no noise")
-        learns = self.codebook_init not in CHOSEN_STARTS or self.loss_weights() or self.gradient in ("diveq", "parts")
+        learns = self.codebook_init not in CHOSEN_STARTS or self.gradient in ("diveq", "parts")
+        if not learns:
+            known = tuple(registration.quantizer for registration in registrations().values())
+            learns = _loss_reaches_codes(json.dumps(self.inner, sort_keys=True), known)
         require(
-            bool(learns),
+            learns,
             f"gradient {self.gradient!r} reaches no code, and {self.inner['name']!r} has no loss that does; "
-            "use gradient='parts' or 'diveq'",
+            f"use gradient='parts'{'' if self.loss_weights() else ' or ' + repr('diveq')}",
         )
+
+
+@lru_cache(maxsize=256)
+def _loss_reaches_codes(settings: str, _: tuple[type, ...]) -> bool:
+    """Whether a part's loss alone moves its codes, tried on a small one; a loss may move other weights alone.
+
+    True, too, for codes that take no gradient, such as moving averages, and where it cannot be tried.
+
+    Args:
+        settings: of the part, as JSON.
+        _: all registered classes: a name may be registered again, for another one.
+    """
+    inner = json.loads(settings)
+    try:
+        config = quantizer_config({**inner, "codebook_size": 16})
+    except ValueError:  # its size follows from other settings
+        config = quantizer_config(inner)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            part = make_quantizer(config)
+            weights = _code_weights(part)
+            for part.progress in (0.0, 1.0):
+                loss = part(torch.randn(1, config.code_dim, 8, 8, requires_grad=True)).loss
+                if loss.requires_grad:
+                    loss.backward()
+        except (RuntimeError, ValueError, OSError):  # the training will say it
+            return True
+    return not weights or any(weight.grad is not None and bool(weight.grad.any()) for weight in weights)
+
+
+def _code_weights(quantizer: Quantizer) -> list[nn.Parameter]:
+    """What the codes of a quantizer, or of its innermost parts, are made of, where it learns by gradient."""
+    if isinstance(quantizer, CompositeQuantizer):
+        return [weight for part in quantizer.codes.parts for weight in _code_weights(part)]
+    return [weight for weight in quantizer.codes.parameters() if weight.requires_grad]
 
 
 @register_quantizer("residual", ResidualQuantizerConfig, label="Residual")

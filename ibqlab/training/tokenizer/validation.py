@@ -34,12 +34,13 @@ class Validation:
     """Unreadable files that this process met."""
 
     def row(self) -> dict[str, Any]:
-        """The numbers as a row of metrics."""
+        """The numbers as a row of metrics; those of the codes are None where no token could be counted."""
         quality = {} if self.l1 is None else {"validation_l1": self.l1, "validation_psnr": self.psnr}
+        tokens = int(self.counts.sum())
         return quality | {
-            "validation_usage": int((self.counts > 0).sum()) / len(self.counts),
-            "validation_perplexity": perplexity(self.counts),
-            "validation_tokens": int(self.counts.sum()),
+            "validation_usage": int((self.counts > 0).sum()) / len(self.counts) if tokens else None,
+            "validation_perplexity": perplexity(self.counts) if tokens else None,
+            "validation_tokens": tokens or None,
             "validation_images": self.images,
         }
 
