@@ -6,6 +6,7 @@ Every code on it is an element with `data-code`, which a widget makes clickable 
 import base64
 import io
 from collections.abc import Sequence
+from importlib import resources
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,24 +22,8 @@ PICTURE_SIDE = 132
 """Height of a decoded picture."""
 MOST_NAMED = 12
 """Codes of a set that its card names."""
-STYLE = """
-.ibq-card { font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, inherit); }
-.ibq-card h3 { font-size: 15px; margin: 0 0 4px; }
-.ibq-card h4 { font-size: 12px; font-weight: 600; margin: 10px 0 3px; opacity: .85; }
-.ibq-card p { margin: 2px 0; }
-.ibq-card .row { display: flex; flex-wrap: wrap; gap: 4px; align-items: flex-start; }
-.ibq-card figure { margin: 0; position: relative; line-height: 0; }
-.ibq-card figcaption { font-size: 11px; line-height: 1.3; max-width: 150px; }
-.ibq-card img { image-rendering: pixelated; display: block; }
-.ibq-card .square { position: absolute; outline: 1.5px solid #fff; box-shadow: 0 0 0 2.5px #000; pointer-events: none; }
-.ibq-card [data-code] { cursor: pointer; border: 1px solid var(--jp-border-color1, #999); border-radius: 4px;
-  background: transparent; color: inherit; font: inherit; padding: 2px; text-align: center; }
-.ibq-card [data-code]:hover, .ibq-card [data-code]:focus { outline: 2px solid #0072B2; }
-.ibq-card .lack { opacity: .75; font-style: italic; }
-.ibq-card .bar { display: inline-block; height: 9px; background: #0072B2; vertical-align: middle; margin-right: 6px; }
-.ibq-card table { border-collapse: collapse; } .ibq-card td { padding: 0 10px 0 0; font-size: 12px; }
-.ibq-card svg text { fill: currentColor; font-size: 10px; }
-"""
+STYLE = resources.files("ibqlab.views").joinpath("card.css").read_text(encoding="utf-8")
+"""Of cards and of tokens, in a notebook's colours where it has some."""
 
 
 def card_html(card: Card) -> str:

@@ -1,7 +1,7 @@
 """What views are about: a run's folder, or a checkpoint with images; and what it lacks, in words.
 
 subject = open_subject("mine")                          # a run of `ibqlab train`, by name or path
-subject = open_subject("tokenizer.ckpt", images="IMAGES")
+subject = open_subject("published.ckpt", images="IMAGES")
 subject.tokenizer, subject.source, subject.steps
 """
 

@@ -18,16 +18,6 @@ from ibqlab.views.patches import PatchIndex
 
 SIDE = 288
 """Height of a picture on the page, CSS pixels."""
-TOKEN_STYLE = """
-.ibq-tokens { display: flex; flex-wrap: wrap; gap: 12px; }
-.ibq-tokens figure { width: max-content; }
-.ibq-tokens .grid { position: absolute; left: 0; top: 0; }
-.ibq-tokens rect { fill: transparent; stroke: rgba(255,255,255,.35); stroke-width: .5; cursor: pointer; }
-.ibq-tokens rect:hover, .ibq-tokens rect:focus { stroke: #fff; stroke-width: 2; fill: rgba(0,114,178,.35);
-  outline: none; }
-.ibq-tokens rect.same { fill: rgba(230,159,0,.35); } .ibq-tokens rect.chosen { stroke: #E69F00; stroke-width: 2.5; }
-.ibq-tokens rect.changed { stroke: #D55E00; stroke-width: 2; stroke-dasharray: 3 2; }
-"""
 
 
 class TokenImage:
@@ -131,7 +121,7 @@ def token_html(tokens: TokenImage, chosen: tuple[int, int] | None = None) -> str
         difference = np.abs(tokens.decode().astype(float) - tokens.decode(tokens.original)).mean(2)
         figures.append(_figure(_as_heat(difference), "what that changed"))
     facts = describe_token(tokens, chosen)
-    style = f"<style>{STYLE}{TOKEN_STYLE}</style>"
+    style = f"<style>{STYLE}</style>"
     return f'{style}<div class="ibq-card"><div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p></div>'
 
 
