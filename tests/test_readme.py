@@ -152,7 +152,7 @@ def test_all_its_blocks_are_tried():
 
 
 def test_it_is_short():
-    assert len(README.split()) <= 1500
+    assert len(README.split()) <= 1600
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -72,6 +72,7 @@ class WarmPython:
 def serve(address, ready):
     """Fork for everybody who asks. Returns in each fork, with what it shall run."""
     sys.modules["rfc3987_syntax"] = None  # two seconds of grammars of addresses, which no notebook has
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pandas imports pyarrow, whose memory has a thread
     for library in LIBRARIES:
         __import__(library)
     gc.freeze()  # else each collection in a fork would copy all of it

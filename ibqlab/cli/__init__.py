@@ -13,8 +13,24 @@ from ibqlab.cli.quantizer_commands import check
 from ibqlab.cli.run_commands import report, runs, show
 from ibqlab.cli.sampling_commands import sample, tokenize
 from ibqlab.cli.training_commands import plan, train
+from ibqlab.cli.view_commands import atlas
 
-for command in (run, notebooks, train, plan, check, tokenize, sample, runs, show, report, inspect, download, export):
+for command in (
+    run,
+    notebooks,
+    train,
+    plan,
+    check,
+    tokenize,
+    sample,
+    runs,
+    show,
+    report,
+    atlas,
+    inspect,
+    download,
+    export,
+):
     main.add_command(command)
 
 __all__ = ["main"]

@@ -1,0 +1,146 @@
+"""What views are about: a run's folder, or a checkpoint with images; and what it lacks, in words.
+
+subject = open_subject("mine")                          # a run of `ibqlab train`, by name or path
+subject = open_subject("published.ckpt", images="IMAGES")
+subject.tokenizer, subject.source, subject.steps
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ibqlab.base.escaping import for_terminal
+from ibqlab.base.files import RunError
+from ibqlab.config import parse
+from ibqlab.data import DataConfig, ImageSource, open_data
+from ibqlab.pretrained import load_tokenizer
+from ibqlab.runs import Run
+from ibqlab.runs.finding import find_run
+from ibqlab.runs.folder import step_file
+from ibqlab.runs.kinds import is_lab, is_monitored, kind_of
+from ibqlab.tokenizer import Tokenizer
+from ibqlab.views.store import ViewStore, file_mark, file_marks, store_of
+
+
+class ViewError(RunError):
+    """A view that a run or checkpoint cannot give; the message says what is missing and how to come by it."""
+
+
+class Subject:
+    """A run, or a checkpoint with images, as views see it. Made by `open_subject`.
+
+    Args:
+        path: of the run's folder or the checkpoint's file.
+        run: the run; None for a checkpoint.
+        images: a folder of images or shards to look at in place of the run's own validation images.
+        weights: "raw" or "ema".
+        quantizer: of a published file that does not tell its own, as of `load_tokenizer`.
+    """
+
+    def __init__(self, path: Path, run: Run | None, images: str, weights: str, quantizer: str | None):
+        self.path, self.run, self.images, self.weights, self._quantizer = path, run, images, weights, quantizer
+
+    @property
+    def name(self) -> str:
+        """For headings."""
+        return self.path.name
+
+    @cached_property
+    def store(self) -> ViewStore:
+        """Of what views compute."""
+        return store_of(self.path)
+
+    # --- through training ---
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a snapshot; none of a checkpoint."""
+        return self.run.snapshot_steps if self.run else []
+
+    def snapshot(self, step: int = -1) -> dict[str, np.ndarray]:
+        """The arrays of a step; errors as of `Run.snapshot`."""
+        self.require_run()
+        return self.run.snapshot(step)
+
+    def snapshot_marks(self) -> list[str]:
+        """The content of all snapshots, for the store."""
+        return file_marks([step_file(self.path, "snapshots", step, ".npz") for step in self.steps])
+
+    def require_run(self) -> None:
+        """Refuse a checkpoint where training is looked at."""
+        if self.run is None:
+            raise ViewError(
+                f"{self.name} is a checkpoint, which holds one moment; give a run's folder to look through its training"
+            )
+
+    # --- with its network ---
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The network, in evaluation mode, on the CPU.
+
+        Raises:
+            ViewError: the run keeps none.
+        """
+        if self.run is not None:
+            kind = "monitored" if is_monitored(self.run.config) else "lab" if is_lab(self.run.config) else ""
+            if kind:
+                why = (
+                    "a monitor stores codes and features, not the model" if kind == "monitored" else "it has no images"
+                )
+                raise ViewError(f"{self.name} has no network that encodes and decodes images: {why}")
+            if self.run.last_checkpoint is None:
+                raise ViewError(f"{self.name} has no checkpoint yet, so nothing can be encoded or decoded; train on")
+        return load_tokenizer(self.path, self.weights, quantizer=self._quantizer)
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The images to look at: those given, else the run's own for validation.
+
+        Raises:
+            ViewError: none are known.
+        """
+        side = self.tokenizer.config.autoencoder.resolution
+        if self.images:
+            config = DataConfig(source=self.images, image_size=side)
+            if self.images not in ("photos", "digits"):
+                config = DataConfig(source=self.images, validation_source=self.images, image_size=side)
+            return open_data(config, "validation")
+        if self.run is None:
+            raise ViewError(f"{self.name} is a checkpoint and brings no images; name some: images=FOLDER")
+        return open_data(parse(DataConfig, self.run.located_config["data"], source=str(self.path)), "validation")
+
+    @property
+    def weights_mark(self) -> str:
+        """The content of the weights, for the store."""
+        return f"{self.weights} {file_mark(self.run.last_checkpoint if self.run else self.path)}"
+
+
+def open_subject(
+    what: str | Path | Run, images: str | Path = "", *, weights: str = "", quantizer: str | None = None
+) -> Subject:
+    """A run or a checkpoint to look at.
+
+    Args:
+        what: a run, its name or its folder; or a checkpoint's file.
+        images: a folder of images, shards, "photos" or "digits". "": a run's own validation images.
+        weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages.
+        quantizer: of a published file that does not tell its own: "ibq" or "vq".
+    Raises:
+        FileNotFoundError: there is nothing there.
+        RunError: a folder that is no run, or a run of a generator.
+    """
+    path = what.path if isinstance(what, Run) else find_run(what, "run or checkpoint")
+    run = what if isinstance(what, Run) else Run(path) if path.is_dir() else None
+    if run is not None and kind_of(run.config) == "generator":
+        raise ViewError(
+            f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give that run"
+        )
+    return Subject(path, run, str(images or ""), weights or ("raw" if run else "ema"), quantizer)
+
+
+def lacking(error: Exception) -> str:
+    """Why a view is not there, as one sentence for readers."""
+    text = " ".join(str(error).split())
+    return text if text.endswith(".") else f"{text}."
