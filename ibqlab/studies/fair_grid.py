@@ -253,10 +253,11 @@ class FairGrid:
     def _quantizer(self, data: str, label: str, start: str) -> QuantizerConfig:
         """A method's settings on one kind of data; those that are typed win."""
         settings, bench = self.methods[label], self.data[data]
-        here = {"code_dim": bench.code_dim} | bench.sizes.get(settings["name"], {}) | settings
-        sized = open_sizes(here, bench.codebook_size, here["code_dim"])
-        if not sized and "code_dim" not in settings:
-            del here["code_dim"]  # typed levels decide it
+        preset = {"code_dim": bench.code_dim} | bench.sizes.get(settings["name"], {})
+        if not open_sizes(settings, bench.codebook_size, bench.code_dim):
+            preset = {}  # typed levels decide K and D
+        here = preset | settings
+        sized = open_sizes(here, bench.codebook_size, here.get("code_dim", bench.code_dim))
         is_grid = quantizer_config({"name": settings["name"]}).codebook_init not in CHOSEN_STARTS
         if is_grid and "codebook_size" in settings and "code_dim" not in settings:
             for sizes in (sized, here):
