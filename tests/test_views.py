@@ -13,7 +13,7 @@ from registry import SMALL_DIGITS
 from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
-from ibqlab.views import patches
+from ibqlab.views import encoding, patches
 from ibqlab.views.atlas import AtlasSettings, write_atlas
 from ibqlab.views.card_page import card_html, life_svg
 from ibqlab.views.cards import CardReader, Life
@@ -72,8 +72,8 @@ class TestPatches:
         assert ((index.margin >= 0) & (index.margin <= 1)).all() and (index.distance >= 0).all()
 
     def test_without_a_rule_that_finds_the_codes_there_is_no_margin(self, subject, monkeypatch):
-        monkeypatch.setattr(patches, "RULERS", {})
-        arrays = patches._encode(subject, 4, False)
+        monkeypatch.setattr(encoding, "RULERS", {})
+        arrays = encoding.encode_images(subject, 4, False)
         assert str(arrays["ruler"]) == "" and np.isnan(arrays["margin"]).all() and (arrays["seconds"] == -1).all()
 
     def test_a_cut_holds_its_square_where_it_says(self, index):
@@ -111,7 +111,7 @@ class TestPatches:
 
     def test_are_computed_once_and_anew_for_other_weights(self, subject, monkeypatch):
         index_patches(subject, IMAGES, progress=False)
-        monkeypatch.setattr(patches, "_encode", lambda *_: pytest.fail("computed again"))
+        monkeypatch.setattr(encoding, "encode_images", lambda *_: pytest.fail("computed again"))
         again = open_subject(subject.path)
         assert index_patches(again, IMAGES, progress=False).tokens == IMAGES * 16
         monkeypatch.setattr(type(subject), "weights_mark", "others")
