@@ -208,7 +208,7 @@ class TestCards:
         codes = [int(code) for code in np.argsort(-reader.index.counts)[:4]]
         card = reader.read(codes)
         assert card.is_set and card.hits == reader.index.counts[codes].sum() and card.decoded is None
-        assert card.mean_patch() is not None and "What they share" in card_html(card)
+        assert card.mean_patch() is not None and "What these patches share" in card_html(card)
 
     def test_a_dead_code_and_no_code_have_a_card(self, reader):
         index = reader.index

@@ -218,6 +218,7 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
         side=tokenizer.config.autoencoder.resolution,
         weights=subject.weights_mark,
         source=mark,
+        resize=subject.resize,
         images=images,
         version=_VERSION,
     )

@@ -17,7 +17,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, read_npz
 from ibqlab.base.resources import BUILT_IN
 from ibqlab.config import parse
-from ibqlab.data import DataConfig, FileSource, ImageSource, open_data
+from ibqlab.data import DataConfig, FileSource, ImageSource, PhotosSource, open_data
 from ibqlab.data.shard_index import PICTURE_BYTES
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run
@@ -168,8 +168,9 @@ class Subject:
         """
         source = self.source
         digest = hashlib.sha256(f"{source.fingerprint} {source.classes}".encode("utf-8", "replace"))
+        if isinstance(source, PhotosSource):
+            digest.update(str(source.image_size).encode())  # other places are cut out for another size
         if isinstance(source, FileSource):
-            digest.update(source.resize.encode())
             for position in source.positions[:count].tolist():
                 try:
                     file = source.files.file(position)

@@ -1,0 +1,279 @@
+"""Code cards and tokens by hand: what a click, a typed number or a button does, on the kernel's side."""
+
+import re
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from registry import SMALL_DIGITS
+
+from ibqlab.data import resize_and_crop
+from ibqlab.pretrained import export_tokenizer
+from ibqlab.training import recipe_config, train
+from ibqlab.views.cards import CardReader
+from ibqlab.views.subject import open_subject
+from ibqlab.widgets import CodeCard, TokenView, compare_tokens
+
+COUNT = 12
+"""Images that are looked at."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two tokenizers of digits: 32 codes on 4 × 4 tokens, and 16 on 2 × 2."""
+    root = tmp_path_factory.mktemp("cards")
+    torch.set_num_threads(1)
+    small = {**SMALL_DIGITS, "tokenizer.quantizer.name": "ibq", "steps": 2, "record.validate_every": 1}
+    coarse = small | {
+        "tokenizer.quantizer.name": "vq",
+        "tokenizer.quantizer.codebook_size": 16,
+        "tokenizer.autoencoder.channel_multipliers": [1, 1, 1],
+    }
+    return {
+        name: train(recipe_config("builtin/smoke", settings), root / name, progress=False).path
+        for name, settings in (("fine", small), ("coarse", coarse))
+    }
+
+
+@pytest.fixture(scope="module")
+def files(runs):
+    """The same as files of weights, which bring no images."""
+    return {name: export_tokenizer(run, run.parent / f"{name}.safetensors", "raw") for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def reader(runs):
+    return CardReader(open_subject(runs["fine"]), COUNT, progress=False)
+
+
+@pytest.fixture
+def card(reader):
+    return CodeCard(reader)
+
+
+@pytest.fixture
+def view(reader):
+    return TokenView(reader)
+
+
+def words(widget):
+    """What a page says, without its style and marks."""
+    return re.sub(r"<style>.*?</style>|<[^>]*>", " ", widget.page.value, flags=re.DOTALL)
+
+
+def click(page, **message):
+    """What the browser sends when an element is clicked."""
+    page._hear(page, {"code": "", "token": "", "shift": False} | message, [])
+
+
+def upload(view, name, content):
+    """What the browser sends when a file was chosen."""
+    entry = {"name": name, "type": "image/png", "size": len(content), "last_modified": datetime.now(UTC)}
+    view.own.value = ({**entry, "content": memoryview(content)},)
+
+
+def static(widget):
+    """What a notebook without a kernel shows, as HTML and as text."""
+    bundle = widget._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data
+    return data["text/html"], data["text/plain"]
+
+
+class TestCodeCard:
+    def test_opens_at_the_code_in_use_most(self, reader, card):
+        code = int(reader.index.counts.argmax())
+        assert card.codes == (code,) and f"Code {code} of 32" in words(card)
+        assert card.back.disabled and card.forward.disabled
+
+    def test_a_click_leads_to_the_neighbour_and_back(self, card):
+        first = card.codes[0]
+        other = int(re.findall(r'data-code="(\d+)"', card.page.value)[-1])
+        click(card.page, code=str(other))
+        assert card.codes == (other,) and f"Code {other} of 32" in words(card)
+        assert not card.back.disabled and card.forward.disabled
+        card.back.click()
+        assert card.codes == (first,) and f"Code {first} of 32" in words(card)
+        assert card.back.disabled and not card.forward.disabled
+        card.forward.click()
+        assert card.codes == (other,)
+        card.back.click()
+        card.show(5)
+        assert card.forward.disabled, "a new way leaves the old one"
+
+    @pytest.mark.parametrize(
+        ("typed", "codes", "said"),
+        [
+            ("7", (7,), "Code 7 of 32"),
+            ("3, 4 5", (3, 4, 5), "3 codes of 32"),
+            ("3 3", (3,), "Code 3 of 32"),
+            ("32", None, "codes are 0 to 31; got 32"),
+            ("seven", None, "codes are whole numbers, 0 to 31; got seven"),
+            ("-1", None, "got -1"),
+            ("", None, ""),
+        ],
+    )
+    def test_numbers_are_typed(self, card, typed, codes, said):
+        before, page = card.codes, card.page.value
+        card.number.value = typed
+        assert card.codes == (codes or before)
+        if codes:
+            assert said in words(card) and card.number.value == " ".join(map(str, codes))
+        else:
+            assert said in card.said.value and card.page.value == page
+            click(card.page, code="5")
+            assert card.said.value == "", "what was said is gone with the next card"
+
+    @pytest.mark.parametrize("message", ["text", {}, {"code": "x"}, {"code": "²"}, {"code": None}, {"code": "99"}])
+    def test_a_strange_message_changes_nothing(self, card, message):
+        before = card.codes
+        card.page._hear(card.page, message, [])
+        assert card.codes == before
+
+    def test_no_code_says_how_to_choose(self, reader):
+        assert "Click a point" in words(CodeCard(reader, code=()))
+
+    def test_has_a_static_twin(self, card):
+        page, text = static(card)
+        assert page == card.page.value and f"Code {card.codes[0]} of 32" in text
+
+
+class TestTokenView:
+    def test_a_click_chooses_a_token_and_opens_its_card(self, view):
+        click(view.page, token="2,3")
+        code = int(view.tokens.codes[2, 3])
+        assert view.chosen == (2, 3) and view.card.codes == (code,)
+        assert f"Row 2, column 3: code {code}" in words(view)
+        assert re.search('class="[^"]*chosen[^"]*" data-token="2,3"', view.page.value)
+
+    def test_one_token_is_replaced_and_undone(self, view):
+        click(view.page, token="1,1")
+        before, old = view.page.value, view.tokens.codes.copy()
+        view.code.value = str((int(old[1, 1]) + 1) % 32)
+        view.one.click()
+        assert (view.tokens.codes != old).sum() == 1 and view.tokens.codes[1, 1] == int(view.code.value)
+        assert "1 token replaced" in words(view) and not view.undo.disabled
+        view.undo.click()
+        assert (view.tokens.codes == old).all() and view.page.value == before and view.undo.disabled
+
+    def test_all_tokens_of_a_code_are_replaced(self, view):
+        values, times = np.unique(view.tokens.codes, return_counts=True)
+        row, column = np.argwhere(view.tokens.codes == values[times.argmax()])[0]
+        click(view.page, token=f"{row},{column}")
+        view.code.value = str((int(values[times.argmax()]) + 1) % 32)
+        view.all.click()
+        assert (view.tokens.codes != view.tokens.original).sum() == times.max()
+
+    def test_a_code_is_taken_from_another_token(self, view):
+        click(view.page, token="1,1")
+        click(view.page, token="3,3", shift=True)
+        assert view.chosen == (1, 1) and view.code.value == str(view.tokens.codes[3, 3])
+
+    def test_every_token_has_its_numbers_for_the_pointer(self, view):
+        titles = re.findall(r"<title>(.*?)</title>", view.page.value)
+        code = int(view.tokens.codes[0, 1])
+        assert len(titles) == 16 and titles[1].startswith(f"code {code} · {view.index.counts[code]} hits in all images")
+        assert titles[1].endswith("row 0, column 1") and "nearly code" in titles[1]
+
+    def test_the_errors_have_a_scale(self, view):
+        error = np.abs(view.tokens.picture.astype(float) - view.tokens.decode(view.tokens.original)).mean(2)
+        top = int(re.search(r"</i> (\d+) ", view.page.value)[1])
+        assert (error <= top).mean() > 0.99 and (error > top // 2).any()
+
+    def test_another_image_starts_afresh(self, view):
+        click(view.page, token="1,1")
+        view.image.value = 3
+        assert view.chosen is None and view.tokens.image == 3 and "image 3" in words(view)
+
+    @pytest.mark.parametrize("button", ["one", "all"])
+    @pytest.mark.parametrize(
+        ("token", "typed", "said"),
+        [
+            ("", "3", "click a token first"),
+            ("0,0", "", "type a code, 0 to 31"),
+            ("0,0", "many", "many"),
+            ("0,0", "²", "type a code, 0 to 31"),
+            ("0,0", "32", "codes are 0 to 31; got 32"),
+        ],
+    )
+    def test_what_cannot_be_replaced_is_said(self, view, button, token, typed, said):
+        click(view.page, token=token)
+        view.code.value = typed
+        getattr(view, button).click()
+        assert said in view.said.value and not view.tokens.is_changed
+
+    @pytest.mark.parametrize("message", ["text", {}, {"token": "9,9"}, {"token": "1"}, {"token": "-1,0"}])
+    def test_a_strange_message_changes_nothing(self, view, message):
+        view.page._hear(view.page, message, [])
+        assert view.chosen is None
+
+    def test_has_a_static_twin(self, view):
+        click(view.page, token="0,0")
+        page, text = static(view)
+        assert page.count('data-token="') == 16 and "Row 0, column 0" in text and f"Code {view.card.codes[0]}" in text
+
+
+class TestOwnImage:
+    @pytest.fixture
+    def picture(self):
+        return Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3))
+
+    @pytest.mark.parametrize("form", ["Pillow", "path", "upload", "grey", "tiny"])
+    def test_is_tokenised_as_validation_images_are(self, reader, picture, tmp_path, form):
+        picture = {"grey": picture.convert("L"), "tiny": picture.resize((3, 2))}.get(form, picture)
+        picture.save(tmp_path / "<mine>.png")
+        if form == "upload":
+            view = TokenView(reader)
+            upload(view, "<mine>.png", (tmp_path / "<mine>.png").read_bytes())
+        else:
+            view = TokenView(reader, picture if form == "Pillow" else tmp_path / "<mine>.png")
+        pixels = resize_and_crop(picture.convert("RGB"), 8, "pil")
+        assert np.array_equal(view.tokens.picture, pixels)
+        codes = reader.subject.tokenizer.encode_indices(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+        assert np.array_equal(view.tokens.codes, codes[0].numpy())
+        assert ("your image" if form == "Pillow" else "&lt;mine&gt;.png") in view.page.value
+        click(view.page, token="1,1")
+        assert view.card.codes == (int(view.tokens.codes[1, 1]),)
+
+    def test_needs_no_other_images(self, files, picture):
+        view = TokenView(files["fine"], picture)
+        assert view.tokens.codes.shape == (4, 4) and view.index is None
+        click(view.page, token="1,1")
+        assert "brings no images" in words(view.card)
+
+    def test_that_cannot_be_read_is_said_and_leaves_the_other(self, view, tmp_path):
+        before = view.page.value
+        upload(view, "a.png", b"no picture")
+        assert "a.png cannot be read as a picture" in view.said.value and view.page.value == before
+        (tmp_path / "a.png").write_bytes(b"no picture")
+        assert "cannot be read as a picture" in words(TokenView(view.reader, tmp_path / "a.png"))
+
+
+class TestComparing:
+    def test_other_grids_and_codebooks_stand_on_one_image(self, runs):
+        both = compare_tokens(runs["fine"], runs["coarse"], image=2, count=COUNT).children
+        assert [view.tokens.codes.shape for view in both] == [(4, 4), (2, 2)]
+        assert [view.index.codebook_size for view in both] == [32, 16]
+        both[0].image.value = 4
+        assert [view.tokens.image for view in both] == [4, 4]
+        tops = {re.search(r"</i> (\d+) ", view.page.value)[1] for view in both}
+        assert tops == {str(max(view.tokens.error_top for view in both))}
+        click(both[0].page, token="3,0")
+        assert both[1].chosen == (1, 0) and both[1].card.codes == (int(both[1].tokens.codes[1, 0]),)
+        click(both[1].page, token="0,1")
+        assert both[0].chosen == (1, 3)
+
+    def test_a_checkpoint_looks_at_the_other_runs_images(self, runs, files):
+        first, second = compare_tokens(runs["fine"], files["coarse"], count=COUNT).children
+        assert np.array_equal(first.index.pictures, second.index.pictures)
+
+    def test_an_own_image_is_shown_to_both(self, runs):
+        picture = Image.new("RGB", (9, 9), "red")
+        both = compare_tokens(runs["fine"], runs["coarse"], picture, count=COUNT).children
+        assert all(np.array_equal(view.tokens.picture, np.full((8, 8, 3), (255, 0, 0))) for view in both)
+
+    def test_other_images_are_refused(self, runs, view):
+        with pytest.raises(ValueError, match="same images"):
+            compare_tokens(view, TokenView(runs["coarse"], count=2))
