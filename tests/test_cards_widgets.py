@@ -1,6 +1,9 @@
 """Code cards and tokens by hand: what a click, a typed number or a button does, on the kernel's side."""
 
+import html
+import io
 import re
+import shutil
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,7 +13,9 @@ from PIL import Image
 from registry import SMALL_DIGITS
 
 from ibqlab.data import resize_and_crop
+from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.pretrained import export_tokenizer
+from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
 from ibqlab.views.cards import CardReader
 from ibqlab.views.subject import open_subject
@@ -277,3 +282,185 @@ class TestComparing:
     def test_other_images_are_refused(self, runs, view):
         with pytest.raises(ValueError, match="same images"):
             compare_tokens(view, TokenView(runs["coarse"], count=2))
+
+
+# --- what a run or checkpoint may lack --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(runs, files, tmp_path):
+    """Makes a run or a file of a kind, and what a view is to be given."""
+
+    def copy(name="copy"):
+        shutil.copytree(runs["fine"], tmp_path / name, ignore=shutil.ignore_patterns("views"))
+        return tmp_path / name
+
+    def spoilt(path, **changes):
+        """With other arrays in every snapshot; None leaves one out."""
+        run = Run(path)
+        for step in run.snapshot_steps:
+            arrays = run.snapshot(step) | changes
+            run.save_snapshot(step, **{name: values for name, values in arrays.items() if values is not None})
+        return path
+
+    def weights(path, change):
+        step, state = Run(path).load_checkpoint()
+        for name, values in state["model"].items():
+            change(name, values)
+        Run(path).save_checkpoint(step, state)
+        return path
+
+    def without(path, *parts):
+        for part in parts:
+            shutil.rmtree(path / part)
+        return path
+
+    def images(*pictures, classes=()):
+        folder = tmp_path / "images"
+        for number, picture in enumerate(pictures):
+            place = folder / classes[number] if classes else folder
+            place.mkdir(parents=True, exist_ok=True)
+            content = picture if isinstance(picture, bytes) else png(picture)
+            (place / f"{number}.png").write_bytes(content)
+        return folder
+
+    def lone(name, values):
+        """Every feature alike."""
+        if name == "quant_conv.weight":
+            values.zero_()
+
+    def empty():
+        (tmp_path / "empty").mkdir()
+        return tmp_path / "empty"
+
+    def young():
+        return without(copy(), "snapshots", "checkpoints")
+
+    def generator():
+        folder = empty()
+        (folder / "config.yaml").write_text("generator: {name: ibq}\ntokenizer: mine\n")
+        return folder
+
+    def lab():
+        run_lab(World(dim=2), ["vq"], codebook_size=8, steps=2, batch_size=16, progress=False, folder=tmp_path / "lab")
+        return tmp_path / "lab" / "vq"
+
+    def monitored():
+        folder = empty()
+        (folder / "config.yaml").write_text("kind: monitored\ncodebook_size: 8\n")
+        Run(folder).save_snapshot(1, counts=np.arange(8), codebook=np.eye(8, dtype=np.float32))
+        return folder
+
+    def old():
+        path = spoilt(copy(), last_hit=None, assignments=None)
+        config = (path / "config.yaml").read_text()
+        (path / "config.yaml").write_text("\n".join(line for line in config.split("\n") if "probe_tokens" not in line))
+        return path
+
+    def cut():
+        path = copy()
+        file = sorted((path / "snapshots").iterdir())[-1]
+        file.write_bytes(file.read_bytes()[:900])
+        return path
+
+    grey = np.full((8, 8), 90, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (9, 30, 3)).astype(np.uint8)
+    return {
+        "an empty folder": lambda: (empty(),),
+        "a study's folder": lambda: (runs["fine"].parent,),
+        "no such run": lambda: ("nowhere",),
+        "a run that has just begun": lambda: (young(),),
+        "a run before its first checkpoint": lambda: (without(copy(), "checkpoints"),),
+        "a run without snapshots": lambda: (without(copy(), "snapshots"),),
+        "an older version's run": lambda: (old(),),
+        "a snapshot that is cut": lambda: (cut(),),
+        "snapshots without counts": lambda: (spoilt(copy(), counts=None),),
+        "NaN features": lambda: (spoilt(copy(), features=np.full((4, 64), np.nan, np.float32)),),
+        "NaN codes": lambda: (spoilt(copy(), codebook=np.full((32, 64), np.nan, np.float32)),),
+        "NaN weights": lambda: (weights(copy(), lambda _, values: values.fill_(np.nan)),),
+        "a decoder of NaN": lambda: (
+            weights(copy(), lambda name, values: values.fill_(np.nan) if name.startswith("decoder") else None),
+        ),
+        "one live code": lambda: (weights(copy(), lone),),
+        "a file of weights": lambda: (files["fine"],),
+        "another run's images": lambda: (files["fine"], {"images": runs["coarse"]}),
+        "no images": lambda: (runs["fine"], {"images": empty()}),
+        "no such images": lambda: (runs["fine"], {"images": tmp_path / "nowhere"}),
+        "a broken image among others": lambda: (runs["fine"], {"images": images(grey, b"no picture", noise)}),
+        "broken images alone": lambda: (runs["fine"], {"images": images(b"no picture")}),
+        "grey, tiny and wide images": lambda: (runs["fine"], {"images": images(grey, grey[:2, :3], noise)}),
+        "a generator's run": lambda: (generator(),),
+        "a lab's run": lambda: (lab(),),
+        "a monitored run": lambda: (monitored(),),
+    }
+
+
+def png(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "card", "tokens", "said"),
+    [
+        ("an empty folder", False, False, "is no run: it holds no config.yaml"),
+        ("a study's folder", False, False, "is no run"),
+        ("no such run", False, False, "there is no such run or checkpoint 'nowhere'"),
+        ("a run that has just begun", False, False, "has no checkpoint yet"),
+        ("a run before its first checkpoint", True, False, "has no checkpoint yet"),
+        ("a run without snapshots", True, True, "Decodes to"),
+        ("an older version's run", True, True, "Use through training"),
+        ("a snapshot that is cut", True, True, "is damaged"),
+        ("snapshots without counts", True, True, "holds no counts of hits"),
+        ("NaN features", True, True, "Use through training"),
+        ("NaN codes", True, True, "The code vectors hold NaN or infinity"),
+        ("NaN weights", True, False, "makes NaN or infinity of them, so training has diverged"),
+        ("a decoder of NaN", True, False, "a picture needs numbers; got NaN"),
+        ("one live code", True, True, "100 %"),
+        ("a file of weights", True, False, "brings no images; name some: images=FOLDER"),
+        ("another run's images", True, True, "Classes of the images"),
+        ("no images", True, False, "images must be a folder"),
+        ("no such images", True, False, "images must be an existing folder"),
+        ("a broken image among others", True, True, "Unreadable images were left out: 1.png"),
+        ("broken images alone", True, False, "at least one image must be readable"),
+        ("grey, tiny and wide images", True, True, "The images have no classes"),
+        ("a generator's run", False, False, "its codebook is its tokenizer's: give mine"),
+        ("a lab's run", True, False, "it has no images"),
+        ("a monitored run", True, False, "a monitor stores codes and features, not the model"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*validation")
+def test_what_is_missing_is_said_in_a_sentence(broken, kind, card, tokens, said):
+    what, settings = (*broken[kind](), {})[:2]
+    for view in (CodeCard(what, count=COUNT, **settings), TokenView(what, count=COUNT, **settings)):
+        has = card if isinstance(view, CodeCard) else tokens
+        if isinstance(view, CodeCard):
+            assert bool(view.codes) == has
+            text = words(view)
+        else:
+            assert (view.tokens is not None and "data-token=" in view.page.value) == has
+            for button in (view.one, view.all, view.undo) if view.card else ():
+                button.click()
+            text = words(view) + view.said.value
+        if isinstance(view, CodeCard) or not has:
+            assert said in html.unescape(text)
+        assert "Traceback" not in text and "Error:" not in text
+        static(view)
+
+
+def test_a_run_that_is_deleted_while_it_is_shown(runs, tmp_path):
+    path = tmp_path / "gone"
+    shutil.copytree(runs["fine"], path)
+    view = TokenView(path, count=COUNT)
+    shutil.rmtree(path)
+    click(view.page, token="1,1")
+    view.image.value = 2
+    click(view.card.page, code="3")
+    assert view.card.codes == (3,) and "Code 3 of 32" in words(view.card) and view.tokens.image == 2
+    assert not path.exists()
+
+
+def test_more_codes_than_tokens_make_counts_too_few(runs):
+    card = CodeCard(runs["coarse"], count=1)
+    assert "Counts are too few: 4 tokens for 16 codes" in words(card) and "78 % would have no hit" in words(card)

@@ -59,7 +59,7 @@ def _facts(card: Card) -> str:
     facts = []
     if card.index is not None:
         share = 100 * card.hits / card.index.tokens
-        facts.append(f"{card.hits:,} of {card.index.tokens:,} tokens ({share:.2g} %)")
+        facts.append(f"{card.hits:,} of {card.index.tokens:,} tokens ({share:.3g} %)")
         facts.append(f"in {card.images:,} of {_images(card.index)}")
         if not card.is_set and card.hits:
             rank = 1 + int((card.index.counts > card.hits).sum())
@@ -196,7 +196,7 @@ def life_svg(life: Life) -> str:
         f'<svg width="{width}" height="{height}" role="img" aria-label="share of tokens against training step">'
         f'<line x1="{left}" y1="{floor}" x2="{width - 8}" y2="{floor}" stroke="currentColor" opacity=".4"/>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>{dots}'
-        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.2g} %</text>'
+        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.3g} %</text>'
         f'<text x="{left - 4}" y="{floor + 3}" text-anchor="end">0</text>'
         f'<text x="{left}" y="{height - 3}">{int(steps[0]):,}</text>'
         f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">'
@@ -228,13 +228,13 @@ def _shared(card: Card) -> str:
         which = "each of its codes" if near.asked == len(card.codes) else f"each of {near.asked:,} of its codes"
         texts.append(
             f"Of the {near.nearest} codes nearest to {which}, {100 * near.share:.0f} % are in the set "
-            f"(by chance {100 * near.by_chance:.2g} %)."
+            f"(by chance {100 * near.by_chance:.3g} %)."
         )
     if card.beside_inside is not None:
         beside = card.beside_inside
         texts.append(
             f"Of its {beside.pairs:,} pairs of codes in use, {beside.seen:,} stand beside each other in the images "
-            f"({100 * beside.seen / beside.pairs:.2g} %), {beside.lift:.2g} times as often as by chance."
+            f"({100 * beside.seen / beside.pairs:.3g} %), {beside.lift:.2g} times as often as by chance."
         )
     return (
         "<h4>What its codes share</h4>" + "".join(f"<p>{for_html(text, None)}</p>" for text in texts) if texts else ""

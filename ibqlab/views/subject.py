@@ -19,7 +19,7 @@ from ibqlab.base.resources import BUILT_IN
 from ibqlab.config import parse
 from ibqlab.data import DataConfig, FileSource, ImageSource, PhotosSource, open_data
 from ibqlab.data.shard_index import PICTURE_BYTES
-from ibqlab.pretrained import load_tokenizer
+from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.runs import Run
 from ibqlab.runs.finding import find_run, locate
 from ibqlab.runs.folder import step_file
@@ -43,12 +43,13 @@ class Subject:
         path: of the run's folder or the checkpoint's file.
         run: the run; None for a checkpoint.
         images: a folder of images or shards, or a run, to look at in place of the run's own validation images.
-        weights: "raw" or "ema".
+        weights: "raw" or "ema"; "": of a run as trained, of a file its averages or what it holds.
         quantizer: of a published file that does not tell its own, as of `load_tokenizer`.
     """
 
     def __init__(self, path: Path, run: Run | None, images: str, weights: str, quantizer: str | None):
-        self.path, self.run, self.images, self.weights, self._quantizer = path, run, images, weights, quantizer
+        self.path, self.run, self.images, self._quantizer = path, run, images, quantizer
+        self.weights, self._any_weights = weights or ("raw" if run else "ema"), not weights
 
     @property
     def name(self) -> str:
@@ -134,7 +135,13 @@ class Subject:
                 raise ViewError(f"{self.name} has no network that encodes and decodes images: {why}")
             if self.run.last_checkpoint is None:
                 raise ViewError(f"{self.name} has no checkpoint yet, so nothing can be encoded or decoded; train on")
-        return load_tokenizer(self.path, self.weights, quantizer=self._quantizer).float()
+        try:
+            return load_tokenizer(self.path, self.weights, quantizer=self._quantizer).float()
+        except CheckpointError as error:
+            # An export holds one set, averaged or as trained; which one, its reader need not know.
+            if self.run is not None or "one set of weights" not in str(error) or not self._any_weights:
+                raise
+            return load_tokenizer(self.path, "raw", quantizer=self._quantizer).float()
 
     @cached_property
     def source(self) -> ImageSource:
@@ -150,7 +157,11 @@ class Subject:
             return _validation_images(Run(locate(self.images)), side)
         if self.images:
             config = DataConfig(source=self.images, validation_source=self.images, image_size=side, resize=self.resize)
-            return open_data(config, "validation")
+            try:
+                return open_data(config, "validation")
+            except ValueError as error:
+                words = str(error).replace("validation_source", "images").replace("source=", "images=")
+                raise ViewError(words) from None
         if self.run is None:
             raise ViewError(f"{self.name} is a checkpoint and brings no images; name some: images=FOLDER")
         return _validation_images(self.run, side)
@@ -195,7 +206,8 @@ def open_subject(
         what: a run, its name or its folder; or a checkpoint's file.
         images: a folder of images, shards, "photos" or "digits", or a run, whose validation images are looked at. "": a
             run's own.
-        weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages.
+        weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages, or
+            the one set that it holds.
         quantizer: of a published file that does not tell its own: "ibq" or "vq".
     Raises:
         FileNotFoundError: there is nothing there.
@@ -208,7 +220,7 @@ def open_subject(
             f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give "
             f"{for_terminal(run.config.get('tokenizer') or 'that run')}"
         )
-    return Subject(path, run, str(images or ""), weights or ("raw" if run else "ema"), quantizer)
+    return Subject(path, run, str(images or ""), weights, quantizer)
 
 
 def _validation_images(run: Run, side: int) -> ImageSource:
