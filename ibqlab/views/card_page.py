@@ -16,7 +16,7 @@ from ibqlab.base.escaping import for_html
 from ibqlab.views.cards import Card, Life, Neighbour
 from ibqlab.views.patches import PatchIndex
 
-PATCH_SIDE = 72
+PATCH_SIDE = 64
 """Height of a patch with its surroundings on a page, CSS pixels."""
 PICTURE_SIDE = 132
 """Height of a decoded picture."""
@@ -55,7 +55,8 @@ def sentence_html(text: object) -> str:
 
 def _facts(card: Card) -> str:
     if not card.codes:
-        return '<p class="lack">Click a point of the map, or draw a lasso around some.</p>'
+        choose = "Click a point of a map or a token of an image, draw a lasso around points, or type a number."
+        return f'<p class="lack">{choose}</p>'
     facts = []
     if card.index is not None:
         share = 100 * card.hits / card.index.tokens
@@ -84,7 +85,7 @@ def _patch_rows(card: Card, index: PatchIndex) -> list[str]:
     heading = "Patches nearest to" if index.ruler else "Patches of"
     parts = [f"<h4>{heading} {'their codes' if card.is_set else 'it'}</h4>"]
     parts.append(patch_row(index, card.typical, captions=card.is_set))
-    mean = card.mean_patch()
+    mean = card.mean_patch() if card.is_set else None
     if mean is not None:
         parts += [
             "<h4>What these patches share: their mean</h4>",
@@ -154,7 +155,9 @@ def _decoded_row(card: Card) -> str:
     image, row, column = decoded.place
     height, width = index.patch
     square = (column * width, row * height, width, height)
-    shown = [
+    mean = card.mean_patch()
+    shown = [] if mean is None else [(mean, "for comparison, the mean of its patches", None)]
+    shown += [
         (decoded.alone, "every token is this code", None),
         (
             decoded.among_average,

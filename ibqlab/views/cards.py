@@ -33,8 +33,8 @@ MOST_CODES = 100_000
 """Codes of a set, at most."""
 MEAN_OF = 64
 """Patches that a mean patch is made of, at most."""
-_LARGE = 2**24
-"""Numbers of a codebook that takes a moment to be read."""
+_MANY = 65_536
+"""Codes that take a moment to be read."""
 _MISSED = 0.01
 """Share of evenly used codes that counts may miss before a card says that they are too few."""
 
@@ -206,6 +206,8 @@ class CardReader:
     @cached_property
     def codebook(self) -> Float[np.ndarray, "K D"] | None:
         """All code vectors, where they can be listed and are finite."""
+        if self.progress and self.codebook_size > _MANY:
+            notice(f"cards of {self.subject.name}: reading {self.codebook_size:,} codes, once")
         try:
             codebook = self._read_codebook()
         except Exception as error:
@@ -223,9 +225,6 @@ class CardReader:
             return stored
         if self.subject.run is not None and self.subject.run.last_checkpoint is None:
             return None
-        config = self.subject.tokenizer.quantizer.config
-        if self.progress and config.codebook_size * config.code_dim > _LARGE:
-            notice(f"cards of {self.subject.name}: reading {config.codebook_size:,} codes, once")
         codes = list_codes(self.subject.tokenizer)
         if codes is None:
             self.lacks.append(
@@ -311,7 +310,7 @@ class CardReader:
         if self._vectors is None:
             return []
         book, squares = self._vectors
-        rough = squares - 2 * book @ book[code]  # up to the code's own square
+        rough = squares - 2 * (book @ book[code])  # up to the code's own square; never a second codebook
         rough[code] = torch.inf
         # Differences of large numbers are rough; the few nearest are measured once more.
         codes = rough.topk(min(2 * NEIGHBOURS, len(book) - 1), largest=False).indices

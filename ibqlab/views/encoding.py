@@ -29,6 +29,10 @@ _SURE = 0.99
 """Share of tokens whose code a ruler has to find for its distances to be the method's own."""
 
 
+def _as_they_are(vectors: Tensor, squares: Tensor | None) -> Tensor:
+    return vectors
+
+
 def _by_dot(vectors: Tensor, squares: Tensor | None) -> Tensor:
     """Vectors whose L2 distance orders codes as the dot product does: one more dimension evens out the codes' norms."""
     if squares is None:
@@ -36,11 +40,12 @@ def _by_dot(vectors: Tensor, squares: Tensor | None) -> Tensor:
     return torch.cat([vectors, (squares.max() - squares).clamp_min(0).sqrt()[:, None]], 1)
 
 
-RULERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "L2": lambda vectors, squares: vectors,
-    "dot product": _by_dot,
-    "cosine": lambda vectors, squares: torch.nn.functional.normalize(vectors),
-}
+def _by_cosine(vectors: Tensor, squares: Tensor | None) -> Tensor:
+    return torch.nn.functional.normalize(vectors)
+
+
+DOT = "dot product"
+RULERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"L2": _as_they_are, DOT: _by_dot, "cosine": _by_cosine}
 """How nearness may be measured → vectors between which it is the L2 distance, of features (None) or of codes (their
 squared norms)."""
 
@@ -49,7 +54,7 @@ class Measured(NamedTuple):
     """Of each token."""
 
     distance: Float[Tensor, " N"]
-    """To its code; NaN without a ruler."""
+    """To its code, the smaller the nearer: L2, that of unit vectors for a cosine, minus a dot product; NaN without."""
     seconds: Int[Tensor, " N"]
     """The code that would come next; −1 without a ruler."""
     margin: Float[Tensor, " N"]
@@ -80,10 +85,12 @@ class Ruler:
         self._right += int((best == codes).sum())
         self._all += len(codes)
         near, far = distances[:, 0], distances[:, 1]
+        if self.name == DOT:
+            near, far = (-(features * self._codebook[which]).sum(1) for which in (best, seconds))
         # Where rounding turns a near tie round, the second is the code that the ruler finds first.
-        return Measured(
-            near, torch.where(best == codes, seconds, best), ((far - near) / far.clamp_min(1e-12)).clamp(0, 1)
-        )
+        seconds = torch.where(best == codes, seconds, best)
+        largest = torch.maximum(near.abs(), far.abs()).clamp_min(1e-12)
+        return Measured(near, seconds, ((far - near) / largest).clamp(0, 1))
 
     @property
     def is_right(self) -> bool:

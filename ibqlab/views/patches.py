@@ -23,7 +23,9 @@ EDGE = 128
 """Grey of what lies beyond a picture's edge."""
 _OFTEN = 3
 """Times that codes must stand beside each other to be named as neighbours."""
-_VERSION = 2
+_RANKED = 32_768
+"""Tokens of a set, the nearest, that take turns by code and image, at most."""
+_VERSION = 3
 """Of what is stored; a change of its meaning needs another."""
 
 
@@ -38,7 +40,7 @@ class PatchIndex:
     seconds: Int[np.ndarray, "N h w"]
     """The code that would come next; −1 where no ruler orders the codes."""
     distance: Float[np.ndarray, "N h w"]
-    """From the token's feature to its code, by the ruler; NaN without one."""
+    """From the token's feature to its code, by the ruler; of a dot product its negative; NaN without one."""
     margin: Float[np.ndarray, "N h w"]
     """Lead of the code over the second, 0 (a tie) to 1, by the ruler; NaN without one."""
     labels: Int[np.ndarray, "N"]
@@ -109,6 +111,9 @@ class PatchIndex:
             count: how many at most.
             by_code: likewise of each code, before images take turns.
         """
+        if len(tokens) > _RANKED:
+            few = np.sort(np.argpartition(values, _RANKED)[:_RANKED])
+            tokens, values = tokens[few], values[few]
         tokens = tokens[np.argsort(values, kind="stable")]
         tokens = tokens[_turns(tokens // (self.codes.shape[1] * self.codes.shape[2]))]
         return (tokens[_turns(self.codes.ravel()[tokens])] if by_code else tokens)[:count]

@@ -13,8 +13,8 @@ NEAREST = 6
 """Nearest codes of each code of the set that are looked up."""
 _ASKED = 256
 """Codes of the set whose nearest are looked for, at most."""
-_WORK = 2**31
-"""Products that the search may take, at most: half a second."""
+_WORK = 2**30
+"""Products that the search may take, at most: a fifth of a second."""
 
 
 class NearInside(NamedTuple):

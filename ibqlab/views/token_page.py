@@ -15,10 +15,11 @@ from ibqlab.base.escaping import for_html
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.views.card_page import STYLE, data_uri
 from ibqlab.views.decoding import grid_of
+from ibqlab.views.encoding import DOT
 from ibqlab.views.patches import PatchIndex
 
-SIDE = 288
-"""Height of a picture on the page, CSS pixels."""
+SIDE = 256
+"""Height of a picture on the page, CSS pixels: three stand side by side in a narrow notebook."""
 TOPS = (8, 16, 32, 64, 128, 255)
 """Ends that the scale of errors may have, grey levels."""
 _HEAT = "inferno"
@@ -33,6 +34,7 @@ class TokenImage:
         image: which of them.
         hits: of every code in the images that a view looks at; None: in those of the index.
         name: of an image that is none of the run's; "": its number says which it is.
+        subject: what the run or checkpoint is called, for the heading.
     Raises:
         ValueError: there is no such image.
     """
@@ -45,10 +47,12 @@ class TokenImage:
         *,
         hits: Int[np.ndarray, "K"] | None = None,
         name: str = "",
+        subject: str = "",
     ):
         if not 0 <= image < len(index.codes):
             raise ValueError(f"images are 0 to {len(index.codes) - 1:,}; got {image}")
-        self.tokenizer, self.index, self.image, self.name = tokenizer, index, image, name
+        self.tokenizer, self.index, self.image = tokenizer, index, image
+        self.name, self.subject = name, subject
         self.hits = index.counts if hits is None else hits
         self.codes: Int[np.ndarray, "h w"] = index.codes[image].copy()
         self._decoded: dict[bytes, np.ndarray] = {}
@@ -126,13 +130,16 @@ def scale_top(values: Float[np.ndarray, "H W"]) -> int:
     return next((top for top in TOPS if top >= most), TOPS[-1])
 
 
-def token_html(tokens: TokenImage, chosen: tuple[int, int] | None = None, error_top: int | None = None) -> str:
+def token_html(
+    tokens: TokenImage, chosen: tuple[int, int] | None = None, error_top: int | None = None, side: int = SIDE
+) -> str:
     """The page: image, decoded tokens, error, and what they decode to after a change.
 
     Args:
         tokens: of one image.
         chosen: a token's row and column; all tokens of its code are marked.
         error_top: end of the error's scale, grey levels, so that two tokenizers can have one; None: its own.
+        side: height of a picture, CSS pixels.
     """
     index, image = tokens.index, tokens.image
     label = int(index.labels[image])
@@ -140,18 +147,26 @@ def token_html(tokens: TokenImage, chosen: tuple[int, int] | None = None, error_
     title = tokens.name or f"image {image:,}{words}"
     rows, columns = tokens.codes.shape
     figures = [
-        _figure(tokens.picture, f"{title}: {rows} × {columns} tokens", _grid(tokens, chosen)),
-        _figure(tokens.decode(tokens.original), f"its tokens, decoded: {tokens.psnr():.1f} dB"),
-        _heat_figure(tokens.error(), "error, mean of the channels", error_top or tokens.error_top),
+        _figure(
+            tokens.picture,
+            side,
+            f"{title}: {rows} × {columns} tokens of {index.codebook_size:,} codes",
+            _grid(tokens, chosen, side),
+        ),
+        _figure(tokens.decode(tokens.original), side, f"its tokens, decoded: {tokens.psnr():.1f} dB"),
+        _heat_figure(tokens.error(), side, "error, mean of the channels", error_top or tokens.error_top),
     ]
     if tokens.is_changed:
         changed = int((tokens.codes != tokens.original).sum())
-        figures.append(_figure(tokens.decode(), f"{changed:,} token{'s' if changed != 1 else ''} replaced, decoded"))
+        figures.append(
+            _figure(tokens.decode(), side, f"{changed:,} token{'s' if changed != 1 else ''} replaced, decoded")
+        )
         difference = np.abs(tokens.decode().astype(float) - tokens.decode(tokens.original)).mean(2)
-        figures.append(_heat_figure(difference, "what that changed", scale_top(difference)))
+        figures.append(_heat_figure(difference, side, "what that changed", scale_top(difference)))
     facts = describe_token(tokens, chosen)
-    style = f"<style>{STYLE}</style>"
-    return f'{style}<div class="ibq-card"><div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p></div>'
+    heading = f"<h3>{for_html(title)} <small>· {for_html(tokens.subject)}</small></h3>" if tokens.subject else ""
+    page = f'{heading}<div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p>'
+    return f'<style>{STYLE}</style><div class="ibq-card">{page}</div>'
 
 
 def describe_token(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
@@ -178,14 +193,15 @@ def _numbers(tokens: TokenImage, row: int, column: int) -> str:
     second = int(index.seconds[tokens.image, row, column])
     if second >= 0:
         lead, distance = index.margin[tokens.image, row, column], index.distance[tokens.image, row, column]
-        text += f" · {distance:.3g} away ({index.ruler}) · nearly code {second:,}, lead {100 * lead:.1f} %"
+        near = f"dot product {-distance:.3g}" if index.ruler == DOT else f"{index.ruler} distance {distance:.3g}"
+        text += f" · {near} · nearly code {second:,}, lead {100 * lead:.2g} %"
     return text
 
 
-def _grid(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
+def _grid(tokens: TokenImage, chosen: tuple[int, int] | None, side: int) -> str:
     """A square per token over the picture. One of them can be reached by Tab; arrow keys lead to the others."""
     rows, columns = tokens.codes.shape
-    height, width = SIDE / rows, SIDE * tokens.picture.shape[1] / tokens.picture.shape[0] / columns
+    height, width = side / rows, side * tokens.picture.shape[1] / tokens.picture.shape[0] / columns
     code = None if chosen is None else tokens.codes[chosen]
     squares = []
     for row in range(rows):
@@ -201,17 +217,17 @@ def _grid(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
                 f'class="{" ".join(kinds)}" data-token="{row},{column}" tabindex="{reached}"><title>{words}</title>'
                 "</rect>"
             )
-    return f'<svg class="grid" width="{columns * width:.1f}" height="{SIDE}">{"".join(squares)}</svg>'
+    return f'<svg class="grid" width="{columns * width:.1f}" height="{side}">{"".join(squares)}</svg>'
 
 
-def _figure(pixels: np.ndarray, words: str, over: str = "", below: str = "") -> str:
-    width = round(SIDE * pixels.shape[1] / pixels.shape[0])
+def _figure(pixels: np.ndarray, side: int, words: str, over: str = "", below: str = "") -> str:
+    width = round(side * pixels.shape[1] / pixels.shape[0])
     said = for_html(words, None)
-    image = f'<img src="{data_uri(pixels)}" width="{width}" height="{SIDE}" alt="{said}">'
+    image = f'<img src="{data_uri(pixels)}" width="{width}" height="{side}" alt="{said}">'
     return f'<figure>{image}{over}<figcaption style="max-width:{width}px">{said}{below}</figcaption></figure>'
 
 
-def _heat_figure(values: Float[np.ndarray, "H W"], words: str, top: int) -> str:
+def _heat_figure(values: Float[np.ndarray, "H W"], side: int, words: str, top: int) -> str:
     """A map of errors with its scale, dark to bright."""
     colours = matplotlib.colormaps[_HEAT]
     pixels = (255 * colours(np.clip(values / top, 0, 1))[..., :3]).round().astype(np.uint8)
@@ -220,4 +236,4 @@ def _heat_figure(values: Float[np.ndarray, "H W"], words: str, top: int) -> str:
     scale = (
         f'<span class="scale">0 <i style="background:linear-gradient(to right,{shades})"></i> {end} grey levels</span>'
     )
-    return _figure(pixels, words, below=scale)
+    return _figure(pixels, side, words, below=scale)

@@ -16,8 +16,8 @@ function render({ model, el }) {
 
   const draw = () => {
     const active = el.getRootNode().activeElement;
-    const focused = active && page.contains(active) && active.closest(MARKED);
-    const place = focused && identity(focused);
+    const focused = active && page.contains(active) && (active.closest(MARKED) ?? page.querySelector("h3"));
+    const place = focused && (focused.matches(MARKED) ? identity(focused) : "h3");
     page.innerHTML = model.get("value");
     page.classList.remove("ibq-busy");
     tip.hidden = true;

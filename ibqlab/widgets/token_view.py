@@ -14,13 +14,17 @@ from ibqlab.views.card_page import sentence_html
 from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import IMAGES, PatchIndex, index_picture
 from ibqlab.views.subject import FORESEEN, Subject, ViewError, lacking
-from ibqlab.views.token_page import TokenImage, token_html
+from ibqlab.views.token_page import SIDE, TokenImage, token_html
 from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.live import with_static_page
 from ibqlab.widgets.page import Page, safely
 
 Picture = str | Path | bytes | Image.Image
 """An image of the user's own: its file, the file's content, or as Pillow has it."""
+
+
+SIDE_BY_SIDE = 168
+"""Height of pictures where two tokenizers share the page, CSS pixels."""
 
 
 class TokenView(ipywidgets.VBox):
@@ -49,6 +53,8 @@ class TokenView(ipywidgets.VBox):
         self.index: PatchIndex | None = None
         self.error_top: int | None = None
         """End of the error's scale, grey levels; None: what the image needs."""
+        self.side = SIDE
+        """Height of its pictures, CSS pixels."""
         self._listeners: list[Callable[[], None]] = []
         self.said = ipywidgets.HTML()
         self.page = Page(clicked=safely(self._say, self._point))
@@ -99,7 +105,9 @@ class TokenView(ipywidgets.VBox):
         """
         name = name or (Path(picture).name if isinstance(picture, str | Path) else "your image")
         opened = picture if isinstance(picture, Image.Image) else open_picture(picture, name)
-        self._show(TokenImage(self._network, index_picture(self.reader.subject, opened), hits=self._hits(), name=name))
+        subject = self.reader.subject
+        index = index_picture(subject, opened)
+        self._show(TokenImage(self._network, index, hits=self._hits(), name=name, subject=subject.name))
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call a function whenever another image or token is chosen, or tokens are replaced."""
@@ -124,7 +132,7 @@ class TokenView(ipywidgets.VBox):
         self.image = ipywidgets.IntSlider(
             max=last, description="image", continuous_update=False, layout={"width": "min(100%, 420px)"}
         )
-        self.own = ipywidgets.FileUpload(accept="image/*", description="an image of your own")
+        self.own = ipywidgets.FileUpload(accept="image/*", description="an image of your own", layout={"width": "auto"})
         self.code = ipywidgets.Text(
             description="replace by", placeholder="a code", continuous_update=True, layout={"width": "190px"}
         )
@@ -147,7 +155,7 @@ class TokenView(ipywidgets.VBox):
         return self.index.counts if self.index is not None else None
 
     def _show_image(self, image: int) -> None:
-        self._show(TokenImage(self._network, self.index, image))
+        self._show(TokenImage(self._network, self.index, image, subject=self.reader.subject.name))
 
     def _show(self, tokens: TokenImage) -> None:
         self.tokens, self.chosen, self.error_top = tokens, None, None
@@ -197,7 +205,7 @@ class TokenView(ipywidgets.VBox):
     def _draw_page(self) -> None:
         self.said.value = ""
         self.undo.disabled = not self.tokens.is_changed
-        self.page.value = token_html(self.tokens, self.chosen, self.error_top)
+        self.page.value = token_html(self.tokens, self.chosen, self.error_top, self.side)
 
     def _say(self, text: object) -> None:
         self.said.value = f'<span role="status">{for_html(text, None)}</span>'
@@ -236,6 +244,9 @@ def compare_tokens(
         views[1] = TokenView(second, image, images or own, count)
     _require_same_images(*views)
     both = [view for view in views if view.tokens is not None]
+    for view in both:
+        view.side = SIDE_BY_SIDE
+        view.redraw(None)
     if len(both) == 2:
         ipywidgets.link((both[0].image, "value"), (both[1].image, "value"))
         _Pair(*both)
