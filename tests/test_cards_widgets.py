@@ -4,20 +4,25 @@ import html
 import io
 import re
 import shutil
+import time
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from registry import SMALL_DIGITS
+from registry import SMALL_DIGITS, small_settings
 
 from ibqlab.data import resize_and_crop
 from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.pretrained import export_tokenizer
+from ibqlab.quantizers import quantizer_config
 from ibqlab.runs import Run
+from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
 from ibqlab.training import recipe_config, train
+from ibqlab.views.card_page import card_html
 from ibqlab.views.cards import CardReader
+from ibqlab.views.patches import PatchIndex
 from ibqlab.views.subject import open_subject
 from ibqlab.widgets import CodeCard, TokenView, compare_tokens
 
@@ -464,3 +469,63 @@ def test_a_run_that_is_deleted_while_it_is_shown(runs, tmp_path):
 def test_more_codes_than_tokens_make_counts_too_few(runs):
     card = CodeCard(runs["coarse"], count=1)
     assert "Counts are too few: 4 tokens for 16 codes" in words(card) and "78 % would have no hit" in words(card)
+
+
+@pytest.mark.parametrize(
+    "name", ["residual", "grouped", "multi_scale", "hierarchical", "lfq", "bsq", "fsq", "gumbel", "vq_projected"]
+)
+def test_every_kind_of_codebook_has_cards_and_tokens(name, tmp_path):
+    """Composites, whose index stands for several; codebooks that are no list; methods without a distance."""
+    file = untrained(tmp_path, {"name": name, **small_settings(name, 32, 6)})
+    view = TokenView(file, images="digits", count=4)
+    click(view.page, token="1,1")
+    text = words(view.card)
+    assert f"Code {view.tokens.codes[1, 1]:,} of {view.index.codebook_size:,}" in text and "Decodes to" in text
+    assert ("No distance between features and codes" in text) == (view.index.ruler == "")
+    assert "Nearest codes" in text and not [lack for lack in view.reader.lacks if "cannot be shown" in lack]
+    view.code.value = "0" if view.tokens.codes[1, 1] else "1"
+    view.one.click()
+    assert "1 token replaced" in words(view)
+
+
+def test_combinations_too_many_to_be_listed_have_no_near_codes(tmp_path):
+    inner = {"name": "vq", "codebook_size": 4096, "code_dim": 64}
+    file = untrained(tmp_path, {"name": "residual", "inner": inner, "levels": 2})
+    card = CodeCard(file, images="digits", count=2)
+    assert "combinations of parts, too many to be listed" in words(card) and "Nearest codes" not in words(card)
+    assert "Counts are too few" in words(card)
+
+
+def untrained(folder, quantizer):
+    """A file of a small tokenizer of digits."""
+    autoencoder = {"base_channels": 32, "channel_multipliers": [1, 1], "num_res_blocks": 1, "resolution": 8}
+    quantizer = quantizer_config(quantizer)
+    autoencoder = AutoencoderConfig(**autoencoder, attention_resolutions=(), latent_channels=quantizer.code_dim)
+    tokenizer = Tokenizer(TokenizerConfig(autoencoder=autoencoder, quantizer=quantizer)).eval()
+    return export_tokenizer(tokenizer, folder / "small.safetensors")
+
+
+def test_a_card_of_the_largest_codebook_comes_within_half_a_second(reader, monkeypatch):
+    """262,144 codes and 2,000 images of 16 × 16 tokens; the first card may take longer."""
+    codes, rng = 2**18, np.random.default_rng(0)
+    grid = (2000, 16, 16)
+    tokens = (rng.pareto(1, grid) * 50).astype(np.int64) % codes
+    index = PatchIndex(
+        pictures=np.broadcast_to(np.uint8(90), (2000, 256, 256, 3)),
+        codes=tokens.astype(np.int32),
+        seconds=tokens.astype(np.int32),
+        distance=rng.random(grid, np.float32),
+        margin=rng.random(grid, np.float32),
+        labels=np.zeros(2000, np.int32),
+        classes=(),
+        ruler="L2",
+        codebook_size=codes,
+    )
+    large = CardReader(reader.subject, COUNT, progress=False)
+    large.index, large.codebook_size = index, codes
+    monkeypatch.setattr(CardReader, "codebook", rng.standard_normal((codes, 16), np.float32))
+    large.read([0], decode=False)
+    for chosen in ([1], list(range(300))):
+        began = time.process_time()
+        assert card_html(large.read(chosen, decode=False)).count("<img") > 20
+        assert time.process_time() - began < 0.5

@@ -13,8 +13,10 @@ NEAREST = 6
 """Nearest codes of each code of the set that are looked up."""
 _ASKED = 256
 """Codes of the set whose nearest are looked for, at most."""
-_WORK = 2**30
-"""Products that the search may take, at most: a fifth of a second."""
+_WORK = 2**31
+"""Operations that the search may take, at most: a fifth of a second."""
+_RANKING = 64
+"""Operations that ranking one distance is worth."""
 
 
 class NearInside(NamedTuple):
@@ -55,7 +57,7 @@ def near_inside(
     nearest = min(NEAREST, size - 1)
     if not 1 < len(codes) < size:
         return None
-    asked = int(max(1, min(_ASKED, len(codes), _WORK // (size * dim))))
+    asked = int(max(1, min(_ASKED, len(codes), _WORK // (size * (dim + _RANKING)))))
     chosen = torch.tensor(codes)[torch.linspace(0, len(codes) - 1, asked).long()]
     distances = squares - 2 * codebook[chosen] @ codebook.T  # (asked, K), up to each row's own square
     distances[torch.arange(asked), chosen] = torch.inf
