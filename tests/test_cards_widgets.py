@@ -283,6 +283,11 @@ class TestComparing:
         picture = Image.new("RGB", (9, 9), "red")
         both = compare_tokens(runs["fine"], runs["coarse"], picture, count=COUNT).children
         assert all(np.array_equal(view.tokens.picture, np.full((8, 8, 3), (255, 0, 0))) for view in both)
+        upload(both[1], "blue.png", png(np.full((9, 9, 3), (0, 0, 255), np.uint8)))
+        assert all(np.array_equal(view.tokens.picture, np.full((8, 8, 3), (0, 0, 255))) for view in both)
+        both[0].again.click()
+        assert all(view.tokens.image == 0 and view.picture is None for view in both)
+        assert np.array_equal(both[1].tokens.picture, both[1].index.pictures[0])
 
     def test_other_images_are_refused(self, runs, view):
         with pytest.raises(ValueError, match="same images"):
@@ -438,7 +443,8 @@ def png(pixels):
 @pytest.mark.filterwarnings("ignore:.*validation")
 def test_what_is_missing_is_said_in_a_sentence(broken, kind, card, tokens, said):
     what, settings = (*broken[kind](), {})[:2]
-    for view in (CodeCard(what, count=COUNT, **settings), TokenView(what, count=COUNT, **settings)):
+    shown = CodeCard(what, count=COUNT, **settings)
+    for view in (shown, TokenView(shown.reader or what, count=COUNT, **settings)):
         has = card if isinstance(view, CodeCard) else tokens
         if isinstance(view, CodeCard):
             assert bool(view.codes) == has

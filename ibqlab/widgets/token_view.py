@@ -55,6 +55,8 @@ class TokenView(ipywidgets.VBox):
         """End of the error's scale, grey levels; None: what the image needs."""
         self.side = SIDE
         """Height of its pictures, CSS pixels."""
+        self.picture: tuple[Image.Image, str] | None = None
+        """The image of the user's own that is shown, and its name."""
         self._listeners: list[Callable[[], None]] = []
         self.said = ipywidgets.HTML()
         self.page = Page(clicked=safely(self._say, self._point))
@@ -73,7 +75,7 @@ class TokenView(ipywidgets.VBox):
         elif self.index is None:
             self._say_instead(" ".join(self.reader.lacks))
         else:
-            safely(self._say_instead, self._show_image)(image)
+            safely(self._say_instead, self.show_image)(image)
             self._set_slider(image)
 
     # --- what others call ---
@@ -93,6 +95,16 @@ class TokenView(ipywidgets.VBox):
         self._draw()
         self.card.show(int(self.tokens.codes[row, column]))
 
+    def show_image(self, image: int) -> None:
+        """Show one of the run's images.
+
+        Raises:
+            ValueError: there is no such image.
+        """
+        if self.index is None:
+            raise ViewError(" ".join(self.reader.lacks if self.reader else ()) or "there are no images")
+        self._show(TokenImage(self._network, self.index, image, subject=self.reader.subject.name))
+
     def open_image(self, picture: Picture, name: str = "") -> None:
         """Show an image of the user's own, resized and cropped as validation images are.
 
@@ -107,7 +119,7 @@ class TokenView(ipywidgets.VBox):
         opened = picture if isinstance(picture, Image.Image) else open_picture(picture, name)
         subject = self.reader.subject
         index = index_picture(subject, opened)
-        self._show(TokenImage(self._network, index, hits=self._hits(), name=name, subject=subject.name))
+        self._show(TokenImage(self._network, index, hits=self._hits(), name=name, subject=subject.name), (opened, name))
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call a function whenever another image or token is chosen, or tokens are replaced."""
@@ -133,6 +145,9 @@ class TokenView(ipywidgets.VBox):
             max=last, description="image", continuous_update=False, layout={"width": "min(100%, 420px)"}
         )
         self.own = ipywidgets.FileUpload(accept="image/*", description="an image of your own", layout={"width": "auto"})
+        self.again = ipywidgets.Button(
+            description="back to the run's images", layout={"width": "auto", "display": "none"}
+        )
         self.code = ipywidgets.Text(
             description="replace by", placeholder="a code", continuous_update=True, layout={"width": "190px"}
         )
@@ -140,13 +155,14 @@ class TokenView(ipywidgets.VBox):
         self.all = ipywidgets.Button(description="all tokens of its code", layout={"width": "auto"})
         self.undo = ipywidgets.Button(description="undo all", layout={"width": "auto"}, disabled=True)
         self.card = CodeCard(self.reader, code=())
-        self.image.observe(safely(self._say, lambda _: self._show_image(self.image.value)), names="value")
+        self.image.observe(safely(self._say, lambda _: self.show_image(self.image.value)), names="value")
+        self.again.on_click(safely(self._say, lambda _: self.show_image(self.image.value)))
         self.own.observe(safely(self._say, self._upload), names="value")
         self.one.on_click(safely(self._say_unreplaced, lambda _: self._replace(every=False)))
         self.all.on_click(safely(self._say_unreplaced, lambda _: self._replace(every=True)))
         self.undo.on_click(safely(self._say, self._restore))
         wrapped = {"flex_flow": "row wrap"}
-        choice = ipywidgets.HBox([*([self.image] if last else []), self.own], layout=wrapped)
+        choice = ipywidgets.HBox([*([self.image] if last else []), self.own, self.again], layout=wrapped)
         changes = ipywidgets.HBox([self.code, self.one, self.all, self.undo], layout=wrapped)
         self.children = [choice, self.page, changes, self.said, self.card]
 
@@ -154,11 +170,9 @@ class TokenView(ipywidgets.VBox):
         """Of all codes in the run's images, where there are some."""
         return self.index.counts if self.index is not None else None
 
-    def _show_image(self, image: int) -> None:
-        self._show(TokenImage(self._network, self.index, image, subject=self.reader.subject.name))
-
-    def _show(self, tokens: TokenImage) -> None:
-        self.tokens, self.chosen, self.error_top = tokens, None, None
+    def _show(self, tokens: TokenImage, picture: tuple[Image.Image, str] | None = None) -> None:
+        self.tokens, self.picture, self.chosen, self.error_top = tokens, picture, None, None
+        self.again.layout.display = "" if picture and self.index is not None else "none"
         self._draw()
 
     def _set_slider(self, image: int) -> None:
@@ -251,7 +265,7 @@ def compare_tokens(
         ipywidgets.link((both[0].image, "value"), (both[1].image, "value"))
         _Pair(*both)
     for view in views:
-        view.layout.width = "49%"
+        view.layout.width, view.layout.padding = "50%", "0 12px 0 0"
     return ipywidgets.HBox(views)
 
 
@@ -276,11 +290,16 @@ class _Pair:
         self._follow(first, second)
 
     def _follow(self, one: TokenView, other: TokenView) -> None:
-        """The same scale of errors, and the same place chosen."""
+        """The same image, the same scale of errors, and the same place chosen."""
         if self._busy:
             return
         self._busy = True
         try:
+            if one.picture != other.picture:
+                if one.picture is not None:
+                    other.open_image(*one.picture)
+                else:
+                    other.show_image(one.image.value)
             if one.chosen is not None:
                 places = zip(one.chosen, one.tokens.codes.shape, other.tokens.codes.shape, strict=True)
                 place = tuple(int((chosen + 0.5) / size * others) for chosen, size, others in places)
