@@ -30,12 +30,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST_FIRST = (
-    *("test_browser", "test_ablations", "test_doors", "test_run_folder", "test_engine", "test_studies", "test_slurm"),
+    *(
+        "test_browser",
+        "test_browser_views",
+        "test_ablations",
+        "test_doors",
+        "test_run_folder",
+        "test_engine",
+        "test_studies",
+        "test_slurm",
+    ),
     *("test_readme", "test_notebooks", "test_benchmarks", "test_speed", "test_plan", "test_training", "test_kills"),
 )
 """Files in the order in which they start; all others follow."""
 SHARED = {
-    *("test_ablations", "test_alarm", "test_browser", "test_doors", "test_engine", "test_exports", "test_generating"),
+    *(
+        "test_ablations",
+        "test_alarm",
+        "test_browser",
+        "test_browser_views",
+        "test_doors",
+        "test_engine",
+        "test_exports",
+        "test_generating",
+    ),
     *("test_cases", "test_fair_comparison", "test_generator_training", "test_installed", "test_link_stages"),
     *("test_magvit2", "test_measures"),
     *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots"),
