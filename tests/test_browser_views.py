@@ -23,13 +23,15 @@ CODES = SMALL_DIGITS["tokenizer.quantizer.codebook_size"]
 STEPS = (0, 2, 4, 8, 12)
 """With a snapshot."""
 CELLS = {
-    "start": "from ibqlab.widgets import CodebookMap, CodeCard, TokenView\nfrom ipywidgets import HBox",
+    "start": "from ipywidgets import HBox\nfrom ibqlab.runs import Run\nfrom ibqlab.runs.finding import find_run\n"
+    "from ibqlab.widgets import CodebookMap, CodeCard, TokenView, explore_run",
     "map": "codes = CodebookMap('ibq', count=24)\ncodes",
     "card": "CodeCard(codes.card.reader)",
     "tokens": "TokenView(codes.card.reader)",
     "linked": "left, right = CodebookMap('ibq', count=24), CodebookMap('vq', count=24)\nleft.link(right)\n"
     "HBox([left, right])",
     "deleted": "CodebookMap('deleted', count=24)",
+    "run": "explore_run(Run(find_run('deleted')))",
 }
 NAMES = list(CELLS)
 # What the kernel tells of errors in callbacks, which no cell shows.
@@ -55,6 +57,17 @@ PLACES = f"""element => {{
 }}"""
 """Of all points on the canvas, from 0 at its left and top to 1."""
 SELECTED = f"element => [...{PLOT}.get('selectedPoints')]"
+CUT_OFF = """element => {
+    const cut = [];
+    for (const part of element.querySelectorAll('img, svg, p, table, button, input, select')) {
+        const box = part.getBoundingClientRect();
+        const around = part.closest('.jp-OutputArea-output, .widget-vbox, .jupyter-widgets-output-area');
+        const words = `${part.tagName} ${part.innerText ?? ''}`.trim();
+        if (box.width && box.right > around.getBoundingClientRect().right + 2) cut.push(`${words} sticks out`);
+        if (part.scrollWidth > part.clientWidth + 2) cut.push(`${words} is cut off`);
+    }
+    return cut;
+}"""
 WIDTHS, THEMES = (1400, 1000), ("Light", "Dark")
 PICTURED = ("map", "tokens", "linked", "deleted")
 
@@ -123,7 +136,7 @@ def until(view, condition, argument=None):
 
 def drawn(view):
     """A map, once its points can be seen."""
-    until(view, f"element => {PLOT}?.get('isPointsDrawn') && {PLOT}.get('points').length")
+    until(view, f"element => {PLOT}?.get('isPointsDrawn') && {PLOT}.get('points').length > {CODES}")
     return view
 
 
@@ -300,19 +313,25 @@ def test_a_replaced_token_changes_the_picture(views):
 # --- at the end -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_deleted_while_shown_says_so(views, folder):
-    view = code_map(views, "deleted")
+def test_a_run_that_is_deleted_while_shown_is_told_of(views, folder):
+    """What is in memory goes on to answer; what is not says in a sentence that it is gone."""
+    view, run = code_map(views, "deleted"), output_of(views, "run")
     before = title(view)
+    numbers = run.locator(".widget-html-content").first
+    assert numbers.inner_text().startswith("deleted, step 12: ")
     shutil.rmtree(folder / "runs" / "deleted")
-    click_code(view)
-    until(view, "(element, before) => !element.querySelector('.ibq-card')?.innerText.startsWith(before)", before)
-    card = view.locator(".ibq-card").inner_text()
-    assert "Traceback" not in card and "deleted" in card
-    print(card)
+
+    code = click_code(view)
+    assert title_changes(view, before, r"Code .*") == f"Code {code} of {CODES}"
+    assert pictures(view)
+    run.locator(".noUi-handle").focus()
+    views.keyboard.press("ArrowLeft")
+    until(numbers, "element => element.innerText.includes('has no snapshot')")
+    assert numbers.inner_text().startswith(str(folder / "runs" / "deleted"))
 
 
 def test_screenshots(views, tmp_path_factory):
-    """Nothing is wider than its cell, whatever the window's width; what else is wrong a reader of the pictures sees."""
+    """Nothing is cut off, whatever the window's width; what else looks wrong is seen on the pictures."""
     given = os.environ.get("IBQLAB_SCREENSHOTS")
     folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -321,7 +340,8 @@ def test_screenshots(views, tmp_path_factory):
         views.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })", name)
         views.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
         for width in WIDTHS:
-            views.set_viewport_size({"width": width, "height": 1600})
+            views.set_viewport_size({"width": width, "height": 2600})
             views.evaluate(NEXT_FRAME)
             for view in PICTURED:
+                assert (view, width, output_of(views, view).evaluate(CUT_OFF)) == (view, width, [])
                 output_of(views, view).screenshot(path=folder / f"{view}-{width}-{theme.lower()}.png")

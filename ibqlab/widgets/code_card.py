@@ -44,8 +44,8 @@ class CodeCard(ipywidgets.VBox):
         self._path: list[tuple[int, ...]] = []
         self._place = -1
         self.page = Page(clicked=self._follow)
-        self.back = ipywidgets.Button(description="◀ back", layout={"width": "auto"})
-        self.forward = ipywidgets.Button(description="forward ▶", layout={"width": "auto"})
+        self.back = ipywidgets.Button(description="◀ back", layout={"width": "auto", "flex": "0 0 auto"})
+        self.forward = ipywidgets.Button(description="forward ▶", layout={"width": "auto", "flex": "0 0 auto"})
         self.number = ipywidgets.Text(
             description="code", placeholder="51, or 51 52 60", continuous_update=False, layout={"width": "240px"}
         )
@@ -53,7 +53,9 @@ class CodeCard(ipywidgets.VBox):
         self.forward.on_click(lambda _: self._go(1))
         self.number.observe(self._typed, names="value")
         self.page.add_class("ibqlab-code-card")
-        super().__init__([ipywidgets.HBox([self.back, self.forward, self.number]), self.page])
+        super().__init__(
+            [ipywidgets.HBox([self.back, self.forward, self.number], layout={"flex_flow": "row wrap"}), self.page]
+        )
         self.show(self._first(code))
 
     @property
