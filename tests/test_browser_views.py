@@ -25,11 +25,10 @@ STEPS = (0, 2, 4, 8, 12)
 CELLS = {
     "start": "from ipywidgets import HBox\nfrom ibqlab.runs import Run\nfrom ibqlab.runs.finding import find_run\n"
     "from ibqlab.widgets import CodebookMap, CodeCard, TokenView, explore_run",
-    "map": "codes = CodebookMap('ibq', count=24)\ncodes",
-    "card": "CodeCard(codes.card.reader)",
-    "tokens": "TokenView(codes.card.reader)",
     "linked": "left, right = CodebookMap('ibq', count=24), CodebookMap('vq', count=24)\nleft.link(right)\n"
     "HBox([left, right])",
+    "card": "CodeCard(left.card.reader)",
+    "tokens": "TokenView(left.card.reader)",
     "deleted": "CodebookMap('deleted', count=24)",
     "run": "explore_run(Run(find_run('deleted')))",
 }
@@ -69,7 +68,7 @@ CUT_OFF = """element => {
     return cut;
 }"""
 WIDTHS, THEMES = (1400, 1000), ("Light", "Dark")
-PICTURED = ("map", "tokens", "linked", "deleted")
+PICTURED = ("linked", "tokens", "deleted")
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
@@ -105,7 +104,7 @@ def views(browser, folder):
         run_all(page)
         page.wait_for_function(ALL_SHOWN_OR_FAILED, arg=len(CELLS) - 1)
         assert page.evaluate(ERRORS) == []
-        for name, maps in {"map": 1, "linked": 2, "deleted": 1}.items():
+        for name, maps in {"linked": 2, "deleted": 1}.items():
             for number in range(maps):
                 drawn(code_map(page, name, number))
         yield page
@@ -130,7 +129,9 @@ def code_map(page, name, number=0):
 def until(view, condition, argument=None):
     """Wait until a function of an element and an argument is true."""
     view.page.wait_for_function(
-        f"([element, argument]) => ({condition})(element, argument)", arg=[view.element_handle(), argument]
+        f"([element, argument]) => ({condition})(element, argument)",
+        arg=[view.element_handle(), argument],
+        polling=100,
     )
 
 
@@ -210,7 +211,7 @@ def click_code(view):
 
 
 def test_the_slider_moves_the_points(views):
-    view = code_map(views, "map")
+    view = code_map(views, "linked")
     handle, track = view.locator(".noUi-handle"), view.locator(".noUi-base")
     before = view.evaluate(PLACES)
     assert f"{len(STEPS)} snapshots" in view.locator("p", has_text="snapshots").inner_text()
@@ -228,7 +229,7 @@ def test_the_slider_moves_the_points(views):
 
 
 def test_a_clicked_code_shows_its_card(views):
-    view = code_map(views, "map")
+    view = code_map(views, "linked")
     before = title(view)
     code = click_code(view)
     assert title_changes(view, before, rf"Code [\d,]+ of {CODES}") == f"Code {code} of {CODES}"
@@ -236,7 +237,7 @@ def test_a_clicked_code_shows_its_card(views):
 
 
 def test_a_lasso_selects_a_set(views):
-    view = code_map(views, "map")
+    view = code_map(views, "linked")
     before = title(view)
     draw_lasso(view, rectangle(0.12, 0.97, 0.03, 0.97))
     words = title_changes(view, before, rf"\d+ codes of {CODES}")
@@ -246,7 +247,7 @@ def test_a_lasso_selects_a_set(views):
 
 
 def test_a_lasso_over_nothing_says_so(views):
-    view = code_map(views, "map")
+    view = code_map(views, "linked")
     before = title(view)
     places = view.evaluate(PLACES)
     side = 0.05
