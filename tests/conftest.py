@@ -42,6 +42,7 @@ SHARED = {
     *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies"),
     *("test_token_costs", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
     *("test_cards_widgets", "test_views"),
+    "test_browser_views",
 }
 """Files whose tests share something that takes long to make, or Slurm's daemons."""
 
@@ -85,6 +86,15 @@ def warm_start(_warm_python):
             patch.setattr(sys, "executable", str(_warm_python.program))
             patch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(_warm_python.program))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from browsers import chromium  # noqa: PLC0415
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True, scope="session")

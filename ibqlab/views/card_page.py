@@ -196,7 +196,8 @@ def life_svg(life: Life) -> str:
     floor = height - bottom
     more = " …" if len(life.events) > len(events) else ""
     return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="share of tokens against training step">'
+        f'<svg width="{width}" viewBox="0 0 {width} {height}" style="max-width: 100%" role="img" '
+        f'aria-label="share of tokens against training step">'
         f'<line x1="{left}" y1="{floor}" x2="{width - 8}" y2="{floor}" stroke="currentColor" opacity=".4"/>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>{dots}'
         f'<text x="{left - 4}" y="14" text-anchor="end">{top:.3g} %</text>'

@@ -51,8 +51,10 @@ class CodeCard(ipywidgets.VBox):
         self._decoding = float("inf")  # seconds that the last one took
         self.said = ipywidgets.HTML()
         self.page = Page(clicked=safely(self._say, self._follow))
-        self.back = ipywidgets.Button(description="◀ back", layout={"width": "auto"}, disabled=True)
-        self.forward = ipywidgets.Button(description="forward ▶", layout={"width": "auto"}, disabled=True)
+        self.back = ipywidgets.Button(description="◀ back", layout={"width": "auto", "flex": "0 0 auto"}, disabled=True)
+        self.forward = ipywidgets.Button(
+            description="forward ▶", layout={"width": "auto", "flex": "0 0 auto"}, disabled=True
+        )
         self.number = ipywidgets.Text(
             description="code", placeholder="51, or 51 52 60", continuous_update=False, layout={"width": "240px"}
         )
