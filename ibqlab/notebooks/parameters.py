@@ -87,6 +87,15 @@ def heading(notebook: Path) -> str:
     return ""
 
 
+def first_text(notebook: Path) -> str:
+    """The first cell that is text: what the notebook says about itself; "" where it has none.
+
+    Raises:
+        ConfigError: the file is no notebook.
+    """
+    return next((text for kind, text in _cells(notebook) if kind == "markdown" and text.strip()), "")
+
+
 def describe_parameters(notebook: Path) -> str:
     """A notebook's parameters: name, type, default, and what its `parameters` cell says of each.
 
