@@ -6,7 +6,9 @@ only has to be shown, else with the smallest, because a visitor waits for a page
 """
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,9 +17,10 @@ from tornado.web import HTTPError, RedirectHandler, StaticFileHandler
 from traitlets.config import Config
 from voila.app import Voila
 
+from ibqlab.base.files import RunError
 from ibqlab.config import ConfigError
 from ibqlab.notebooks.catalogue import START_PAGE
-from ibqlab.notebooks.parameters import notebook_parameters
+from ibqlab.notebooks.parameters import Parameter, parameters_of_cell
 from ibqlab.notebooks.start_page import APP_VARIABLE
 from ibqlab.notebooks.status import folder_status
 from ibqlab.runs import runs_root
@@ -26,45 +29,65 @@ IDLE_SECONDS = 600
 """After which a kernel ends whose page nobody has open any more."""
 SMALLEST = "smoke"
 """The preset that every notebook with presets has; it takes seconds."""
-MARK = "voila/render/"
+JUPYTER = Path(__file__).with_name("jupyter")
+"""Where Voilà finds its template, and JupyterLab how to show notebooks without code."""
 
 
-def preset_to_show(notebook: Path, runs: Path) -> str | None:
+def show_finished_or_smallest(handler: Any, notebook: nbformat.NotebookNode, cwd: str) -> nbformat.NotebookNode:
+    """Voilà's hook: the notebook that it is about to run, under the preset that a visitor does not wait for.
+
+    Args:
+        handler: of the request, whose address names the notebook.
+        notebook: is changed in place where it has presets.
+        cwd: where its kernel will start.
+    """
+    name = PurePosixPath(unquote(handler.request.path)).stem
+    tagged = [number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())]
+    if not tagged:
+        return notebook
+    with suppress(ConfigError, RunError):
+        preset = preset_to_show(name, parameters_of_cell(notebook.cells[tagged[0]].source, name), runs_root())
+        if preset:
+            notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(f"preset = {preset!r}"))
+            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(_said_of(preset)))
+    return notebook
+
+
+def preset_to_show(name: str, parameters: Mapping[str, Parameter], runs: Path) -> str | None:
     """The preset that a notebook opens with: its own where its folder is finished, else the smallest.
 
     Args:
-        notebook: the file.
+        name: of the notebook, without .ipynb.
+        parameters: what its cell tagged `parameters` assigns.
         runs: the folder of all runs.
     Returns:
-        Its name; None for a notebook without presets.
+        The preset; None for a notebook without presets.
     """
-    try:
-        preset = notebook_parameters(notebook).get("preset")
-    except ConfigError:
+    if "preset" not in parameters:
         return None
-    if preset is None:
-        return None
-    folder = runs / f"{notebook.stem}-{preset.default}"
-    return preset.default if folder.is_dir() and folder_status(folder).state == "finished" else SMALLEST
+    own = parameters["preset"].default
+    folder = runs / f"{name}-{own}"
+    return own if folder.is_dir() and folder_status(folder).state == "finished" else SMALLEST
 
 
-def with_preset(notebook: nbformat.NotebookNode, preset: str) -> nbformat.NotebookNode:
-    """A notebook under a preset, which it says behind its first cell. Changed in place.
+def _said_of(preset: str) -> str:
+    if preset == SMALLEST:
+        return (
+            f"*Preset `{preset}`, too short to mean anything. Run the notebook's own preset, and this page shows it.*"
+        )
+    return f"*Preset `{preset}`, which has finished.*"
+
+
+def configure(settings: Config) -> None:
+    """What Voilà needs to know to serve the notebooks, by itself or inside JupyterLab.
 
     Args:
-        notebook: with a cell tagged `parameters`.
-        preset: as in its parameter of this name.
+        settings: traitlets' configuration, to which it is added.
     """
-    tags = [cell.metadata.get("tags", ()) for cell in notebook.cells]
-    place = next(number for number, words in enumerate(tags) if "parameters" in words) + 1
-    notebook.cells.insert(place, nbformat.v4.new_code_cell(f"preset = {preset!r}"))
-    words = f"*Shown under the preset `{preset}`" + (
-        ", which is too short to mean anything: run the notebook's own preset, and this page shows that.*"
-        if preset == SMALLEST
-        else ", which has finished.*"
-    )
-    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(words))
-    return notebook
+    settings.VoilaConfiguration.template = "ibqlab"
+    # Cells are shown as they finish; otherwise the page stays empty until the last one has.
+    settings.VoilaConfiguration.progressive_rendering = True
+    settings.VoilaConfiguration.prelaunch_hook = show_finished_or_smallest
 
 
 class _Results(StaticFileHandler):
@@ -80,7 +103,7 @@ class NotebookApp(Voila):
     """Voilà with the start page in front, and reports beside it."""
 
     def init_handlers(self) -> list[Any]:
-        start = {"url": f"{self.base_url}{MARK}{START_PAGE}.ipynb", "permanent": False}
+        start = {"url": f"{self.base_url}voila/render/{START_PAGE}.ipynb", "permanent": False}
         return [
             (self.server_url, RedirectHandler, start),
             (rf"{self.server_url}voila/tree.*", RedirectHandler, start),
@@ -97,16 +120,12 @@ def serve(folder: Path, options: list[str]) -> None:
         options: of Voilà's command line, like --port=8866.
     """
     root = folder.absolute()
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(JUPYTER), os.environ.get("JUPYTER_PATH"))))
     # Kernels start in the notebooks' folder, from which other runs would be found.
     os.environ["IBQLAB_RUNS"] = str(runs_root().absolute())
     os.environ[APP_VARIABLE] = "1"
 
-    def prepare(handler: Any, notebook: nbformat.NotebookNode, cwd: str) -> nbformat.NotebookNode:
-        name = unquote(handler.request.path.partition(MARK)[2])
-        preset = preset_to_show(root / name, runs_root())
-        return with_preset(notebook, preset) if preset else notebook
-
     settings = Config()
-    settings.VoilaConfiguration.update(template="ibqlab", progressive_rendering=True, prelaunch_hook=prepare)
+    configure(settings)
     settings.MappingKernelManager.update(cull_interval=60, cull_idle_timeout=IDLE_SECONDS)
     NotebookApp.launch_instance([str(root), *options], config=settings)

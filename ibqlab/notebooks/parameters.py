@@ -50,9 +50,21 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     tagged = [source for kind, source in _cells(notebook) if kind == "parameters"]
     if not tagged:
         raise ConfigError(f"{notebook} has no cell tagged `parameters`; tag one in JupyterLab's property inspector")
+    return parameters_of_cell(tagged[0], notebook)
+
+
+def parameters_of_cell(source: str, notebook: str | Path) -> dict[str, Parameter]:
+    """What a cell tagged `parameters` assigns.
+
+    Args:
+        source: the cell's text.
+        notebook: named in errors.
+    Raises:
+        ConfigError: it is not plain Python.
+    """
     try:
-        lines = ast.parse(tagged[0]).body
-        tokens = list(tokenize.generate_tokens(io.StringIO(tagged[0]).readline))
+        lines = ast.parse(source).body
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise ConfigError(f"{notebook}: the `parameters` cell is not plain Python: {error}") from None
     # Line → the comment at its end.

@@ -13,7 +13,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from ibqlab.base.escaping import for_html
@@ -23,6 +23,9 @@ from ibqlab.notebooks.catalogue import START_PAGE
 from ibqlab.notebooks.parameters import first_text
 from ibqlab.notebooks.status import NotebookStatus, notebook_status
 from ibqlab.runs import runs_root
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 APP_VARIABLE = "IBQLAB_APP"
 """Set where notebooks are served without code and without JupyterLab."""
@@ -158,7 +161,7 @@ def _card_html(card: NotebookCard, number: int, links: Links) -> str:
         # A page of Voilà's inside JupyterLab is a frame of it.
         opens.append((f'href="{html.escape(links.lab + name)}"' + (' target="_parent"' if links.lab else ""), "open"))
     if links.app is not None:
-        opens.append((f'href="{html.escape(links.app + name)}{TEMPLATE}"', "without code"))
+        opens.append((f'href="{html.escape(links.app + name)}{TEMPLATE}"', "without code" if opens else "open"))
     first, status = opens[0][0], card.status
     results = {"report": links.to_result(status.report), "executed copy": links.to_result(status.executed_copy)}
     target = ' target="_parent"' if links.lab else ' target="_blank"' if links.app is not None else ""
@@ -182,20 +185,12 @@ def _line_html(text: str) -> str:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def thumbnail(picture: bytes) -> bytes:
-    """A picture at the page's size, as WebP: about 10 kB of a figure.
-
-    Args:
-        picture: PNG or another format that Pillow reads.
-    Raises:
-        OSError: it is no picture.
-    """
-    from PIL import Image  # noqa: PLC0415 - only for pictures that are not in the package
-
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH), Image.Resampling.LANCZOS)
+def thumbnail(picture: "Image") -> bytes:
+    """A picture at the page's size, as WebP: about 10 kB of a figure."""
+    small = picture.convert("RGB")
+    small.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
     file = io.BytesIO()
-    image.save(file, "WEBP", quality=75, method=6)
+    small.save(file, "WEBP", quality=75, method=6)
     return file.getvalue()
 
 
@@ -205,7 +200,9 @@ def _picture_html(card: NotebookCard, number: int) -> str:
         return _image((PICTURES / f"{card.file.stem}.webp").read_bytes(), card)
     for figure in card.status.figures:
         with suppress(OSError, RunError, ValueError):
-            return _image(thumbnail(read_bytes(figure, PICTURE_BYTES)), card)
+            from PIL import Image  # noqa: PLC0415 - the package's own pictures need no copy
+
+            return _image(thumbnail(Image.open(io.BytesIO(read_bytes(figure, PICTURE_BYTES)))), card)
     colour = COLOURS[number % len(COLOURS)]
     return f'<span class="blank" style="background: {colour}">{for_html(card.file.stem, 30)}</span>'
 
