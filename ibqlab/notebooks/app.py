@@ -41,6 +41,8 @@ def show_finished_or_smallest(handler: Any, notebook: nbformat.NotebookNode, cwd
         notebook: is changed in place where it has presets.
         cwd: where its kernel will start.
     """
+    # Asked for, it goes into a cookie, without which the page's last word, that its kernel may end, is refused.
+    _ = handler.xsrf_token
     name = PurePosixPath(unquote(handler.request.path)).stem
     tagged = [number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())]
     if not tagged:
@@ -78,6 +80,12 @@ def _said_of(preset: str) -> str:
     return f"*Preset `{preset}`, which has finished.*"
 
 
+def without_addresses_elsewhere(page: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Voilà's hook: a page's settings, of which mathematics would otherwise be fetched from another machine."""
+    # Without both, Voilà sets formulas with what it brings.
+    return page | {"fullMathjaxUrl": None, "mathjaxConfig": None}
+
+
 def configure(settings: Config) -> None:
     """What Voilà needs to know to serve the notebooks, by itself or inside JupyterLab.
 
@@ -88,6 +96,7 @@ def configure(settings: Config) -> None:
     # Cells are shown as they finish; otherwise the page stays empty until the last one has.
     settings.VoilaConfiguration.progressive_rendering = True
     settings.VoilaConfiguration.prelaunch_hook = show_finished_or_smallest
+    settings.VoilaConfiguration.page_config_hook = without_addresses_elsewhere
 
 
 class _Results(StaticFileHandler):
