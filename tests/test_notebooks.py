@@ -13,6 +13,7 @@ import papermill
 import pytest
 
 from ibqlab.config import load_yaml
+from ibqlab.notebooks.catalogue import START_PAGE
 from ibqlab.notebooks.parameters import notebook_parameters
 from ibqlab.recipes.presets import preset_names
 from ibqlab.recipes.recipe_files import EXPERIMENTS
@@ -20,7 +21,7 @@ from ibqlab.studies.table_files import PRESETS_FILE, TABLES
 
 pytestmark = pytest.mark.usefixtures("warm_start")
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(file for file in (ROOT / "notebooks").glob("*.ipynb") if file.stem != START_PAGE)
 NAMES = [path.stem for path in NOTEBOOKS]
 LAB = ("playground", "features_lab")
 OTHERS = ("ablations", "link_stages", "fair_comparison", "your_case")

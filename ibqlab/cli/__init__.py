@@ -7,7 +7,7 @@ holds the commands of one kind. Start with `training_commands.train`.
 """
 
 from ibqlab.cli.checkpoint_commands import download, export, inspect
-from ibqlab.cli.notebook_commands import notebooks, run
+from ibqlab.cli.notebook_commands import app, notebooks, run
 from ibqlab.cli.program import main
 from ibqlab.cli.quantizer_commands import check
 from ibqlab.cli.run_commands import report, runs, show
@@ -18,6 +18,7 @@ from ibqlab.cli.view_commands import atlas
 for command in (
     run,
     notebooks,
+    app,
     train,
     plan,
     check,
