@@ -17,17 +17,18 @@ from registry import SMALL_DIGITS
 
 from ibqlab.base.files import RunError
 from ibqlab.diagnostics.lab import World, run_lab
+from ibqlab.pretrained import export_tokenizer
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
 from ibqlab.views.atlas import AtlasSettings, pictures, write_atlas
-from ibqlab.views.atlas.gather import SHARD, gather
+from ibqlab.views.atlas.gather import SHARD
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_data import map_run_codes
 from ibqlab.views.subject import ViewError, open_subject
 
 IMAGES = 24
 CLASSES = ('<script>alert(1)</script> & "one"', "'two'")
-FILE = 'a "<img src=x>" \'b\'.png'
+FILE = "a \"<img src=x>\" 'b'.png"
 
 
 @pytest.fixture(scope="module")
@@ -202,15 +203,9 @@ class TestPlace:
             written(run, tmp_path / "mine")
 
     @pytest.mark.parametrize(
-        ("error", "expected", "message"),
-        [
-            (OSError(errno.ENOSPC, "full"), RunError, "the disk or a quota is full"),
-            (KeyboardInterrupt(), KeyboardInterrupt, None),
-        ],
+        ("error", "expected"), [(OSError(errno.ENOSPC, "full"), RunError), (KeyboardInterrupt(), KeyboardInterrupt)]
     )
-    def test_keeps_the_earlier_one_where_the_work_ends_early(
-        self, run, tmp_path, monkeypatch, error, expected, message
-    ):
+    def test_keeps_the_earlier_one_where_the_work_ends_early(self, run, tmp_path, monkeypatch, error, expected):
         folder = written(run, tmp_path / "out")
         before = sorted(file.name for file in folder.rglob("*"))
 
@@ -219,15 +214,19 @@ class TestPlace:
 
         monkeypatch.setattr(pictures, "jpeg", fail)
         for target in (folder, tmp_path / "new"):
-            with pytest.raises(expected, match=message):
+            with pytest.raises(expected) as raised:
                 written(run, target)
+            assert expected is KeyboardInterrupt or "the disk or a quota is full" in str(raised.value)
         assert sorted(file.name for file in folder.rglob("*")) == before
         assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 class TestSubjects:
     def test_a_checkpoint_has_a_map_of_its_moment(self, run, images, tmp_path):
-        folder = written(run.last_checkpoint, tmp_path / "out", images=str(images), weights="raw", parquet=True)
+        file = export_tokenizer(run.path, tmp_path / "x.safetensors", "raw")
+        with pytest.raises(ViewError, match="brings no images; name some: images=FOLDER"):
+            written(file, tmp_path / "out")
+        folder = written(file, tmp_path / "out", images=str(images), quantizer="ibq", parquet=True)
         facts = facts_of(folder)
         assert facts["is_moment"] and facts["map_steps"] == [] and "steps" not in facts
         _, frame = taken(folder / "data" / "map-0.js")
@@ -290,3 +289,182 @@ class TestSubjects:
         with pytest.raises((RunError, OSError, ValueError)):
             written(tmp_path / "empty", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+# --- as its reader sees it --------------------------------------------------------------------------------------------
+
+PATIENCE = 120_000
+"""Milliseconds after which what was waited for is taken to be broken."""
+TITLE = "() => document.querySelector('#card h2')?.textContent"
+
+PLACE_OF = """first => {
+  const [box, dots] = [document.querySelector('#map').getBoundingClientRect(), window.devicePixelRatio || 1];
+  const alone = map.shownPlaces().find(({code, x, y}, place, all) =>
+    code !== first && all.every(other => other.code === code || Math.hypot(other.x - x, other.y - y) > 14 * dots));
+  return [box.left + alone.x / dots + 1, box.top + alone.y / dots + 1, alone.code];
+}"""
+"""Where on the screen a code of the map lies that stands alone."""
+
+
+@pytest.fixture(scope="module")
+def shown(browser, atlas):
+    """Opens an atlas from disk; at the end nothing was asked of the network, and the console told no error."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, offline=True)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    told = SimpleNamespace(errors=[], elsewhere=[])
+    page.on("console", lambda message: told.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: told.errors.append(str(error)))
+    page.on("dialog", lambda dialog: (told.errors.append(dialog.message), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(("file:", "data:")) else told.elsewhere.append(request.url),
+    )
+    yield SimpleNamespace(page=page, told=told)
+    assert not told.errors and not told.elsewhere
+    context.close()
+
+
+@pytest.fixture
+def page(shown, atlas):
+    """The atlas, opened anew."""
+    shown.page.goto("about:blank")
+    return opened(shown.page, atlas)
+
+
+def opened(page, folder, link=""):
+    page.goto(f"{(folder / 'index.html').as_uri()}{link}")
+    page.wait_for_function("() => document.querySelector('#map-words').textContent")
+    page.wait_for_selector("#card h2")
+    return page
+
+
+def card_of(page):
+    return int(re.match(r"Code ([\d,]+) of", page.text_content("#card h2"))[1].replace(",", ""))
+
+
+def await_card(page, code):
+    page.wait_for_function(
+        "text => document.querySelector('#card h2')?.textContent.startsWith(text)", arg=f"Code {code:,} of"
+    )
+
+
+def rows(page):
+    return [int(code) for code in page.eval_on_selector_all(".line", "lines => lines.map(line => line.dataset.code)")]
+
+
+@pytest.mark.browser
+class TestPage:
+    def test_opens_with_the_most_used_code_and_shows_names_as_text(self, page, index, atlas):
+        code = int(np.flatnonzero(index.counts == index.counts.max())[-1])
+        assert card_of(page) == code == rows(page)[0]
+        assert f"{index.counts[code]} of {index.tokens} tokens" in page.text_content("#card")
+        page.wait_for_function("() => document.querySelectorAll('#card .patch').length > 1")
+        shown = page.eval_on_selector_all(".classes span", "cells => cells.map(cell => cell.textContent)")
+        assert set(shown[::2]) <= set(index.classes) and any("alert(1)" in name for name in index.classes)
+        titles = page.eval_on_selector_all(".patch", "patches => patches.map(patch => patch.title)")
+        assert titles and any(FILE in name for name in facts_of(atlas)["names"])
+
+    def test_a_click_on_the_map_opens_the_codes_card_and_the_way_back_is_kept(self, page):
+        first = card_of(page)
+        x, y, code = page.evaluate(PLACE_OF, first)
+        page.mouse.move(x, y)
+        page.wait_for_selector("#hover:not([hidden])")
+        assert page.text_content("#hover").startswith(f"code {code}: ")
+        page.mouse.click(x, y)
+        await_card(page, code)
+        assert code != first and page.url.endswith(f"#code={code}")
+        neighbour = int(page.get_attribute("#card .chip", "data-code"))
+        page.click("#card .chip")
+        await_card(page, neighbour)
+        page.go_back()
+        await_card(page, code)
+        page.go_back()
+        await_card(page, first)
+        page.go_forward()
+        await_card(page, code)
+
+    def test_a_link_opens_a_code_and_a_wrong_one_says_so(self, page, atlas):
+        page.goto("about:blank")
+        opened(page, atlas, "#code=5")
+        assert card_of(page) == 5
+        page.evaluate("() => { location.hash = 'code=99' }")
+        page.wait_for_function("() => document.querySelector('#card').textContent.includes('Codes are 0 to 31')")
+
+    def test_the_table_sorts_and_filters_by_hand_and_by_key(self, page, index):
+        counts = index.counts
+        assert [counts[code] for code in rows(page)] == sorted(counts[counts > 0], reverse=True)[: len(rows(page))]
+        page.click("#head button[data-by=code]")
+        assert rows(page)[0] == np.flatnonzero(counts)[0]
+        page.uncheck("#used")
+        assert page.text_content("#count") == "32 of 32 codes" and rows(page)[:3] == [0, 1, 2]
+        page.click("#head button[data-by=norm]")
+        norms = page.evaluate("() => [...table.order].map(code => table.columns.norm[code])")
+        assert norms == sorted(norms, reverse=True)
+        page.focus("#table")
+        for key, code in (("Home", rows(page)[0]), ("ArrowDown", rows(page)[1]), ("End", None)):
+            page.keyboard.press(key)
+            await_card(page, page.evaluate("() => table.order.at(-1)") if code is None else code)
+        page.fill("#find", "17")
+        await_card(page, 17)
+        assert page.text_content(".line.chosen span") == "17" or card_of(page) == 17
+
+    def test_the_slider_moves_the_points_and_a_lasso_fills_the_table(self, page, run):
+        before = page.evaluate("() => document.querySelector('#map').toDataURL()")
+        page.focus("#step")
+        page.keyboard.press("Home")
+        page.wait_for_function(
+            "text => document.querySelector('#step-words').textContent === text", arg=str(run.snapshot_steps[0])
+        )
+        page.wait_for_function("before => document.querySelector('#map').toDataURL() !== before", arg=before)
+        box = page.locator("#map").bounding_box()
+        corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2), (2, box["height"] - 2)]
+
+        def draw(corners):
+            page.mouse.move(box["x"] + corners[0][0], box["y"] + corners[0][1])
+            page.mouse.down()
+            for x, y in corners[1:]:
+                page.mouse.move(box["x"] + x, box["y"] + y)
+            page.mouse.up()
+
+        page.keyboard.down("Shift")
+        draw(corners)
+        page.keyboard.up("Shift")
+        page.wait_for_function(
+            "() => document.querySelector('#count').textContent.includes('of the lasso’s 32'.replace('’', \"'\"))"
+        )
+        page.click("#clear")
+        page.click("#lasso")
+        draw([(2, 2), (8, 2), (8, 8)])
+        page.wait_for_function("() => document.querySelector('#count').textContent.endsWith('the lasso held none')")
+
+    def test_follows_the_systems_theme_and_fits_a_phone(self, page):
+        page.emulate_media(color_scheme="dark")
+        dark = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        page.emulate_media(color_scheme="light")
+        assert dark != page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        for width in (1000, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("() => document.documentElement.scrollWidth") == width
+        page.click(".line >> nth=2")
+        page.wait_for_function("() => document.querySelector('#card').getBoundingClientRect().top < 400")
+        page.set_viewport_size({"width": 1400, "height": 1000})
+
+    def test_without_a_map_and_without_its_files_every_click_is_answered(self, shown, atlas, tmp_path):
+        broken = shutil.copytree(atlas, tmp_path / "broken")
+        (broken / "data" / "map-0.js").unlink()
+        (broken / "cards" / "0.js").write_text("atlas.take(")
+        page, told = shown.page, shown.told
+        page.goto((broken / "index.html").as_uri())
+        page.wait_for_function("() => document.querySelector('#card').textContent.includes('is missing or damaged')")
+        page.focus("#step")
+        page.keyboard.press("Home")
+        page.wait_for_function(
+            "() => document.querySelector('#map-words').textContent.includes('is missing or damaged')"
+        )
+        (broken / "data" / "facts.js").unlink()
+        page.reload()
+        page.wait_for_function(
+            "() => document.querySelector('#summary').textContent.includes('The data are not there')"
+        )
+        told.errors.clear()  # of the files that are not there

@@ -5,7 +5,7 @@ const map = (() => {
   const VIRIDIS = ["#443983", "#3a528b", "#31688e", "#287c8e", "#20908c", "#24a584", "#44bf70", "#7ad151", "#bddf26", "#fde725"];
   const DEAD = 255;
   const PLAY = 700;
-  const self = { draw: () => {}, start };
+  const self = { draw: () => {}, shownPlaces: () => [], start };
 
   function start(facts) {
     return load("data/map").then((data) => open(facts, unpack(data.ids), data.aspect));
@@ -222,6 +222,7 @@ const map = (() => {
     window.addEventListener("resize", ask);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ask);
     self.draw = ask;
+    self.shownPlaces = () => Array.from(ids, (code, row) => ({ code, x: places[2 * row], y: places[2 * row + 1] }));
     await showFrame();
   }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ibqlab.base.checks import require_between, require_choice
+from ibqlab.base.escaping import for_terminal
 from ibqlab.base.progress import CountingLine
 from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.runs import Run
@@ -34,7 +35,7 @@ from ibqlab.views.atlas.table import require_map, require_pyarrow, write_table
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_data import METHODS
 from ibqlab.views.patches import MOST_IMAGES
-from ibqlab.views.subject import lacking, open_subject
+from ibqlab.views.subject import ViewError, lacking, open_subject
 
 IMAGES = 2000
 """Images that an atlas looks at, at most, unless it is told."""
@@ -86,6 +87,8 @@ def write_atlas(
     """
     typed = settings or AtlasSettings()
     subject = open_subject(what, typed.images, weights=typed.weights, quantizer=typed.quantizer)
+    if subject.run is None and not typed.images:
+        raise ViewError(f"{for_terminal(subject.name)} is a checkpoint and brings no images; name some: images=FOLDER")
     folder = output_folder(output, f"{subject.path.name if subject.run else subject.path.stem}_atlas")
     require_free(folder)
     if typed.parquet:
