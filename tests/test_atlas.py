@@ -226,7 +226,7 @@ class TestSubjects:
         file = export_tokenizer(run.path, tmp_path / "x.safetensors", "raw")
         with pytest.raises(ViewError, match="brings no images; name some: images=FOLDER"):
             written(file, tmp_path / "out")
-        folder = written(file, tmp_path / "out", images=str(images), quantizer="ibq", parquet=True)
+        folder = written(file, tmp_path / "out", images=str(images), weights="raw", parquet=True)
         facts = facts_of(folder)
         assert facts["is_moment"] and facts["map_steps"] == [] and "steps" not in facts
         _, frame = taken(folder / "data" / "map-0.js")

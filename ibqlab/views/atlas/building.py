@@ -8,13 +8,12 @@ from pathlib import Path
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import explained, force_to_disk, sweep, temporary_beside
+from ibqlab.views.atlas.table import TABLE
 from ibqlab.views.subject import ViewError
 
 PAGE = ("index.html", "atlas.css", "atlas.js", "table.js", "map.js")
 """Files that are the same in every atlas."""
 FOLDERS = ("data", "cards", "images", "decoded")
-TABLE = "codes.parquet"
-"""For embedding-atlas."""
 _OF_THE_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in every folder."""
 

@@ -103,6 +103,9 @@ def gather(reader: CardReader, method: str, progress: bool) -> AtlasData:
     # All that is read from files, before anything is written; what is missing is told as it is met.
     atlas = AtlasData(reader=reader, map=data, is_moment=is_moment, lacks=[], progress=progress)
     _ = reader.history, atlas.near, reader.index and atlas.image_names
+    if atlas.codebook is not None and len(atlas.codebook) > NEAR_CODES:
+        told = "are told of the codes in use alone" if reader.index is not None else "are not told"
+        atlas.lacks.append(f"Nearest codes {told}: the codebook has more than {NEAR_CODES:,} codes.")
     atlas.lacks += dict.fromkeys([*reader.lacks, *([why] if why and data is None else [])])
     return atlas
 

@@ -5,7 +5,7 @@ const map = (() => {
   const VIRIDIS = ["#443983", "#3a528b", "#31688e", "#287c8e", "#20908c", "#24a584", "#44bf70", "#7ad151", "#bddf26", "#fde725"];
   const DEAD = 255;
   const PLAY = 700;
-  const self = { draw: () => {}, shownPlaces: () => [], start };
+  const self = { draw: () => {}, shownPlaces: () => [], shownFrame: () => -1, start };
 
   function start(facts) {
     return load("data/map").then((data) => open(facts, unpack(data.ids), data.aspect));
@@ -18,7 +18,7 @@ const map = (() => {
     const places = new Float32Array(2 * ids.length);
     const rowOf = new Map();
     ids.forEach((code, row) => rowOf.set(code, row));
-    const state = { frame: null, lasso: null, asked: false };
+    const state = { frame: null, place: -1, lasso: null, asked: false };
     const ratio = () => window.devicePixelRatio || 1;
 
     async function frameOf(place) {
@@ -38,6 +38,7 @@ const map = (() => {
         const frame = await frameOf(place);
         if (place !== Number(at("step").value)) return;
         state.frame = frame;
+        state.place = place;
         at("map-words").textContent = facts.map_words[place];
         ask();
       } catch (error) {
@@ -222,6 +223,7 @@ const map = (() => {
     window.addEventListener("resize", ask);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ask);
     self.draw = ask;
+    self.shownFrame = () => state.place;
     self.shownPlaces = () => Array.from(ids, (code, row) => ({ code, x: places[2 * row], y: places[2 * row + 1] }));
     await showFrame();
   }

@@ -20,6 +20,8 @@ from ibqlab.views.subject import ViewError
 if TYPE_CHECKING:
     import pyarrow as arrow
 
+TABLE = "codes.parquet"
+"""Its name in the folder of an atlas."""
 ROWS = 4096
 """Codes that are written at a time."""
 

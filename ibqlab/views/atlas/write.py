@@ -19,7 +19,7 @@ from ibqlab.base.progress import CountingLine
 from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder
-from ibqlab.views.atlas.building import PAGE, TABLE, new_folder, require_free
+from ibqlab.views.atlas.building import PAGE, new_folder, require_free
 from ibqlab.views.atlas.gather import (
     SHARD,
     AtlasData,
@@ -31,7 +31,7 @@ from ibqlab.views.atlas.gather import (
     table_columns,
 )
 from ibqlab.views.atlas.pictures import ACROSS, decoded_codes, write_images, write_sheets
-from ibqlab.views.atlas.table import require_map, require_pyarrow, write_table
+from ibqlab.views.atlas.table import TABLE, require_map, require_pyarrow, write_table
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_data import METHODS
 from ibqlab.views.patches import MOST_IMAGES
