@@ -38,6 +38,7 @@ SHARED = {
     *(
         "test_ablations",
         "test_alarm",
+        "test_atlas",
         "test_browser",
         "test_browser_app",
         "test_doors",

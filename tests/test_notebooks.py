@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(file for file in (ROOT / "notebooks").glob("*.ipynb") if file.stem != START_PAGE)
 NAMES = [path.stem for path in NOTEBOOKS]
 LAB = ("playground", "features_lab")
-OTHERS = ("ablations", "link_stages", "fair_comparison", "your_case")
+OTHERS = ("ablations", "codebook_atlas", "link_stages", "fair_comparison", "your_case")
 DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
 """Far fewer images than photographs have crops."""
 PRESETS = {
     **{name: load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml") for name in ("explore_collapse", "scale_codebook")},
     "ablations": load_yaml(TABLES / PRESETS_FILE),
-    "train_tokenizer": preset_names("tokenizer"),
+    **dict.fromkeys(("train_tokenizer", "codebook_atlas"), preset_names("tokenizer")),
     **dict.fromkeys(("evaluate_tokenizer", "compare_published"), preset_names("evaluation")),
     **dict.fromkeys(("train_generator", "generation_gallery"), preset_names("generator")),
     "link_stages": preset_names("link"),
@@ -119,6 +119,7 @@ def pictures(out):
         ("scale_codebook", ["-p", "steps", "6"], 2),
         ("ablations", ["-p", "tables", "[key_designs, lfq, soft_vq]"], 4),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),
+        ("codebook_atlas", ["-p", "count", "8"], 0),
         ("evaluate_tokenizer", ["-p", "limit", "8"], 2),
         ("compare_published", ["-p", "limit", "8"], 2),
         ("train_generator", ["-p", "settings", DIGITS, "-p", "tokenizer_settings", "[data.source=digits]"], 3),

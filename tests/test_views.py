@@ -1,9 +1,6 @@
-"""What views of a run show: tokens and patches, cards, the map, one image's tokens, and the atlas."""
+"""What views of a run show: tokens and patches, cards, the map, and one image's tokens."""
 
-import base64
-import json
 import multiprocessing
-import re
 import shutil
 
 import numpy as np
@@ -16,7 +13,6 @@ from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
 from ibqlab.views import encoding, patches
-from ibqlab.views.atlas import AtlasSettings, write_atlas
 from ibqlab.views.card_page import card_html, life_svg
 from ibqlab.views.cards import CardReader, Life
 from ibqlab.views.map_data import FACTS, describe_frame, effective_rank, map_run_codes
@@ -363,10 +359,6 @@ class TestCards:
         reader = CardReader(open_subject(trained["ibq"], tmp_path / "images"), 2, progress=False)
         page = card_html(reader.read([int(reader.index.counts.argmax())]))
         assert "<script" not in page and "&lt;script&gt;alert(1)&lt;" in page
-        atlas = write_atlas(
-            trained["ibq"], tmp_path / "atlas", AtlasSettings(images=str(tmp_path / "images"), count=2), progress=False
-        )
-        assert all("<script>alert" not in file.read_text() for file in atlas.parent.rglob("*.js"))
 
 
 class TestTokens:
@@ -392,62 +384,6 @@ class TestTokens:
             tokens.replace((0, 0), 32)
         with pytest.raises(ValueError, match=f"images are 0 to {IMAGES - 1}"):
             TokenImage(subject.tokenizer, index, IMAGES)
-
-
-def taken(file):
-    name, value = re.fullmatch(r'atlas\.take\("([^"]*)",(.*)\);\n', file.read_text(), re.DOTALL).groups()
-    return name, json.loads(value)
-
-
-def column(packed):
-    return np.frombuffer(base64.b64decode(packed["base64"]), f"<{packed['kind']}")
-
-
-@pytest.fixture(scope="module")
-def atlas(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("atlas") / "out"
-    return write_atlas(trained["ibq"], folder, AtlasSettings(count=IMAGES), progress=False).parent
-
-
-class TestAtlas:
-    def test_is_a_folder_that_needs_nothing_else(self, atlas):
-        assert {"index.html", "atlas.js", "atlas.css", "data", "cards", "images", "decoded"} == {
-            file.name for file in atlas.iterdir()
-        }
-        assert len(list((atlas / "images").glob("*.jpg"))) == IMAGES
-        for file in (atlas / "index.html", atlas / "atlas.js", atlas / "atlas.css"):
-            assert not re.search(r"https?:|//cdn|innerHTML|eval\(", file.read_text())
-
-    def test_holds_what_the_cards_hold(self, atlas, reader):
-        name, facts = taken(atlas / "data" / "facts.js")
-        assert name == "facts" and facts["codes"] == 32 and facts["tokens"] == IMAGES * 16
-        _, columns = taken(atlas / "data" / "columns.js")
-        assert np.array_equal(column(columns["hits"]), reader.index.counts)
-        name, shard = taken(atlas / "cards" / "0.js")
-        assert name == "cards/0" and len(shard) == 32
-        code = int(reader.index.counts.argmax())
-        card = reader.read([code], decode=False)
-        assert [other for other, _ in shard[code]["near"]] == [n.code for n in card.near]
-        assert [tuple(place) for place in shard[code]["typical"]] == [reader.index.place(int(t)) for t in card.typical]
-        assert shard[code]["life"] == card.life.hits.tolist()
-
-    def test_its_map_is_the_runs(self, atlas, subject):
-        name, stored = taken(atlas / "data" / "map.js")
-        data = map_run_codes(subject)
-        assert name == "data/map" and np.array_equal(column(stored["ids"]), data.code_ids)
-        places = column(stored["codes"][-1]).reshape(-1, 2) / 65535
-        left, right, bottom, top = data.bounds
-        expected = (data.codes[-1] - [left, bottom]) / [right - left, top - bottom]
-        assert np.abs(places - expected).max() < 1e-4
-
-    def test_is_written_anew_but_never_over_something_else(self, atlas, trained, tmp_path):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.txt").write_text("")
-        with pytest.raises(ViewError, match="something that is no atlas"):
-            write_atlas(trained["ibq"], tmp_path / "mine", progress=False)
-        (atlas / "cards" / "9.js").write_text("")
-        write_atlas(trained["ibq"], atlas, AtlasSettings(count=2, decode=False), progress=False)
-        assert not (atlas / "cards" / "9.js").exists()
 
 
 class TestBadInput:
