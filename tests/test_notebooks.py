@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 LAB = ("playground", "features_lab")
-OTHERS = ("ablations", "link_stages", "fair_comparison", "your_case")
+OTHERS = ("feature_code_map", "ablations", "link_stages", "fair_comparison", "your_case")
 DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
 """Far fewer images than photographs have crops."""
 PRESETS = {
     **{name: load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml") for name in ("explore_collapse", "scale_codebook")},
+    "feature_code_map": load_yaml(EXPERIMENTS / "studies" / "explore_collapse.yaml"),
     "ablations": load_yaml(TABLES / PRESETS_FILE),
     "train_tokenizer": preset_names("tokenizer"),
     **dict.fromkeys(("evaluate_tokenizer", "compare_published"), preset_names("evaluation")),
@@ -115,6 +116,7 @@ def pictures(out):
     ("name", "parameters", "figures"),
     [
         ("explore_collapse", ["-p", "projection", "pca"], 7),
+        ("feature_code_map", ["-p", "projection", "pca"], 4),
         ("scale_codebook", ["-p", "steps", "6"], 2),
         ("ablations", ["-p", "tables", "[key_designs, lfq, soft_vq]"], 4),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),
