@@ -18,7 +18,7 @@ from torch import Tensor
 from ibqlab.base.escaping import for_matplotlib
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.plots.histogram import STEP, has_enough_tokens
-from ibqlab.plots.map_details import magnify_crowd, point_at_features
+from ibqlab.plots.map_details import dead_look, magnify_crowd, point_at_features
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.steps import write_numbers
 from ibqlab.plots.style import add_caption, as_array, number_range, require_columns, styles_for
@@ -29,6 +29,8 @@ Panel = tuple[Projection, int, Counts | None]
 
 FEATURE_GREY = "#BDBDBD"
 DEAD_COLOR = "#3C3C3C"
+DEAD_NAME, MISSED_NAME = "dead codes (no hit)", "codes not hit"
+"""What crosses are called, where enough tokens were counted and where they were not."""
 _CODE_COLOR = "#0072B2"
 HITS_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0.22, 1.0, 256)), name="hits")
 """Blue to yellow, which no kind of colour blindness mixes up; its dark end is left to the dead codes."""
@@ -91,8 +93,9 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
     """Several maps side by side, with one scale of hits for all.
 
     Panels that show frames of the same projection have the same axes and can be compared point by point; panels of
-    different projections share nothing but the way they are drawn. Every code in use is drawn, above dead ones; where
-    they would hide them, a square shows the place magnified. Features that all lie under one code are pointed at.
+    different projections share nothing but the way they are drawn. Every code in use is drawn. Of codes in use and dead
+    ones the rarer kind lies on top; where dead ones crowd, a square shows the place magnified. Features that all lie
+    under one code are pointed at.
 
     Args:
         panels: title → (projection, frame, hits per code or None), at most three in a row; or what `code_map_table`
@@ -206,23 +209,15 @@ def _panel_table(title: str, projection: Projection, frame: int, counts: Counts 
 
 
 def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: float) -> None:
-    """Features below, dead codes above them, codes in use on top, rarely used ones last; `area` scales all marks."""
+    """Features below, codes above them, of codes in use rarely used ones last; `area` scales all marks."""
     features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
     dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False, kind="stable")
     unknown = codes[codes["hits"].isna()]
     axes.scatter(
         features["x"], features["y"], s=5 * area, color=FEATURE_GREY, linewidths=0, alpha=0.6, label="features"
     )
-    # Hundreds of crosses in one place stay a grey haze that codes in use stand out from.
-    axes.scatter(
-        *(dead["x"], dead["y"]),
-        s=11 * area,
-        color=DEAD_COLOR,
-        marker="x",
-        linewidths=min(0.5, 0.9 * area**0.5),
-        alpha=0.45,
-        label="dead codes",
-    )
+    look = dead_look(len(dead), len(live), linewidth=min(0.5, 0.9 * area**0.5), alpha=0.45)
+    axes.scatter(dead["x"], dead["y"], s=11 * area, color=DEAD_COLOR, marker="x", label="dead codes", **look)
     axes.scatter(
         unknown["x"], unknown["y"], s=14 * area, color=_CODE_COLOR, edgecolors="white", linewidths=0.3, label="codes"
     )
@@ -305,8 +300,7 @@ def map_handles(table: pd.DataFrame) -> list[Line2D]:
     if (codes["hits"] == 0).any():
         counted = table.dropna(subset=["in_use"])
         are_dead = all(map(has_enough_tokens, counted["tokens"], counted["codebook_size"]))
-        name = "dead codes (no hit)" if are_dead else "codes not hit"
-        handles.append(_dot(name, color=DEAD_COLOR, marker="x", markersize=5))
+        handles.append(_dot(DEAD_NAME if are_dead else MISSED_NAME, color=DEAD_COLOR, marker="x", markersize=5))
     return handles
 
 

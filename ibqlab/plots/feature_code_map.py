@@ -58,7 +58,7 @@ def plot_maps_and_usage(maps: pd.DataFrame, usage: pd.DataFrame, remark: str = "
     if panels > 2:
         raise ValueError(f"maps and usage stand in one row: pass at most two maps; got {panels}")
     looks = style.styles_for(style.in_order(usage["method"]))
-    with styled_figure(PAGE_WIDTH, 4.25) as figure:
+    with styled_figure(PAGE_WIDTH, 4.5) as figure:
         *grid, curves = figure.subplots(1, panels + 1, width_ratios=[1.0] * panels + [1.05])
         caption = draw_code_maps(grid, maps, 3)
         if maps["hits"].notna().any():
