@@ -35,7 +35,16 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; all others follow."""
 SHARED = {
-    *("test_ablations", "test_alarm", "test_browser", "test_doors", "test_engine", "test_exports", "test_generating"),
+    *(
+        "test_ablations",
+        "test_alarm",
+        "test_browser",
+        "test_doors",
+        "test_engine",
+        "test_exports",
+        "test_feature_code_map",
+        "test_generating",
+    ),
     *("test_cases", "test_fair_comparison", "test_generator_training", "test_installed", "test_link_stages"),
     *("test_magvit2", "test_measures"),
     *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots"),

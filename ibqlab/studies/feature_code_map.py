@@ -88,8 +88,14 @@ class DrawnRun(NamedTuple):
 
     @property
     def title(self) -> str:
-        """As legends and headings call it."""
+        """As the plots take it, which give methods their proper names."""
         return f"{self.labels['method']} from {name_start(self.labels['init'], self.labels['published_init'])}"
+
+    @property
+    def name(self) -> str:
+        """As text calls it: "VQ from N(0, 1), seed 0"."""
+        start = name_start(self.labels["init"], self.labels["published_init"])
+        return f"{method_label(self.labels['method'])} from {start}, seed {self.labels['seed']}"
 
 
 class FeatureCodeMap:

@@ -29,7 +29,7 @@ class MapPair(ipywidgets.VBox):
         self.maps: list[CodebookMap] = []
         shown = []
         for one in pair:
-            heading = ipywidgets.HTML(f"<h4>{for_html(one.title)}, seed {one.labels['seed']}</h4>")
+            heading = ipywidgets.HTML(f"<h4>{for_html(one.name)}</h4>")
             try:
                 self.maps.append(CodebookMap(one.run, figures.projection, height=height))
             except (RunError, ValueError, OSError, ImportError) as error:
@@ -39,7 +39,9 @@ class MapPair(ipywidgets.VBox):
         self.is_linked = len(self.maps) == 2 and figures.begins_alike(pair)
         if self.is_linked:
             self.maps[0].link(self.maps[1])
-        self.sentence = ipywidgets.HTML(f"<p>{for_html(_relation(len(self.maps), self.is_linked), None)}</p>")
+        self.sentence = ipywidgets.HTML(
+            f"<p>{for_html(_relation(len(pair), len(self.maps), self.is_linked), None)}</p>"
+        )
         columns = [ipywidgets.VBox(children, layout=_HALF) for children in shown]
         super().__init__([self.sentence, ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"})])
         self.add_class("ibqlab-map-pair")
@@ -49,7 +51,7 @@ class MapPair(ipywidgets.VBox):
     def static_html(self) -> str:
         """Both maps as pictures, and what relates them."""
         pages = [
-            f"<div>{heading}{page.static_html() if isinstance(page, CodebookMap) else page.value}</div>"
+            f"<div>{heading}{page.value if isinstance(page, ipywidgets.HTML) else page.static_html()}</div>"
             for heading, page in zip(self._headings, self._pages, strict=True)
         ]
         return f'{self.sentence.value}<div style="display: flex; flex-wrap: wrap">{"".join(pages)}</div>'
@@ -71,10 +73,12 @@ def explore_feature_map(figures: FeatureCodeMap) -> MapPair:
     return MapPair(figures)
 
 
-def _relation(maps: int, is_linked: bool) -> str:
+def _relation(runs: int, maps: int, is_linked: bool) -> str:
     """What the two maps have in common, in a sentence."""
-    if maps < 2:
+    if runs < 2:
         return "One run: there is nothing to compare it with."
+    if maps < 2:
+        return "Without both maps there is nothing to compare."
     if is_linked:
         return (
             "Code k began at the same place in both runs: codes chosen in one map are marked in the other. The planes "
