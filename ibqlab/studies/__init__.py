@@ -3,8 +3,8 @@
 There is one kind of study (`study.Study`): runs in a folder, found again by their settings. A definition says which
 runs they are and how they are reported: `collapse`, `scaling`, `ablations` (the paper's tables), `token_costs` and
 `fair_comparison`. All are listed in `registry`, which opens them: start there. `feature_code_map` draws the paper's
-figures from their runs, `comparisons` says what a few seeds can tell apart, `pages` writes reports, and `run_report` is
-the same for a single run.
+figures from their runs, `comparisons` says what a few seeds can tell apart, `pages` writes reports, and `run_report`
+and `lab_report` are the same for a single run and for a lab.
 """
 
 from ibqlab.grids.cells import StudyError
@@ -24,6 +24,7 @@ from ibqlab.studies.figures import (
     figure_maps_through_training,
     figure_reconstructions,
 )
+from ibqlab.studies.lab_report import write_lab_report
 from ibqlab.studies.method_grid import StudyParameters
 from ibqlab.studies.registry import DEFINITIONS, open_study, write_study_report
 from ibqlab.studies.scaling import figure_laws, figure_scaling
@@ -60,5 +61,6 @@ __all__ = [
     "prepare_feature_map",
     "show_table",
     "summary_table",
+    "write_lab_report",
     "write_study_report",
 ]
