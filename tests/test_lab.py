@@ -640,6 +640,7 @@ class TestPictures:
         text = (lab.folder / "report.md").read_text()
         assert page.parent == lab.folder and "![Codes among features at the last step]" in text
         assert "too short to mean anything" in text and lab.command in text and "12 clusters" in text
+        assert "threads per run" not in text and "usage reads low" not in text, "a world has points enough"
         assert text.count("| VQ |") == text.count("| IBQ |") == 1 and "not noted" not in text
         assert len(pd.read_csv(lab.folder / "table.csv")) == 2 and "codes\\_through" not in text
         assert json.loads((lab.folder / "provenance.json").read_text())["seeds"] == [0]

@@ -5,6 +5,7 @@ from pathlib import Path
 from ibqlab.base.escaping import for_markdown
 from ibqlab.base.files import write_whole
 from ibqlab.diagnostics.lab import Lab, LabResult
+from ibqlab.diagnostics.usage import TOKENS_PER_CODE
 from ibqlab.grids.cells import as_json
 from ibqlab.plots.lab import show_lab_table
 from ibqlab.runs import Run
@@ -24,6 +25,14 @@ _HOW = (
     "- gradient reach: share of codes whose gradient in the last step exceeds a thousandth of the largest\n"
     "- s: wall-clock time of a method"
 )
+
+
+def _few(result: LabResult) -> str:
+    """A line on usage that reads low, where the features kept for validation are too few for so many codes."""
+    table = result.table().dropna(subset=["tokens"])
+    per_code = float((table["tokens"] / table["codebook_size"]).min())
+    few = f"only {per_code:.1f} features per code at the least, fewer than {TOKENS_PER_CODE}"
+    return f"\n- {few}: usage reads low" if per_code < TOKENS_PER_CODE else ""
 
 
 def write_lab_report(lab: Lab, result: LabResult) -> Path:
@@ -57,7 +66,7 @@ def write_lab_report(lab: Lab, result: LabResult) -> Path:
         facts,
         too_short_note(result.steps) if not lab.too_short else f"**{lab.too_short}: too short to mean anything.**",
         for_markdown(result.failed, 2000) if result.failed else "",
-        f"## Table\n\n{to_markdown(show_lab_table(result))}\n\n{_HOW}",
+        f"## Table\n\n{to_markdown(show_lab_table(result))}\n\n{_HOW}{_few(result)}",
         *pictures,
         provenance_text(rows, lab.command, features=result.features),
     )
