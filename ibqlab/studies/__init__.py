@@ -12,10 +12,11 @@ from ibqlab.studies.ablation_grid import AblationParameters
 from ibqlab.studies.ablation_tables import AblationTables
 from ibqlab.studies.ablations import figure_methods, figure_norms, figure_table
 from ibqlab.studies.collapse import describe_collapse, show_table, summary_table
+from ibqlab.studies.drawn_runs import FeatureMapParameters
 from ibqlab.studies.fair_comparison import figure_fair
 from ibqlab.studies.fair_grid import FairParameters
 from ibqlab.studies.fair_tables import FairTables
-from ibqlab.studies.feature_code_map import FeatureCodeMap, FeatureMapParameters, prepare_feature_map
+from ibqlab.studies.feature_code_map import FeatureCodeMap, prepare_feature_map
 from ibqlab.studies.figures import (
     figure_code_maps,
     figure_collapse,

@@ -10,9 +10,9 @@ the numbers behind them and a report go to a folder of their own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,27 +21,25 @@ from matplotlib.figure import Figure
 from ibqlab.base.checks import require
 from ibqlab.base.files import write_whole
 from ibqlab.base.progress import tell
-from ibqlab.config import ConfigError, parse
+from ibqlab.config import ConfigError
 from ibqlab.diagnostics.distribution_gap import measure_distribution_gap
 from ibqlab.grids.cells import as_json
 from ibqlab.plots import code_map_table, plot_code_maps, save_figure
 from ibqlab.plots.code_map import Panel
 from ibqlab.plots.feature_code_map import gap_curve_table, plot_gap_curves, plot_maps_and_usage, usage_curve_table
 from ibqlab.plots.style import extend_caption, in_order, mark_too_short, method_label
-from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import find_run, output_folder, run_name
-from ibqlab.runs.kinds import kind_of
 from ibqlab.runs.provenance_record import portable
+from ibqlab.studies.drawn_runs import DrawnRun, FeatureMapParameters, label_run, told_apart
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.gap_sentences import describe_gaps, gap_summary, show_gap_summary
-from ibqlab.studies.method_grid import StudyParameters, name_start, require_methods
+from ibqlab.studies.method_grid import StudyParameters, require_methods
 from ibqlab.studies.pages import join_parts, to_markdown, too_short_note, write_pages
 from ibqlab.studies.provenance import provenance_of, provenance_text
 from ibqlab.studies.registry import open_study
 from ibqlab.studies.study import Study, as_typed
-from ibqlab.training import TrainConfig
 
 NAME = "feature_code_map"
 SOURCE = "explore_collapse"
@@ -53,49 +51,6 @@ STARTS = {"published": "codes_and_usage", "same": "codes_and_usage_same_start"}
 PAPER_2 = "paper, figure 2: t-SNE of each method, trained on ImageNet, VQ and IBQ from their own starts"
 PAPER_3 = "paper, figure 3: a drawing of which codes learn and how the distributions drift apart, without numbers"
 PAPER_6 = "paper, figure 6: t-SNE of Soft VQ after training on ImageNet, 2.5 % of codes in use"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureMapParameters(StudyParameters):
-    """What the `parameters` cell of the notebook `feature_code_map` may set. Empty or 0 means: as the preset says."""
-
-    study: str = ""
-    """Folder of a study of methods that is there already; its finished runs are drawn, nothing is trained."""
-    runs: tuple[str, ...] = ()
-    """Names or folders of runs of tokenizers that are there already, likewise."""
-    output: str = ""
-    """Folder of figures and report; empty: feature_code_map-<preset>, or <study's folder>-figures."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(not (self.study and self.runs), "give either study or runs: both say which runs are drawn")
-        if self.study or self.runs:
-            plain = type(self)()
-            free = ("preset", "projection", "output", "study", "runs")
-            idle = [
-                f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(plain, f.name)
-            ]
-            source = "study" if self.study else "runs"
-            require(not idle, f"{source} names runs that are drawn as they are; leave out {', '.join(idle)}")
-
-
-class DrawnRun(NamedTuple):
-    """A run, and what tells it from the others."""
-
-    labels: dict[str, Any]
-    """method, init, published_init, codebook_size, code_dim, seed."""
-    run: Run
-
-    @property
-    def title(self) -> str:
-        """As the plots take it, which give methods their proper names."""
-        return f"{self.labels['method']} from {name_start(self.labels['init'], self.labels['published_init'])}"
-
-    @property
-    def name(self) -> str:
-        """As text calls it: "VQ from N(0, 1), seed 0"."""
-        start = name_start(self.labels["init"], self.labels["published_init"])
-        return f"{method_label(self.labels['method'])} from {start}, seed {self.labels['seed']}"
 
 
 class FeatureCodeMap:
@@ -114,7 +69,7 @@ class FeatureCodeMap:
         self.study: Study | None = None
         self.drawn: list[DrawnRun] = []
         if parameters.runs:
-            self.drawn = _told_apart([_label(Run(find_run(name))) for name in parameters.runs])
+            self.drawn = told_apart([label_run(Run(find_run(name))) for name in parameters.runs])
             default = NAME
         elif parameters.study:
             self.study = open_study(parameters.study)
@@ -360,8 +315,7 @@ class FeatureCodeMap:
     def _save(self, name: str, figure: Figure, data: pd.DataFrame, of_one_seed: bool = False) -> Figure:
         seeds = sorted({one.labels["seed"] for one in self.drawn})
         if of_one_seed:
-            others = f", the first of {len(seeds)}" if len(seeds) > 1 else ""
-            extend_caption(figure, f"maps: seed {seeds[0]}{others}; each method has a space of its own")
+            extend_caption(figure, one_seed_text(seeds[0], len(seeds)))
         if self.too_short:
             mark_too_short(figure, self.too_short)
         save_figure(figure, self._figures() / name, data)
@@ -383,46 +337,10 @@ def prepare_feature_map(parameters: FeatureMapParameters) -> FeatureCodeMap:
     return FeatureCodeMap(parameters)
 
 
-def _label(run: Run) -> DrawnRun:
-    """A run with what tells it apart, read from its settings.
-
-    Raises:
-        ConfigError: it is no tokenizer's.
-    """
-    kind = kind_of(run.config)
-    if kind != "tokenizer":
-        raise ConfigError(
-            f"runs: {run.name} is a {kind} run; the maps are of tokenizers with an encoder: name such runs"
-        )
-    config = parse(TrainConfig, run.located_config, source=run.name)
-    quantizer = config.tokenizer.quantizer
-    labels = {
-        "method": quantizer.config_name,
-        "init": INITIALISATIONS[quantizer.codebook_init],
-        "published_init": quantizer.codebook_init == type(quantizer).codebook_init,
-        "codebook_size": quantizer.codebook_size,
-        "code_dim": quantizer.code_dim,
-        "seed": config.seed,
-    }
-    return DrawnRun(labels, run)
-
-
-def _told_apart(runs: list[DrawnRun]) -> list[DrawnRun]:
-    """The same, refused where two runs would share a line of a figure.
-
-    Raises:
-        ConfigError: the message names both.
-    """
-    seen: dict[tuple[Any, ...], str] = {}
-    for one in runs:
-        key = tuple(one.labels.values())
-        if key in seen:
-            raise ConfigError(
-                f"runs: {seen[key]} and {one.run.name} have the same method, start, size and seed, so no figure could "
-                "tell them apart; name one of them"
-            )
-        seen[key] = one.run.name
-    return runs
+def one_seed_text(seed: int, seeds: int) -> str:
+    """What the caption of maps says of seeds and spaces."""
+    others = f", the first of {seeds}" if seeds > 1 else ""
+    return f"maps: seed {seed}{others}; each method has a space of its own"
 
 
 def _gap_rows(one: DrawnRun) -> list[dict[str, Any]]:
