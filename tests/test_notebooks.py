@@ -24,11 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(file for file in (ROOT / "notebooks").glob("*.ipynb") if file.stem != START_PAGE)
 NAMES = [path.stem for path in NOTEBOOKS]
 LAB = ("playground", "features_lab")
-OTHERS = ("ablations", "codebook_atlas", "link_stages", "fair_comparison", "your_case")
+OTHERS = ("feature_code_map", "ablations", "codebook_atlas", "link_stages", "fair_comparison", "your_case")
 DIGITS = "[steps=4, data.source=digits, generator.num_classes=10]"
 """Far fewer images than photographs have crops."""
 PRESETS = {
     **{name: load_yaml(EXPERIMENTS / "studies" / f"{name}.yaml") for name in ("explore_collapse", "scale_codebook")},
+    "feature_code_map": load_yaml(EXPERIMENTS / "studies" / "explore_collapse.yaml"),
     "ablations": load_yaml(TABLES / PRESETS_FILE),
     **dict.fromkeys(("train_tokenizer", "codebook_atlas"), preset_names("tokenizer")),
     **dict.fromkeys(("evaluate_tokenizer", "compare_published"), preset_names("evaluation")),
@@ -116,6 +117,7 @@ def pictures(out):
     ("name", "parameters", "figures"),
     [
         ("explore_collapse", ["-p", "projection", "pca"], 7),
+        ("feature_code_map", ["-p", "projection", "pca"], 4),
         ("scale_codebook", ["-p", "steps", "6"], 2),
         ("ablations", ["-p", "tables", "[key_designs, lfq, soft_vq]"], 4),
         ("train_tokenizer", ["-p", "projection", "pca"], 4),

@@ -399,7 +399,10 @@ def test_code_map_marks_dead_codes_where_they_are(projection):
     order = np.argsort(-counts[counts > 0], kind="stable")
     assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0][order])
     assert points["codes in use"].get_array().tolist() == counts[counts > 0][order].tolist()
-    assert points["codes in use"].get_zorder() > points["dead codes"].get_zorder()
+    assert points["codes in use"].get_zorder() < points["dead codes"].get_zorder(), "the rarer kind lies on top"
+    rare = plot_code_map(projection, counts=(np.arange(30) % 3 == 0) * 30)
+    heights = {drawn.get_label(): drawn.get_zorder() for drawn in rare.axes[0].collections}
+    assert heights["codes in use"] > heights["dead codes"]
     assert len(points["features"].get_offsets()) == 50
     assert axes.get_title() == "IBQ\n20 in use, 10 dead"
     assert axes.get_aspect() == 1
@@ -408,7 +411,7 @@ def test_code_map_marks_dead_codes_where_they_are(projection):
     caption = figure.get_supxlabel().replace("\n", " ")
     assert caption == (
         "PCA of codes and features, jointly fitted over 2 snapshots, 1 of them here; "
-        "drawn: all codes, 50 encoder features"
+        f"drawn: all codes (K = 30; in use: hit in {counts.sum()} tokens), 50 encoder features"
     )
     assert f"hits per code in {counts.sum()} tokens" in _texts(figure)
     _assert_readable(figure)
@@ -507,7 +510,8 @@ def test_every_code_in_use_is_drawn_and_the_caption_counts_the_rest():
             f"VQ\n{in_use} in use, {400 - in_use} dead\n({drawn['dead codes']} of the dead drawn)"
         )
         caption = figure.get_supxlabel().replace("\n", " ")
-        assert "every code in use, part of the dead codes, 100 of 900 encoder features" in caption
+        dead = f"every code in use and {drawn['dead codes']} of {400 - in_use} dead codes"
+        assert f"{dead} (K = 400; in use: hit in {counts.sum():,} tokens), 100 of 900 encoder features" in caption
         _assert_readable(figure)
 
 

@@ -22,7 +22,7 @@ from ibqlab.config.assignments import alternatives, as_list, field_types, read_a
 from ibqlab.runs.finding import find_run
 
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
-OPENERS = ("open_study", "prepare_run", "prepare_pipeline", "prepare_lab", "prepare_cases")
+OPENERS = ("open_study", "prepare_run", "prepare_pipeline", "prepare_lab", "prepare_cases", "prepare_feature_map")
 """What a notebook's third cell may call with its parameters to learn what they mean. They start and write nothing."""
 TRAINED = ("checkpoint", "tokenizer", "generator")
 """Parameters that name something trained, which must be there."""

@@ -3,6 +3,7 @@ a notebook says the same without a kernel. A widget holds no results: it reads r
 pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which needs no controls.
 
 codebook_map.py   a run's codes among its features, through time; a click opens the code's card
+map_pair.py   the maps of two methods side by side
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
 training_view.py  runs that train in processes of their own: watch, pause, go on
@@ -19,6 +20,7 @@ from ibqlab.widgets.codebook_map import CodebookMap
 from ibqlab.widgets.explorer import StudyExplorer, explore_study
 from ibqlab.widgets.lab import LabExplorer, explore_lab
 from ibqlab.widgets.live import LiveCurves
+from ibqlab.widgets.map_pair import MapPair, explore_feature_map
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
 from ibqlab.widgets.token_view import TokenView, compare_tokens
@@ -29,12 +31,14 @@ __all__ = [
     "CodebookMap",
     "LabExplorer",
     "LiveCurves",
+    "MapPair",
     "RunExplorer",
     "SampleExplorer",
     "StudyExplorer",
     "TokenView",
     "TrainingView",
     "compare_tokens",
+    "explore_feature_map",
     "explore_lab",
     "explore_run",
     "explore_study",
