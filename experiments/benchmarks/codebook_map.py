@@ -5,7 +5,8 @@
 Makes a run folder with snapshots of random codes and features, fits the plane, opens the map in a headless Chromium and
 measures what a reader waits for: from running the cell to drawn points, from a key on the slider to moved points, from
 a click on a code to its card. The plane is fitted before, so that the map is shown from stored coordinates. Besides
-wall-clock times it gives the kernel's processor time, which a busy machine does not stretch.
+wall-clock times it gives the processor time of JupyterLab, kernel and browser, which a busy machine does not stretch;
+without a graphics card it holds the drawing of every point.
 """
 
 import argparse
@@ -47,6 +48,8 @@ LAB = (
 NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
 IDLE = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"
+WHOLE = "step => document.querySelector('.ibqlab-map-canvas')?.dataset.whole === step"
+WAIT = "() => document.querySelector('.ibqlab-map-canvas').dataset.wait"
 DRAWN = "step => document.querySelector('.ibqlab-map-canvas')?.dataset.drawn === step"
 PATIENCE = 180_000
 
@@ -138,11 +141,11 @@ def look(folder: Path, run: Path, given: argparse.Namespace) -> dict[str, float]
         page.set_default_timeout(PATIENCE)
         page.goto(address)
         page.wait_for_function(IDLE)
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), processor_seconds()
         page.evaluate(RUN_ALL)
         page.wait_for_function(DRAWN, arg=str(given.snapshots - 1))
-        numbers = {"shown_s": time.perf_counter() - began}
-        numbers |= _slide(page, given) | _click(page, run)
+        numbers = {"shown_s": time.perf_counter() - began, "shown_cpu_s": processor_seconds() - spent}
+        numbers |= _slide(page, given) | _click(page)
         if given.picture:
             page.screenshot(path=given.picture)
         browser.close()
@@ -154,41 +157,55 @@ def _slide(page: Any, given: argparse.Namespace) -> dict[str, float]:
     page.locator(".ibqlab-codebook-map .widget-slider .noUi-handle").first.focus()
     waits: dict[str, list[float]] = {"slider_first_s": [], "slider_again_s": []}
     keys = [("slider_first_s", "ArrowLeft", -1)] * 4 + [("slider_again_s", "ArrowRight", 1)] * 4
-    kernel, frame = [], given.snapshots - 1
+    waits["slider_cpu_s"], frame = [], given.snapshots - 1
     for name, key, by in keys:
-        page.wait_for_timeout(1500)
+        page.wait_for_function(WHOLE, arg=str(frame))
+        page.wait_for_timeout(1000)
         frame += by
+        spent = processor_seconds()
         page.keyboard.press(key)
         page.wait_for_function(DRAWN, arg=str(frame))
-        told = page.evaluate("() => ({...document.querySelector('.ibqlab-map-canvas').dataset})")
-        waits[name].append(float(told["wait"]) / 1000)
-        kernel.append(float(told["kernel"]) / 1000)
-    return {name: statistics.median(values) for name, values in waits.items()} | {
-        "slider_kernel_cpu_s": statistics.median(kernel)
-    }
+        waits["slider_cpu_s"].append(processor_seconds() - spent)
+        waits[name].append(float(page.evaluate(WAIT)) / 1000)
+    page.wait_for_function(WHOLE, arg=str(frame))
+    return {name: statistics.median(values) for name, values in waits.items()}
 
 
-def _click(page: Any, run: Path) -> dict[str, float]:
+def _click(page: Any) -> dict[str, float]:
     """Seconds from a click on a code to its card."""
-    seconds = []
-    for _ in range(3):
-        place = page.evaluate(_FREE_CODE)
+    seconds, spent = [], []
+    for number in range(3):
+        box = page.locator(".ibqlab-map-canvas canvas").first.bounding_box()
+        x, y = (box[side] + box[size] * (0.42 + 0.04 * number) for side, size in (("x", "width"), ("y", "height")))
         before = page.locator(".ibq-card h3").inner_text()
-        page.mouse.move(place["x"], place["y"])
-        page.wait_for_timeout(800)
-        began = time.perf_counter()
-        page.mouse.click(place["x"], place["y"])
+        page.mouse.move(x, y)
+        page.wait_for_timeout(5000)
+        began, cpu = time.perf_counter(), processor_seconds()
+        page.mouse.click(x, y)
         page.wait_for_function("before => document.querySelector('.ibq-card h3').innerText !== before", arg=before)
         seconds.append(time.perf_counter() - began)
-    return {"card_s": statistics.median(seconds)}
+        spent.append(processor_seconds() - cpu)
+    return {"card_s": statistics.median(seconds), "card_cpu_s": statistics.median(spent)}
 
 
-_FREE_CODE = """() => {
-    const canvas = document.querySelector('.ibqlab-map-canvas canvas');
-    const { x, y, width, height } = canvas.getBoundingClientRect();
-    window.tries = (window.tries ?? 0) + 1;
-    return { x: x + width * (0.4 + 0.05 * window.tries), y: y + height * (0.45 + 0.04 * window.tries) };
-}"""
+def processor_seconds() -> float:
+    """Processor time of all processes below this one: JupyterLab, kernel and browser."""
+    times, children = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        number = int(file.parent.name)
+        times[number] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        children.setdefault(int(fields[1]), []).append(number)
+    seconds, below = 0.0, list(children.get(os.getpid(), []))
+    while below:
+        number = below.pop()
+        seconds += times[number]
+        below += children.get(number, [])
+    return seconds
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

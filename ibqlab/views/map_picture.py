@@ -6,10 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ibqlab.plots import plot_code_map
+from ibqlab.plots.style import add_caption
 from ibqlab.views.map_data import MapData
 
-MOST_DRAWN = 6000
-"""Dead codes, and features, of a picture at most."""
+MOST_DRAWN = 8000
+"""Codes that were in use, other codes, and features of a picture, each at most."""
 
 
 def draw_map(data: MapData, frame: int, title: str) -> Figure:
@@ -20,17 +21,18 @@ def draw_map(data: MapData, frame: int, title: str) -> Figure:
         frame: number of the snapshot.
         title: heading.
     """
-    thin = _thinned(data)
-    return plot_code_map(thin.projection, frame, thin.counts(frame), title, most_hits=max(2, int(data.hits.max())))
+    thin, counts = _thinned(data), data.counts(frame)
+    figure = plot_code_map(thin.projection, frame, counts, title, most_hits=max(2, int(data.hits.max())))
+    caption = " ".join(figure.get_supxlabel().split())
+    add_caption(figure, caption.replace("(thinned: give project_codes the counts)", "(a picture shows no more)"))
+    return figure
 
 
 def _thinned(data: MapData) -> MapData:
-    """All codes in use at any snapshot, and as many others and features as a picture can show."""
-    draw = np.random.default_rng(0)
+    """Samples of the codes in use at any snapshot, of all others, and of the features."""
     used = (data.hits > 0).any(0)
-    dead = np.flatnonzero(~used)
-    codes = np.union1d(np.flatnonzero(used), dead[np.sort(draw.permutation(len(dead))[:MOST_DRAWN])])
-    features = np.sort(draw.permutation(data.features.shape[1])[:MOST_DRAWN])
+    codes = np.union1d(*(_sample(np.flatnonzero(group)) for group in (used, ~used)))
+    features = _sample(np.arange(data.features.shape[1]))
     if len(codes) == len(data.code_ids) and len(features) == data.features.shape[1]:
         return data
     return replace(
@@ -40,3 +42,7 @@ def _thinned(data: MapData) -> MapData:
         features=data.features[:, features],
         hits=data.hits[:, codes],
     )
+
+
+def _sample(rows: np.ndarray) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(rows)[:MOST_DRAWN])

@@ -1,7 +1,11 @@
 // Draws the points of a map into the scatter plot beside it. Each step is fetched from the kernel once; a step that
-// comes while another is drawn waits, and of several that wait only the newest is drawn.
+// comes while another is drawn waits, and of several that wait only the newest is drawn. Where a drawing takes long, as
+// without a graphics card, a sample answers at once and all points follow when the hand rests.
 const KEPT_BYTES = 2 ** 28;
 const STILL = 60000; // more points than this jump to their places
+const SAMPLE = 20000;
+const LONG = 150; // milliseconds
+const REST = 900;
 const EVERY = 5000;
 
 function bytes(view, Kind) {
@@ -12,6 +16,7 @@ function render({ model, el }) {
   const places = new Map(); // frame → { xy, index }
   const looks = new Map(); // frame|coloring → Uint8Array
   let plot, box, shown, drawnFrame, busy = false, asked, since = performance.now(), ended = false, version;
+  let isSlow = false, isThin = false, resting;
 
   const wanted = () => `${model.get("frame")}|${model.get("coloring")}`;
 
@@ -20,6 +25,7 @@ function render({ model, el }) {
     box = el.closest(".ibqlab-map-canvas");
     plot = box?.querySelector("canvas")?.parentElement?.parentElement?.api;
     if (plot) {
+      box.querySelector("canvas").addEventListener("click", () => thin(plot.get("points").length));
       tellTheme();
       paint();
     } else requestAnimationFrame(find);
@@ -35,21 +41,63 @@ function render({ model, el }) {
     model.send({ want: frame, coloring, places: !places.has(frame), next });
   };
 
-  const draw = async (frame, key) => {
-    const place = places.get(frame), look = looks.get(key), count = look.length, most = model.get("looks") - 1;
-    const points = new Array(count);
-    for (let i = 0; i < count; i++) points[i] = [place.xy[2 * i], place.xy[2 * i + 1], look[i] / most, 0];
-    const moves = drawnFrame !== undefined && drawnFrame !== frame && count <= STILL;
+  const pointsOf = (frame, key) => {
+    const { xy } = places.get(frame), look = looks.get(key), most = model.get("looks") - 1;
+    const points = new Array(look.length);
+    for (let i = 0; i < look.length; i++) points[i] = [xy[2 * i], xy[2 * i + 1], look[i] / most, 0];
+    return points;
+  };
+
+  const draw = async (frame, key, whole = false) => {
+    const place = places.get(frame), points = pointsOf(frame, key), isFirst = drawnFrame === undefined;
+    const isSample = !whole && !isFirst && thin(points.length);
+    const began = performance.now();
     await plot.draw(points, {
       zDataType: "continuous",
       wDataType: "continuous",
-      transition: moves,
+      transition: !whole && !isFirst && drawnFrame !== frame && points.length <= STILL,
       transitionDuration: 500,
       transitionEasing: "quadInOut",
-      preventFilterReset: drawnFrame !== undefined && plot.get("points").length === count,
-      spatialIndex: place.index,
+      preventFilterReset: isSample,
+      // Of other places it finds fewer points under the mouse, never wrong ones; the whole drawing brings its own.
+      spatialIndex: place.index ?? (isSample ? plot.get("spatialIndex") : undefined),
     });
-    place.index = plot.get("spatialIndex");
+    if (!isSample) {
+      place.index = plot.get("spatialIndex");
+      isThin = false;
+      isSlow = points.length > STILL && performance.now() - began > LONG;
+    }
+  };
+
+  // Leave all but a sample and what is selected undrawn for a while; false where that helps nothing.
+  const thin = (count) => {
+    if (!isSlow || count <= STILL) return false;
+    clearTimeout(resting);
+    resting = setTimeout(rest, REST);
+    if (isThin) return true;
+    const shownPoints = new Set(plot.get("selectedPoints"));
+    if (shownPoints.size > SAMPLE) return false;
+    for (let i = 0; i < count; i += Math.ceil(count / SAMPLE)) shownPoints.add(i);
+    plot.filter([...shownPoints].sort((a, b) => a - b), { preventEvent: true });
+    return (isThin = true);
+  };
+
+  const rest = async () => {
+    if (ended || !isThin) return;
+    if (busy || shown !== wanted()) {
+      resting = setTimeout(rest, REST);
+      return;
+    }
+    busy = true;
+    try {
+      await draw(drawnFrame, shown, true);
+      box.dataset.whole = drawnFrame;
+    } catch (error) {
+      resting = setTimeout(rest, REST);
+    } finally {
+      busy = false;
+    }
+    paint();
   };
 
   const paint = async () => {
@@ -61,6 +109,7 @@ function render({ model, el }) {
         places.clear();
         looks.clear();
         shown = drawnFrame = asked = undefined;
+        isThin = isSlow = false;
       }
       while (!ended && shown !== wanted()) {
         const key = wanted(), frame = model.get("frame");
@@ -80,6 +129,7 @@ function render({ model, el }) {
         drawnFrame = frame;
         asked = undefined;
         Object.assign(box.dataset, { drawn: frame, wait: performance.now() - since, coloring: model.get("coloring") });
+        if (!isThin) box.dataset.whole = frame;
         prefetch(frame);
       }
     } finally {
@@ -130,6 +180,7 @@ function render({ model, el }) {
     ended = true;
     themes.disconnect();
     clearInterval(looking);
+    clearTimeout(resting);
     for (const name of ["frame", "coloring", "version"]) model.off(`change:${name}`, changed);
     model.off("msg:custom", hear);
   };
