@@ -177,8 +177,9 @@ def _by_class(data: MapData, index: PatchIndex | None, without_index: str) -> Co
     order = np.argsort(-np.bincount(largest[counts.any(1)], minlength=len(index.classes)), kind="stable")
     room = LEVELS if len(index.classes) <= LEVELS else LEVELS - 1
     slots = np.full(len(index.classes), LEVELS - 1)
-    slots[order[:room]] = np.arange(min(room, len(order)))
-    names = [index.classes[i] for i in order[:room]]
+    own = np.sort(order[:room])
+    slots[own] = np.arange(len(own))
+    names = [index.classes[i] for i in own]
     if len(index.classes) > LEVELS:
         names.append("other classes")
     level = np.where(counts.any(1), IN_USE + slots[largest], PLAIN).astype(np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ibqlab.diagnostics.projection import Projection
-from ibqlab.plots.histogram import has_enough_tokens
+from ibqlab.plots.histogram import TOKENS_PER_CODE, has_enough_tokens
 from ibqlab.views.map_fit import DEAD_CODES, FACTS, FIT_POINTS, METHODS, NEIGHBOURS, effective_rank, fit_map
 from ibqlab.views.subject import Subject, ViewError
 
@@ -149,10 +149,25 @@ def describe_frame(data: MapData, frame: int) -> str:
     shares = ""
     if data.explained:
         shares = f" ({100 * data.explained[0]:.0f} % and {100 * data.explained[1]:.0f} % of the variance)"
+    in_use, tokens = data.in_use(frame), int(data.tokens[frame])
+    few = ""
+    if not data.can_call_dead(frame):
+        few = f" {tokens:,} tokens are too few to call the other codes dead; {TOKENS_PER_CODE}·K are enough."
+    broken, others = data.left_out
+    left_out = ""
+    if broken:
+        left_out = f" {_snapshots(broken)} left out: {'it holds' if broken == 1 else 'they hold'} NaN."
+    if others:
+        left_out += f" {_snapshots(others)} left out: of another codebook size."
     return (
         f"{plane} over {len(data.steps)} snapshots{shares}: {codes:,} of {data.codebook_size:,} codes and {features:,} "
-        f"of {data.feature_total:,} features shown; {data.in_use(frame):,} codes in use in {int(data.tokens[frame]):,} "
-        f"tokens. In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature {to_code:.3g} "
-        f"from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; effective rank "
-        f"{code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: {trusted:.2f} of 1."
+        f"of {data.feature_total:,} features shown; {in_use:,} code{'' if in_use == 1 else 's'} in use in {tokens:,} "
+        f"tokens.{few}{left_out} In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature "
+        f"{to_code:.3g} from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; "
+        f"effective rank {code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: "
+        f"{trusted:.2f} of 1."
     )
+
+
+def _snapshots(count: int) -> str:
+    return f"{count:,} snapshot{' is' if count == 1 else 's are'}"

@@ -22,11 +22,12 @@ from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.live import picture_html, with_static_page
 from ibqlab.widgets.map_canvas import MapCanvas
 
-_INTERVAL = 900
+INTERVAL = 900
 """Milliseconds between two steps while the map plays."""
+_TEXT = "line-height: 1.45; margin: 4px 14px 4px 0"
 _FAULTS = (RunError, ValueError, OSError, MemoryError, KeyError)
 """What may go wrong in a view of files that somebody else writes."""
-_HOW = "Click a point, or draw a lasso around some: press Shift and drag."
+_HOW = "Click a point, or draw a lasso around some."
 
 
 def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,6 +83,7 @@ class CodebookMap(ipywidgets.VBox):
         self.card: CodeCard | None = None
         self._colorings: dict[str, Coloring] = {}
         self._listeners: list[Callable[[tuple[int, ...]], None]] = []
+        self._show_listeners: list[Callable[[], None]] = []
         self._with_card, self._is_moving = with_card, False
         self._make_controls(height)
         super().__init__([self.controls, self.said, self.body])
@@ -104,13 +106,17 @@ class CodebookMap(ipywidgets.VBox):
         """Call a function with the codes whenever others are selected."""
         self._listeners.append(listener)
 
+    def on_show(self, listener: Callable[[], None]) -> None:
+        """Call a function whenever the run was read again."""
+        self._show_listeners.append(listener)
+
     def refresh(self) -> None:
         """Read the run again: snapshots that have come since appear, and the plane is fitted over all."""
         self._open()
 
     def say(self, text: str) -> None:
         """A sentence above the map; "" takes it away."""
-        self.said.value = f'<p class="ibqlab-map-said">{for_html(text, None)}</p>' if text else ""
+        self.said.value = f'<p class="ibqlab-map-said" style="{_TEXT}">{for_html(text, None)}</p>' if text else ""
 
     def static_html(self) -> str:
         """The map of this step as a picture, the facts, and the card."""
@@ -134,7 +140,7 @@ class CodebookMap(ipywidgets.VBox):
             style={"description_width": "initial"},
             layout={"width": "min(100%, 420px)"},
         )
-        self.play = ipywidgets.Play(min=0, max=0, interval=_INTERVAL, show_repeat=False)
+        self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
         self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
         self.said, self.scale, self.facts = (ipywidgets.HTML() for _ in range(3))
         self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
@@ -165,6 +171,8 @@ class CodebookMap(ipywidgets.VBox):
             self._lose(f"{self._what} is gone: its folder was moved or deleted.")
         except _FAULTS as error:
             self._lose(lacking(error))
+        for listener in self._show_listeners:
+            listener()
 
     def _lose(self, text: str) -> None:
         """Say why there is no map; one that stood before stays, as it was."""
@@ -253,7 +261,7 @@ class CodebookMap(ipywidgets.VBox):
         """The scale, and the facts of the step, in words."""
         coloring = self._coloring(self.canvas.painter.coloring)
         self.scale.value = scale_html(self.data, self.step.value, coloring, self.canvas.is_dark)
-        self.facts.value = f"<p>{for_html(describe_frame(self.data, self.step.value), None)}</p>"
+        self.facts.value = f'<p style="{_TEXT}">{for_html(describe_frame(self.data, self.step.value), None)}</p>'
 
     def _row(self, code: int) -> int | None:
         """Which of the shown codes it is."""
@@ -323,7 +331,8 @@ def scale_html(data: MapData, frame: int, coloring: Coloring, dark: bool) -> str
         f"{without}: small" if any((coloring.levels >= DEAD).flat[:: max(1, coloring.levels.size // 10_000)]) else ""
     )
     plain = f"{dot.format(7, colors[PLAIN])} {without if coloring.name == 'hits' else 'codes without a value'}"
-    parts += [f"{dot.format(11, colors[IN_USE + LEVELS // 2])} codes in use: large", small, plain]
+    ring = dot.format(9, "none").replace("display", "border:1px solid currentColor;display")
+    parts += [f"{ring} codes in use: large", small, plain]
     parts.append(f"{dot.format(4, colors[FEATURE])} features: smallest, pale")
     note = f"<br>{for_html(coloring.note, None)}" if coloring.note else ""
-    return f'<div class="ibqlab-map-scale">{" &nbsp; ".join(filter(None, parts))}{note}</div>'
+    return f'<div class="ibqlab-map-scale" style="{_TEXT}">{" &nbsp; ".join(filter(None, parts))}{note}</div>'

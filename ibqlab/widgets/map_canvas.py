@@ -21,7 +21,7 @@ from ibqlab.views.map_data import MapData
 
 GROUNDS = {False: "#ffffff", True: "#111111"}
 """Background on a light and on a dark page; those of JupyterLab's own themes."""
-TOLD = ("point", "hits", "idle", "norm")
+TOLD = ("point", "hits", "last hit", "norm")
 """What hovering tells of a point."""
 
 
@@ -115,6 +115,7 @@ class MapCanvas(ipywidgets.VBox):
         plot.size(by="look", map=[1.0] * LOOKS, norm=ends)
         plot.opacity(by="look", map=[1.0] * LOOKS, norm=ends)
         plot.tooltip(enable=True, properties=list(TOLD), histograms=False)
+        plot.mouse("lasso")
         plot.axes(False)
         plot.legend(False)
         return plot
@@ -181,7 +182,7 @@ def describe_point(data: MapData, frame: int, row: int) -> dict[str, str]:
         of = f"feature of code {code:,}" if code >= 0 else "feature; its code was not stored"
         place = np.searchsorted(data.code_ids, code)
         if code < 0 or place == len(data.code_ids) or data.code_ids[place] != code:
-            return {"point": of, "hits": nothing, "idle": nothing, "norm": nothing}
+            return {"point": of, "hits": nothing, "last hit": nothing, "norm": nothing}
     else:
         place = row - features
         dead = "no hit" if not data.can_call_dead(frame) else "dead"
@@ -189,7 +190,7 @@ def describe_point(data: MapData, frame: int, row: int) -> dict[str, str]:
     idle = int(data.idle[frame][place])
     return {
         "point": of,
-        "hits": f"{int(data.hits[frame][place]):,}",
-        "idle": "never hit" if idle < 0 else f"{idle:,} steps",
+        "hits": f"{int(data.hits[frame][place]):,} of {int(data.tokens[frame]):,} tokens",
+        "last hit": "never in training" if idle < 0 else f"{idle:,} training steps ago",
         "norm": f"{float(data.norms[frame][place]):.3g}",
     }
