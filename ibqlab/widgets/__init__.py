@@ -4,6 +4,8 @@ pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which nee
 
 codebook_map.py   a run's codes among its features, through time; a click opens the code's card
 map_pair.py   the maps of two methods side by side
+linked_maps.py    two maps side by side
+map_canvas.py     the plot of a map, and what draws its points
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
 training_view.py  runs that train in processes of their own: watch, pause, go on
@@ -19,6 +21,7 @@ from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.codebook_map import CodebookMap
 from ibqlab.widgets.explorer import StudyExplorer, explore_study
 from ibqlab.widgets.lab import LabExplorer, explore_lab
+from ibqlab.widgets.linked_maps import LinkedMaps, link_maps
 from ibqlab.widgets.live import LiveCurves
 from ibqlab.widgets.map_pair import MapPair, explore_feature_map
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
@@ -30,6 +33,7 @@ __all__ = [
     "CodeCard",
     "CodebookMap",
     "LabExplorer",
+    "LinkedMaps",
     "LiveCurves",
     "MapPair",
     "RunExplorer",
@@ -42,4 +46,5 @@ __all__ = [
     "explore_lab",
     "explore_run",
     "explore_study",
+    "link_maps",
 ]
