@@ -26,8 +26,8 @@ from ibqlab.config import to_dict
 from ibqlab.plots.printing import save_figure
 from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.runs import RUN_COLUMNS, Run, RunError, list_runs
-from ibqlab.runs.summaries import TEXTS
 from ibqlab.runs.folder import claim_folder, writing
+from ibqlab.runs.summaries import TEXTS
 from ibqlab.tokens.store import TokenStore
 from ibqlab.training import TrainingInterrupted, recipe_config, train
 
