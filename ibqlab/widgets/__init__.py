@@ -6,6 +6,7 @@ codebook_map.py   a run's codes among its features, through time; a click opens 
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
 training_view.py  runs that train in processes of their own: watch, pause, go on
+run_browser.py    all runs of a folder: found, compared, noted, opened in the other views
 page.py       HTML that answers clicks
 live.py       one run's curves while it trains, and pictures as HTML
 explorer.py   a study's runs: method, start, sizes and training step by hand
@@ -19,6 +20,7 @@ from ibqlab.widgets.codebook_map import CodebookMap
 from ibqlab.widgets.explorer import StudyExplorer, explore_study
 from ibqlab.widgets.lab import LabExplorer, explore_lab
 from ibqlab.widgets.live import LiveCurves
+from ibqlab.widgets.run_browser import RunBrowser
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
 from ibqlab.widgets.token_view import TokenView, compare_tokens
@@ -29,6 +31,7 @@ __all__ = [
     "CodebookMap",
     "LabExplorer",
     "LiveCurves",
+    "RunBrowser",
     "RunExplorer",
     "SampleExplorer",
     "StudyExplorer",
