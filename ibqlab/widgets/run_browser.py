@@ -245,7 +245,7 @@ class RunBrowser(ipywidgets.VBox):
         for part, is_there in ((self.details, bool(runs)), (self.single, bool(self.selected))):
             part.layout.display = "" if is_there else "none"
         self._draw()
-        self._compare()
+        self._list_differences()
         self._choose_run()
 
     def _selected_runs(self) -> list[RunSummary]:
@@ -283,7 +283,7 @@ class RunBrowser(ipywidgets.VBox):
         picture = picture_html(figure, f"{words}: {', '.join(curves)}") if figure else ""
         self.overlay.value = f"{run_table.sentence(' '.join([f'{words}.', *missing]))}{picture}"
 
-    def _compare(self) -> None:
+    def _list_differences(self) -> None:
         """What differs between the settings of the runs that are selected."""
         runs = self._selected_runs()
         readable = [run for run in runs if not run.problem]
