@@ -5,21 +5,22 @@ rows = catalogue.select("method=ibq usage>0.5", sort="psnr")  # as of ibqlab.run
 catalogue.cells(rows); table_html(catalogue, rows); difference_html(rows[:2])
 """
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ibqlab.base.checks import is_finite_number
 from ibqlab.base.escaping import for_html, for_terminal
-from ibqlab.base.measures import SHARE, is_measure, measure, whole_or_short
+from ibqlab.base.measures import SHARE, is_measure, measure
 from ibqlab.runs import RunIndex, RunSummary, runs_root
 from ibqlab.runs.comparison import NOT_SET, differing_settings
-from ibqlab.runs.finding import find_run
+from ibqlab.runs.finding import ROOT_NAME, find_run
 from ibqlab.runs.queries import RunNames, as_text, split_conditions
 
-NOTE_LETTERS = 60
+NOTE_LETTERS = 40
 """Of a note in the table; all of it stands below."""
 STATIC_ROWS = 200
 """Runs in a page without a kernel."""
@@ -38,8 +39,8 @@ _HEADINGS = {
 }
 """Column → what stands above it; measures have titles of their own."""
 _USUAL = (
-    *("name", "kind", "quantizer", "codebook_size", "code_dim", "codebook_init", "status", "step", "usage"),
-    *("usage_tokens", "perplexity", "validation_psnr", "validation_loss", "duration_s", "started", "note", "problem"),
+    *("name", "note", "kind", "quantizer", "codebook_size", "code_dim", "codebook_init", "status", "step", "usage"),
+    *("usage_tokens", "perplexity", "validation_psnr", "validation_loss", "duration_s", "started", "problem"),
 )
 STYLE = """<style>
 .ibq-runs { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, inherit); }
@@ -48,6 +49,8 @@ STYLE = """<style>
 .ibq-runs th, .ibq-runs td { padding: 2px 8px; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--jp-border-color2, #ccc); }
 .ibq-runs td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.ibqlab-run-browser table.dataTable thead th { white-space: normal !important; vertical-align: bottom; }
+.ibqlab-run-browser table.dataTable { font-variant-numeric: tabular-nums; }
 .ibq-runs pre { white-space: pre-wrap; margin: 4px 0; font: inherit; }
 </style>"""
 
@@ -86,7 +89,7 @@ class RunCatalogue:
 
     def __init__(self, folder: str | Path = ""):
         root = runs_root()
-        is_root = not str(folder) or (str(folder) == root.name and not os.path.exists(folder))
+        is_root = not str(folder) or (str(folder) == ROOT_NAME and not os.path.exists(folder))
         self.folder = root if is_root else find_run(folder, "folder of runs")
         self._index = RunIndex(self.folder)
         self.runs: list[RunSummary] = []
@@ -136,10 +139,8 @@ class RunCatalogue:
         names = [*self.usual_columns(), *(self.names.full_name(name) for name in further)]
         table = {}
         for name in dict.fromkeys(names):
-            read, show = self.names.reader(name), _writer(name)
-            values = [read(run) for run in runs]
             title = heading(name)
-            table[title if title not in table else name] = ["" if value is None else show(value) for value in values]
+            table[title if title not in table else name] = _texts(name, list(map(self.names.reader(name), runs)))
         return table
 
 
@@ -148,15 +149,36 @@ def heading(name: str) -> str:
     return _HEADINGS.get(name) or (measure(name).heading if is_measure(name) else name)
 
 
-def _writer(name: str) -> Callable[[Any], str]:
-    """How a column's values are written; numbers so that a table can sort them."""
+def _texts(name: str, values: Sequence[Any]) -> list[str]:
+    """A column's cells; numbers so that they stand under each other and a table can sort them."""
     if name == "note":
-        return lambda value: for_terminal(value, NOTE_LETTERS)
+        return [for_terminal(value or "", NOTE_LETTERS) for value in values]
     if name == "duration_s":
-        return duration_text
-    if is_measure(name) and measure(name).unit == SHARE:
-        return lambda value: f"{100 * value:.2f}%" if is_finite_number(value) else for_terminal(as_text(value))
-    return lambda value: whole_or_short(value) if is_finite_number(value) else for_terminal(as_text(value))
+        return ["" if value is None else duration_text(value) for value in values]
+    scale, sign = (100.0, "%") if is_measure(name) and measure(name).unit == SHARE else (1.0, "")
+    numbers = [scale * abs(value) for value in values if is_finite_number(value)]
+    digits = _decimals(numbers, 2 if sign else 0)
+    return [
+        f"{scale * value:,.{digits}f}{sign}"
+        if is_finite_number(value) and digits is not None
+        else f"{value:.4g}"
+        if is_finite_number(value)
+        else for_terminal(as_text(value))
+        for value in values
+    ]
+
+
+def _decimals(numbers: Sequence[float], least: int) -> int | None:
+    """Decimals that show four digits of the largest number; None where they would show nothing of the smallest."""
+    sizes = [number for number in numbers if number]
+    if not sizes or all(float(number).is_integer() for number in sizes):
+        return least
+    decimals = max(3 - math.floor(math.log10(max(sizes))), 1)
+    if least or min(sizes) < 10.0**-decimals:
+        return least or None
+    while decimals > 1 and all(round(number, decimals - 1) == round(number, decimals) for number in sizes):
+        decimals -= 1
+    return decimals
 
 
 def duration_text(seconds: float) -> str:

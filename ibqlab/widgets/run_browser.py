@@ -81,7 +81,8 @@ class RunBrowser(ipywidgets.VBox):
         self.said = ipywidgets.HTML()
         self.table = ipywidgets.VBox()
         self.measure = ipywidgets.Dropdown(description="draw", layout={"width": "330px"})
-        self.overlay, self.difference = ipywidgets.HTML(), ipywidgets.HTML()
+        self.overlay = ipywidgets.HTML(layout={"flex": "3 1 440px", "max_width": "780px"})
+        self.difference = ipywidgets.HTML(layout={"flex": "2 1 340px"})
         self.run = ipywidgets.Dropdown(description="run", layout={"width": "min(100%, 420px)"})
         self.note = ipywidgets.Textarea(
             description="note",
@@ -98,7 +99,8 @@ class RunBrowser(ipywidgets.VBox):
             [self.note, self.save],
         ]
         top, opening, noting = (ipywidgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows)
-        self.details = ipywidgets.VBox([self.measure, self.overlay, self.difference])
+        beside = ipywidgets.HBox([self.overlay, self.difference], layout={"flex_flow": "row wrap"})
+        self.details = ipywidgets.VBox([self.measure, beside])
         self.single = ipywidgets.VBox([opening, noting, self.answer, self.view])
         super().__init__([ipywidgets.HTML(run_table.STYLE), top, self.said, self.table, self.details, self.single])
         self.add_class("ibqlab-run-browser")
@@ -220,6 +222,7 @@ class RunBrowser(ipywidgets.VBox):
             pageLength=PAGE_ROWS,
             lengthMenu=[PAGE_ROWS, 50, 200],
             scrollX=True,
+            fixedColumns={"start": 1},
             showIndex=False,
             style="width:100%;margin:0",
             language={"search": "find:", "lengthMenu": "_MENU_ rows", "emptyTable": "no runs"},
@@ -277,7 +280,7 @@ class RunBrowser(ipywidgets.VBox):
                 missing.append(f"{run.name} has logged none.")
             curves[run.name] = rows
         figure = plot_runs_together(curves, key) if curves else None
-        title = measure(key).title
+        title = measure(key).panel_title
         what = "selected" if self.selected else "newest"
         words = f"{title} of the {what} runs" + (f", the first {len(drawn)} of {len(runs)}" if drawn != runs else "")
         picture = picture_html(figure, f"{words}: {', '.join(curves)}") if figure else ""
@@ -290,6 +293,7 @@ class RunBrowser(ipywidgets.VBox):
         unread = [f"{run.name} cannot be read: {run.problem}" for run in runs if run.problem]
         table = run_table.difference_html(readable) if len(readable) > 1 else ""
         self.difference.value = table + "".join(map(run_table.sentence, unread))
+        self.difference.layout.display = "" if self.difference.value else "none"
 
     def _chosen_run(self) -> RunSummary | None:
         return next((run for run in self.shown if run.name == self.run.value), None)
