@@ -9,6 +9,7 @@ map_canvas.py     the plot of a map, and what draws its points
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
 training_view.py  runs that train in processes of their own: watch, pause, go on
+run_browser.py    all runs of a folder: found, compared, noted, opened in the other views
 page.py       HTML that answers clicks
 live.py       one run's curves while it trains, and pictures as HTML
 explorer.py   a study's runs: method, start, sizes and training step by hand
@@ -24,6 +25,7 @@ from ibqlab.widgets.lab import LabExplorer, explore_lab
 from ibqlab.widgets.linked_maps import LinkedMaps, link_maps
 from ibqlab.widgets.live import LiveCurves
 from ibqlab.widgets.map_pair import MapPair, explore_feature_map
+from ibqlab.widgets.run_browser import RunBrowser
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
 from ibqlab.widgets.token_view import TokenView, compare_tokens
@@ -36,6 +38,7 @@ __all__ = [
     "LinkedMaps",
     "LiveCurves",
     "MapPair",
+    "RunBrowser",
     "RunExplorer",
     "SampleExplorer",
     "StudyExplorer",
