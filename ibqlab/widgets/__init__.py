@@ -5,7 +5,9 @@ pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which nee
 codebook_map.py   a run's codes among its features, through time; a click opens the code's card
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
+training_cell.py  what a notebook's training cell calls: train apart, show it, wait or not
 training_view.py  runs that train in processes of their own: watch, pause, go on
+training_pictures.py  what it shows
 page.py       HTML that answers clicks
 live.py       one run's curves while it trains, and pictures as HTML
 explorer.py   a study's runs: method, start, sizes and training step by hand
@@ -22,6 +24,7 @@ from ibqlab.widgets.live import LiveCurves
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
 from ibqlab.widgets.token_view import TokenView, compare_tokens
+from ibqlab.widgets.training_cell import finished_run, require_finished, train_and_watch, train_study
 from ibqlab.widgets.training_view import TrainingView
 
 __all__ = [
@@ -38,4 +41,8 @@ __all__ = [
     "explore_lab",
     "explore_run",
     "explore_study",
+    "finished_run",
+    "require_finished",
+    "train_and_watch",
+    "train_study",
 ]
