@@ -102,7 +102,7 @@ class StudyDefinition:
 
 
 class Study:
-    """The runs of a definition at some parameters, and their folder. Nothing is trained or written before `run`, or `prepare`.
+    """The runs of a definition at some parameters, and their folder. Nothing is written before `prepare` or `run`.
 
     Args:
         definition: of the study.

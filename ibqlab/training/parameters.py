@@ -30,7 +30,7 @@ class RunParameters:
     projection: str = "umap"
     """How maps are drawn: "umap" or "pca"."""
     wait: bool = True
-    """Whether the training cell waits for the end. False: training goes on in the background, and the kernel is free."""
+    """Whether the training cell waits for the end; else training goes on in the background and the kernel is free."""
     plugins: tuple[str, ...] = ()
     """Files (my_quantizer.py) and modules of your own that register quantizers."""
 

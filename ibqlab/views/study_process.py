@@ -13,7 +13,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.locking import FileLock
 from ibqlab.base.progress import time_left
 from ibqlab.grids.progress import describe_labels
-from ibqlab.runs import Run
+from ibqlab.runs.metrics import METRICS_FILE, last_rows
 from ibqlab.studies import Study, open_study
 from ibqlab.views.training_process import BackgroundProcess, describe_rows
 
@@ -86,10 +86,12 @@ class StudyProcess(BackgroundProcess):
                 return f"{stands} · {len(training):,} still save their last step"
             said = self.last_word()
             words = f"; its process said last: {said}" if said.startswith(("Error", "Traceback")) or failures else ""
-            return f"{stands}; paused, every run that was in progress has saved its step, ▶ goes on{words}"
+            return f"{stands}; paused, every run that was in progress has saved its step, and it can go on{words}"
         steps = {cell.name: cell.config.steps for cell in self.study.cells}
         parts = [
-            describe_rows(self.labels[name], Run(self.path / name).rows, steps[name]).rpartition(" · ")[0]
+            describe_rows(self.labels[name], last_rows(self.path / name / METRICS_FILE), steps[name]).rpartition(" · ")[
+                0
+            ]
             for name in training
             if (self.path / name / "config.yaml").is_file()
         ]

@@ -26,6 +26,7 @@ from ibqlab.runs import Run
 from ibqlab.runs.finding import find_run, output_folder
 from ibqlab.runs.folder import LOCK_FILE
 from ibqlab.runs.kinds import is_lab, is_monitored
+from ibqlab.runs.metrics import METRICS_FILE, last_rows
 from ibqlab.views.subject import ViewError
 
 CONSOLE = "console.log"
@@ -228,7 +229,7 @@ class TrainingProcess(BackgroundProcess):
         if self.is_loading:
             return f"{run.name}: the training process is loading …"
         if self.is_running:
-            return describe_rows(run.name, run.rows, run.config.get("steps"))
+            return describe_rows(run.name, last_rows(self.path / METRICS_FILE), run.config.get("steps"))
         if run.status == "finished" or is_monitored(run.config) or is_lab(run.config):
             return f"{run.name}: {run.describe_status()}"
         steps, step, said = run.config.get("steps"), run.step, self.last_word()
@@ -238,7 +239,7 @@ class TrainingProcess(BackgroundProcess):
             words = f"; its process said last: {said}" if said and not said.endswith("loading …") else ""
             return f"{run.name}: nothing is trained yet{words}"
         how = "paused" if run.status == "stopped" else "its process was ended from outside"
-        return f"{run.name}: {how} at step {step:,} of {steps:,}; everything up to there is saved, ▶ goes on from it"
+        return f"{run.name}: {how} at step {step:,} of {steps:,}; everything up to there is saved, and it can go on"
 
 
 def describe_rows(name: str, rows: Sequence[dict[str, Any]], steps: Any) -> str:
@@ -246,7 +247,7 @@ def describe_rows(name: str, rows: Sequence[dict[str, Any]], steps: Any) -> str:
 
     Args:
         name: of the run.
-        rows: as `Run.rows` holds them.
+        rows: its last ones, or all.
         steps: of the whole run; anything but a number: not known.
     """
     logged = [row for row in rows if isinstance(row.get("loss"), int | float)]

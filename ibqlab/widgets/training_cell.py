@@ -5,8 +5,10 @@ browser or kernel loses nothing. In copies that papermill, Voilà or `ibqlab run
 there a cell that waits trains inside the kernel, which saves the seconds that a further process takes to load.
 """
 
+import asyncio
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ class NotFinished(RunError):
         return [str(self)]
 
 
-def train_and_watch(config: Any, path: str | Path, wait: bool = True) -> None:
+async def train_and_watch(config: Any, path: str | Path, wait: bool = True) -> None:
     """Train a run, or go on with it, and show it in the notebook; nothing is trained where it is finished.
+
+        await train_and_watch(config, path)
 
     Args:
         config: `TrainConfig` or `GeneratorTrainConfig`.
@@ -53,7 +57,7 @@ def train_and_watch(config: Any, path: str | Path, wait: bool = True) -> None:
         (train if isinstance(config, TrainConfig) else train_generator)(config, path, watch=live)
         return
     process = TrainingProcess.begin(config, path)
-    if not _show(process, wait):
+    if not await _show(process, wait):
         return
     run = process.run
     if run.status == "finished":
@@ -67,8 +71,8 @@ def train_and_watch(config: Any, path: str | Path, wait: bool = True) -> None:
     raise kind(f"stopped at step {run.step} of {steps}{by}, everything is saved; go on with the same command")
 
 
-def train_study(study: Study, wait: bool = True) -> None:
-    """Train what a study lacks, and show its runs in one chart.
+async def train_study(study: Study, wait: bool = True) -> None:
+    """Train what a study lacks, and show its runs in one chart: `await train_study(study)`.
 
     Args:
         study: whose folder is made where it is missing.
@@ -82,7 +86,7 @@ def train_study(study: Study, wait: bool = True) -> None:
         study.run().check()
         return
     process = StudyProcess(study)
-    if not _show(process, wait) or process.is_finished:
+    if not await _show(process, wait) or process.is_finished:
         return
     if study.failures():
         raise StudyError(f"{process.describe()}. Try again with retry=true")
@@ -123,7 +127,7 @@ def somebody_looks_on() -> bool:
     return bool((shell.get_parent() or {}).get("metadata", {}).get("cellId"))
 
 
-def _show(process: BackgroundProcess, wait: bool) -> bool:
+async def _show(process: BackgroundProcess, wait: bool) -> bool:
     """Start a process and show it; whether it was waited for to its end."""
     from IPython.display import display  # noqa: PLC0415 - as above
 
@@ -133,10 +137,13 @@ def _show(process: BackgroundProcess, wait: bool) -> bool:
     if not wait:
         return False
     try:
-        return view.wait()
-    except KeyboardInterrupt:
+        return await view.wait()
+    except (asyncio.CancelledError, KeyboardInterrupt):  # how the kernel passes an interrupt on
         # Its process has not heard the interrupt, which was for this cell.
-        process.stop(PATIENCE)
+        process.stop()
+        until = time.monotonic() + PATIENCE
+        while process.is_running and time.monotonic() < until:
+            await asyncio.sleep(0.1)
         view.refresh(force=True)
         return True
 

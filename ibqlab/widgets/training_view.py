@@ -43,12 +43,12 @@ _CONTROL = {"style": {"description_width": "initial"}, "layout": {"width": "max-
 class TrainingView(ipywidgets.VBox):
     """One or several runs while they train: curves, hits per code and the map of the chosen one, and buttons.
 
-    ▶ starts the training, or goes on from its last checkpoint. ⏸ ends its process after the step in progress, with a
-    checkpoint of it. There is no other button to stop: a paused run takes no memory and no time, and going on from it
-    tomorrow is the same as going on now.
+    "start" begins the training, or goes on from its last checkpoint. "pause" ends its process after the step in
+    progress, with a checkpoint of it. There is no other button to stop: a paused run takes no memory and no time, and
+    going on from it tomorrow is the same as going on now.
 
     Watching ends where nobody sees the view any more, and with the run. Looks at the folders get rarer where drawing
-    takes long, so that they take at most an eighth of the kernel's time.
+    takes long, so that they take at most an eighth of a processor's time.
 
     Args:
         runs: run folders or names, or processes from `TrainingProcess.begin`, one or several; or a study. What cannot
@@ -73,7 +73,7 @@ class TrainingView(ipywidgets.VBox):
         self._build_controls()
         super().__init__([self._controls, self.said, self.alarms, self.together, self.curves, self.pictures])
         self.add_class("ibqlab-training")
-        self._lock = threading.RLock()  # buttons may be answered in another thread while a cell waits here
+        self._lock = threading.RLock()  # some kernels answer buttons in another thread while a cell runs
         self._seen: Any = None
         self._due = 0.0
         self._asked_to_stop = False
@@ -120,11 +120,15 @@ class TrainingView(ipywidgets.VBox):
             options=[(measure(key).title, key) for key in COMPARED], description="compare by", **_CONTROL
         )
         self.start = ipywidgets.Button(
-            description="▶ start", tooltip="train, in a process that outlives this notebook", layout={"width": "auto"}
+            description="start",
+            icon="play",
+            tooltip="train, in a process that outlives this notebook",
+            layout={"width": "auto"},
         )
         self.stop = ipywidgets.Button(
-            description="⏸ pause",
-            tooltip="end after the step in progress, with a checkpoint; ▶ goes on from it at any time",
+            description="pause",
+            icon="pause",
+            tooltip="end after the step in progress, with a checkpoint; going on from it is possible at any time",
             layout={"width": "auto"},
         )
         self.free = ipywidgets.Button(
@@ -164,7 +168,7 @@ class TrainingView(ipywidgets.VBox):
 
     @property
     def process(self) -> BackgroundProcess | None:
-        """What ▶ and ⏸ steer: of the chosen run, or the study's; None where no run could be opened."""
+        """What the buttons steer: of the chosen run, or the study's; None where no run could be opened."""
         return self.processes.get(self.choice.value) or next(iter(self.processes.values()), None)
 
     # --- watching ---
@@ -192,8 +196,11 @@ class TrainingView(ipywidgets.VBox):
             self._was_shown = True
             self.watch()
 
-    def wait(self) -> bool:
-        """Wait until no process trains any more, or the button "free the kernel" is pressed; draw meanwhile.
+    async def wait(self) -> bool:
+        """Wait until no process trains any more, or the button "free the kernel" is pressed.
+
+        It has to be awaited in the cell itself: a cell that blocks the kernel's loop lets no button be heard, and a
+        kernel that waits in the loop draws meanwhile, too.
 
         Returns:
             Whether the training has ended.
@@ -202,9 +209,9 @@ class TrainingView(ipywidgets.VBox):
         self.free.layout.display = ""
         try:
             while self.process is not None and self.process.is_running:
-                if self._freed.wait(_POLL):
+                await asyncio.sleep(_POLL)
+                if self._freed.is_set():
                     return False
-                self.refresh()
             return True
         finally:
             self.free.layout.display = "none"
@@ -217,17 +224,19 @@ class TrainingView(ipywidgets.VBox):
             force: draw now, and although nothing is new.
         """
         with self._lock:
-            if not force and time.monotonic() < self._due:
-                return
-            began = time.monotonic()
             try:
-                self._refresh(force)
+                self._tell()
+                if not force and time.monotonic() < self._due:
+                    return
+                began = time.thread_time()
+                self._draw_new(force)
+                # In seconds of a processor: on a busy machine the clock on the wall says little about the cost.
+                took = time.thread_time() - began
+                self._due = time.monotonic() + max(self.every, took / SHARE_OF_TIME)
             except (RunError, OSError, ValueError, LookupError) as error:
                 self._fail(lacking(error))
             except Exception as error:  # in a callback nobody would see it
                 self._fail(f"The view cannot be drawn ({type(error).__name__}: {error}).")
-            took = time.monotonic() - began
-            self._due = time.monotonic() + max(self.every, took / SHARE_OF_TIME)
 
     def _fail(self, sentence: str) -> None:
         """Say why nothing new is shown; what was shown last is faded."""
@@ -258,7 +267,8 @@ class TrainingView(ipywidgets.VBox):
         self.refresh(force=True)
         self.watch()
 
-    def _refresh(self, force: bool) -> None:
+    def _tell(self) -> None:
+        """Where the training stands, in words, and what the buttons can do now."""
         process, problem = self.process, f"<b>{for_html(self.problem, None)}</b>" if self.problem else ""
         if process is None:
             self.said.value = problem
@@ -268,11 +278,16 @@ class TrainingView(ipywidgets.VBox):
         self._asked_to_stop &= running
         self.start.disabled = running or process.is_finished
         self.stop.disabled = not running or self._asked_to_stop
-        self.start.description = "▶ go on" if process.has_begun else "▶ start"
+        self.start.description = "go on" if process.has_begun else "start"
         words = process.describe()
         if self._asked_to_stop:
             words = f"{process.path.name}: the step in progress is being finished and saved …"
         self.said.value = f"{for_html(words, None)} {problem}"
+
+    def _draw_new(self, force: bool) -> None:
+        """The pictures, where something is new."""
+        if not self.paths:
+            return
         name = self.chosen
         state = self._state(name)
         if state == self._seen and not force:
@@ -295,7 +310,7 @@ class TrainingView(ipywidgets.VBox):
     def _state(self, name: str) -> Any:
         """What the pictures depend on: how long the metrics are, and which snapshots there are."""
         sizes = []
-        for path in self.paths.values() if len(self.paths) > 1 else [self.paths[name]]:
+        for path in self.paths.values():
             file = path / "metrics.jsonl"
             sizes.append((file.stat().st_size if file.is_file() else 0, len(list((path / "snapshots").glob("*.npz")))))
         return name, self.measure.value, tuple(sizes)
@@ -308,7 +323,7 @@ async def _look(reference: "weakref.ref[TrainingView]") -> None:
         if not view.is_watched:
             view.refresh(force=view._seen is not None)  # the last rows may have come since
             return
-        pause = max(0.2, min(view.every, view._due - time.monotonic()))
+        pause = view.every
         del view
         await asyncio.sleep(pause)
 
