@@ -41,6 +41,7 @@ SHARED = {
     *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots"),
     *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies"),
     *("test_token_costs", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
+    "test_training_view",
 }
 """Files whose tests share something that takes long to make, or Slurm's daemons."""
 

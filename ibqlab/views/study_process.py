@@ -13,9 +13,8 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.base.locking import FileLock
 from ibqlab.base.progress import time_left
 from ibqlab.grids.progress import describe_labels
-from ibqlab.runs.metrics import METRICS_FILE, last_rows
 from ibqlab.studies import Study, open_study
-from ibqlab.views.training_process import BackgroundProcess, describe_rows
+from ibqlab.views.training_process import BackgroundProcess
 
 ENGINE_LOCK = "engine.lock"
 """In the study's folder: held by the process that trains it."""
@@ -89,11 +88,7 @@ class StudyProcess(BackgroundProcess):
             return f"{stands}; paused, every run that was in progress has saved its step, and it can go on{words}"
         steps = {cell.name: cell.config.steps for cell in self.study.cells}
         parts = [
-            describe_rows(self.labels[name], last_rows(self.path / name / METRICS_FILE), steps[name]).rpartition(" · ")[
-                0
-            ]
-            for name in training
-            if (self.path / name / "config.yaml").is_file()
+            f"{self.labels[name]}: step {self.study.store.last_step(name):,} of {steps[name]:,}" for name in training
         ]
         return " · ".join([stands, *parts, self._left(sum(steps.values()))])
 

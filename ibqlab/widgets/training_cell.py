@@ -57,8 +57,16 @@ async def train_and_watch(config: Any, path: str | Path, wait: bool = True) -> N
         (train if isinstance(config, TrainConfig) else train_generator)(config, path, watch=live)
         return
     process = TrainingProcess.begin(config, path)
-    if not await _show(process, wait):
-        return
+    if await _show(process, wait):
+        check_end(process)
+
+
+def check_end(process: TrainingProcess) -> None:
+    """Raise unless a run whose process has ended is finished.
+
+    Raises:
+        TrainingInterrupted, TrainingError: as of `train_and_watch`.
+    """
     run = process.run
     if run.status == "finished":
         return
@@ -90,7 +98,11 @@ async def train_study(study: Study, wait: bool = True) -> None:
         return
     if study.failures():
         raise StudyError(f"{process.describe()}. Try again with retry=true")
-    raise TrainingInterrupted(f"{process.describe()}; go on with the same command")
+    finished = sum(study.store.row(cell) is not None for cell in study.cells)
+    raise TrainingInterrupted(
+        f"stopped with {finished} of {len(study.cells)} runs finished; those in progress have saved their last step; "
+        "go on with the same command"
+    )
 
 
 def finished_run(path: str | Path) -> Run:

@@ -23,7 +23,6 @@ from ibqlab.widgets.live import picture_html
 _ALARMS_SHOWN = 3
 _MOST_SNAPSHOTS_PLACED = 8
 """That a view which is opened late reads from before, evenly chosen."""
-_ROW = '<div style="display:flex;flex-wrap:wrap;align-items:flex-start">{}</div>'
 _ALARM = '<div style="border-left:4px solid #B00000;padding:2px 8px;margin:4px 0;max-width:72em">{}</div>'
 
 
@@ -51,26 +50,22 @@ class RunPictures:
         return picture_html(figure, f"curves of {self.name or run.name}, up to step {int(metrics['step'].max())}")
 
     def snapshot(self, run: Run) -> str:
-        """Hits per code and the map of the last snapshot, side by side; "" of a run that has none of them."""
+        """The map and the hits per code of the last snapshot; "" of a run that has none of them."""
         steps = [step for step in run.snapshot_steps if step > (self.plane.steps or [-1])[-1]]
         if kind_of(run.config) == "generator" or not run.snapshot_steps:
             return ""
         name, last = self.name or run.name, run.snapshot_steps[-1]
         counts = run.snapshot()["counts"]
-        histogram = plot_usage_histogram({name: counts})
-        parts = [f"<div>{picture_html(histogram, f'hits per code of {name}, step {last}')}</div>"]
         try:
             for step in _evenly(steps):
                 self.plane.add(step, run.snapshot(step))
             projection, most = self.plane.projection, self.plane.most_hits
             figure = plot_code_map(projection, -1, counts, f"{name}, step {last:,}", most_hits=most)
-            text = f'<div style="max-width:34em">{for_html(self.plane.describe(), None)}</div>'
-            parts.append(
-                f"<div>{picture_html(figure, f'map of codes and features of {name}, step {last}')}{text}</div>"
-            )
+            text = f'<div style="max-width: 34em">{for_html(self.plane.describe(), None)}</div>'
+            code_map = picture_html(figure, f"map of codes and features of {name}, step {last}") + text
         except (RunError, ValueError) as error:
-            parts.append(f"<div>{for_html(error, None)}</div>")
-        return _ROW.format("".join(parts))
+            code_map = f"<div>{for_html(error, None)}</div>"
+        return code_map + picture_html(plot_usage_histogram({name: counts}), f"hits per code of {name}, step {last}")
 
 
 def alarms_html(events: Sequence[AlarmEvent]) -> str:

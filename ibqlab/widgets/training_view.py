@@ -71,7 +71,10 @@ class TrainingView(ipywidgets.VBox):
         self._open(runs)
         self._pictures = {name: RunPictures(name) for name in self.paths}
         self._build_controls()
-        super().__init__([self._controls, self.said, self.alarms, self.together, self.curves, self.pictures])
+        both = ipywidgets.HBox(
+            [self.curves, self.pictures], layout={"flex_flow": "row wrap", "align_items": "flex-start"}
+        )
+        super().__init__([self._controls, self.said, self.alarms, self.together, both])
         self.add_class("ibqlab-training")
         self._lock = threading.RLock()  # some kernels answer buttons in another thread while a cell runs
         self._seen: Any = None
@@ -141,7 +144,10 @@ class TrainingView(ipywidgets.VBox):
         self.free.on_click(lambda _: self._freed.set())
         for control in (self.choice, self.measure):
             control.observe(lambda _: self.refresh(force=True), names="value")
-        self.said, self.alarms, self.curves, self.pictures, self.together = (ipywidgets.HTML() for _ in range(5))
+        self.said, self.alarms = ipywidgets.HTML(), ipywidgets.HTML()
+        self.curves = ipywidgets.HTML(layout={"width": "58%", "min_width": "460px"})
+        self.pictures = ipywidgets.HTML(layout={"width": "40%", "min_width": "400px"})
+        self.together = ipywidgets.HTML(layout={"width": "58%", "min_width": "460px"})
         several = len(names) > 1
         self._controls = ipywidgets.HBox(
             [
@@ -249,8 +255,9 @@ class TrainingView(ipywidgets.VBox):
 
     def static_html(self) -> str:
         """The pictures as they are shown now."""
-        parts = (self.alarms, self.together, self.curves, self.pictures)
-        return f"<p>{self.said.value}</p>{''.join(part.value for part in parts)}"
+        both = "".join(f"<div>{part.value}</div>" for part in (self.curves, self.pictures))
+        above = f"<p>{self.said.value}</p>{self.alarms.value}{self.together.value}"
+        return f'{above}<div style="display: flex; flex-wrap: wrap; align-items: flex-start">{both}</div>'
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
