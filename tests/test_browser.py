@@ -24,8 +24,11 @@ from browsers import (
 
 from ibqlab.notebooks.execution import execute
 from ibqlab.runs import Run
+from ibqlab.views.training_process import TrainingProcess
 
 SHOWN_OR_FAILED = f"() => document.querySelector('.ibqlab-code-map img') || ({ERRORS})().length"
+OTHER_CELL = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+    .requestExecute({code: '1 + 1'}).done.then(reply => reply.content.status)"""
 LAST_CURVES = "[...document.querySelectorAll('.jp-OutputArea-output img[alt*=\"up to step\"]')].at(-1)?.alt"
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
@@ -125,7 +128,7 @@ def test_a_saved_notebook_shows_what_was_looked_at_last(explored, browser, folde
 def short(folder):
     """The notebook without figures, as far as the explorer needs it."""
     notebook = nbformat.read(folder / "work" / "explore_collapse.ipynb", as_version=4)
-    wanted = ("preset:", "open_study(", "study.run()", "explore_study(")
+    wanted = ("preset:", "open_study(", "train_study(", "explore_study(")
     cells = [cell for cell in notebook.cells if any(part in cell.source for part in wanted)]
     notebook.cells = [cell for cell in cells if cell.cell_type == "code"]
     assert len(notebook.cells) == len(wanted)
@@ -148,33 +151,56 @@ def test_an_executed_copy_shows_the_explorer(how, browser, lab, folder, short):
     require_pictures(browser, lab, target.stem, numbers)
 
 
-# --- live curves ------------------------------------------------------------------------------------------------------
+# --- live training ----------------------------------------------------------------------------------------------------
 
 
-def test_curves_grow_while_a_run_trains_and_stop_where_it_is_stopped(browser, lab, folder):
+def button(page, text):
+    return page.locator(".ibqlab-training button", has_text=text)
+
+
+def last_step(page, seen):
+    """The last step of the curves that are shown, once they show another one than was seen."""
+    page.wait_for_function(f"seen => {LAST_CURVES} && {LAST_CURVES} !== seen", arg=seen)
+    alt = page.evaluate(f"() => {LAST_CURVES}")
+    return alt, int(alt.rpartition(" ")[2])
+
+
+def stopped_at(page, run):
+    """The step in the one line that a stopped training cell says; the run stands there with a checkpoint of it."""
+    page.wait_for_function(f"() => ({ERRORS})().length")
+    (error,) = page.evaluate(ERRORS)
+    step = int(re.fullmatch(r"TrainingInterrupted: stopped at step (\d+) of 100000, everything is saved; .*", error)[1])
+    assert run.status == "stopped"
+    assert run.last_checkpoint.name == f"step_{step:08d}.pt"
+    return step
+
+
+@contextmanager
+def stopped_in_the_end(run):
+    """A training that outlives its notebook does not outlive a test that fails."""
+    try:
+        yield
+    finally:
+        if run.is_dir():
+            TrainingProcess(run).stop()
+
+
+def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, folder):
+    """Curves grow while its cell waits and when the kernel is free, before and after the page is loaded again."""
     copy_notebook(folder / "work", "train_tokenizer", preset="smoke", settings=["steps=100000"], output="long")
-    with opened(browser, lab, "train_tokenizer") as shown:
+    with opened(browser, lab, "train_tokenizer") as shown, stopped_in_the_end(folder / "runs" / "long"):
         page = shown.page
         run_all(page)
-        page.wait_for_function(f"() => {LAST_CURVES} || ({ERRORS})().length")
-        seen = []
-        for _ in range(3):
-            page.wait_for_function(f"seen => !seen.includes({LAST_CURVES}) || ({ERRORS})().length", arg=seen)
-            assert page.evaluate(ERRORS) == []
-            seen.append(page.evaluate(f"() => {LAST_CURVES}"))
-        steps = [int(description.rpartition(" ")[2]) for description in seen]
-        assert steps == sorted(set(steps))
+        alt, first = last_step(page, None)
+        alt, step = last_step(page, alt)
+        assert step > first
+        assert page.evaluate(ERRORS) == []
         stands = r"long: step [\d,]+ of 100,000 · loss [\d.]+ · window usage [\d.]+% · images/s \d+ · .* left"
         assert re.search(stands, page.inner_text("body"))
 
-        page.evaluate(INTERRUPT)
-        page.wait_for_function(f"() => ({ERRORS})().length")
-        (error,) = page.evaluate(ERRORS)
-        step = int(
-            re.fullmatch(r"TrainingInterrupted: stopped at step (\d+) of 100000, everything is saved; .*", error)[1]
-        )
-        assert step >= steps[-1]
+        button(page, "pause").click()  # heard while the cell runs
         run = Run(folder / "runs" / "long")
+        step = stopped_at(page, run)
         # The last row is the newest that was due: not every step logs one.
         logged = int(run.metrics["step"].iloc[-1])
         assert step - run.config["record"]["log_every"] < logged <= step
@@ -183,5 +209,20 @@ def test_curves_grow_while_a_run_trains_and_stop_where_it_is_stopped(browser, la
         assert [line.strip() for line in said] == [
             f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
         ]
-    assert run.status == "stopped"
-    assert run.last_checkpoint.name == f"step_{step:08d}.pt"
+
+        page.wait_for_function(KERNEL_IDLE)
+        button(page, "go on").click()
+        alt, grown = last_step(page, page.evaluate(f"() => {LAST_CURVES}"))
+        assert grown > logged
+        assert page.evaluate(OTHER_CELL) == "ok"
+        page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        page.reload()
+        page.wait_for_function(KERNEL_IDLE)
+        page.wait_for_function(f"() => {LAST_CURVES}")
+        assert last_step(page, page.evaluate(f"() => {LAST_CURVES}"))[1] > grown
+
+        run_all(page)  # finds the training, and waits for it
+        button(page, "free the kernel").wait_for(state="visible")
+        page.evaluate(INTERRUPT)
+        assert stopped_at(page, run) > grown
+        assert not [error for error in shown.errors if "widget" in error.lower()]

@@ -187,18 +187,23 @@ def _last_step(text: bytes) -> int:
 
 def last_values(file: Path) -> dict[str, Any]:
     """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
-    values: dict[str, Any] = {}
+    return {key: value for row in last_rows(file) for key, value in row.items() if value is not None}
+
+
+def last_rows(file: Path) -> list[dict[str, Any]]:
+    """The last rows of a run's metrics.jsonl, a few at least, read without the others; [] before the first row."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
             lines = stream.read().split(b"\n")
     except OSError:
-        return values
+        return []
+    rows = []
     for line in lines:
         # The first line may be cut, and so may the last one, which is being written.
         with suppress(UnreadableFile, UnicodeDecodeError):
-            values |= {key: value for key, value in parse_json(line, file.name).items() if value is not None}
-    return values
+            rows.append(parse_json(line, file.name))
+    return rows
 
 
 def force_rows(path: Path) -> dict[str, Any]:

@@ -8,8 +8,10 @@ linked_maps.py    two maps side by side
 map_canvas.py     the plot of a map, and what draws its points
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
+training_cell.py  what a notebook's training cell calls: train apart, show it, wait or not
 training_view.py  runs that train in processes of their own: watch, pause, go on
 run_browser.py    all runs of a folder: found, compared, noted, opened in the other views
+training_pictures.py  what it shows
 page.py       HTML that answers clicks
 live.py       one run's curves while it trains, and pictures as HTML
 explorer.py   a study's runs: method, start, sizes and training step by hand
@@ -29,6 +31,7 @@ from ibqlab.widgets.run_browser import RunBrowser
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
 from ibqlab.widgets.token_view import TokenView, compare_tokens
+from ibqlab.widgets.training_cell import finished_run, require_finished, train_and_watch, train_study
 from ibqlab.widgets.training_view import TrainingView
 
 __all__ = [
@@ -50,4 +53,8 @@ __all__ = [
     "explore_run",
     "explore_study",
     "link_maps",
+    "finished_run",
+    "require_finished",
+    "train_and_watch",
+    "train_study",
 ]
