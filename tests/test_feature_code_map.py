@@ -2,6 +2,7 @@
 shared with the study that trained them, and bad input is a sentence."""
 
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from ibqlab.config import ConfigError, parse
 from ibqlab.diagnostics.distribution_gap import measure_distribution_gap
 from ibqlab.plots.feature_code_map import gap_curve_table, plot_gap_curves, plot_maps_and_usage, usage_curve_table
+from ibqlab.runs import Run
 from ibqlab.studies import FeatureMapParameters, StudyParameters, open_study, prepare_feature_map
 from ibqlab.studies.gap_sentences import describe_gaps, gap_summary, show_gap_summary
 from ibqlab.widgets import explore_feature_map
@@ -196,7 +198,6 @@ def test_runs_may_be_named_one_by_one(study, tmp_path):
     two = prepare_feature_map(parse(FeatureMapParameters, given)).run()
     assert [one.title for one in two.drawn] == ["vq from N(0, 1)", "ibq from N(0, 1), default"]
     assert two.figure_soft_vq() is None
-    assert two.begins_alike(two.pair()), "one start and one seed"
     with pytest.raises(ConfigError, match="same method, start, size and seed"):
         prepare_feature_map(parse(FeatureMapParameters, {"runs": [folders[0], folders[0]]}))
 
@@ -232,19 +233,18 @@ def test_before_run_and_without_validations_there_is_a_sentence(study, tmp_path)
 def test_two_maps_stand_side_by_side_and_select_together(figures):
     pair = explore_feature_map(figures)
     left, right = pair.maps
-    assert pair.is_linked and "began at the same place" in pair.sentence.value
+    assert pair.codes_correspond and "began with the same codebook" in pair.said.value
     left.select([3])
     assert right.selected == (3,)
     page = pair.static_html()
     assert page.count("<img") >= 2 and "VQ from N(0, 1), seed 0" in page and "IBQ from N(0, 1), default, seed 0" in page
 
 
-def test_a_run_without_a_map_is_a_sentence_in_its_place(figures, monkeypatch):
-    broken = figures.pair()[0].run
-    monkeypatch.setattr(type(figures), "begins_alike", staticmethod(lambda pair: False))
-    monkeypatch.setattr(
-        "ibqlab.widgets.map_pair.CodebookMap",
-        lambda run, *_, **__: (_ for _ in ()).throw(ValueError(f"{run.name} has no snapshot <yet>")),
-    )
-    pair = explore_feature_map(figures)
-    assert not pair.maps and f"{broken.name} has no snapshot &lt;yet&gt;" in pair.static_html()
+def test_a_run_without_a_map_is_a_sentence_in_its_place(figures, tmp_path, monkeypatch):
+    pair = figures.pair()
+    shutil.copytree(pair[0].run.path, tmp_path / "<broken>", ignore=shutil.ignore_patterns("snapshots", "views"))
+    broken = pair[0]._replace(run=Run(tmp_path / "<broken>"))
+    monkeypatch.setattr(figures, "pair", lambda: [broken, pair[1]])
+    view = explore_feature_map(figures)
+    assert not view.codes_correspond and "One of the two has no map" in view.static_html()
+    assert "&lt;broken&gt; has no snapshot yet" in view.static_html()

@@ -3,7 +3,6 @@ a notebook says the same without a kernel. A widget holds no results: it reads r
 pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which needs no controls.
 
 codebook_map.py   a run's codes among its features, through time; a click opens the code's card
-map_pair.py   the maps of two methods side by side
 linked_maps.py    two maps side by side
 map_canvas.py     the plot of a map, and what draws its points
 code_card.py  what a code is
@@ -24,9 +23,8 @@ from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.codebook_map import CodebookMap
 from ibqlab.widgets.explorer import StudyExplorer, explore_study
 from ibqlab.widgets.lab import LabExplorer, explore_lab
-from ibqlab.widgets.linked_maps import LinkedMaps, link_maps
+from ibqlab.widgets.linked_maps import LinkedMaps, explore_feature_map, link_maps
 from ibqlab.widgets.live import LiveCurves
-from ibqlab.widgets.map_pair import MapPair, explore_feature_map
 from ibqlab.widgets.run_browser import RunBrowser
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
@@ -40,7 +38,6 @@ __all__ = [
     "LabExplorer",
     "LinkedMaps",
     "LiveCurves",
-    "MapPair",
     "RunBrowser",
     "RunExplorer",
     "SampleExplorer",
@@ -52,8 +49,8 @@ __all__ = [
     "explore_lab",
     "explore_run",
     "explore_study",
-    "link_maps",
     "finished_run",
+    "link_maps",
     "require_finished",
     "train_and_watch",
     "train_study",

@@ -1,5 +1,6 @@
 """Two maps side by side: two steps of one run, two runs, two methods; what is selected in one is selected in both."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
 from ibqlab.runs import Run
+from ibqlab.studies import FeatureCodeMap
 from ibqlab.views.map_data import MapData
 from ibqlab.views.subject import Subject, lacking
 from ibqlab.widgets.codebook_map import INTERVAL, CodebookMap
@@ -22,11 +24,14 @@ class LinkedMaps(ipywidgets.VBox):
     codebook; otherwise selecting stays within each map, and a sentence says why.
 
     Args:
-        first, second: made by `CodebookMap`, best with `with_card=False`.
+        first, second: made by `CodebookMap`.
+        titles: above each; empty: the runs' names.
     """
 
-    def __init__(self, first: CodebookMap, second: CodebookMap):
+    def __init__(self, first: CodebookMap, second: CodebookMap, titles: Sequence[str] = ()):
         self.maps = first, second
+        names = titles or [one.subject.name if one.subject else "" for one in self.maps]
+        self.headings = [ipywidgets.HTML(f"<h4>{for_html(name)}</h4>") for name in names]
         self.said = ipywidgets.HTML()
         self.step = ipywidgets.SelectionSlider(
             options=[("0", 0)],
@@ -37,10 +42,11 @@ class LinkedMaps(ipywidgets.VBox):
         self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
         ipywidgets.jslink((self.play, "value"), (self.step, "index"))
         self.controls = ipywidgets.HBox([self.play, self.step], layout={"flex_flow": "row wrap"})
-        for one in self.maps:
-            one.layout.width = "49%"
-            one.layout.min_width = "min(100%, 460px)"
-        pair = ipywidgets.HBox(list(self.maps), layout={"flex_flow": "row wrap", "justify_content": "space-between"})
+        columns = [
+            ipywidgets.VBox([heading, one], layout={"width": "49%", "min_width": "min(100%, 460px)"})
+            for heading, one in zip(self.headings, self.maps, strict=True)
+        ]
+        pair = ipywidgets.HBox(columns, layout={"flex_flow": "row wrap", "justify_content": "space-between"})
         super().__init__([self.controls, self.said, pair])
         self.add_class("ibqlab-linked-maps")
         self.codes_correspond, self._steps = False, ()
@@ -52,7 +58,10 @@ class LinkedMaps(ipywidgets.VBox):
 
     def static_html(self) -> str:
         """Both maps as pictures, one beside the other."""
-        pages = "".join(f'<div style="flex:1 1 420px">{one.static_html()}</div>' for one in self.maps)
+        pages = "".join(
+            f'<div style="flex:1 1 420px">{heading.value}{one.static_html()}</div>'
+            for heading, one in zip(self.headings, self.maps, strict=True)
+        )
         return f'{self.said.value}<div style="display:flex;flex-wrap:wrap">{pages}</div>'
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -128,16 +137,35 @@ def compare_codes(first: tuple[Subject, MapData], second: tuple[Subject, MapData
 
 
 def link_maps(
-    first: str | Path | Run | CodebookMap, second: str | Path | Run | CodebookMap, **settings: Any
+    first: str | Path | Run | CodebookMap,
+    second: str | Path | Run | CodebookMap,
+    titles: Sequence[str] = (),
+    **settings: Any,
 ) -> LinkedMaps:
     """Two maps side by side.
 
     Args:
         first, second: runs, or maps that were made already, for instance by another method or at another step.
+        titles: above each; empty: the runs' names.
         **settings: of both maps where runs are given, as of `CodebookMap`; without cards unless `with_card=True`.
     """
     made = [
         one if isinstance(one, CodebookMap) else CodebookMap(one, **{"with_card": False, **settings})
         for one in (first, second)
     ]
-    return LinkedMaps(*made)
+    return LinkedMaps(*made, titles=titles)
+
+
+def explore_feature_map(figures: FeatureCodeMap) -> LinkedMaps | CodebookMap:
+    """The maps of two methods side by side, of one start where there are such runs; of one method its map.
+
+    Args:
+        figures: after `run`.
+    Raises:
+        ValueError: no run is read yet.
+    """
+    pair, settings = figures.pair(), {"method": figures.projection, "height": 420}
+    if len(pair) < 2:
+        return CodebookMap(pair[0].run, **settings)
+    first, second = pair
+    return link_maps(first.run, second.run, (first.name, second.name), with_card=True, **settings)
