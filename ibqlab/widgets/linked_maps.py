@@ -47,8 +47,8 @@ class LinkedMaps(ipywidgets.VBox):
         self.step.observe(self._moved, names="value")
         for one, other in (self.maps, self.maps[::-1]):
             one.on_select(self._teller(other))
-            one.on_show(self._compare)
-        self._compare()
+            one.on_show(self._judge)
+        self._judge()
 
     def static_html(self) -> str:
         """Both maps as pictures, one beside the other."""
@@ -65,7 +65,7 @@ class LinkedMaps(ipywidgets.VBox):
 
         return tell
 
-    def _compare(self) -> None:
+    def _judge(self) -> None:
         """Whether codes and steps of the two agree, as they stand now."""
         first, second = self.maps
         if first.data is None or second.data is None:

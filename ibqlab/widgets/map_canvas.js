@@ -167,6 +167,9 @@ function render({ model, el }) {
       const parts = getComputedStyle(document.body).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
       light = parts.length < 3 || parts[3] === 0 || parts[0] + parts[1] + parts[2] > 382 ? "true" : "false";
     }
+    // The plot's own buttons are drawn for the page that was there first, which it takes for a white one.
+    const buttons = box?.querySelector("canvas")?.parentElement?.parentElement?.parentElement?.parentElement;
+    if (buttons) buttons.firstElementChild.style.filter = light === "false" ? "invert(0.93) hue-rotate(180deg)" : "";
     model.send({ dark: light === "false" });
   };
 
