@@ -12,7 +12,6 @@ from ibqlab.diagnostics.distribution_gap import measure_distribution_gap
 from ibqlab.plots.feature_code_map import gap_curve_table, plot_gap_curves, plot_maps_and_usage, usage_curve_table
 from ibqlab.studies import FeatureMapParameters, StudyParameters, open_study, prepare_feature_map
 from ibqlab.studies.gap_sentences import describe_gaps, gap_summary, show_gap_summary
-from ibqlab.widgets import explore_feature_map
 
 pytestmark = pytest.mark.usefixtures("warm_start")
 GRID = {
@@ -196,7 +195,6 @@ def test_runs_may_be_named_one_by_one(study, tmp_path):
     two = prepare_feature_map(parse(FeatureMapParameters, given)).run()
     assert [one.title for one in two.drawn] == ["vq from N(0, 1)", "ibq from N(0, 1), default"]
     assert two.figure_soft_vq() is None
-    assert two.begins_alike(two.pair()), "one start and one seed"
     with pytest.raises(ConfigError, match="same method, start, size and seed"):
         prepare_feature_map(parse(FeatureMapParameters, {"runs": [folders[0], folders[0]]}))
 
@@ -229,22 +227,8 @@ def test_before_run_and_without_validations_there_is_a_sentence(study, tmp_path)
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_maps_stand_side_by_side_and_select_together(figures):
-    pair = explore_feature_map(figures)
-    left, right = pair.maps
-    assert pair.is_linked and "began at the same place" in pair.sentence.value
-    left.select([3])
-    assert right.selected == (3,)
-    page = pair.static_html()
-    assert page.count("<img") >= 2 and "VQ from N(0, 1), seed 0" in page and "IBQ from N(0, 1), default, seed 0" in page
-
-
-def test_a_run_without_a_map_is_a_sentence_in_its_place(figures, monkeypatch):
-    broken = figures.pair()[0].run
-    monkeypatch.setattr(type(figures), "begins_alike", staticmethod(lambda pair: False))
-    monkeypatch.setattr(
-        "ibqlab.widgets.map_pair.CodebookMap",
-        lambda run, *_, **__: (_ for _ in ()).throw(ValueError(f"{run.name} has no snapshot <yet>")),
-    )
-    pair = explore_feature_map(figures)
-    assert not pair.maps and f"{broken.name} has no snapshot &lt;yet&gt;" in pair.static_html()
+def test_the_two_runs_of_the_view_share_start_seed_and_first_codebook(figures):
+    """So that selecting a code in one map means something in the other."""
+    first, second = figures.pair()
+    assert [first.name, second.name] == ["vq-normal-K16-D4-seed0", "ibq-normal-K16-D4-seed0"]
+    assert np.array_equal(first.snapshot(0)["codebook"], second.snapshot(0)["codebook"])

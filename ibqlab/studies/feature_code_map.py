@@ -9,12 +9,10 @@ uses, so that neither trains twice), the folder of any study of methods that is 
 the numbers behind them and a report go to a folder of their own.
 """
 
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -271,16 +269,10 @@ class FeatureCodeMap:
                 return pair
         return []
 
-    def pair(self) -> list[DrawnRun]:
+    def pair(self) -> list[Run]:
         """Two runs for a view: of one start where there are such, else each method from its own; one where there is
         one method alone."""
-        return self.same_start() or self._compared()
-
-    @staticmethod
-    def begins_alike(pair: Sequence[DrawnRun]) -> bool:
-        """Whether two runs have the same codebook in their first snapshot, so that their code numbers correspond."""
-        first, second = (one.run.snapshot(one.run.snapshot_steps[0])["codebook"] for one in pair)
-        return bool(np.array_equal(first, second))
+        return [one.run for one in self.same_start() or self._compared()]
 
     # --- inside ---
 
