@@ -2,6 +2,7 @@
 
 import shutil
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,8 @@ from ibqlab.views.map_data import describe_frame, map_run_codes
 from ibqlab.views.map_picture import MOST_DRAWN, draw_map
 from ibqlab.views.patches import index_patches
 from ibqlab.views.subject import ViewError, open_subject
-from ibqlab.widgets import CodebookMap, link_maps
-from ibqlab.widgets.map_canvas import describe_point, places_of
+from ibqlab.widgets import CodebookMap, LinkedMaps, link_maps
+from ibqlab.widgets.map_canvas import MapCanvas, describe_point, places_of
 
 SIZE, DIM, FEATURES = 40, 4, 60
 STEPS = (0, 10, 20)
@@ -261,7 +262,7 @@ class TestCanvas:
     def test_follows_the_theme(self, shown):
         light = list(shown.canvas.plot.color), shown.scale.value
         shown.canvas._hear(None, {"dark": True}, [])
-        assert shown.canvas.plot.background_color[:3] == pytest.approx((0x11 / 255,) * 3)
+        assert shown.canvas.plot.background_color == "#111111"
         assert list(shown.canvas.plot.color) != light[0] and shown.scale.value != light[1]
 
     def test_a_colouring_that_the_run_lacks_leaves_the_one_before(self, shown):
@@ -404,12 +405,20 @@ class TestLinked:
         assert pair.controls.layout.display == "none" and "of one run" in pair.said.value
         pair.maps[1].select([8])
         assert pair.maps[0].selected == (8,)
-        assert "step 0" in pair.static_html() and "step 20" in pair.static_html()
+        bundle = pair._repr_mimebundle_()
+        page = (bundle[0] if isinstance(bundle, tuple) else bundle)["text/html"]
+        assert "run, step 0" in page and "run, step 20" in page and pair.said.value in page
 
     def test_a_run_without_a_map_links_nothing(self, run, tmp_path):
         pair = link_maps(run, make_run(tmp_path / "empty", steps=()))
         assert "One of the two has no map" in pair.said.value
         pair.maps[0].select([2])
+
+
+@pytest.mark.parametrize("widget", [CodebookMap, LinkedMaps, MapCanvas])
+def test_no_method_takes_the_place_of_one_of_ipywidgets(widget):
+    own = {name for name in vars(widget) if callable(getattr(widget, name)) and not name.startswith("__")}
+    assert own & set(dir(ipywidgets.VBox)) <= {"_repr_mimebundle_"}
 
 
 def test_both_axes_of_the_canvas_hold_all_steps(run):

@@ -6,7 +6,7 @@ Makes a run folder with snapshots of random codes and features, fits the plane, 
 measures what a reader waits for: from running the cell to drawn points, from a key on the slider to moved points, from
 a click on a code to its card. The plane is fitted before, so that the map is shown from stored coordinates. Besides
 wall-clock times it gives the processor time of JupyterLab, kernel and browser, which a busy machine does not stretch;
-without a graphics card it holds the drawing of every point.
+without a graphics card it holds the drawing of every point. `load_before` tells how many processes wanted the cores.
 """
 
 import argparse
@@ -227,6 +227,7 @@ if __name__ == "__main__":
             make_run(path, arguments)
         row: dict[str, Any] = {"codes": arguments.codes, "dim": arguments.dim, "features": arguments.features}
         row |= {"snapshots": arguments.snapshots, "method": arguments.method} | fit(path, arguments.method)
+        row["load_before"] = os.getloadavg()[0]
         if arguments.chromium:
             row |= look(Path(temporary), path, arguments)
         for key, value in row.items():

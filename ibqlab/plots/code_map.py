@@ -170,7 +170,7 @@ def _height(facts: pd.DataFrame, headings: dict[str, str], width: float) -> floa
     lines = [1 + text.count("\n") for text in headings.values()]
     rows = [max(lines[start : start + columns]) for start in range(0, len(lines), columns)]
     beside, below = (0.28, 0.35) if facts["share_1"].isna().all() else (0.6, 0.55)  # ticks of PCA need room
-    caption = 0.85 if columns > 1 else 1.25  # a narrower figure breaks it into more lines
+    caption = 1.0 if columns > 1 else 1.4  # a narrower figure breaks it into more lines
     return sum(width / columns - beside + 0.16 * row + below for row in rows) + caption
 
 

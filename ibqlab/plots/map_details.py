@@ -70,7 +70,9 @@ def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]
     square.spines[:].set(visible=True, color=REFERENCE_GREY, linewidth=0.8)
     factor = _SQUARE * _side(axes) / (2 * half)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    square.text(0.03, 0.97, f"×{factor:,.0f}", transform=square.transAxes, va="top", fontsize=CAPTION_SIZE, bbox=box)
+    square.text(
+        0.03, 0.97, f"×{factor:,.0f}", transform=square.transAxes, va="top", fontsize=CAPTION_SIZE, bbox=box, zorder=6
+    )
     axes.indicate_inset_zoom(square, edgecolor=REFERENCE_GREY, linewidth=0.6, alpha=1)
     return True
 

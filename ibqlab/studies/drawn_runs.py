@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from ibqlab.base.checks import require
 from ibqlab.config import ConfigError, parse
-from ibqlab.plots.style import method_label
 from ibqlab.quantizers import INITIALISATIONS
 from ibqlab.runs import Run
 from ibqlab.runs.kinds import kind_of
@@ -48,12 +47,6 @@ class DrawnRun(NamedTuple):
     def title(self) -> str:
         """As the plots take it, which give methods their proper names."""
         return f"{self.labels['method']} from {name_start(self.labels['init'], self.labels['published_init'])}"
-
-    @property
-    def name(self) -> str:
-        """As text calls it: "VQ from N(0, 1), seed 0"."""
-        start = name_start(self.labels["init"], self.labels["published_init"])
-        return f"{method_label(self.labels['method'])} from {start}, seed {self.labels['seed']}"
 
 
 def label_run(run: Run) -> DrawnRun:

@@ -269,10 +269,10 @@ class FeatureCodeMap:
                 return pair
         return []
 
-    def pair(self) -> list[DrawnRun]:
+    def pair(self) -> list[Run]:
         """Two runs for a view: of one start where there are such, else each method from its own; one where there is
         one method alone."""
-        return self.same_start() or self._compared()
+        return [one.run for one in self.same_start() or self._compared()]
 
     # --- inside ---
 

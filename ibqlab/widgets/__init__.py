@@ -23,7 +23,7 @@ from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.codebook_map import CodebookMap
 from ibqlab.widgets.explorer import StudyExplorer, explore_study
 from ibqlab.widgets.lab import LabExplorer, explore_lab
-from ibqlab.widgets.linked_maps import LinkedMaps, explore_feature_map, link_maps
+from ibqlab.widgets.linked_maps import LinkedMaps, link_maps
 from ibqlab.widgets.live import LiveCurves
 from ibqlab.widgets.run_browser import RunBrowser
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
@@ -45,7 +45,6 @@ __all__ = [
     "TokenView",
     "TrainingView",
     "compare_tokens",
-    "explore_feature_map",
     "explore_lab",
     "explore_run",
     "explore_study",

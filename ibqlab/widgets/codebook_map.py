@@ -142,13 +142,15 @@ class CodebookMap(ipywidgets.VBox):
         )
         self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
         self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
-        self.said, self.scale, self.facts = (ipywidgets.HTML() for _ in range(3))
+        self.said, self.heading, self.scale, self.facts = (ipywidgets.HTML() for _ in range(4))
         self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
         self._moving = [self.play, self.step, self.coloring]
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self.controls = ipywidgets.HBox([*self._moving, self.again], layout=row)
         share = {"width": "54%", "min_width": "min(100%, 420px)", "flex": "1 1 54%"} if self._with_card else {}
-        self.left = ipywidgets.VBox([self.canvas, self.scale, self.facts], layout=share or {"width": "100%"})
+        self.left = ipywidgets.VBox(
+            [self.heading, self.canvas, self.scale, self.facts], layout=share or {"width": "100%"}
+        )
         self.right = ipywidgets.VBox([], layout={"width": "42%", "min_width": "min(100%, 340px)", "flex": "1 1 40%"})
         self.body = ipywidgets.HBox([self.left], layout={"flex_flow": "row wrap"})
         # The browser moves the points by itself where it has them; the kernel follows.
@@ -261,6 +263,8 @@ class CodebookMap(ipywidgets.VBox):
         """The scale, and the facts of the step, in words."""
         coloring = self._coloring(self.canvas.painter.coloring)
         self.scale.value = scale_html(self.data, self.step.value, coloring, self.canvas.is_dark)
+        name = f"{self.data.name}, step {self.data.steps[self.step.value]:,}"
+        self.heading.value = f'<div class="ibqlab-map-heading" style="{_TEXT}"><b>{for_html(name, None)}</b></div>'
         self.facts.value = f'<p style="{_TEXT}">{for_html(describe_frame(self.data, self.step.value), None)}</p>'
 
     def _row(self, code: int) -> int | None:
@@ -310,6 +314,10 @@ class CodebookMap(ipywidgets.VBox):
             listener(codes)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def scale_html(data: MapData, frame: int, coloring: Coloring, dark: bool) -> str:
     """What the colours and sizes mean, with the scale's ends, which hold for all steps."""
     colors, _, _ = palette(dark, coloring, len(data.code_ids))
@@ -324,7 +332,8 @@ def scale_html(data: MapData, frame: int, coloring: Coloring, dark: bool) -> str
             for color in colors[IN_USE : IN_USE + LEVELS]
         )
         parts.append(
-            f"{for_html(coloring.unit)}: {coloring.least:,.4g} {shades} {coloring.most:,.4g} (one scale for all steps)"
+            f"{for_html(coloring.unit)}: {_number(coloring.least)} {shades} {_number(coloring.most)} "
+            "(one scale for all steps)"
         )
     without = "dead codes" if data.can_call_dead(frame) else "codes without a hit"
     small = (

@@ -10,7 +10,6 @@ import numpy as np
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
 from ibqlab.runs import Run
-from ibqlab.studies import FeatureCodeMap
 from ibqlab.views.map_data import MapData
 from ibqlab.views.subject import Subject, lacking
 from ibqlab.widgets.codebook_map import INTERVAL, CodebookMap
@@ -53,8 +52,8 @@ class LinkedMaps(ipywidgets.VBox):
         self.step.observe(self._moved, names="value")
         for one, other in (self.maps, self.maps[::-1]):
             one.on_select(self._teller(other))
-            one.on_show(self._compare)
-        self._compare()
+            one.on_show(self._judge)
+        self._judge()
 
     def static_html(self) -> str:
         """Both maps as pictures, one beside the other."""
@@ -74,7 +73,7 @@ class LinkedMaps(ipywidgets.VBox):
 
         return tell
 
-    def _compare(self) -> None:
+    def _judge(self) -> None:
         """Whether codes and steps of the two agree, as they stand now."""
         first, second = self.maps
         if first.data is None or second.data is None:
@@ -154,18 +153,3 @@ def link_maps(
         for one in (first, second)
     ]
     return LinkedMaps(*made, titles=titles)
-
-
-def explore_feature_map(figures: FeatureCodeMap) -> LinkedMaps | CodebookMap:
-    """The maps of two methods side by side, of one start where there are such runs; of one method its map.
-
-    Args:
-        figures: after `run`.
-    Raises:
-        ValueError: no run is read yet.
-    """
-    pair, settings = figures.pair(), {"method": figures.projection, "height": 420}
-    if len(pair) < 2:
-        return CodebookMap(pair[0].run, **settings)
-    first, second = pair
-    return link_maps(first.run, second.run, (first.name, second.name), with_card=True, **settings)

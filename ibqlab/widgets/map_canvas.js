@@ -16,7 +16,7 @@ function render({ model, el }) {
   const places = new Map(); // frame → { xy, index }
   const looks = new Map(); // frame|coloring → Uint8Array
   let plot, box, shown, drawnFrame, busy = false, asked, since = performance.now(), ended = false, version;
-  let isSlow = false, isThin = false, resting;
+  let isSlow = false, isThin = false, resting, lasted = 0;
 
   const wanted = () => `${model.get("frame")}|${model.get("coloring")}`;
 
@@ -65,7 +65,8 @@ function render({ model, el }) {
     if (!isSample) {
       place.index = plot.get("spatialIndex");
       isThin = false;
-      isSlow = points.length > STILL && performance.now() - began > LONG;
+      lasted = performance.now() - began;
+      isSlow = points.length > STILL && lasted > LONG;
     }
   };
 
@@ -73,7 +74,7 @@ function render({ model, el }) {
   const thin = (count) => {
     if (!isSlow || count <= STILL) return false;
     clearTimeout(resting);
-    resting = setTimeout(rest, REST);
+    resting = setTimeout(rest, Math.max(REST, 2 * lasted));
     if (isThin) return true;
     const shownPoints = new Set(plot.get("selectedPoints"));
     if (shownPoints.size > SAMPLE) return false;
@@ -103,6 +104,7 @@ function render({ model, el }) {
   const paint = async () => {
     if (busy || !plot || ended) return;
     busy = true;
+    let tries = 0;
     try {
       if (version !== model.get("version")) {
         version = model.get("version");
@@ -122,6 +124,7 @@ function render({ model, el }) {
           await draw(frame, key);
         } catch (error) {
           // The plot is still busy with what it drew first.
+          if (++tries > 1000) throw error;
           await new Promise((done) => setTimeout(done, 50));
           continue;
         }
@@ -167,6 +170,9 @@ function render({ model, el }) {
       const parts = getComputedStyle(document.body).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
       light = parts.length < 3 || parts[3] === 0 || parts[0] + parts[1] + parts[2] > 382 ? "true" : "false";
     }
+    // The plot's own buttons are drawn for the page that was there first, which it takes for a white one.
+    const buttons = box?.querySelector("canvas")?.parentElement?.parentElement?.parentElement?.parentElement;
+    if (buttons) buttons.firstElementChild.style.filter = light === "false" ? "invert(0.93) hue-rotate(180deg)" : "";
     model.send({ dark: light === "false" });
   };
 

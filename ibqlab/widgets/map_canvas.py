@@ -21,6 +21,8 @@ from ibqlab.views.map_data import MapData
 
 GROUNDS = {False: "#ffffff", True: "#111111"}
 """Background on a light and on a dark page; those of JupyterLab's own themes."""
+_TIPS = {False: [1.0, 1.0, 1.0, 1.0], True: [0.2, 0.2, 0.2, 1.0]}
+_RETICLES = {False: [0.0, 0.0, 0.0, 0.1], True: [1.0, 1.0, 1.0, 0.15]}
 TOLD = ("point", "hits", "last hit", "norm")
 """What hovering tells of a point."""
 
@@ -83,7 +85,9 @@ class MapCanvas(ipywidgets.VBox):
         if self.data is None:
             return
         colors, sizes, opacities = palette(self.is_dark, self._coloring(self.painter.coloring), len(self.data.code_ids))
-        self._plot.background(GROUNDS[self.is_dark])
+        # Not by `background`, which would bring axes and a legend along.
+        self.plot.background_color = GROUNDS[self.is_dark]
+        self.plot.tooltip_color, self.plot.reticle_color = _TIPS[self.is_dark], _RETICLES[self.is_dark]
         self._plot.color(map=colors, selected="#ff6d00", hover="#ff6d00")
         self._plot.size(map=sizes)
         self._plot.opacity(map=opacities)
