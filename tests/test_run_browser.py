@@ -176,6 +176,10 @@ def test_only_what_has_changed_is_read_again(folder, monkeypatch):
         (["problem!="], ["broken"]),
         (["date>2026-11-28"], ["study/ibq"]),
         (["name=*ü"], [EVIL]),
+        (["method=ibq usage>0.5"], ["study/ibq"]),
+        (["  kind ~my own  usage > 0.1 "], []),
+        (["method~my own usage > 0.1"], ["own"]),
+        (["method ~vq", "name='vq'"], ["vq"]),
     ],
 )
 def test_conditions(folder, words, names):

@@ -46,13 +46,13 @@ def runs(
     """
     from ibqlab.runs import RunIndex, runs_root
     from ibqlab.runs.finding import find_run, locate
-    from ibqlab.runs.queries import QueryError, RunNames, is_condition, read_condition
+    from ibqlab.runs.queries import QueryError, RunNames, is_condition, read_condition, split_conditions
 
     if note is not None:
         _write_note(*note)
         return
     names = [word for word in words if not is_condition(word) or os.path.isdir(word)]
-    conditions = [word for word in words if word not in names]
+    conditions = [one for word in words if word not in names for one in split_conditions(word)]
     if diff and names and (len(names) > 1 or (locate(names[0]) / "config.yaml").is_file()):
         if conditions:
             raise QueryError(f"--diff takes runs or conditions, not both; leave out {' and '.join(conditions)}")
