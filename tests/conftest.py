@@ -94,6 +94,15 @@ def warm_start(_warm_python):
         yield
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from browsers import chromium  # noqa: PLC0415
+
+    with chromium() as started:
+        yield started
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """One cache for all tests, workers and child processes included, and none of the user's."""
