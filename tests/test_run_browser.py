@@ -176,6 +176,10 @@ def test_only_what_has_changed_is_read_again(folder, monkeypatch):
         (["problem!="], ["broken"]),
         (["date>2026-11-28"], ["study/ibq"]),
         (["name=*ü"], [EVIL]),
+        (["method=ibq usage>0.5"], ["study/ibq"]),
+        (["  kind ~my own  usage > 0.1 "], []),
+        (["method~my own usage > 0.1"], ["own"]),
+        (["method ~vq", "name='vq'"], ["vq"]),
     ],
 )
 def test_conditions(folder, words, names):
@@ -374,6 +378,12 @@ class TestBrowser:
         assert not any("<img src=x" in part.value for part in shown) and "<img src=x" not in browser.static_html()
         assert "&lt;img src=x" in browser.static_html()
         assert "<img src=x" not in browser.table.children[0]._dt_args["data_json"]
+        write_note(folder / EVIL, "from a terminal")
+        browser.reload.click()
+        assert browser.note.value == "from a terminal"
+        browser.note.value = "not saved yet"
+        browser.reload.click()
+        assert browser.note.value == "not saved yet"
         browser.note.value = "x" * 5000
         browser.save.click()
         assert "No note was written: letters of a note must be at most 4,000" in browser.answer.value
@@ -403,8 +413,22 @@ class TestBrowser:
         browser.select(["vq"])
         browser.buttons["training"].click()
         assert browser.answer.value == '<div class="ibq-runs"><p>Training of vq.</p></div>' and browser.view.children
+        browser.note.value = "while it is open"
+        browser.save.click()
+        assert browser.view.children and "is kept in its folder" in browser.answer.value
         browser.select(["own"])
         assert browser.view.children == () and browser.answer.value == ""
+
+    def test_a_run_that_has_logged_no_numbers_draws_what_it_has(self, browser, folder):
+        browser.select([EVIL])
+        assert browser.measure.value == "loss" and "<img" in browser.overlay.value
+        browser.select([EVIL, "vq"])
+        browser.measure.value = "usage"
+        assert "has logged none." in browser.overlay.value and "<img alt" in browser.overlay.value
+        (folder / "vq" / "metrics.jsonl").write_text('{"step": 1, "usage": NaN, "loss": NaN}\n')
+        browser.reload.click()
+        browser.select(["vq"])
+        assert "Nothing is logged yet that could be drawn" in browser.overlay.value
 
     def test_finds_new_runs_and_those_that_went_on(self, browser, folder):
         browser.select(["vq"])

@@ -46,13 +46,13 @@ def runs(
     """
     from ibqlab.runs import RunIndex, runs_root
     from ibqlab.runs.finding import find_run, locate
-    from ibqlab.runs.queries import QueryError, RunNames, is_condition, read_condition
+    from ibqlab.runs.queries import QueryError, RunNames, is_condition, read_condition, split_conditions
 
     if note is not None:
         _write_note(*note)
         return
     names = [word for word in words if not is_condition(word) or os.path.isdir(word)]
-    conditions = [word for word in words if word not in names]
+    conditions = [one for word in words if word not in names for one in split_conditions(word)]
     if diff and names and (len(names) > 1 or (locate(names[0]) / "config.yaml").is_file()):
         if conditions:
             raise QueryError(f"--diff takes runs or conditions, not both; leave out {' and '.join(conditions)}")
@@ -136,6 +136,7 @@ def _say_table(
         used: columns that runs were chosen or sorted by, shown in any case.
         wide: all columns and all letters.
     """
+    from ibqlab.runs.notes import note_line
     from ibqlab.runs.summaries import RUN_COLUMNS
 
     usual = [name for name in RUN_COLUMNS if name not in LEFT_OUT]
@@ -144,7 +145,8 @@ def _say_table(
     cells: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         limit = None if wide or name == "name" else CELL_LETTERS
-        values = [_cell(known.reader(name)(run), limit) for run in chosen]
+        read = known.reader(name)
+        values = [note_line(run.note, limit) if name == "note" else _cell(read(run), limit) for run in chosen]
         if name in kept or any(values):
             cells[name] = values
     left_out = [] if wide else _left_out(cells, kept)

@@ -21,7 +21,7 @@ ALARMS_FILE = "alarms.jsonl"
 """Alarms in the same form, one object each; made with the first one."""
 METRICS_BYTES = 2**33
 """Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""
-_ROWS_LOOKED_AT = 12
+_ROWS_LOOKED_AT = 6
 """Rows at both ends of a long file that tell which metrics it has."""
 TAIL_BYTES = 32 * 1024
 """Of a run's metrics that are read: some twenty rows."""
@@ -112,21 +112,24 @@ def last_of_each(path: Path, names: Collection[str]) -> dict[str, Any]:
         RunError: a damaged line, as far as it is looked at; that a line is cut is always seen.
     """
     file, text = path / METRICS_FILE, _read_text(path)
-    end = text.rfind(b"\n") + 1
-    lines = text.count(b"\n")
+    lines, end = text.count(b"\n"), text.rfind(b"\n") + 1
     whole = text[:end]
     if lines <= 3 * _ROWS_LOOKED_AT or not whole.startswith(b"{") or whole.count(b"}\n{") != lines - 1:
         return {name: value for row in read_rows(path) for name, value in row.items() if value is not None}
     ends = [*whole.split(b"\n", _ROWS_LOOKED_AT)[:-1], *whole[:-1].rsplit(b"\n", _ROWS_LOOKED_AT)[1:]]
     values: dict[str, Any] = {}
-    for line in (*ends, text[end:]):
+    latest: set[str] = set()  # metrics whose last value is known
+    for number, line in enumerate([*ends, text[end:]]):
         try:
-            values |= {name: value for name, value in read_row(line, f"{file}").items() if value is not None}
+            row = read_row(line, f"{file}")
         except RunError:
-            if line != text[end:]:  # the last one may be cut
-                read_rows(path)  # says which line is damaged
-                raise
-    latest = {name for line in ends[_ROWS_LOOKED_AT:] for name, value in json.loads(line).items() if value is not None}
+            if number == len(ends):  # the last one may be cut
+                continue
+            read_rows(path)  # says which line is damaged
+            raise
+        known = {name: value for name, value in row.items() if value is not None}
+        values |= known
+        latest |= {*known} if number >= _ROWS_LOOKED_AT else set()
     for name in {*names, *values} - latest:
         value = _last_of(whole, name, file)
         if value is not None:

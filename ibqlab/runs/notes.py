@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ibqlab.base.checks import require_at_most
+from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, UnreadableFile, explained, is_ordinary, read_text
 from ibqlab.runs.folder import require_own_files, writing
 
@@ -21,6 +22,17 @@ def read_note(path: Path) -> str:
         return ""
     except UnreadableFile as error:
         return f"({NOTE_FILE} cannot be read{str(error).removeprefix(str(file))})"
+
+
+def note_line(text: str, letters: int | None = None) -> str:
+    """A note in one line, the end of a long one left out.
+
+    Args:
+        text: the note.
+        letters: at most; None: all.
+    """
+    line = for_terminal(" ".join(text.split()), None)
+    return line if letters is None or len(line) <= letters else f"{line[: letters - 1]}…"
 
 
 def write_note(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@
     usage>50%  K=1024..16384     shares in %, a range, of which either end may be missing
     note~collapse  ~collapse     holds the letters: in the note, or anywhere
     note=  note!=                nothing is there; something is there
+    note~two words usage>0.5     spaces belong to a value until the next name with a sign
 
 A name is a column of `ibqlab runs`, a setting in full or by its last part (learning_rate), or any result.
 """
@@ -12,7 +13,6 @@ A name is a column of `ibqlab runs`, a setting in full or by its last part (lear
 import fnmatch
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ ANYWHERE = ("name", "note", "status", "kind", "quantizer", "problem")
 """Columns that `~text` looks into."""
 _CONDITION = re.compile(r"(?P<name>[^=<>!~]*?)\s*(?P<sign>!=|>=|<=|=|<|>|~)(?P<value>.*)", re.DOTALL)
 
+_BEGIN = re.compile(r"\s+(?=[\w.]+\s*(?:[!<>]?=|[<>~])|~)")
+
 
 class QueryError(ValueError):
     """A condition or a name that cannot be meant; the message says what to type."""
@@ -50,15 +52,14 @@ class Condition(NamedTuple):
 
 
 def split_conditions(text: str) -> list[str]:
-    """The conditions of a line; quotes keep a value with spaces together.
-
-    Raises:
-        QueryError: a quote that does not end.
-    """
-    try:
-        return shlex.split(text)
-    except ValueError:
-        raise QueryError(f"a quotation mark in {for_terminal(text)} has no second one; add it") from None
+    """The conditions of a line: a new one begins where a name and a sign stand behind a space."""
+    pieces: list[str] = []
+    for piece in _BEGIN.split(text.strip()):
+        if piece.startswith("~") and pieces and not is_condition(pieces[-1]):  # "note ~word"
+            pieces[-1] += piece
+        elif piece:
+            pieces.append(piece)
+    return pieces
 
 
 def is_condition(word: str) -> bool:
@@ -78,7 +79,9 @@ def read_condition(word: str) -> Condition:
             f"a condition is a name, a sign and a value, such as method=ibq or usage>0.5; got {for_terminal(word)!r}. "
             f"Runs that hold a word anywhere: ~{for_terminal(word)}"
         )
-    return Condition(match["name"].strip(), match["sign"], match["value"].strip())
+    value = match["value"].strip()
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    return Condition(match["name"].strip(), match["sign"], value[1:-1] if is_quoted else value)
 
 
 class RunNames:
@@ -132,7 +135,7 @@ class RunNames:
         Raises:
             QueryError: a word that is no condition, or a name that no run has.
         """
-        conditions = [self._test(read_condition(word)) for word in words]
+        conditions = [self._test(read_condition(one)) for word in words for one in split_conditions(word)]
         return [run for run in self.runs if all(holds(run) for holds in conditions)]
 
     def sort(self, runs: Sequence[RunSummary], name: str) -> list[RunSummary]:

@@ -18,6 +18,7 @@ from ibqlab.base.measures import SHARE, is_measure, measure
 from ibqlab.runs import RunIndex, RunSummary, runs_root
 from ibqlab.runs.comparison import NOT_SET, differing_settings
 from ibqlab.runs.finding import ROOT_NAME, find_run
+from ibqlab.runs.notes import note_line
 from ibqlab.runs.queries import RunNames, as_text, split_conditions
 
 NOTE_LETTERS = 40
@@ -152,7 +153,7 @@ def heading(name: str) -> str:
 def _texts(name: str, values: Sequence[Any]) -> list[str]:
     """A column's cells; numbers so that they stand under each other and a table can sort them."""
     if name == "note":
-        return [for_terminal(value or "", NOTE_LETTERS) for value in values]
+        return [note_line(value or "", NOTE_LETTERS) for value in values]
     if name == "duration_s":
         return ["" if value is None else duration_text(value) for value in values]
     scale, sign = (100.0, "%") if is_measure(name) and measure(name).unit == SHARE else (1.0, "")

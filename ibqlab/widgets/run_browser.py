@@ -55,6 +55,7 @@ class RunBrowser(ipywidgets.VBox):
         self.selected: list[str] = []
         """Names of the runs that are selected."""
         self._further: list[str] = []
+        self._noted = ("", "")  # the run whose note can be changed, and what its folder holds
         self._silent = False
         self.filter = ipywidgets.Text(
             value=conditions,
@@ -299,11 +300,16 @@ class RunBrowser(ipywidgets.VBox):
         return next((run for run in self.shown if run.name == self.run.value), None)
 
     def _choose_run(self) -> None:
-        """Another run's note; what was open of the one before is closed."""
+        """Another run's note; what was open of the one before is closed. A note that is being typed stays."""
         run = self._chosen_run()
-        self.note.value = run.note if run else ""
-        self._close_view()
-        self._answer("")
+        note = run.note if run else ""
+        is_same = run is not None and run.name == self._noted[0]
+        if not is_same or self.note.value == self._noted[1]:
+            self.note.value = note
+        self._noted = (run.name if run else "", note)
+        if not is_same:
+            self._close_view()
+            self._answer("")
 
     def _save(self) -> None:
         run = self._chosen_run()
