@@ -430,7 +430,7 @@ class TestPage:
         draw(corners)
         page.keyboard.up("Shift")
         page.wait_for_function(
-            '() => document.querySelector("#count").textContent.includes("of the lasso's 32")'
+            "text => document.querySelector('#count').textContent.includes(text)", arg="of the lasso's 32"
         )
         page.click("#clear")
         page.click("#lasso")
