@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/atlas.py --output atlas.csv
 
-Build: a tokenizer of 16,384 codes × 64, which are features of other photographs, so that most codes are in use; 2,000
-crops of 64 × 64 pixels on the published grid of 16 × 16 tokens. Once from nothing, and once more from what is stored.
+Build: a tokenizer of 16,384 codes × 64, which are features of photographs, so that many codes are in use; 2,000 crops
+of 64 × 64 pixels on the published grid of 16 × 16 tokens. Once from nothing, and once more from what is stored.
 Page: a monitored codebook of 262,144 codes, all in use, at eight snapshots, without pictures, opened from disk in a
 headless Chromium without a graphics card. Seconds of processor time beside those of the clock: on a busy machine the
 clock tells how busy it is. Prints a table.
@@ -39,7 +39,7 @@ def make_checkpoint(file: Path, codes: int) -> Path:
     method = {"quantizer.name": "vq", "quantizer.codebook_size": codes, "quantizer.code_dim": DIM}
     settings = {f"tokenizer.{key}": value for key, value in (network | method).items()} | {"data.image_size": SIDE}
     tokenizer = Tokenizer.from_config(recipe_config("builtin/photos", settings).tokenizer)
-    source = open_data(DataConfig(source="photos", image_size=SIDE), "train")
+    source = open_data(DataConfig(source="photos", image_size=SIDE), "validation")
     features = []
     with torch.no_grad():
         for batch in readable_batches(source, max(1, codes // WARM)):
