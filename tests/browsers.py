@@ -134,6 +134,8 @@ def folders_of_its_own(folder):
 
 def stop(server):
     """End the server, which ends its kernels; by force if it does not listen."""
+    if server.poll() is not None:
+        return
     os.killpg(server.pid, signal.SIGTERM)
     try:
         server.wait(20)

@@ -142,6 +142,19 @@ def test_a_study_at_work_counts_before_a_newer_one(tmp_path):
         assert notebook_status("mine", tmp_path).detail == "other name: 1 of 2 runs"
 
 
+def test_runs_in_one_folder_are_counted_and_a_single_run_is_found_by_its_settings(tmp_path):
+    for name, noted in (("tokenizer", "finished"), ("generator", "stopped")):
+        write(tmp_path / "mine-smoke" / name / "config.yaml", "steps: 3\n")
+        write(tmp_path / "mine-smoke" / name / "provenance.json", {"status": noted})
+    status = notebook_status("mine", tmp_path)
+    assert (status.state, status.detail) == ("stopped", "mine-smoke: 1 of 2 runs")
+    write(tmp_path / "photos-0123456789ab" / "config.yaml", "steps: 3\n")
+    write(tmp_path / "photos-0123456789ab" / "provenance.json", {"status": "finished"})
+    assert notebook_status("one", tmp_path).state == "not run yet"
+    status = notebook_status("one", tmp_path, trains_one=True)
+    assert status.state == "finished" and status.detail.startswith("photos-0123456789ab: finished at step 0 of 3")
+
+
 def test_a_folder_of_another_notebook_does_not_count(tmp_path):
     study(tmp_path / "mine-demo", name="another")
     study(tmp_path / "minelaw")

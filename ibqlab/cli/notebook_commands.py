@@ -76,6 +76,7 @@ def notebooks(folder: Path) -> None:
     example = next((copy for copy in copies if copy.stem == "explore_collapse"), copies[0])
     say(f"{len(copies)} notebooks in {folder}")
     say(f"open them: jupyter lab {shlex.quote(str(folder))}")
+    say(f"or without code: ibqlab app {shlex.quote(str(folder))}")
     say(f"or run one: ibqlab run {shlex.quote(str(example))} preset=smoke")
 
 

@@ -108,6 +108,15 @@ def first_text(notebook: Path) -> str:
     return next((text for kind, text in _cells(notebook) if kind == "markdown" and text.strip()), "")
 
 
+def calls(notebook: Path, name: str) -> bool:
+    """Whether a cell of a notebook calls a function of this name, as far as its text tells.
+
+    Raises:
+        ConfigError: the file is no notebook.
+    """
+    return any(f"{name}(" in source for kind, source in _cells(notebook) if kind == "code")
+
+
 def describe_parameters(notebook: Path) -> str:
     """A notebook's parameters: name, type, default, and what its `parameters` cell says of each.
 

@@ -20,7 +20,7 @@ from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError, read_bytes
 from ibqlab.config import ConfigError
 from ibqlab.notebooks.catalogue import START_PAGE
-from ibqlab.notebooks.parameters import first_text
+from ibqlab.notebooks.parameters import calls, first_text
 from ibqlab.notebooks.status import NotebookStatus, notebook_status
 from ibqlab.runs import runs_root
 
@@ -66,7 +66,7 @@ def read_cards(folder: str | Path = ".", runs: Path | None = None) -> list[Noteb
 
 def _read_card(file: Path, runs: Path) -> NotebookCard | None:
     try:
-        text = first_text(file)
+        text, trains_one = first_text(file), calls(file, "prepare_run")
     except (ConfigError, OSError):
         return None
     heading, _, rest = text.strip().partition("\n")
@@ -75,7 +75,7 @@ def _read_card(file: Path, runs: Path) -> NotebookCard | None:
     question = paragraphs.get("Question") or (rest if heading.startswith("#") else text).strip().partition("\n\n")[0]
     # The first thing that is said of the time; what stands behind it is about other machines and other settings.
     minutes = re.split(r"[.;](?:\s|$)", paragraphs.get("Time", ""))[0]
-    return NotebookCard(file, title, question, minutes, notebook_status(file.stem, runs))
+    return NotebookCard(file, title, question, minutes, notebook_status(file.stem, runs, trains_one=trains_one))
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

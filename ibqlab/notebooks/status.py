@@ -1,9 +1,10 @@
 """What has come of a notebook so far: looked up in the folder of runs, which nothing here writes to.
 
-A notebook leaves two things. Its study, run or measurement lies in a folder that is named after it, or whose study.json
-names it; its executed copies lie under notebooks/<its name>.
+A notebook leaves two things. Its study, runs or measurement lie in a folder that is named after it, or whose study.json
+names it, or, for a single run, after recipe and settings; its executed copies lie under notebooks/<its name>.
 """
 
+import re
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -39,7 +40,7 @@ class NotebookStatus(NamedTuple):
         return f"{self.state}{day}" + (f" · {self.detail}" if self.detail else "")
 
 
-def notebook_status(name: str, runs: Path) -> NotebookStatus:
+def notebook_status(name: str, runs: Path, *, trains_one: bool = False) -> NotebookStatus:
     """How a notebook stands.
 
     Of several folders of one notebook the one that is running counts, else the newest.
@@ -47,9 +48,10 @@ def notebook_status(name: str, runs: Path) -> NotebookStatus:
     Args:
         name: of the notebook, without .ipynb.
         runs: the folder of all runs; it need not be there.
+        trains_one: whether it trains a single run, whose folder `prepare_run` has named.
     """
     copy = newest_copy(name, runs)
-    folders = [folder_status(folder) for folder in _folders_of(name, runs)]
+    folders = [folder_status(folder) for folder in _folders_of(name, runs, trains_one)]
     found = max(folders, key=lambda status: (status.state == "running", status.when), default=None)
     if copy is None:
         return found or NotebookStatus("not run yet")
@@ -65,11 +67,16 @@ def newest_copy(name: str, runs: Path) -> Path | None:
     return max((runs / "notebooks" / name).glob("*.ipynb"), key=_time_of, default=None)
 
 
-def _folders_of(name: str, runs: Path) -> list[Path]:
+def _folders_of(name: str, runs: Path, trains_one: bool) -> list[Path]:
     """Folders that a notebook has worked on."""
+    folders = []
     with suppress(OSError):
-        return [folder for folder in runs.iterdir() if folder.is_dir() and _is_of(folder, name)]
-    return []
+        folders = [folder for folder in runs.iterdir() if folder.is_dir()]
+    return [folder for folder in folders if _is_of(folder, name) or (trains_one and _is_run_by_settings(folder))]
+
+
+def _is_run_by_settings(folder: Path) -> bool:
+    return re.fullmatch(r".+-[0-9a-f]{12}", folder.name) is not None and is_ordinary(folder / "config.yaml")
 
 
 def _is_of(folder: Path, name: str) -> bool:
@@ -92,15 +99,33 @@ def folder_status(folder: Path) -> NotebookStatus:
         when = max(map(_time_of, (folder, *cells, *rows, *failed)))
         return NotebookStatus("running" if is_running else at_rest, when, detail, **about)
     if is_ordinary(folder / "config.yaml"):
+        return _status_of_runs([folder], report, figures)
+    runs = [path.parent for path in folder.glob("*/config.yaml")]
+    if runs:
+        return _status_of_runs(runs, report, figures)
+    return NotebookStatus("finished" if report or figures else "stopped", _time_of(report or folder), name, **about)
+
+
+def _status_of_runs(folders: list[Path], report: Path | None, figures: tuple[Path, ...]) -> NotebookStatus:
+    """How one run stands, or several that lie in one folder: as the least finished of them."""
+    states, words = [], ""
+    for folder in folders:
         try:
             run = RunView(folder)
-            state = run.status
-            detail = f"{name}: {run.describe_status().partition(';')[0]}"
+            states.append(run.status)
+            words = run.describe_status().partition(";")[0]
         except RunError as error:
-            state, detail = "failed", for_terminal(error)
-        when = max(_time_of(folder / file) for file in ("provenance.json", "metrics.jsonl", "config.yaml"))
-        return NotebookStatus({"interrupted": "stopped", "unknown": "stopped"}.get(state, state), when, detail, **about)
-    return NotebookStatus("finished" if report or figures else "stopped", _time_of(report or folder), name, **about)
+            states.append("failed")
+            words = for_terminal(error)
+    state = next((state for state in ("running", "failed", "stopped") if state in states), "stopped")
+    if set(states) == {"finished"}:
+        state = "finished"
+    files = (folder / file for folder in folders for file in ("provenance.json", "metrics.jsonl", "config.yaml"))
+    if len(folders) > 1:
+        words = f"{states.count('finished')} of {len(states)} runs"
+    where = folders[0] if len(folders) == 1 else folders[0].parent
+    detail = f"{for_terminal(where.name, 60)}: {words}"
+    return NotebookStatus(state, max(map(_time_of, files)), detail, report, None, figures)
 
 
 def _status_of_copy(copy: Path) -> NotebookStatus:
