@@ -153,6 +153,18 @@ class TestCodeCard:
         one_card.page._hear(one_card.page, message, [])
         assert one_card.codes == before
 
+    @pytest.mark.parametrize("codes", [7, "7", [7], (7, 7), np.int64(7), np.array([7]), torch.tensor(7)])
+    def test_codes_come_in_many_forms(self, one_card, codes):
+        one_card.show(5)
+        one_card.show(codes)
+        assert one_card.codes == (7,)
+
+    @pytest.mark.parametrize("codes", ["seven", None, [[1]], 32, -1])
+    def test_what_is_no_code_is_said(self, one_card, codes):
+        one_card.show(7)
+        one_card.show(codes)
+        assert one_card.codes == (7,) and "0 to 31" in one_card.said.value
+
     def test_no_code_says_how_to_choose(self, reader):
         assert "Click a point" in words(CodeCard(reader, code=()))
 
@@ -501,6 +513,9 @@ def test_every_kind_of_codebook_has_cards_and_tokens(name, tmp_path):
     text = words(view.card)
     assert f"Code {view.tokens.codes[1, 1]:,} of {view.index.codebook_size:,}" in text and "Decodes to" in text
     assert ("No distance between features and codes" in text) == (view.index.ruler == "")
+    assert ("of its parts" in text) == (name in ("residual", "grouped", "multi_scale", "hierarchical"))
+    if name == "residual":  # 36 codes are pairs of 6
+        assert f"stands for the indices {', '.join(map(str, divmod(view.card.codes[0], 6)))} of" in text
     assert "Nearest codes" in text and not [lack for lack in view.reader.lacks if "cannot be shown" in lack]
     view.code.value = "0" if view.tokens.codes[1, 1] else "1"
     view.one.click()

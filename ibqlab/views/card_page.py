@@ -67,6 +67,8 @@ def _facts(card: Card) -> str:
             facts.append(f"rank {rank:,} by use")
         if card.is_set:
             facts.append(f"{int((card.index.counts[list(card.codes)] > 0).sum()):,} of them in use there")
+    if card.parts:
+        facts.append(f"stands for the indices {', '.join(f'{part:,}' for part in card.parts)} of its parts")
     if card.norm is not None:
         facts.append(f"{'mean ' if card.is_set else ''}norm {card.norm:.3g}")
     if card.life is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ibqlab.base.progress import notice
 from ibqlab.data.broken import name_a_few
+from ibqlab.quantizers.composite import Parts
 from ibqlab.runs import Run
 from ibqlab.views.decoding import Decoded, Decoder
 from ibqlab.views.encoding import LISTED, list_codes
@@ -89,6 +90,8 @@ class Card:
     """Of the code vector, in the features' units; of a set the mean."""
     life: Life | None
     """Through training; None for a checkpoint."""
+    parts: tuple[int, ...] = ()
+    """Indices that a code of several parts stands for."""
     near_inside: NearInside | None = None
     """Of a set: whether its codes are each other's nearest."""
     beside_inside: BesideInside | None = None
@@ -303,6 +306,7 @@ class CardReader:
             beside=self._beside(chosen[0]) if one else [],
             norm=float(everything[1][list(chosen)].sqrt().mean()) if everything and chosen else None,
             life=self._life(chosen),
+            parts=self._parts(chosen[0]) if one else (),
             near_inside=near_inside(*everything, chosen) if everything else None,
             beside_inside=beside_inside(index, chosen) if index and len(chosen) > 1 else None,
         )
@@ -320,6 +324,13 @@ class CardReader:
             return replace(card, decoded=self._decoder.decode(card.codes[0]))
         except Exception as error:
             return replace(card, lacks=[*card.lacks, f"Code {card.codes[0]:,} cannot be decoded: {lacking(error)}"])
+
+    def _parts(self, code: int) -> tuple[int, ...]:
+        """Of a composite's code, whose number has the parts' indices as digits."""
+        codes = self.subject.tokenizer.quantizer.codes if self.index is not None else None
+        if not isinstance(codes, Parts):
+            return ()
+        return tuple(int(digit) for digit in codes.digits(torch.tensor(code)))
 
     def _near(self, code: int) -> list[Neighbour]:
         if self._vectors is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
 
 from ibqlab.base.escaping import for_html
 from ibqlab.runs import Run
@@ -77,16 +78,15 @@ class CodeCard(ipywidgets.VBox):
         """What is shown."""
         return self._path[self._place] if self._path else ()
 
-    def show(self, codes: int | Sequence[int]) -> None:
+    def show(self, codes: int | str | Sequence[int]) -> None:
         """Show a code, or several as a set; "back" returns to what was shown before.
 
         What is no code is said above the card, which stays as it is.
 
         Args:
-            codes: numbers below K; none shows how to choose.
+            codes: numbers below K, also as text; none shows how to choose.
         """
-        many = hasattr(codes, "__len__")
-        safely(self._say, self._open)(tuple(dict.fromkeys(map(int, codes))) if many else (int(codes),))
+        safely(self._say, lambda: self._open(self._as_codes(codes)))()
 
     def static_html(self) -> str:
         """The card as it is shown now."""
@@ -123,13 +123,18 @@ class CodeCard(ipywidgets.VBox):
         self._set_controls()
 
     def _typed(self, _: Any) -> None:
-        typed = self.number.value
-        words = typed.replace(",", " ").split()
-        if not words or typed == _numbers(self.codes):
-            return
-        if not all(word.isdecimal() for word in words):
-            raise ValueError(f"codes are whole numbers, 0 to {self.reader.codebook_size - 1:,}; got {typed}")
-        self._open(tuple(dict.fromkeys(map(int, words))))
+        if self.number.value.strip() and self.number.value != _numbers(self.codes):
+            self._open(self._as_codes(self.number.value))
+
+    def _as_codes(self, codes: Any) -> tuple[int, ...]:
+        """A number, several, or text of them, each once."""
+        given = codes.replace(",", " ").split() if isinstance(codes, str) else codes
+        try:
+            numbers = [int(given)] if np.ndim(given) == 0 else [int(number) for number in given]
+        except (TypeError, ValueError):
+            last = self.reader.codebook_size - 1
+            raise ValueError(f"codes are whole numbers, 0 to {last:,}; got {codes}") from None
+        return tuple(dict.fromkeys(numbers))
 
     def _set_controls(self) -> None:
         self.back.disabled, self.forward.disabled = self._place < 1, self._place + 1 >= len(self._path)

@@ -1,6 +1,7 @@
 // A page whose marked elements answer: a click or Enter on [data-code] or [data-token] is told to the kernel. A token's
 // title is shown without delay, arrow keys lead from token to token, and the focus survives a redraw.
 const MARKED = "[data-code], [data-token]";
+const PATIENCE = 15000; // milliseconds after which the page says that no answer has come
 
 function render({ model, el }) {
   const page = document.createElement("div");
@@ -14,12 +15,18 @@ function render({ model, el }) {
   const marked = (event) => event.target.closest(MARKED);
   const identity = ({ dataset }) => (dataset.token ? `[data-token="${dataset.token}"]` : `[data-code="${dataset.code}"]`);
 
+  let waiting;
+  const answered = () => {
+    clearTimeout(waiting);
+    page.classList.remove("ibq-busy", "ibq-silent");
+  };
+
   const draw = () => {
     const active = el.getRootNode().activeElement;
     const focused = active && page.contains(active) && (active.closest(MARKED) ?? page.querySelector("h3"));
     const place = focused && (focused.matches(MARKED) ? identity(focused) : "h3");
     page.innerHTML = model.get("value");
-    page.classList.remove("ibq-busy");
+    answered();
     tip.hidden = true;
     for (const title of page.querySelectorAll("[data-token] > title")) {
       title.parentElement.dataset.tip = title.textContent;
@@ -34,7 +41,9 @@ function render({ model, el }) {
     const chosen = marked(event);
     if (!chosen) return;
     const { code = "", token = "" } = chosen.dataset;
+    answered();
     page.classList.add("ibq-busy");
+    waiting = setTimeout(() => page.classList.add("ibq-silent"), PATIENCE);
     model.send({ code, token, shift: event.shiftKey });
   };
 
@@ -69,7 +78,7 @@ function render({ model, el }) {
     }
   });
   model.on("change:value", draw);
-  model.on("msg:custom", () => page.classList.remove("ibq-busy"));
+  model.on("msg:custom", answered);
   el.append(page, tip);
   draw();
 }
