@@ -214,7 +214,7 @@ class CodebookMap(ipywidgets.VBox):
         reader = CardReader(self.subject, self._count)
         reader.use_history(np.array(self.data.steps), self.data.code_ids, self.data.hits, self.data.idle)
         self.card = CodeCard(reader, code=())
-        self.card.page.observe(self._follow_card, names="value")
+        self.card.on_show(self._follow_card)
         self.right.children = [self.card]
         self.body.children = [self.left, self.right]
 
@@ -302,16 +302,13 @@ class CodebookMap(ipywidgets.VBox):
         self.canvas.mark([features + row for row in rows if row is not None])
 
     @_telling
-    def _follow_card(self, _: Any) -> None:
+    def _follow_card(self, codes: tuple[int, ...]) -> None:
         """The card went on to another code by itself: the map marks it too."""
-        if self.card.codes and self.card.codes != self.selected:
-            self._select_quietly(self.card.codes)
-
-    def _select_quietly(self, codes: tuple[int, ...]) -> None:
-        self.selected = codes
-        self._mark(codes)
-        for listener in self._listeners:
-            listener(codes)
+        if codes and codes != self.selected:
+            self.selected = codes
+            self._mark(codes)
+            for listener in self._listeners:
+                listener(codes)
 
 
 def _number(value: float) -> str:
