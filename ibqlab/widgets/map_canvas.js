@@ -178,6 +178,7 @@ function render({ model, el }) {
 
   const themes = new MutationObserver(tellTheme);
   themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+  // While there is no map the plot is hidden, and the kernel still wants to know when there is one.
   const looking = setInterval(() => model.get("watching") && model.send({ look: true }), EVERY);
   for (const name of ["frame", "coloring", "version"]) model.on(`change:${name}`, changed);
   model.on("msg:custom", hear);
