@@ -1,6 +1,9 @@
 """The map of codes without a browser: what it fits, colours, sends, says, and how two of them are linked."""
 
+import importlib
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
@@ -357,6 +360,25 @@ class TestBadInput:
         made.again.click()
         assert made.data.steps == (0, 30) and made.step.value == 1 and made.canvas.painter.version > version
 
+    def test_of_a_run_whose_first_snapshot_comes_later(self, tmp_path, run):
+        folder = make_run(tmp_path / "run", steps=(), status="running")
+        made = CodebookMap(folder)
+        assert made.canvas.painter.watching and made.data is None
+        made.canvas._hear(None, {"dark": True}, [])
+        made.canvas._hear(None, {"want": 0, "coloring": "hits"}, [])
+        Run(folder).save_snapshot(0, **Run(run).snapshot(0))
+        made.canvas._hear(None, {"look": True}, [])
+        assert made.again.description == "show step 0"
+        made.again.click()
+        assert made.data.steps == (0,) and made.said.value == "" and made.body.layout.display is None
+
+    @pytest.mark.parametrize(
+        ("settings", "sentence"),
+        [({"method": "tsne"}, "method must be one of"), ({"dead_codes": -1}, "dead_codes must be")],
+    )
+    def test_of_settings(self, run, settings, sentence):
+        assert sentence in CodebookMap(run, **settings).said.value
+
     def test_of_a_run_that_is_deleted_while_it_is_shown(self, tmp_path):
         made = CodebookMap(make_run(tmp_path / "run", status="running"))
         shutil.rmtree(tmp_path / "run")
@@ -413,6 +435,16 @@ class TestLinked:
         pair = link_maps(run, make_run(tmp_path / "empty", steps=()))
         assert "One of the two has no map" in pair.said.value
         pair.maps[0].select([2])
+
+
+def test_the_benchmarks_run_has_a_map_of_all_its_codes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments" / "benchmarks")
+    benchmark = importlib.import_module("codebook_map")
+    given = SimpleNamespace(codes=50, dim=3, features=20, snapshots=2, in_use=0.5, seed=0)
+    benchmark.make_run(tmp_path / "run", given)
+    numbers = benchmark.fit(tmp_path / "run", "pca")
+    assert numbers["fit_peak_mib"] > 10 and numbers["fit_s"] > 0
+    assert map_of(tmp_path / "run", dead_codes=None).steps == (0, 100)
 
 
 @pytest.mark.parametrize("widget", [CodebookMap, LinkedMaps, MapCanvas])

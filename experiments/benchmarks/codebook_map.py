@@ -85,7 +85,7 @@ def fit(folder: Path, method: str) -> dict[str, float]:
     numbers = {}
     for name in ("fit", "read"):
         began, cpu = time.perf_counter(), time.process_time()
-        data = map_run_codes(open_subject(folder), method, dead_codes=None)
+        data = map_run_codes(open_subject(folder), method, dead_codes=None, progress=True)
         numbers[f"{name}_s"], numbers[f"{name}_cpu_s"] = time.perf_counter() - began, time.process_time() - cpu
     assert len(data.code_ids) == data.codebook_size
     return numbers | {"fit_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -221,6 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--picture", help="file for a screenshot of the map at the end")
     parser.add_argument("--output", help="CSV file; none: print alone")
     arguments = parser.parse_args()
+    origin = origin_columns(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(arguments.run or f"{temporary}/run").resolve()
         if not path.exists():
@@ -233,4 +234,4 @@ if __name__ == "__main__":
         for key, value in row.items():
             print(f"{key:24} {value if isinstance(value, str | int) else round(value, 3)}")
         if arguments.output:
-            pd.DataFrame([row | origin_columns(arguments.seed)]).to_csv(arguments.output, index=False)
+            pd.DataFrame([row | origin]).to_csv(arguments.output, index=False)

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
+from ibqlab.base.checks import whole_number
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.plots.histogram import TOKENS_PER_CODE, has_enough_tokens
 from ibqlab.views.map_fit import DEAD_CODES, FACTS, FIT_POINTS, METHODS, NEIGHBOURS, effective_rank, fit_map
@@ -103,7 +104,7 @@ def map_run_codes(
     *,
     max_points: int = FIT_POINTS,
     dead_codes: int | None = DEAD_CODES,
-    progress: bool = True,
+    progress: bool = False,
 ) -> MapData:
     """The map of a run, computed once and stored in its folder.
 
@@ -116,9 +117,10 @@ def map_run_codes(
         progress: show a line while it is computed.
     Raises:
         ViewError: no snapshot, or none with codebook and features.
-        ValueError: a method that there is not.
+        ValueError: a method that there is not, or a negative number of codes.
     """
     subject.require_run()
+    dead_codes = None if dead_codes is None else whole_number("dead_codes", dead_codes, 0, hint=" (None shows all)")
     if not subject.steps:
         raise ViewError(f"{subject.name} has no snapshot yet; the first comes with its first validation")
 

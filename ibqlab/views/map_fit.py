@@ -34,6 +34,8 @@ FACTS = ("trustworthiness", "codes_among_neighbours", "to_feature", "to_code", "
 nearest points that are codes; mean distance of a code to the nearest feature, and of a feature to the nearest code;
 effective ranks of codes and features (the exponential of their spectra's entropy, 1 to D)."""
 _UMAP_NEIGHBOURS = 15
+_BLOCK = 2**15
+"""Vectors that are placed at once: float64 copies of a whole codebook would not fit in memory."""
 
 Arrays = dict[str, np.ndarray]
 Place = Callable[[np.ndarray], np.ndarray]
@@ -145,10 +147,17 @@ def _fit_plane(
     distinct, copies = np.unique(np.concatenate(vectors).astype(np.float32), axis=0, return_counts=True)
     if method == "pca":
         _, place, explained = fit_pca(distinct, copies)
-        return place, explained
+        return partial(_place_blocks, place), explained
     notice(f"map of {subject.name}: fitting UMAP over {len(steps)} snapshots, once")
     plane, neighbours = fit_umap(distinct, _UMAP_NEIGHBOURS, 0)
-    return partial(place_in_umap, fitted=distinct, plane=plane, neighbours=neighbours), ()
+    place = partial(place_in_umap, fitted=distinct, plane=plane, neighbours=neighbours)
+    return partial(_place_blocks, place), ()
+
+
+def _place_blocks(place: Place, vectors: np.ndarray) -> np.ndarray:
+    """Places of many vectors, some after others."""
+    blocks = [place(vectors[start : start + _BLOCK]) for start in range(0, len(vectors), _BLOCK)]
+    return np.concatenate(blocks) if blocks else np.empty((0, 2), np.float32)
 
 
 def _place_codes(book: np.ndarray, before: Arrays, place: Place) -> np.ndarray:

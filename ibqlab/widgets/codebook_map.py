@@ -25,7 +25,7 @@ from ibqlab.widgets.map_canvas import MapCanvas
 INTERVAL = 900
 """Milliseconds between two steps while the map plays."""
 _TEXT = "line-height: 1.45; margin: 4px 14px 4px 0"
-_FAULTS = (RunError, ValueError, OSError, MemoryError, KeyError)
+_FAULTS = (RunError, ValueError, OSError, MemoryError, LookupError)
 """What may go wrong in a view of files that somebody else writes."""
 _HOW = "Click a point, or draw a lasso around some."
 
@@ -165,7 +165,7 @@ class CodebookMap(ipywidgets.VBox):
         """Read the run and show it, or say what it lacks."""
         try:
             self.subject = open_subject(self._what, self._images)
-            data = map_run_codes(self.subject, self._method, dead_codes=self._dead_codes)
+            data = map_run_codes(self.subject, self._method, dead_codes=self._dead_codes, progress=True)
             self._show(data)
         except FileNotFoundError:
             if first:
@@ -184,6 +184,7 @@ class CodebookMap(ipywidgets.VBox):
         for control in self._moving:
             control.layout.display = None if self.data is not None else "none"
         self.body.layout.display = None if self.data is not None else "none"
+        self.canvas.painter.watching = self.data is None and self.subject is not None
 
     def _show(self, data: MapData) -> None:
         before = self.data.steps[self.step.value] if self.data is not None else self._first_step
@@ -202,10 +203,10 @@ class CodebookMap(ipywidgets.VBox):
         self.step.value = self.play.value = frame
         self.play.max = len(data.steps) - 1
         self._is_moving = False
-        self.again.description = "read again"
+        self.again.description, self.again.button_style = "read again", ""
         self.canvas.painter.watching = self.subject.run is not None and self.subject.run.status != "finished"
         self.canvas.show(data, frame)
-        if self._with_card and self.card is None:
+        if self._with_card:
             self._open_card()
         self._write()
 
@@ -213,7 +214,7 @@ class CodebookMap(ipywidgets.VBox):
     def _open_card(self) -> None:
         reader = CardReader(self.subject, self._count)
         reader.use_history(np.array(self.data.steps), self.data.code_ids, self.data.hits, self.data.idle)
-        self.card = CodeCard(reader, code=())
+        self.card = CodeCard(reader, code=self.selected)
         self.card.on_show(self._follow_card)
         self.right.children = [self.card]
         self.body.children = [self.left, self.right]
@@ -249,12 +250,10 @@ class CodebookMap(ipywidgets.VBox):
     def _look(self) -> None:
         """Whether the run has a new snapshot, or is gone."""
         if not self.subject.path.exists():
-            self.say(
-                f"{self.subject.name} is gone: its folder was moved or deleted. The map shows what was read before."
-            )
+            self._lose(f"{self.subject.name} is gone: its folder was moved or deleted.")
             return
         steps = self.subject.steps
-        if steps and steps[-1] > self.data.steps[-1]:
+        if steps and (self.data is None or steps[-1] > self.data.steps[-1]):
             self.again.description = f"show step {steps[-1]:,}"
             self.again.button_style = "info"
 

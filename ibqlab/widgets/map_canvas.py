@@ -82,8 +82,6 @@ class MapCanvas(ipywidgets.VBox):
 
     def dress(self) -> None:
         """Colours, sizes and background for the colouring and the page's theme."""
-        if self.data is None:
-            return
         colors, sizes, opacities = palette(self.is_dark, self._coloring(self.painter.coloring), len(self.data.code_ids))
         # Not by `background`, which would bring axes and a legend along.
         self.plot.background_color = GROUNDS[self.is_dark]
@@ -125,19 +123,20 @@ class MapCanvas(ipywidgets.VBox):
         return plot
 
     def _hear(self, _: Any, content: Any, __: Any) -> None:
-        if not isinstance(content, dict) or self.data is None:
+        if not isinstance(content, dict):
             return
         if "dark" in content:
             self._turn(bool(content["dark"]))
         elif "look" in content:
             self._looked()
-        elif "want" in content:
+        elif "want" in content and self.data is not None:
             self._send_step(int(content["want"]), str(content.get("coloring", "hits")), content)
 
     def _turn(self, dark: bool) -> None:
         self.is_dark = dark
-        self.dress()
-        self._dark_listener()
+        if self.data is not None:
+            self.dress()
+            self._dark_listener()
 
     def _send_step(self, frame: int, coloring: str, content: dict[str, Any]) -> None:
         """A step's looks, and its places where the browser does not have them."""
