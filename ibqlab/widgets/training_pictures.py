@@ -23,7 +23,11 @@ from ibqlab.widgets.live import picture_html
 _ALARMS_SHOWN = 3
 _MOST_SNAPSHOTS_PLACED = 8
 """That a view which is opened late reads from before, evenly chosen."""
-_ALARM = '<div style="border-left:4px solid #B00000;padding:2px 8px;margin:4px 0;max-width:72em">{}</div>'
+_ALARM = (
+    '<div style="border-left: 4px solid #B00000; padding: 2px 8px; margin: 4px 0; max-width: 72em; line-height: 1.4">'
+    "{}</div>"
+)
+_TEXT = '<div style="max-width: 34em; line-height: 1.4">{}</div>'
 
 
 class RunPictures:
@@ -49,30 +53,34 @@ class RunPictures:
             mark_alarms(figure, run_alarms(run)[0])
         return picture_html(figure, f"curves of {self.name or run.name}, up to step {int(metrics['step'].max())}")
 
-    def snapshot(self, run: Run) -> str:
-        """The map and the hits per code of the last snapshot; "" of a run that has none of them."""
-        steps = [step for step in run.snapshot_steps if step > (self.plane.steps or [-1])[-1]]
-        if kind_of(run.config) == "generator" or not run.snapshot_steps:
-            return ""
-        name, last = self.name or run.name, run.snapshot_steps[-1]
+    def snapshot(self, run: Run) -> tuple[str, str]:
+        """The map and the hits per code of the last snapshot as HTML; "" of a run that has none of them."""
+        steps = run.snapshot_steps
+        if kind_of(run.config) == "generator" or not steps:
+            return "", ""
+        name, last = self.name or run.name, steps[-1]
         counts = run.snapshot()["counts"]
+        histogram = picture_html(plot_usage_histogram({name: counts}), f"hits per code of {name}, step {last}")
         try:
-            for step in _evenly(steps):
+            for step in _evenly([step for step in steps if step > (self.plane.steps or [-1])[-1]]):
                 self.plane.add(step, run.snapshot(step))
-            projection, most = self.plane.projection, self.plane.most_hits
-            figure = plot_code_map(projection, -1, counts, f"{name}, step {last:,}", most_hits=most)
-            text = f'<div style="max-width: 34em">{for_html(self.plane.describe(), None)}</div>'
-            code_map = picture_html(figure, f"map of codes and features of {name}, step {last}") + text
+            figure = plot_code_map(
+                self.plane.projection, -1, counts, f"{name}, step {last:,}", most_hits=self.plane.most_hits
+            )
         except (RunError, ValueError) as error:
-            code_map = f"<div>{for_html(error, None)}</div>"
-        return code_map + picture_html(plot_usage_histogram({name: counts}), f"hits per code of {name}, step {last}")
+            return f"<div>{for_html(error, None)}</div>", histogram
+        # The figure's own caption speaks of a plane that is fitted to all snapshots.
+        drawn = " ".join(figure.get_supxlabel().split()).partition("; drawn: ")[2]
+        style.add_caption(figure, f"PCA of codes and features of step {self.plane.fitted_at:,}; drawn: {drawn}")
+        code_map = picture_html(figure, f"map of codes and features of {name}, step {last}")
+        return code_map + _TEXT.format(for_html(self.plane.describe(), None)), histogram
 
 
 def alarms_html(events: Sequence[AlarmEvent]) -> str:
     """The latest alarms, each as the sentence that the run's own terminal shows; "" where there is none."""
     shown = "".join(_ALARM.format(for_html(event, None)) for event in events[-_ALARMS_SHOWN:])
     earlier = len(events) - _ALARMS_SHOWN
-    return (f"<div>{earlier} earlier alarms are marked in the curves</div>" if earlier > 0 else "") + shown
+    return (f"<div>earlier alarms, marked in the curves: {earlier}</div>" if earlier > 0 else "") + shown
 
 
 def together_html(runs: Mapping[str, Run], key: str) -> str:

@@ -37,6 +37,8 @@ COMPARED = ("validation_usage", "step_usage", "usage", "perplexity", "gradient_r
 NEWEST = "the one in training"
 """Choice of the run that a study works on now."""
 _POLL = 0.25
+_LEFT = {"width": "58%", "min_width": "420px"}
+_RIGHT = {"width": "40%", "min_width": "320px"}
 _CONTROL = {"style": {"description_width": "initial"}, "layout": {"width": "max-content"}}
 
 
@@ -71,10 +73,9 @@ class TrainingView(ipywidgets.VBox):
         self._open(runs)
         self._pictures = {name: RunPictures(name) for name in self.paths}
         self._build_controls()
-        both = ipywidgets.HBox(
-            [self.curves, self.pictures], layout={"flex_flow": "row wrap", "align_items": "flex-start"}
-        )
-        super().__init__([self._controls, self.said, self.alarms, self.together, both])
+        left = ipywidgets.VBox([self.together, self.curves, self.histogram], layout=_LEFT)
+        both = ipywidgets.HBox([left, self.code_map], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        super().__init__([self._controls, self.said, self.alarms, both])
         self.add_class("ibqlab-training")
         self._lock = threading.RLock()  # some kernels answer buttons in another thread while a cell runs
         self._seen: Any = None
@@ -144,10 +145,8 @@ class TrainingView(ipywidgets.VBox):
         self.free.on_click(lambda _: self._freed.set())
         for control in (self.choice, self.measure):
             control.observe(lambda _: self.refresh(force=True), names="value")
-        self.said, self.alarms = ipywidgets.HTML(), ipywidgets.HTML()
-        self.curves = ipywidgets.HTML(layout={"width": "58%", "min_width": "460px"})
-        self.pictures = ipywidgets.HTML(layout={"width": "40%", "min_width": "400px"})
-        self.together = ipywidgets.HTML(layout={"width": "58%", "min_width": "460px"})
+        self.said, self.alarms, self.together, self.curves, self.histogram = (ipywidgets.HTML() for _ in range(5))
+        self.code_map = ipywidgets.HTML(layout=_RIGHT)
         several = len(names) > 1
         self._controls = ipywidgets.HBox(
             [
@@ -250,14 +249,14 @@ class TrainingView(ipywidgets.VBox):
         self.start.disabled = self.stop.disabled = True
         if self._seen is not None:
             self._seen = None
-            for part in (self.together, self.curves, self.pictures):
+            for part in (self.together, self.curves, self.histogram, self.code_map):
                 part.value = faded(part.value)
 
     def static_html(self) -> str:
         """The pictures as they are shown now."""
-        both = "".join(f"<div>{part.value}</div>" for part in (self.curves, self.pictures))
-        above = f"<p>{self.said.value}</p>{self.alarms.value}{self.together.value}"
-        return f'{above}<div style="display: flex; flex-wrap: wrap; align-items: flex-start">{both}</div>'
+        left = f"<div>{self.together.value}{self.curves.value}{self.histogram.value}</div>"
+        both = f'<div style="display: flex; flex-wrap: wrap">{left}<div>{self.code_map.value}</div></div>'
+        return f"<p>{self.said.value}</p>{self.alarms.value}{both}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
@@ -310,7 +309,7 @@ class TrainingView(ipywidgets.VBox):
             run = there[name]
             self.alarms.value = alarms_html(run_alarms(run)[0])
             self.curves.value = self._pictures[name].curves(run)
-            self.pictures.value = self._pictures[name].snapshot(run)
+            self.code_map.value, self.histogram.value = self._pictures[name].snapshot(run)
         else:
             self.curves.value = "curves appear with the first step"
 
