@@ -5,11 +5,14 @@ import errno
 import io
 import json
 import re
+import runpy
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -226,11 +229,18 @@ class TestSubjects:
         file = export_tokenizer(run.path, tmp_path / "x.safetensors", "raw")
         with pytest.raises(ViewError, match="brings no images; name some: images=FOLDER"):
             written(file, tmp_path / "out")
+        with pytest.raises(ValueError, match='type weights="raw"'):
+            written(file, tmp_path / "out", images=str(images))
         folder = written(file, tmp_path / "out", images=str(images), weights="raw", parquet=True)
         facts = facts_of(folder)
         assert facts["is_moment"] and facts["map_steps"] == [] and "steps" not in facts
         _, frame = taken(folder / "data" / "map-0.js")
         assert len(column(frame["features"])) == 2 * facts["tokens"] and sum(column(frame["hits"])) == facts["tokens"]
+
+    def test_images_that_are_asked_for_have_to_be_there(self, run, tmp_path):
+        with pytest.raises((RunError, ValueError, OSError), match="nothing"):
+            written(run, tmp_path / "out", images=str(tmp_path / "nothing"))
+        assert not (tmp_path / "out").exists()
 
     def test_a_lab_run_has_cards_without_pictures(self, tmp_path):
         size = {"codebook_size": 8, "steps": 4, "batch_size": 16, "snapshots": 3}
@@ -244,7 +254,7 @@ class TestSubjects:
         ("settings", "near"),
         [
             ({"name": "lfq", "codebook_size": 64, "code_dim": 6}, True),
-            ({"name": "vq", "codebook_size": 4096}, True),
+            ({"name": "vq", "codebook_size": 600}, True),
         ],
     )
     def test_other_codebooks(self, settings, near, tmp_path):
@@ -289,6 +299,16 @@ class TestSubjects:
         with pytest.raises((RunError, OSError, ValueError)):
             written(tmp_path / "empty", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch):
+    script = Path(__file__).parents[1] / "experiments" / "benchmarks" / "atlas.py"
+    monkeypatch.syspath_prepend(script.parent)
+    options = ["--codes", "16", "--images", "1", "--page-codes", "0", "--output", str(tmp_path / "table.csv")]
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    runpy.run_path(str(script), run_name="__main__")
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table.what) == ["build", "build again"] and table.commit.notna().all() and set(table.tokens) == {256}
 
 
 # --- as its reader sees it --------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def write_atlas(
         The page, index.html; it needs the folder beside it, and neither network nor kernel. Where the work ends early
         the folder is as it was before.
     Raises:
-        ViewError: no codes to show; or the folder holds something else.
+        ViewError: no codes to show, no such images; or the folder holds something else.
         RunError: the disk is full, or nothing may be written there.
     Cost: the encoder's pass over the images and the decoder's over the codes in use, both stored beside the run for
         the next atlas; then a millisecond per code in use.
@@ -93,6 +93,8 @@ def write_atlas(
     require_free(folder)
     if typed.parquet:
         require_pyarrow()
+    if typed.images:  # that were asked for: without them there is no atlas, while a run's own may be missing
+        _ = subject.tokenizer, subject.source
     reader = CardReader(subject, typed.count, progress=progress)
     data = gather(reader, typed.method, progress)
     if typed.parquet:
