@@ -110,10 +110,15 @@ def _legend(figure: Figure) -> list[tuple[Text, Line2D]]:
 
 
 def _assert_readable(figure: Figure) -> None:
-    """At least 8 points everywhere, and nothing beyond the edge of the page."""
+    """At least 8 points everywhere, nothing beyond the edge of the page, no upright label longer than its panel."""
     figure.draw_without_rendering()
     for text in figure.findobj(Text):
         assert text.get_fontsize() >= 8 or not text.get_text(), text
+    for axes in figure.axes:
+        label, panel = axes.yaxis.label, axes.get_window_extent()
+        if axes.get_visible() and label.get_text() and label.get_rotation() == 90:
+            length = label.get_window_extent().height
+            assert length <= 1.02 * panel.height, f"{label.get_text()!r}: {length:.0f} of {panel.height:.0f} pixels"
     drawn, page = figure.get_tightbbox(), figure.bbox_inches
     assert drawn.x0 > -0.02 and drawn.y0 > -0.02, f"cut off at the left or bottom: {drawn}"
     assert drawn.x1 < page.x1 + 0.02 and drawn.y1 < page.y1 + 0.02, f"cut off at the right or top: {drawn}"
@@ -154,7 +159,7 @@ def test_collapse_curves_draw_the_table(metrics):
     assert perplexity.get_yscale() == "log"
     assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 6
     assert (usage.get_title(), reach.get_title()) == ("Usage (window)", "Gradient reach")
-    assert usage.get_ylabel() == "codes hit (% of 1,024)"
+    assert usage.get_ylabel() == "codes hit (%)" and "K = 1,024" in figure.get_supxlabel()
     assert perplexity.get_ylabel() == "perplexity (codes)"
     caption = figure.get_supxlabel().replace("\n", " ")
     for fact in ("K = 1,024, D = 64", "the last 10,240 training tokens", "3 seeds"):

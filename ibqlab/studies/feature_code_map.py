@@ -82,7 +82,7 @@ class FeatureCodeMap:
         self.projection = parameters.projection or (self.study.grid.projection if self.study else "umap")
         self._gaps: pd.DataFrame | None = None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         number = len(self.study.cells) if self.study else len(self.drawn)
         source = f" of {run_name(self.study.folder)}" if self.study else ""
         return f"{number} runs{source} → {self.folder.name}"
