@@ -8,9 +8,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from ibqlab.base.locking import holding
+from ibqlab.cli import main
 from ibqlab.notebooks.app import preset_to_show, show_finished_or_smallest
 from ibqlab.notebooks.parameters import notebook_parameters
 from ibqlab.notebooks.start_page import PICTURES, STYLE, StartPage, links_here, page_html, read_cards
@@ -271,3 +273,9 @@ def test_the_hook_leaves_other_notebooks_alone():
     opened = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("preset = 1")])
     show_finished_or_smallest(Handler("/voila/render/mine.ipynb"), opened, "")
     assert [cell.source for cell in opened.cells] == ["preset = 1"]
+
+
+def test_the_app_without_a_start_page_says_what_to_type(tmp_path):
+    done = CliRunner().invoke(main, ["app", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "holds no start page index.ipynb; copy it and all notebooks: ibqlab notebooks" in done.output
