@@ -37,8 +37,8 @@ WORKERS := --numprocesses logical --maxprocesses 8 --no-loadscope-reorder
 FAST := layers quantizers index_backprop lfq usage geometry comparisons config files lead_lag ema resizing pictures \
   tokens pages messages environment transformer sampling
 
-lab: export JUPYTER_PATH := $(CURDIR)/ibqlab/notebooks/jupyter:$(JUPYTER_PATH)
-lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/ibqlab/notebooks/jupyter:$(JUPYTER_CONFIG_PATH)
+lab: export JUPYTER_PATH := $(CURDIR)/ibqlab/notebooks/jupyter$(addprefix :,$(JUPYTER_PATH))
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/ibqlab/notebooks/jupyter$(addprefix :,$(JUPYTER_CONFIG_PATH))
 lab: .venv/.ready
 	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/voila/render/notebooks/index.ipynb \
 	  $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -12,8 +12,9 @@ from ibqlab.notebooks.start_page import PICTURES, thumbnail
 RESULTS = Path(__file__).with_name("results")
 CUTS = {
     "ablations": ("ablations_laptop/figures/codebook_size.png", (20, 0, 1296, 480)),
-    "explore_collapse": ("explore_collapse_demo/code_maps.png", (40, 575, 1110, 980)),
+    "explore_collapse": ("explore_collapse_demo/code_maps.png", (430, 575, 1110, 980)),
     "fair_comparison": ("fair_comparison_laptop/figures/fair_photos.png", (0, 900, 870, 1400)),
+    "features_lab": ("features_lab_demo/codes_at_the_end.png", (300, 110, 1190, 610)),
     "generation_gallery": ("digits_gallery/gallery.png", (0, 20, 1296, 770)),
     "link_stages": ("link_stages_laptop/token_link_ibq-256.png", (0, 80, 700, 520)),
     "playground": ("playground_demo/codes_through_time.png", (0, 330, 1070, 930)),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 APP_VARIABLE = "IBQLAB_APP"
 """Set where notebooks are served without code and without JupyterLab."""
+FIRST = ("explore_collapse", "your_case", "playground")
+"""Notebooks that stand in front of the others."""
 PICTURES = Path(__file__).with_name("pictures")
 STYLE = Path(__file__).with_name("start_page.css")
 PICTURE_BYTES = 2**24
@@ -53,13 +55,14 @@ class NotebookCard(NamedTuple):
 
 
 def read_cards(folder: str | Path = ".", runs: Path | None = None) -> list[NotebookCard]:
-    """A card per notebook of a folder, by name.
+    """A card per notebook of a folder: `FIRST`, then by name.
 
     Args:
         folder: of notebooks; files that are none are left out.
         runs: the folder of all runs; None: as `runs_root` finds it.
     """
     files = sorted(file for file in Path(folder).glob("*.ipynb") if file.stem != START_PAGE)
+    files.sort(key=lambda file: FIRST.index(file.stem) if file.stem in FIRST else len(FIRST))
     runs = runs or runs_root()
     return [card for card in (_read_card(file, runs) for file in files) if card]
 
