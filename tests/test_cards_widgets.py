@@ -212,7 +212,7 @@ class TestTokenView:
 
     def test_the_errors_have_a_scale(self, view):
         error = np.abs(view.tokens.picture.astype(float) - view.tokens.decode(view.tokens.original)).mean(2)
-        top = int(re.search(r"</i> (\d+) ", view.page.value)[1])
+        top = int(re.search(r"</i> (\d+)", view.page.value)[1])
         assert (error <= top).mean() > 0.99 and (error > top // 2).any()
 
     def test_another_image_starts_afresh(self, view):
@@ -293,7 +293,7 @@ class TestComparing:
         assert [view.index.codebook_size for view in both] == [32, 16]
         both[0].image.value = 4
         assert [view.tokens.image for view in both] == [4, 4]
-        tops = {re.search(r"</i> (\d+) ", view.page.value)[1] for view in both}
+        tops = {re.search(r"</i> (\d+)", view.page.value)[1] for view in both}
         assert tops == {str(max(view.tokens.error_top for view in both))}
         click(both[0].page, token="3,0")
         assert both[1].chosen == (1, 0) and both[1].card.codes == (int(both[1].tokens.codes[1, 0]),)

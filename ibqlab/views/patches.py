@@ -25,7 +25,7 @@ _OFTEN = 3
 """Times that codes must stand beside each other to be named as neighbours."""
 _RANKED = 32_768
 """Tokens of a set, the nearest, that take turns by code and image, at most."""
-_VERSION = 3
+_VERSION = 4
 """Of what is stored; a change of its meaning needs another."""
 
 
@@ -214,20 +214,22 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
     Cost: the encoder's pass over the images, and products with the codebook to find the two nearest codes.
     """
     require_between("images", images, 1, MOST_IMAGES)
-    source, tokenizer = subject.source, subject.tokenizer
-    mark = subject.images_mark(images)
-    arrays = subject.store.get(
-        "patches",
-        lambda: encoding.encode_images(subject, images, progress),
-        needs=encoding.ARRAYS,
-        side=tokenizer.config.autoencoder.resolution,
-        weights=subject.weights_mark,
-        source=mark,
-        resize=subject.resize,
-        images=images,
-        version=_VERSION,
+    mark, side = subject.images_mark(images), subject.tokenizer.config.autoencoder.resolution
+    of_images = {"source": mark, "resize": subject.resize, "side": side, "images": images, "version": _VERSION}
+    pictures = subject.store.get(
+        "pictures",
+        lambda: encoding.read_pictures(subject, images, progress),
+        needs=encoding.PICTURES,
+        **of_images,
     )
-    return _as_index(arrays, subject, tuple(source.classes), mark)
+    tokens = subject.store.get(
+        "patches",
+        lambda: encoding.encode_pictures(subject, pictures["pictures"], progress),
+        needs=encoding.TOKENS,
+        weights=subject.weights_mark,
+        **of_images,
+    )
+    return _as_index(subject, pictures | tokens, tuple(subject.source.classes), mark)
 
 
 def index_picture(subject: Subject, picture: Image.Image) -> PatchIndex:
@@ -240,10 +242,12 @@ def index_picture(subject: Subject, picture: Image.Image) -> PatchIndex:
         ViewError: no network, or features that are not finite.
         ValueError: a strip more than 100 times as long as wide.
     """
-    return _as_index(encoding.encode_picture(subject, picture), subject, (), "")
+    pixels = encoding.bring_to_size(subject, picture)
+    arrays = {"pictures": pixels, "labels": np.array([-1]), "broken": np.zeros(0, np.str_)}
+    return _as_index(subject, arrays | encoding.encode_pictures(subject, pixels), (), "")
 
 
-def _as_index(arrays: dict[str, np.ndarray], subject: Subject, classes: tuple[str, ...], mark: str) -> PatchIndex:
+def _as_index(subject: Subject, arrays: dict[str, np.ndarray], classes: tuple[str, ...], mark: str) -> PatchIndex:
     return PatchIndex(
         **{name: arrays[name] for name in ("pictures", "codes", "seconds", "distance", "margin", "labels")},
         classes=classes,

@@ -154,7 +154,7 @@ def token_html(
             _grid(tokens, chosen, side),
         ),
         _figure(tokens.decode(tokens.original), side, f"its tokens, decoded: {tokens.psnr():.1f} dB"),
-        _heat_figure(tokens.error(), side, "error, mean of the channels", error_top or tokens.error_top),
+        _heat_figure(tokens.error(), side, "error in grey levels, mean of the channels", error_top or tokens.error_top),
     ]
     if tokens.is_changed:
         changed = int((tokens.codes != tokens.original).sum())
@@ -162,7 +162,7 @@ def token_html(
             _figure(tokens.decode(), side, f"{changed:,} token{'s' if changed != 1 else ''} replaced, decoded")
         )
         difference = np.abs(tokens.decode().astype(float) - tokens.decode(tokens.original)).mean(2)
-        figures.append(_heat_figure(difference, side, "what that changed", scale_top(difference)))
+        figures.append(_heat_figure(difference, side, "what that changed, in grey levels", scale_top(difference)))
     facts = describe_token(tokens, chosen)
     heading = f"<h3>{for_html(title)} <small>· {for_html(tokens.subject)}</small></h3>" if tokens.subject else ""
     page = f'{heading}<div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p>'
@@ -233,7 +233,5 @@ def _heat_figure(values: Float[np.ndarray, "H W"], side: int, words: str, top: i
     pixels = (255 * colours(np.clip(values / top, 0, 1))[..., :3]).round().astype(np.uint8)
     shades = ",".join(matplotlib.colors.to_hex(colours(part / 8)) for part in range(9))
     end = f"{top}" if top == TOPS[-1] else f"{top} or more"
-    scale = (
-        f'<span class="scale">0 <i style="background:linear-gradient(to right,{shades})"></i> {end} grey levels</span>'
-    )
+    scale = f'<span class="scale">0 <i style="background:linear-gradient(to right,{shades})"></i> {end}</span>'
     return _figure(pixels, side, words, below=scale)

@@ -8,14 +8,13 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from ibqlab.base.escaping import for_html
 from ibqlab.runs import Run
 from ibqlab.views.card_page import card_html, sentence_html
 from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import IMAGES
 from ibqlab.views.subject import FORESEEN, Subject, lacking
 from ibqlab.widgets.live import with_static_page
-from ibqlab.widgets.page import Page, safely
+from ibqlab.widgets.page import Page, safely, status_html
 
 REMEMBERED = 200
 """Steps that "back" goes at most."""
@@ -161,8 +160,8 @@ class CodeCard(ipywidgets.VBox):
         self.page.value = self._pages[codes]
         self.said.value = ""
 
-    def _say(self, text: object) -> None:
-        self.said.value = f'<span role="status">{for_html(text, None)}</span>'
+    def _say(self, text: str) -> None:
+        self.said.value = status_html(text)
 
 
 def _numbers(codes: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from ibqlab.base.escaping import for_html
 from ibqlab.views.subject import lacking
 
 
@@ -34,6 +35,11 @@ class Page(anywidget.AnyWidget):
                 self._clicked(content)
             finally:
                 self.send({"answered": True})
+
+
+def status_html(text: str) -> str:
+    """A sentence beside the controls, which a screen reader reads out."""
+    return f'<span role="status">{for_html(text, None)}</span>'
 
 
 def safely(say: Callable[[str], object], act: Callable[..., object]) -> Callable[..., None]:

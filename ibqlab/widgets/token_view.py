@@ -7,7 +7,6 @@ from typing import Any
 import ipywidgets
 from PIL import Image
 
-from ibqlab.base.escaping import for_html
 from ibqlab.data import open_picture
 from ibqlab.runs import Run
 from ibqlab.views.card_page import sentence_html
@@ -17,7 +16,7 @@ from ibqlab.views.subject import FORESEEN, Subject, ViewError, lacking
 from ibqlab.views.token_page import SIDE, TokenImage, token_html
 from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.live import with_static_page
-from ibqlab.widgets.page import Page, safely
+from ibqlab.widgets.page import Page, safely, status_html
 
 Picture = str | Path | bytes | Image.Image
 """An image of the user's own: its file, the file's content, or as Pillow has it."""
@@ -221,13 +220,13 @@ class TokenView(ipywidgets.VBox):
         self.undo.disabled = not self.tokens.is_changed
         self.page.value = token_html(self.tokens, self.chosen, self.error_top, self.side)
 
-    def _say(self, text: object) -> None:
-        self.said.value = f'<span role="status">{for_html(text, None)}</span>'
+    def _say(self, text: str) -> None:
+        self.said.value = status_html(text)
 
-    def _say_unreplaced(self, text: object) -> None:
+    def _say_unreplaced(self, text: str) -> None:
         self._say(f"Nothing replaced: {text}")
 
-    def _say_instead(self, text: object) -> None:
+    def _say_instead(self, text: str) -> None:
         """In the place of an image."""
         self.page.value = sentence_html(text)
 
