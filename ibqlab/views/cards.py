@@ -173,6 +173,21 @@ class CardReader:
                 last = shot.get("last_hit", last)
         return (np.array(steps), np.stack(hits), last) if steps else None
 
+    def use_history(
+        self, steps: Int[np.ndarray, "F"], ids: Int[np.ndarray, "C"], hits: np.ndarray, idle: np.ndarray
+    ) -> None:
+        """Take the history from a map that has read it already, in place of reading every snapshot again.
+
+        Args:
+            steps: of the snapshots.
+            ids: codes that the map shows; all others have no hit.
+            hits: (F, C) in each snapshot's validation tokens.
+            idle: (F, C) steps since the last hit; −1 never. Of codes that are not shown it is not known.
+        """
+        if len(ids) == self.codebook_size:
+            last = np.where(idle[-1] < 0, -1, steps[-1] - idle[-1])
+            self.__dict__["history"] = steps, hits, last  # in place of what the cached property would read
+
     def read(self, codes: Sequence[int], *, decode: bool = True) -> Card:
         """The card of a code or a set.
 

@@ -3,6 +3,8 @@ a notebook says the same without a kernel. A widget holds no results: it reads r
 pictures of `ibqlab.plots`. Needs ipywidgets. Start reading at `live`, which needs no controls.
 
 codebook_map.py   a run's codes among its features, through time; a click opens the code's card
+linked_maps.py    two maps side by side
+map_canvas.py     the plot of a map, and what draws its points
 code_card.py  what a code is
 token_view.py an image's tokens: read, replace, compare
 training_view.py  runs that train in processes of their own: watch, pause, go on
@@ -18,6 +20,7 @@ from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.codebook_map import CodebookMap
 from ibqlab.widgets.explorer import StudyExplorer, explore_study
 from ibqlab.widgets.lab import LabExplorer, explore_lab
+from ibqlab.widgets.linked_maps import LinkedMaps, link_maps
 from ibqlab.widgets.live import LiveCurves
 from ibqlab.widgets.run_explorer import RunExplorer, explore_run
 from ibqlab.widgets.sampler import SampleExplorer
@@ -28,6 +31,7 @@ __all__ = [
     "CodeCard",
     "CodebookMap",
     "LabExplorer",
+    "LinkedMaps",
     "LiveCurves",
     "RunExplorer",
     "SampleExplorer",
@@ -38,4 +42,5 @@ __all__ = [
     "explore_lab",
     "explore_run",
     "explore_study",
+    "link_maps",
 ]
