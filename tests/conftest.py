@@ -42,6 +42,7 @@ SHARED = {
     *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies"),
     *("test_token_costs", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
     "test_browser_views",
+    *("test_cards_widgets", "test_views"),
 }
 """Files whose tests share something that takes long to make, or Slurm's daemons."""
 

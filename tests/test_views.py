@@ -2,7 +2,9 @@
 
 import base64
 import json
+import multiprocessing
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,13 +15,13 @@ from registry import SMALL_DIGITS
 from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
-from ibqlab.views import patches
+from ibqlab.views import encoding, patches
 from ibqlab.views.atlas import AtlasSettings, write_atlas
 from ibqlab.views.card_page import card_html, life_svg
 from ibqlab.views.cards import CardReader, Life
 from ibqlab.views.map_data import FACTS, describe_frame, effective_rank, map_run_codes
 from ibqlab.views.patches import index_patches
-from ibqlab.views.store import KEPT, ViewStore, file_mark
+from ibqlab.views.store import KEPT, ViewStore, file_mark, store_of
 from ibqlab.views.subject import ViewError, open_subject
 from ibqlab.views.token_page import TokenImage, token_html
 
@@ -69,11 +71,11 @@ class TestPatches:
         index = index_patches(open_subject(trained[method]), IMAGES, progress=False)
         assert index.ruler == ruler
         assert (index.seconds != index.codes).mean() > 0.98  # rounding may turn near ties round
-        assert ((index.margin >= 0) & (index.margin <= 1)).all() and (index.distance >= 0).all()
+        assert ((index.margin >= 0) & (index.margin <= 1)).all() and np.isfinite(index.distance).all()
 
     def test_without_a_rule_that_finds_the_codes_there_is_no_margin(self, subject, monkeypatch):
-        monkeypatch.setattr(patches, "RULERS", {})
-        arrays = patches._encode(subject, 4, False)
+        monkeypatch.setattr(encoding, "RULERS", {})
+        arrays = encoding.encode_images(subject, 4, False)
         assert str(arrays["ruler"]) == "" and np.isnan(arrays["margin"]).all() and (arrays["seconds"] == -1).all()
 
     def test_a_cut_holds_its_square_where_it_says(self, index):
@@ -111,7 +113,7 @@ class TestPatches:
 
     def test_are_computed_once_and_anew_for_other_weights(self, subject, monkeypatch):
         index_patches(subject, IMAGES, progress=False)
-        monkeypatch.setattr(patches, "_encode", lambda *_: pytest.fail("computed again"))
+        monkeypatch.setattr(encoding, "encode_images", lambda *_: pytest.fail("computed again"))
         again = open_subject(subject.path)
         assert index_patches(again, IMAGES, progress=False).tokens == IMAGES * 16
         monkeypatch.setattr(type(subject), "weights_mark", "others")
@@ -129,22 +131,121 @@ class TestStore:
         store.get("x", lambda: built.append(1) or {"a": np.array(0)}, number=KEPT + 1)
         assert not built
 
-    def test_a_damaged_entry_is_computed_again(self, tmp_path):
+    @pytest.mark.parametrize("content", [b"no archive", b"", "other arrays", "cut"])
+    def test_a_damaged_entry_is_computed_again(self, tmp_path, content):
         store = ViewStore(tmp_path)
-        store.get("x", lambda: {"a": np.array(1)})
-        next(tmp_path.glob("x-*.npz")).write_bytes(b"no archive")
-        assert store.get("x", lambda: {"a": np.array(2)})["a"] == 2
+        store.get("x", lambda: {"a": np.arange(100)}, needs=("a",))
+        file = next(tmp_path.glob("x-*.npz"))
+        if content == "other arrays":
+            np.savez(file, b=np.array(1))
+        else:
+            file.write_bytes(file.read_bytes()[:300] if content == "cut" else content)
+        assert store.get("x", lambda: {"a": np.array(2)}, needs=("a",))["a"] == 2
+        assert store.get("x", lambda: pytest.fail("computed again"), needs=("a",))["a"] == 2
 
     def test_where_nothing_can_be_written_the_view_is_there_all_the_same(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.warns(UserWarning, match="cannot be written"):
+        with pytest.warns(UserWarning, match="cannot be written.*it is not kept"):
             assert ViewStore(tmp_path / "file" / "views").get("x", lambda: {"a": np.array(1)})["a"] == 1
+
+    def test_what_a_run_cannot_keep_is_kept_in_the_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "views").write_text("")
+        with pytest.warns(UserWarning, match="cannot be written.*it is kept in .*cache"):
+            store_of(tmp_path / "run").get("x", lambda: {"a": np.array(1)})
+        assert store_of(tmp_path / "run").get("x", lambda: pytest.fail("computed again"))["a"] == 1
+
+    def test_processes_that_build_at_once_do_no_harm(self, tmp_path):
+        start = multiprocessing.get_context("fork")
+        barrier, store = start.Barrier(4), ViewStore(tmp_path)
+
+        def build(number):
+            barrier.wait(60)
+            return {"a": np.full(1000, number)}
+
+        def work(number):
+            for entry in range(KEPT + 3):
+                values = store.get("x", lambda: build(number), entry=entry)["a"]
+                assert len(set(values)) == 1
+                barrier.wait(60)
+
+        workers = [start.Process(target=work, args=(number,)) for number in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert [worker.exitcode for worker in workers] == [0] * 4
+        assert len(list(tmp_path.iterdir())) == KEPT, "nothing half written stays"
 
     def test_a_mark_is_of_the_content(self, tmp_path):
         for name, value in (("a", 1), ("b", 1), ("c", 2)):
             np.savez(tmp_path / f"{name}.npz", x=np.full(9, value))
         a, b, c = (file_mark(tmp_path / f"{name}.npz") for name in "abc")
         assert a == b != c
+
+
+class TestInvalidation:
+    """What is stored of a run is used again for the same content alone."""
+
+    @pytest.fixture
+    def run(self, trained, tmp_path):
+        shutil.copytree(trained["ibq"], tmp_path / "run", ignore=shutil.ignore_patterns("views"))
+        (tmp_path / "images").mkdir()
+        for number in range(3):
+            Image.fromarray(np.full((8, 8, 3), 60 * number, np.uint8)).save(tmp_path / "images" / f"{number}.bmp")
+        return Run(tmp_path / "run")
+
+    @staticmethod
+    def change_weights(run):
+        step, state = run.load_checkpoint()
+        state["model"]["quant_conv.bias"] += 1
+        run.save_checkpoint(step, state)
+
+    @staticmethod
+    def edit_an_image(run):
+        file = run.path.parent / "images" / "1.bmp"
+        size = file.stat().st_size
+        Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(file)
+        assert file.stat().st_size == size
+
+    @pytest.mark.parametrize(
+        ("change", "is_new"),
+        [
+            (lambda run: None, False),
+            (lambda run: run.log({"step": 9}), False),
+            (change_weights, True),
+            (edit_an_image, True),
+            (lambda run: (run.path.parent / "images" / "2.bmp").unlink(), True),
+            (lambda run: (run.path.parent / "images" / "2.bmp").rename(run.path.parent / "images" / "3.bmp"), True),
+        ],
+    )
+    def test_of_patches(self, run, monkeypatch, change, is_new):
+        encoded = []
+        encode = encoding.encode_images
+        monkeypatch.setattr(encoding, "encode_images", lambda *a: encoded.append(1) or encode(*a))
+        images = run.path.parent / "images"
+        for _ in range(2):
+            index_patches(open_subject(run.path, images), 3, progress=False)
+        assert len(encoded) == 1
+        change(run)
+        index = index_patches(open_subject(run.path, images), 3, progress=False)
+        assert len(encoded) == 1 + is_new and index.pictures.shape[0] == len(list(images.iterdir()))
+
+    def test_of_older_versions(self, run, monkeypatch):
+        images = run.path.parent / "images"
+        index_patches(open_subject(run.path, images), 3, progress=False)
+        monkeypatch.setattr(patches, "_VERSION", patches._VERSION + 1)
+        monkeypatch.setattr(encoding, "encode_images", lambda *_: pytest.fail("computed again"))
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            index_patches(open_subject(run.path, images), 3, progress=False)
+
+    def test_of_the_map(self, run):
+        before = map_run_codes(open_subject(run.path))
+        shot = run.snapshot()
+        run.save_snapshot(run.snapshot_steps[-1], **shot | {"codebook": shot["codebook"] + 1})
+        after = map_run_codes(open_subject(run.path))
+        assert not np.allclose(before.norms[-1], after.norms[-1])
 
 
 class TestMap:
@@ -208,7 +309,7 @@ class TestCards:
         codes = [int(code) for code in np.argsort(-reader.index.counts)[:4]]
         card = reader.read(codes)
         assert card.is_set and card.hits == reader.index.counts[codes].sum() and card.decoded is None
-        assert card.mean_patch() is not None and "What they share" in card_html(card)
+        assert card.mean_patch() is not None and "What these patches share" in card_html(card)
 
     def test_a_dead_code_and_no_code_have_a_card(self, reader):
         index = reader.index
