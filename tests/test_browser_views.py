@@ -241,9 +241,10 @@ def test_a_lasso_selects_a_set(views):
     before = title(view)
     draw_lasso(view, rectangle(0.12, 0.97, 0.03, 0.97))
     words = title_changes(view, before, rf"\d+ codes of {CODES}")
-    features = len(view.evaluate(PLACES)) - CODES
-    selected = [point for point in view.evaluate(SELECTED) if point >= features]
-    assert len(selected) == int(words.split()[0]) > 1
+    features, codes = len(view.evaluate(PLACES)) - CODES, int(words.split()[0])
+    assert codes > 1
+    marked = f"(element, [first, codes]) => ({SELECTED})(element).filter(point => point >= first).length === codes"
+    until(view, marked, [features, codes])
 
 
 def test_a_lasso_over_nothing_says_so(views):

@@ -24,6 +24,8 @@ _QUICK = 0.1
 """Seconds of decoding below which a card is shown at once, and not first without its decoded pictures."""
 _NAMED = 12
 """Codes that the field of numbers names."""
+WHOLE = {"width": "auto", "flex": "0 0 auto"}
+"""Layout of a button whose words are never cut off."""
 
 
 class CodeCard(ipywidgets.VBox):
@@ -52,10 +54,8 @@ class CodeCard(ipywidgets.VBox):
         self._decoding = float("inf")  # seconds that the last one took
         self.said = ipywidgets.HTML()
         self.page = Page(clicked=safely(self._say, self._follow))
-        self.back = ipywidgets.Button(description="◀ back", layout={"width": "auto", "flex": "0 0 auto"}, disabled=True)
-        self.forward = ipywidgets.Button(
-            description="forward ▶", layout={"width": "auto", "flex": "0 0 auto"}, disabled=True
-        )
+        self.back = ipywidgets.Button(description="◀ back", layout=WHOLE, disabled=True)
+        self.forward = ipywidgets.Button(description="forward ▶", layout=WHOLE, disabled=True)
         self.number = ipywidgets.Text(
             description="code", placeholder="51, or 51 52 60", continuous_update=False, layout={"width": "240px"}
         )
