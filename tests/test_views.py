@@ -14,7 +14,7 @@ from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
 from ibqlab.views import encoding, patches
 from ibqlab.views.card_page import card_html, life_svg
-from ibqlab.views.cards import CardReader, Life
+from ibqlab.views.cards import MEAN_OF, CardReader, Life
 from ibqlab.views.map_data import FACTS, describe_frame, effective_rank, map_run_codes
 from ibqlab.views.patches import index_patches
 from ibqlab.views.store import KEPT, ViewStore, file_mark, store_of
@@ -308,7 +308,13 @@ class TestCards:
         codes = [int(code) for code in np.argsort(-reader.index.counts)[:4]]
         card = reader.read(codes)
         assert card.is_set and card.hits == reader.index.counts[codes].sum() and card.decoded is None
-        assert card.mean_patch() is not None and "What these patches share" in card_html(card)
+        inside = [t for code in codes for t in reader.index.tokens_of(code) if reader.index.is_inside(int(t))]
+        cuts = np.stack([reader.index.cut(int(t))[0] for t in inside])
+        assert (
+            len(cuts) <= MEAN_OF
+            and np.array_equal(card.mean_patch(), cuts.mean(0).round())
+            and "What these patches share" in card_html(card)
+        )
 
     def test_a_dead_code_and_no_code_have_a_card(self, reader):
         index = reader.index

@@ -92,9 +92,16 @@ class PatchIndex:
         inside[list(codes)] = True
         return np.flatnonzero(inside[self.codes.ravel()])
 
-    def typical(self, codes: Sequence[int], count: int) -> Int[np.ndarray, "n"]:
-        """Tokens of some codes that lie nearest to their code, of as many codes and images as possible."""
+    def typical(self, codes: Sequence[int], count: int, inside: int = 0) -> Int[np.ndarray, "n"]:
+        """Tokens of some codes that lie nearest to their code, of as many codes and images as possible.
+
+        Args:
+            codes: their numbers.
+            count: tokens at most.
+            inside: only tokens with so many squares of their picture on each side.
+        """
         tokens = self.tokens_of_set(codes)
+        tokens = tokens[self.is_inside(tokens, inside)] if inside else tokens
         return self._spread(tokens, self.distance.ravel()[tokens], count, by_code=len(codes) > 1)
 
     def at_margin(self, codes: Sequence[int], count: int) -> Int[np.ndarray, "n"]:
@@ -143,11 +150,11 @@ class PatchIndex:
         cut = np.pad(inside, around, constant_values=EDGE)
         return cut, (context * width, context * height, width, height)
 
-    def is_inside(self, token: int, context: int = 1) -> bool:
-        """Whether a token's surroundings lie within the picture."""
-        _, row, column = self.place(token)
+    def is_inside(self, tokens: Int[np.ndarray, "*n"], context: int = 1) -> Bool[np.ndarray, "*n"]:
+        """Whether the surroundings of tokens lie within their picture."""
+        _, row, column = np.unravel_index(tokens, self.codes.shape)
         rows, columns = self.codes.shape[1:]
-        return context <= row < rows - context and context <= column < columns - context
+        return (np.minimum(row, rows - 1 - row) >= context) & (np.minimum(column, columns - 1 - column) >= context)
 
     def class_counts(self, codes: Sequence[int]) -> Int[np.ndarray, "C"]:
         """Tokens of some codes by the class of their image."""
