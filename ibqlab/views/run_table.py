@@ -43,17 +43,7 @@ _USUAL = (
     *("name", "note", "kind", "quantizer", "codebook_size", "code_dim", "codebook_init", "status", "step", "usage"),
     *("usage_tokens", "perplexity", "validation_psnr", "validation_loss", "duration_s", "started", "problem"),
 )
-STYLE = """<style>
-.ibq-runs { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, inherit); }
-.ibq-runs .wide { overflow-x: auto; }
-.ibq-runs table { border-collapse: collapse; margin: 4px 0; }
-.ibq-runs th, .ibq-runs td { padding: 2px 8px; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--jp-border-color2, #ccc); }
-.ibq-runs td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.ibqlab-run-browser table.dataTable thead th { white-space: normal !important; vertical-align: bottom; }
-.ibqlab-run-browser table.dataTable { font-variant-numeric: tabular-nums; }
-.ibq-runs pre { white-space: pre-wrap; margin: 4px 0; font: inherit; }
-</style>"""
+STYLE = f"<style>{Path(__file__).with_name('run_table.css').read_text(encoding='utf-8')}</style>"
 
 
 @dataclass(frozen=True, kw_only=True)
