@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ _USUAL = (
     *("name", "note", "kind", "quantizer", "codebook_size", "code_dim", "codebook_init", "status", "step", "usage"),
     *("usage_tokens", "perplexity", "validation_psnr", "validation_loss", "duration_s", "started", "problem"),
 )
-STYLE = f"<style>{resources.files(__package__).joinpath('run_table.css').read_text(encoding='utf-8')}</style>"
+STYLE = f"<style>{Path(__file__).with_name('run_table.css').read_text(encoding='utf-8')}</style>"
 
 
 @dataclass(frozen=True, kw_only=True)
