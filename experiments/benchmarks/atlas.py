@@ -4,9 +4,9 @@
 
 Build: a tokenizer of 16,384 codes × 64, which are features of photographs, so that many codes are in use; 2,000 crops
 of 64 × 64 pixels on the published grid of 16 × 16 tokens. Once from nothing, and once more from what is stored.
-Page: a monitored codebook of 262,144 codes, all in use, at eight snapshots, without pictures, opened from disk in a
-headless Chromium without a graphics card. Seconds of processor time beside those of the clock: on a busy machine the
-clock tells how busy it is. Prints a table.
+Page: a monitored codebook of 262,144 codes, all in use, at five snapshots, without pictures, opened from disk in a
+headless Chromium without a graphics card. Beside the seconds of the clock stand those of the processor, in which
+this process computed and not the browser: on a busy machine the clock tells how busy it is. Prints a table.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import recipe_config
 from ibqlab.views.atlas import AtlasSettings, write_atlas
 
-SEED, SIDE, DIM, SNAPSHOTS, WARM = 0, 64, 64, 8, 16
+SEED, SIDE, DIM, STEPS, PER_IMAGE = 0, 64, 64, 8, 16
 COLUMNS = ("what", "codes", "images", "tokens", "seconds", "processor_seconds")
 LAUNCH = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
@@ -42,10 +42,10 @@ def make_checkpoint(file: Path, codes: int) -> Path:
     source = open_data(DataConfig(source="photos", image_size=SIDE), "validation")
     features = []
     with torch.no_grad():
-        for batch in readable_batches(source, max(1, codes // WARM)):
+        for batch in readable_batches(source, max(1, codes // PER_IMAGE)):
             encoded = tokenizer.quant_conv(tokenizer.encoder(to_model_range(batch.images)))
             tokens = encoded.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h · w, D)
-            features.append(tokens[:, torch.randperm(tokens.shape[1])[:WARM]].flatten(0, 1))
+            features.append(tokens[:, torch.randperm(tokens.shape[1])[:PER_IMAGE]].flatten(0, 1))
         tokenizer.quantizer.codes.weight.copy_(torch.cat(features)[:codes])
     return export_tokenizer(tokenizer, file)
 
@@ -53,8 +53,8 @@ def make_checkpoint(file: Path, codes: int) -> Path:
 def make_monitored(folder: Path, codes: int) -> Path:
     """A run folder of a codebook that drifts, with every code in use."""
     codebook = torch.randn(codes, 8)
-    with CodebookMonitor(folder, codebook_size=codes, snapshot_every=1, steps=SNAPSHOTS) as monitor:
-        for step in range(1, SNAPSHOTS + 1):
+    with CodebookMonitor(folder, codebook_size=codes, snapshot_every=1, steps=STEPS) as monitor:
+        for step in range(1, STEPS + 1):
             codebook += 0.05 * torch.randn_like(codebook)
             indices = torch.cat([torch.randperm(codes), torch.randint(codes, (codes,))])
             features = codebook[indices] + 0.1 * torch.randn(len(indices), 8)

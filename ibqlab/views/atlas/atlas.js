@@ -158,9 +158,9 @@ const atlas = (() => {
       parts.push(make("h3", { text: "Decodes to, where every token is this code" }), decodedPatch(code));
     }
     if (facts.steps) {
-      parts.push(make("h3", { text: "Through training: share of validation tokens" }));
+      parts.push(make("h3", { text: `Through training: share of ${facts.counted}` }));
       if (card.life) parts.push(...life(facts.steps, facts.step_tokens, card.life));
-      else parts.push(make("p", { name: "lack", text: "In no snapshot's validation tokens." }));
+      else parts.push(make("p", { name: "lack", text: "In no snapshot: it took none of their tokens." }));
     }
     parts.push(...classParts(card));
     for (const [title, found, unit] of [
@@ -205,18 +205,18 @@ const atlas = (() => {
     };
     const shares = hits.map((value, place) => (100 * value) / Math.max(1, tokens[place]));
     const most = Math.max(...shares);
-    const x = (step) => 46 + (376 * (step - steps[0])) / Math.max(1, steps.at(-1) - steps[0]);
+    const x = (step) => 58 + (364 * (step - steps[0])) / Math.max(1, steps.at(-1) - steps[0]);
     const y = (share) => 72 - (62 * share) / most;
     const points = shares.map((share, place) => [x(steps[place]), y(share)]);
-    const chart = shape("svg", { class: "life", viewBox: "0 0 430 92", role: "img", "aria-label": "share of validation tokens against training step" });
+    const chart = shape("svg", { class: "life", viewBox: "0 0 430 92", role: "img", "aria-label": "share of tokens against training step" });
     chart.append(
-      shape("line", { x1: 46, y1: 72, x2: 422, y2: 72 }),
+      shape("line", { x1: 58, y1: 72, x2: 422, y2: 72 }),
       shape("polyline", { points: points.map((point) => point.join(",")).join(" ") }),
       ...points.map(([cx, cy]) => shape("circle", { cx, cy, r: 2 })),
-      shape("text", { x: 42, y: 14, "text-anchor": "end" }, `${Number(most.toPrecision(2))} %`),
-      shape("text", { x: 42, y: 75, "text-anchor": "end" }, "0"),
-      shape("text", { x: 46, y: 88 }, number(steps[0])),
-      shape("text", { x: 234, y: 88, "text-anchor": "middle" }, "training step"),
+      shape("text", { x: 54, y: 14, "text-anchor": "end" }, `${Number(most.toPrecision(2))} %`),
+      shape("text", { x: 54, y: 75, "text-anchor": "end" }, "0"),
+      shape("text", { x: 58, y: 88 }, number(steps[0])),
+      shape("text", { x: 240, y: 88, "text-anchor": "middle" }, "training step"),
       shape("text", { x: 422, y: 88, "text-anchor": "end" }, number(steps.at(-1))),
     );
     const events = hits.flatMap((value, place) => {

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError
 from ibqlab.base.progress import CountingLine
+from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.views.atlas.moment import Moment
 from ibqlab.views.cards import NEIGHBOURS, PATCHES, CardReader
 from ibqlab.views.map_data import MapData, describe_frame, map_run_codes
@@ -153,6 +154,9 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
     if reader.history is not None:
         steps, hits, _ = reader.history
         said |= {"steps": steps.tolist(), "step_tokens": hits.sum(1).tolist()}
+    config = reader.subject.run.config if reader.subject.run is not None else {}
+    has_validation = not (is_monitored(config) or is_lab(config))
+    said |= {"counted": "validation tokens" if has_validation else "tokens of the snapshot"}
     if data.map is not None:
         frames = range(len(data.map.steps))
         said |= {"map_steps": [] if data.is_moment else list(data.map.steps)}

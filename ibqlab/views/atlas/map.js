@@ -137,7 +137,7 @@ const map = (() => {
       const row = state.frame ? nearest(event) : -1;
       at("hover").hidden = row < 0;
       if (row < 0) return;
-      at("hover").textContent = `code ${number(ids[row])}: ${number(state.frame.hits[row])} ${facts.is_moment ? "tokens" : "validation tokens"}`;
+      at("hover").textContent = `code ${number(ids[row])}: ${number(state.frame.hits[row])} ${facts.is_moment ? "tokens" : facts.counted}`;
       const beyond = event.offsetX > canvas.clientWidth - 190;
       Object.assign(at("hover").style, { left: `${event.offsetX + (beyond ? -180 : 14)}px`, top: `${event.offsetY + 14}px` });
     }

@@ -3,7 +3,7 @@
 const table = (() => {
   const { at, make, number, short, chosen, go, pass, unpack } = atlas;
   const ROW = 22;
-  const TITLES = { hits: "tokens here", validation: "validation tokens", idle: "steps since hit", norm: "norm" };
+  const TITLES = { hits: "tokens here", idle: "steps since hit", norm: "norm" };
   const self = { columns: {}, order: new Int32Array(0), start, sort, draw, showOnly, showChosen };
   const state = { by: "hits", down: true, only: null, names: [], total: 0, finding: false };
 
@@ -12,6 +12,7 @@ const table = (() => {
   function start(facts, columns) {
     for (const [name, column] of Object.entries(columns)) self.columns[name] = unpack(column);
     state.total = facts.codes;
+    TITLES.validation = facts.counted;
     if (!self.columns.hits) state.by = self.columns.validation ? "validation" : "code";
     state.down = state.by !== "code";
     state.names = ["code", ...Object.keys(self.columns)];
