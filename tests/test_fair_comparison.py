@@ -124,6 +124,12 @@ def test_of_images_the_best_rate_is_that_of_the_most_decibels():
     assert images.best_rate(images.arms[0], None) == 1e-3
 
 
+def test_typed_levels_decide_the_size():
+    grid = FairGrid(FairParameters(preset="laptop", data=("digits",), methods=("ibq", "fsq levels=[8,5,5]")))
+    quantizer = next(grid._configs[arm].tokenizer.quantizer for arm in grid.arms if arm.label != "ibq")
+    assert (quantizer.levels, quantizer.codebook_size, quantizer.code_dim) == ((8, 5, 5), 200, 3)
+
+
 def test_a_finished_comparison_trains_nothing_again_and_takes_more_seeds(study):
     before = {file: file.stat().st_mtime_ns for file in study.folder.glob("*/*/metrics.jsonl")}
     assert len(before) >= 20

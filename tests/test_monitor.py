@@ -489,6 +489,20 @@ for step in range(1, 8):
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_writes_nothing(tmp_path):
+    with monitor_in(tmp_path, steps=2, log_every=1) as monitor:
+        monitor.update(1, **tensors(1, 4))
+        if not (child := os.fork()):
+            try:
+                monitor.update(2, **tensors(2, 4))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        monitor.update(2, **tensors(2, 4))
+    assert Run(tmp_path / "mine").metrics["step"].tolist() == [1, 2]
+
+
 @pytest.mark.usefixtures("warm_start")
 def test_two_processes_are_one(tmp_path):
     script = SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))

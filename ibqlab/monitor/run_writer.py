@@ -114,7 +114,12 @@ class RunWriter:
         notice(f"monitor: writes {run.path}; look at it with: ibqlab show {shlex.quote(str(run.path))}")
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row; errors as of `Run.log`, and a ValueError where its step lies before the last row's."""
+        """Append a row; errors as of `Run.log`, and a ValueError where its step lies before the last row's.
+
+        A forked process, such as a data loader's worker, holds a copy of this object and writes nothing.
+        """
+        if self._process != os.getpid():
+            return
         if row["step"] < self.last_step:
             raise ValueError(
                 f"rows must be written in the order of their steps; got step {row['step']} after {self.last_step}, so "
@@ -124,8 +129,9 @@ class RunWriter:
         self.last_step = row["step"]
 
     def save_snapshot(self, step: int, arrays: dict[str, Any]) -> None:
-        """Store a snapshot; errors as of `Run.save_snapshot`."""
-        self.run.save_snapshot(step, **arrays)
+        """Store a snapshot; errors as of `Run.save_snapshot`; nothing in a forked process."""
+        if self._process == os.getpid():
+            self.run.save_snapshot(step, **arrays)
 
     def give_sign_of_life(self) -> None:
         """Show that the training goes on; cheap."""

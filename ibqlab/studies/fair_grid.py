@@ -25,6 +25,7 @@ from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World
 from ibqlab.diagnostics.lab.parameters import read_methods
 from ibqlab.grids.cells import OUTSIDE, STOPPED, Cell, CellStore, codebook_labels
 from ibqlab.quantizers import CHOSEN_STARTS, INITIALISATIONS, QuantizerConfig, quantizer_config
+from ibqlab.quantizers.composite import open_sizes
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import load_presets
 from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
@@ -252,12 +253,15 @@ class FairGrid:
     def _quantizer(self, data: str, label: str, start: str) -> QuantizerConfig:
         """A method's settings on one kind of data; those that are typed win."""
         settings, bench = self.methods[label], self.data[data]
-        here = {"code_dim": bench.code_dim} | bench.sizes.get(settings["name"], {}) | settings
-        kind = type(quantizer_config({"name": settings["name"]}))
-        sized = kind.sized(here.get("codebook_size", bench.codebook_size), here["code_dim"])
+        preset = {"code_dim": bench.code_dim} | bench.sizes.get(settings["name"], {})
+        if not open_sizes(settings, bench.codebook_size, bench.code_dim):
+            preset = {}  # typed levels decide K and D
+        here = preset | settings
+        sized = open_sizes(here, bench.codebook_size, here.get("code_dim", bench.code_dim))
         is_grid = quantizer_config({"name": settings["name"]}).codebook_init not in CHOSEN_STARTS
         if is_grid and "codebook_size" in settings and "code_dim" not in settings:
-            del sized["code_dim"], here["code_dim"]  # a typed K has a dimension of its own, which is not the preset's
+            for sizes in (sized, here):
+                sizes.pop("code_dim", None)  # a typed K has a dimension of its own, which is not the preset's
         own = {"codebook_init": start} if start else {}
         try:
             return quantizer_config({**sized, **here, **own})

@@ -22,7 +22,7 @@ PICTURE_SIDE = 132
 """Height of a decoded picture."""
 MOST_NAMED = 12
 """Codes of a set that its card names."""
-STYLE = resources.files("ibqlab.views").joinpath("card.css").read_text(encoding="utf-8")
+STYLE = resources.files(__package__).joinpath("card.css").read_text(encoding="utf-8")
 """Of cards and of tokens, in a notebook's colours where it has some."""
 
 
