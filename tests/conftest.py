@@ -38,9 +38,9 @@ SHARED = {
     *("test_ablations", "test_alarm", "test_browser", "test_doors", "test_engine", "test_exports", "test_generating"),
     *("test_cases", "test_fair_comparison", "test_generator_training", "test_installed", "test_link_stages"),
     *("test_magvit2", "test_measures"),
-    "test_browser_app",
     *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots"),
     *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies"),
+    "test_browser_app",
     *("test_token_costs", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
 }
 """Files whose tests share something that takes long to make, or Slurm's daemons."""
