@@ -1,7 +1,7 @@
 """The card of a code or a set, with its neighbours one click away, and back."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class CodeCard(ipywidgets.VBox):
         self._pages: dict[tuple[int, ...], str] = {}
         self._path: list[tuple[int, ...]] = []
         self._place = -1
+        self._listeners: list[Callable[[tuple[int, ...]], None]] = []
         self._decoding = float("inf")  # seconds that the last one took
         self.said = ipywidgets.HTML()
         self.page = Page(clicked=safely(self._say, self._follow))
@@ -86,6 +87,10 @@ class CodeCard(ipywidgets.VBox):
             codes: numbers below K, also as text; none shows how to choose.
         """
         safely(self._say, lambda: self._open(self._as_codes(codes)))()
+
+    def on_show(self, listener: Callable[[tuple[int, ...]], None]) -> None:
+        """Call a function with the codes whenever others have been shown."""
+        self._listeners.append(listener)
 
     def static_html(self) -> str:
         """The card as it is shown now."""
@@ -138,6 +143,8 @@ class CodeCard(ipywidgets.VBox):
     def _set_controls(self) -> None:
         self.back.disabled, self.forward.disabled = self._place < 1, self._place + 1 >= len(self._path)
         self.number.value = _numbers(self.codes)
+        for listener in self._listeners:
+            listener(self.codes)
 
     def _draw(self, codes: tuple[int, ...]) -> None:
         """Show the card; one that takes a while to decode first without decoded pictures."""

@@ -215,7 +215,7 @@ class CodebookMap(ipywidgets.VBox):
         reader = CardReader(self.subject, self._count)
         reader.use_history(np.array(self.data.steps), self.data.code_ids, self.data.hits, self.data.idle)
         self.card = CodeCard(reader, code=self.selected)
-        self.card.page.observe(self._follow_card, names="value")
+        self.card.on_show(self._follow_card)
         self.right.children = [self.card]
         self.body.children = [self.left, self.right]
 
@@ -301,10 +301,10 @@ class CodebookMap(ipywidgets.VBox):
         self.canvas.mark([features + row for row in rows if row is not None])
 
     @_telling
-    def _follow_card(self, _: Any) -> None:
+    def _follow_card(self, codes: tuple[int, ...]) -> None:
         """The card went on to another code by itself: the map marks it too."""
-        if self.card.codes and self.card.codes != self.selected:
-            self._select_quietly(self.card.codes)
+        if codes and codes != self.selected:
+            self._select_quietly(codes)
 
     def _select_quietly(self, codes: tuple[int, ...]) -> None:
         self.selected = codes
