@@ -12,6 +12,7 @@ import torch
 from registry import SMALL_DIGITS
 
 from ibqlab.diagnostics.recorder import Recorder
+from ibqlab.monitor import CodebookMonitor
 from ibqlab.quantizers import build_quantizer
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
@@ -63,9 +64,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """IBQ on digits, four steps: images with classes, snapshots with gradients."""
+    """IBQ on digits, two steps: images with classes, snapshots with gradients."""
     torch.set_num_threads(1)
-    changes = {**SMALL_DIGITS, "tokenizer.quantizer.name": "ibq", "steps": 4, "record.validate_every": 2}
+    changes = {**SMALL_DIGITS, "tokenizer.quantizer.name": "ibq", "steps": 2, "record.validate_every": 2}
     return train(recipe_config("builtin/smoke", changes), tmp_path_factory.mktemp("map") / "ibq", progress=False).path
 
 
@@ -190,11 +191,10 @@ class TestRecordedGradients:
     def test_are_the_norms_of_the_last_backward_pass(self, trained):
         run = Run(trained)
         assert "gradient_norm" not in run.snapshot(0)
-        for step in (2, 4):
-            norms = run.snapshot(step)["gradient_norm"]
-            assert norms.shape == (32,) and norms.dtype == np.float32 and norms.max() > 0
-            reach = run.metrics.set_index("step")["gradient_reach"][step]
-            assert (norms > 1e-3 * norms.max()).mean() == pytest.approx(reach)
+        norms = run.snapshot(2)["gradient_norm"]
+        assert norms.shape == (32,) and norms.dtype == np.float32 and norms.max() > 0
+        reach = run.metrics.set_index("step")["gradient_reach"][2]
+        assert (norms > 1e-3 * norms.max()).mean() == pytest.approx(reach)
 
     @pytest.mark.parametrize(("name", "has_gradient"), [("vq", True), ("vq_ema", False)])
     def test_are_there_where_codes_take_gradients(self, name, has_gradient):
@@ -208,6 +208,22 @@ class TestRecordedGradients:
             torch.testing.assert_close(norms, quantizer.codebook_gradient.norm(dim=1))
             quantizer.codebook_gradient[0, 0] = torch.nan
             assert recorder.gradient_norms() is None
+
+    @pytest.mark.parametrize("watched", [True, False])
+    def test_a_monitor_stores_them_where_it_watches_a_parameter(self, tmp_path, watched):
+        codebook = torch.nn.Parameter(torch.randn(8, DIM))
+        monitor = CodebookMonitor(tmp_path / "run", 8, log_every=1, snapshot_every=2)
+        if watched:
+            monitor.watch(codebook)
+        for step in (1, 2):
+            codebook.grad = None
+            (codebook * torch.arange(8.0)[:, None]).sum().backward()
+            monitor.update(step, indices=torch.arange(8), features=torch.randn(8, DIM), codebook=codebook)
+        monitor.close()
+        shot = Run(tmp_path / "run").snapshot(2)
+        assert ("gradient_norm" in shot) == watched
+        if watched:
+            assert shot["gradient_norm"] == pytest.approx(np.arange(8) * DIM**0.5)
 
 
 class TestCanvas:

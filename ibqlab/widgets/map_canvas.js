@@ -164,15 +164,24 @@ function render({ model, el }) {
     paint();
   };
 
+  // The plot's own buttons follow its background, but not where that changed before they were there.
+  const turnButtons = (dark) => {
+    const bar = box?.querySelector("canvas")?.parentElement?.parentElement?.parentElement?.parentElement?.firstElementChild;
+    for (const part of bar?.querySelectorAll("*") ?? []) {
+      const [red, green, blue, alpha = 1] = getComputedStyle(part).backgroundColor.match(/[\d.]+/g).map(Number);
+      if (!alpha) continue;
+      bar.style.filter = red + green + blue > 382 === dark ? "invert(0.93) hue-rotate(180deg)" : "";
+      return;
+    }
+  };
+
   const tellTheme = () => {
     let light = document.body.dataset.jpThemeLight;
     if (light === undefined) {
       const parts = getComputedStyle(document.body).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
       light = parts.length < 3 || parts[3] === 0 || parts[0] + parts[1] + parts[2] > 382 ? "true" : "false";
     }
-    // The plot's own buttons are drawn for the page that was there first, which it takes for a white one.
-    const buttons = box?.querySelector("canvas")?.parentElement?.parentElement?.parentElement?.parentElement;
-    if (buttons) buttons.firstElementChild.style.filter = light === "false" ? "invert(0.93) hue-rotate(180deg)" : "";
+    for (const wait of [0, 300, 1500]) setTimeout(() => turnButtons(light === "false"), wait);
     model.send({ dark: light === "false" });
   };
 
