@@ -215,6 +215,10 @@ class TestTokenView:
         top = int(re.search(r"</i> (\d+)", view.page.value)[1])
         assert (error <= top).mean() > 0.99 and (error > top // 2).any()
 
+    @pytest.mark.parametrize(("image", "said"), [(np.int64(2), "image 2"), (COUNT, "images are 0 to 11; got 12")])
+    def test_opens_at_an_image(self, reader, image, said):
+        assert said in words(TokenView(reader, image))
+
     def test_another_image_starts_afresh(self, view):
         click(view.page, token="1,1")
         view.image.value = 3

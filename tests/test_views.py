@@ -18,7 +18,7 @@ from ibqlab.training import recipe_config, train
 from ibqlab.views import encoding, patches
 from ibqlab.views.atlas import AtlasSettings, write_atlas
 from ibqlab.views.card_page import card_html, life_svg
-from ibqlab.views.cards import CardReader, Life
+from ibqlab.views.cards import MEAN_OF, CardReader, Life
 from ibqlab.views.map_data import FACTS, describe_frame, effective_rank, map_run_codes
 from ibqlab.views.patches import index_patches
 from ibqlab.views.store import KEPT, ViewStore, file_mark, store_of
@@ -75,7 +75,7 @@ class TestPatches:
 
     def test_without_a_rule_that_finds_the_codes_there_is_no_margin(self, subject, monkeypatch):
         monkeypatch.setattr(encoding, "RULERS", {})
-        arrays = encoding.encode_images(subject, 4, False)
+        arrays = encoding.encode_pictures(subject, index_patches(subject, IMAGES, progress=False).pictures[:4])
         assert str(arrays["ruler"]) == "" and np.isnan(arrays["margin"]).all() and (arrays["seconds"] == -1).all()
 
     def test_a_cut_holds_its_square_where_it_says(self, index):
@@ -113,7 +113,7 @@ class TestPatches:
 
     def test_are_computed_once_and_anew_for_other_weights(self, subject, monkeypatch):
         index_patches(subject, IMAGES, progress=False)
-        monkeypatch.setattr(encoding, "encode_images", lambda *_: pytest.fail("computed again"))
+        monkeypatch.setattr(encoding, "encode_pictures", lambda *_: pytest.fail("computed again"))
         again = open_subject(subject.path)
         assert index_patches(again, IMAGES, progress=False).tokens == IMAGES * 16
         monkeypatch.setattr(type(subject), "weights_mark", "others")
@@ -212,31 +212,34 @@ class TestInvalidation:
     @pytest.mark.parametrize(
         ("change", "is_new"),
         [
-            (lambda run: None, False),
-            (lambda run: run.log({"step": 9}), False),
-            (change_weights, True),
-            (edit_an_image, True),
-            (lambda run: (run.path.parent / "images" / "2.bmp").unlink(), True),
-            (lambda run: (run.path.parent / "images" / "2.bmp").rename(run.path.parent / "images" / "3.bmp"), True),
+            (lambda run: None, ""),
+            (lambda run: run.log({"step": 9}), ""),
+            (change_weights, "weights"),
+            (edit_an_image, "images"),
+            (lambda run: (run.path.parent / "images" / "2.bmp").unlink(), "images"),
+            (lambda run: (run.path.parent / "images" / "2.bmp").rename(run.path.parent / "images" / "3.bmp"), "images"),
         ],
     )
     def test_of_patches(self, run, monkeypatch, change, is_new):
-        encoded = []
-        encode = encoding.encode_images
-        monkeypatch.setattr(encoding, "encode_images", lambda *a: encoded.append(1) or encode(*a))
+        encoded, read = [], []
+        encode_pictures, read_pictures = encoding.encode_pictures, encoding.read_pictures
+        monkeypatch.setattr(encoding, "encode_pictures", lambda *a: encoded.append(1) or encode_pictures(*a))
+        monkeypatch.setattr(encoding, "read_pictures", lambda *a: read.append(1) or read_pictures(*a))
         images = run.path.parent / "images"
         for _ in range(2):
             index_patches(open_subject(run.path, images), 3, progress=False)
-        assert len(encoded) == 1
+        assert len(encoded) == len(read) == 1
         change(run)
         index = index_patches(open_subject(run.path, images), 3, progress=False)
-        assert len(encoded) == 1 + is_new and index.pictures.shape[0] == len(list(images.iterdir()))
+        assert (len(encoded), len(read)) == (1 + bool(is_new), 1 + (is_new == "images")) and index.pictures.shape[
+            0
+        ] == len(list(images.iterdir()))
 
     def test_of_older_versions(self, run, monkeypatch):
         images = run.path.parent / "images"
         index_patches(open_subject(run.path, images), 3, progress=False)
         monkeypatch.setattr(patches, "_VERSION", patches._VERSION + 1)
-        monkeypatch.setattr(encoding, "encode_images", lambda *_: pytest.fail("computed again"))
+        monkeypatch.setattr(encoding, "encode_pictures", lambda *_: pytest.fail("computed again"))
         with pytest.raises(pytest.fail.Exception, match="computed again"):
             index_patches(open_subject(run.path, images), 3, progress=False)
 
@@ -309,7 +312,13 @@ class TestCards:
         codes = [int(code) for code in np.argsort(-reader.index.counts)[:4]]
         card = reader.read(codes)
         assert card.is_set and card.hits == reader.index.counts[codes].sum() and card.decoded is None
-        assert card.mean_patch() is not None and "What these patches share" in card_html(card)
+        inside = [t for code in codes for t in reader.index.tokens_of(code) if reader.index.is_inside(int(t))]
+        cuts = np.stack([reader.index.cut(int(t))[0] for t in inside])
+        assert (
+            len(cuts) <= MEAN_OF
+            and np.array_equal(card.mean_patch(), cuts.mean(0).round())
+            and "What these patches share" in card_html(card)
+        )
 
     def test_a_dead_code_and_no_code_have_a_card(self, reader):
         index = reader.index

@@ -147,8 +147,8 @@ class Card:
         """The mean of typical patches with their surroundings: what they share. None for fewer than two."""
         if self.index is None or not self.codes:
             return None
-        tokens = map(int, self.index.typical(self.codes, MEAN_OF))
-        cuts = [self.index.cut(token, context)[0] for token in tokens if self.index.is_inside(token, context)]
+        tokens = self.index.typical(self.codes, MEAN_OF, inside=context)
+        cuts = [self.index.cut(token, context)[0] for token in map(int, tokens)]
         return np.mean(cuts, axis=0).round().astype(np.uint8) if len(cuts) > 1 else None
 
 

@@ -16,8 +16,10 @@ from ibqlab.quantizers.blocks import rows_per_block
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.views.subject import Subject, ViewError
 
-ARRAYS = ("pictures", "codes", "seconds", "distance", "margin", "labels", "ruler", "broken")
-"""What is stored of encoded images."""
+PICTURES = ("pictures", "labels", "broken")
+"""What is stored of images, whatever the weights."""
+TOKENS = ("codes", "seconds", "distance", "margin", "ruler")
+"""What is stored of their tokens."""
 LISTED = 2**27
 """Numbers of a codebook that is looked at as a whole, at most: 512 MiB, twice the largest published."""
 _BATCH_PIXELS = 2**18
@@ -135,49 +137,66 @@ def _two_best(
     return both[:, 0], both[:, 1], torch.cat(distances)
 
 
-def encode_images(subject: Subject, images: int, progress: bool) -> dict[str, np.ndarray]:
-    """The arrays `ARRAYS` of a subject's first readable images.
+def read_pictures(subject: Subject, images: int, progress: bool) -> dict[str, np.ndarray]:
+    """The arrays `PICTURES` of a subject's first readable images.
 
     Args:
-        subject: with a network and images.
+        subject: with images.
         images: how many at most.
         progress: show a line.
     Raises:
-        ViewError: features that are not finite.
         UnreadableImages: no image can be read.
     """
-    tokenizer, source = subject.tokenizer, subject.source
-    ruler, parts, broken = Ruler(tokenizer), [], []
+    source, pictures, labels, broken = subject.source, [], [], []
     total = images if source.endless else min(images, len(source))
-    size = max(1, min(_MOST_BATCH, _BATCH_PIXELS // tokenizer.config.autoencoder.resolution**2))
-    with CountingLine(f"patches of {subject.name}", total, "images", progress) as line:
-        for batch in readable_batches(source, images, batch_size=size):
-            parts.append(_encode(subject, ruler, batch.images, batch.labels))
+    with CountingLine(f"images of {subject.name}", total, "images", progress) as line:
+        for batch in readable_batches(source, images):
+            pictures.append(batch.images.permute(0, 2, 3, 1).contiguous())
+            labels.append(batch.labels.int())
             broken += [f"{name}: {name.reason}" if getattr(name, "reason", "") else str(name) for name in batch.broken]
             line.advance(len(batch.images))
-    arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-    return _finished(arrays, ruler, broken)
+    arrays = {"pictures": torch.cat(pictures).numpy(), "labels": torch.cat(labels).numpy()}
+    return arrays | {"broken": np.array(broken, dtype=np.str_)}
 
 
-def encode_picture(subject: Subject, picture: Image.Image) -> dict[str, np.ndarray]:
-    """The arrays `ARRAYS` of one picture.
+def encode_pictures(
+    subject: Subject, pictures: UInt8[np.ndarray, "N H W 3"], progress: bool = False
+) -> dict[str, np.ndarray]:
+    """The arrays `TOKENS` of pictures.
 
+    Args:
+        subject: with a network.
+        pictures: of the size that it takes.
+        progress: show a line.
     Raises:
         ViewError: features that are not finite.
-        ValueError: a picture of a shape that cannot be cropped.
+    """
+    ruler, parts = Ruler(subject.tokenizer), []
+    size = max(1, min(_MOST_BATCH, _BATCH_PIXELS // (pictures.shape[1] * pictures.shape[2])))
+    with CountingLine(f"patches of {subject.name}", len(pictures), "images", progress) as line:
+        for start in range(0, len(pictures), size):
+            images = torch.from_numpy(pictures[start : start + size]).permute(0, 3, 1, 2)
+            parts.append(_encode(subject, ruler, images))
+            line.advance(len(images))
+    arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    if not ruler.is_right:
+        nothing = np.full(arrays["codes"].shape, np.nan, np.float32)
+        arrays |= {"distance": nothing, "margin": nothing, "seconds": np.full_like(arrays["codes"], -1)}
+    return arrays | {"ruler": np.array(ruler.name if ruler.is_right else "")}
+
+
+def bring_to_size(subject: Subject, picture: Image.Image) -> UInt8[np.ndarray, "1 H W 3"]:
+    """A picture of any size and mode as validation images are: its centre square, resized.
+
+    Raises:
+        ValueError: a strip more than 100 times as long as wide.
     """
     side = subject.tokenizer.config.autoencoder.resolution
-    pixels = resize_and_crop(picture.convert("RGB"), side, subject.resize)
-    images = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))[None]
-    ruler = Ruler(subject.tokenizer)
-    part = _encode(subject, ruler, images, torch.tensor([-1]))
-    return _finished({name: values.numpy() for name, values in part.items()}, ruler, [])
+    return np.array(resize_and_crop(picture.convert("RGB"), side, subject.resize), order="C")[None]
 
 
 @torch.no_grad()
-def _encode(
-    subject: Subject, ruler: Ruler, images: UInt8[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
-) -> dict[str, Tensor]:
+def _encode(subject: Subject, ruler: Ruler, images: UInt8[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
     tokenizer = subject.tokenizer
     features = tokenizer.quant_conv(tokenizer.encoder(to_model_range(images)))
     if not torch.isfinite(features).all():
@@ -188,19 +207,8 @@ def _encode(
     codes = tokenizer.quantizer.encode(features)
     measured = ruler.measure(features.float().permute(0, 2, 3, 1).flatten(0, 2), codes.flatten())
     return {
-        "pictures": images.permute(0, 2, 3, 1).contiguous(),
         "codes": codes.int(),
         "seconds": measured.seconds.view(codes.shape).int(),
         "distance": measured.distance.view(codes.shape),
         "margin": measured.margin.view(codes.shape),
-        "labels": labels.int(),
     }
-
-
-def _finished(arrays: dict[str, np.ndarray], ruler: Ruler, broken: list[str]) -> dict[str, np.ndarray]:
-    """With what concerns all images; without distances where the ruler turns out not to be the method's own."""
-    if not ruler.is_right:
-        nothing = np.full(arrays["codes"].shape, np.nan, np.float32)
-        arrays |= {"distance": nothing, "margin": nothing, "seconds": np.full_like(arrays["codes"], -1)}
-    name = ruler.name if ruler.is_right else ""
-    return {**arrays, "ruler": np.array(name), "broken": np.array(broken, dtype=np.str_)}

@@ -25,7 +25,7 @@ _OFTEN = 3
 """Times that codes must stand beside each other to be named as neighbours."""
 _RANKED = 32_768
 """Tokens of a set, the nearest, that take turns by code and image, at most."""
-_VERSION = 3
+_VERSION = 4
 """Of what is stored; a change of its meaning needs another."""
 
 
@@ -92,9 +92,16 @@ class PatchIndex:
         inside[list(codes)] = True
         return np.flatnonzero(inside[self.codes.ravel()])
 
-    def typical(self, codes: Sequence[int], count: int) -> Int[np.ndarray, "n"]:
-        """Tokens of some codes that lie nearest to their code, of as many codes and images as possible."""
+    def typical(self, codes: Sequence[int], count: int, inside: int = 0) -> Int[np.ndarray, "n"]:
+        """Tokens of some codes that lie nearest to their code, of as many codes and images as possible.
+
+        Args:
+            codes: their numbers.
+            count: tokens at most.
+            inside: only tokens with so many squares of their picture on each side.
+        """
         tokens = self.tokens_of_set(codes)
+        tokens = tokens[self.is_inside(tokens, inside)] if inside else tokens
         return self._spread(tokens, self.distance.ravel()[tokens], count, by_code=len(codes) > 1)
 
     def at_margin(self, codes: Sequence[int], count: int) -> Int[np.ndarray, "n"]:
@@ -143,11 +150,11 @@ class PatchIndex:
         cut = np.pad(inside, around, constant_values=EDGE)
         return cut, (context * width, context * height, width, height)
 
-    def is_inside(self, token: int, context: int = 1) -> bool:
-        """Whether a token's surroundings lie within the picture."""
-        _, row, column = self.place(token)
+    def is_inside(self, tokens: Int[np.ndarray, "*n"], context: int = 1) -> Bool[np.ndarray, "*n"]:
+        """Whether the surroundings of tokens lie within their picture."""
+        _, row, column = np.unravel_index(tokens, self.codes.shape)
         rows, columns = self.codes.shape[1:]
-        return context <= row < rows - context and context <= column < columns - context
+        return (np.minimum(row, rows - 1 - row) >= context) & (np.minimum(column, columns - 1 - column) >= context)
 
     def class_counts(self, codes: Sequence[int]) -> Int[np.ndarray, "C"]:
         """Tokens of some codes by the class of their image."""
@@ -214,20 +221,22 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
     Cost: the encoder's pass over the images, and products with the codebook to find the two nearest codes.
     """
     require_between("images", images, 1, MOST_IMAGES)
-    source, tokenizer = subject.source, subject.tokenizer
-    mark = subject.images_mark(images)
-    arrays = subject.store.get(
-        "patches",
-        lambda: encoding.encode_images(subject, images, progress),
-        needs=encoding.ARRAYS,
-        side=tokenizer.config.autoencoder.resolution,
-        weights=subject.weights_mark,
-        source=mark,
-        resize=subject.resize,
-        images=images,
-        version=_VERSION,
+    mark, side = subject.images_mark(images), subject.tokenizer.config.autoencoder.resolution
+    of_images = {"source": mark, "resize": subject.resize, "side": side, "images": images, "version": _VERSION}
+    pictures = subject.store.get(
+        "pictures",
+        lambda: encoding.read_pictures(subject, images, progress),
+        needs=encoding.PICTURES,
+        **of_images,
     )
-    return _as_index(arrays, subject, tuple(source.classes), mark)
+    tokens = subject.store.get(
+        "patches",
+        lambda: encoding.encode_pictures(subject, pictures["pictures"], progress),
+        needs=encoding.TOKENS,
+        weights=subject.weights_mark,
+        **of_images,
+    )
+    return _as_index(subject, pictures | tokens, tuple(subject.source.classes), mark)
 
 
 def index_picture(subject: Subject, picture: Image.Image) -> PatchIndex:
@@ -240,10 +249,12 @@ def index_picture(subject: Subject, picture: Image.Image) -> PatchIndex:
         ViewError: no network, or features that are not finite.
         ValueError: a strip more than 100 times as long as wide.
     """
-    return _as_index(encoding.encode_picture(subject, picture), subject, (), "")
+    pixels = encoding.bring_to_size(subject, picture)
+    arrays = {"pictures": pixels, "labels": np.array([-1]), "broken": np.zeros(0, np.str_)}
+    return _as_index(subject, arrays | encoding.encode_pictures(subject, pixels), (), "")
 
 
-def _as_index(arrays: dict[str, np.ndarray], subject: Subject, classes: tuple[str, ...], mark: str) -> PatchIndex:
+def _as_index(subject: Subject, arrays: dict[str, np.ndarray], classes: tuple[str, ...], mark: str) -> PatchIndex:
     return PatchIndex(
         **{name: arrays[name] for name in ("pictures", "codes", "seconds", "distance", "margin", "labels")},
         classes=classes,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
 from PIL import Image
 
 from ibqlab.data import open_picture
@@ -69,13 +70,13 @@ class TokenView(ipywidgets.VBox):
             return
         self.index = self.reader.index
         self._build_controls()
-        if not isinstance(image, int):
+        if not isinstance(image, int | np.integer):
             safely(self._say_instead, self.open_image)(image)
         elif self.index is None:
             self._say_instead(" ".join(self.reader.lacks))
         else:
-            safely(self._say_instead, self.show_image)(image)
-            self._set_slider(image)
+            safely(self._say_instead, self.show_image)(int(image))
+            self._set_slider(int(image))
 
     # --- what others call ---
 
