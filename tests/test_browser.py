@@ -27,6 +27,8 @@ from ibqlab.runs import Run
 from ibqlab.views.training_process import TrainingProcess
 
 SHOWN_OR_FAILED = f"() => document.querySelector('.ibqlab-code-map img') || ({ERRORS})().length"
+FIRST_CHOICE = ".widget-dropdown:not(.ibqlab-training *) select"
+"""Of the explorer; the view of the training stands above it."""
 OTHER_CELL = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
     .requestExecute({code: '1 + 1'}).done.then(reply => reply.content.status)"""
 LAST_CURVES = "[...document.querySelectorAll('.jp-OutputArea-output img[alt*=\"up to step\"]')].at(-1)?.alt"
@@ -96,7 +98,7 @@ def test_the_slider_moves_through_training(explored):
     numbers_change_to(page, "step 12: usage")
     assert code_map.get_attribute("src") == shown["map"]
 
-    page.locator(".widget-dropdown select").first.select_option(label="IBQ")
+    page.locator(FIRST_CHOICE).first.select_option(label="IBQ")
     numbers_change_to(page, "IBQ from N(0, 1), step 12: usage")
     assert code_map.get_attribute("src") != shown["map"]
 
@@ -115,7 +117,7 @@ def require_pictures(browser, address, notebook, numbers):
 
 def test_a_saved_notebook_shows_what_was_looked_at_last(explored, browser, folder):
     """Saved in JupyterLab, opened in another server, whose kernel knows of no widget."""
-    explored.locator(".widget-dropdown select").first.select_option(label="VQ")
+    explored.locator(FIRST_CHOICE).first.select_option(label="VQ")
     numbers = numbers_change_to(explored, "VQ from U(±1/K), step 12: usage")
     explored.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     saved = (folder / "work" / "explore_collapse.ipynb").read_text()

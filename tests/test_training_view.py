@@ -197,8 +197,8 @@ class TestView:
         view = TrainingView(finished)
         assert view.start.disabled and view.stop.disabled
         assert "up to step 4" in view.curves.value
-        assert "map of codes and features of done, step 4" in view.code_map.value
-        assert "hits per code of done, step 4" in view.histogram.value
+        assert "done, step 4: map of codes and features" in view.code_map.value
+        assert "done, step 4: hits per code" in view.histogram.value
         assert not view.is_watched
         data = view._repr_mimebundle_()
         assert "up to step 4" in data["text/html"] and "finished at step 4" in data["text/plain"]

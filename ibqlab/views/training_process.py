@@ -232,14 +232,15 @@ class TrainingProcess(BackgroundProcess):
             return describe_rows(run.name, last_rows(self.path / METRICS_FILE), run.config.get("steps"))
         if run.status == "finished" or is_monitored(run.config) or is_lab(run.config):
             return f"{run.name}: {run.describe_status()}"
-        steps, step, said = run.config.get("steps"), run.step, self.last_word()
+        steps, said = run.config.get("steps"), self.last_word()
+        at = f"at step {run.step:,}" + (f" of {steps:,}" if type(steps) is int else "")
         if run.status == "failed":
-            return f"{run.name}: failed at step {step:,} of {steps:,}; its last words: {said or 'none'}"
+            return f"{run.name}: failed {at}; its last words: {said or 'none'}"
         if run.last_checkpoint is None:
             words = f"; its process said last: {said}" if said and not said.endswith("loading …") else ""
             return f"{run.name}: nothing is trained yet{words}"
-        how = "paused" if run.status == "stopped" else "its process was ended from outside"
-        return f"{run.name}: {how} at step {step:,} of {steps:,}; everything up to there is saved, and it can go on"
+        how = {"stopped": "paused", "unknown": "nobody noted how it ended,"}.get(run.status, "its process was ended")
+        return f"{run.name}: {how} {at}; everything up to there is saved, and it can go on"
 
 
 def describe_rows(name: str, rows: Sequence[dict[str, Any]], steps: Any) -> str:

@@ -60,7 +60,7 @@ class RunPictures:
             return "", ""
         name, last = self.name or run.name, steps[-1]
         counts = run.snapshot()["counts"]
-        histogram = picture_html(plot_usage_histogram({name: counts}), f"hits per code of {name}, step {last}")
+        histogram = picture_html(plot_usage_histogram({name: counts}), f"{name}, step {last}: hits per code")
         try:
             for step in _evenly([step for step in steps if step > (self.plane.steps or [-1])[-1]]):
                 self.plane.add(step, run.snapshot(step))
@@ -72,7 +72,7 @@ class RunPictures:
         # The figure's own caption speaks of a plane that is fitted to all snapshots.
         drawn = " ".join(figure.get_supxlabel().split()).partition("; drawn: ")[2]
         style.add_caption(figure, f"PCA of codes and features of step {self.plane.fitted_at:,}; drawn: {drawn}")
-        code_map = picture_html(figure, f"map of codes and features of {name}, step {last}")
+        code_map = picture_html(figure, f"{name}, step {last}: map of codes and features")
         return code_map + _TEXT.format(for_html(self.plane.describe(), None)), histogram
 
 
