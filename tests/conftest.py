@@ -35,9 +35,9 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; all others follow."""
 SHARED = {
-    *("test_ablations", "test_alarm", "test_atlas", "test_browser", "test_doors", "test_engine", "test_exports"),
-    *("test_cases", "test_fair_comparison", "test_generating", "test_generator_training", "test_installed"),
-    "test_link_stages",
+    "test_atlas",
+    *("test_ablations", "test_alarm", "test_browser", "test_doors", "test_engine", "test_exports", "test_generating"),
+    *("test_cases", "test_fair_comparison", "test_generator_training", "test_installed", "test_link_stages"),
     *("test_magvit2", "test_measures"),
     *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots"),
     *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies"),
