@@ -229,8 +229,6 @@ class TestSubjects:
         file = export_tokenizer(run.path, tmp_path / "x.safetensors", "raw")
         with pytest.raises(ViewError, match="brings no images; name some: images=FOLDER"):
             written(file, tmp_path / "out")
-        with pytest.raises(ValueError, match='type weights="raw"'):
-            written(file, tmp_path / "out", images=str(images))
         folder = written(file, tmp_path / "out", images=str(images), weights="raw", parquet=True)
         facts = facts_of(folder)
         assert facts["is_moment"] and facts["map_steps"] == [] and "steps" not in facts
