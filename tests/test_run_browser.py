@@ -465,9 +465,12 @@ class TestBrowser:
     def test_without_a_kernel_there_are_table_curves_and_differences(self, browser):
         browser.select(["vq", "study/ibq"])
         bundle = browser._repr_mimebundle_()
-        page = (bundle[0] if isinstance(bundle, tuple) else bundle)["text/html"]
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        page, lines = data["text/html"], data["text/plain"].splitlines()
         assert page.count("<tr>") == 1 + 6 + 1 + 3 and page.count("<img") == 1
         assert all(text in page for text in ("75.00%", "validation PSNR (dB)", "what differs", "00:00:43"))
+        assert lines[0].startswith("6 runs in ") and lines[1].startswith("name kind method K")
+        assert len(lines) < 20
 
 
 def test_the_notebooks_parameters_are_checked_before_anything_is_shown(folder):
