@@ -54,6 +54,7 @@ PLACES = f"""element => {{
     return places.map(([x, y]) => [x / width, y / height]);
 }}"""
 """Of all points on the canvas, from 0 at its left and top to 1."""
+ALL_INSIDE = f"element => ({PLACES})(element).flat().every(share => share > 0 && share < 1)"
 SELECTED = f"element => [...{PLOT}.get('selectedPoints')]"
 CUT_OFF = """element => {
     const cut = [];
@@ -332,7 +333,7 @@ def test_a_run_that_is_deleted_while_shown_is_told_of(views, folder):
 
 
 def test_screenshots(views, tmp_path_factory):
-    """Nothing is cut off, whatever the window's width; what else looks wrong is seen on the pictures."""
+    """No point and no word is cut off, whatever the window's width; what else looks wrong is seen on the pictures."""
     given = os.environ.get("IBQLAB_SCREENSHOTS")
     folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -343,6 +344,8 @@ def test_screenshots(views, tmp_path_factory):
         for width in WIDTHS:
             views.set_viewport_size({"width": width, "height": 2600})
             views.evaluate(NEXT_FRAME)
+            for number in range(2):
+                until(code_map(views, "linked", number), ALL_INSIDE)
             for view in PICTURED:
                 assert (view, width, output_of(views, view).evaluate(CUT_OFF)) == (view, width, [])
                 output_of(views, view).screenshot(path=folder / f"{view}-{width}-{theme.lower()}.png")
