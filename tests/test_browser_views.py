@@ -265,10 +265,10 @@ def test_a_lasso_over_nothing_says_so(views):
 def test_linked_maps_select_together(views):
     """Two steps of one run; the card beside the first map follows both."""
     left, right = code_map(views, "linked", 0), code_map(views, "linked", 1)
-    code = None
     for one, other in ((left, right), (right, left)):
         before = title(left)
-        code = click_code(one, besides=code)
+        shown = re.match(r"Code (\d+) ", before)
+        code = click_code(one, besides=shown and int(shown[1]))
         assert title_changes(left, before, rf"Code \d+ of {CODES}") == f"Code {code} of {CODES}"
         for view in (one, other):
             features = len(view.evaluate(PLACES)) - CODES

@@ -39,7 +39,7 @@ class LinkedMaps(ipywidgets.VBox):
         self.controls = ipywidgets.HBox([self.play, self.step], layout={"flex_flow": "row wrap"})
         for one in self.maps:
             one.layout.width = "49%"
-            one.layout.min_width = "min(100%, 460px)"
+            one.layout.min_width = "min(100%, 420px)"
         pair = ipywidgets.HBox(list(self.maps), layout={"flex_flow": "row wrap", "justify_content": "space-between"})
         super().__init__([self.controls, self.said, pair])
         self.add_class("ibqlab-linked-maps")
