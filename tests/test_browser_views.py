@@ -342,7 +342,7 @@ def test_screenshots(views, tmp_path_factory):
         views.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })", name)
         views.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
         for width in WIDTHS:
-            views.set_viewport_size({"width": width, "height": 2600})
+            views.set_viewport_size({"width": width, "height": 2900})
             views.evaluate(NEXT_FRAME)
             for number in range(2):
                 until(code_map(views, "linked", number), ALL_INSIDE)

@@ -32,14 +32,14 @@ class LinkedMaps(ipywidgets.VBox):
             options=[("0", 0)],
             description="step of both",
             style={"description_width": "initial"},
-            layout={"width": "min(100%, 420px)"},
+            layout={"width": "min(100%, 380px)"},
         )
         self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
         ipywidgets.jslink((self.play, "value"), (self.step, "index"))
         self.controls = ipywidgets.HBox([self.play, self.step], layout={"flex_flow": "row wrap"})
         for one in self.maps:
             one.layout.width = "49%"
-            one.layout.min_width = "min(100%, 420px)"
+            one.layout.min_width = "min(100%, 380px)"
         pair = ipywidgets.HBox(list(self.maps), layout={"flex_flow": "row wrap", "justify_content": "space-between"})
         super().__init__([self.controls, self.said, pair])
         self.add_class("ibqlab-linked-maps")
