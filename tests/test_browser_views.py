@@ -54,6 +54,7 @@ PLACES = f"""element => {{
     return places.map(([x, y]) => [x / width, y / height]);
 }}"""
 """Of all points on the canvas, from 0 at its left and top to 1."""
+ALL_INSIDE = f"element => ({PLACES})(element).flat().every(share => share > 0 && share < 1)"
 SELECTED = f"element => [...{PLOT}.get('selectedPoints')]"
 CUT_OFF = """element => {
     const cut = [];
@@ -264,10 +265,10 @@ def test_a_lasso_over_nothing_says_so(views):
 def test_linked_maps_select_together(views):
     """Two steps of one run; the card beside the first map follows both."""
     left, right = code_map(views, "linked", 0), code_map(views, "linked", 1)
-    code = None
     for one, other in ((left, right), (right, left)):
         before = title(left)
-        code = click_code(one, besides=code)
+        shown = re.match(r"Code (\d+) ", before)
+        code = click_code(one, besides=shown and int(shown[1]))
         assert title_changes(left, before, rf"Code \d+ of {CODES}") == f"Code {code} of {CODES}"
         for view in (one, other):
             features = len(view.evaluate(PLACES)) - CODES
@@ -332,7 +333,7 @@ def test_a_run_that_is_deleted_while_shown_is_told_of(views, folder):
 
 
 def test_screenshots(views, tmp_path_factory):
-    """Nothing is cut off, whatever the window's width; what else looks wrong is seen on the pictures."""
+    """No point and no word is cut off, whatever the window's width; what else looks wrong is seen on the pictures."""
     given = os.environ.get("IBQLAB_SCREENSHOTS")
     folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -341,8 +342,10 @@ def test_screenshots(views, tmp_path_factory):
         views.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })", name)
         views.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
         for width in WIDTHS:
-            views.set_viewport_size({"width": width, "height": 2600})
+            views.set_viewport_size({"width": width, "height": 2900})
             views.evaluate(NEXT_FRAME)
+            for number in range(2):
+                until(code_map(views, "linked", number), ALL_INSIDE)
             for view in PICTURED:
                 assert (view, width, output_of(views, view).evaluate(CUT_OFF)) == (view, width, [])
                 output_of(views, view).screenshot(path=folder / f"{view}-{width}-{theme.lower()}.png")

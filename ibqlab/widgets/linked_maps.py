@@ -36,13 +36,13 @@ class LinkedMaps(ipywidgets.VBox):
             options=[("0", 0)],
             description="step of both",
             style={"description_width": "initial"},
-            layout={"width": "min(100%, 420px)"},
+            layout={"width": "min(100%, 380px)"},
         )
         self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
         ipywidgets.jslink((self.play, "value"), (self.step, "index"))
         self.controls = ipywidgets.HBox([self.play, self.step], layout={"flex_flow": "row wrap"})
         columns = [
-            ipywidgets.VBox([heading, one], layout={"width": "49%", "min_width": "min(100%, 460px)"})
+            ipywidgets.VBox([heading, one], layout={"width": "49%", "min_width": "min(100%, 380px)"})
             for heading, one in zip(self.headings, self.maps, strict=True)
         ]
         pair = ipywidgets.HBox(columns, layout={"flex_flow": "row wrap", "justify_content": "space-between"})

@@ -15,7 +15,7 @@ function bytes(view, Kind) {
 function render({ model, el }) {
   const places = new Map(); // frame → { xy, index }
   const looks = new Map(); // frame|coloring → Uint8Array
-  let plot, box, shown, drawnFrame, busy = false, asked, since = performance.now(), ended = false, version;
+  let distance = 1, plot, box, shown, drawnFrame, busy = false, asked, since = performance.now(), ended = false, version;
   let isSlow = false, isThin = false, resting, lasted = 0;
 
   const wanted = () => `${model.get("frame")}|${model.get("coloring")}`;
@@ -27,6 +27,7 @@ function render({ model, el }) {
     if (plot) {
       box.querySelector("canvas").addEventListener("click", () => thin(plot.get("points").length));
       tellTheme();
+      widths.observe(box);
       paint();
     } else requestAnimationFrame(find);
   };
@@ -185,6 +186,12 @@ function render({ model, el }) {
     model.send({ dark: light === "false" });
   };
 
+  // A canvas that is taller than wide shows less than −1 to 1 across: the camera steps back.
+  const widths = new ResizeObserver(() => {
+    const { clientWidth, clientHeight } = box.querySelector("canvas");
+    const needed = clientWidth ? Math.max(1, clientHeight / clientWidth) : distance;
+    if (needed !== distance) plot.set({ cameraDistance: (distance = needed) });
+  });
   const themes = new MutationObserver(tellTheme);
   themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
   // While there is no map the plot is hidden, and the kernel still wants to know when there is one.
@@ -195,6 +202,7 @@ function render({ model, el }) {
   return () => {
     ended = true;
     themes.disconnect();
+    widths.disconnect();
     clearInterval(looking);
     clearTimeout(resting);
     for (const name of ["frame", "coloring", "version"]) model.off(`change:${name}`, changed);

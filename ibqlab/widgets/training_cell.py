@@ -162,5 +162,11 @@ async def _show(process: BackgroundProcess, wait: bool) -> bool:
 
 def _not_finished(process: BackgroundProcess) -> str:
     name = shlex.quote(run_name(process.path))
-    what = "wait until the view above says that it is finished" if process.is_running else "run the training cell again"
-    return f"{name} is not finished, and this cell needs its end ({process.describe()}). First {what}, then this cell"
+    what = (
+        "wait until the view above says that it is finished"
+        if process.is_running
+        else "run the notebook's training cell again"
+    )
+    return (
+        f"{name} is not finished, which this part of the notebook needs ({process.describe()}). First {what}, then this"
+    )

@@ -137,7 +137,7 @@ class TrainingView(ipywidgets.VBox):
         )
         self.free = ipywidgets.Button(
             description="free the kernel",
-            tooltip="stop waiting; the training goes on and other cells can run",
+            tooltip="stop waiting; the training goes on and other cells of the notebook can run",
             layout={"width": "auto", "display": "none"},
         )
         self.start.on_click(lambda _: self._steer("start"))
