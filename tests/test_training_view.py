@@ -362,7 +362,9 @@ class TestCell:
         asyncio.run(train_and_watch(config, begun.path, wait=False))
         (view,) = before_a_person
         assert view.process.is_running
-        with pytest.raises(training_cell.NotFinished, match="is not finished, which this part of the notebook needs") as error:
+        with pytest.raises(
+            training_cell.NotFinished, match="is not finished, which this part of the notebook needs"
+        ) as error:
             finished_run(begun.path)
         assert error.value._render_traceback_() == [str(error.value)]
         view.process.stop(10)
