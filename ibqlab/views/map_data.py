@@ -163,7 +163,8 @@ def describe_frame(data: MapData, frame: int) -> str:
         left_out += f" {_snapshots(others)} left out: of another codebook size."
     return (
         f"{plane} over {len(data.steps)} snapshot{'' if len(data.steps) == 1 else 's'}{shares}: {codes:,} of "
-        f"{data.codebook_size:,} codes and {features:,} of {data.feature_total:,} features shown; {in_use:,} code{'' if in_use == 1 else 's'} in use in {tokens:,} "
+        f"{data.codebook_size:,} codes and {features:,} of {data.feature_total:,} features shown; "
+        f"{in_use:,} code{'' if in_use == 1 else 's'} in use in {tokens:,} "
         f"tokens.{few}{left_out} In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature "
         f"{to_code:.3g} from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; "
         f"effective rank {code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: "
