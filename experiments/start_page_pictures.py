@@ -5,8 +5,7 @@ A notebook without a line here shows the first figure of its own results, or its
 
 from pathlib import Path
 
-from PIL import Image
-
+from ibqlab.data.pictures import open_picture
 from ibqlab.notebooks.start_page import PICTURES, thumbnail
 
 RESULTS = Path(__file__).with_name("results")
@@ -26,4 +25,4 @@ CUTS = {
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     for name, (result, edges) in CUTS.items():
-        (PICTURES / f"{name}.webp").write_bytes(thumbnail(Image.open(RESULTS / result).crop(edges)))
+        (PICTURES / f"{name}.webp").write_bytes(thumbnail(open_picture(RESULTS / result).crop(edges)))

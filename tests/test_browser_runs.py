@@ -101,7 +101,7 @@ def test_runs_are_found_compared_and_noted(page, folder):
     assert page.locator("img[src='x']").count() == 0
 
     page.get_by_role("button", name="tokens of images").click()
-    page.wait_for_selector("text=No tokens of images of ibq: ")
+    page.wait_for_selector("text=ibq has no ")
 
     make_run(folder / "runs", "new", "vq", started="2027-01-01T12:00:00+00:00", optimizer={"learning_rate": 0.1})
     filtered.fill("")

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError, read_bytes
 from ibqlab.config import ConfigError
+from ibqlab.data.pictures import open_picture
 from ibqlab.notebooks.catalogue import START_PAGE
 from ibqlab.notebooks.parameters import calls, first_text
 from ibqlab.notebooks.status import NotebookStatus, notebook_status
@@ -203,9 +204,7 @@ def _picture_html(card: NotebookCard, number: int) -> str:
         return _image((PICTURES / f"{card.file.stem}.webp").read_bytes(), card)
     for figure in card.status.figures:
         with suppress(OSError, RunError, ValueError):
-            from PIL import Image  # noqa: PLC0415 - the package's own pictures need no copy
-
-            return _image(thumbnail(Image.open(io.BytesIO(read_bytes(figure, PICTURE_BYTES)))), card)
+            return _image(thumbnail(open_picture(read_bytes(figure, PICTURE_BYTES), figure.name)), card)
     colour = COLOURS[number % len(COLOURS)]
     return f'<span class="blank" style="background: {colour}">{for_html(card.file.stem, 30)}</span>'
 
