@@ -14,6 +14,7 @@ import pytest
 from browsers import (
     ERRORS,
     INTERRUPT,
+    KERNEL_IDLE,
     OUTPUTS_SHOWN,
     copy_notebook,
     folders_of_its_own,
