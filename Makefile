@@ -1,7 +1,8 @@
 # make demo   three quantizers side by side on bundled photographs, minutes on a laptop
 # make test   every test, every notebook, one worker per core
 # make check  lint, layers and the fast tests, for the time between two edits
-# make lab    JupyterLab on the notebooks
+# make lab    JupyterLab; a page with all notebooks opens
+# make app    the same notebooks without code
 # make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
 # PRESET=smoke makes a demo of a minute, TESTS=tests/test_runs.py tests one file.
 # Each builds .venv from requirements.lock when it is missing or out of date, and reuses it otherwise.
@@ -15,7 +16,7 @@ export MPLBACKEND ?= agg
 PRESET ?= demo
 TESTS ?=
 
-.PHONY: demo test check lab bench lint lock clean
+.PHONY: demo test check lab app bench lint lock clean
 
 demo: .venv/.ready
 	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=$(PRESET)
@@ -36,8 +37,14 @@ WORKERS := --numprocesses logical --maxprocesses 8 --no-loadscope-reorder
 FAST := layers quantizers index_backprop lfq usage geometry comparisons config files lead_lag ema resizing pictures \
   tokens pages messages environment transformer sampling
 
+lab: export JUPYTER_PATH := $(CURDIR)/ibqlab/notebooks/jupyter$(addprefix :,$(JUPYTER_PATH))
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/ibqlab/notebooks/jupyter$(addprefix :,$(JUPYTER_CONFIG_PATH))
 lab: .venv/.ready
-	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	@env -u MPLBACKEND $(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/voila/render/notebooks/index.ipynb \
+	  $(if $(filter 0,$(shell id -u)),--allow-root)
+
+app: .venv/.ready
+	@env -u MPLBACKEND $(PY) -m ibqlab app
 
 # Threads that wait may spin here, as they do without ibqlab: nothing else should run on the machine meanwhile. The last
 # line's batch is the published one.

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from benchmarks.figure import plot_against_codebook_size
@@ -34,6 +35,7 @@ from ibqlab.plots import (
 )
 from ibqlab.plots.ablation_dots import DOTS_KEY, plot_ablation
 from ibqlab.plots.fair_dots import plot_fair_comparison
+from ibqlab.plots.feature_code_map import plot_gap_curves, plot_maps_and_usage
 from ibqlab.plots.lab import plot_lab_curves, plot_lab_plane
 from ibqlab.plots.power_laws import plot_power_laws
 from ibqlab.plots.printing import print_style
@@ -41,6 +43,7 @@ from ibqlab.plots.style import extend_caption, mark_too_short, method_label
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.studies.ablation_tables import COLUMNS, STANDS_IN
 from ibqlab.studies.ablations import paper_panel
+from ibqlab.studies.feature_code_map import PAPER_2, PAPER_3, PAPER_6, one_seed_text
 from ibqlab.studies.scaling import FITTED
 from ibqlab.studies.table_files import read_table, table_names
 from ibqlab.tokens.entropy import TokenEntropy
@@ -56,6 +59,7 @@ BY_NAME: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "codes_": plot_lab_plane,
     "lab_curves": plot_lab_curves,
     "fair_": plot_fair_comparison,
+    "distribution_gap": lambda table: plot_gap_curves(table, PAPER_3),
 }
 """How a figure's name begins → what draws it from its CSV."""
 
@@ -86,11 +90,15 @@ def redraw(folder: Path) -> tuple[list[str], list[str]]:
     return drawn, left
 
 
+def _provenance(picture: Path) -> dict[str, Any]:
+    """What provenance.json says, which lies beside stored figures and in a study's own folder one level above them."""
+    files = [folder / "provenance.json" for folder in (picture.parent, picture.parent.parent)]
+    return next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
+
+
 def _note_runs(picture: Path, figure: Figure) -> None:
     """Write on a figure what its CSV does not hold and provenance.json does: the seed shown, and runs too short."""
-    # Beside stored figures; in a study's own folder one level above them.
-    files = [folder / "provenance.json" for folder in (picture.parent, picture.parent.parent)]
-    facts = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
+    facts = _provenance(picture)
     seeds, preset = facts.get("seeds") or [], re.search(r"preset=(\w+)", str(facts.get("command")))
     if len(seeds) > 1 and picture.stem.startswith(OF_ONE_SEED):
         extend_caption(figure, f"seed {seeds[0]}, the first of {len(seeds)}")
@@ -105,16 +113,26 @@ def _draw(picture: Path, table: pd.DataFrame) -> Figure:
         return plot_norm_curves(table)
     if name in table_names():
         return _ablation(picture, table)
-    if name == "power_laws":
-        return plot_power_laws(table, pd.read_csv(picture.with_name("power_laws_fits.csv")), FITTED)
     if "floor_s" in table:
         return plot_against_codebook_size(table)
-    if name.startswith("token_link"):
-        return plot_token_link(_token_report(picture, table), _tokenizer(name))
-    fits = [begins for begins in BY_NAME if name.startswith(begins)]
+    fits = [begins for begins in {**BY_NAME, **WITH_FILE_BESIDE} if name.startswith(begins)]
     if not fits:
         raise ValueError("its CSV does not suffice; open the study or the run that it is of")
-    return BY_NAME[max(fits, key=len)](table)
+    longest = max(fits, key=len)
+    return WITH_FILE_BESIDE[longest](picture, table) if longest in WITH_FILE_BESIDE else BY_NAME[longest](table)
+
+
+def _paper_map(picture: Path, table: pd.DataFrame) -> Figure:
+    """The paper's figures 2 and 6; the usage beside figure 2's maps has a file of its own."""
+    if picture.stem.startswith("codes_and_usage"):
+        usage = pd.read_csv(picture.with_name(f"{picture.stem}_curves.csv"))
+        figure = plot_maps_and_usage(table, usage, PAPER_2)
+    else:
+        figure = plot_code_maps(table)
+        extend_caption(figure, PAPER_6)
+    seeds = next(iter(_provenance(picture).get("seeds") or []), 0), len(_provenance(picture).get("seeds") or [0])
+    extend_caption(figure, one_seed_text(*seeds))
+    return figure
 
 
 def _tokenizer(name: str) -> str:
@@ -176,6 +194,17 @@ def _png(figure: Figure) -> bytes:
         figure.savefig(drawn, format="png", dpi=180)
     open_picture(drawn).convert("RGB").quantize(256).save(picture, format="png", optimize=True)
     return picture.getvalue()
+
+
+WITH_FILE_BESIDE: dict[str, Callable[[Path, pd.DataFrame], Figure]] = {
+    "power_laws": lambda picture, table: plot_power_laws(
+        table, pd.read_csv(picture.with_name("power_laws_fits.csv")), FITTED
+    ),
+    "token_link": lambda picture, table: plot_token_link(_token_report(picture, table), _tokenizer(picture.stem)),
+    "codes_and_usage": _paper_map,
+    "soft_vq_codes": _paper_map,
+}
+"""The same, where a second file beside the CSV is needed."""
 
 
 if __name__ == "__main__":

@@ -35,12 +35,14 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; all others follow."""
 SHARED = {
-    *("test_ablations", "test_alarm", "test_browser", "test_doors", "test_engine", "test_exports", "test_generating"),
-    *("test_cases", "test_fair_comparison", "test_generator_training", "test_installed", "test_link_stages"),
-    *("test_magvit2", "test_measures"),
-    *("test_metrics_evaluation", "test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots"),
-    *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm", "test_studies"),
-    *("test_token_costs", "test_tokenizer", "test_tokens_store", "test_training", "test_waiting", "test_widgets"),
+    *("test_ablations", "test_alarm", "test_atlas", "test_browser", "test_browser_app", "test_browser_views"),
+    *("test_cards_widgets", "test_cases", "test_codebook_map", "test_doors", "test_engine", "test_exports"),
+    *("test_fair_comparison", "test_feature_code_map", "test_generating", "test_generator_training"),
+    *("test_installed", "test_link_stages", "test_magvit2", "test_measures", "test_metrics_evaluation"),
+    *("test_metrics_features", "test_metrics_pixels", "test_monitor", "test_plots", "test_run_browser"),
+    *("test_run_folder", "test_sampling_runs", "test_settings_are_read", "test_shards", "test_slurm"),
+    *("test_studies", "test_token_costs", "test_tokenizer", "test_tokens_store", "test_training"),
+    *("test_training_view", "test_views", "test_waiting", "test_widgets"),
 }
 """Files whose tests share something that takes long to make, or Slurm's daemons."""
 
@@ -84,6 +86,15 @@ def warm_start(_warm_python):
             patch.setattr(sys, "executable", str(_warm_python.program))
             patch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(_warm_python.program))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from browsers import chromium  # noqa: PLC0415
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,75 +4,41 @@ Nothing here depends on how fast the machine is: every step waits for what it ne
 """
 
 import json
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import tomllib
-import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
+from browsers import (
+    ERRORS,
+    INTERRUPT,
+    KERNEL_IDLE,
+    OUTPUTS_SHOWN,
+    copy_notebook,
+    folders_of_its_own,
+    opened,
+    run_all,
+    running_lab,
+    write_settings,
+)
 
 from ibqlab.notebooks.execution import execute
 from ibqlab.runs import Run
+from ibqlab.views.training_process import TrainingProcess
 
-ROOT = Path(__file__).resolve().parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-SETTINGS = {
-    "apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
-    # Off the screen, cells would be left out of the page.
-    "notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
-}
-OURS = "share/jupyter/lab/settings/overrides.d/ibqlab.json"
-LAB = (
-    *("-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
-    *("--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"),
-    "--LabApp.extension_manager=readonly",
-)
-PATIENCE = 300
-"""Seconds after which what was waited for is taken to be broken: on a busy machine all takes many times longer."""
-KERNEL_IDLE = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-# Braces: a promise that comes back would be awaited, and this one ends only when all cells have run.
-RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"
-INTERRUPT = "() => { window.jupyterapp.commands.execute('notebook:interrupt-kernel') }"
-ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
-    .flatMap(cell => cell.outputs ?? []).filter(output => output.output_type === 'error')
-    .map(error => `${error.ename}: ${error.evalue}`)"""
 SHOWN_OR_FAILED = f"() => document.querySelector('.ibqlab-code-map img') || ({ERRORS})().length"
-OUTPUTS_SHOWN = """() => document.querySelectorAll('.jp-OutputArea-output').length
-    && !document.body.innerText.includes('Loading widget')"""
+FIRST_CHOICE = ".widget-dropdown:not(.ibqlab-training *) select"
+"""Of the explorer; the view of the training stands above it."""
+OTHER_CELL = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+    .requestExecute({code: '1 + 1'}).done.then(reply => reply.content.status)"""
 LAST_CURVES = "[...document.querySelectorAll('.jp-OutputArea-output img[alt*=\"up to step\"]')].at(-1)?.alt"
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
-# --- a browser and a JupyterLab without anything of their owner's -----------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install ibqlab[dev]"
-    )
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(BROWSERS)})")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, headless=True, args=list(QUIET))
-        yield started
-        started.close()
+# --- a JupyterLab without anything of its owner's ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -92,103 +58,6 @@ def lab(folder):
     """Address of a JupyterLab."""
     with running_lab(folder) as address:
         yield address
-
-
-@contextmanager
-def running_lab(folder):
-    port = free_port()
-    settings = folder / Path(OURS).parents[1]
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, *LAB, f"--port={port}", f"--LabApp.app_settings_dir={settings}"],
-            cwd=folder / "work",
-            env=os.environ | folders_of_its_own(folder),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            await_server(f"http://127.0.0.1:{port}/api", server, folder / "server.log")
-            yield f"http://127.0.0.1:{port}/doc/tree"
-        finally:
-            stop(server)
-
-
-def copy_notebook(folder, notebook, **values):
-    """A notebook with other values of its parameters."""
-    copy = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
-    cell = copy.cells[1]
-    for name, value in values.items():
-        line = rf"^({name}: \w+ =) [^#\n]*"
-        cell.source, found = re.subn(line, rf"\1 {json.dumps(value)}  ", cell.source, flags=re.MULTILINE)
-        assert found == 1, f"the parameters cell has no {name}"
-    folder.mkdir(exist_ok=True)
-    nbformat.write(copy, folder / f"{notebook}.ipynb")
-
-
-def write_settings(folder):
-    """The user's settings, and ours where an installed package has them."""
-    for name, values in SETTINGS.items():
-        file = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / name
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(values))
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    (source,) = (source for source, target in wheel["shared-data"].items() if target == OURS)
-    (folder / OURS).parent.mkdir(parents=True)
-    shutil.copy(ROOT / source, folder / OURS)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def folders_of_its_own(folder):
-    names = {f"JUPYTER_{kind.upper()}_DIR": kind for kind in ("config", "data", "runtime")}
-    names |= {"IPYTHONDIR": "ipython", "IBQLAB_RUNS": "runs"}
-    return {variable: str(folder / name) for variable, name in names.items()}
-
-
-def stop(server):
-    """End the server, which ends its kernels; by force if it does not listen."""
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def await_server(address, server, log):
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-3000:]
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not answer within {PATIENCE} s:\n{log.read_text()[-3000:]}")
-
-
-@contextmanager
-def opened(browser, address, notebook):
-    """A page with a notebook, and the errors that its console tells; of slowness it warns on a busy machine."""
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(1000 * PATIENCE)
-    errors = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(f"{address}/{notebook}.ipynb")
-    try:
-        yield SimpleNamespace(page=page, errors=errors)
-    finally:
-        page.close()
-
-
-def run_all(page):
-    page.wait_for_function(KERNEL_IDLE)
-    page.evaluate(RUN_ALL)
 
 
 # --- the explorer -----------------------------------------------------------------------------------------------------
@@ -231,7 +100,7 @@ def test_the_slider_moves_through_training(explored):
     numbers_change_to(page, "step 12: usage")
     assert code_map.get_attribute("src") == shown["map"]
 
-    page.locator(".widget-dropdown select").first.select_option(label="IBQ")
+    page.locator(FIRST_CHOICE).first.select_option(label="IBQ")
     numbers_change_to(page, "IBQ from N(0, 1), step 12: usage")
     assert code_map.get_attribute("src") != shown["map"]
 
@@ -250,7 +119,7 @@ def require_pictures(browser, address, notebook, numbers):
 
 def test_a_saved_notebook_shows_what_was_looked_at_last(explored, browser, folder):
     """Saved in JupyterLab, opened in another server, whose kernel knows of no widget."""
-    explored.locator(".widget-dropdown select").first.select_option(label="VQ")
+    explored.locator(FIRST_CHOICE).first.select_option(label="VQ")
     numbers = numbers_change_to(explored, "VQ from U(±1/K), step 12: usage")
     explored.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     saved = (folder / "work" / "explore_collapse.ipynb").read_text()
@@ -263,7 +132,7 @@ def test_a_saved_notebook_shows_what_was_looked_at_last(explored, browser, folde
 def short(folder):
     """The notebook without figures, as far as the explorer needs it."""
     notebook = nbformat.read(folder / "work" / "explore_collapse.ipynb", as_version=4)
-    wanted = ("preset:", "open_study(", "study.run()", "explore_study(")
+    wanted = ("preset:", "open_study(", "train_study(", "explore_study(")
     cells = [cell for cell in notebook.cells if any(part in cell.source for part in wanted)]
     notebook.cells = [cell for cell in cells if cell.cell_type == "code"]
     assert len(notebook.cells) == len(wanted)
@@ -286,33 +155,56 @@ def test_an_executed_copy_shows_the_explorer(how, browser, lab, folder, short):
     require_pictures(browser, lab, target.stem, numbers)
 
 
-# --- live curves ------------------------------------------------------------------------------------------------------
+# --- live training ----------------------------------------------------------------------------------------------------
 
 
-def test_curves_grow_while_a_run_trains_and_stop_where_it_is_stopped(browser, lab, folder):
+def button(page, text):
+    return page.locator(".ibqlab-training button", has_text=text)
+
+
+def last_step(page, seen):
+    """The last step of the curves that are shown, once they show another one than was seen."""
+    page.wait_for_function(f"seen => {LAST_CURVES} && {LAST_CURVES} !== seen", arg=seen)
+    alt = page.evaluate(f"() => {LAST_CURVES}")
+    return alt, int(alt.rpartition(" ")[2])
+
+
+def stopped_at(page, run):
+    """The step in the one line that a stopped training cell says; the run stands there with a checkpoint of it."""
+    page.wait_for_function(f"() => ({ERRORS})().length")
+    (error,) = page.evaluate(ERRORS)
+    step = int(re.fullmatch(r"TrainingInterrupted: stopped at step (\d+) of 100000, everything is saved; .*", error)[1])
+    assert run.status == "stopped"
+    assert run.last_checkpoint.name == f"step_{step:08d}.pt"
+    return step
+
+
+@contextmanager
+def stopped_in_the_end(run):
+    """A training that outlives its notebook does not outlive a test that fails."""
+    try:
+        yield
+    finally:
+        if run.is_dir():
+            TrainingProcess(run).stop()
+
+
+def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, folder):
+    """Curves grow while its cell waits and when the kernel is free, before and after the page is loaded again."""
     copy_notebook(folder / "work", "train_tokenizer", preset="smoke", settings=["steps=100000"], output="long")
-    with opened(browser, lab, "train_tokenizer") as shown:
+    with opened(browser, lab, "train_tokenizer") as shown, stopped_in_the_end(folder / "runs" / "long"):
         page = shown.page
         run_all(page)
-        page.wait_for_function(f"() => {LAST_CURVES} || ({ERRORS})().length")
-        seen = []
-        for _ in range(3):
-            page.wait_for_function(f"seen => !seen.includes({LAST_CURVES}) || ({ERRORS})().length", arg=seen)
-            assert page.evaluate(ERRORS) == []
-            seen.append(page.evaluate(f"() => {LAST_CURVES}"))
-        steps = [int(description.rpartition(" ")[2]) for description in seen]
-        assert steps == sorted(set(steps))
+        alt, first = last_step(page, None)
+        alt, step = last_step(page, alt)
+        assert step > first
+        assert page.evaluate(ERRORS) == []
         stands = r"long: step [\d,]+ of 100,000 · loss [\d.]+ · window usage [\d.]+% · images/s \d+ · .* left"
         assert re.search(stands, page.inner_text("body"))
 
-        page.evaluate(INTERRUPT)
-        page.wait_for_function(f"() => ({ERRORS})().length")
-        (error,) = page.evaluate(ERRORS)
-        step = int(
-            re.fullmatch(r"TrainingInterrupted: stopped at step (\d+) of 100000, everything is saved; .*", error)[1]
-        )
-        assert step >= steps[-1]
+        button(page, "pause").click()  # heard while the cell runs
         run = Run(folder / "runs" / "long")
+        step = stopped_at(page, run)
         # The last row is the newest that was due: not every step logs one.
         logged = int(run.metrics["step"].iloc[-1])
         assert step - run.config["record"]["log_every"] < logged <= step
@@ -321,5 +213,20 @@ def test_curves_grow_while_a_run_trains_and_stop_where_it_is_stopped(browser, la
         assert [line.strip() for line in said] == [
             f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
         ]
-    assert run.status == "stopped"
-    assert run.last_checkpoint.name == f"step_{step:08d}.pt"
+
+        page.wait_for_function(KERNEL_IDLE)
+        button(page, "go on").click()
+        alt, grown = last_step(page, page.evaluate(f"() => {LAST_CURVES}"))
+        assert grown > logged
+        assert page.evaluate(OTHER_CELL) == "ok"
+        page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        page.reload()
+        page.wait_for_function(KERNEL_IDLE)
+        page.wait_for_function(f"() => {LAST_CURVES}")
+        assert last_step(page, page.evaluate(f"() => {LAST_CURVES}"))[1] > grown
+
+        run_all(page)  # finds the training, and waits for it
+        button(page, "free the kernel").wait_for(state="visible")
+        page.evaluate(INTERRUPT)
+        assert stopped_at(page, run) > grown
+        assert not [error for error in shown.errors if "widget" in error.lower()]

@@ -288,7 +288,9 @@ def test_values_arrive_in_the_types_of_the_notebooks_own_dataclass(sent, somewhe
 def test_help_lists_notebooks_and_their_parameters(somewhere, notebook):
     shown = ibqlab("run", "--help")
     names = [path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb")]
+    names.remove("index")  # the page that shows the others, not to be run
     assert all(f"  {name} " in shown for name in names) and "Why does the codebook of VQ collapse" in shown
+    assert "  index " not in shown
     shown = ibqlab("run", "explore_collapse", "--help")
     assert 'preset="demo" (str)\n      smoke, demo, laptop, h200 or paper' in shown
     assert 'preset="smoke" (str)\n      as "laptop", a = sign in a comment' in ibqlab("run", notebook, "--help")
@@ -303,6 +305,7 @@ def test_notebooks_are_copied_out_once_and_changed_copies_stay(somewhere):
     assert said == [
         f"{len(names)} notebooks in mine",
         "open them: jupyter lab mine",
+        "or without code: ibqlab app mine",
         "or run one: ibqlab run mine/explore_collapse.ipynb preset=smoke",
     ]
     (somewhere / "mine" / "ablations.ipynb").unlink()

@@ -315,6 +315,17 @@ def test_turnover_has_ticks_in_range_and_both_lines_show():
     assert births.get_linewidth() > 2 * deaths.get_linewidth() and deaths.get_linestyle() == "--"
 
 
+def test_survival_is_told_as_a_share_of_all_codes_too():
+    """Nearly all of the few codes that were ever hit live on, and the codebook is dead all the same."""
+    points = survival_curve([10, 10, 10, 10, 3], [False] * 4 + [True])
+    figure = explain.plot_survival(explain.survival_table(points, 95))
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert list(lines) == ["of the 5 that were hit", "of all 100"]
+    assert lines["of all 100"] == pytest.approx(0.05 * lines["of the 5 that were hit"])
+    whole = explain.plot_survival(explain.survival_table(points, 0))
+    assert len(whole.axes[0].lines) == 1 and not whole.legends
+
+
 def test_the_caption_of_rarefaction_says_which_tokens():
     table = explain.rarefaction_table({"step 1": np.ones(CODES, int)}, "tokens of the training window")
     assert "tokens of the training window, drawn" in explain.plot_rarefaction(table).get_supxlabel().replace("\n", " ")

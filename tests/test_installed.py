@@ -108,3 +108,18 @@ def test_notebooks_are_copied_out_and_changed_ones_are_left_alone(ibqlab, tmp_pa
     assert "open them: jupyter lab 'my lab'" in said
     assert "ibqlab run 'my lab/explore_collapse.ipynb' preset=smoke" in said
     assert "parameters of explore_collapse.ipynb" in ibqlab("run", "my lab/explore_collapse.ipynb", "--help")
+
+
+START = """
+import sys
+from ibqlab.notebooks.app import JUPYTER
+from ibqlab.notebooks.start_page import StartPage
+
+print(StartPage(sys.argv[1])._repr_mimebundle_()["text/html"].count("data:image/webp"))
+print((JUPYTER / "voila" / "templates" / "ibqlab" / "index.html.j2").is_file())
+"""
+
+
+def test_the_start_page_of_the_installed_notebooks_has_its_pictures(installed, run):
+    pictures, has_template = run(sys.executable, "-c", START, str(installed / "ibqlab/resources/notebooks")).split()
+    assert int(pictures) >= 8 and has_template == "True"

@@ -31,6 +31,7 @@ from ibqlab.plots.lab import (
     lab_plane_table,
     plot_lab_curves,
     plot_lab_plane,
+    save_lab_figure,
     show_lab_table,
     write_lab_animation,
 )
@@ -39,6 +40,7 @@ from ibqlab.quantizers import LookupFreeQuantizer, VectorQuantizer, available_qu
 from ibqlab.quantizers.composite import stored_codebook_numbers
 from ibqlab.runs import Run, RunError, list_runs
 from ibqlab.runs.metrics import read_rows
+from ibqlab.studies import write_lab_report
 from ibqlab.studies.figures import map_run
 from ibqlab.studies.run_report import write_run_report
 from ibqlab.widgets import explore_lab
@@ -552,6 +554,11 @@ class TestFeatureFile:
 PANELS = [("vq", 0), ("vq", 12), ("lfq", 0), ("lfq", 12)]
 
 
+def texts_of(figure):
+    """Titles, captions and legends."""
+    return {text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))}
+
+
 class TestPictures:
     def test_the_plane_of_a_world_of_two_dimensions_is_the_world(self, result):
         table = lab_plane_table(result)
@@ -621,6 +628,36 @@ class TestPictures:
         table = show_lab_table(result)
         assert list(table["method"]) == ["VQ", "IBQ, U(±1/K)", "LFQ"] and list(table["K"]) == ["16", "16", "4"]
         assert table["usage"][0] == f"{result.runs['vq'].rows[-1]['validation_usage']:.1%}"
+
+    def test_the_page_holds_figures_table_and_provenance(self, tmp_path):
+        given = PlaygroundParameters(preset="smoke", methods=("vq", "ibq"), steps=4, output=str(tmp_path / "mine"))
+        lab = prepare_lab(given)
+        made = lab.run(progress=False)
+        table = lab_plane_table(made)
+        figure = save_lab_figure(lab, "codes_at_the_end", plot_lab_plane(table), table)
+        assert "codes not hit" in texts_of(figure) or "dead codes (no hit)" in texts_of(figure)
+        page = write_lab_report(lab, made)
+        text = (lab.folder / "report.md").read_text()
+        assert page.parent == lab.folder and "![Codes among features at the last step]" in text
+        assert "too short to mean anything" in text and lab.command in text and "12 clusters" in text
+        assert "threads per run" not in text and "usage reads low" not in text, "a world has points enough"
+        assert text.count("| VQ |") == text.count("| IBQ |") == 1 and "not noted" not in text
+        assert len(pd.read_csv(lab.folder / "table.csv")) == 2 and "codes\\_through" not in text
+        assert json.loads((lab.folder / "provenance.json").read_text())["seeds"] == [0]
+
+    def test_few_features_call_no_code_dead_and_the_rarer_kind_lies_on_top(self):
+        rows = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
+        made = run_lab(FeatureFile(rows), ["vq"], codebook_size=32, steps=2, batch_size=8, snapshots=2, progress=False)
+        table = lab_plane_table(made)
+        figure = plot_lab_plane(table)
+        assert "codes not hit" in texts_of(figure) and "dead codes (no hit)" not in texts_of(figure)
+        assert "drawn: all codes and" in figure.get_supxlabel().replace("\n", " ")
+        codes = table["kind"] == "code"
+        for live in (4, 28):
+            hits = np.where(np.arange(codes.sum()) < live, 9.0, 0.0)
+            shown = plot_lab_plane(table.assign(hits=table["hits"].mask(codes, pd.Series(hits, table.index[codes]))))
+            crosses, circles = shown.axes[0].collections[1:3]
+            assert (crosses.get_zorder() > circles.get_zorder()) == (live > 16), live
 
     def test_the_slider_draws_each_step_once_when_it_is_asked_for(self, result, monkeypatch):
         explorer = explore_lab(result)

@@ -101,7 +101,7 @@ def test_a_lock_that_is_forgotten_is_free(tmp_path):
 
 OTHER_SYSTEM = """
 import os, signal, sys
-import torch, numpy, pydantic, filelock  # those packages know other systems by themselves
+import torch, numpy, pydantic, filelock, platformdirs, voila.app  # those packages know other systems by themselves
 
 for name in ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty", "syslog", "posix_ipc"):
     sys.modules[name] = None

@@ -23,6 +23,7 @@ OTHER_OPTIONS = {
     "git": {"--porcelain", "--show-toplevel"},
     "squeue": {"--noheader"},
     "papermill": {"--log-level"},
+    "embedding-atlas": {"--neighbors"},
     "every command": {"--help"},
 }
 OTHER_NAMES = {"tokenizer.safetensors", "data.pkl", "loss.perceptual_loss"}

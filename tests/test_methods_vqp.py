@@ -105,6 +105,16 @@ def test_several_codebooks_in_one_class(cls, size, arguments):
     assert out.indices.max() < size and torch.equal(quantizer.decode(out.indices), out.quantized)
 
 
+@pytest.mark.parametrize("cls", CASES)
+def test_a_network_that_is_filled_from_a_file_decodes_as_the_stored_one(cls):
+    """The package has tensors that no file holds, which a network without memory lacked."""
+    stored = built(cls)
+    with torch.device("meta"):
+        filled = built(cls)
+    filled.load_state_dict(stored.state_dict(), assign=True)
+    assert torch.equal(filled.eval().codebook, stored.eval().codebook)
+
+
 def test_every_public_class_is_known():
     """A class of a later version of the package shows here."""
     public = {name for name, value in vars(library).items() if isinstance(value, type)}

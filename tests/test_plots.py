@@ -110,10 +110,15 @@ def _legend(figure: Figure) -> list[tuple[Text, Line2D]]:
 
 
 def _assert_readable(figure: Figure) -> None:
-    """At least 8 points everywhere, and nothing beyond the edge of the page."""
+    """At least 8 points everywhere, nothing beyond the edge of the page, no upright label longer than its panel."""
     figure.draw_without_rendering()
     for text in figure.findobj(Text):
         assert text.get_fontsize() >= 8 or not text.get_text(), text
+    for axes in figure.axes:
+        label, panel = axes.yaxis.label, axes.get_window_extent()
+        if axes.get_visible() and label.get_text() and label.get_rotation() == 90:
+            length = label.get_window_extent().height
+            assert length <= 1.02 * panel.height, f"{label.get_text()!r}: {length:.0f} of {panel.height:.0f} pixels"
     drawn, page = figure.get_tightbbox(), figure.bbox_inches
     assert drawn.x0 > -0.02 and drawn.y0 > -0.02, f"cut off at the left or bottom: {drawn}"
     assert drawn.x1 < page.x1 + 0.02 and drawn.y1 < page.y1 + 0.02, f"cut off at the right or top: {drawn}"
@@ -154,7 +159,7 @@ def test_collapse_curves_draw_the_table(metrics):
     assert perplexity.get_yscale() == "log"
     assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 6
     assert (usage.get_title(), reach.get_title()) == ("Usage (window)", "Gradient reach")
-    assert usage.get_ylabel() == "codes hit (% of 1,024)"
+    assert usage.get_ylabel() == "codes hit (%)" and "K = 1,024" in figure.get_supxlabel()
     assert perplexity.get_ylabel() == "perplexity (codes)"
     caption = figure.get_supxlabel().replace("\n", " ")
     for fact in ("K = 1,024, D = 64", "the last 10,240 training tokens", "3 seeds"):
@@ -399,7 +404,10 @@ def test_code_map_marks_dead_codes_where_they_are(projection):
     order = np.argsort(-counts[counts > 0], kind="stable")
     assert points["codes in use"].get_offsets().data == pytest.approx(projection.codes[0][counts > 0][order])
     assert points["codes in use"].get_array().tolist() == counts[counts > 0][order].tolist()
-    assert points["codes in use"].get_zorder() > points["dead codes"].get_zorder()
+    assert points["codes in use"].get_zorder() < points["dead codes"].get_zorder(), "the rarer kind lies on top"
+    rare = plot_code_map(projection, counts=(np.arange(30) % 3 == 0) * 30)
+    heights = {drawn.get_label(): drawn.get_zorder() for drawn in rare.axes[0].collections}
+    assert heights["codes in use"] > heights["dead codes"]
     assert len(points["features"].get_offsets()) == 50
     assert axes.get_title() == "IBQ\n20 in use, 10 dead"
     assert axes.get_aspect() == 1
@@ -408,7 +416,7 @@ def test_code_map_marks_dead_codes_where_they_are(projection):
     caption = figure.get_supxlabel().replace("\n", " ")
     assert caption == (
         "PCA of codes and features, jointly fitted over 2 snapshots, 1 of them here; "
-        "drawn: all codes, 50 encoder features"
+        f"drawn: all codes (K = 30; in use: hit in {counts.sum()} tokens), 50 encoder features"
     )
     assert f"hits per code in {counts.sum()} tokens" in _texts(figure)
     _assert_readable(figure)
@@ -507,7 +515,8 @@ def test_every_code_in_use_is_drawn_and_the_caption_counts_the_rest():
             f"VQ\n{in_use} in use, {400 - in_use} dead\n({drawn['dead codes']} of the dead drawn)"
         )
         caption = figure.get_supxlabel().replace("\n", " ")
-        assert "every code in use, part of the dead codes, 100 of 900 encoder features" in caption
+        dead = f"every code in use and {drawn['dead codes']} of {400 - in_use} dead codes"
+        assert f"{dead} (K = 400; in use: hit in {counts.sum():,} tokens), 100 of 900 encoder features" in caption
         _assert_readable(figure)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ibqlab import widgets
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.runs import Run
 from ibqlab.studies import StudyParameters, open_study
@@ -32,7 +33,7 @@ def blocks(language=""):
     ]
 
 
-PYTHON_BLOCKS = blocks("python")
+VIEW_BLOCK, TENSORS_BLOCK, QUANTIZER_BLOCK, STUDY_BLOCK = blocks("python")
 COMMAND_BLOCKS = [block for block in blocks() if re.match(r"(ibqlab|make|papermill|torchrun) ", block)]
 SMALL = {
     "ibqlab train builtin/photos": "steps=4 batch_size=4 record.log_every=2",
@@ -82,7 +83,7 @@ def workplace(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0)
     for number in range(24):
         Image.fromarray(pixels.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"images/{number}.png")
-    (tmp_path / "my_quantizer.py").write_text(PYTHON_BLOCKS[1])
+    (tmp_path / "my_quantizer.py").write_text(QUANTIZER_BLOCK)
     return tmp_path
 
 
@@ -131,7 +132,7 @@ def test_the_quantizer_of_the_readme_trains(workplace):
 
 def test_ones_own_tensors_become_numbers_figures_and_a_run(workplace, capsys):
     names = {}
-    exec(PYTHON_BLOCKS[0], names)
+    exec(TENSORS_BLOCK, names)
     assert "% of 1,024 codes in 20,000 tokens" in capsys.readouterr().out
     assert names["histogram"].axes
     assert names["code_map"].axes
@@ -141,9 +142,11 @@ def test_ones_own_tensors_become_numbers_figures_and_a_run(workplace, capsys):
 def test_a_finished_study_is_opened(workplace):
     open_study("explore_collapse", StudyParameters(preset="smoke", output="my_collapse")).run(progress=False).check()
     names = {}
-    exec(PYTHON_BLOCKS[2], names)
+    exec(STUDY_BLOCK, names)
     assert len(names["study"].finished()) == len(names["study"].cells)
-    assert len(PYTHON_BLOCKS) == 3
+    (run,) = Path("runs/my_collapse").glob("ibq-normal-*")
+    exec(re.sub(r'"explore_collapse-demo/ibq-normal-[^"]+"', f'"my_collapse/{run.name}"', VIEW_BLOCK), names)
+    assert names["view"].data.name == run.name
 
 
 def test_all_its_blocks_are_tried():
@@ -191,7 +194,13 @@ def test_every_package_of_the_library_is_in_the_tree():
 
 
 def test_every_notebook_is_in_the_table():
-    assert all(f"| `{path.stem}` |" in README for path in (ROOT / "notebooks").glob("*.ipynb"))
+    names = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"index"}  # the page that shows the others
+    assert all(f"| `{name}` |" in README for name in names)
+
+
+def test_every_view_it_names_is_there():
+    names = re.findall(r"^\| `(\w+)\(run\b.*?\)` \|", README, re.MULTILINE)
+    assert len(names) >= 4 and set(names) <= set(widgets.__all__)
 
 
 def test_every_command_of_the_program_is_there():

@@ -183,9 +183,10 @@ def test_snapshots_are_read_by_numpy_alone(run):
     assert run.snapshot_steps == [0, 2, 6, 12, 18, 24, 30, 36, 40]
     shapes = {"codebook": (64, 8), "features": (128, 8), "assignments": (128,), "counts": (64,), "last_hit": (64,)}
     shapes |= {"images": (8, 16, 16, 3), "reconstructions": (8, 16, 16, 3)}
-    for path in files:
+    for path, step in zip(files, run.snapshot_steps, strict=True):
+        learned = {"gradient_norm": (64,)} if step else {}
         with np.load(path, allow_pickle=False) as stored:
-            assert {name: stored[name].shape for name in stored.files} == shapes
+            assert {name: stored[name].shape for name in stored.files} == shapes | learned
             assert stored["images"].dtype == stored["reconstructions"].dtype == np.uint8
 
 

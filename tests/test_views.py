@@ -1,8 +1,7 @@
-"""What views of a run show: tokens and patches, cards, the map, one image's tokens, and the atlas."""
+"""What views of a run show: tokens and patches, cards, the map, and one image's tokens."""
 
-import base64
-import json
-import re
+import multiprocessing
+import shutil
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ from registry import SMALL_DIGITS
 from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.runs import Run
 from ibqlab.training import recipe_config, train
-from ibqlab.views import patches
-from ibqlab.views.atlas import AtlasSettings, write_atlas
+from ibqlab.views import encoding, patches
 from ibqlab.views.card_page import card_html, life_svg
-from ibqlab.views.cards import CardReader, Life
+from ibqlab.views.cards import MEAN_OF, CardReader, Life
 from ibqlab.views.map_data import FACTS, describe_frame, effective_rank, map_run_codes
 from ibqlab.views.patches import index_patches
-from ibqlab.views.store import KEPT, ViewStore, file_mark
+from ibqlab.views.store import KEPT, ViewStore, file_mark, store_of
 from ibqlab.views.subject import ViewError, open_subject
 from ibqlab.views.token_page import TokenImage, token_html
 
@@ -69,11 +67,11 @@ class TestPatches:
         index = index_patches(open_subject(trained[method]), IMAGES, progress=False)
         assert index.ruler == ruler
         assert (index.seconds != index.codes).mean() > 0.98  # rounding may turn near ties round
-        assert ((index.margin >= 0) & (index.margin <= 1)).all() and (index.distance >= 0).all()
+        assert ((index.margin >= 0) & (index.margin <= 1)).all() and np.isfinite(index.distance).all()
 
     def test_without_a_rule_that_finds_the_codes_there_is_no_margin(self, subject, monkeypatch):
-        monkeypatch.setattr(patches, "RULERS", {})
-        arrays = patches._encode(subject, 4, False)
+        monkeypatch.setattr(encoding, "RULERS", {})
+        arrays = encoding.encode_pictures(subject, index_patches(subject, IMAGES, progress=False).pictures[:4])
         assert str(arrays["ruler"]) == "" and np.isnan(arrays["margin"]).all() and (arrays["seconds"] == -1).all()
 
     def test_a_cut_holds_its_square_where_it_says(self, index):
@@ -111,7 +109,7 @@ class TestPatches:
 
     def test_are_computed_once_and_anew_for_other_weights(self, subject, monkeypatch):
         index_patches(subject, IMAGES, progress=False)
-        monkeypatch.setattr(patches, "_encode", lambda *_: pytest.fail("computed again"))
+        monkeypatch.setattr(encoding, "encode_pictures", lambda *_: pytest.fail("computed again"))
         again = open_subject(subject.path)
         assert index_patches(again, IMAGES, progress=False).tokens == IMAGES * 16
         monkeypatch.setattr(type(subject), "weights_mark", "others")
@@ -129,22 +127,124 @@ class TestStore:
         store.get("x", lambda: built.append(1) or {"a": np.array(0)}, number=KEPT + 1)
         assert not built
 
-    def test_a_damaged_entry_is_computed_again(self, tmp_path):
+    @pytest.mark.parametrize("content", [b"no archive", b"", "other arrays", "cut"])
+    def test_a_damaged_entry_is_computed_again(self, tmp_path, content):
         store = ViewStore(tmp_path)
-        store.get("x", lambda: {"a": np.array(1)})
-        next(tmp_path.glob("x-*.npz")).write_bytes(b"no archive")
-        assert store.get("x", lambda: {"a": np.array(2)})["a"] == 2
+        store.get("x", lambda: {"a": np.arange(100)}, needs=("a",))
+        file = next(tmp_path.glob("x-*.npz"))
+        if content == "other arrays":
+            np.savez(file, b=np.array(1))
+        else:
+            file.write_bytes(file.read_bytes()[:300] if content == "cut" else content)
+        assert store.get("x", lambda: {"a": np.array(2)}, needs=("a",))["a"] == 2
+        assert store.get("x", lambda: pytest.fail("computed again"), needs=("a",))["a"] == 2
 
     def test_where_nothing_can_be_written_the_view_is_there_all_the_same(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.warns(UserWarning, match="cannot be written"):
+        with pytest.warns(UserWarning, match="cannot be written.*it is not kept"):
             assert ViewStore(tmp_path / "file" / "views").get("x", lambda: {"a": np.array(1)})["a"] == 1
+
+    def test_what_a_run_cannot_keep_is_kept_in_the_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "views").write_text("")
+        with pytest.warns(UserWarning, match="cannot be written.*it is kept in .*cache"):
+            store_of(tmp_path / "run").get("x", lambda: {"a": np.array(1)})
+        assert store_of(tmp_path / "run").get("x", lambda: pytest.fail("computed again"))["a"] == 1
+
+    def test_processes_that_build_at_once_do_no_harm(self, tmp_path):
+        start = multiprocessing.get_context("fork")
+        barrier, store = start.Barrier(4), ViewStore(tmp_path)
+
+        def build(number):
+            barrier.wait(60)
+            return {"a": np.full(1000, number)}
+
+        def work(number):
+            for entry in range(KEPT + 3):
+                values = store.get("x", lambda: build(number), entry=entry)["a"]
+                assert len(set(values)) == 1
+                barrier.wait(60)
+
+        workers = [start.Process(target=work, args=(number,)) for number in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert [worker.exitcode for worker in workers] == [0] * 4
+        assert len(list(tmp_path.iterdir())) == KEPT, "nothing half written stays"
 
     def test_a_mark_is_of_the_content(self, tmp_path):
         for name, value in (("a", 1), ("b", 1), ("c", 2)):
             np.savez(tmp_path / f"{name}.npz", x=np.full(9, value))
         a, b, c = (file_mark(tmp_path / f"{name}.npz") for name in "abc")
         assert a == b != c
+
+
+class TestInvalidation:
+    """What is stored of a run is used again for the same content alone."""
+
+    @pytest.fixture
+    def run(self, trained, tmp_path):
+        shutil.copytree(trained["ibq"], tmp_path / "run", ignore=shutil.ignore_patterns("views"))
+        (tmp_path / "images").mkdir()
+        for number in range(3):
+            Image.fromarray(np.full((8, 8, 3), 60 * number, np.uint8)).save(tmp_path / "images" / f"{number}.bmp")
+        return Run(tmp_path / "run")
+
+    @staticmethod
+    def change_weights(run):
+        step, state = run.load_checkpoint()
+        state["model"]["quant_conv.bias"] += 1
+        run.save_checkpoint(step, state)
+
+    @staticmethod
+    def edit_an_image(run):
+        file = run.path.parent / "images" / "1.bmp"
+        size = file.stat().st_size
+        Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(file)
+        assert file.stat().st_size == size
+
+    @pytest.mark.parametrize(
+        ("change", "is_new"),
+        [
+            (lambda run: None, ""),
+            (lambda run: run.log({"step": 9}), ""),
+            (change_weights, "weights"),
+            (edit_an_image, "images"),
+            (lambda run: (run.path.parent / "images" / "2.bmp").unlink(), "images"),
+            (lambda run: (run.path.parent / "images" / "2.bmp").rename(run.path.parent / "images" / "3.bmp"), "images"),
+        ],
+    )
+    def test_of_patches(self, run, monkeypatch, change, is_new):
+        encoded, read = [], []
+        encode_pictures, read_pictures = encoding.encode_pictures, encoding.read_pictures
+        monkeypatch.setattr(encoding, "encode_pictures", lambda *a: encoded.append(1) or encode_pictures(*a))
+        monkeypatch.setattr(encoding, "read_pictures", lambda *a: read.append(1) or read_pictures(*a))
+        images = run.path.parent / "images"
+        for _ in range(2):
+            index_patches(open_subject(run.path, images), 3, progress=False)
+        assert len(encoded) == len(read) == 1
+        change(run)
+        index = index_patches(open_subject(run.path, images), 3, progress=False)
+        assert (len(encoded), len(read)) == (1 + bool(is_new), 1 + (is_new == "images")) and index.pictures.shape[
+            0
+        ] == len(list(images.iterdir()))
+
+    def test_of_older_versions(self, run, monkeypatch):
+        images = run.path.parent / "images"
+        index_patches(open_subject(run.path, images), 3, progress=False)
+        monkeypatch.setattr(patches, "_VERSION", patches._VERSION + 1)
+        monkeypatch.setattr(encoding, "encode_pictures", lambda *_: pytest.fail("computed again"))
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            index_patches(open_subject(run.path, images), 3, progress=False)
+
+    def test_of_the_map(self, run):
+        before = map_run_codes(open_subject(run.path))
+        shot = run.snapshot()
+        run.save_snapshot(run.snapshot_steps[-1], **shot | {"codebook": shot["codebook"] + 1})
+        after = map_run_codes(open_subject(run.path))
+        assert not np.allclose(before.norms[-1], after.norms[-1])
 
 
 class TestMap:
@@ -208,7 +308,13 @@ class TestCards:
         codes = [int(code) for code in np.argsort(-reader.index.counts)[:4]]
         card = reader.read(codes)
         assert card.is_set and card.hits == reader.index.counts[codes].sum() and card.decoded is None
-        assert card.mean_patch() is not None and "What they share" in card_html(card)
+        inside = [t for code in codes for t in reader.index.tokens_of(code) if reader.index.is_inside(int(t))]
+        cuts = np.stack([reader.index.cut(int(t))[0] for t in inside])
+        assert (
+            len(cuts) <= MEAN_OF
+            and np.array_equal(card.mean_patch(), cuts.mean(0).round())
+            and "What these patches share" in card_html(card)
+        )
 
     def test_a_dead_code_and_no_code_have_a_card(self, reader):
         index = reader.index
@@ -262,10 +368,6 @@ class TestCards:
         reader = CardReader(open_subject(trained["ibq"], tmp_path / "images"), 2, progress=False)
         page = card_html(reader.read([int(reader.index.counts.argmax())]))
         assert "<script" not in page and "&lt;script&gt;alert(1)&lt;" in page
-        atlas = write_atlas(
-            trained["ibq"], tmp_path / "atlas", AtlasSettings(images=str(tmp_path / "images"), count=2), progress=False
-        )
-        assert all("<script>alert" not in file.read_text() for file in atlas.parent.rglob("*.js"))
 
 
 class TestTokens:
@@ -291,62 +393,6 @@ class TestTokens:
             tokens.replace((0, 0), 32)
         with pytest.raises(ValueError, match=f"images are 0 to {IMAGES - 1}"):
             TokenImage(subject.tokenizer, index, IMAGES)
-
-
-def taken(file):
-    name, value = re.fullmatch(r'atlas\.take\("([^"]*)",(.*)\);\n', file.read_text(), re.DOTALL).groups()
-    return name, json.loads(value)
-
-
-def column(packed):
-    return np.frombuffer(base64.b64decode(packed["base64"]), f"<{packed['kind']}")
-
-
-@pytest.fixture(scope="module")
-def atlas(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("atlas") / "out"
-    return write_atlas(trained["ibq"], folder, AtlasSettings(count=IMAGES), progress=False).parent
-
-
-class TestAtlas:
-    def test_is_a_folder_that_needs_nothing_else(self, atlas):
-        assert {"index.html", "atlas.js", "atlas.css", "data", "cards", "images", "decoded"} == {
-            file.name for file in atlas.iterdir()
-        }
-        assert len(list((atlas / "images").glob("*.jpg"))) == IMAGES
-        for file in (atlas / "index.html", atlas / "atlas.js", atlas / "atlas.css"):
-            assert not re.search(r"https?:|//cdn|innerHTML|eval\(", file.read_text())
-
-    def test_holds_what_the_cards_hold(self, atlas, reader):
-        name, facts = taken(atlas / "data" / "facts.js")
-        assert name == "facts" and facts["codes"] == 32 and facts["tokens"] == IMAGES * 16
-        _, columns = taken(atlas / "data" / "columns.js")
-        assert np.array_equal(column(columns["hits"]), reader.index.counts)
-        name, shard = taken(atlas / "cards" / "0.js")
-        assert name == "cards/0" and len(shard) == 32
-        code = int(reader.index.counts.argmax())
-        card = reader.read([code], decode=False)
-        assert [other for other, _ in shard[code]["near"]] == [n.code for n in card.near]
-        assert [tuple(place) for place in shard[code]["typical"]] == [reader.index.place(int(t)) for t in card.typical]
-        assert shard[code]["life"] == card.life.hits.tolist()
-
-    def test_its_map_is_the_runs(self, atlas, subject):
-        name, stored = taken(atlas / "data" / "map.js")
-        data = map_run_codes(subject)
-        assert name == "data/map" and np.array_equal(column(stored["ids"]), data.code_ids)
-        places = column(stored["codes"][-1]).reshape(-1, 2) / 65535
-        left, right, bottom, top = data.bounds
-        expected = (data.codes[-1] - [left, bottom]) / [right - left, top - bottom]
-        assert np.abs(places - expected).max() < 1e-4
-
-    def test_is_written_anew_but_never_over_something_else(self, atlas, trained, tmp_path):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.txt").write_text("")
-        with pytest.raises(ViewError, match="something that is no atlas"):
-            write_atlas(trained["ibq"], tmp_path / "mine", progress=False)
-        (atlas / "cards" / "9.js").write_text("")
-        write_atlas(trained["ibq"], atlas, AtlasSettings(count=2, decode=False), progress=False)
-        assert not (atlas / "cards" / "9.js").exists()
 
 
 class TestBadInput:

@@ -17,7 +17,7 @@ import socket
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -199,12 +199,13 @@ def nesting(value: Any, bound: int = NESTING + 1) -> int:
     return depth
 
 
-def read_npz(path: str | Path, limit: int) -> "dict[str, np.ndarray]":
+def read_npz(path: str | Path, limit: int, names: Collection[str] | None = None) -> "dict[str, np.ndarray]":
     """The arrays of an .npz file; what they claim to hold is checked against the file before memory is taken.
 
     Args:
         path: the file.
         limit: bytes at most, of all arrays together when unpacked.
+        names: those to read, as far as they are there; None: all.
     Raises:
         FileNotFoundError: there is no such file.
         UnreadableFile: no .npz, damaged, Python objects inside, or larger than the limit.
@@ -221,7 +222,7 @@ def read_npz(path: str | Path, limit: int) -> "dict[str, np.ndarray]":
                 )
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as arrays:
-                return dict(arrays)
+                return {name: arrays[name] for name in arrays.files if names is None or name in names}
         except UnreadableFile:
             raise
         # What damaged archives raise is not written down anywhere: zlib's, zipfile's, struct's and NumPy's errors.

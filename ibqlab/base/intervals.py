@@ -94,4 +94,5 @@ def exponent_text(law: Mapping[str, Any]) -> str:
 def _number(value: float, decimals: int, signed: bool) -> str:
     if signed and round(value, decimals):
         return f"{value:+,.{decimals}f}"
-    return f"{abs(value) if signed else value:,.{decimals}f}"
+    # Adding 0 takes the sign from what is rounded to −0.
+    return f"{abs(value) if signed else round(value, decimals) + 0.0:,.{decimals}f}"

@@ -157,6 +157,19 @@ _LISTED = (
     ),
     Quantity("code_drift", "drift of codes", "per step", "distance that a step moves a code, mean"),
     Quantity("feature_drift", "drift of features", "per step", "distance between two states of the encoder's output"),
+    Quantity(
+        "distribution_gap",
+        "gap of codes and features",
+        "",
+        "energy distance of codes and features over its largest value",
+        most=1.0,
+        label="gap (0: none)",
+    ),
+    Quantity(
+        "in_use_distance", "codes in use to features", "", "distance to the nearest feature over the features' spread"
+    ),
+    Quantity("unused_distance", "codes not hit to features", "", "likewise of codes without a hit"),
+    Quantity("code_similarity", "cosine of two codes", "", "mean over all pairs of codes", least=-1.0, most=1.0),
     Quantity("births", "codes born", "codes", "codes that the window has gained since the row before"),
     Quantity("deaths", "codes died", "codes", "codes that the window has lost since the row before", "lower"),
     # Losses of training. Those of a quantizer begin with `term_`; it names them.

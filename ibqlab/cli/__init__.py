@@ -7,10 +7,11 @@ holds the commands of one kind. Start with `training_commands.train`.
 """
 
 from ibqlab.cli.checkpoint_commands import download, export, inspect
-from ibqlab.cli.notebook_commands import notebooks, run
+from ibqlab.cli.list_commands import runs
+from ibqlab.cli.notebook_commands import app, notebooks, run
 from ibqlab.cli.program import main
 from ibqlab.cli.quantizer_commands import check
-from ibqlab.cli.run_commands import report, runs, show
+from ibqlab.cli.run_commands import report, show
 from ibqlab.cli.sampling_commands import sample, tokenize
 from ibqlab.cli.training_commands import plan, train
 from ibqlab.cli.view_commands import atlas
@@ -18,6 +19,7 @@ from ibqlab.cli.view_commands import atlas
 for command in (
     run,
     notebooks,
+    app,
     train,
     plan,
     check,

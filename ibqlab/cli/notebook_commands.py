@@ -76,4 +76,29 @@ def notebooks(folder: Path) -> None:
     example = next((copy for copy in copies if copy.stem == "explore_collapse"), copies[0])
     say(f"{len(copies)} notebooks in {folder}")
     say(f"open them: jupyter lab {shlex.quote(str(folder))}")
+    say(f"or without code: ibqlab app {shlex.quote(str(folder))}")
     say(f"or run one: ibqlab run {shlex.quote(str(example))} preset=smoke")
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--port", default=8866, show_default=True, help="The next free one where it is taken.")
+@click.option("--no-browser", is_flag=True, help="Only serve; the address is printed.")
+def app(folder: Path | None, port: int, no_browser: bool) -> None:
+    """Serve the notebooks of FOLDER without code, to this machine, until Ctrl-C; without FOLDER those of the package.
+
+    A notebook opens with its own preset where that has finished, else with the preset smoke.
+    """
+    say_loading("app")
+    from ibqlab.notebooks.catalogue import START_PAGE, notebook_folder
+
+    folder = folder or notebook_folder()
+    if not (folder / f"{START_PAGE}.ipynb").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no start page {START_PAGE}.ipynb; copy it and all notebooks: ibqlab notebooks {folder}"
+        )
+    try:
+        from ibqlab.notebooks.app import serve
+    except ImportError as error:
+        raise ValueError(f"serving notebooks needs {error.name}: pip install 'ibqlab[lab]'") from None
+    serve(folder, [f"--port={port}", *(["--no-browser"] if no_browser else [])])

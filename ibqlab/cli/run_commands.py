@@ -1,7 +1,6 @@
-"""`ibqlab runs`, `show` and `report`: what the folder of all runs holds, and one run or study of it."""
+"""`ibqlab show` and `report`: one run or study of the folder of all runs."""
 
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,50 +14,6 @@ from ibqlab.cli.terminal import say, say_loading, section
 
 if TYPE_CHECKING:
     from ibqlab.runs import Run
-
-
-@click.command()
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--wide", is_flag=True, help="All columns, however narrow the terminal.")
-def runs(folder: Path | None, wide: bool) -> None:
-    """List the runs below FOLDER, by default all, in as many columns as the terminal has room for."""
-    from ibqlab.runs import list_runs, runs_root
-
-    if folder and not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder; without a folder, `ibqlab runs` lists all runs")
-    folder = folder or runs_root()
-    table = list_runs(folder).drop(columns=["path", "config_hash"])
-    if table.empty:
-        say(f"no runs in {folder}; make one with: ibqlab train builtin/photos")
-        return
-    table = table.dropna(axis="columns", how="all").convert_dtypes().astype(object)
-    whole = table.where(table.notna(), "–").map(lambda value: for_terminal(value) if isinstance(value, str) else value)
-    left_out = [] if wide else _fit_columns(whole, shutil.get_terminal_size((120, 24)).columns)
-    say(_as_text(whole.drop(columns=left_out)))
-    if left_out:
-        say(f"left out: {', '.join(left_out)}; all columns: ibqlab runs --wide")
-
-
-LEAST_TELLING = (
-    *("validation_tokens", "usage_tokens", "losses", "duration_s", "code_dim", "seed", "kind", "usage"),
-    *("validation_psnr", "validation_loss", "loss", "problem", "codebook_size", "quantizer"),
-    *("validation_usage", "step"),
-)
-"""Columns of `ibqlab runs` in the order in which they give way to a narrow terminal."""
-
-
-def _as_text(table: Any) -> str:
-    return table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
-
-
-def _fit_columns(table: Any, width: int) -> list[str]:
-    """The columns that a terminal of so many letters has no room for."""
-    left_out: list[str] = []
-    for column in (name for name in LEAST_TELLING if name in table):
-        if len(_as_text(table.drop(columns=left_out)).partition("\n")[0]) <= width:
-            break
-        left_out.append(column)
-    return left_out
 
 
 MAIN_SETTINGS = (
@@ -79,7 +34,7 @@ MAIN_METRICS = (
 def show(name: str, everything: bool) -> None:
     """Show RUN, a path or a name that `ibqlab runs` lists: status, main settings and last metrics, what is there."""
     from ibqlab.config import dump_yaml
-    from ibqlab.runs import Run
+    from ibqlab.runs import Run, read_note
     from ibqlab.runs.commands import leaves
     from ibqlab.runs.finding import find_run
 
@@ -87,6 +42,8 @@ def show(name: str, everything: bool) -> None:
     last = run.last_values
     lines = {name: describe_metric(name, last) for name in last}
     say(f"{run.name}: {run.describe_status()}\n{run.path}")
+    if note := read_note(run.path):
+        section("note", note)
     if everything:
         settings, metric_lines = dump_yaml(run.config), list(lines.values())
     else:

@@ -16,12 +16,15 @@ def atlas(source: str, settings: Sequence[str], *, output: str) -> None:
     """Write a whole codebook as a folder of pages: map, table, and a card per code, to be opened from disk.
 
     The images are a run's own for validation, or those that KEY=VALUE says: images=FOLDER count=500. Others are
-    method=umap, decode=false, weights=ema, quantizer=ibq.
+    method=umap, decode=false, weights=ema, quantizer=ibq, and parquet=true for a table that embedding-atlas reads.
     """
     say_loading(f"atlas {source}")
     from ibqlab.config import apply_overrides, parse
     from ibqlab.views.atlas import AtlasSettings, write_atlas
+    from ibqlab.views.atlas.table import TABLE, table_command
 
     typed = parse(AtlasSettings, apply_overrides({}, settings, AtlasSettings), source="atlas")
     page = write_atlas(source, output, typed)
     say(f"open it in a browser: {page}")
+    if typed.parquet:
+        say(f"the codes as a table: {table_command(page.with_name(TABLE))}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ibqlab.base.files import NESTING, UnreadableFile, read_text
+from ibqlab.config.plain_lines import read_plain
 from ibqlab.config.problems import ConfigError, Problem, describe
 
 NEWER_SETTINGS = {"unreadable": "skip", "plugins": [], "alarm": "warn"}
@@ -84,8 +85,6 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, no ordinary file, empty, not YAML, not a mapping, a key given twice, nested too deep,
             or aliases that multiply; the message names the file.
     """
-    from ibqlab.config.yaml_rules import read_yaml  # noqa: PLC0415 - heavy
-
     path = Path(path)
     try:
         text = read_text(path)
@@ -93,10 +92,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: there is no such file; give the path of a YAML file") from None
     except UnreadableFile as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give the path of a YAML file") from None
-    try:
-        content = read_yaml(text)
-    except UnreadableFile as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    content: Any = read_plain(text)
+    if content is None:
+        from ibqlab.config.yaml_rules import read_yaml  # noqa: PLC0415 - heavy
+
+        try:
+            content = read_yaml(text)
+        except UnreadableFile as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if content is None:
         raise ConfigError(f"{path}: the file is empty; write settings as `key: value`")
     if not isinstance(content, dict):

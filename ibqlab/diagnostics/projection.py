@@ -120,7 +120,7 @@ def project_codes(
     distinct, inverse = np.unique(np.concatenate(vectors), axis=0, return_inverse=True)
     used, explained = None, None
     if method == "pca":
-        plane, position, explained = _fit_pca(distinct, np.bincount(inverse.reshape(-1)))
+        plane, position, explained = fit_pca(distinct, np.bincount(inverse.reshape(-1)))
     else:
         plane, used = fit_umap(distinct, neighbours, seed)
         position = partial(place_in_umap, fitted=distinct, plane=plane, neighbours=used)
@@ -233,7 +233,7 @@ def _sample(frames: list[np.ndarray], budget: int, seed: tuple[int, int]) -> lis
     return [rows_of[len(frame)] for frame in frames]
 
 
-def _fit_pca(
+def fit_pca(
     points: Float[np.ndarray, "P D"], weights: Int[np.ndarray, "P"]
 ) -> tuple[Float[np.ndarray, "P 2"], Callable[[np.ndarray], np.ndarray], tuple[float, float]]:
     """Positions along the two widest directions, what gives any point its own, and the share of variance along each.

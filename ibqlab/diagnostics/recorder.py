@@ -174,6 +174,24 @@ class Recorder:
         self._before, self._alive = None, alive
         return row
 
+    @torch.no_grad()
+    def gradient_norms(self) -> Float[Tensor, " K"] | None:
+        """Norm of each code's gradient in the last backward pass, for a snapshot of the same step.
+
+        None where codes take no gradient (moving averages, frozen codes), where it is not finite, and for a composite,
+        whose parts have gradients of their own. Every process must call it.
+        """
+        if self._is_composite:
+            return None
+        gradient = self._movement(self.quantizer, None)
+        if gradient is None:
+            return None
+        rows = gradient.flatten(0, -2).float()
+        # Squares of small float32 gradients vanish; dividing by the largest entry first keeps them.
+        largest = rows.abs().max()
+        norms = torch.linalg.vector_norm(rows / largest.clamp_min(1e-38), dim=1) * largest
+        return norms if torch.isfinite(norms).all() else None
+
     def _measured(self) -> list[Quantizer | PlainCodebook]:
         """Whose codebooks are measured: the parts of a composite, one per digit of an index, else the quantizer."""
         return self.quantizer.parts if self._is_composite else [self.quantizer]

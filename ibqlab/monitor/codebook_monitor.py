@@ -325,8 +325,7 @@ class CodebookMonitor:
             self.schedule.log_every = max(LOG_EVERY, seen.codes.numel() * self.probe_tokens // ROW_WORK)
         self._take_in()
         measured = None if has_row else self._report(step, seen)
-        recorder = self._window.recorder
-        hits = {"counts": recorder.counts(), "last_hit": recorder.last_hits()} if needs_snapshot else {}
+        hits = self._window.hits(step, self._movement is None) if needs_snapshot else {}
         pictures = snapshot_pictures(given, self.snapshot_images, self._trouble) if needs_snapshot else {}
         try:
             if self._is_writer:

@@ -33,6 +33,7 @@ class Window:
         self.codebook_size, self.device, self.processes = codebook_size, device, processes
         self._codebook = torch.empty(0, 1, device=device)
         self._gradient: Tensor | None = None
+        self._norms: tuple[int, Tensor | None] = (-1, None)
         self._pending: list[tuple[int, Tensor]] = []
         self._waiting = 0
         parts = PlainCodebook(size=codebook_size, read=lambda: self._codebook, read_gradient=lambda: self._gradient)
@@ -84,6 +85,18 @@ class Window:
             self.recorder.observe(codes.long().to(self.device), step)
         return {side: count for side, count in wrong.items() if count}
 
+    def hits(self, step: int, has_gradient: bool) -> dict[str, Tensor]:
+        """What a snapshot tells of each code's use. Every process asks for it.
+
+        Args:
+            step: of the snapshot, whose row was reported.
+            has_gradient: whether what `report` was given are gradients, and not how far codes were moved.
+        """
+        arrays = {"counts": self.recorder.counts(), "last_hit": self.recorder.last_hits()}
+        if has_gradient and self._norms[0] == step and self._norms[1] is not None:
+            arrays["gradient_norm"] = self._norms[1]
+        return arrays
+
     def report(
         self,
         step: int,
@@ -108,6 +121,7 @@ class Window:
         tokens = sample.to(self._codebook.device) if is_whole else stand_in
         with torch.autocast(tokens.device.type, enabled=False):
             row = self.recorder.report(tokens.T[None, :, None, :], step)  # (1, D, 1, n), as an image of one row
+            self._norms = step, self.recorder.gradient_norms()
         self._codebook = torch.empty(0, 1, device=self.device)  # somebody's tensor is not kept alive
         if not is_whole:
             known = _OF_INDICES + (_OF_CODES if codes is not None else ())

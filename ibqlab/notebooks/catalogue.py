@@ -9,6 +9,8 @@ from ibqlab.config import ConfigError, nearest
 from ibqlab.notebooks.parameters import heading
 from ibqlab.runs import checkout_root
 
+START_PAGE = "index"
+"""The notebook that shows all others as cards; it is opened, not run."""
 NOTEBOOK_BYTES = 2**30
 """Largest file that is looked at before it is refused or replaced by a notebook."""
 
@@ -29,14 +31,14 @@ def find_notebook(name: str) -> Path:
     for candidate in (expanded(name), folder / name, folder / f"{name}.ipynb"):
         if is_ordinary(candidate):
             return candidate
-    names = sorted(path.stem for path in folder.glob("*.ipynb"))
+    names = sorted(path.stem for path in folder.glob("*.ipynb") if path.stem != START_PAGE)
     text = for_terminal(name, 80)
     raise ConfigError(f"there is no notebook {text!r}, neither as a file nor under notebooks/; {nearest(name, names)}")
 
 
 def describe_notebooks() -> str:
     """The notebooks, a line each: name and heading."""
-    files = sorted(notebook_folder().glob("*.ipynb"))
+    files = sorted(file for file in notebook_folder().glob("*.ipynb") if file.stem != START_PAGE)
     return "\n".join(f"  {file.stem:<20} {heading(file)}" for file in files) or "  none"
 
 

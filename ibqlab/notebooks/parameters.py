@@ -22,7 +22,7 @@ from ibqlab.config.assignments import alternatives, as_list, field_types, read_a
 from ibqlab.runs.finding import find_run
 
 PLAIN_TYPES = {"int": int, "float": (int, float), "bool": bool}
-OPENERS = ("open_study", "prepare_run", "prepare_pipeline", "prepare_lab", "prepare_cases")
+OPENERS = ("open_study", "prepare_run", "prepare_pipeline", "prepare_lab", "prepare_cases", "prepare_feature_map")
 """What a notebook's third cell may call with its parameters to learn what they mean. They start and write nothing."""
 TRAINED = ("checkpoint", "tokenizer", "generator")
 """Parameters that name something trained, which must be there."""
@@ -50,9 +50,21 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     tagged = [source for kind, source in _cells(notebook) if kind == "parameters"]
     if not tagged:
         raise ConfigError(f"{notebook} has no cell tagged `parameters`; tag one in JupyterLab's property inspector")
+    return parameters_of_cell(tagged[0], notebook)
+
+
+def parameters_of_cell(source: str, notebook: str | Path) -> dict[str, Parameter]:
+    """What a cell tagged `parameters` assigns.
+
+    Args:
+        source: the cell's text.
+        notebook: named in errors.
+    Raises:
+        ConfigError: it is not plain Python.
+    """
     try:
-        lines = ast.parse(tagged[0]).body
-        tokens = list(tokenize.generate_tokens(io.StringIO(tagged[0]).readline))
+        lines = ast.parse(source).body
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise ConfigError(f"{notebook}: the `parameters` cell is not plain Python: {error}") from None
     # Line → the comment at its end.
@@ -85,6 +97,24 @@ def heading(notebook: Path) -> str:
         _, text = _cells(notebook)[0]
         return for_terminal(text.lstrip("# ").partition("\n")[0])
     return ""
+
+
+def first_text(notebook: Path) -> str:
+    """The first cell that is text: what the notebook says about itself; "" where it has none.
+
+    Raises:
+        ConfigError: the file is no notebook.
+    """
+    return next((text for kind, text in _cells(notebook) if kind == "markdown" and text.strip()), "")
+
+
+def calls(notebook: Path, name: str) -> bool:
+    """Whether a cell of a notebook calls a function of this name, as far as its text tells.
+
+    Raises:
+        ConfigError: the file is no notebook.
+    """
+    return any(f"{name}(" in source for kind, source in _cells(notebook) if kind == "code")
 
 
 def describe_parameters(notebook: Path) -> str:

@@ -165,7 +165,9 @@ def _view(model: str, state: dict[str, Any]) -> str:
 
 
 def text_of(markup: str) -> str:
-    """A view's HTML as plain text; of pictures their descriptions."""
-    described = re.sub(r'<img\b[^>]*?alt="([^"]*)"[^>]*>', r"\1", markup)
-    lines = [html.unescape(re.sub(r"<[^>]+>", " ", line)).split() for line in re.split("<br>|</p>|</div>", described)]
+    """A view's HTML as plain text; of pictures their descriptions, of styles nothing, of a table its rows."""
+    shown = re.sub(r"<style>.*?</style>", "", markup, flags=re.DOTALL)
+    described = re.sub(r'<img\b[^>]*?alt="([^"]*)"[^>]*>', r"\1", shown)
+    ends = "<br>|</p>|</div>|</tr>"
+    lines = [html.unescape(re.sub(r"<[^>]+>", " ", line)).split() for line in re.split(ends, described)]
     return "\n".join(" ".join(words) for words in lines if words)

@@ -1,6 +1,7 @@
 """Codes among the features they should serve: the map of a projection."""
 
 import textwrap
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from ibqlab.base.escaping import for_matplotlib
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.plots.histogram import STEP, has_enough_tokens
-from ibqlab.plots.map_details import magnify_crowd, point_at_features
+from ibqlab.plots.map_details import dead_look, magnify_crowd, point_at_features
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
 from ibqlab.plots.steps import write_numbers
 from ibqlab.plots.style import add_caption, as_array, number_range, require_columns, styles_for
@@ -28,6 +29,8 @@ Panel = tuple[Projection, int, Counts | None]
 
 FEATURE_GREY = "#BDBDBD"
 DEAD_COLOR = "#3C3C3C"
+DEAD_NAME, MISSED_NAME = "dead codes (no hit)", "codes not hit"
+"""What crosses are called, where enough tokens were counted and where they were not."""
 _CODE_COLOR = "#0072B2"
 HITS_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0.22, 1.0, 256)), name="hits")
 """Blue to yellow, which no kind of colour blindness mixes up; its dark end is left to the dead codes."""
@@ -90,8 +93,9 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
     """Several maps side by side, with one scale of hits for all.
 
     Panels that show frames of the same projection have the same axes and can be compared point by point; panels of
-    different projections share nothing but the way they are drawn. Every code in use is drawn, above dead ones; where
-    they would hide them, a square shows the place magnified. Features that all lie under one code are pointed at.
+    different projections share nothing but the way they are drawn. Every code in use is drawn. Of codes in use and dead
+    ones the rarer kind lies on top; where dead ones crowd, a square shows the place magnified. Features that all lie
+    under one code are pointed at.
 
     Args:
         panels: title → (projection, frame, hits per code or None), at most three in a row; or what `code_map_table`
@@ -105,30 +109,59 @@ def plot_code_maps(panels: dict[str, Panel] | pd.DataFrame, *, most_hits: int | 
     table = panels if isinstance(panels, pd.DataFrame) else code_map_table(panels)
     require_columns(table, ("panel", "kind", "x", "y", "hits", *_FACTS), "a table of maps")
     facts = table.drop_duplicates("panel").set_index("panel")
-    columns, rows, magnified = min(len(facts), _COLUMNS), -(-len(facts) // _COLUMNS), False
+    columns, rows = min(len(facts), _COLUMNS), -(-len(facts) // _COLUMNS)
     width = PAGE_WIDTH if columns > 1 else 5.2
-    # A scale as soon as hits were counted, even where no code has any.
-    norm = LogNorm(1, max(2, most_hits or np.nanmax([table["hits"].max(), 2]))) if table["hits"].notna().any() else None
-    points = {title: table[table["panel"] == title] for title in facts.index}
-    looks = styles_for(list(facts.index))
-    headings = {title: _heading(looks[title].label, points[title], facts.loc[title], columns) for title in facts.index}
-    size = (width, _height(facts, headings, width - (1.1 if norm else 0)))
+    norm = _scale(table, most_hits)
+    size = (width, _height(facts, _headings(table, facts, columns), width - (1.1 if norm else 0)))
     with styled_figure(*size) as figure:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, title in zip(grid, facts.index, strict=False):
-            draw = partial(_draw_map, points=points[title], norm=norm)
-            draw(axes, area=columns**-0.5)
-            _finish_axes(axes, facts.loc[title], columns)
-            magnified |= magnify_crowd(axes, points[title], partial(draw, area=0.3 * columns**-0.5))
-            point_at_features(axes, points[title])
-            axes.set_title(headings[title], fontsize=9)
+        caption = draw_code_maps(grid, table, columns, most_hits=most_hits)
         for axes in grid[len(facts) :]:
             axes.set_visible(False)
         if norm is not None:
-            _add_scale(figure, grid[: len(facts)], norm, facts["tokens"].dropna(), rows)
-        _add_legend(figure, table)
-        add_caption(figure, _caption(points, facts) + ("; squares magnify where codes crowd" if magnified else ""))
+            add_scale(figure, grid[: len(facts)], table, rows, most_hits=most_hits)
+        handles = map_handles(table)
+        look = {"ncols": len(handles), "handletextpad": 0.3, "columnspacing": 1.4}
+        figure.legend(handles=handles, loc="outside upper center", **look)
+        add_caption(figure, caption)
     return figure
+
+
+def draw_code_maps(grid: Sequence[Axes], table: pd.DataFrame, columns: int, *, most_hits: int | None = None) -> str:
+    """Draw the maps of a table into panels that are there, each with its heading.
+
+    Args:
+        grid: panels, at least as many as maps.
+        table: from `code_map_table`.
+        columns: panels in a row of the figure, which heading and marks are made for.
+        most_hits: as for `plot_code_map`.
+    Returns:
+        The caption: what was fitted and what is drawn of it.
+    """
+    facts = table.drop_duplicates("panel").set_index("panel")
+    headings, norm, magnified = _headings(table, facts, columns), _scale(table, most_hits), False
+    points = {title: table[table["panel"] == title] for title in facts.index}
+    for axes, title in zip(grid, facts.index, strict=False):
+        draw = partial(_draw_map, points=points[title], norm=norm)
+        draw(axes, area=columns**-0.5)
+        _finish_axes(axes, facts.loc[title], columns)
+        magnified |= magnify_crowd(axes, points[title], partial(draw, area=0.3 * columns**-0.5))
+        point_at_features(axes, points[title])
+        axes.set_title(headings[title], fontsize=9)
+    return _caption(points, facts) + ("; squares magnify where codes crowd" if magnified else "")
+
+
+def _scale(table: pd.DataFrame, most_hits: int | None) -> LogNorm | None:
+    """The scale of hits, as soon as any were counted, even where no code has one."""
+    if table["hits"].isna().all():
+        return None
+    return LogNorm(1, max(2, most_hits or np.nanmax([table["hits"].max(), 2])))
+
+
+def _headings(table: pd.DataFrame, facts: pd.DataFrame, columns: int) -> dict[str, str]:
+    looks = styles_for(list(facts.index))
+    points = {title: table[table["panel"] == title] for title in facts.index}
+    return {title: _heading(looks[title].label, points[title], facts.loc[title], columns) for title in facts.index}
 
 
 def _height(facts: pd.DataFrame, headings: dict[str, str], width: float) -> float:
@@ -137,7 +170,7 @@ def _height(facts: pd.DataFrame, headings: dict[str, str], width: float) -> floa
     lines = [1 + text.count("\n") for text in headings.values()]
     rows = [max(lines[start : start + columns]) for start in range(0, len(lines), columns)]
     beside, below = (0.28, 0.35) if facts["share_1"].isna().all() else (0.6, 0.55)  # ticks of PCA need room
-    caption = 0.85 if columns > 1 else 1.25  # a narrower figure breaks it into more lines
+    caption = 1.0 if columns > 1 else 1.4  # a narrower figure breaks it into more lines
     return sum(width / columns - beside + 0.16 * row + below for row in rows) + caption
 
 
@@ -176,23 +209,15 @@ def _panel_table(title: str, projection: Projection, frame: int, counts: Counts 
 
 
 def _draw_map(axes: Axes, points: pd.DataFrame, norm: LogNorm | None, area: float) -> None:
-    """Features below, dead codes above them, codes in use on top, rarely used ones last; `area` scales all marks."""
+    """Features below, codes above them, of codes in use rarely used ones last; `area` scales all marks."""
     features, codes = points[points["kind"] == "feature"], points[points["kind"] == "code"]
     dead, live = codes[codes["hits"] == 0], codes[codes["hits"] > 0].sort_values("hits", ascending=False, kind="stable")
     unknown = codes[codes["hits"].isna()]
     axes.scatter(
         features["x"], features["y"], s=5 * area, color=FEATURE_GREY, linewidths=0, alpha=0.6, label="features"
     )
-    # Hundreds of crosses in one place stay a grey haze that codes in use stand out from.
-    axes.scatter(
-        *(dead["x"], dead["y"]),
-        s=11 * area,
-        color=DEAD_COLOR,
-        marker="x",
-        linewidths=min(0.5, 0.9 * area**0.5),
-        alpha=0.45,
-        label="dead codes",
-    )
+    look = dead_look(len(dead), len(live), linewidth=min(0.5, 0.9 * area**0.5), alpha=0.45)
+    axes.scatter(dead["x"], dead["y"], s=11 * area, color=DEAD_COLOR, marker="x", label="dead codes", **look)
     axes.scatter(
         unknown["x"], unknown["y"], s=14 * area, color=_CODE_COLOR, edgecolors="white", linewidths=0.3, label="codes"
     )
@@ -230,16 +255,39 @@ def _finish_axes(axes: Axes, facts: pd.Series, columns: int) -> None:
     fix_tick_size(axes)
 
 
-def _add_scale(figure: Figure, grid: list[Axes], norm: LogNorm, tokens: pd.Series, rows: int) -> None:
-    """One colour bar of hits for all panels."""
-    scale = figure.colorbar(ScalarMappable(norm, HITS_COLORS), ax=grid, shrink=0.85, pad=0.02, aspect=25 * rows)
-    scale.set_label(f"hits per code in {number_range(tokens)} tokens")
-    write_numbers(scale.ax.yaxis, ",.0f")
+def add_scale(
+    figure: Figure,
+    grid: Sequence[Axes],
+    table: pd.DataFrame,
+    rows: int = 1,
+    *,
+    most_hits: int | None = None,
+    **place: object,
+) -> None:
+    """One colour bar of hits for all panels of a table's maps, whose hits were counted.
+
+    Args:
+        figure: of the panels.
+        grid: the panels.
+        table: from `code_map_table`.
+        rows: of panels.
+        most_hits: as for `plot_code_map`.
+        place: as `Figure.colorbar` takes it.
+    """
+    place = {"shrink": 0.85, "pad": 0.02, "aspect": 25 * rows} | place
+    scale = figure.colorbar(ScalarMappable(_scale(table, most_hits), HITS_COLORS), ax=list(grid), **place)
+    scale.set_label(f"hits per code in {number_range(table['tokens'].dropna())} tokens")
+    axis = scale.ax.xaxis if scale.orientation == "horizontal" else scale.ax.yaxis
+    write_numbers(axis, ",.0f")
     fix_tick_size(scale.ax)
 
 
-def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
-    """What each mark means, only for marks that appear."""
+def map_handles(table: pd.DataFrame) -> list[Line2D]:
+    """Legend entries: what each mark means, only for marks that appear.
+
+    Args:
+        table: from `code_map_table`.
+    """
     codes = table[table["kind"] == "code"]
     handles = [_dot("encoder features", color=FEATURE_GREY, marker="o", markersize=4)]
     if codes["hits"].isna().any():
@@ -252,9 +300,8 @@ def _add_legend(figure: Figure, table: pd.DataFrame) -> None:
     if (codes["hits"] == 0).any():
         counted = table.dropna(subset=["in_use"])
         are_dead = all(map(has_enough_tokens, counted["tokens"], counted["codebook_size"]))
-        name = "dead codes (no hit)" if are_dead else "codes not hit"
-        handles.append(_dot(name, color=DEAD_COLOR, marker="x", markersize=5))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.3, columnspacing=1.4)
+        handles.append(_dot(DEAD_NAME if are_dead else MISSED_NAME, color=DEAD_COLOR, marker="x", markersize=5))
+    return handles
 
 
 def _dot(label: str, **look: object) -> Line2D:
@@ -307,6 +354,12 @@ def _codes_drawn(points: dict[str, pd.DataFrame], facts: pd.DataFrame) -> str:
     if any(lost.values()):
         code_count = number_range([(panel["hits"] > 0).sum() for panel in codes.values()])
         return f"{code_count} of {number_range(facts['in_use'])} codes in use (thinned: give project_codes the counts)"
-    dead = [(int((panel["hits"] == 0).sum()), int(facts.loc[title, "codebook_size"])) for title, panel in codes.items()]
-    whole = all(len(panel) == size for panel, (_, size) in zip(codes.values(), dead, strict=True))
-    return "all codes" if whole else "every code in use, part of the dead codes"
+    # Panels without a dead code would read "0 of 0".
+    dead = {title: int(facts.loc[title, "codebook_size"] - facts.loc[title, "in_use"]) for title in codes}
+    drawn = {title: int((panel["hits"] == 0).sum()) for title, panel in codes.items()}
+    size = f"K = {number_range(facts['codebook_size'])}; in use: hit in {number_range(facts['tokens'])} tokens"
+    if drawn == dead:
+        return f"all codes ({size})"
+    thinned = [title for title in codes if drawn[title] < dead[title]]
+    shown, whole = (number_range(numbers[title] for title in thinned) for numbers in (drawn, dead))
+    return f"every code in use and {shown} of {whole} dead codes ({size})"

@@ -108,7 +108,6 @@ def _draw_row(
             axes,
             quantity,
             title=f"{quantity.panel_title} (window)" if window else "",
-            label=f"{quantity.label} (% of {size:,})" if quantity.whole else "",
             highest=size * 2.2,
         )
         steps.finish_steps(axes, table["step"])

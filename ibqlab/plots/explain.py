@@ -179,26 +179,32 @@ def plot_survival(table: pd.DataFrame) -> Figure:
     """Share of codes that live longer than so many steps after their first hit, with Greenwood's 95 % interval.
 
     A curve that falls at once and then stays: collapse is decided in the first steps, and what is left lives on. One
-    that keeps falling: codes go on dying.
+    that keeps falling: codes go on dying. Codes that were never hit have no life to end, so a flat high curve does not
+    mean that the codebook lives: the dotted line is the same count as a share of all codes.
 
     Args:
         table: from `survival_table`.
     Returns:
         The figure.
     """
-    with styled_figure(PAGE_WIDTH * 0.62, 3.0) as figure:
+    with styled_figure(PAGE_WIDTH * 0.62, 3.2) as figure:
         axes = figure.subplots()
         color = style.VALIDATION_LOOK["color"]
+        lived, died, never = int(table["at_risk"].iloc[0]), int(table["deaths"].sum()), int(table["never"].iloc[0])
         low, high = (100 * table[side].astype(float).fillna(table["survival"]) for side in ("low", "high"))
         axes.fill_between(table["steps"], low, high, step="post", color=color, alpha=0.18, linewidth=0)
-        axes.step(table["steps"], 100 * table["survival"], where="post", color=color)
+        label = f"of the {lived:,} that were hit"
+        axes.step(table["steps"], 100 * table["survival"], where="post", color=color, label=label)
+        if never:
+            of_all = 100 * table["survival"] * lived / (lived + never)
+            axes.step(table["steps"], of_all, where="post", label=f"of all {lived + never:,}", **style.REFERENCE)
+            figure.legend(loc="outside upper center", ncols=2)
         axes.set(ylim=IN_PERCENT, xlabel="training steps since the first hit", ylabel="codes still alive (%)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         fix_tick_size(axes)
-        lived, died = int(table["at_risk"].iloc[0]), int(table["deaths"].sum())
         style.add_caption(
             figure,
-            f"{lived:,} codes that were hit, {died:,} died; {int(table['never'].iloc[0]):,} never lived\n"
+            f"{lived:,} codes that were hit, {died:,} died; {never:,} never lived\n"
             "band: Greenwood's 95 % interval, as if codes died independently",
         )
     return figure

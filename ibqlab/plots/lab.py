@@ -27,8 +27,10 @@ from ibqlab.base.measures import measure
 from ibqlab.diagnostics.lab import Lab, LabResult
 from ibqlab.diagnostics.usage import TOKENS_PER_CODE
 from ibqlab.plots import steps, style
-from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
+from ibqlab.plots.code_map import DEAD_COLOR, DEAD_NAME, FEATURE_GREY, HITS_COLORS, MISSED_NAME
+from ibqlab.plots.histogram import has_enough_tokens
 from ibqlab.plots.lab_plane import LabPlane
+from ibqlab.plots.map_details import dead_look
 from ibqlab.plots.printing import PAGE_WIDTH, draw, save_figure, styled_figure
 
 _COLUMNS = 4
@@ -70,8 +72,9 @@ def lab_plane_table(result: LabResult, at: int | Sequence[int] = -1, methods: Se
 def plot_lab_plane(table: pd.DataFrame) -> Figure:
     """Codes among features, a panel per method and step: which codes are used, and where the dead ones have stayed.
 
-    Grey dots: features. Circles: codes in use, lighter the more features chose them. Crosses: dead codes. Under a
-    drifting encoder crosses lie where the features were; under VQ that started at U(±1/K) they lie at the origin.
+    Grey dots: features. Circles: codes in use, lighter the more features chose them. Crosses: dead codes, on top where
+    they are fewer. Under a drifting encoder crosses lie where the features were; under VQ that started at U(±1/K) they
+    lie at the origin.
 
     Args:
         table: what `lab_plane_table` returned, also as read again from its CSV.
@@ -265,14 +268,16 @@ class _Panels:
             )
             scale.set_label("hits per code in the validation")
             steps.write_numbers(scale.ax.yaxis, ",.0f")
-            self.figure.legend(handles=_handles(), loc="outside upper center", ncols=3, handletextpad=0.3)
+            are_dead = all(map(has_enough_tokens, facts["tokens"], facts["codebook_size"]))
+            self.figure.legend(handles=_handles(are_dead), loc="outside upper center", ncols=3, handletextpad=0.3)
 
     def show(self, table: pd.DataFrame) -> None:
         """The points and headings of a step."""
         panels = table.groupby(["method", "step"], sort=False)
         for axes, ((method, _), points) in zip(self.grid, panels, strict=True):
             self._draw(axes, points, self.looks[method].label)
-        style.add_caption(self.figure, self._caption(table.dropna(subset=["tokens"])))
+        features = (table["kind"] == "feature").groupby([table["method"], table["step"]]).sum()
+        style.add_caption(self.figure, self._caption(table.dropna(subset=["tokens"]), style.number_range(features)))
 
     def picture(self) -> Image.Image:
         """The figure's pixels for an animation; everything stays where the first frame has put it."""
@@ -289,12 +294,13 @@ class _Panels:
         # Of many codes each takes less room, so that they do not become one surface.
         crowd = max(0.25, min(1.0, (64 / len(codes)) ** 0.5))
         axes.scatter(features["x"], features["y"], s=4 * area, color=FEATURE_GREY, linewidths=0, alpha=0.55)
-        axes.scatter(
-            *(dead["x"], dead["y"]), s=24 * area * crowd, color=DEAD_COLOR, marker="x", linewidths=0.7, alpha=0.6
-        )
+        look = dead_look(len(dead), len(live), linewidth=0.7, alpha=0.6)
+        axes.scatter(dead["x"], dead["y"], s=24 * area * crowd, color=DEAD_COLOR, marker="x", **look)
+        # Of many codes in use each takes less room, or they would cover features and dead codes.
+        room = max(0.4, min(1.0, (60 / max(1, len(live))) ** 0.5))
         axes.scatter(
             *(live["x"], live["y"]),
-            s=46 * area * crowd,
+            s=46 * area * crowd * room,
             c=live["hits"],
             cmap=HITS_COLORS,
             norm=self.norm,
@@ -308,8 +314,8 @@ class _Panels:
         standing = f"{step}{in_use:,} of {size:,} in use"
         axes.set_title("\n".join([*lines[:2], standing]), fontsize=8)
 
-    def _caption(self, facts: pd.DataFrame) -> str:
-        """The step of all panels where it is one, and what is drawn where."""
+    def _caption(self, facts: pd.DataFrame, features: str) -> str:
+        """The step of all panels where it is one, and what is drawn where: so many features."""
         first = facts.iloc[0]
         plane = "the plane is the features' space itself"
         if pd.notna(first["share_1"]):
@@ -319,7 +325,8 @@ class _Panels:
             )
         step = f"step {int(first['step']):,}; " if self.single else ""
         hits = f"hits in {_tokens_text(facts['tokens'], facts['codebook_size'])}"
-        return f"{step}{first['features']}; {plane}; {hits}{_failed_text(facts)}"
+        drawn = f"drawn: all codes and {features} features"
+        return f"{step}{first['features']}; {plane}; {drawn}; {hits}{_failed_text(facts)}"
 
 
 def _failed_text(table: pd.DataFrame) -> str:
@@ -336,8 +343,8 @@ def _tokens_text(tokens: pd.Series, sizes: pd.Series) -> str:
     return f"{style.number_range(tokens.astype(float))} validation features{remark}"
 
 
-def _handles() -> list[Line2D]:
-    """Legend entries of the marks."""
+def _handles(are_dead: bool) -> list[Line2D]:
+    """Legend entries of the marks; codes without a hit in too few features are not called dead."""
     plain: dict[str, Any] = {"linestyle": ""}
     return [
         Line2D([], [], marker="o", markersize=3.5, color=FEATURE_GREY, label="features", **plain),
@@ -351,5 +358,7 @@ def _handles() -> list[Line2D]:
             label="codes in use",
             **plain,
         ),
-        Line2D([], [], marker="x", markersize=5, color=DEAD_COLOR, label="dead codes (no hit)", **plain),
+        Line2D(
+            [], [], marker="x", markersize=5, color=DEAD_COLOR, label=DEAD_NAME if are_dead else MISSED_NAME, **plain
+        ),
     ]

@@ -1,10 +1,13 @@
-"""What marks of a map hide from each other: a magnified square where codes crowd, a pointer where features do."""
+"""What marks of a map hide from each other: which codes lie on top, a magnified square where codes crowd, a pointer
+where features do."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from ibqlab.plots.style import CAPTION_SIZE, REFERENCE_GREY, add_note
 
@@ -18,6 +21,26 @@ _HIDING = 0.03
 """Codes in use among the dead ones, as a share of those: fewer hide little."""
 _SQUARE = 0.42
 """Side of the magnified square, of the panel's."""
+
+
+def dead_look(dead: int, live: int, linewidth: float, alpha: float) -> dict[str, Any]:
+    """How the crosses of dead codes are drawn among the circles of codes in use, which have zorder 3.
+
+    The rarer kind lies on top: many crosses stay a haze that few circles stand out from, and few crosses are seen over
+    many circles, each with a white rim.
+
+    Args:
+        dead: crosses in the panel.
+        live: circles in the panel.
+        linewidth: of a cross, points.
+        alpha: of the haze.
+    Returns:
+        linewidths, alpha, zorder and rim, as `Axes.scatter` takes them.
+    """
+    if dead >= live:
+        return {"linewidths": linewidth, "alpha": alpha}
+    rim = withStroke(linewidth=linewidth + 0.9, foreground="white")
+    return {"linewidths": max(linewidth, 0.7), "alpha": 1.0, "zorder": 3.5, "path_effects": [rim]}
 
 
 def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]) -> bool:
@@ -47,7 +70,9 @@ def magnify_crowd(axes: Axes, points: pd.DataFrame, draw: Callable[[Axes], None]
     square.spines[:].set(visible=True, color=REFERENCE_GREY, linewidth=0.8)
     factor = _SQUARE * _side(axes) / (2 * half)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    square.text(0.03, 0.97, f"×{factor:,.0f}", transform=square.transAxes, va="top", fontsize=CAPTION_SIZE, bbox=box)
+    square.text(
+        0.03, 0.97, f"×{factor:,.0f}", transform=square.transAxes, va="top", fontsize=CAPTION_SIZE, bbox=box, zorder=6
+    )
     axes.indicate_inset_zoom(square, edgecolor=REFERENCE_GREY, linewidth=0.6, alpha=1)
     return True
 

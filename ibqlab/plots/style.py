@@ -32,6 +32,8 @@ _LETTERS_PER_INCH = 16
 _WARNING = "#B00000"
 _BAND = 0.3
 """Inches of what `mark_too_short` adds at the top."""
+_CAPTION_LINE = 0.15
+"""Inches of a line of a caption."""
 REFERENCE_GREY = "#555555"
 REFERENCE_LINE = (0, (1, 1.2))
 """Dotted, and grey: what is no measurement of a run, such as even use. No start has it."""
@@ -226,7 +228,8 @@ def add_note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[fl
 
 
 def extend_caption(figure: Figure, text: str) -> None:
-    """One more line of facts at the bottom."""
+    """One more line of facts at the bottom; the figure grows by it, and its panels keep their size."""
+    figure.set_figheight(figure.get_figheight() + _CAPTION_LINE)
     caption = f"{figure.get_supxlabel()}\n{for_matplotlib(text)}"
     figure.supxlabel(caption, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 

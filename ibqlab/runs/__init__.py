@@ -7,6 +7,7 @@
     checkpoints/      step_00000300.pt: what resuming needs, the newest two
     figures/          pictures and the CSV behind each
     provenance.json   status, commit, versions, hardware, seed, duration
+    note.txt          what somebody has written about the run; missing where nobody has
 
 Every file but the two .jsonl is written under another name, forced to disk and then renamed: at any moment it is there
 whole or not at all. Those only grow, and a last line that a kill cut short is left out when it is read.
@@ -15,8 +16,22 @@ Start with `view`, what a folder tells, then `run`, which writes it; `finding` s
 
 from ibqlab.base.files import RunError
 from ibqlab.runs.finding import checkout_root, runs_root
+from ibqlab.runs.notes import read_note, write_note
 from ibqlab.runs.provenance_record import provenance
 from ibqlab.runs.run import Run
-from ibqlab.runs.table import RUN_COLUMNS, list_runs
+from ibqlab.runs.summaries import RUN_COLUMNS, RunIndex, RunSummary
+from ibqlab.runs.table import list_runs
 
-__all__ = ["RUN_COLUMNS", "Run", "RunError", "checkout_root", "list_runs", "provenance", "runs_root"]
+__all__ = [
+    "RUN_COLUMNS",
+    "Run",
+    "RunError",
+    "RunIndex",
+    "RunSummary",
+    "checkout_root",
+    "list_runs",
+    "provenance",
+    "read_note",
+    "runs_root",
+    "write_note",
+]

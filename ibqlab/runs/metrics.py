@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,8 @@ ALARMS_FILE = "alarms.jsonl"
 """Alarms in the same form, one object each; made with the first one."""
 METRICS_BYTES = 2**33
 """Largest metrics.jsonl that is read; a row at each of the published 1,651,650 steps makes about 2 GiB."""
+_ROWS_LOOKED_AT = 6
+"""Rows at both ends of a long file that tell which metrics it has."""
 TAIL_BYTES = 32 * 1024
 """Of a run's metrics that are read: some twenty rows."""
 
@@ -100,6 +102,53 @@ def read_row(line: bytes, source: str) -> dict[str, Any]:
     return row
 
 
+def last_of_each(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """The last value of every metric, as `read_rows` would tell, without reading every row of a long run.
+
+    Args:
+        path: the run folder.
+        names: metrics that are looked for in all rows. Others are found where the first or last rows have them.
+    Raises:
+        RunError: a damaged line, as far as it is looked at; that a line is cut is always seen.
+    """
+    file, text = path / METRICS_FILE, _read_text(path)
+    lines, end = text.count(b"\n"), text.rfind(b"\n") + 1
+    whole = text[:end]
+    if lines <= 3 * _ROWS_LOOKED_AT or not whole.startswith(b"{") or whole.count(b"}\n{") != lines - 1:
+        return {name: value for row in read_rows(path) for name, value in row.items() if value is not None}
+    ends = [*whole.split(b"\n", _ROWS_LOOKED_AT)[:-1], *whole[:-1].rsplit(b"\n", _ROWS_LOOKED_AT)[1:]]
+    values: dict[str, Any] = {}
+    latest: set[str] = set()  # metrics whose last value is known
+    for number, line in enumerate([*ends, text[end:]]):
+        try:
+            row = read_row(line, f"{file}")
+        except RunError:
+            if number == len(ends):  # the last one may be cut
+                continue
+            read_rows(path)  # says which line is damaged
+            raise
+        known = {name: value for name, value in row.items() if value is not None}
+        values |= known
+        latest |= {*known} if number >= _ROWS_LOOKED_AT else set()
+    for name in {*names, *values} - latest:
+        value = _last_of(whole, name, file)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def _last_of(text: bytes, name: str, file: Path) -> Any:
+    """The last value that is none of None of a metric in whole rows; None where it has none."""
+    key, end = json.dumps(name).encode() + b":", len(text)
+    while (at := text.rfind(key, 0, end)) >= 0:
+        start = text.rfind(b"\n", 0, at) + 1
+        value = read_row(text[start : text.find(b"\n", at)], f"{file}").get(name)
+        if value is not None:
+            return value
+        end = start
+    return None
+
+
 def plain_row(value: Any, source: str) -> Any:
     """A value as JSON can hold it; NaN and infinities become None."""
     if isinstance(value, Mapping):
@@ -141,18 +190,23 @@ def _last_step(text: bytes) -> int:
 
 def last_values(file: Path) -> dict[str, Any]:
     """The last value of every metric in the last rows of a run's metrics.jsonl; {} before the first row."""
-    values: dict[str, Any] = {}
+    return {key: value for row in last_rows(file) for key, value in row.items() if value is not None}
+
+
+def last_rows(file: Path) -> list[dict[str, Any]]:
+    """The last rows of a run's metrics.jsonl, a few at least, read without the others; [] before the first row."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
             lines = stream.read().split(b"\n")
     except OSError:
-        return values
+        return []
+    rows = []
     for line in lines:
         # The first line may be cut, and so may the last one, which is being written.
         with suppress(UnreadableFile, UnicodeDecodeError):
-            values |= {key: value for key, value in parse_json(line, file.name).items() if value is not None}
-    return values
+            rows.append(parse_json(line, file.name))
+    return rows
 
 
 def force_rows(path: Path) -> dict[str, Any]:

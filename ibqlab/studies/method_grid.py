@@ -54,6 +54,8 @@ class StudyParameters(SharedParameters):
     """How maps are drawn: "umap" or "pca"."""
     plugins: tuple[str, ...] = ()
     """Files (my_quantizer.py) and modules of your own that register quantizers, for `methods` to name."""
+    wait: bool = True
+    """Whether the training cell waits for the end; else training goes on in the background and the kernel is free."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -35,7 +35,7 @@ def provenance_text(rows: Sequence[dict[str, Any]], *commands: str, **entries: A
     Args:
         rows: as for `provenance_of`.
         commands: that make them, and the report, again.
-        entries: other lines, by their names.
+        entries: other lines, by their names; of features that come from no images "features" says so.
     """
     facts = provenance_of(rows, commands[0])
     hardware = "; ".join(
@@ -54,10 +54,11 @@ def provenance_text(rows: Sequence[dict[str, Any]], *commands: str, **entries: A
         }
     )
     unread = sorted({line for row in rows if (line := unreadable_line(row.get("provenance", {})))})
-    seeds, threads = (", ".join(map(str, facts[key])) for key in ("seeds", "threads"))
+    seeds = ", ".join(map(str, facts["seeds"]))
+    threads = ", ".join(str(count) for count in facts["threads"] if count is not None)
     lines = {
-        "seeds": for_markdown(f"{seeds}; threads per run: {threads}", 2000),
-        "images": for_markdown("; ".join(images) or "not noted", 2000),
+        "seeds": for_markdown(seeds + (f"; threads per run: {threads}" if threads else ""), 2000),
+        **({} if "features" in entries else {"images": for_markdown("; ".join(images) or "not noted", 2000)}),
         **({"images not read": "; ".join(unread)} if unread else {}),
         "hardware": for_markdown(hardware, 2000),
         "versions": for_markdown(versions, 2000),

@@ -102,7 +102,7 @@ class StudyDefinition:
 
 
 class Study:
-    """The runs of a definition at some parameters, and their folder. Nothing is trained or written before `run`.
+    """The runs of a definition at some parameters, and their folder. Nothing is written before `prepare` or `run`.
 
     Args:
         definition: of the study.
@@ -147,21 +147,17 @@ class Study:
         words += [
             f"{key}={as_typed(value)}"
             for key, value in changed.items()
-            if key not in ("preset", "retry", "output") and value != getattr(plain, key)
+            if key not in ("preset", "retry", "output", "wait") and value != getattr(plain, key)
         ]
         if run_name(self.folder) != self.definition.folder_name(self.name, self.parameters):
             words.append(shlex.quote(f"output={output}"))
         return " ".join(["ibqlab run", self.name, *words])
 
-    def run(self, progress: bool = True) -> Outcome:
-        """Train every run that is not finished. Failures are returned, not raised, so that a notebook goes on to its
-        tables; `Outcome.check` raises them.
+    def prepare(self) -> None:
+        """Make the folder and write down what is to be trained in it, so that another process can do so.
 
         Raises:
-            StudyError: the folder is another study's, or there is no cluster.
-            ConfigError: a quantizer that the runs' processes could not find, such as one of a notebook's cell.
-            RunError: a run of the folder has other settings, or the folder cannot be written. Nothing is trained.
-            ValueError: there are no images where the settings say.
+            StudyError, ConfigError, RunError, ValueError: as `run`.
         """
         self.finished()  # refuses runs with other settings
         trained = [cell.config for cell in self.cells if isinstance(cell.config, (TrainConfig, LabRunConfig))]
@@ -174,6 +170,18 @@ class Study:
             (self.folder / name).parent.mkdir(exist_ok=True)
             write_whole(self.folder / name, content)
         write_whole(self.folder / PARAMETERS_FILE, as_json({"study": self.name, **asdict(self.parameters)}))
+
+    def run(self, progress: bool = True) -> Outcome:
+        """Train every run that is not finished. Failures are returned, not raised, so that a notebook goes on to its
+        tables; `Outcome.check` raises them.
+
+        Raises:
+            StudyError: the folder is another study's, or there is no cluster.
+            ConfigError: a quantizer that the runs' processes could not find, such as one of a notebook's cell.
+            RunError: a run of the folder has other settings, or the folder cannot be written. Nothing is trained.
+            ValueError: there are no images where the settings say.
+        """
+        self.prepare()
         os.environ[COMMAND] = self.command_to(run_name(self.folder))
         typed = self.parameters
         if typed.cluster == "slurm":

@@ -29,6 +29,8 @@ class RunParameters:
     settings."""
     projection: str = "umap"
     """How maps are drawn: "umap" or "pca"."""
+    wait: bool = True
+    """Whether the training cell waits for the end; else training goes on in the background and the kernel is free."""
     plugins: tuple[str, ...] = ()
     """Files (my_quantizer.py) and modules of your own that register quantizers."""
 

@@ -335,7 +335,11 @@ class Trainer(ABC):
             self._load(checkpoint)
             self.saved = checkpoint.step
         if self.fabric.is_global_zero and not self.run.is_new:
-            self.run.note_resumed(self.config, **self.session.facts)
+            # One that was made to be trained by a process of its own, or ended before its first row, is begun only now.
+            if checkpoint or self.run.rows or self.run.has_fewer_steps(self.config):
+                self.run.note_resumed(self.config, **self.session.facts)
+            else:
+                self.run.write_provenance(status="running", **self.session.facts)
             # Rows and snapshots after the checkpoint come again, bit for bit.
             self.run.truncate_metrics(self.saved)
             self.run.drop_snapshots_after(self.saved)

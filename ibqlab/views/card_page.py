@@ -16,7 +16,7 @@ from ibqlab.base.escaping import for_html
 from ibqlab.views.cards import Card, Life, Neighbour
 from ibqlab.views.patches import PatchIndex
 
-PATCH_SIDE = 72
+PATCH_SIDE = 64
 """Height of a patch with its surroundings on a page, CSS pixels."""
 PICTURE_SIDE = 132
 """Height of a decoded picture."""
@@ -26,32 +26,49 @@ STYLE = resources.files(__package__).joinpath("card.css").read_text(encoding="ut
 """Of cards and of tokens, in a notebook's colours where it has some."""
 
 
-def card_html(card: Card) -> str:
-    """The page of a card, with its style."""
-    parts = [f"<h3>{for_html(card.title)} <small>· {for_html(card.name)}</small></h3>", _facts(card)]
+def card_html(card: Card, pending: str = "") -> str:
+    """The page of a card, with its style.
+
+    Args:
+        card: of a code or a set.
+        pending: what stands in the place of decoded pictures while they are being made.
+    """
+    title = f'<h3 tabindex="-1">{for_html(card.title)} <small>· {for_html(card.name)}</small></h3>'
+    parts = [title, _facts(card)]
     if card.index is not None and card.codes:
         parts += _patch_rows(card, card.index)
     if card.decoded is not None:
         parts.append(_decoded_row(card))
+    elif pending:
+        parts.append(f'<h4>Decodes to</h4><p class="lack">{for_html(pending)}</p>')
     if card.life is not None:
-        parts += ["<h4>Through training</h4>", life_svg(card.life)]
-    parts += [_classes(card), _neighbours(card)]
+        parts += ["<h4>Use through training</h4>", life_svg(card.life)]
+    parts += [_classes(card), _shared(card), _neighbours(card)]
     parts += [f'<p class="lack">{for_html(text, None)}</p>' for text in card.lacks]
     return f'<style>{STYLE}</style><div class="ibq-card">{"".join(parts)}</div>'
 
 
+def sentence_html(text: object) -> str:
+    """A page that holds a sentence alone: why there is no card."""
+    return f'<style>{STYLE}</style><div class="ibq-card"><p class="lack">{for_html(text, None)}</p></div>'
+
+
 def _facts(card: Card) -> str:
     if not card.codes:
-        return '<p class="lack">Click a point of the map, or draw a lasso around some.</p>'
+        choose = "Click a point of a map or a token of an image, draw a lasso around points, or type a number."
+        return f'<p class="lack">{choose}</p>'
     facts = []
     if card.index is not None:
         share = 100 * card.hits / card.index.tokens
-        facts.append(f"{card.hits:,} of {card.index.tokens:,} tokens ({share:.2g} %) of {_images(card.index)}")
+        facts.append(f"{card.hits:,} of {card.index.tokens:,} tokens ({share:.3g} %)")
+        facts.append(f"in {card.images:,} of {_images(card.index)}")
         if not card.is_set and card.hits:
             rank = 1 + int((card.index.counts > card.hits).sum())
             facts.append(f"rank {rank:,} by use")
         if card.is_set:
             facts.append(f"{int((card.index.counts[list(card.codes)] > 0).sum()):,} of them in use there")
+    if card.parts:
+        facts.append(f"stands for the indices {', '.join(f'{part:,}' for part in card.parts)} of its parts")
     if card.norm is not None:
         facts.append(f"{'mean ' if card.is_set else ''}norm {card.norm:.3g}")
     if card.life is not None:
@@ -67,18 +84,17 @@ def _images(index: PatchIndex) -> str:
 def _patch_rows(card: Card, index: PatchIndex) -> list[str]:
     if not len(card.typical):
         return ['<p class="lack">No token of these images takes it.</p>']
-    mean = card.mean_patch()
-    parts = [f"<h4>{'Nearest to their codes' if card.is_set else 'Nearest to it'}</h4>"]
+    heading = "Patches nearest to" if index.ruler else "Patches of"
+    parts = [f"<h4>{heading} {'their codes' if card.is_set else 'it'}</h4>"]
     parts.append(patch_row(index, card.typical, captions=card.is_set))
-    if card.is_set and mean is not None:
+    mean = card.mean_patch() if card.is_set else None
+    if mean is not None:
         parts += [
-            "<h4>What they share: their mean</h4>",
-            f"<div class=row>{picture(mean, PATCH_SIDE, 'mean patch')}</div>",
+            "<h4>What these patches share: their mean</h4>",
+            f'<div class="row">{picture(mean, PATCH_SIDE, "mean patch")}</div>',
         ]
     if len(card.margin):
         parts += ["<h4>At the margin: nearly another code's</h4>", patch_row(index, card.margin, seconds=True)]
-    elif not index.ruler:
-        parts.append('<p class="lack">No distance chooses this method\'s codes, so none is nearest or second.</p>')
     return parts
 
 
@@ -141,7 +157,9 @@ def _decoded_row(card: Card) -> str:
     image, row, column = decoded.place
     height, width = index.patch
     square = (column * width, row * height, width, height)
-    shown = [
+    mean = card.mean_patch()
+    shown = [] if mean is None else [(mean, "for comparison, the mean of its patches", None)]
+    shown += [
         (decoded.alone, "every token is this code", None),
         (
             decoded.among_average,
@@ -180,10 +198,11 @@ def life_svg(life: Life) -> str:
     floor = height - bottom
     more = " …" if len(life.events) > len(events) else ""
     return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="share of tokens against training step">'
+        f'<svg width="{width}" viewBox="0 0 {width} {height}" style="max-width: 100%" role="img" '
+        f'aria-label="share of tokens against training step">'
         f'<line x1="{left}" y1="{floor}" x2="{width - 8}" y2="{floor}" stroke="currentColor" opacity=".4"/>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>{dots}'
-        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.2g} %</text>'
+        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.3g} %</text>'
         f'<text x="{left - 4}" y="{floor + 3}" text-anchor="end">0</text>'
         f'<text x="{left}" y="{height - 3}">{int(steps[0]):,}</text>'
         f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">'
@@ -204,7 +223,28 @@ def _classes(card: Card) -> str:
         for name, count, lift in rows
     )
     more = f"<p>and {len(card.classes) - len(rows):,} further classes</p>" if len(card.classes) > len(rows) else ""
-    return f"<h4>Classes of its images</h4><table>{lines}</table>{more}"
+    return f"<h4>Classes of the images</h4><table>{lines}</table>{more}"
+
+
+def _shared(card: Card) -> str:
+    """Whether the codes of a set are neighbours of each other."""
+    texts = []
+    if card.near_inside is not None:
+        near = card.near_inside
+        which = "each of its codes" if near.asked == len(card.codes) else f"each of {near.asked:,} of its codes"
+        texts.append(
+            f"Of the {near.nearest} codes nearest to {which}, {100 * near.share:.0f} % are in the set "
+            f"(by chance {100 * near.by_chance:.3g} %)."
+        )
+    if card.beside_inside is not None:
+        beside = card.beside_inside
+        texts.append(
+            f"Of its {beside.pairs:,} pairs of codes in use, {beside.seen:,} stand beside each other in the images "
+            f"({100 * beside.seen / beside.pairs:.3g} %), {beside.lift:.2g} times as often as by chance."
+        )
+    return (
+        "<h4>What its codes share</h4>" + "".join(f"<p>{for_html(text, None)}</p>" for text in texts) if texts else ""
+    )
 
 
 def _neighbours(card: Card) -> str:

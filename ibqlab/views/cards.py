@@ -4,19 +4,27 @@ card = read_card(subject, [51])
 card.html()             # one page, pictures included
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
-from ibqlab.base.files import RunError
-from ibqlab.views.decoding import Decoded, decode_code
+from ibqlab.base.progress import notice
+from ibqlab.data.broken import name_a_few
+from ibqlab.quantizers.composite import Parts
+from ibqlab.runs import Run
+from ibqlab.views.decoding import Decoded, Decoder
+from ibqlab.views.encoding import LISTED, list_codes
 from ibqlab.views.patches import IMAGES, PatchIndex, index_patches
-from ibqlab.views.subject import Subject, ViewError, lacking
+from ibqlab.views.sharing import BesideInside, NearInside, beside_inside, near_inside
+from ibqlab.views.subject import Subject, ViewError, lacking, open_subject
 
 PATCHES = 12
 """Patches of each kind on a card."""
@@ -24,6 +32,12 @@ NEIGHBOURS = 6
 """Codes of each kind of nearness on a card."""
 MOST_CODES = 100_000
 """Codes of a set, at most."""
+MEAN_OF = 64
+"""Patches that a mean patch is made of, at most."""
+_MANY = 65_536
+"""Codes that take a moment to be read."""
+_MISSED = 0.01
+"""Share of evenly used codes that counts may miss before a card says that they are too few."""
 
 
 class Neighbour(NamedTuple):
@@ -76,7 +90,13 @@ class Card:
     """Of the code vector, in the features' units; of a set the mean."""
     life: Life | None
     """Through training; None for a checkpoint."""
-    decoded: Decoded | None
+    parts: tuple[int, ...] = ()
+    """Indices that a code of several parts stands for."""
+    near_inside: NearInside | None = None
+    """Of a set: whether its codes are each other's nearest."""
+    beside_inside: BesideInside | None = None
+    """Of a set: whether its codes stand beside each other."""
+    decoded: Decoded | None = None
     """Of one code."""
     lacks: list[str] = field(default_factory=list)
     """What is not there, a sentence each."""
@@ -115,63 +135,148 @@ class Card:
         order = np.argsort(-here, kind="stable")
         return [(self.index.classes[i], int(here[i]), float(here[i] / expected[i])) for i in order if here[i]]
 
+    @cached_property
+    def images(self) -> int:
+        """Images that hold one of the codes."""
+        if self.index is None or not self.codes:
+            return 0
+        grid = self.index.codes.shape[1] * self.index.codes.shape[2]
+        return len(np.unique(self.index.tokens_of_set(self.codes) // grid))
+
     def mean_patch(self, context: int = 1) -> np.ndarray | None:
-        """The mean of the nearest patches with their surroundings: what they share. None for fewer than two."""
-        if self.index is None:
+        """The mean of typical patches with their surroundings: what they share. None for fewer than two."""
+        if self.index is None or not self.codes:
             return None
-        cuts = [self.index.cut(int(t), context)[0] for t in self.typical if self.index.is_inside(int(t), context)]
+        tokens = self.index.typical(self.codes, MEAN_OF, inside=context)
+        cuts = [self.index.cut(token, context)[0] for token in map(int, tokens)]
         return np.mean(cuts, axis=0).round().astype(np.uint8) if len(cuts) > 1 else None
 
 
 class CardReader:
     """Cards of one run or checkpoint, read one after another.
 
+    The first card takes longer: it reads the codebook, and counts which codes stand beside each other.
+
     Args:
         subject: of which parts may be missing; cards then say so.
         images: how many are looked at, at most.
         progress: show a line while they are encoded for the first time.
+    Raises:
+        ViewError: not even the number of codes is known.
     """
 
     def __init__(self, subject: Subject, images: int = IMAGES, *, progress: bool = True):
-        self.subject, self.lacks = subject, []
+        self.subject, self.progress = subject, progress
+        self.lacks: list[str] = []
+        """What no card has, a sentence each."""
         self.index: PatchIndex | None = None
         try:
             self.index = index_patches(subject, images, progress=progress)
-        except (RunError, ValueError, OSError) as error:
+        # A view says what is wrong, whatever it is: its reader sees no stack trace of a widget.
+        except Exception as error:
             self.lacks.append(lacking(error))
         try:
             self.codebook_size = self._size()
-        except RunError as error:
-            raise ViewError(f"no cards of {subject.name}: {lacking(error)}") from None
+        except Exception as error:
+            raise ViewError(f"no cards of {subject.name}: {' '.join([*self.lacks, lacking(error)][:1])}") from None
+        if self.index is not None:
+            self.lacks += _cautions(self.index)
+
+    @classmethod
+    def open(
+        cls, what: "str | Path | Run | Subject | CardReader", images: str | Path = "", count: int = IMAGES
+    ) -> "CardReader":
+        """The reader of whatever a view may be given.
+
+        Args:
+            what: a run, its name or folder, a checkpoint's file, a `Subject`, or a reader, which is returned.
+            images: as of `open_subject`.
+            count: images that are looked at, at most.
+        Raises:
+            RunError, FileNotFoundError: there is nothing to look at.
+        """
+        if isinstance(what, CardReader):
+            return what
+        return cls(what if isinstance(what, Subject) else open_subject(what, images), count)
 
     def _size(self) -> int:
         if self.index is not None:
             return self.index.codebook_size
-        return len(self.subject.snapshot()["counts"])
+        if self.subject.steps:
+            return len(self.subject.facts_of(self.subject.steps[-1])["counts"])
+        return self.subject.tokenizer.quantizer.config.codebook_size
 
     @cached_property
     def codebook(self) -> Float[np.ndarray, "K D"] | None:
-        """All code vectors, where they can be listed."""
-        if self.subject.run is not None and self.subject.steps:
-            return self.subject.snapshot().get("codebook")
+        """All code vectors, where they can be listed and are finite."""
+        if self.progress and self.codebook_size > _MANY:
+            notice(f"cards of {self.subject.name}: reading {self.codebook_size:,} codes, once")
         try:
-            return self.subject.tokenizer.quantizer.codebook.detach().float().numpy()
-        except (RunError, ValueError, MemoryError):
+            codebook = self._read_codebook()
+        except Exception as error:
+            self.lacks.append(lacking(error))
             return None
+        if codebook is not None and not np.isfinite(codebook).all():
+            self.lacks.append("The code vectors hold NaN or infinity: training has diverged, so none is near another.")
+            return None
+        return codebook
+
+    def _read_codebook(self) -> np.ndarray | None:
+        """Of the last snapshot, which holds weights as trained; else of the network."""
+        stored = self.subject.last_codebook(LISTED) if self.subject.weights == "raw" else None
+        if stored is not None and len(stored) == self.codebook_size:
+            return stored
+        if self.subject.run is not None and self.subject.run.last_checkpoint is None:
+            return None
+        codes = list_codes(self.subject.tokenizer)
+        if codes is None:
+            self.lacks.append(
+                f"The {self.codebook_size:,} codes are combinations of parts, too many to be listed: none is near."
+            )
+        return None if codes is None else codes.numpy()
+
+    @cached_property
+    def _vectors(self) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]] | None:
+        """Code vectors and their squared norms."""
+        if self.codebook is None:
+            return None
+        book = torch.from_numpy(np.ascontiguousarray(self.codebook)).float()
+        return book, torch.einsum("kd,kd->k", book, book)
 
     @cached_property
     def history(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Steps, hits (F, K) and the last hits (K,) of all snapshots with this codebook size."""
-        if self.subject.run is None or not self.subject.steps:
-            return None
         steps, hits, last = [], [], np.full(self.codebook_size, -1)
         for step in self.subject.steps:
-            shot = self.subject.snapshot(step)
+            try:
+                shot = self.subject.facts_of(step)
+            except Exception as error:
+                self.lacks.append(lacking(error))
+                continue
             if len(shot["counts"]) == self.codebook_size:
                 steps.append(step)
                 hits.append(shot["counts"])
                 last = shot.get("last_hit", last)
         return (np.array(steps), np.stack(hits), last) if steps else None
+
+    @cached_property
+    def _decoder(self) -> Decoder | None:
+        return None if self.index is None else Decoder(self.subject.tokenizer, self.index)
+
+    def use_history(
+        self, steps: Int[np.ndarray, "F"], ids: Int[np.ndarray, "C"], hits: np.ndarray, idle: np.ndarray
+    ) -> None:
+        """Take the history from a map that has read it already, in place of reading every snapshot again.
+
+        Args:
+            steps: of the snapshots.
+            ids: codes that the map shows; all others have no hit.
+            hits: (F, C) in each snapshot's validation tokens.
+            idle: (F, C) steps since the last hit; −1 never. Of codes that are not shown it is not known.
+        """
+        if len(ids) == self.codebook_size:
+            last = np.where(idle[-1] < 0, -1, steps[-1] - idle[-1])
+            self.__dict__["history"] = steps, hits, last  # in place of what the cached property would read
 
     def read(self, codes: Sequence[int], *, decode: bool = True) -> Card:
         """The card of a code or a set.
@@ -188,34 +293,56 @@ class CardReader:
         wrong = [code for code in chosen if not 0 <= code < self.codebook_size]
         if wrong:
             raise ValueError(f"codes are 0 to {self.codebook_size - 1:,}; got {wrong[0]:,}")
-        one, lacks, decoded = len(chosen) == 1, list(self.lacks), None
-        if one and decode and self.index is not None:
-            decoded = decode_code(self.subject.tokenizer, self.index, chosen[0])
-        rows = self.codebook[list(chosen)] if self.codebook is not None and chosen else None
+        one, index, everything = len(chosen) == 1, self.index, self._vectors
         nothing = np.zeros(0, np.int64)
-        return Card(
+        card = Card(
             name=self.subject.name,
             codes=chosen,
             codebook_size=self.codebook_size,
-            index=self.index,
-            typical=self.index.typical(list(chosen), PATCHES) if self.index else nothing,
-            margin=self.index.at_margin(list(chosen), PATCHES) if self.index else nothing,
+            index=index,
+            typical=index.typical(chosen, PATCHES) if index and chosen else nothing,
+            margin=index.at_margin(chosen, PATCHES) if index and chosen else nothing,
             near=self._near(chosen[0]) if one else [],
             beside=self._beside(chosen[0]) if one else [],
-            norm=float(np.linalg.norm(rows, axis=1).mean()) if rows is not None else None,
+            norm=float(everything[1][list(chosen)].sqrt().mean()) if everything and chosen else None,
             life=self._life(chosen),
-            decoded=decoded,
-            lacks=lacks,
+            parts=self._parts(chosen[0]) if one else (),
+            near_inside=near_inside(*everything, chosen) if everything else None,
+            beside_inside=beside_inside(index, chosen) if index and len(chosen) > 1 else None,
         )
+        card.lacks.extend(self.lacks)
+        return self.decode(card) if decode else card
+
+    def decode(self, card: Card) -> Card:
+        """A single code's card with what the code decodes to, or why it does not.
+
+        Cost: the decoder's pass over one picture.
+        """
+        if len(card.codes) != 1 or self._decoder is None:
+            return card
+        try:
+            return replace(card, decoded=self._decoder.decode(card.codes[0]))
+        except Exception as error:
+            return replace(card, lacks=[*card.lacks, f"Code {card.codes[0]:,} cannot be decoded: {lacking(error)}"])
+
+    def _parts(self, code: int) -> tuple[int, ...]:
+        """Of a composite's code, whose number has the parts' indices as digits."""
+        codes = self.subject.tokenizer.quantizer.codes if self.index is not None else None
+        if not isinstance(codes, Parts):
+            return ()
+        return tuple(int(digit) for digit in codes.digits(torch.tensor(code)))
 
     def _near(self, code: int) -> list[Neighbour]:
-        if self.codebook is None:
+        if self._vectors is None:
             return []
-        book = torch.from_numpy(np.ascontiguousarray(self.codebook))
-        distances = (book - book[code]).square().sum(1).sqrt()
-        distances[code] = torch.inf
-        values, codes = distances.topk(min(NEIGHBOURS, len(book) - 1), largest=False)
-        return [Neighbour(int(other), float(value)) for other, value in zip(codes, values, strict=True)]
+        book, squares = self._vectors
+        rough = squares - 2 * (book @ book[code])  # up to the code's own square; never a second codebook
+        rough[code] = torch.inf
+        # Differences of large numbers are rough; the few nearest are measured once more.
+        codes = rough.topk(min(2 * NEIGHBOURS, len(book) - 1), largest=False).indices
+        distances = (book[codes] - book[code]).norm(dim=1)
+        order = torch.argsort(distances, stable=True)[:NEIGHBOURS]
+        return [Neighbour(int(codes[place]), float(distances[place])) for place in order]
 
     def _beside(self, code: int) -> list[Neighbour]:
         if self.index is None:
@@ -230,3 +357,24 @@ class CardReader:
         steps, hits, last = self.history
         rows = list(codes)
         return Life(steps, hits[:, rows].sum(1), hits.sum(1), int(last[rows].max()))
+
+
+def _cautions(index: PatchIndex) -> list[str]:
+    """What a reader of counts has to know."""
+    cautions = []
+    missed = math.exp(-index.tokens / index.codebook_size)
+    if missed > _MISSED:
+        cautions.append(
+            f"Counts are too few: {index.tokens:,} tokens for {index.codebook_size:,} codes, so that of codes that are "
+            f"used evenly {100 * missed:.0f} % would have no hit here. A code without a hit need not be dead; look at "
+            "more images."
+        )
+    if index.broken:
+        cautions.append(f"Unreadable images were left out: {name_a_few(index.broken)}.")
+    if len(index.classes) < 2 or not (index.labels >= 0).any():
+        cautions.append("The images have no classes.")
+    if not index.ruler:
+        cautions.append(
+            "No distance between features and codes chooses this method's codes, so no patch is nearest or at a margin."
+        )
+    return cautions

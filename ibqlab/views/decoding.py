@@ -1,10 +1,11 @@
 """What a code decodes to: alone, among average neighbours, and put into a real image."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ibqlab.data import to_uint8
@@ -37,36 +38,58 @@ def grid_of(tokenizer: Tokenizer, vectors: Float[Tensor, "B D h w"]) -> UInt8[np
         return to_uint8(tokenizer.decode(vectors).float()).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def decode_code(tokenizer: Tokenizer, index: PatchIndex, code: int) -> Decoded:
-    """Decode a code in three ways.
+class Decoder:
+    """Decodes codes, one after another, into the same real image as far as that goes.
 
     Args:
         tokenizer: the network.
         index: of the images; the one whose token is replaced is the first that does not use the code at its middle.
-        code: its number, below K.
     """
-    rows, columns = index.codes.shape[1:]
-    side = min(2 * SURROUNDINGS + 1, rows, columns)
-    here = side // 2
-    quantizer = tokenizer.quantizer
-    with torch.no_grad():
-        one = quantizer.decode(torch.full((1, side, side), code))  # (1, D, side, side)
-        mean = _mean_vector(tokenizer, index)
-    among = mean.view(1, -1, 1, 1).repeat(1, 1, side, side)
-    among[..., here, here] = one[..., here, here]
-    pictures = grid_of(tokenizer, torch.cat([one, among]))
-    image, row, column = _place_for(index, code)
-    tokens = torch.from_numpy(index.codes[image].astype(np.int64))[None].repeat(2, 1, 1)
-    tokens[1, row, column] = code
-    with torch.no_grad():
-        before, after = grid_of(tokenizer, quantizer.decode(tokens))
-    return Decoded(alone=pictures[0], among_average=pictures[1], before=before, after=after, place=(image, row, column))
 
+    def __init__(self, tokenizer: Tokenizer, index: PatchIndex):
+        self.tokenizer, self.index = tokenizer, index
+        self._images: dict[int, UInt8[np.ndarray, "H W 3"]] = {}
 
-def _mean_vector(tokenizer: Tokenizer, index: PatchIndex) -> Float[Tensor, " D"]:
-    """Mean code vector over the images' tokens, of some thousand of them."""
-    tokens = torch.from_numpy(index.codes.reshape(-1)[:: max(1, index.tokens // 4096)].astype(np.int64))
-    return tokenizer.quantizer.decode(tokens[None, None])[0, :, 0].float().mean(1)
+    def decode(self, code: int) -> Decoded:
+        """Decode a code in three ways.
+
+        Args:
+            code: its number, below K.
+        Raises:
+            ValueError: NaN, which has no colour.
+        """
+        tokenizer, index, quantizer = self.tokenizer, self.index, self.tokenizer.quantizer
+        rows, columns = index.codes.shape[1:]
+        height, width = min(2 * SURROUNDINGS + 1, rows), min(2 * SURROUNDINGS + 1, columns)
+        with torch.no_grad():
+            one = quantizer.decode(torch.full((1, height, width), code))  # (1, D, height, width)
+        among = self._mean_vector.view(1, -1, 1, 1).repeat(1, 1, height, width)
+        among[..., height // 2, width // 2] = one[..., height // 2, width // 2]
+        pictures = grid_of(tokenizer, torch.cat([one, among]))
+        image, row, column = _place_for(index, code)
+        tokens = torch.from_numpy(index.codes[image].astype(np.int64))[None].clone()
+        if image not in self._images:
+            self._images = {image: self._picture(tokens)}
+        tokens[0, row, column] = code
+        return Decoded(
+            alone=pictures[0],
+            among_average=pictures[1],
+            before=self._images[image],
+            after=self._picture(tokens),
+            place=(image, row, column),
+        )
+
+    def _picture(self, tokens: Int[Tensor, "1 h w"]) -> UInt8[np.ndarray, "H W 3"]:
+        with torch.no_grad():
+            return grid_of(self.tokenizer, self.tokenizer.quantizer.decode(tokens))[0]
+
+    @cached_property
+    def _mean_vector(self) -> Float[Tensor, " D"]:
+        """Mean code vector over the images' tokens, of some thousand of them."""
+        step = max(1, self.index.tokens // 4096)
+        tokens = torch.from_numpy(self.index.codes.reshape(-1)[::step].astype(np.int64))
+        with torch.no_grad():
+            return self.tokenizer.quantizer.decode(tokens[None, None])[0, :, 0].float().mean(1)
 
 
 def _place_for(index: PatchIndex, code: int) -> tuple[int, int, int]:

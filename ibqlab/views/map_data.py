@@ -5,23 +5,17 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ibqlab.base.progress import notice
-from ibqlab.diagnostics.geometry import code_feature_distances, exact_neighbours
-from ibqlab.diagnostics.projection import Projection, project_codes
+from ibqlab.base.checks import whole_number
+from ibqlab.diagnostics.projection import Projection
+from ibqlab.plots.histogram import TOKENS_PER_CODE, has_enough_tokens
+from ibqlab.views.map_fit import DEAD_CODES, FACTS, FIT_POINTS, METHODS, NEIGHBOURS, effective_rank, fit_map
 from ibqlab.views.subject import Subject, ViewError
 
-FIT_POINTS = 5000
-"""Points that the plane is fitted on, at most, all snapshots together; further codes are placed in it."""
-FACT_POINTS = 2000
-"""Codes and features, each, that the map's honesty is measured on, at most."""
-NEIGHBOURS = 10
-"""Of a point, that trustworthiness and the share of codes look at."""
-METHODS = ("pca", "umap")
+__all__ = ["FACTS", "METHODS", "MapData", "describe_frame", "effective_rank", "map_run_codes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +42,8 @@ class MapData:
     """Norm of the code vector, in the features' units."""
     drift: Float[np.ndarray, "F C"]
     """How far the code has moved since the snapshot before, likewise; 0 at the first."""
+    reach: Float[np.ndarray, "F C"]
+    """Norm of each code's gradient in the snapshot's step; NaN where none was stored."""
     assignments: Int[np.ndarray, "F M"]
     """Code of each feature; −1 where it was not stored."""
     tokens: Int[np.ndarray, "F"]
@@ -60,6 +56,8 @@ class MapData:
     """Share of the variance along each axis, by PCA."""
     facts: Float[np.ndarray, "F 6"]
     """Per snapshot the columns of `FACTS`."""
+    left_out: tuple[int, int] = (0, 0)
+    """Snapshots that the map leaves out: for NaN, and for another codebook size."""
 
     @cached_property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -91,139 +89,58 @@ class MapData:
         counts[self.code_ids] = self.hits[frame]
         return counts
 
+    def can_call_dead(self, frame: int) -> bool:
+        """Whether the snapshot's tokens are enough to call a code without a hit dead."""
+        return has_enough_tokens(int(self.tokens[frame]), self.codebook_size)
+
     def in_use(self, frame: int) -> int:
         """Codes with a hit; all of them are shown."""
         return int((self.hits[frame] > 0).sum())
 
 
-FACTS = ("trustworthiness", "codes_among_neighbours", "to_feature", "to_code", "code_rank", "feature_rank")
-"""Of a snapshot, measured in the full space: how much of the plane's neighbourhoods is true (0 to 1); share of a code's
-nearest points that are codes; mean distance of a code to the nearest feature, and of a feature to the nearest code;
-effective ranks of codes and features (the exponential of their spectra's entropy, 1 to D)."""
-
-
-def map_run_codes(subject: Subject, method: str = "pca", *, max_points: int = FIT_POINTS) -> MapData:
+def map_run_codes(
+    subject: Subject,
+    method: str = "pca",
+    *,
+    max_points: int = FIT_POINTS,
+    dead_codes: int | None = DEAD_CODES,
+    progress: bool = False,
+) -> MapData:
     """The map of a run, computed once and stored in its folder.
 
     Args:
         subject: a run whose snapshots hold codebook and features.
-        method: "pca" (distances, no time) or "umap" (neighbourhoods; half a minute the first time).
-        max_points: most points in the fit.
+        method: "pca" (distances, seconds) or "umap" (neighbourhoods; half a minute the first time, more for many
+            codes).
+        max_points: most points in the fit; all others are placed in it.
+        dead_codes: codes shown that no snapshot has in use, at most; None: all. Codes in use are always shown.
+        progress: show a line while it is computed.
     Raises:
         ViewError: no snapshot, or none with codebook and features.
-        ValueError: NaN in them, or a method that there is not.
+        ValueError: a method that there is not, or a negative number of codes.
     """
     subject.require_run()
-    steps = subject.steps
-    if not steps:
+    dead_codes = None if dead_codes is None else whole_number("dead_codes", dead_codes, 0, hint=" (None shows all)")
+    if not subject.steps:
         raise ViewError(f"{subject.name} has no snapshot yet; the first comes with its first validation")
-    notice_long = method == "umap"
 
     def build() -> dict[str, np.ndarray]:
-        if notice_long:
-            notice(f"map of {subject.name}: fitting UMAP over {len(steps)} snapshots, once")
-        return _fit(subject, steps, method, max_points)
+        return fit_map(subject, method, max_points=max_points, dead_codes=dead_codes, progress=progress)
 
-    arrays = subject.store.get(
-        "map", build, method=method, max_points=max_points, snapshots=subject.snapshot_marks(), version=1
-    )
-    explained = tuple(map(float, arrays["explained"])) if len(arrays["explained"]) else None
-    names = ("code_ids", "codes", "features", "hits", "idle", "norms", "drift", "assignments", "tokens", "facts")
+    depends = {"method": method, "max_points": max_points, "dead_codes": dead_codes}
+    arrays = subject.store.get("map", build, snapshots=subject.snapshot_marks(), version=2, **depends)
+    names = ("code_ids", "codes", "features", "hits", "idle", "norms", "drift", "reach", "assignments", "tokens")
     return MapData(
         name=subject.name,
         steps=tuple(map(int, arrays["steps"])),
         method=method,
         codebook_size=int(arrays["codebook_size"]),
         feature_total=int(arrays["feature_total"]),
-        explained=explained,
+        explained=tuple(map(float, arrays["explained"])) or None,
+        left_out=tuple(map(int, arrays["left_out"])),
+        facts=arrays["facts"],
         **{name: arrays[name] for name in names},
     )
-
-
-def _fit(subject: Subject, steps: list[int], method: str, max_points: int) -> dict[str, np.ndarray]:
-    shots = [subject.snapshot(step) for step in steps]
-    usable = [number for number, shot in enumerate(shots) if {"codebook", "features"} <= set(shot) and _is_finite(shot)]
-    if not usable:
-        has = {"codebook", "features"} <= set(shots[-1])
-        why = "hold NaN: the run has diverged" if has else "hold no codebook and features, which a map is made of"
-        raise ViewError(f"no map of {subject.name}: its snapshots {why}")
-    shots, steps = [shots[number] for number in usable], [steps[number] for number in usable]
-    # Runs that go on with another codebook have no common points; the latest size is shown.
-    size = len(shots[-1]["codebook"])
-    same = [number for number, shot in enumerate(shots) if len(shot["codebook"]) == size]
-    shots, steps = [shots[number] for number in same], [steps[number] for number in same]
-    # Features are those of the same images at every snapshot; where a last batch was smaller, of those all have.
-    least = min(len(shot["features"]) for shot in shots)
-    anywhere = sum(shot["counts"].astype(np.int64) for shot in shots)
-    plane = project_codes(
-        [shot["codebook"] for shot in shots],
-        [shot["features"][:least] for shot in shots],
-        method=method,
-        counts=[anywhere] * len(shots),
-        max_points=max_points,
-    )
-    ids, rows = plane.code_ids[0], plane.feature_ids[0]
-    books = [shot["codebook"][ids] for shot in shots]
-    moved = [np.linalg.norm(after - before, axis=1) for before, after in pairwise(books)]
-    last_hits = [shot.get("last_hit", np.full(size, -1))[ids] for shot in shots]
-    return {
-        "steps": np.array(steps),
-        "code_ids": ids,
-        "codes": np.stack(plane.codes).astype(np.float32),
-        "features": np.stack(plane.features).astype(np.float32),
-        "hits": np.stack([shot["counts"][ids] for shot in shots]),
-        "idle": np.stack([np.where(last < 0, -1, step - last) for step, last in zip(steps, last_hits, strict=True)]),
-        "norms": np.stack([np.linalg.norm(book, axis=1) for book in books]).astype(np.float32),
-        "drift": np.stack([np.zeros(len(ids)), *moved]).astype(np.float32),
-        "assignments": np.stack([shot.get("assignments", np.full(least, -1))[:least][rows] for shot in shots]),
-        "tokens": np.array([int(shot["counts"].sum()) for shot in shots]),
-        "codebook_size": np.array(size),
-        "feature_total": np.array(least),
-        "explained": np.array(plane.explained_variance or ()),
-        "facts": np.stack(
-            [
-                _facts(book, shot["features"][:least][rows], plane.codes[number], plane.features[number])
-                for number, (book, shot) in enumerate(zip(books, shots, strict=True))
-            ]
-        ),
-    }
-
-
-def _is_finite(shot: dict[str, np.ndarray]) -> bool:
-    return bool(np.isfinite(shot["codebook"]).all() and np.isfinite(shot["features"]).all())
-
-
-def _facts(codes: np.ndarray, features: np.ndarray, code_places: np.ndarray, feature_places: np.ndarray) -> np.ndarray:
-    """One row of `FACTS`, on a sample of codes and features."""
-    from sklearn.manifold import trustworthiness  # noqa: PLC0415 - a second to import, and read maps need it not
-
-    draw = np.random.default_rng(0)
-    c = np.sort(draw.permutation(len(codes))[:FACT_POINTS])
-    f = np.sort(draw.permutation(len(features))[:FACT_POINTS])
-    vectors = np.concatenate([codes[c], features[f]]).astype(np.float32)
-    places = np.concatenate([code_places[c], feature_places[f]])
-    near = min(NEIGHBOURS, (len(vectors) - 1) // 2)
-    if near < 1:
-        return np.full(len(FACTS), np.nan, np.float32)
-    trusted = trustworthiness(vectors, places, n_neighbors=near)
-    neighbours, _ = exact_neighbours(vectors, near + 1)
-    among = float((neighbours[: len(c), 1:] < len(c)).mean())
-    distances = code_feature_distances(vectors[: len(c)], vectors[len(c) :])
-    ranks = effective_rank(codes[c]), effective_rank(features[f])
-    return np.array([trusted, among, distances.code_to_feature, distances.feature_to_code, *ranks], np.float32)
-
-
-def effective_rank(vectors: Float[np.ndarray, "N D"]) -> float:
-    """exp of the entropy of the singular values' shares, of vectors around their mean: 1 on a line, D in a ball.
-
-    Source: Roy & Vetterli 2007, The effective rank.
-    """
-    values = np.linalg.svd(vectors - vectors.mean(0), compute_uv=False).astype(np.float64)
-    if not values.sum() > 0:
-        return 0.0
-    shares = values / values.sum()
-    shares = shares[shares > 0]
-    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def describe_frame(data: MapData, frame: int) -> str:
@@ -234,10 +151,26 @@ def describe_frame(data: MapData, frame: int) -> str:
     shares = ""
     if data.explained:
         shares = f" ({100 * data.explained[0]:.0f} % and {100 * data.explained[1]:.0f} % of the variance)"
+    in_use, tokens = data.in_use(frame), int(data.tokens[frame])
+    few = ""
+    if not data.can_call_dead(frame):
+        few = f" {tokens:,} tokens are too few to call the other codes dead; {TOKENS_PER_CODE}·K are enough."
+    broken, others = data.left_out
+    left_out = ""
+    if broken:
+        left_out = f" {_snapshots(broken)} left out: {'it holds' if broken == 1 else 'they hold'} NaN."
+    if others:
+        left_out += f" {_snapshots(others)} left out: of another codebook size."
     return (
-        f"{plane} over {len(data.steps)} snapshots{shares}: {codes:,} of {data.codebook_size:,} codes and {features:,} "
-        f"of {data.feature_total:,} features shown; {data.in_use(frame):,} codes in use in {int(data.tokens[frame]):,} "
-        f"tokens. In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature {to_code:.3g} "
-        f"from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; effective rank "
-        f"{code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: {trusted:.2f} of 1."
+        f"{plane} over {len(data.steps)} snapshot{'' if len(data.steps) == 1 else 's'}{shares}: {codes:,} of "
+        f"{data.codebook_size:,} codes and {features:,} of {data.feature_total:,} features shown; "
+        f"{in_use:,} code{'' if in_use == 1 else 's'} in use in {tokens:,} "
+        f"tokens.{few}{left_out} In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature "
+        f"{to_code:.3g} from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; "
+        f"effective rank {code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: "
+        f"{trusted:.2f} of 1."
     )
+
+
+def _snapshots(count: int) -> str:
+    return f"{count:,} snapshot{' is' if count == 1 else 's are'}"

@@ -1,22 +1,19 @@
 """The tokens of many images: which code stands where, how near its feature lies, and the pictures to cut patches from.
 
-`index_patches` computes them once per run and images; `PatchIndex` answers from them without the network.
+`index_patches` computes them once per run and images; `PatchIndex` answers from them without the network. How they are
+computed is `encoding`'s.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 
 from ibqlab.base.checks import require_between
-from ibqlab.base.progress import CountingLine
-from ibqlab.data import to_model_range
-from ibqlab.data.batches import readable_batches
-from ibqlab.quantizers.blocks import rows_per_block
-from ibqlab.tokenizer import Tokenizer
+from ibqlab.views import encoding
 from ibqlab.views.subject import Subject
 
 IMAGES = 512
@@ -24,11 +21,12 @@ IMAGES = 512
 MOST_IMAGES = 100_000
 EDGE = 128
 """Grey of what lies beyond a picture's edge."""
-_BATCH = 16
 _OFTEN = 3
 """Times that codes must stand beside each other to be named as neighbours."""
-_SURE = 0.99
-"""Share of tokens whose code a ruler has to find for its distances to be the method's own."""
+_RANKED = 32_768
+"""Tokens of a set, the nearest, that take turns by code and image, at most."""
+_VERSION = 4
+"""Of what is stored; a change of its meaning needs another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class PatchIndex:
     seconds: Int[np.ndarray, "N h w"]
     """The code that would come next; −1 where no ruler orders the codes."""
     distance: Float[np.ndarray, "N h w"]
-    """From the token's feature to its code, by the ruler; NaN without one."""
+    """From the token's feature to its code, by the ruler; of a dot product its negative; NaN without one."""
     margin: Float[np.ndarray, "N h w"]
     """Lead of the code over the second, 0 (a tie) to 1, by the ruler; NaN without one."""
     labels: Int[np.ndarray, "N"]
@@ -54,6 +52,10 @@ class PatchIndex:
     "" where none does, as for codes of several parts."""
     codebook_size: int
     """K."""
+    broken: tuple[str, ...] = ()
+    """Names of images that could not be read, and why; they are left out."""
+    images_mark: str = ""
+    """Identity of the images, whatever the tokenizer."""
 
     @property
     def tokens(self) -> int:
@@ -82,25 +84,46 @@ class PatchIndex:
         order, starts = self._order
         return order[starts[code] : starts[code + 1]]
 
-    def typical(self, codes: list[int], count: int) -> Int[np.ndarray, "n"]:
-        """Tokens of some codes that lie nearest to their code, of as many images as possible."""
-        tokens = np.concatenate([self.tokens_of(code) for code in codes]) if codes else np.zeros(0, np.int64)
-        return self._spread(tokens, self.distance.ravel()[tokens], count)
+    def tokens_of_set(self, codes: Sequence[int]) -> Int[np.ndarray, "n"]:
+        """Numbers of the tokens of several codes."""
+        if len(codes) == 1:
+            return self.tokens_of(codes[0])
+        inside = np.zeros(self.codebook_size, bool)
+        inside[list(codes)] = True
+        return np.flatnonzero(inside[self.codes.ravel()])
 
-    def at_margin(self, codes: list[int], count: int) -> Int[np.ndarray, "n"]:
+    def typical(self, codes: Sequence[int], count: int, inside: int = 0) -> Int[np.ndarray, "n"]:
+        """Tokens of some codes that lie nearest to their code, of as many codes and images as possible.
+
+        Args:
+            codes: their numbers.
+            count: tokens at most.
+            inside: only tokens with so many squares of their picture on each side.
+        """
+        tokens = self.tokens_of_set(codes)
+        tokens = tokens[self.is_inside(tokens, inside)] if inside else tokens
+        return self._spread(tokens, self.distance.ravel()[tokens], count, by_code=len(codes) > 1)
+
+    def at_margin(self, codes: Sequence[int], count: int) -> Int[np.ndarray, "n"]:
         """Tokens of some codes that nearly went to another; none without a ruler."""
-        tokens = np.concatenate([self.tokens_of(code) for code in codes]) if codes and self.ruler else np.zeros(0, int)
+        tokens = self.tokens_of_set(codes) if self.ruler else np.zeros(0, np.int64)
         return self._spread(tokens, self.margin.ravel()[tokens], count)
 
-    def _spread(self, tokens: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-        """Tokens with the smallest values; of each image one, until all images had their turn."""
+    def _spread(self, tokens: np.ndarray, values: np.ndarray, count: int, by_code: bool = False) -> np.ndarray:
+        """Tokens with the smallest values; of each image one, until all images had their turn.
+
+        Args:
+            tokens: their numbers.
+            values: of each.
+            count: how many at most.
+            by_code: likewise of each code, before images take turns.
+        """
+        if len(tokens) > _RANKED:
+            few = np.sort(np.argpartition(values, _RANKED)[:_RANKED])
+            tokens, values = tokens[few], values[few]
         tokens = tokens[np.argsort(values, kind="stable")]
-        images = tokens // (self.codes.shape[1] * self.codes.shape[2])
-        turn = np.zeros(len(tokens), np.int64)
-        by_image = np.argsort(images, kind="stable")
-        first = np.searchsorted(images[by_image], images[by_image])
-        turn[by_image] = np.arange(len(tokens)) - first
-        return tokens[np.argsort(turn, kind="stable")][:count]
+        tokens = tokens[_turns(tokens // (self.codes.shape[1] * self.codes.shape[2]))]
+        return (tokens[_turns(self.codes.ravel()[tokens])] if by_code else tokens)[:count]
 
     def place(self, token: int) -> tuple[int, int, int]:
         """Image, row and column of a token."""
@@ -127,15 +150,15 @@ class PatchIndex:
         cut = np.pad(inside, around, constant_values=EDGE)
         return cut, (context * width, context * height, width, height)
 
-    def is_inside(self, token: int, context: int = 1) -> bool:
-        """Whether a token's surroundings lie within the picture."""
-        _, row, column = self.place(token)
+    def is_inside(self, tokens: Int[np.ndarray, "*n"], context: int = 1) -> Bool[np.ndarray, "*n"]:
+        """Whether the surroundings of tokens lie within their picture."""
+        _, row, column = np.unravel_index(tokens, self.codes.shape)
         rows, columns = self.codes.shape[1:]
-        return context <= row < rows - context and context <= column < columns - context
+        return (np.minimum(row, rows - 1 - row) >= context) & (np.minimum(column, columns - 1 - column) >= context)
 
-    def class_counts(self, codes: list[int]) -> Int[np.ndarray, "C"]:
+    def class_counts(self, codes: Sequence[int]) -> Int[np.ndarray, "C"]:
         """Tokens of some codes by the class of their image."""
-        tokens = np.concatenate([self.tokens_of(code) for code in codes]) if codes else np.zeros(0, np.int64)
+        tokens = self.tokens_of_set(codes)
         labels = self.labels[tokens // (self.codes.shape[1] * self.codes.shape[2])]
         return np.bincount(labels[labels >= 0], minlength=len(self.classes))
 
@@ -155,6 +178,18 @@ class PatchIndex:
         order = np.argsort(-lift, kind="stable")
         return others[often][order], lift[order]
 
+    def pairs_within(self, inside: Bool[np.ndarray, "K"]) -> tuple[int, int, int]:
+        """Pairs of a set's codes that stand beside each other.
+
+        Args:
+            inside: which codes are in the set.
+        Returns:
+            Pairs of different codes seen; how often, counted from both sides; and how often all codes' pairs are seen.
+        """
+        first, second, seen = self._pairs
+        both = inside[first] & inside[second]
+        return int(both.sum()) // 2, int(seen[both].sum()), int(seen.sum())
+
     @cached_property
     def _pairs(self) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
         """Codes that stand beside each other, in both directions, and how often; sorted by the first."""
@@ -166,6 +201,14 @@ class PatchIndex:
         return both // self.codebook_size, both % self.codebook_size, seen
 
 
+def _turns(groups: np.ndarray) -> np.ndarray:
+    """The order in which each group gives one in turn: all firsts, then all seconds, …"""
+    by_group = np.argsort(groups, kind="stable")
+    turn = np.empty(len(groups), np.int64)
+    turn[by_group] = np.arange(len(groups)) - np.searchsorted(groups[by_group], groups[by_group])
+    return np.argsort(turn, kind="stable")
+
+
 def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = True) -> PatchIndex:
     """Encode a subject's images once, or read what an earlier view has stored.
 
@@ -174,105 +217,49 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
         images: how many at most, the first readable ones.
         progress: show a line on the way.
     Raises:
-        ViewError: no network, or no images.
-    Cost: the encoder's pass over the images, and a product with the codebook for each ruler tried.
+        ViewError: no network, no images, or features that are not finite.
+    Cost: the encoder's pass over the images, and products with the codebook to find the two nearest codes.
     """
     require_between("images", images, 1, MOST_IMAGES)
-    source = subject.source
-    depends = {"weights": subject.weights_mark, "source": source.fingerprint, "images": images}
-    side = subject.tokenizer.config.autoencoder.resolution
+    mark, side = subject.images_mark(images), subject.tokenizer.config.autoencoder.resolution
+    of_images = {"source": mark, "resize": subject.resize, "side": side, "images": images, "version": _VERSION}
+    pictures = subject.store.get(
+        "pictures",
+        lambda: encoding.read_pictures(subject, images, progress),
+        needs=encoding.PICTURES,
+        **of_images,
+    )
+    tokens = subject.store.get(
+        "patches",
+        lambda: encoding.encode_pictures(subject, pictures["pictures"], progress),
+        needs=encoding.TOKENS,
+        weights=subject.weights_mark,
+        **of_images,
+    )
+    return _as_index(subject, pictures | tokens, tuple(subject.source.classes), mark)
 
-    def build() -> dict[str, np.ndarray]:
-        return _encode(subject, images, progress)
 
-    arrays = subject.store.get("patches", build, side=side, **depends)
+def index_picture(subject: Subject, picture: Image.Image) -> PatchIndex:
+    """The tokens of one picture of the user's own, brought to the tokenizer's size as validation images are.
+
+    Args:
+        subject: with a network; its images do not matter.
+        picture: any size and mode that `ibqlab.data` opens.
+    Raises:
+        ViewError: no network, or features that are not finite.
+        ValueError: a strip more than 100 times as long as wide.
+    """
+    pixels = encoding.bring_to_size(subject, picture)
+    arrays = {"pictures": pixels, "labels": np.array([-1]), "broken": np.zeros(0, np.str_)}
+    return _as_index(subject, arrays | encoding.encode_pictures(subject, pixels), (), "")
+
+
+def _as_index(subject: Subject, arrays: dict[str, np.ndarray], classes: tuple[str, ...], mark: str) -> PatchIndex:
     return PatchIndex(
         **{name: arrays[name] for name in ("pictures", "codes", "seconds", "distance", "margin", "labels")},
-        classes=tuple(source.classes),
+        classes=classes,
         ruler=str(arrays["ruler"]),
         codebook_size=subject.tokenizer.quantizer.config.codebook_size,
+        broken=tuple(map(str, arrays["broken"])),
+        images_mark=mark,
     )
-
-
-@torch.no_grad()
-def _encode(subject: Subject, images: int, progress: bool) -> dict[str, np.ndarray]:
-    tokenizer, source = subject.tokenizer, subject.source
-    pictures, codes, labels, vectors = [], [], [], []
-    total = images if source.endless else min(images, len(source))
-    with CountingLine(f"patches of {subject.name}", total, "images", progress) as line:
-        for batch in readable_batches(source, images, batch_size=_BATCH):
-            features = tokenizer.quant_conv(tokenizer.encoder(to_model_range(batch.images)))
-            codes.append(tokenizer.quantizer.encode(features).int())
-            vectors.append(features.float().permute(0, 2, 3, 1))
-            pictures.append(batch.images.permute(0, 2, 3, 1))
-            labels.append(batch.labels)
-            for _ in batch.images:
-                line.advance()
-    found, tokens = torch.cat(codes), torch.cat(vectors)
-    ruler, (distance, seconds, margin) = _measure(tokenizer, tokens.flatten(0, 2), found.flatten())
-    shape = tuple(found.shape)
-    return {
-        "pictures": torch.cat(pictures).numpy(),
-        "codes": found.numpy(),
-        "seconds": seconds.view(shape).int().numpy(),
-        "distance": distance.view(shape).numpy(),
-        "margin": margin.view(shape).numpy(),
-        "labels": torch.cat(labels).int().numpy(),
-        "ruler": np.array(ruler),
-    }
-
-
-def _measure(
-    tokenizer: Tokenizer, features: Float[Tensor, "N D"], codes: Int[Tensor, " N"]
-) -> tuple[str, tuple[Tensor, Tensor, Tensor]]:
-    """The ruler that finds the method's codes, and by it: distance to the code, the second code, and the lead."""
-    nothing = torch.full((len(features),), torch.nan)
-    without = "", (nothing, torch.full((len(features),), -1), nothing)
-    codebook = _whole_codebook(tokenizer)
-    if codebook is None:
-        return without
-    for name, ruler in RULERS.items():
-        prepared = ruler(features, codebook)
-        best, seconds, distances = _two_best(*prepared)
-        if (best == codes).float().mean() >= _SURE:
-            near, far = distances[:, 0], distances[:, 1]
-            margin = ((far - near) / far.abs().clamp_min(1e-12)).clamp(0, 1)
-            return name, (near, seconds, margin)
-    return without
-
-
-def _whole_codebook(tokenizer: Tokenizer) -> Float[Tensor, "K D"] | None:
-    """All code vectors, where they are few enough to be listed: those of several parts are not."""
-    try:
-        codebook = tokenizer.quantizer.codebook.float()
-    except (ValueError, MemoryError, RuntimeError):
-        return None
-    return codebook if codebook.ndim == 2 and len(codebook) > 1 else None
-
-
-def _two_best(
-    features: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
-) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, "N 2"]]:
-    """The two nearest codes of each feature by L2 distance, and both distances."""
-    best, distances = [], []
-    for rows in features.split(max(1, rows_per_block(len(codes), features))):
-        found = torch.cdist(rows, codes).topk(2, largest=False)
-        best.append(found.indices)
-        distances.append(found.values)
-    both = torch.cat(best)
-    return both[:, 0], both[:, 1], torch.cat(distances)
-
-
-def _by_dot(features: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors whose L2 distance orders codes as the dot product does: one more dimension evens out the codes' norms."""
-    squares = codes.square().sum(1)
-    more = (squares.max() - squares).clamp_min(0).sqrt()
-    return torch.cat([features, features.new_zeros(len(features), 1)], 1), torch.cat([codes, more[:, None]], 1)
-
-
-def _by_cosine(features: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.nn.functional.normalize(features), torch.nn.functional.normalize(codes)
-
-
-RULERS = {"L2": lambda features, codes: (features, codes), "dot product": _by_dot, "cosine": _by_cosine}
-"""How nearness may be measured → vectors between which it is the L2 distance."""

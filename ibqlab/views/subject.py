@@ -5,22 +5,31 @@ subject = open_subject("published.ckpt", images="IMAGES")
 subject.tokenizer, subject.source, subject.steps
 """
 
+import hashlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ibqlab.base.codebook_parts import CONCATENATED, SUMMED, with_codebook
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import RunError
+from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, read_npz
+from ibqlab.base.resources import BUILT_IN
 from ibqlab.config import parse
-from ibqlab.data import DataConfig, ImageSource, open_data
-from ibqlab.pretrained import load_tokenizer
+from ibqlab.data import DataConfig, FileSource, ImageSource, PhotosSource, open_data
+from ibqlab.data.shard_index import PICTURE_BYTES
+from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.runs import Run
-from ibqlab.runs.finding import find_run
+from ibqlab.runs.finding import find_run, locate
 from ibqlab.runs.folder import step_file
 from ibqlab.runs.kinds import is_lab, is_monitored, kind_of
+from ibqlab.runs.view import SNAPSHOT_BYTES
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.views.store import ViewStore, file_mark, file_marks, store_of
+
+FORESEEN = (RunError, ValueError, OSError, ImportError)
+"""What is raised with a message for readers."""
 
 
 class ViewError(RunError):
@@ -33,13 +42,14 @@ class Subject:
     Args:
         path: of the run's folder or the checkpoint's file.
         run: the run; None for a checkpoint.
-        images: a folder of images or shards to look at in place of the run's own validation images.
-        weights: "raw" or "ema".
+        images: a folder of images or shards, or a run, to look at in place of the run's own validation images.
+        weights: "raw" or "ema"; "": of a run as trained, of a file its averages or what it holds.
         quantizer: of a published file that does not tell its own, as of `load_tokenizer`.
     """
 
     def __init__(self, path: Path, run: Run | None, images: str, weights: str, quantizer: str | None):
-        self.path, self.run, self.images, self.weights, self._quantizer = path, run, images, weights, quantizer
+        self.path, self.run, self.images, self._quantizer = path, run, images, quantizer
+        self.weights, self._any_weights = weights or ("raw" if run else "ema"), not weights
 
     @property
     def name(self) -> str:
@@ -62,6 +72,39 @@ class Subject:
         """The arrays of a step; errors as of `Run.snapshot`."""
         self.require_run()
         return self.run.snapshot(step)
+
+    def last_codebook(self, most: int) -> np.ndarray | None:
+        """The code vectors of the last snapshot; None where it holds none, or more than `most` numbers.
+
+        Raises:
+            RunError: the snapshot is damaged.
+        """
+        if not self.steps:
+            return None
+        file = step_file(self.path, "snapshots", self.steps[-1], ".npz")
+        arrays = read_npz(file, SNAPSHOT_BYTES, ("codebook", SUMMED, CONCATENATED))
+        for name in (SUMMED, CONCATENATED):
+            if name in arrays:
+                parts, size, dim = arrays[name].shape
+                if size**parts * dim * (parts if name == CONCATENATED else 1) > most:
+                    return None
+        return with_codebook(arrays).get("codebook")
+
+    def facts_of(self, step: int) -> dict[str, np.ndarray]:
+        """The small arrays of a step: counts and last hits, without reading codebook and features.
+
+        Raises:
+            RunError: there is no such snapshot, its file is damaged, or it holds no counts.
+        """
+        self.require_run()
+        file = step_file(self.path, "snapshots", step, ".npz")
+        try:
+            arrays = read_npz(file, SNAPSHOT_BYTES, ("counts", "last_hit"))
+        except (FileNotFoundError, UnreadableFile) as error:
+            raise RunError(f"{error}; delete {file.name} or train again") from error
+        if "counts" not in arrays:
+            raise ViewError(f"{file} holds no counts of hits, so that nothing is known of the use of codes")
+        return arrays
 
     def snapshot_marks(self) -> list[str]:
         """The content of all snapshots, for the store."""
@@ -92,7 +135,13 @@ class Subject:
                 raise ViewError(f"{self.name} has no network that encodes and decodes images: {why}")
             if self.run.last_checkpoint is None:
                 raise ViewError(f"{self.name} has no checkpoint yet, so nothing can be encoded or decoded; train on")
-        return load_tokenizer(self.path, self.weights, quantizer=self._quantizer)
+        try:
+            return load_tokenizer(self.path, self.weights, quantizer=self._quantizer).float()
+        except CheckpointError as error:
+            # An export holds one set, averaged or as trained; which one, its reader need not know.
+            if self.run is not None or "one set of weights" not in str(error) or not self._any_weights:
+                raise
+            return load_tokenizer(self.path, "raw", quantizer=self._quantizer).float()
 
     @cached_property
     def source(self) -> ImageSource:
@@ -102,14 +151,45 @@ class Subject:
             ViewError: none are known.
         """
         side = self.tokenizer.config.autoencoder.resolution
+        if self.images in BUILT_IN:
+            return open_data(DataConfig(source=self.images, image_size=side), "validation")
+        if self.images and is_ordinary(locate(self.images) / "config.yaml"):
+            return _validation_images(Run(locate(self.images)), side)
         if self.images:
-            config = DataConfig(source=self.images, image_size=side)
-            if self.images not in ("photos", "digits"):
-                config = DataConfig(source=self.images, validation_source=self.images, image_size=side)
-            return open_data(config, "validation")
+            config = DataConfig(source=self.images, validation_source=self.images, image_size=side, resize=self.resize)
+            try:
+                return open_data(config, "validation")
+            except ValueError as error:
+                words = str(error).replace("validation_source", "images").replace("source=", "images=")
+                raise ViewError(words) from None
         if self.run is None:
             raise ViewError(f"{self.name} is a checkpoint and brings no images; name some: images=FOLDER")
-        return open_data(parse(DataConfig, self.run.located_config["data"], source=str(self.path)), "validation")
+        return _validation_images(self.run, side)
+
+    @property
+    def resize(self) -> str:
+        """How pictures come to the tokenizer's size: as in the run's training."""
+        data = self.run.config.get("data") if self.run is not None else None
+        return str((data if isinstance(data, dict) else {}).get("resize", DataConfig().resize))
+
+    def images_mark(self, count: int) -> str:
+        """The content of the first images, for the store.
+
+        Cost: reads their files.
+        """
+        source = self.source
+        digest = hashlib.sha256(f"{source.fingerprint} {source.classes}".encode("utf-8", "replace"))
+        if isinstance(source, PhotosSource):
+            digest.update(str(source.image_size).encode())  # other places are cut out for another size
+        if isinstance(source, FileSource):
+            for position in source.positions[:count].tolist():
+                try:
+                    file = source.files.file(position)
+                    content = file if isinstance(file, bytes) else read_bytes(file, PICTURE_BYTES)
+                except (OSError, ValueError) as error:
+                    content = str(error).encode("utf-8", "replace")
+                digest.update(hashlib.sha256(content).digest())
+        return digest.hexdigest()
 
     @property
     def weights_mark(self) -> str:
@@ -124,8 +204,10 @@ def open_subject(
 
     Args:
         what: a run, its name or its folder; or a checkpoint's file.
-        images: a folder of images, shards, "photos" or "digits". "": a run's own validation images.
-        weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages.
+        images: a folder of images, shards, "photos" or "digits", or a run, whose validation images are looked at. "": a
+            run's own.
+        weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages, or
+            the one set that it holds.
         quantizer: of a published file that does not tell its own: "ibq" or "vq".
     Raises:
         FileNotFoundError: there is nothing there.
@@ -135,12 +217,23 @@ def open_subject(
     run = what if isinstance(what, Run) else Run(path) if path.is_dir() else None
     if run is not None and kind_of(run.config) == "generator":
         raise ViewError(
-            f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give that run"
+            f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give "
+            f"{for_terminal(run.config.get('tokenizer') or 'that run')}"
         )
-    return Subject(path, run, str(images or ""), weights or ("raw" if run else "ema"), quantizer)
+    return Subject(path, run, str(images or ""), weights, quantizer)
+
+
+def _validation_images(run: Run, side: int) -> ImageSource:
+    """A run's own, in the size that a tokenizer takes."""
+    data = run.located_config.get("data")
+    if not isinstance(data, dict):
+        raise ViewError(f"{run.name} was trained on no images; name some: images=FOLDER")
+    return open_data(replace(parse(DataConfig, data, source=str(run.path)), image_size=side), "validation")
 
 
 def lacking(error: Exception) -> str:
-    """Why a view is not there, as one sentence for readers."""
+    """Why a view is not there, as one sentence for readers; of an error that nobody foresaw, with its kind."""
     text = " ".join(str(error).split())
-    return text if text.endswith(".") else f"{text}."
+    if not isinstance(error, FORESEEN):
+        text = f"this cannot be shown ({type(error).__name__}: {text}); please report it with the run's folder"
+    return text if text.endswith((".", "?", "!")) else f"{text}."

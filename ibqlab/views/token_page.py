@@ -6,6 +6,7 @@ tokens.replace_code(17, code=51)     # all tokens of a code
 token_html(tokens)
 """
 
+import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -14,10 +15,14 @@ from ibqlab.base.escaping import for_html
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.views.card_page import STYLE, data_uri
 from ibqlab.views.decoding import grid_of
+from ibqlab.views.encoding import DOT
 from ibqlab.views.patches import PatchIndex
 
-SIDE = 288
-"""Height of a picture on the page, CSS pixels."""
+SIDE = 256
+"""Height of a picture on the page, CSS pixels: three stand side by side in a narrow notebook."""
+TOPS = (8, 16, 32, 64, 128, 255)
+"""Ends that the scale of errors may have, grey levels."""
+_HEAT = "inferno"
 
 
 class TokenImage:
@@ -27,14 +32,28 @@ class TokenImage:
         tokenizer: the network.
         index: of the images.
         image: which of them.
+        hits: of every code in the images that a view looks at; None: in those of the index.
+        name: of an image that is none of the run's; "": its number says which it is.
+        subject: what the run or checkpoint is called, for the heading.
     Raises:
         ValueError: there is no such image.
     """
 
-    def __init__(self, tokenizer: Tokenizer, index: PatchIndex, image: int = 0):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        index: PatchIndex,
+        image: int = 0,
+        *,
+        hits: Int[np.ndarray, "K"] | None = None,
+        name: str = "",
+        subject: str = "",
+    ):
         if not 0 <= image < len(index.codes):
             raise ValueError(f"images are 0 to {len(index.codes) - 1:,}; got {image}")
         self.tokenizer, self.index, self.image = tokenizer, index, image
+        self.name, self.subject = name, subject
+        self.hits = index.counts if hits is None else hits
         self.codes: Int[np.ndarray, "h w"] = index.codes[image].copy()
         self._decoded: dict[bytes, np.ndarray] = {}
 
@@ -89,6 +108,11 @@ class TokenImage:
         """Mean absolute difference of the channels between the image and its own tokens' picture, 0 to 255."""
         return np.abs(self.picture.astype(float) - self.decode(self.original)).mean(2)
 
+    @property
+    def error_top(self) -> int:
+        """The end of a scale that holds 99.5 % of the errors, one of `TOPS`."""
+        return scale_top(self.error())
+
     def psnr(self) -> float:
         """Of its own tokens' picture, dB; inf where nothing differs."""
         squares = ((self.picture.astype(float) - self.decode(self.original)) ** 2).mean()
@@ -100,49 +124,84 @@ class TokenImage:
         return code
 
 
-def token_html(tokens: TokenImage, chosen: tuple[int, int] | None = None) -> str:
+def scale_top(values: Float[np.ndarray, "H W"]) -> int:
+    """The least of `TOPS` that 99.5 % of the values do not exceed."""
+    most = float(np.quantile(values, 0.995))
+    return next((top for top in TOPS if top >= most), TOPS[-1])
+
+
+def token_html(
+    tokens: TokenImage, chosen: tuple[int, int] | None = None, error_top: int | None = None, side: int = SIDE
+) -> str:
     """The page: image, decoded tokens, error, and what they decode to after a change.
 
     Args:
         tokens: of one image.
         chosen: a token's row and column; all tokens of its code are marked.
+        error_top: end of the error's scale, grey levels, so that two tokenizers can have one; None: its own.
+        side: height of a picture, CSS pixels.
     """
     index, image = tokens.index, tokens.image
     label = int(index.labels[image])
     words = f", {index.classes[label]}" if len(index.classes) > 1 and 0 <= label < len(index.classes) else ""
+    title = tokens.name or f"image {image:,}{words}"
+    rows, columns = tokens.codes.shape
     figures = [
-        _figure(tokens.picture, f"image {image:,}{words}: click a token", _grid(tokens, chosen)),
-        _figure(tokens.decode(tokens.original), f"its tokens, decoded: {tokens.psnr():.1f} dB"),
-        _figure(_as_heat(tokens.error()), f"error, black 0 to white {max(1, round(tokens.error().max()))} of 255"),
+        _figure(
+            tokens.picture,
+            side,
+            f"{title}: {rows} × {columns} tokens of {index.codebook_size:,} codes",
+            _grid(tokens, chosen, side),
+        ),
+        _figure(tokens.decode(tokens.original), side, f"its tokens, decoded: {tokens.psnr():.1f} dB"),
+        _heat_figure(tokens.error(), side, "error in grey levels, mean of the channels", error_top or tokens.error_top),
     ]
     if tokens.is_changed:
         changed = int((tokens.codes != tokens.original).sum())
-        figures.append(_figure(tokens.decode(), f"{changed:,} token{'s' if changed != 1 else ''} replaced"))
+        figures.append(
+            _figure(tokens.decode(), side, f"{changed:,} token{'s' if changed != 1 else ''} replaced, decoded")
+        )
         difference = np.abs(tokens.decode().astype(float) - tokens.decode(tokens.original)).mean(2)
-        figures.append(_figure(_as_heat(difference), "what that changed"))
+        figures.append(_heat_figure(difference, side, "what that changed, in grey levels", scale_top(difference)))
     facts = describe_token(tokens, chosen)
-    style = f"<style>{STYLE}</style>"
-    return f'{style}<div class="ibq-card"><div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p></div>'
+    heading = f"<h3>{for_html(title)} <small>· {for_html(tokens.subject)}</small></h3>" if tokens.subject else ""
+    page = f'{heading}<div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p>'
+    return f'<style>{STYLE}</style><div class="ibq-card">{page}</div>'
 
 
 def describe_token(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
     """The chosen token in a sentence, as HTML; how to choose one where none is."""
     if chosen is None:
-        return "Hover over a token to read its code; click it to see all tokens of the code, and its card."
+        return (
+            "Point at a token to read its code; click it to mark all tokens of the code and to open its card. "
+            "Shift-click takes a code for “replace by”."
+        )
     row, column = chosen
     code = int(tokens.codes[row, column])
     here = int((tokens.codes == code).sum())
-    text = f"Row {row}, column {column}: code {code:,}, {here:,} of {tokens.codes.size:,} tokens here"
-    second = int(tokens.index.seconds[tokens.image, row, column])
-    if second >= 0 and code == tokens.original[row, column]:
-        text += f"; nearly {second:,} (lead {100 * tokens.index.margin[tokens.image, row, column]:.1f} %)"
-    return for_html(f"{text}.", None)
+    return for_html(f"Row {row}, column {column}: {_numbers(tokens, row, column)}; {here:,} of its tokens here.", None)
 
 
-def _grid(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
-    """A square per token over the picture."""
+def _numbers(tokens: TokenImage, row: int, column: int) -> str:
+    """What there is to know of a token, in one line."""
+    index, code, old = tokens.index, int(tokens.codes[row, column]), int(tokens.original[row, column])
+    hits = int(tokens.hits[code])
+    rank = f", rank {1 + int((tokens.hits > hits).sum()):,}" if hits else ""
+    text = f"code {code:,} · {hits:,} hits in all images{rank}"
+    if code != old:
+        return f"{text} · in place of code {old:,}"
+    second = int(index.seconds[tokens.image, row, column])
+    if second >= 0:
+        lead, distance = index.margin[tokens.image, row, column], index.distance[tokens.image, row, column]
+        near = f"dot product {-distance:.3g}" if index.ruler == DOT else f"{index.ruler} distance {distance:.3g}"
+        text += f" · {near} · nearly code {second:,}, lead {100 * lead:.2g} %"
+    return text
+
+
+def _grid(tokens: TokenImage, chosen: tuple[int, int] | None, side: int) -> str:
+    """A square per token over the picture. One of them can be reached by Tab; arrow keys lead to the others."""
     rows, columns = tokens.codes.shape
-    height, width = SIDE / rows, SIDE * tokens.picture.shape[1] / tokens.picture.shape[0] / columns
+    height, width = side / rows, side * tokens.picture.shape[1] / tokens.picture.shape[0] / columns
     code = None if chosen is None else tokens.codes[chosen]
     squares = []
     for row in range(rows):
@@ -151,21 +210,28 @@ def _grid(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
             kinds = ["same"] if code is not None and here == code else []
             kinds += ["chosen"] if chosen == (row, column) else []
             kinds += ["changed"] if here != old else []
+            reached = 0 if (row, column) == (chosen or (0, 0)) else -1
+            words = for_html(f"{_numbers(tokens, row, column)} · row {row}, column {column}", None)
             squares.append(
                 f'<rect x="{column * width:.2f}" y="{row * height:.2f}" width="{width:.2f}" height="{height:.2f}" '
-                f'class="{" ".join(kinds)}" data-token="{row},{column}" tabindex="0"><title>code {here:,}, row {row}, '
-                f"column {column}</title></rect>"
+                f'class="{" ".join(kinds)}" data-token="{row},{column}" tabindex="{reached}"><title>{words}</title>'
+                "</rect>"
             )
-    return f'<svg class="grid" width="{columns * width:.1f}" height="{SIDE}">{"".join(squares)}</svg>'
+    return f'<svg class="grid" width="{columns * width:.1f}" height="{side}">{"".join(squares)}</svg>'
 
 
-def _figure(pixels: np.ndarray, words: str, over: str = "") -> str:
-    width = round(SIDE * pixels.shape[1] / pixels.shape[0])
-    image = f'<img src="{data_uri(pixels)}" width="{width}" height="{SIDE}" alt="{for_html(words, None)}">'
-    return f'<figure>{image}{over}<figcaption style="max-width:{width}px">{for_html(words, None)}</figcaption></figure>'
+def _figure(pixels: np.ndarray, side: int, words: str, over: str = "", below: str = "") -> str:
+    width = round(side * pixels.shape[1] / pixels.shape[0])
+    said = for_html(words, None)
+    image = f'<img src="{data_uri(pixels)}" width="{width}" height="{side}" alt="{said}">'
+    return f'<figure>{image}{over}<figcaption style="max-width:{width}px">{said}{below}</figcaption></figure>'
 
 
-def _as_heat(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Black to white, the largest white."""
-    scaled = (255 * values / max(values.max(), 1.0)).round().astype(np.uint8)
-    return np.repeat(scaled[..., None], 3, axis=2)
+def _heat_figure(values: Float[np.ndarray, "H W"], side: int, words: str, top: int) -> str:
+    """A map of errors with its scale, dark to bright."""
+    colours = matplotlib.colormaps[_HEAT]
+    pixels = (255 * colours(np.clip(values / top, 0, 1))[..., :3]).round().astype(np.uint8)
+    shades = ",".join(matplotlib.colors.to_hex(colours(part / 8)) for part in range(9))
+    end = f"{top}" if top == TOPS[-1] else f"{top} or more"
+    scale = f'<span class="scale">0 <i style="background:linear-gradient(to right,{shades})"></i> {end}</span>'
+    return _figure(pixels, side, words, below=scale)

@@ -1,58 +1,66 @@
 """The map of a run's codes among its features: points that move with the step, answer to the mouse, and open cards."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import jscatter
 import numpy as np
-import pandas as pd
-from matplotlib.colors import to_hex
 
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
-from ibqlab.plots import plot_code_map
-from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
 from ibqlab.runs import Run
 from ibqlab.views.cards import CardReader
+from ibqlab.views.map_colors import DEAD, FEATURE, IN_USE, LEVELS, NAMES, PLAIN, Coloring, color_codes, palette
 from ibqlab.views.map_data import MapData, describe_frame, map_run_codes
+from ibqlab.views.map_fit import DEAD_CODES
+from ibqlab.views.map_picture import draw_map
 from ibqlab.views.patches import IMAGES
 from ibqlab.views.subject import Subject, lacking, open_subject
 from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.live import picture_html, with_static_page
+from ibqlab.widgets.map_canvas import MapCanvas
 
-LEVELS = 10
-"""Colours of a scale."""
-COLORINGS: dict[str, tuple[str, Callable[[MapData], np.ndarray], bool]] = {
-    "hits": ("hits", lambda data: data.hits, True),
-    "steps since last hit": ("idle", lambda data: data.idle, True),
-    "norm of the code": ("norm", lambda data: data.norms, False),
-    "drift since the snapshot before": ("drift", lambda data: data.drift, False),
-}
-"""What codes may be coloured by → column, values (F, C), whether the scale is logarithmic."""
-_FEATURE, _DEAD, _FIRST = 0, 1, 2
-"""Numbers of what a point is: a feature, a dead code, or a code in use on the first of `LEVELS` colours."""
-_LOOKS = _FIRST + LEVELS
-_SIZES = [3.0, 4.0, *[8.0] * LEVELS]
-_OPACITIES = [0.45, 0.55, *[1.0] * LEVELS]
-_INTERVAL = 700
+INTERVAL = 900
 """Milliseconds between two steps while the map plays."""
+_TEXT = "line-height: 1.45; margin: 4px 14px 4px 0"
+_FAULTS = (RunError, ValueError, OSError, MemoryError, LookupError)
+"""What may go wrong in a view of files that somebody else writes."""
+_HOW = "Click a point, or draw a lasso around some."
+
+
+def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback whose error is told on the view: nobody sees one that is raised."""
+
+    @wraps(method)
+    def call(self: "CodebookMap", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except _FAULTS as error:
+            self.say(lacking(error))
+            return None
+
+    return call
 
 
 class CodebookMap(ipywidgets.VBox):
     """Codes and encoder features in one plane, fitted once over all snapshots; a slider moves the points.
 
-    A click or a lasso selects codes, or features, which stand for their codes; the card beside the map shows them.
+    A click or a lasso selects codes, or features, which stand for their codes; the card beside the map shows them. What
+    the run lacks is said in a sentence in place of the map.
 
     Args:
         what: a run, its name or folder.
-        method: "pca" (distances; a second) or "umap" (neighbourhoods; half a minute the first time).
+        method: "pca" (distances; seconds) or "umap" (neighbourhoods; half a minute the first time).
         images: as of `open_subject`, for the cards.
         count: images that the cards look at, at most.
         height: of the map, CSS pixels.
+        dead_codes: codes shown that no snapshot has in use, at most; None: all. Codes in use are always shown.
+        step: training step shown first; None: the last.
+        with_card: whether the card of what is selected stands beside the map.
     Raises:
-        RunError, FileNotFoundError: there is nothing that a map could be made of.
+        FileNotFoundError: there is nothing of that name.
     """
 
     def __init__(
@@ -61,194 +69,275 @@ class CodebookMap(ipywidgets.VBox):
         method: str = "pca",
         images: str | Path = "",
         count: int = IMAGES,
+        *,
         height: int = 480,
+        dead_codes: int | None = DEAD_CODES,
+        step: int | None = None,
+        with_card: bool = True,
     ):
-        self.subject: Subject = open_subject(what, images)
-        self.data = map_run_codes(self.subject, method)
+        self._what, self._method, self._images, self._count = what, method, images, count
+        self._dead_codes, self._first_step = dead_codes, step
+        self.subject: Subject | None = None
+        self.data: MapData | None = None
         self.selected: tuple[int, ...] = ()
+        self.card: CodeCard | None = None
+        self._colorings: dict[str, Coloring] = {}
         self._listeners: list[Callable[[tuple[int, ...]], None]] = []
-        self._others: list[CodebookMap] = []
-        self._silent = False
-        self._rows = {int(code): row for row, code in enumerate(self.data.code_ids)}
-        self.card = self._open_card(count)
-        steps = [(f"{step:,}", number) for number, step in enumerate(self.data.steps)]
-        last = len(steps) - 1
-        self.coloring = ipywidgets.Dropdown(options=list(COLORINGS), description="colour", layout={"width": "300px"})
-        self.step = ipywidgets.SelectionSlider(
-            options=steps,
-            value=last,
-            description="training step",
-            style={"description_width": "initial"},
-            layout={"width": "min(100%, 460px)"},
-        )
-        self.play = ipywidgets.Play(value=last, min=0, max=last, interval=_INTERVAL, show_repeat=False)
-        ipywidgets.jslink((self.play, "value"), (self.step, "index"))
-        self.scale = ipywidgets.HTML()
-        self.facts = ipywidgets.HTML()
-        self.scatter = self._scatter(height)
-        for control in (self.coloring, self.step):
-            control.observe(self._redraw, names="value")
-        self.scatter.widget.observe(self._choose, names="selection")
-        controls = [ipywidgets.HBox([self.play, self.step, self.coloring], layout={"flex_flow": "row wrap"})]
-        left = ipywidgets.VBox(
-            [self.scatter.widget, self.scale, self.facts], layout={"width": "54%", "min_width": "420px"}
-        )
-        right = ipywidgets.VBox([self.card] if self.card else [], layout={"width": "44%", "min_width": "360px"})
-        super().__init__([*controls, ipywidgets.HBox([left, right], layout={"flex_flow": "row wrap"})])
+        self._show_listeners: list[Callable[[], None]] = []
+        self._with_card, self._is_moving = with_card, False
+        self._make_controls(height)
+        super().__init__([self.controls, self.said, self.body])
         self.add_class("ibqlab-codebook-map")
-        self._write()
+        self._open(first=True)
 
     # --- what others call ---
 
     def select(self, codes: Sequence[int]) -> None:
         """Select codes of the map, as a lasso would; those that are not shown are left out."""
-        self._select(tuple(int(code) for code in codes if int(code) in self._rows), tell=True)
+        if self.data is not None:
+            self._select(tuple(int(code) for code in codes if self._row(int(code)) is not None), mark=True)
+
+    def show_selected(self, codes: tuple[int, ...]) -> None:
+        """Mark and show codes that another view has selected, without telling anybody."""
+        if self.data is not None:
+            self._select(codes, mark=True, tell=False)
 
     def on_select(self, listener: Callable[[tuple[int, ...]], None]) -> None:
         """Call a function with the codes whenever others are selected."""
         self._listeners.append(listener)
 
-    def link(self, other: "CodebookMap") -> None:
-        """Selecting codes here selects the codes of the same numbers there, and the other way round."""
-        for one, another in ((self, other), (other, self)):
-            if another not in one._others:
-                one._others.append(another)
+    def on_show(self, listener: Callable[[], None]) -> None:
+        """Call a function whenever the run was read again."""
+        self._show_listeners.append(listener)
+
+    def refresh(self) -> None:
+        """Read the run again: snapshots that have come since appear, and the plane is fitted over all."""
+        self._open()
+
+    def say(self, text: str) -> None:
+        """A sentence above the map; "" takes it away."""
+        self.said.value = f'<p class="ibqlab-map-said" style="{_TEXT}">{for_html(text, None)}</p>' if text else ""
 
     def static_html(self) -> str:
         """The map of this step as a picture, the facts, and the card."""
-        frame = self.step.value
-        figure = plot_code_map(self.data.projection, frame, self.data.counts(frame), self._title())
+        if self.data is None:
+            return self.said.value
+        title = f"{self.data.name}, step {self.data.steps[self.step.value]:,}"
+        picture = picture_html(draw_map(self.data, self.step.value, title), f"map of codes and features of {title}")
         card = f"<div>{self.card.static_html()}</div>" if self.card else ""
-        return f"<div>{picture_html(figure, self._title())}</div>{self.facts.value}{card}"
+        return f"<div>{picture}</div>{self.said.value}{self.facts.value}{card}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
 
     # --- inside ---
 
-    def _open_card(self, count: int) -> CodeCard | None:
+    def _make_controls(self, height: int) -> None:
+        self.coloring = ipywidgets.Dropdown(options=list(NAMES), description="colour by", layout={"width": "280px"})
+        self.step = ipywidgets.SelectionSlider(
+            options=[("0", 0)],
+            description="training step",
+            style={"description_width": "initial"},
+            layout={"width": "min(100%, 420px)"},
+        )
+        self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
+        self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
+        self.said, self.heading, self.scale, self.facts = (ipywidgets.HTML() for _ in range(4))
+        self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
+        self._moving = [self.play, self.step, self.coloring]
+        row = {"flex_flow": "row wrap", "align_items": "center"}
+        self.controls = ipywidgets.HBox([*self._moving, self.again], layout=row)
+        share = {"width": "54%", "min_width": "min(100%, 420px)", "flex": "1 1 54%"} if self._with_card else {}
+        self.left = ipywidgets.VBox(
+            [self.heading, self.canvas, self.scale, self.facts], layout=share or {"width": "100%"}
+        )
+        self.right = ipywidgets.VBox([], layout={"width": "42%", "min_width": "min(100%, 340px)", "flex": "1 1 40%"})
+        self.body = ipywidgets.HBox([self.left], layout={"flex_flow": "row wrap"})
+        # The browser moves the points by itself where it has them; the kernel follows.
+        ipywidgets.jslink((self.play, "value"), (self.step, "index"))
+        ipywidgets.jslink((self.step, "index"), (self.canvas.painter, "frame"))
+        self.step.observe(self._moved, names="value")
+        self.coloring.observe(self._recolored, names="value")
+        self.again.on_click(lambda _: self._open())
+        self.canvas.on_dark(self._write)
+
+    def _open(self, first: bool = False) -> None:
+        """Read the run and show it, or say what it lacks."""
         try:
-            reader = CardReader(self.subject, count)
-        except RunError:
-            return None
-        return CodeCard(reader, code=())
+            self.subject = open_subject(self._what, self._images)
+            data = map_run_codes(self.subject, self._method, dead_codes=self._dead_codes, progress=True)
+            self._show(data)
+        except FileNotFoundError:
+            if first:
+                raise
+            self._lose(f"{self._what} is gone: its folder was moved or deleted.")
+        except _FAULTS as error:
+            self._lose(lacking(error))
+        for listener in self._show_listeners:
+            listener()
 
-    def _title(self) -> str:
-        return f"{self.data.name}, step {self.data.steps[self.step.value]:,}"
+    def _lose(self, text: str) -> None:
+        """Say why there is no map; one that stood before stays, as it was."""
+        if self.data is not None:
+            text += " The map shows what was read before."
+        self.say(text)
+        for control in self._moving:
+            control.layout.display = None if self.data is not None else "none"
+        self.body.layout.display = None if self.data is not None else "none"
+        self.canvas.painter.watching = self.data is None and self.subject is not None
 
-    def _scatter(self, height: int) -> jscatter.Scatter:
-        left, right, bottom, top = self.data.bounds
-        margin = 0.03 * max(right - left, top - bottom, 1e-6)
-        scatter = jscatter.Scatter(
-            data=self._frame(),
-            x="x",
-            x_scale=(left - margin, right + margin),
-            y="y",
-            y_scale=(bottom - margin, top + margin),
-            height=height,
-        )
-        # One number says what a point is, and lists say how that looks: with names jscatter 1.0 takes no second frame.
-        ends = (0, _LOOKS - 1)
-        scatter.color(by="look", map=self._colors(), norm=ends)
-        scatter.size(by="look", map=_SIZES, norm=ends)
-        scatter.opacity(by="look", map=_OPACITIES, norm=ends)
-        scatter.tooltip(enable=True, properties=["kind", "number", "hits", "idle", "norm", "drift"], histograms=False)
-        scatter.axes(grid=False)
-        scatter.legend(False)
-        return scatter
-
-    def _frame(self) -> pd.DataFrame:
-        """All points of the step, features first, so that codes lie above them."""
-        data, frame = self.data, self.step.value
-        look, _ = self._levels()
-        features = data.features.shape[1]
-        places = np.concatenate([data.features[frame], data.codes[frame]])
-        nothing = np.full(features, np.nan)
-        columns = {
-            "hits": data.hits[frame],
-            "idle": data.idle[frame],
-            "norm": data.norms[frame],
-            "drift": data.drift[frame],
-        }
-        codes_of = [f"{code:,}" for code in data.assignments[frame]]
-        table = pd.DataFrame(
-            {
-                "x": places[:, 0],
-                "y": places[:, 1],
-                "look": np.concatenate([np.full(features, _FEATURE), look]).astype(float),
-                "kind": np.concatenate(
-                    [np.full(features, "feature of code"), np.where(columns["hits"] > 0, "code", "dead code")]
-                ),
-                "number": [*codes_of, *(f"{code:,}" for code in data.code_ids)],
-            }
-        )
-        for name, values in columns.items():
-            table[name] = np.concatenate([nothing, values.astype(float)])
-        return table
-
-    def _levels(self) -> tuple[np.ndarray, tuple[float, float]]:
-        """Each code's place on the scale, which is one for all steps; and the scale's ends."""
-        _, read, is_log = COLORINGS[self.coloring.value]
-        values, hits = read(self.data).astype(float), self.data.hits
-        known = values[(hits > 0) & np.isfinite(values) & (values >= 0)]
-        least, most = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        shown = values[self.step.value].clip(min=least)
-        if is_log:
-            part = (np.log1p(shown) - np.log1p(least)) / max(np.log1p(most) - np.log1p(least), 1e-9)
-        else:
-            part = (shown - least) / max(most - least, 1e-12)
-        level = np.nan_to_num(LEVELS * part).astype(int).clip(0, LEVELS - 1)
-        return np.where(hits[self.step.value] > 0, _FIRST + level, _DEAD), (least, most)
-
-    @staticmethod
-    def _colors() -> list[str]:
-        """Of every look, in the order of their numbers."""
-        return [FEATURE_GREY, DEAD_COLOR, *(to_hex(HITS_COLORS(level / (LEVELS - 1))) for level in range(LEVELS))]
-
-    def _redraw(self, _: Any = None) -> None:
-        self.scatter.data(self._frame(), animate=True)
+    def _show(self, data: MapData) -> None:
+        before = self.data.steps[self.step.value] if self.data is not None else self._first_step
+        at_end = self.data is not None and self.step.value == len(self.data.steps) - 1
+        self.data, self._colorings = data, {}
+        for part in (*self._moving, self.body):
+            part.layout.display = None
+        self.say("")
+        frame = len(data.steps) - 1
+        if before is not None and not at_end:
+            frame = int(np.abs(np.array(data.steps) - before).argmin())
+            if before != data.steps[frame]:
+                self.say(f"There is no snapshot of step {before:,}; the nearest is of step {data.steps[frame]:,}.")
+        self._is_moving = True
+        self.step.options = [(f"{step:,}", number) for number, step in enumerate(data.steps)]
+        self.step.value = self.play.value = frame
+        self.play.max = len(data.steps) - 1
+        self._is_moving = False
+        self.again.description, self.again.button_style = "read again", ""
+        self.canvas.painter.watching = self.subject.run is not None and self.subject.run.status != "finished"
+        self.canvas.show(data, frame)
+        if self._with_card:
+            self._open_card()
         self._write()
 
-    def _write(self) -> None:
-        """The scale and the facts of the step in words."""
-        _, (least, most) = self._levels()
-        shades = "".join(
-            f'<span style="display:inline-block;width:14px;height:10px;background:{color}"></span>'
-            for color in self._colors()[_FIRST:]
-        )
-        dead = f'<span style="display:inline-block;width:10px;height:10px;background:{DEAD_COLOR}"></span>'
-        grey = f'<span style="display:inline-block;width:10px;height:10px;background:{FEATURE_GREY}"></span>'
-        self.scale.value = (
-            f"codes in use, {for_html(self.coloring.value)}: {least:.3g} {shades} {most:.3g} &nbsp; {dead} dead codes "
-            f"&nbsp; {grey} features"
-        )
-        self.facts.value = f"<p>{for_html(describe_frame(self.data, self.step.value), None)}</p>"
+    @_telling
+    def _open_card(self) -> None:
+        reader = CardReader(self.subject, self._count)
+        reader.use_history(np.array(self.data.steps), self.data.code_ids, self.data.hits, self.data.idle)
+        self.card = CodeCard(reader, code=self.selected)
+        self.card.on_show(self._follow_card)
+        self.right.children = [self.card]
+        self.body.children = [self.left, self.right]
 
-    def _choose(self, change: Any) -> None:
-        """Points chosen in the browser: codes as they are, features for their codes."""
-        if self._silent:
+    def _coloring(self, name: str) -> Coloring:
+        """A colouring; hits in place of one that the run lacks."""
+        if name not in self._colorings:
+            index = self.card.reader.index if self.card else None
+            why = "; ".join(self.card.reader.lacks) if self.card else "no images were encoded for this map"
+            self._colorings[name] = color_codes(self.data, name, index, without_index=why)
+        return self._colorings[name]
+
+    def _moved(self, _: Any) -> None:
+        if not self._is_moving and self.data is not None:
+            self.canvas.painter.frame = self.step.value
+            self._write()
+
+    @_telling
+    def _recolored(self, change: Any) -> None:
+        if self.data is None:
             return
-        rows = np.asarray(change["new"], dtype=int)
+        try:
+            self._coloring(change["new"])
+        except _FAULTS:
+            self.coloring.value = change["old"]
+            raise
+        self.say("")
+        self.canvas.painter.coloring = change["new"]
+        self.canvas.dress()
+        self._write()
+
+    @_telling
+    def _look(self) -> None:
+        """Whether the run has a new snapshot, or is gone."""
+        if not self.subject.path.exists():
+            self._lose(f"{self.subject.name} is gone: its folder was moved or deleted.")
+            return
+        steps = self.subject.steps
+        if steps and (self.data is None or steps[-1] > self.data.steps[-1]):
+            self.again.description = f"show step {steps[-1]:,}"
+            self.again.button_style = "info"
+
+    @_telling
+    def _write(self) -> None:
+        """The scale, and the facts of the step, in words."""
+        coloring = self._coloring(self.canvas.painter.coloring)
+        self.scale.value = scale_html(self.data, self.step.value, coloring, self.canvas.is_dark)
+        name = f"{self.data.name}, step {self.data.steps[self.step.value]:,}"
+        self.heading.value = f'<div class="ibqlab-map-heading" style="{_TEXT}"><b>{for_html(name, None)}</b></div>'
+        self.facts.value = f'<p style="{_TEXT}">{for_html(describe_frame(self.data, self.step.value), None)}</p>'
+
+    def _row(self, code: int) -> int | None:
+        """Which of the shown codes it is."""
+        row = int(np.searchsorted(self.data.code_ids, code))
+        return row if row < len(self.data.code_ids) and self.data.code_ids[row] == code else None
+
+    @_telling
+    def _choose(self, rows: np.ndarray) -> None:
+        """Points chosen in the browser: codes as they are, features for their codes."""
         features = self.data.features.shape[1]
         codes = self.data.code_ids[rows[rows >= features] - features]
-        if not len(codes):  # features alone
+        if not len(codes) and len(rows):  # features alone
             codes = self.data.assignments[self.step.value][rows[rows < features]]
-        self._select(tuple(int(code) for code in np.unique(codes) if code >= 0), tell=True, mark=False)
+            if (codes < 0).all():
+                self.say("Features were selected whose codes this snapshot did not store, so there is no card of them.")
+                return
+        self.say("" if len(rows) else f"Nothing is selected: no point lies there. {_HOW}")
+        self._select(tuple(int(code) for code in np.unique(codes) if code >= 0))
 
-    def _select(self, codes: tuple[int, ...], *, tell: bool, mark: bool = True) -> None:
+    @_telling
+    def _select(self, codes: tuple[int, ...], *, mark: bool = False, tell: bool = True) -> None:
         self.selected = codes
         if mark:
-            features = self.data.features.shape[1]
-            self._silent = True
-            self.scatter.selection([features + self._rows[code] for code in codes if code in self._rows])
-            self._silent = False
+            self._mark(codes)
         if self.card is not None:
-            try:
-                self.card.show(codes)
-            except (RunError, ValueError) as error:
-                self.facts.value = f"<p>{for_html(lacking(error), None)}</p>"
-        for listener in self._listeners:
-            listener(codes)
+            self.card.show(codes)
         if tell:
-            for other in self._others:
-                other._select(codes, tell=False)
+            for listener in self._listeners:
+                listener(codes)
+
+    def _mark(self, codes: Sequence[int]) -> None:
+        features = self.data.features.shape[1]
+        rows = [self._row(code) for code in codes]
+        self.canvas.mark([features + row for row in rows if row is not None])
+
+    @_telling
+    def _follow_card(self, codes: tuple[int, ...]) -> None:
+        """The card went on to another code by itself: the map marks it too."""
+        if codes and codes != self.selected:
+            self.selected = codes
+            self._mark(codes)
+            for listener in self._listeners:
+                listener(codes)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def scale_html(data: MapData, frame: int, coloring: Coloring, dark: bool) -> str:
+    """What the colours and sizes mean, with the scale's ends, which hold for all steps."""
+    colors, _, _ = palette(dark, coloring, len(data.code_ids))
+    dot = '<span style="display:inline-block;width:{0}px;height:{0}px;border-radius:50%;background:{1}"></span>'
+    parts = []
+    if coloring.names:
+        named = [f"{dot.format(11, colors[IN_USE + i])} {for_html(name)}" for i, name in enumerate(coloring.names)]
+        parts.append(f"{for_html(coloring.unit)}: {' &nbsp;'.join(named)}")
+    else:
+        shades = "".join(
+            f'<span style="display:inline-block;width:14px;height:10px;background:{color}"></span>'
+            for color in colors[IN_USE : IN_USE + LEVELS]
+        )
+        parts.append(
+            f"{for_html(coloring.unit)}: {_number(coloring.least)} {shades} {_number(coloring.most)} "
+            "(one scale for all steps)"
+        )
+    without = "dead codes" if data.can_call_dead(frame) else "codes without a hit"
+    small = (
+        f"{without}: small" if any((coloring.levels >= DEAD).flat[:: max(1, coloring.levels.size // 10_000)]) else ""
+    )
+    plain = f"{dot.format(7, colors[PLAIN])} {without if coloring.name == 'hits' else 'codes without a value'}"
+    ring = dot.format(9, "none").replace("display", "border:1px solid currentColor;display")
+    parts += [f"{ring} codes in use: large", small, plain]
+    parts.append(f"{dot.format(4, colors[FEATURE])} features: smallest, pale")
+    note = f"<br>{for_html(coloring.note, None)}" if coloring.note else ""
+    return f'<div class="ibqlab-map-scale" style="{_TEXT}">{" &nbsp; ".join(filter(None, parts))}{note}</div>'

@@ -26,7 +26,8 @@ class RunExplorer(ipywidgets.VBox):
     def __init__(self, run: Run, projection: str = "pca"):
         steps = run.snapshot_steps
         if not steps:
-            raise RunError(f"{run.path} has no snapshot yet, so there is nothing to explore")
+            why = "has no snapshot yet" if run.path.exists() else "is gone: its folder was moved or deleted"
+            raise RunError(f"{run.path} {why}, so there is nothing to explore")
         self.run, self.projection = run, projection
         self.method = quantizer_settings(run.config).get("name") or run.name
         self._tokens = "tokens of training" if is_monitored(run.config) else "validation tokens"

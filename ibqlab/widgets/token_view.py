@@ -1,67 +1,93 @@
 """An image's tokens by hand: point at one, open its code's card, put another in its place."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
+from PIL import Image
 
-from ibqlab.base.escaping import for_html
-from ibqlab.base.files import RunError
+from ibqlab.data import open_picture
 from ibqlab.runs import Run
+from ibqlab.views.card_page import sentence_html
 from ibqlab.views.cards import CardReader
-from ibqlab.views.patches import IMAGES
-from ibqlab.views.subject import ViewError, open_subject
-from ibqlab.views.token_page import TokenImage, token_html
+from ibqlab.views.patches import IMAGES, PatchIndex, index_picture
+from ibqlab.views.subject import FORESEEN, Subject, ViewError, lacking
+from ibqlab.views.token_page import SIDE, TokenImage, token_html
 from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.live import with_static_page
-from ibqlab.widgets.page import Page
+from ibqlab.widgets.page import Page, safely, status_html
+
+Picture = str | Path | bytes | Image.Image
+"""An image of the user's own: its file, the file's content, or as Pillow has it."""
+
+
+SIDE_BY_SIDE = 168
+"""Height of pictures where two tokenizers share the page, CSS pixels."""
 
 
 class TokenView(ipywidgets.VBox):
     """An image, its reconstruction and error, and the grid of its tokens; a click opens the code's card.
 
+    The image is one of the run's, or one of the user's own. Where nothing can be encoded or decoded, that is said.
+
     Args:
-        what: a run, its name or folder, a checkpoint's file, or a `CardReader` that another view has.
-        image: shown first.
+        what: a run, its name or folder, a checkpoint's file, a `Subject`, or a `CardReader` that another view has.
+        image: shown first: a number, or a picture of the user's own as its file or as Pillow has it.
         images: as of `open_subject`.
         count: images to choose from, at most.
-    Raises:
-        ViewError: no network or no images, so that there are no tokens.
     """
 
     def __init__(
-        self, what: str | Path | Run | CardReader, image: int = 0, images: str | Path = "", count: int = IMAGES
+        self,
+        what: str | Path | Run | Subject | CardReader,
+        image: int | Picture = 0,
+        images: str | Path = "",
+        count: int = IMAGES,
     ):
-        reader = what if isinstance(what, CardReader) else CardReader(open_subject(what, images), count)
-        if reader.index is None:
-            raise ViewError(f"no tokens of {reader.subject.name}: {' '.join(reader.lacks)}")
-        self.reader, self.index = reader, reader.index
-        self._network = reader.subject.tokenizer
+        self.reader: CardReader | None = None
+        self.card: CodeCard | None = None
         self.chosen: tuple[int, int] | None = None
-        self.tokens = TokenImage(self._network, self.index, image)
-        self.image = ipywidgets.IntSlider(
-            value=image, max=len(self.index.codes) - 1, description="image", layout={"width": "min(100%, 420px)"}
-        )
-        self.code = ipywidgets.Text(
-            description="replace by", placeholder="a code", continuous_update=True, layout={"width": "190px"}
-        )
-        self.one = ipywidgets.Button(description="this token", layout={"width": "auto"})
-        self.all = ipywidgets.Button(description="all tokens of its code", layout={"width": "auto"})
-        self.undo = ipywidgets.Button(description="undo all", layout={"width": "auto"})
+        self.tokens: TokenImage | None = None
+        self.index: PatchIndex | None = None
+        self.error_top: int | None = None
+        """End of the error's scale, grey levels; None: what the image needs."""
+        self.side = SIDE
+        """Height of its pictures, CSS pixels."""
+        self.picture: tuple[Image.Image, str] | None = None
+        """The image of the user's own that is shown, and its name."""
+        self._listeners: list[Callable[[], None]] = []
         self.said = ipywidgets.HTML()
-        self.page = Page(clicked=self._point)
+        self.page = Page(clicked=safely(self._say, self._point))
         self.page.add_class("ibqlab-token-view")
-        self.card = CodeCard(reader, code=())
-        self.image.observe(self._other_image, names="value")
-        self.one.on_click(lambda _: self._replace(every=False))
-        self.all.on_click(lambda _: self._replace(every=True))
-        self.undo.on_click(self._restore)
-        row = ipywidgets.HBox([self.code, self.one, self.all, self.undo], layout={"flex_flow": "row wrap"})
-        super().__init__([self.image, self.page, row, self.said, self.card])
-        self._draw()
+        super().__init__([self.page])
+        try:
+            self.reader = CardReader.open(what, images, count)
+            self._network = self.reader.subject.tokenizer
+        except FORESEEN as error:
+            self.page.value = sentence_html(lacking(error))
+            return
+        self.index = self.reader.index
+        self._build_controls()
+        if not isinstance(image, int | np.integer):
+            safely(self._say_instead, self.open_image)(image)
+        elif self.index is None:
+            self._say_instead(" ".join(self.reader.lacks))
+        else:
+            safely(self._say_instead, self.show_image)(int(image))
+            self._set_slider(int(image))
+
+    # --- what others call ---
 
     def choose(self, row: int, column: int) -> None:
-        """Choose a token, as a click does; its code's card is shown."""
+        """Choose a token, as a click does; its code's card is shown.
+
+        Raises:
+            ValueError: there is no such token.
+        """
+        if self.tokens is None:
+            raise ViewError("there is no image yet; open one with open_image(FILE)")
         rows, columns = self.tokens.codes.shape
         if not (0 <= row < rows and 0 <= column < columns):
             raise ValueError(f"places are rows 0 to {rows - 1} and columns 0 to {columns - 1}; got {row}, {column}")
@@ -69,69 +95,219 @@ class TokenView(ipywidgets.VBox):
         self._draw()
         self.card.show(int(self.tokens.codes[row, column]))
 
+    def show_image(self, image: int) -> None:
+        """Show one of the run's images.
+
+        Raises:
+            ValueError: there is no such image.
+        """
+        if self.index is None:
+            raise ViewError(" ".join(self.reader.lacks if self.reader else ()) or "there are no images")
+        self._show(TokenImage(self._network, self.index, image, subject=self.reader.subject.name))
+
+    def open_image(self, picture: Picture, name: str = "") -> None:
+        """Show an image of the user's own, resized and cropped as validation images are.
+
+        Args:
+            picture: its file, the file's content, or as Pillow has it.
+            name: what it is called; "": its file's name.
+        Raises:
+            ValueError: no picture, or one that cannot be cropped.
+            ViewError: the network cannot encode it.
+        """
+        name = name or (Path(picture).name if isinstance(picture, str | Path) else "your image")
+        opened = picture if isinstance(picture, Image.Image) else open_picture(picture, name)
+        subject = self.reader.subject
+        index = index_picture(subject, opened)
+        self._show(TokenImage(self._network, index, hits=self._hits(), name=name, subject=subject.name), (opened, name))
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call a function whenever another image or token is chosen, or tokens are replaced."""
+        self._listeners.append(listener)
+
+    def redraw(self, error_top: int | None) -> None:
+        """Draw again with another scale of errors."""
+        self.error_top = error_top
+        self._draw_page()
+
     def static_html(self) -> str:
         """The page and the card as they are shown now."""
-        return f"{self.page.value}{self.card.static_html() if self.chosen else ''}"
+        return f"{self.page.value}{self.card.static_html() if self.card and self.card.codes else ''}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
 
+    # --- inside ---
+
+    def _build_controls(self) -> None:
+        last = len(self.index.codes) - 1 if self.index is not None else 0
+        self.image = ipywidgets.IntSlider(
+            max=last, description="image", continuous_update=False, layout={"width": "min(100%, 420px)"}
+        )
+        self.own = ipywidgets.FileUpload(accept="image/*", description="an image of your own", layout={"width": "auto"})
+        self.again = ipywidgets.Button(
+            description="back to the run's images", layout={"width": "auto", "display": "none"}
+        )
+        self.code = ipywidgets.Text(
+            description="replace by", placeholder="a code", continuous_update=True, layout={"width": "190px"}
+        )
+        self.one = ipywidgets.Button(description="this token", layout={"width": "auto"})
+        self.all = ipywidgets.Button(description="all tokens of its code", layout={"width": "auto"})
+        self.undo = ipywidgets.Button(description="undo all", layout={"width": "auto"}, disabled=True)
+        self.card = CodeCard(self.reader, code=())
+        self.image.observe(safely(self._say, lambda _: self.show_image(self.image.value)), names="value")
+        self.again.on_click(safely(self._say, lambda _: self.show_image(self.image.value)))
+        self.own.observe(safely(self._say, self._upload), names="value")
+        self.one.on_click(safely(self._say_unreplaced, lambda _: self._replace(every=False)))
+        self.all.on_click(safely(self._say_unreplaced, lambda _: self._replace(every=True)))
+        self.undo.on_click(safely(self._say, self._restore))
+        wrapped = {"flex_flow": "row wrap"}
+        choice = ipywidgets.HBox([*([self.image] if last else []), self.own, self.again], layout=wrapped)
+        changes = ipywidgets.HBox([self.code, self.one, self.all, self.undo], layout=wrapped)
+        self.children = [choice, self.page, changes, self.said, self.card]
+
+    def _hits(self) -> Any:
+        """Of all codes in the run's images, where there are some."""
+        return self.index.counts if self.index is not None else None
+
+    def _show(self, tokens: TokenImage, picture: tuple[Image.Image, str] | None = None) -> None:
+        self.tokens, self.picture, self.chosen, self.error_top = tokens, picture, None, None
+        self.again.layout.display = "" if picture and self.index is not None else "none"
+        self._draw()
+
+    def _set_slider(self, image: int) -> None:
+        if self.tokens is not None and 0 <= image <= self.image.max:
+            self.image.value = image
+
+    def _upload(self, change: Any) -> None:
+        if change["new"]:
+            file = change["new"][0]
+            self.open_image(bytes(file["content"]), str(file["name"]))
+
     def _point(self, message: dict[str, Any]) -> None:
         row, _, column = str(message.get("token", "")).partition(",")
-        if row.isdecimal() and column.isdecimal():
+        if not (row.isdecimal() and column.isdecimal()):
+            return
+        if message.get("shift") and self.tokens is not None:
+            self.code.value = str(self.tokens.codes[int(row), int(column)])
+        else:
             self.choose(int(row), int(column))
-
-    def _other_image(self, _: Any) -> None:
-        self.tokens, self.chosen = TokenImage(self._network, self.index, self.image.value), None
-        self._draw()
 
     def _replace(self, every: bool) -> None:
         text = self.code.value.strip().replace(",", "")
-        try:
-            if self.chosen is None:
-                raise ValueError("click a token first")
-            if not text.isdecimal():
-                raise ValueError(
-                    f"type a code, 0 to {self.index.codebook_size - 1:,}, into “replace by”; got {self.code.value!r}"
-                )
-            if every:
-                self.tokens.replace_code(int(self.tokens.codes[self.chosen]), int(text))
-            else:
-                self.tokens.replace(self.chosen, int(text))
-        except ValueError as error:
-            self.said.value = for_html(f"Nothing replaced: {error}.", None)
-            return
+        if self.tokens is None or self.chosen is None:
+            raise ValueError("click a token first")
+        if not text.isdecimal():
+            last = self.tokens.index.codebook_size - 1
+            raise ValueError(f"type a code, 0 to {last:,}, into “replace by”; got {self.code.value!r}")
+        if every:
+            self.tokens.replace_code(int(self.tokens.codes[self.chosen]), int(text))
+        else:
+            self.tokens.replace(self.chosen, int(text))
         self._draw()
 
     def _restore(self, _: Any) -> None:
-        self.tokens.restore()
-        self._draw()
+        if self.tokens is not None:
+            self.tokens.restore()
+            self._draw()
 
     def _draw(self) -> None:
-        """Show the tokens, or why they cannot be shown: an error in a callback would be seen by nobody."""
+        self._draw_page()
+        for listener in self._listeners:
+            listener()
+
+    def _draw_page(self) -> None:
         self.said.value = ""
         self.undo.disabled = not self.tokens.is_changed
-        try:
-            self.page.value = token_html(self.tokens, self.chosen)
-        except (RunError, ValueError, RuntimeError) as error:
-            self.said.value = for_html(error, None)
+        self.page.value = token_html(self.tokens, self.chosen, self.error_top, self.side)
+
+    def _say(self, text: str) -> None:
+        self.said.value = status_html(text)
+
+    def _say_unreplaced(self, text: str) -> None:
+        self._say(f"Nothing replaced: {text}")
+
+    def _say_instead(self, text: str) -> None:
+        """In the place of an image."""
+        self.page.value = sentence_html(text)
 
 
-def compare_tokens(first: TokenView, second: TokenView) -> ipywidgets.HBox:
-    """Two tokenizers on one image, side by side; one slider moves both.
+def compare_tokens(
+    first: TokenView | str | Path | Run | Subject | CardReader,
+    second: TokenView | str | Path | Run | Subject | CardReader,
+    image: int | Picture = 0,
+    images: str | Path = "",
+    count: int = IMAGES,
+) -> ipywidgets.HBox:
+    """Two tokenizers on one image, side by side: one slider moves both, and errors have one scale.
+
+    Their grids and codebooks may differ. A token that is chosen on one side is chosen at the same place on the other.
 
     Args:
-        first, second: views of the same images.
+        first, second: views of the same images, or what `TokenView` takes.
+        image, images, count: as of `TokenView`; images that are not named are those of the first.
     Raises:
-        ValueError: they look at different images.
+        ValueError: the two look at different images.
     """
-    if first.index.pictures.shape[0] != second.index.pictures.shape[0]:
-        raise ValueError(
-            f"both views must look at the same images; {first.reader.subject.name} has "
-            f"{len(first.index.pictures):,} and {second.reader.subject.name} {len(second.index.pictures):,}: give both "
-            "the same images= and count="
-        )
-    ipywidgets.link((first.image, "value"), (second.image, "value"))
-    for view in (first, second):
-        view.layout.width = "49%"
-    return ipywidgets.HBox([first, second])
+    views = [first, second]
+    if not isinstance(first, TokenView):
+        views[0] = TokenView(first, image, images, count)
+    if not isinstance(second, TokenView):
+        subject = views[0].reader.subject if views[0].reader else None
+        own = (subject.images or str(subject.path if subject.run else "")) if subject else ""
+        views[1] = TokenView(second, image, images or own, count)
+    _require_same_images(*views)
+    both = [view for view in views if view.tokens is not None]
+    for view in both:
+        view.side = SIDE_BY_SIDE
+        view.redraw(None)
+    if len(both) == 2:
+        ipywidgets.link((both[0].image, "value"), (both[1].image, "value"))
+        _Pair(*both)
+    for view in views:
+        view.layout.width, view.layout.padding = "50%", "0 12px 0 0"
+    return ipywidgets.HBox(views)
+
+
+def _require_same_images(first: TokenView, second: TokenView) -> None:
+    one, two = first.index, second.index
+    if one is None or two is None or (one.images_mark, len(one.codes)) == (two.images_mark, len(two.codes)):
+        return
+    names = [view.reader.subject.name for view in (first, second)]
+    raise ValueError(
+        f"both views must look at the same images; {names[0]} has {len(one.codes):,} and {names[1]} {len(two.codes):,} "
+        "of its own: give both the same images=FOLDER, or images='digits', and the same count="
+    )
+
+
+class _Pair:
+    """Keeps two views in step."""
+
+    def __init__(self, first: TokenView, second: TokenView):
+        self._views, self._busy = (first, second), False
+        for one, other in (self._views, self._views[::-1]):
+            one.on_change(lambda one=one, other=other: self._follow(one, other))
+        self._follow(first, second)
+
+    def _follow(self, one: TokenView, other: TokenView) -> None:
+        """The same image, the same scale of errors, and the same place chosen."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            if one.picture != other.picture:
+                if one.picture is not None:
+                    other.open_image(*one.picture)
+                else:
+                    other.show_image(one.image.value)
+            if one.chosen is not None:
+                places = zip(one.chosen, one.tokens.codes.shape, other.tokens.codes.shape, strict=True)
+                place = tuple(int((chosen + 0.5) / size * others) for chosen, size, others in places)
+                if place != other.chosen:
+                    other.choose(*place)
+            top = max(view.tokens.error_top for view in self._views)
+            for view in self._views:
+                if view.error_top != top:
+                    view.redraw(top)
+        finally:
+            self._busy = False

@@ -1,198 +1,342 @@
-"""Runs that train in processes of their own, watched and steered from a notebook."""
+"""Runs that train in processes of their own, watched and steered from a notebook.
+
+A view reads the run folders, again and again, in the kernel's own loop; it holds nothing. Closing the browser or the
+kernel ends no training, and a view that is made again shows the run as it stands.
+"""
 
 import asyncio
+import threading
+import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import pandas as pd
-from matplotlib.figure import Figure
 
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
 from ibqlab.base.measures import measure
-from ibqlab.plots import plot_code_map, plot_run_curves, plot_usage_histogram, style
-from ibqlab.plots.alarms import mark_alarms
-from ibqlab.plots.printing import PAGE_WIDTH, styled_figure
-from ibqlab.plots.steps import finish_steps
+from ibqlab.runs import Run
+from ibqlab.studies import Study
 from ibqlab.studies.run_explanation import run_alarms
-from ibqlab.views.training_process import TrainingProcess
-from ibqlab.widgets.live import picture_html, with_static_page
+from ibqlab.views.study_process import StudyProcess
+from ibqlab.views.subject import lacking
+from ibqlab.views.training_process import BackgroundProcess, TrainingProcess
+from ibqlab.widgets.live import faded, with_static_page
+from ibqlab.widgets.training_pictures import RunPictures, alarms_html, plot_runs_together, together_html
+
+__all__ = ["COMPARED", "EVERY", "TrainingView", "plot_runs_together"]
 
 EVERY = 2.0
 """Seconds between two looks at the run's folder."""
-COMPARED = ("validation_usage", "step_usage", "perplexity", "gradient_reach", "loss")
+SHARE_OF_TIME = 0.125
+"""Spent on drawing at most: where a picture takes long, looks get rarer."""
+COMPARED = ("validation_usage", "step_usage", "usage", "perplexity", "gradient_reach", "loss", "validation_psnr")
 """Measures that several runs can be drawn together in."""
+NEWEST = "the one in training"
+"""Choice of the run that a study works on now."""
+_POLL = 0.25
+_LEFT = {"width": "58%", "min_width": "420px"}
+_RIGHT = {"width": "40%", "min_width": "320px"}
+_CONTROL = {"style": {"description_width": "initial"}, "layout": {"width": "max-content"}}
 
 
 class TrainingView(ipywidgets.VBox):
     """One or several runs while they train: curves, hits per code and the map of the chosen one, and buttons.
 
-    Training is a process of its own: the kernel stays free, and closing it or the browser loses nothing. Making the
-    view again finds the run as it stands.
+    "start" begins the training, or goes on from its last checkpoint. "pause" ends its process after the step in
+    progress, with a checkpoint of it. There is no other button to stop: a paused run takes no memory and no time, and
+    going on from it tomorrow is the same as going on now.
+
+    Watching ends where nobody sees the view any more, and with the run. Looks at the folders get rarer where drawing
+    takes long, so that they take at most an eighth of a processor's time.
 
     Args:
-        runs: run folders or names, or processes from `TrainingProcess.begin`; one or several.
+        runs: run folders or names, or processes from `TrainingProcess.begin`, one or several; or a study. What cannot
+            be opened is told in the view.
         every: seconds between two looks at the folders, at least 0.2.
     Raises:
-        FileNotFoundError, RunError: there is no such run.
+        ValueError: no run, or looks that are too frequent.
     """
 
     def __init__(self, runs: Any, every: float = EVERY):
         if every < 0.2:
             raise ValueError(f"every is a time in seconds, at least 0.2; got {every}")
-        several = runs if isinstance(runs, Sequence) and not isinstance(runs, str | Path) else [runs]
-        made = [one if isinstance(one, TrainingProcess) else TrainingProcess(_path_of(one)) for one in several]
-        if not made:
-            raise ValueError("a view needs at least one run")
-        self.processes = {process.path.name: process for process in made}
         self.every = every
-        self.choice = ipywidgets.Dropdown(options=list(self.processes), description="run")
-        self.measure = ipywidgets.Dropdown(
-            options=[(measure(key).title, key) for key in COMPARED], description="compare by"
-        )
-        self.start, self.stop = (
-            ipywidgets.Button(description=text, layout={"width": "auto"}) for text in ("▶ start", "⏸ pause")
-        )
-        self.start.on_click(lambda _: self._steer("start"))
-        self.stop.on_click(lambda _: self._steer("stop"))
-        self.said = ipywidgets.HTML()
-        self.curves, self.pictures, self.together = (ipywidgets.HTML() for _ in range(3))
-        for control in (self.choice, self.measure):
-            control.observe(lambda _: self.refresh(force=True), names="value")
-        many = [self.choice, self.measure] if len(made) > 1 else []
-        row = ipywidgets.HBox([*many[:1], self.start, self.stop, *many[1:]], layout={"flex_flow": "row wrap"})
-        super().__init__([row, self.said, self.together, self.curves, self.pictures])
+        self.problem = ""
+        """Why runs that were asked for are not here."""
+        self.paths: dict[str, Path] = {}
+        """Name in the legend → run folder, which may not be there yet."""
+        self.processes: dict[str, BackgroundProcess] = {}
+        """Name → what trains it; a study's runs share one."""
+        self._open(runs)
+        self._pictures = {name: RunPictures(name) for name in self.paths}
+        self._build_controls()
+        left = ipywidgets.VBox([self.together, self.curves, self.histogram], layout=_LEFT)
+        both = ipywidgets.HBox([left, self.code_map], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        super().__init__([self._controls, self.said, self.alarms, both])
         self.add_class("ibqlab-training")
+        self._lock = threading.RLock()  # some kernels answer buttons in another thread while a cell runs
         self._seen: Any = None
+        self._due = 0.0
+        self._asked_to_stop = False
+        self._freed = threading.Event()
         self._watching: asyncio.Task | None = None
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+        self._was_shown = False
+        self._view_count = 0  # from now on the browser counts in how many places the view is shown
+        self.observe(self._note_shown, names="_view_count")
         self.refresh(force=True)
         self.watch()
 
+    def _open(self, runs: Any) -> None:
+        """Find what is to be watched."""
+        if isinstance(runs, Study | StudyProcess):
+            study = runs if isinstance(runs, StudyProcess) else StudyProcess(runs)
+            self.paths = {label: study.path / name for name, label in study.labels.items()}
+            self.processes = dict.fromkeys(self.paths, study)
+            return
+        several = runs if isinstance(runs, Sequence) and not isinstance(runs, str | Path) else [runs]
+        if not several:
+            raise ValueError("a view needs at least one run")
+        problems = []
+        for one in several:
+            try:
+                process = one if isinstance(one, TrainingProcess) else TrainingProcess(getattr(one, "path", one))
+                # Runs of different folders may have one name.
+                name = process.path.name if process.path.name not in self.paths else str(process.path)
+                self.paths[name], self.processes[name] = process.path, process
+            except (RunError, OSError, ValueError) as error:
+                problems.append(lacking(error))
+        self.problem = " ".join(problems)
+
+    def _build_controls(self) -> None:
+        names = list(self.paths)
+        of_study = any(isinstance(process, StudyProcess) for process in self.processes.values())
+        self.choice = ipywidgets.Dropdown(
+            options=[*([NEWEST] if of_study else []), *names], description="run", **_CONTROL
+        )
+        self.measure = ipywidgets.Dropdown(
+            options=[(measure(key).title, key) for key in COMPARED], description="compare by", **_CONTROL
+        )
+        self.start = ipywidgets.Button(
+            description="start",
+            icon="play",
+            tooltip="train, in a process that outlives this notebook",
+            layout={"width": "auto"},
+        )
+        self.stop = ipywidgets.Button(
+            description="pause",
+            icon="pause",
+            tooltip="end after the step in progress, with a checkpoint; going on from it is possible at any time",
+            layout={"width": "auto"},
+        )
+        self.free = ipywidgets.Button(
+            description="free the kernel",
+            tooltip="stop waiting; the training goes on and other cells of the notebook can run",
+            layout={"width": "auto", "display": "none"},
+        )
+        self.start.on_click(lambda _: self._steer("start"))
+        self.stop.on_click(lambda _: self._steer("stop"))
+        self.free.on_click(lambda _: self._freed.set())
+        for control in (self.choice, self.measure):
+            control.observe(lambda _: self.refresh(force=True), names="value")
+        self.said, self.alarms, self.together, self.curves, self.histogram = (ipywidgets.HTML() for _ in range(5))
+        self.code_map = ipywidgets.HTML(layout=_RIGHT)
+        several = len(names) > 1
+        self._controls = ipywidgets.HBox(
+            [
+                self.start,
+                self.stop,
+                self.free,
+                *([self.choice, self.measure] if several else []),
+            ],
+            layout={"flex_flow": "row wrap"},
+        )
+
+    # --- what is shown, and what trains it ---
+
     @property
-    def process(self) -> TrainingProcess:
-        """Of the run that is chosen."""
-        return self.processes[self.choice.value]
+    def chosen(self) -> str:
+        """Name of the run whose pictures are shown; "" where there is none."""
+        if self.choice.value != NEWEST:
+            return self.choice.value or ""
+        process = next(iter(self.processes.values()))
+        training = set(process.training())
+        there = [name for name, path in self.paths.items() if (path / "config.yaml").is_file()]
+        now = [name for name in there if self.paths[name].relative_to(process.path).as_posix() in training]
+        return (now or there[-1:] or [""])[0]
+
+    @property
+    def process(self) -> BackgroundProcess | None:
+        """What the buttons steer: of the chosen run, or the study's; None where no run could be opened."""
+        return self.processes.get(self.choice.value) or next(iter(self.processes.values()), None)
+
+    # --- watching ---
 
     def watch(self) -> None:
         """Look at the folders again and again, in the kernel's own loop; without one, `refresh` does by hand."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if self._watching is None or self._watching.done():
-            self._watching = loop.create_task(self._look())
+        if self._loop is not None:
+            # May be called from another thread than the loop's.
+            self._loop.call_soon_threadsafe(self._begin_watching)
 
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(self.every)
-            self.refresh()
+    def _begin_watching(self) -> None:
+        if self._watching is None or self._watching.done():
+            self._watching = self._loop.create_task(_look(weakref.ref(self)))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether looking goes on: the view is not closed, somebody may see it, and something may still change."""
+        if self.comm is None or (self._was_shown and not self._view_count):
+            return False
+        with self._lock:
+            return any(not _is_over(process) for process in self.processes.values())
+
+    def _note_shown(self, change: Any) -> None:
+        if change["new"]:
+            self._was_shown = True
+            self.watch()
+
+    async def wait(self) -> bool:
+        """Wait until no process trains any more, or the button "free the kernel" is pressed.
+
+        It has to be awaited in the cell itself: a cell that blocks the kernel's loop lets no button be heard, and a
+        kernel that waits in the loop draws meanwhile, too.
+
+        Returns:
+            Whether the training has ended.
+        """
+        self._freed.clear()
+        self.free.layout.display = ""
+        try:
+            while self.process is not None and self.process.is_running:
+                await asyncio.sleep(_POLL)
+                if self._freed.is_set():
+                    return False
+            return True
+        finally:
+            self.free.layout.display = "none"
+            self.refresh(force=True)
 
     def refresh(self, force: bool = False) -> None:
-        """Draw what is new in the folders; an error is shown in place of the picture."""
-        try:
-            self._refresh(force)
-        except (RunError, FileNotFoundError, ValueError, KeyError) as error:
-            self.said.value = f"<b>{for_html(error, None)}</b>"
+        """Draw what is new in the folders; an error is shown in place of the picture.
+
+        Args:
+            force: draw now, and although nothing is new.
+        """
+        with self._lock:
+            try:
+                self._tell()
+                if not force and time.monotonic() < self._due:
+                    return
+                began = time.thread_time()
+                self._draw_new(force)
+                # In seconds of a processor: on a busy machine the clock on the wall says little about the cost.
+                took = time.thread_time() - began
+                self._due = time.monotonic() + max(self.every, took / SHARE_OF_TIME)
+            except (RunError, OSError, ValueError, LookupError) as error:
+                self._fail(lacking(error))
+            except Exception as error:  # in a callback nobody would see it
+                self._fail(f"The view cannot be drawn ({type(error).__name__}: {error}).")
+
+    def _fail(self, sentence: str) -> None:
+        """Say why nothing new is shown; what was shown last is faded."""
+        self.said.value = f"<b>{for_html(sentence, None)}</b>"
+        self.start.disabled = self.stop.disabled = True
+        if self._seen is not None:
+            self._seen = None
+            for part in (self.together, self.curves, self.histogram, self.code_map):
+                part.value = faded(part.value)
 
     def static_html(self) -> str:
         """The pictures as they are shown now."""
-        return f"<p>{self.said.value}</p>{self.together.value}{self.curves.value}{self.pictures.value}"
+        left = f"<div>{self.together.value}{self.curves.value}{self.histogram.value}</div>"
+        both = f'<div style="display: flex; flex-wrap: wrap">{left}<div>{self.code_map.value}</div></div>'
+        return f"<p>{self.said.value}</p>{self.alarms.value}{both}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())
 
     def _steer(self, what: str) -> None:
+        """What the buttons do."""
         try:
-            getattr(self.process, what)()
-        except (RunError, OSError) as error:
-            self.said.value = f"<b>{for_html(error, None)}</b>"
+            if self.process is not None:
+                getattr(self.process, what)()
+            self._asked_to_stop = what == "stop"
+        except (RunError, OSError, ValueError) as error:
+            self.said.value = f"<b>{for_html(lacking(error), None)}</b>"
             return
         self.refresh(force=True)
+        self.watch()
 
-    def _refresh(self, force: bool) -> None:
-        process = self.process
-        run = process.run
-        running, status = process.is_running, run.status
-        self.start.disabled, self.stop.disabled = running or status == "finished", not running
-        self.start.description = "▶ go on" if run.step else "▶ start"
-        words = "starting …" if running and status != "running" else run.describe_status()
-        if not running and status not in ("finished", "stopped") and (said := process.last_words()):
-            words += f"; its last words: {said.splitlines()[-1]}"
-        self.said.value = for_html(f"{run.name}: {words}", None)
-        seen = self._state()
-        if seen == self._seen and not force:
+    def _tell(self) -> None:
+        """Where the training stands, in words, and what the buttons can do now."""
+        process, problem = self.process, f"<b>{for_html(self.problem, None)}</b>" if self.problem else ""
+        if process is None:
+            self.said.value = problem
+            self.start.disabled = self.stop.disabled = True
             return
-        self._seen = seen
-        metrics = run.metrics
-        if len(metrics):
-            figure = plot_run_curves(metrics)
-            mark_alarms(figure, run_alarms(run)[0])
-            self.curves.value = picture_html(figure, f"curves of {run.name} up to step {run.step}")
+        running = process.is_running
+        self._asked_to_stop &= running
+        self.start.disabled = running or process.is_finished
+        self.stop.disabled = not running or self._asked_to_stop
+        self.start.description = "go on" if process.has_begun else "start"
+        words = process.describe()
+        if self._asked_to_stop:
+            words = f"{process.path.name}: the step in progress is being finished and saved …"
+        self.said.value = f"{for_html(words, None)} {problem}"
+
+    def _draw_new(self, force: bool) -> None:
+        """The pictures, where something is new."""
+        if not self.paths:
+            return
+        name = self.chosen
+        state = self._state(name)
+        if state == self._seen and not force:
+            return
+        self._draw(name)
+        self._seen = state
+
+    def _draw(self, name: str) -> None:
+        there = {one: Run(path) for one, path in self.paths.items() if (path / "config.yaml").is_file()}
+        if len(self.paths) > 1:
+            self.together.value = together_html(there, self.measure.value)
+        if name in there:
+            run = there[name]
+            self.alarms.value = alarms_html(run_alarms(run)[0])
+            self.curves.value = self._pictures[name].curves(run)
+            self.code_map.value, self.histogram.value = self._pictures[name].snapshot(run)
         else:
             self.curves.value = "curves appear with the first step"
-        self.pictures.value = _snapshot_html(run)
-        if len(self.processes) > 1:
-            self.together.value = self._together_html()
 
-    def _state(self) -> Any:
+    def _state(self, name: str) -> Any:
         """What the pictures depend on: how long the metrics are, and which snapshots there are."""
         sizes = []
-        for process in self.processes.values():
-            file = process.path / "metrics.jsonl"
-            sizes.append((file.stat().st_size if file.is_file() else 0, len(process.run.snapshot_steps)))
-        return self.choice.value, self.measure.value, tuple(sizes)
-
-    def _together_html(self) -> str:
-        curves = {name: process.run.metrics for name, process in self.processes.items()}
-        figure = plot_runs_together(curves, self.measure.value)
-        return picture_html(figure, f"{measure(self.measure.value).title} of {len(curves)} runs") if figure else ""
+        for path in self.paths.values():
+            file = path / "metrics.jsonl"
+            sizes.append((file.stat().st_size if file.is_file() else 0, len(list((path / "snapshots").glob("*.npz")))))
+        return name, self.measure.value, tuple(sizes)
 
 
-def plot_runs_together(metrics: dict[str, pd.DataFrame], key: str) -> Figure | None:
-    """One measure of several runs against the step; None where none has it.
-
-    Args:
-        metrics: name → rows of a run.
-        key: of the measure.
-    """
-    known = {name: rows.dropna(subset=[key]) for name, rows in metrics.items() if key in rows}
-    known = {name: rows for name, rows in known.items() if len(rows)}
-    if not known:
-        return None
-    quantity, looks = measure(key), style.styles_for(list(known))
-    with styled_figure(PAGE_WIDTH, 2.6) as figure:
-        axes = figure.subplots()
-        for name, rows in known.items():
-            axes.plot(
-                rows["step"], rows[key] * quantity.scale, label=looks[name].label, markersize=3, **looks[name].look
-            )
-        axes.set_ylabel(quantity.axis)
-        finish_steps(axes, pd.concat([rows["step"] for rows in known.values()]), "training step")
-        axes.legend(fontsize=style.CAPTION_SIZE)
-    return figure
+async def _look(reference: "weakref.ref[TrainingView]") -> None:
+    """Refresh a view again and again; it is not kept alive for that."""
+    while (view := reference()) is not None:
+        view.refresh()
+        if not view.is_watched:
+            view.refresh(force=view._seen is not None)  # the last rows may have come since
+            return
+        pause = view.every
+        del view
+        await asyncio.sleep(pause)
 
 
-def _snapshot_html(run: Any) -> str:
-    """Hits per code and the map of the last snapshot, side by side."""
-    if not run.snapshot_steps:
-        return ""
-    from ibqlab.views.map_data import map_run_codes  # noqa: PLC0415 - the view opens without scikit-learn
-    from ibqlab.views.subject import open_subject  # noqa: PLC0415
-
-    counts, step = run.snapshot()["counts"], run.snapshot_steps[-1]
-    histogram = plot_usage_histogram({run.name: counts})
-    parts = [f"<div>{picture_html(histogram, f'hits per code of {run.name}, step {step}')}</div>"]
+def _is_over(process: BackgroundProcess) -> bool:
+    """Whether nothing will change any more by itself: finished, or gone."""
     try:
-        data = map_run_codes(open_subject(run))
-        frame = len(data.steps) - 1
-        figure = plot_code_map(data.projection, frame, data.counts(frame), f"{run.name}, step {data.steps[-1]:,}")
-        parts.append(f"<div>{picture_html(figure, f'map of codes and features of {run.name}, step {step}')}</div>")
-    except (RunError, ValueError) as error:
-        parts.append(f"<div>{for_html(error, None)}</div>")
-    return f'<div style="display:flex;flex-wrap:wrap">{"".join(parts)}</div>'
-
-
-def _path_of(run: Any) -> Any:
-    return getattr(run, "path", run)
+        return not process.is_running and process.is_finished
+    except (RunError, OSError, ValueError):
+        return True

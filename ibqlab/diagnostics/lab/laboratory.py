@@ -82,7 +82,7 @@ def run_lab(
     configs = lab_methods(features, methods, lab)
     if folder is not None:
         check_folder(features, configs, lab, folder)
-    folders, runs, failures = _folders(configs, folder), {}, {}
+    folders, runs, failures = method_folders(configs, folder), {}, {}
     with ProgressLine(progress) as line:
         for number, (label, config) in enumerate(configs.items(), start=1):
             line.show(f"lab: {label}, {number} of {len(configs)} methods")
@@ -127,7 +127,7 @@ def check_folder(
     Raises:
         RunError: the first of them; the message names the settings that differ.
     """
-    for label, path in _folders(configs, folder).items():
+    for label, path in method_folders(configs, folder).items():
         Run.check(path, _run_config(features, label, configs[label], lab))
 
 
@@ -135,7 +135,7 @@ def _settings(settings: Mapping[str, Any]) -> LabSettings:
     return parse(LabSettings, settings, source="settings of the lab")
 
 
-def _folders(configs: Mapping[str, QuantizerConfig], folder: str | Path | None) -> dict[str, Path | None]:
+def method_folders(configs: Mapping[str, QuantizerConfig], folder: str | Path | None) -> dict[str, Path | None]:
     """A run folder per method, named by its label as far as a file system takes it."""
     if folder is None:
         return dict.fromkeys(configs)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from ibqlab.base.checks import BATCH, CODES, SEED, STEPS, require, require_between, require_choice
 from ibqlab.base.progress import tell
 from ibqlab.diagnostics.lab.feature_files import FeatureFile
-from ibqlab.diagnostics.lab.laboratory import check_folder, run_lab
+from ibqlab.diagnostics.lab.laboratory import check_folder, method_folders, run_lab
 from ibqlab.diagnostics.lab.methods import lab_methods, read_methods
 from ibqlab.diagnostics.lab.result import LabResult
 from ibqlab.diagnostics.lab.run_config import LabSettings
@@ -153,6 +153,11 @@ class Lab:
             os.environ.pop(COMMAND, None)
         tell(folder=str(self.folder.resolve()), result=self._in_a_sentence(result))
         return result
+
+    @property
+    def method_folders(self) -> list[Path]:
+        """Run folders of the methods, in their order; they need not exist."""
+        return [folder for folder in method_folders(self.methods, self.folder).values() if folder]
 
     def _in_a_sentence(self, result: LabResult) -> str:
         """What came of it, for whoever runs the notebook from a terminal."""

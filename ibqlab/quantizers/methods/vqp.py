@@ -183,7 +183,10 @@ class LibraryModule(nn.Module):
         if "codebook_size" in takes or ("kwargs" in takes and "levels" not in arguments):
             arguments.setdefault("codebook_size", round(config.codebook_size ** (1 / digits)))
         try:
-            self.module = cls(**arguments)
+            # A network without memory is filled from a file, which lacks tensors that the package keeps to itself.
+            device = torch.get_default_device()
+            with torch.device("cpu" if device.type == "meta" else device):
+                self.module = cls(**arguments)
         except (TypeError, AssertionError) as error:
             raise ValueError(
                 f"{PACKAGE}.{config.cls} refuses the arguments {arguments}: {error}. It takes {', '.join(takes)}"

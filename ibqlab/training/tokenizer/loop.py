@@ -102,6 +102,8 @@ class _TokenizerTrainer(Trainer):
         self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, self.fabric.world_size)
         self.recorder_seconds = 0.0
         self.snapshots = snapshot_schedule(config)
+        self.gradient_norms: Tensor | None = None
+        """Of each code in the step done last, where it will have a snapshot."""
 
     def start(self) -> None:
         if self.start_checkpoint:
@@ -136,6 +138,8 @@ class _TokenizerTrainer(Trainer):
             step, batch.images, lambda indices: self._timed(self.recorder.observe, indices, step)
         )
         row = self.mean(losses) | self._timed(self.recorder.report, features, step) if logging else None
+        has_snapshot = self._is_whole_validation(step) and self.snapshots.includes(step)
+        self.gradient_norms = self._timed(self.recorder.gradient_norms) if has_snapshot else None
         self.networks.optimizer.zero_grad()
         return row
 
@@ -159,6 +163,8 @@ class _TokenizerTrainer(Trainer):
                     features=record.snapshot_features,
                     images=record.snapshot_images,
                 )
+                if self.gradient_norms is not None:
+                    arrays["gradient_norm"] = self.gradient_norms.cpu().numpy()
                 self.run.save_snapshot(step, **arrays)
         return result.row()
 

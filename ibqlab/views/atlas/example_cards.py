@@ -1,0 +1,87 @@
+"""What the notebook of the atlas needs: its parameters, a run to look at where none is named, and cards to print."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ibqlab.base.checks import require_between, require_choice
+from ibqlab.recipes.presets import find_preset
+from ibqlab.training import RunParameters, prepare_run, train
+from ibqlab.views.atlas.write import IMAGES, AtlasSettings
+from ibqlab.views.card_page import card_html
+from ibqlab.views.cards import CardReader
+from ibqlab.views.map_data import METHODS
+from ibqlab.views.patches import MOST_IMAGES
+from ibqlab.views.subject import open_subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasParameters:
+    """What the `parameters` cell of `codebook_atlas` may set."""
+
+    preset: str = "laptop"
+    """One of `preset_names("tokenizer")`: the run that is looked at where `source` is empty."""
+    source: str = ""
+    """A run, its name or folder, or a checkpoint's file."""
+    images: str = ""
+    """As of `AtlasSettings`."""
+    count: int = IMAGES
+    """Images, at most."""
+    method: str = "pca"
+    """Of the map: "pca" or "umap"."""
+    parquet: bool = False
+    """As of `AtlasSettings`."""
+    output: str = ""
+    """Folder of the atlas; empty: NAME_atlas below the folder of all runs."""
+
+    def __post_init__(self):
+        find_preset(self.preset, "tokenizer")
+        require_between("count", self.count, 1, MOST_IMAGES)
+        require_choice("method", self.method, METHODS)
+
+    @property
+    def settings(self) -> AtlasSettings:
+        """Of the atlas."""
+        return AtlasSettings(images=self.images, count=self.count, method=self.method, parquet=self.parquet)
+
+
+def find_or_train(parameters: AtlasParameters) -> Path | str:
+    """What the atlas is of: the source that is named, else the preset's run, which is trained where it is missing."""
+    if parameters.source:
+        return parameters.source
+    config, folder = prepare_run(RunParameters(preset=parameters.preset))
+    return train(config, folder).path
+
+
+def example_cards(what: str | Path, settings: AtlasSettings) -> str:
+    """Cards of the most used code, one of middle use, one of the least used, and one without a hit, as one page.
+
+    Args:
+        what: a run or checkpoint, as of `write_atlas`.
+        settings: of its atlas; what that has encoded is not encoded again.
+    """
+    subject = open_subject(what, settings.images, weights=settings.weights, quantizer=settings.quantizer)
+    reader = CardReader(subject, settings.count)
+    cards = [(title, card_html(reader.read([code]))) for title, code in example_codes(reader)]
+    return "".join(f"<h2>{title}</h2>{card}" for title, card in cards)
+
+
+def example_codes(reader: CardReader) -> list[tuple[str, int]]:
+    """Title and code; kinds that there are none of are left out."""
+    if reader.index is not None:
+        counts = reader.index.counts
+    else:
+        counts = reader.history[1][-1] if reader.history else np.zeros(reader.codebook_size, int)
+    order = np.argsort(-counts, kind="stable")
+    used = int((counts > 0).sum())
+    examples = []
+    if used:
+        examples.append(("The most used code", order[0]))
+    if used > 2:
+        examples.append(("A code of middle use", order[used // 2]))
+    if used > 1:
+        examples.append(("One of the least used", order[used - 1]))
+    if used < len(order):
+        examples.append(("A code without a hit", order[used]))
+    return [(title, int(code)) for title, code in examples]

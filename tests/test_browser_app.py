@@ -1,0 +1,76 @@
+"""The start page and the notebooks without code, as their readers see them in a browser."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from browsers import LAB, OURS, ROOT, serving, visited, write_settings
+
+from ibqlab.notebooks.app import JUPYTER
+
+NOTEBOOKS = sorted(file.stem for file in (ROOT / "notebooks").glob("*.ipynb") if file.stem != "index")
+CARDS = """() => [...document.querySelectorAll('.ibq-start article')].map(card => ({
+    opens: card.querySelector('h3 a').getAttribute('href'),
+    picture: card.querySelector('img')?.naturalWidth ?? card.querySelector('.blank').innerText,
+    text: card.innerText }))"""
+OPENED = "() => window.jupyterapp?.shell?.currentWidget?.context?.path"
+
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of copied notebooks, settings and runs."""
+    made = tmp_path_factory.mktemp("app")
+    write_settings(made)
+    shutil.copytree(ROOT / "notebooks", made / "work" / "notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        # As `make lab` does it.
+        patch.setenv("JUPYTER_PATH", str(JUPYTER))
+        patch.setenv("JUPYTER_CONFIG_PATH", str(JUPYTER))
+        yield made
+
+
+def cards_of(page):
+    """What the start page shows, once it is there."""
+    page.wait_for_selector(".ibq-start article")
+    page.wait_for_function("() => [...document.querySelectorAll('.ibq-start img')].every(image => image.complete)")
+    return page.evaluate(CARDS)
+
+
+def test_the_start_page_opens_first_and_leads_into_jupyterlab(browser, folder):
+    settings = f"--LabApp.app_settings_dir={folder / Path(OURS).parents[1]}"
+    start = "--LabApp.default_url=/voila/render/notebooks/index.ipynb"
+    with (
+        serving([*LAB, settings, start], folder, "api") as address,
+        visited(browser, address) as shown,
+    ):
+        cards = cards_of(shown.page)
+        assert sorted(Path(card["opens"]).stem for card in cards) == NOTEBOOKS
+        assert all(card["picture"] for card in cards)
+        assert sum(isinstance(card["picture"], int) for card in cards) >= 8
+        assert all("not run yet" in card["text"] and "without code" in card["text"] for card in cards)
+        assert shown.elsewhere == shown.errors == []
+        shown.page.locator("h3 a[href$='/playground.ipynb']").click()
+        assert shown.page.wait_for_function(OPENED).json_value() == "notebooks/playground.ipynb"
+
+
+def test_notebooks_open_without_code_and_their_widgets_answer(browser, folder):
+    with (
+        serving(["-m", "ibqlab", "app", "notebooks", "--no-browser"], folder, "voila/static/voila.js") as address,
+        visited(browser, address) as start,
+    ):
+        assert sorted(Path(card["opens"].partition("?")[0]).stem for card in cards_of(start.page)) == NOTEBOOKS
+        with visited(browser, f"{address}/voila/render/playground.ipynb") as shown:
+            page = shown.page
+            page.locator(".widget-html", has_text="step 12: vq").wait_for()
+            text = page.inner_text("body")
+            assert "Preset smoke, too short to mean anything" in text and "read_parameters" not in text
+            picture = page.locator(".ibqlab-lab-plane img").get_attribute("src")
+            page.locator(".widget-slider .noUi-handle").focus()
+            page.keyboard.press("ArrowLeft")
+            page.locator(".widget-html", has_text=re.compile(r"step (?!12:)\d+: vq")).wait_for()
+            assert page.locator(".ibqlab-lab-plane img").get_attribute("src") != picture
+            assert shown.elsewhere == shown.errors == []
+        assert start.elsewhere == start.errors == []
