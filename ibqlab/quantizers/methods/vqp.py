@@ -196,6 +196,7 @@ class LibraryModule(nn.Module):
             "heads that share a codebook cannot be decoded by the package; write into arguments "
             "separate_codebook_per_head: true",
         )
+        self.code_dim = config.code_dim
         self.is_latent = config.cls == "LatentQuantize"
         groups = getattr(self.module, "rvqs", [self.module])
         layers = [layer for group in groups for layer in getattr(group, "layers", [group])]
@@ -246,7 +247,9 @@ class LibraryModule(nn.Module):
 
     @never_compiled
     def vectors(self, indices: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
-        """Vectors of some indices, 0 to K−1."""
+        """Vectors of some indices, 0 to K−1; of tensors without numbers their shape."""
+        if type(indices) is not Tensor or indices.is_meta:
+            return indices.new_empty((len(indices), self.code_dim), dtype=self._like().dtype)
         rest, digits = indices.to(self._like().device), []
         for size in reversed(self.sizes):
             digits.insert(0, rest % size)
