@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,15 +77,11 @@ def plot_collapse_curves(metrics: pd.DataFrame) -> Figure:
         columns=list(dict.fromkeys([*table, *(f"{name}_mean" for name in _WITHOUT_MEMORY), *_TOKENS]))
     )
     styles = style.styles_for(style.in_order(table["method"]))
-    starts = list(dict.fromkeys(table["init"]))
-    apart = table.groupby("method")["init"].nunique().max() > 1
-    rows = [table[table["init"] == start] for start in starts] if apart else [table]
-    with styled_figure(PAGE_WIDTH, 1.1 + (2.2 + 0.25 * apart) * len(rows)) as figure:
-        for row, panel_rows in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
-            if apart:
-                row.suptitle(style.text_label(f"all from {panel_rows['init'].iloc[0]}"), fontsize=10, fontweight="bold")
-            _draw_row(row.subplots(1, 3), panel_rows, table, styles)
-        _add_legend(figure, table, styles, starts)
+    rows = steps.rows_by_start(table)
+    with styled_figure(PAGE_WIDTH, 1.1 + steps.height_of_rows(rows)) as figure:
+        for axes, panel_rows in steps.panels_by_start(figure, rows):
+            _draw_row(axes, panel_rows, table, styles)
+        _add_legend(figure, table, styles, list(dict.fromkeys(table["init"])))
         style.add_caption(figure, _caption(table))
     return figure
 

@@ -6,7 +6,6 @@ Figure 6 is a map alone: `plot_code_maps`.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -119,19 +118,15 @@ def plot_gap_curves(table: pd.DataFrame, remark: str = "") -> Figure:
         The figure.
     """
     looks = style.styles_for(style.in_order(table["method"]))
-    starts = list(dict.fromkeys(table["init"]))
-    apart = table.groupby("method")["init"].nunique().max() > 1
-    rows = [table[table["init"] == start] for start in starts] if apart else [table]
-    with styled_figure(PAGE_WIDTH, 1.25 + (2.2 + 0.25 * apart) * len(rows)) as figure:
-        for row, part in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
-            if apart:
-                row.suptitle(style.text_label(f"all from {part['init'].iloc[0]}"), fontsize=10, fontweight="bold")
-            _draw_row(row.subplots(1, 3), part, table, looks)
+    rows = steps.rows_by_start(table)
+    with styled_figure(PAGE_WIDTH, 1.25 + steps.height_of_rows(rows)) as figure:
+        for axes, part in steps.panels_by_start(figure, rows):
+            _draw_row(axes, part, table, looks)
         handles = [
             Line2D([], [], markersize=5, linewidth=style.stacked_width(number), label=look.label, **look.look)
             for number, look in enumerate(looks.values())
         ]
-        handles += [*steps.start_handles(starts), *_state_handles()]
+        handles += [*steps.start_handles(list(dict.fromkeys(table["init"]))), *_state_handles()]
         columns = style.even_columns(len(handles), 4)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
         features = style.number_range(table["features"].dropna())

@@ -1,11 +1,13 @@
 """Panels against the training step: lines over seeds, the axis of steps, and how a panel looks for what it shows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -154,6 +156,32 @@ def finish_steps(axes: Axes, steps: pd.Series, label: str = "training step") -> 
         write_numbers(axes.xaxis, ",.0f")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+
+
+def rows_by_start(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of panels: one per start where a method has several, so that what a row compares began alike; else one.
+
+    Args:
+        table: with the columns method and init.
+    Returns:
+        Heading of a row → its part of the table; of a single row the heading is "".
+    """
+    if table.groupby("method")["init"].nunique().max() <= 1:
+        return {"": table}
+    return {f"all from {start}": table[table["init"] == start] for start in dict.fromkeys(table["init"])}
+
+
+def height_of_rows(rows: Mapping[str, pd.DataFrame]) -> float:
+    """Inches that such rows take, headings included."""
+    return (2.2 if "" in rows else 2.45) * len(rows)
+
+
+def panels_by_start(figure: Figure, rows: Mapping[str, pd.DataFrame]) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """The three axes of each row, under its heading, with its part of the table."""
+    for row, (heading, part) in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows.items(), strict=True):
+        if heading:
+            row.suptitle(text_label(heading), fontsize=10, fontweight="bold")
+        yield row.subplots(1, 3), part
 
 
 def start_handles(starts: Sequence[str]) -> list[Line2D]:
