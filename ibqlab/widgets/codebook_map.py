@@ -134,13 +134,7 @@ class CodebookMap(ipywidgets.VBox):
 
     def _make_controls(self, height: int) -> None:
         self.coloring = ipywidgets.Dropdown(options=list(NAMES), description="colour by", layout={"width": "280px"})
-        self.step = ipywidgets.SelectionSlider(
-            options=[("0", 0)],
-            description="training step",
-            style={"description_width": "initial"},
-            layout={"width": "min(100%, 420px)"},
-        )
-        self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
+        self.play, self.step = step_controls("training step")
         self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
         self.said, self.heading, self.scale, self.facts = (ipywidgets.HTML() for _ in range(4))
         self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
@@ -154,7 +148,6 @@ class CodebookMap(ipywidgets.VBox):
         self.right = ipywidgets.VBox([], layout={"width": "42%", "min_width": "min(100%, 340px)", "flex": "1 1 40%"})
         self.body = ipywidgets.HBox([self.left], layout={"flex_flow": "row wrap"})
         # The browser moves the points by itself where it has them; the kernel follows.
-        ipywidgets.jslink((self.play, "value"), (self.step, "index"))
         ipywidgets.jslink((self.step, "index"), (self.canvas.painter, "frame"))
         self.step.observe(self._moved, names="value")
         self.coloring.observe(self._recolored, names="value")
@@ -308,6 +301,19 @@ class CodebookMap(ipywidgets.VBox):
             self._mark(codes)
             for listener in self._listeners:
                 listener(codes)
+
+
+def step_controls(description: str) -> tuple[ipywidgets.Play, ipywidgets.SelectionSlider]:
+    """A play button and the slider over steps that it moves, without a step yet."""
+    step = ipywidgets.SelectionSlider(
+        options=[("0", 0)],
+        description=description,
+        style={"description_width": "initial"},
+        layout={"width": "min(100%, 420px)"},
+    )
+    play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
+    ipywidgets.jslink((play, "value"), (step, "index"))
+    return play, step
 
 
 def _number(value: float) -> str:

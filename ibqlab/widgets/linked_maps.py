@@ -12,7 +12,7 @@ from ibqlab.base.files import RunError
 from ibqlab.runs import Run
 from ibqlab.views.map_data import MapData
 from ibqlab.views.subject import Subject, lacking
-from ibqlab.widgets.codebook_map import INTERVAL, CodebookMap
+from ibqlab.widgets.codebook_map import CodebookMap, step_controls
 from ibqlab.widgets.live import with_static_page
 
 
@@ -32,14 +32,7 @@ class LinkedMaps(ipywidgets.VBox):
         names = titles or [one.subject.name if one.subject else "" for one in self.maps]
         self.headings = [ipywidgets.HTML(f"<h4>{for_html(name)}</h4>") for name in names]
         self.said = ipywidgets.HTML()
-        self.step = ipywidgets.SelectionSlider(
-            options=[("0", 0)],
-            description="step of both",
-            style={"description_width": "initial"},
-            layout={"width": "min(100%, 380px)"},
-        )
-        self.play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
-        ipywidgets.jslink((self.play, "value"), (self.step, "index"))
+        self.play, self.step = step_controls("step of both")
         self.controls = ipywidgets.HBox([self.play, self.step], layout={"flex_flow": "row wrap"})
         columns = [
             ipywidgets.VBox([heading, one], layout={"width": "49%", "min_width": "min(100%, 380px)"})
