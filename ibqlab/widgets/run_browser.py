@@ -48,7 +48,7 @@ class RunBrowser(ipywidgets.VBox):
         FileNotFoundError: there is no such folder.
     """
 
-    def __init__(self, folder: str | Path | RunCatalogue = "runs", conditions: str = "", sort: str = ""):
+    def __init__(self, folder: str | Path | RunCatalogue = "", conditions: str = "", sort: str = ""):
         self.catalogue = folder if isinstance(folder, RunCatalogue) else RunCatalogue(folder)
         self.shown: list[RunSummary] = []
         """The table's rows."""
