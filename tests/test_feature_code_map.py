@@ -2,6 +2,8 @@
 shared with the study that trained them, and bad input is a sentence."""
 
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,19 @@ import pytest
 from ibqlab.config import ConfigError, parse
 from ibqlab.diagnostics.distribution_gap import measure_distribution_gap
 from ibqlab.plots.feature_code_map import gap_curve_table, plot_gap_curves, plot_maps_and_usage, usage_curve_table
-from ibqlab.studies import FeatureMapParameters, StudyParameters, open_study, prepare_feature_map
+from ibqlab.runs import RunError
+from ibqlab.studies import (
+    FeatureMapParameters,
+    StudyError,
+    StudyParameters,
+    figure_code_maps,
+    figure_maps_through_training,
+    open_study,
+    prepare_feature_map,
+)
+from ibqlab.studies.figures import last_map, map_each, map_run
 from ibqlab.studies.gap_sentences import describe_gaps, gap_summary, show_gap_summary
+from ibqlab.widgets import explore_run, explore_study
 
 pytestmark = pytest.mark.usefixtures("warm_start")
 GRID = {
@@ -232,3 +245,57 @@ def test_the_two_runs_of_the_view_share_start_seed_and_first_codebook(figures):
     first, second = figures.pair()
     assert [first.name, second.name] == ["vq-normal-K16-D4-seed0", "ibq-normal-K16-D4-seed0"]
     assert np.array_equal(first.snapshot(0)["codebook"], second.snapshot(0)["codebook"])
+
+
+# --- diverged runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def diverged(study, tmp_path):
+    """The study with VQ's last snapshot full of NaN, and all of Soft VQ's."""
+    copy = shutil.copytree(study.folder, tmp_path / "diverged")
+    for method, last_only in (("vq", True), ("soft_vq", False)):
+        files = sorted((copy / f"{method}-normal-K16-D4-seed0").glob("snapshots/*.npz"))
+        for file in files[-1:] if last_only else files:
+            shot = dict(np.load(file))
+            shot["features"][:] = np.nan
+            np.savez(file, **shot)
+    return open_study(copy)
+
+
+def test_figures_of_diverged_runs_say_what_they_leave_out(diverged, tmp_path):
+    given = {"study": str(diverged.folder), "projection": "pca", "output": str(tmp_path / "figures")}
+    figures = prepare_feature_map(parse(FeatureMapParameters, given)).run(progress=False)
+    first = figures.figure_maps_and_usage("same")
+    titles = [" ".join(axes.get_title().split()) for axes in first.axes]
+    assert any(title.startswith("VQ from N(0, 1), step 0 (later: NaN)") for title in titles), titles
+    soft = figures.figure_soft_vq()
+    reason = "no map of soft_vq-normal-K16-D4-seed0: its snapshots hold NaN or infinity: the run has diverged"
+    assert reason in " ".join(soft.get_supxlabel().split())
+    assert not any(axes.get_title().startswith("Soft") for axes in soft.axes)
+    assert figures.figure_gap() is not None and len(figures.table()) == 2, "Soft VQ has no gap to show"
+    assert figures.write_report().is_file()
+
+
+def test_studies_and_explorers_of_diverged_runs_draw_what_is_finite(diverged):
+    for draw in (figure_code_maps, figure_maps_through_training):
+        caption = " ".join(draw(diverged).get_supxlabel().split())
+        assert "no map of soft_vq-normal-K16-D4-seed0" in caption
+    explorer = explore_study(diverged)
+    explorer.choices["method"].value = "soft_vq"
+    assert "the run has diverged" in explorer.code_map.value and "<img" in explorer.histogram.value
+    explorer.choices["method"].value = "vq"
+    assert "no map of step 2: its snapshot holds NaN" in explorer.code_map.value
+    explorer.step.value = 0
+    assert "<img" in explorer.code_map.value
+    of_run = explore_run(explorer.run)
+    assert "no map of step 2" in of_run.code_map.value and "<img" in of_run.histogram.value
+
+
+def test_a_study_of_nothing_but_nan_has_no_map(diverged):
+    runs = {"soft": next(run for cell, run in diverged.finished() if cell.labels["method"] == "soft_vq")}
+    with pytest.raises(StudyError, match="no map of soft_vq"):
+        map_each(runs, lambda run: [last_map(run, "pca")])
+    snapshot_free = SimpleNamespace(name="mine", snapshot_steps=[0], snapshot=lambda step: {"counts": np.ones(3)})
+    with pytest.raises(RunError, match="no map of mine: its snapshots hold no codebook and features"):
+        map_run(snapshot_free, "pca")

@@ -208,10 +208,7 @@ def add_caption(figure: Figure, text: str) -> None:
         figure: in the house style.
         text: names from outside as they are; longer lines than the page is wide are wrapped.
     """
-    width = int(_LETTERS_PER_INCH * figure.get_figwidth())
-    lines = [short_line for line in text.split("\n") for short_line in _balanced(line, width)]
-    caption = "\n".join(for_matplotlib(line, None) for line in lines)
-    figure.supxlabel(caption, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+    figure.supxlabel("\n".join(_caption_lines(figure, text)), fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
 
 
 def add_note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
@@ -228,10 +225,18 @@ def add_note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[fl
 
 
 def extend_caption(figure: Figure, text: str) -> None:
-    """One more line of facts at the bottom; the figure grows by it, and its panels keep their size."""
-    figure.set_figheight(figure.get_figheight() + _CAPTION_LINE)
-    caption = f"{figure.get_supxlabel()}\n{for_matplotlib(text)}"
+    """More facts at the bottom, in lines of their own; the figure grows by them, and its panels keep their size."""
+    lines = _caption_lines(figure, text)
+    figure.set_figheight(figure.get_figheight() + len(lines) * _CAPTION_LINE)
+    caption = "\n".join([figure.get_supxlabel(), *lines])
     figure.supxlabel(caption, fontsize=CAPTION_SIZE, color=REFERENCE_GREY)
+
+
+def _caption_lines(figure: Figure, text: str) -> list[str]:
+    """Text escaped for matplotlib and wrapped to the width of the page; an empty text has no lines."""
+    width = int(_LETTERS_PER_INCH * figure.get_figwidth())
+    paragraphs = text.split("\n") if text else []
+    return [for_matplotlib(line, None) for paragraph in paragraphs for line in _balanced(paragraph, width)]
 
 
 def _balanced(text: str, width: int) -> list[str]:

@@ -31,7 +31,7 @@ from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import find_run, output_folder, run_name
 from ibqlab.runs.provenance_record import portable
 from ibqlab.studies.drawn_runs import DrawnRun, FeatureMapParameters, label_run, told_apart
-from ibqlab.studies.figures import map_run
+from ibqlab.studies.figures import last_map, map_each, map_run
 from ibqlab.studies.gap_sentences import describe_gaps, gap_summary, show_gap_summary
 from ibqlab.studies.method_grid import StudyParameters, require_methods
 from ibqlab.studies.pages import join_parts, to_markdown, too_short_note, write_pages
@@ -151,12 +151,13 @@ class FeatureCodeMap:
         pair = self._compared() if starts == "published" else self.same_start()
         if not pair:
             return None
-        maps = code_map_table({one.title: self._last_map(one) for one in pair})
+        panels, missing = self._last_maps(pair)
+        maps = code_map_table(panels)
         chosen = [(one.labels["method"], one.labels["init"]) for one in pair]
         rows = self.metrics
         rows = rows[[line in chosen for line in zip(rows["method"], rows["init"], strict=True)]]
         usage = usage_curve_table(rows)
-        figure = plot_maps_and_usage(maps, usage, PAPER_2)
+        figure = plot_maps_and_usage(maps, usage, "\n".join(filter(None, (PAPER_2, missing))))
         name = STARTS[starts]
         self._save(name, figure, maps, of_one_seed=True)
         write_whole(self.folder / "figures" / f"{name}_curves.csv", usage.to_csv(index=False).encode())
@@ -174,15 +175,18 @@ class FeatureCodeMap:
         soft = self._one("soft_vq")
         if soft is None:
             return None
-        projection, steps = map_run(soft.run, self.projection)
-        panels: dict[str, Panel] = {
-            f"{soft.title}, step {steps[number]:,}": (projection, number, soft.run.snapshot(steps[number])["counts"])
-            for number in sorted({0, len(steps) - 1})
-        }
-        if ibq := self._one("ibq"):
-            panels[f"{ibq.title}, step {ibq.run.snapshot_steps[-1]:,}"] = self._last_map(ibq)
+        runs = {one.title: one.run for one in (soft, self._one("ibq")) if one}
+
+        def first_and_last(run: Run) -> list[tuple[str, Panel]]:
+            projection, steps = map_run(run, self.projection)
+            shown = sorted({steps[0], steps[-1]} if run is soft.run else {steps[-1]})
+            return [
+                (f", step {step:,}", (projection, steps.index(step), run.snapshot(step)["counts"])) for step in shown
+            ]
+
+        panels, missing = map_each(runs, first_and_last)
         figure = plot_code_maps(panels)
-        extend_caption(figure, PAPER_6)
+        extend_caption(figure, "\n".join(filter(None, (PAPER_6, missing))))
         return self._save("soft_vq_codes", figure, code_map_table(panels), of_one_seed=True)
 
     # --- words ---
@@ -295,9 +299,8 @@ class FeatureCodeMap:
         runs.sort(key=lambda one: (not one.labels["published_init"], one.labels["seed"]))
         return runs[0] if runs else None
 
-    def _last_map(self, one: DrawnRun) -> Panel:
-        projection, steps = map_run(one.run, self.projection)
-        return projection, len(steps) - 1, one.run.snapshot()["counts"]
+    def _last_maps(self, drawn: list[DrawnRun]) -> tuple[dict[str, Panel], str]:
+        return map_each({one.title: one.run for one in drawn}, lambda run: [last_map(run, self.projection)])
 
     def _figures(self) -> Path:
         folder = self.folder / "figures"

@@ -1,11 +1,14 @@
 """Figures of a study, each drawn from the run folders and saved with the numbers behind it."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ibqlab.base.files import explained, write_whole
 from ibqlab.diagnostics.projection import Projection, project_codes
+from ibqlab.grids.cells import StudyError
 from ibqlab.plots import (
     code_map_table,
     collapse_curve_table,
@@ -17,8 +20,9 @@ from ibqlab.plots import (
     save_figure,
     usage_histogram_table,
 )
+from ibqlab.plots.code_map import Panel
 from ibqlab.plots.style import extend_caption, mark_too_short
-from ibqlab.runs import Run
+from ibqlab.runs import Run, RunError
 from ibqlab.studies.method_grid import name_start, require_methods
 from ibqlab.studies.study import Study
 
@@ -88,24 +92,32 @@ def figure_histogram(study: Study) -> Figure:
 
 
 def figure_code_maps(study: Study) -> Figure:
-    """Codes and encoder features of each method after training, in one fitted space each; saved as `code_maps`."""
-    panels = {}
-    for label, run in labelled_runs(study).items():
-        projection, steps = map_run(run, study.grid.projection)
-        panels[label] = (projection, len(steps) - 1, run.snapshot()["counts"])
-    return _save_of_one_seed(study, "code_maps", plot_code_maps(panels), code_map_table(panels))
+    """Codes and encoder features of each method after training, in one fitted space each; saved as `code_maps`.
+
+    Raises:
+        StudyError: no run has a snapshot that can be drawn.
+    """
+    panels, missing = map_each(labelled_runs(study), lambda run: [last_map(run, study.grid.projection)])
+    figure = plot_code_maps(panels)
+    extend_caption(figure, missing)
+    return _save_of_one_seed(study, "code_maps", figure, code_map_table(panels))
 
 
 def figure_maps_through_training(study: Study) -> Figure:
     """Codes and features of each method from its own start, at the first, a middle and the last snapshot, one row and
     one fitted space per method: the slider of `explore_study` on paper. Saved as `code_maps_through_training`."""
-    panels = {}
-    for label, run in labelled_runs(study, own_start=True).items():
+
+    def through_training(run: Run) -> list[tuple[str, Panel]]:
         projection, steps = map_run(run, study.grid.projection)
-        for step in first_middle_last(steps):
-            counts = run.snapshot(step)["counts"]
-            panels[f"{label}, step {step:,}"] = (projection, steps.index(step), counts)
-    return _save_of_one_seed(study, "code_maps_through_training", plot_code_maps(panels), code_map_table(panels))
+        return [
+            (f", step {step:,}", (projection, steps.index(step), run.snapshot(step)["counts"]))
+            for step in first_middle_last(steps)
+        ]
+
+    panels, missing = map_each(labelled_runs(study, own_start=True), through_training)
+    figure = plot_code_maps(panels)
+    extend_caption(figure, missing)
+    return _save_of_one_seed(study, "code_maps_through_training", figure, code_map_table(panels))
 
 
 def figure_histogram_through_training(study: Study) -> Figure:
@@ -145,26 +157,72 @@ def first_middle_last(steps: list[int]) -> list[int]:
 def map_run(
     run: Run, method: str, *, frames: int = MAP_FRAMES, max_points: int = MAP_POINTS
 ) -> tuple[Projection, list[int]]:
-    """One fitted space for some of a run's snapshots, and the steps they stand for, first and last included.
+    """One fitted space for some of a run's snapshots, and the steps they stand for.
+
+    Snapshots with NaN or infinity are left out, and those of another code dimension than the latest one's.
 
     Args:
         run: with at least one snapshot.
         method: "umap" or "pca".
-        frames: most snapshots to show, evenly chosen, at least 2.
+        frames: most snapshots to show, evenly chosen, first and last included; at least 2.
         max_points: most points in the fit, all frames together.
     Returns:
         The projection, one frame per step, with every code in use at each; and the steps.
+    Raises:
+        RunError: no snapshot that a map can be made of.
     """
-    chosen = mapped_steps(run, frames)
-    snapshots = [run.snapshot(step) for step in chosen]
+    snapshots = {step: run.snapshot(step) for step in mapped_steps(run, frames)}
+    with_both = {step: shot for step, shot in snapshots.items() if {"codebook", "features"} <= set(shot)}
+    finite = {step: shot for step, shot in with_both.items() if _is_finite(shot)}
+    if not finite:
+        why = "hold NaN or infinity: the run has diverged" if with_both else "hold no codebook and features"
+        raise RunError(f"no map of {run.name}: its snapshots {why}")
+    code_dim = finite[max(finite)]["codebook"].shape[1]
+    shown = {step: shot for step, shot in finite.items() if shot["codebook"].shape[1] == code_dim}
     projection = project_codes(
-        [snapshot["codebook"] for snapshot in snapshots],
-        [snapshot["features"] for snapshot in snapshots],
+        [shot["codebook"] for shot in shown.values()],
+        [shot["features"] for shot in shown.values()],
         method=method,
-        counts=[snapshot["counts"] for snapshot in snapshots],
+        counts=[shot["counts"] for shot in shown.values()],
         max_points=max_points,
     )
-    return projection, chosen
+    return projection, list(shown)
+
+
+def last_map(run: Run, method: str) -> tuple[str, Panel]:
+    """The panel of the last snapshot that can be drawn, and what its title needs to say where later ones cannot.
+
+    Raises:
+        RunError: none can be drawn.
+    """
+    projection, steps = map_run(run, method)
+    step = steps[-1]
+    remark = "" if step == run.snapshot_steps[-1] else f", step {step:,} (later: NaN)"
+    return remark, (projection, len(steps) - 1, run.snapshot(step)["counts"])
+
+
+def map_each(runs: dict[str, Run], panels_of: Callable[[Run], list[tuple[str, Panel]]]) -> tuple[dict[str, Panel], str]:
+    """Panels of runs by title, and a line that says of which run none could be drawn and why.
+
+    Args:
+        runs: by the label that titles begin with.
+        panels_of: what comes after the label, and the panel, for each of a run; may raise RunError.
+    Raises:
+        StudyError: no run has a panel.
+    """
+    panels, missing = {}, []
+    for label, run in runs.items():
+        try:
+            panels |= {f"{label}{rest}": panel for rest, panel in panels_of(run)}
+        except RunError as error:
+            missing.append(str(error))
+    if not panels:
+        raise StudyError("; ".join(missing))
+    return panels, "; ".join(missing)
+
+
+def _is_finite(shot: dict[str, np.ndarray]) -> bool:
+    return bool(np.isfinite(shot["codebook"]).all() and np.isfinite(shot["features"]).all())
 
 
 def labelled_runs(study: Study, own_start: bool = False) -> dict[str, Run]:

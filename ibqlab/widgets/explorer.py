@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Int
 
 from ibqlab.base.escaping import for_html
-from ibqlab.diagnostics.projection import Projection
 from ibqlab.diagnostics.usage import perplexity
 from ibqlab.grids.cells import Cell
 from ibqlab.plots import plot_code_map, plot_usage_histogram
@@ -53,7 +52,7 @@ class StudyExplorer(ipywidgets.VBox):
                 "study.run()"
             )
         self._projection = study.grid.projection
-        self._maps: dict[Path, tuple[Projection, list[int], int]] = {}
+        self._maps: dict[Path, JointMap] = {}
         self._pages: dict[tuple[Path, int], dict[str, str]] = {}
         """Run and step → what map, histogram and numbers show, as HTML."""
         self._busy = False
@@ -167,28 +166,55 @@ class StudyExplorer(ipywidgets.VBox):
         step = self.step.value
         if (run.path, step) not in self._pages:
             counts = run.snapshot(step)["counts"]
-            projection, steps, most_hits = self._map(run)
             title = _title(cell, step)
+            alt = f"map of codes and encoder features: {title}; {describe_counts(counts)}"
             self._pages[run.path, step] = {
-                # Colours mean the same at all steps.
-                "code_map": picture_html(
-                    plot_code_map(projection, steps.index(step), counts, title, most_hits=most_hits),
-                    f"map of codes and encoder features: {title}; {describe_counts(counts)}",
-                ),
+                "code_map": self._map(run).html(step, counts, title, alt),
                 "histogram": _histogram_html(f"{cell.labels['method']} from {cell.labels['init']}", counts, title),
                 "numbers": for_html(f"{title}: {describe_counts(counts)}", None),
             }
         return self._pages[run.path, step]
 
-    def _map(self, run: Run) -> tuple[Projection, list[int], int]:
-        """The one space of all of a run's snapshots, fitted once; their steps; the most hits that any code ever has."""
+    def _map(self, run: Run) -> "JointMap":
         if run.path not in self._maps:
             self.numbers.value += " fitting one map for all snapshots of this run, once: seconds …"
-            frames = len(run.snapshot_steps)
-            projection, steps = map_run(run, self._projection, frames=frames, max_points=EXPLORER_POINTS)
-            most_hits = max(int(run.snapshot(step)["counts"].max()) for step in steps)
-            self._maps[run.path] = (projection, steps, most_hits)
+            self._maps[run.path] = JointMap(run, self._projection)
         return self._maps[run.path]
+
+
+class JointMap:
+    """Pictures of a run's snapshots in one space, fitted once, on one scale of hits.
+
+    Args:
+        run: with at least one snapshot.
+        method: "umap" or "pca".
+    """
+
+    def __init__(self, run: Run, method: str):
+        self._steps: list[int] = []
+        self._lack = ""
+        try:
+            frames = len(run.snapshot_steps)
+            self._projection, self._steps = map_run(run, method, frames=frames, max_points=EXPLORER_POINTS)
+        except RunError as error:
+            self._lack = str(error)
+        self._most_hits = max((int(run.snapshot(step)["counts"].max()) for step in self._steps), default=0)
+
+    def html(self, step: int, counts: Int[np.ndarray, "K"], title: str, alt: str) -> str:
+        """The map of a step, or a sentence where the step has none.
+
+        Args:
+            step: that has a snapshot.
+            counts: its hits per code.
+            title: of the picture.
+            alt: the picture in words.
+        """
+        if step not in self._steps:
+            why = self._lack or f"no map of step {step:,}: its snapshot holds NaN or infinity, the run has diverged"
+            return for_html(why, None)
+        # Colours mean the same at all steps.
+        frame = self._steps.index(step)
+        return picture_html(plot_code_map(self._projection, frame, counts, title, most_hits=self._most_hits), alt)
 
 
 def explore_study(study: Study) -> ipywidgets.VBox:

@@ -5,11 +5,10 @@ from typing import Any
 import ipywidgets
 
 from ibqlab.base.escaping import for_html
-from ibqlab.plots import plot_code_map, plot_usage_histogram
+from ibqlab.plots import plot_usage_histogram
 from ibqlab.runs import Run, RunError
 from ibqlab.runs.kinds import is_monitored, quantizer_settings
-from ibqlab.studies.figures import map_run
-from ibqlab.widgets.explorer import EXPLORER_POINTS, describe_counts
+from ibqlab.widgets.explorer import JointMap, describe_counts
 from ibqlab.widgets.live import picture_html, with_static_page
 
 
@@ -32,7 +31,7 @@ class RunExplorer(ipywidgets.VBox):
         self.method = quantizer_settings(run.config).get("name") or run.name
         self._tokens = "tokens of training" if is_monitored(run.config) else "validation tokens"
         self._pages: dict[int, dict[str, str]] = {}
-        self._map: Any = None
+        self._map: JointMap | None = None
         self.step = ipywidgets.SelectionSlider(
             options=[(f"{step:,}", step) for step in steps],
             value=steps[-1],
@@ -77,12 +76,8 @@ class RunExplorer(ipywidgets.VBox):
         code_map = "no codebook and features were stored"
         if {"codebook", "features"} <= set(snapshot):
             if self._map is None:
-                frames = len(self.run.snapshot_steps)
-                projection, steps = map_run(self.run, self.projection, frames=frames, max_points=EXPLORER_POINTS)
-                self._map = projection, steps, max(int(self.run.snapshot(s)["counts"].max()) for s in steps)
-            projection, steps, most_hits = self._map
-            figure = plot_code_map(projection, steps.index(step), counts, title, most_hits=most_hits)
-            code_map = picture_html(figure, f"map of codes and features: {text}")
+                self._map = JointMap(self.run, self.projection)
+            code_map = self._map.html(step, counts, title, f"map of codes and features: {text}")
         return {
             "code_map": code_map,
             "histogram": picture_html(histogram, f"hits per code by rank: {text}"),
