@@ -190,6 +190,21 @@ class TestTokenView:
         view.undo.click()
         assert (view.tokens.codes == old).all() and view.page.value == before and view.undo.disabled
 
+    def test_replacements_are_taken_back_one_by_one_or_all_at_once(self, view):
+        states = [view.tokens.codes.copy()]
+        for code, place in enumerate(("1,1", "2,2", "3,3")):
+            click(view.page, token=place)
+            view.code.value = str(code if states[0][code + 1, code + 1] != code else code + 3)
+            view.one.click()
+            view.one.click()  # once more changes nothing, and is no step to take back
+            states.append(view.tokens.codes.copy())
+        view.undo.click()
+        assert (view.tokens.codes == states[2]).all() and not view.undo.disabled
+        view.undo_all.click()
+        assert (view.tokens.codes == states[0]).all() and view.undo.disabled and view.undo_all.disabled
+        view.tokens.undo()
+        assert (view.tokens.codes == states[0]).all()
+
     def test_all_tokens_of_a_code_are_replaced(self, view):
         values, times = np.unique(view.tokens.codes, return_counts=True)
         row, column = np.argwhere(view.tokens.codes == values[times.argmax()])[0]
@@ -479,7 +494,7 @@ def test_what_is_missing_is_said_in_a_sentence(broken, kind, card, tokens, said)
             text = words(view)
         else:
             assert (view.tokens is not None and "data-token=" in view.page.value) == has
-            for button in (view.one, view.all, view.undo) if view.card else ():
+            for button in (view.one, view.all, view.undo, view.undo_all) if view.card else ():
                 button.click()
             text = words(view) + view.said.value
         if isinstance(view, CodeCard) or not has:

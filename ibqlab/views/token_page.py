@@ -9,7 +9,7 @@ token_html(tokens)
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from ibqlab.base.escaping import for_html
 from ibqlab.tokenizer import Tokenizer
@@ -56,6 +56,7 @@ class TokenImage:
         self.hits = index.counts if hits is None else hits
         self.codes: Int[np.ndarray, "h w"] = index.codes[image].copy()
         self._decoded: dict[bytes, np.ndarray] = {}
+        self._before: list[Int[np.ndarray, "h w"]] = []
 
     @property
     def picture(self) -> UInt8[np.ndarray, "H W 3"]:
@@ -72,6 +73,11 @@ class TokenImage:
         """Whether any token was replaced."""
         return bool((self.codes != self.original).any())
 
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a replacement to take back."""
+        return bool(self._before)
+
     def replace(self, place: tuple[int, int], code: int) -> None:
         """Put a code in the place (row, column) of a token.
 
@@ -82,17 +88,24 @@ class TokenImage:
         row, column = place
         if not (0 <= row < rows and 0 <= column < columns):
             raise ValueError(f"places are rows 0 to {rows - 1} and columns 0 to {columns - 1}; got {row}, {column}")
-        self.codes[row, column] = self._checked(code)
+        places = np.zeros(self.codes.shape, bool)
+        places[row, column] = True
+        self._put(places, code)
 
     def replace_code(self, old: int, code: int) -> int:
         """Put a code in the place of every token of another; how many there were."""
         places = self.codes == old
-        self.codes[places] = self._checked(code)
+        self._put(places, code)
         return int(places.sum())
+
+    def undo(self) -> None:
+        """The tokens as they were before the last replacement; nothing where there was none."""
+        if self._before:
+            self.codes = self._before.pop()
 
     def restore(self) -> None:
         """Its own tokens again."""
-        self.codes = self.original.copy()
+        self.codes, self._before = self.original.copy(), []
 
     def decode(self, codes: Int[np.ndarray, "h w"] | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """The picture of tokens, of those as they stand now where none are given."""
@@ -118,10 +131,12 @@ class TokenImage:
         squares = ((self.picture.astype(float) - self.decode(self.original)) ** 2).mean()
         return float(10 * np.log10(255**2 / squares)) if squares > 0 else float("inf")
 
-    def _checked(self, code: int) -> int:
+    def _put(self, places: Bool[np.ndarray, "h w"], code: int) -> None:
         if not 0 <= code < self.index.codebook_size:
             raise ValueError(f"codes are 0 to {self.index.codebook_size - 1:,}; got {code:,}")
-        return code
+        if (self.codes[places] != code).any():
+            self._before.append(self.codes.copy())
+            self.codes[places] = code
 
 
 def scale_top(values: Float[np.ndarray, "H W"]) -> int:

@@ -153,17 +153,19 @@ class TokenView(ipywidgets.VBox):
         )
         self.one = ipywidgets.Button(description="this token", layout={"width": "auto"})
         self.all = ipywidgets.Button(description="all tokens of its code", layout={"width": "auto"})
-        self.undo = ipywidgets.Button(description="undo all", layout={"width": "auto"}, disabled=True)
+        self.undo = ipywidgets.Button(description="undo", layout={"width": "auto"}, disabled=True)
+        self.undo_all = ipywidgets.Button(description="undo all", layout={"width": "auto"}, disabled=True)
         self.card = CodeCard(self.reader, code=())
         self.image.observe(safely(self._say, lambda _: self.show_image(self.image.value)), names="value")
         self.again.on_click(safely(self._say, lambda _: self.show_image(self.image.value)))
         self.own.observe(safely(self._say, self._upload), names="value")
         self.one.on_click(safely(self._say_unreplaced, lambda _: self._replace(every=False)))
         self.all.on_click(safely(self._say_unreplaced, lambda _: self._replace(every=True)))
-        self.undo.on_click(safely(self._say, self._restore))
+        self.undo.on_click(safely(self._say, lambda _: self._take_back(TokenImage.undo)))
+        self.undo_all.on_click(safely(self._say, lambda _: self._take_back(TokenImage.restore)))
         wrapped = {"flex_flow": "row wrap"}
         choice = ipywidgets.HBox([*([self.image] if last else []), self.own, self.again], layout=wrapped)
-        changes = ipywidgets.HBox([self.code, self.one, self.all, self.undo], layout=wrapped)
+        changes = ipywidgets.HBox([self.code, self.one, self.all, self.undo, self.undo_all], layout=wrapped)
         self.children = [choice, self.page, changes, self.said, self.card]
 
     def _hits(self) -> Any:
@@ -206,9 +208,9 @@ class TokenView(ipywidgets.VBox):
             self.tokens.replace(self.chosen, int(text))
         self._draw()
 
-    def _restore(self, _: Any) -> None:
+    def _take_back(self, how: Callable[[TokenImage], None]) -> None:
         if self.tokens is not None:
-            self.tokens.restore()
+            how(self.tokens)
             self._draw()
 
     def _draw(self) -> None:
@@ -218,7 +220,7 @@ class TokenView(ipywidgets.VBox):
 
     def _draw_page(self) -> None:
         self.said.value = ""
-        self.undo.disabled = not self.tokens.is_changed
+        self.undo.disabled = self.undo_all.disabled = not self.tokens.can_undo
         self.page.value = token_html(self.tokens, self.chosen, self.error_top, self.side)
 
     def _say(self, text: str) -> None:
