@@ -34,9 +34,14 @@ def make_run(folder, name, quantizer, size=1024, *, started="2026-11-27T12:00:00
     for row in rows:
         run.log(row)
     run.finish("finished", duration_s=43.0)
-    facts = json.loads((run.path / "provenance.json").read_text())
-    (run.path / "provenance.json").write_text(json.dumps(facts | {"started": started}))
+    date(run, started)
     return run.path
+
+
+def date(run, started):
+    """Tests must not depend on today."""
+    file = run.path / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"started": started}))
 
 
 def row(step, usage, psnr=None):
@@ -60,7 +65,9 @@ def made(tmp_path_factory):
     make_run(runs, EVIL, "ibq", rows=[row(5, None), row(6, None)], optimizer={"learning_rate": 1e-3})
     own = Run.start(runs / "own", {"kind": "monitored", "codebook_size": 16, "settings": {"quantizer": "my own"}})
     own.log({"step": 3, "usage": 0.25, "usage_tokens": 64})
-    Run.start(runs / "generator", {"generator": {"vocabulary_size": 64}, "steps": 5})
+    generator = Run.start(runs / "generator", {"generator": {"vocabulary_size": 64}, "steps": 5})
+    for run in (own, generator):
+        date(run, "2026-11-26T12:00:00+00:00")
     broken = make_run(runs, "broken", "vq")
     (broken / "config.yaml").write_text("a: [1")
     return runs
@@ -437,7 +444,16 @@ class TestBrowser:
         browser.reload.click()
         assert browser.shown[0].name == "new" and browser.selected == ["vq"]
         table = browser.table.children[0].df.set_index("name")
-        assert table.loc["vq", "step"] == "20" and table.loc["new", "usage"] == "90.00%"
+        assert table.loc["vq", "step"] == "20" and table.loc["new", "window usage"] == "90.00%"
+
+    def test_usage_is_that_of_the_validation_where_there_is_one(self, browser, tmp_path):
+        assert "window usage" in browser.table.children[0].df, "these runs have none"
+        rows = [row(1, 0.9) | {"validation_usage": 0.25, "validation_tokens": 5120}]
+        make_run(tmp_path / "validated", "one", "vq", started="2027-01-01T00:00:00+00:00", rows=rows)
+        validated = RunBrowser(tmp_path / "validated")
+        table = validated.table.children[0].df
+        assert table.loc[0, "validation usage"] == "25.00%" and table.loc[0, "in tokens"] == "5,120"
+        assert "window usage" not in table and "usage" in validated.column.options
 
     def test_a_folder_that_is_deleted_while_it_is_shown(self, browser, folder):
         browser.select(["vq"])

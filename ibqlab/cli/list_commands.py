@@ -40,9 +40,9 @@ def runs(
 ) -> None:
     """List the runs below FOLDER, by default all, in as many columns as the terminal has room for.
 
-    A CONDITION leaves some out: method=ibq, method=ibq|vq, usage>0.5 or usage>50%, K=1024..16384, name=study/*,
-    note~word, or ~word for a word anywhere. Several must all hold. < and > need quotes in a shell. Names are columns,
-    settings, in full or by their last part, and all results.
+    A CONDITION leaves some out: method=ibq, method=ibq|vq, validation_usage>0.5 or validation_usage>50%, K=1024..16384,
+    name=study/*, note~word, or ~word for a word anywhere. Several must all hold. < and > need quotes in a shell. Names
+    are columns, settings, in full or by their last part, and all results.
     """
     from ibqlab.runs import RunIndex, runs_root
     from ibqlab.runs.finding import find_run, locate

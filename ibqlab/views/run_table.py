@@ -1,7 +1,7 @@
 """The table of runs as people read it: headings, numbers, and pages of HTML without a kernel.
 
 catalogue = RunCatalogue("runs")                              # all runs below a folder, newest first
-rows = catalogue.select("method=ibq usage>0.5", sort="psnr")  # as of ibqlab.runs.queries
+rows = catalogue.select("method=ibq psnr>20", sort="psnr")    # as of ibqlab.runs.queries
 catalogue.cells(rows); table_html(catalogue, rows); difference_html(rows[:2])
 """
 
@@ -34,15 +34,25 @@ _HEADINGS = {
     "codebook_size": "K",
     "code_dim": "D",
     "codebook_init": "start",
-    "usage_tokens": "in tokens",
+    "validation_tokens": "in tokens",
+    "usage": "window usage",
+    "usage_tokens": "in window tokens",
+    "perplexity": "window perplexity (codes)",
     "duration_s": "duration",
     "started": "date",
 }
 """Column → what stands above it; measures have titles of their own."""
 _USUAL = (
-    *("name", "note", "kind", "quantizer", "codebook_size", "code_dim", "codebook_init", "status", "step", "usage"),
-    *("usage_tokens", "perplexity", "validation_psnr", "validation_loss", "duration_s", "started", "problem"),
+    *("name", "note", "kind", "quantizer", "codebook_size", "code_dim", "codebook_init", "status", "step"),
+    *("validation_usage", "validation_tokens", "validation_perplexity", "usage", "usage_tokens", "perplexity"),
+    *("validation_psnr", "validation_loss", "duration_s", "started", "problem"),
 )
+_OF_WINDOW = {
+    "usage": "validation_usage",
+    "usage_tokens": "validation_tokens",
+    "perplexity": "validation_perplexity",
+}
+"""Of the last training steps, which say less: shown where a run has nothing from a validation → what it should have."""
 STYLE = f"<style>{Path(__file__).with_name('run_table.css').read_text(encoding='utf-8')}</style>"
 
 
@@ -109,8 +119,13 @@ class RunCatalogue:
     def usual_columns(self) -> list[str]:
         """The columns that say most, as far as any run has them; the kind where there are several."""
         kinds = {run.columns.get("kind") for run in self.runs} - {None}
-        known = [name for name in _USUAL if any(run.columns.get(name) is not None for run in self.runs)]
-        return [name for name in known if name != "kind" or len(kinds) > 1]
+
+        def is_shown(name: str) -> bool:
+            better = _OF_WINDOW.get(name, "")
+            holds = [run for run in self.runs if run.columns.get(name) is not None]
+            return any(run.columns.get(better) is None for run in holds)
+
+        return [name for name in _USUAL if is_shown(name) and (name != "kind" or len(kinds) > 1)]
 
     def further_columns(self) -> list[str]:
         """Settings that are not the same in all runs, and results: what a table may show besides."""
@@ -119,7 +134,8 @@ class RunCatalogue:
             for key in self.names.settings
             if len({as_text(run.settings.get(key)) for run in self.runs if not run.problem}) > 1
         ]
-        return [*settings, *(key for key in self.names.results if key not in _USUAL)]
+        usual = self.usual_columns()
+        return [*settings, *(key for key in self.names.results if key not in usual)]
 
     def cells(self, runs: Sequence[RunSummary], further: Sequence[str] = ()) -> dict[str, list[str]]:
         """The table as text: heading → cells of the runs; "" where a run has no such value.

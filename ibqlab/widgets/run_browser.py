@@ -60,7 +60,7 @@ class RunBrowser(ipywidgets.VBox):
         self.filter = ipywidgets.Text(
             value=conditions,
             description="filter",
-            placeholder="method=ibq usage>50% ~word",
+            placeholder="method=ibq psnr>20 ~word",
             continuous_update=False,
             layout={"width": "330px"},
         )
