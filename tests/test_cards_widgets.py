@@ -25,6 +25,7 @@ from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import PatchIndex
 from ibqlab.views.subject import open_subject
 from ibqlab.widgets import CodeCard, TokenView, compare_tokens
+from ibqlab.widgets.code_card import typed_codes
 
 COUNT = 12
 """Images that are looked at."""
@@ -163,6 +164,23 @@ class TestCodeCard:
         one_card.show(7)
         one_card.show(codes)
         assert one_card.codes == (7,) and "0 to 31" in one_card.said.value
+
+    @pytest.mark.parametrize(
+        ("text", "size", "codes"),
+        [
+            ("1,005", 4096, ["1005"]),
+            ("1,005", 32, ["1", "005"]),
+            ("262,143", 262_144, ["262143"]),
+            ("1, 5", 4096, ["1", "5"]),
+            ("1,5", 4096, ["1", "5"]),
+            ("17 1,019 3", 4096, ["17", "1019", "3"]),
+            ("1,0051", 4096, ["1", "0051"]),
+            ("", 4096, []),
+            ("five", 4096, ["five"]),
+        ],
+    )
+    def test_commas_may_group_digits_as_the_pages_do(self, text, size, codes):
+        assert typed_codes(text, size) == codes
 
     def test_no_code_says_how_to_choose(self, reader):
         assert "Click a point" in words(CodeCard(reader, code=()))

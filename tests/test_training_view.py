@@ -21,7 +21,15 @@ from ibqlab.views.live_plane import LEAST_SHARE, LivePlane
 from ibqlab.views.study_process import StudyProcess
 from ibqlab.views.subject import ViewError
 from ibqlab.views.training_process import TrainingProcess, describe_rows
-from ibqlab.widgets import TrainingView, finished_run, require_finished, train_and_watch, train_study, training_cell
+from ibqlab.widgets import (
+    TrainingView,
+    finished_run,
+    require_finished,
+    train_and_watch,
+    train_study,
+    training_cell,
+    training_view,
+)
 from ibqlab.widgets.training_pictures import RunPictures
 from ibqlab.widgets.training_view import NEWEST, SHARE_OF_TIME
 
@@ -369,13 +377,13 @@ class TestCell:
         assert error.value._render_traceback_() == [str(error.value)]
         view.process.stop(10)
 
-    @pytest.mark.parametrize("how", ["pause", "interrupt"])
+    @pytest.mark.parametrize("how", ["stopped elsewhere", "interrupt"])
     def test_a_stopped_cell_says_how_to_go_on(self, how, begun, config, before_a_person):
         async def run():
             cell = asyncio.ensure_future(caught(train_and_watch(config, begun.path)))
             while not before_a_person or rows_of(begun) < 3:
                 await asyncio.sleep(0.02)
-            before_a_person[0].stop.click() if how == "pause" else cell.cancel()
+            cell.cancel() if how == "interrupt" else TrainingProcess(begun.path).stop()
             return await cell
 
         async def caught(work):  # as the kernel does: an error that ends asyncio's own task would end the loop
@@ -389,6 +397,42 @@ class TestCell:
             f"stopped at step {begun.run.step} of 1000, everything is saved; go on with the same command"
         )
         assert begun.run.status == "stopped"
+
+    @pytest.mark.parametrize("then", ["goes on", "freed", "interrupted"])
+    def test_a_pause_is_waited_through(self, then, begun, config, before_a_person):
+        """Cells below run when the training is finished, however often it was paused."""
+
+        async def run():
+            cell = asyncio.ensure_future(caught(train_and_watch(config, begun.path)))
+            while not before_a_person or rows_of(begun) < 3:
+                await asyncio.sleep(0.02)
+            view = before_a_person[0]
+            view.stop.click()
+            while view.process.is_running:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(2 * training_view._POLL)
+            assert not cell.done() and view.free.layout.display == ""
+            if then == "interrupted":
+                cell.cancel()
+            elif then == "freed":
+                view.free.click()
+            else:
+                paused_at = begun.run.step
+                view.start.click()
+                while rows_of(begun) <= paused_at:
+                    await asyncio.sleep(0.02)
+                assert not cell.done()
+                TrainingProcess(begun.path).stop()  # by somebody else, which ends the wait
+            return await cell
+
+        async def caught(work):
+            try:
+                await work
+            except TrainingInterrupted as error:
+                return error
+
+        error = asyncio.run(run())
+        assert (error is None) == (then == "freed")
 
     def test_the_button_frees_the_kernel(self, begun, config, before_a_person):
         async def run():

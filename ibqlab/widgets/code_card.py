@@ -1,5 +1,6 @@
 """The card of a code or a set, with its neighbours one click away, and back."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,7 +133,7 @@ class CodeCard(ipywidgets.VBox):
 
     def _as_codes(self, codes: Any) -> tuple[int, ...]:
         """A number, several, or text of them, each once."""
-        given = codes.replace(",", " ").split() if isinstance(codes, str) else codes
+        given = typed_codes(codes, self.reader.codebook_size) if isinstance(codes, str) else codes
         try:
             numbers = [int(given)] if np.ndim(given) == 0 else [int(number) for number in given]
         except (TypeError, ValueError):
@@ -162,6 +163,21 @@ class CodeCard(ipywidgets.VBox):
 
     def _say(self, text: str) -> None:
         self.said.value = status_html(text)
+
+
+def typed_codes(text: str, size: int) -> list[str]:
+    """The numbers in a text. Commas may group digits, as the pages here write numbers, or stand between codes.
+
+    Args:
+        text: "1,005" is one code where there are as many; "1, 5", "1,5" and "1 5" are two.
+        size: of the codebook.
+    """
+    numbers = []
+    for word in text.split():
+        joined = word.replace(",", "")
+        is_grouped = re.fullmatch(r"\d{1,3}(,\d{3})+", word) and int(joined) < size
+        numbers += [joined] if is_grouped else word.replace(",", " ").split()
+    return numbers
 
 
 def _numbers(codes: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import IMAGES, PatchIndex, index_picture
 from ibqlab.views.subject import FORESEEN, Subject, ViewError, lacking
 from ibqlab.views.token_page import SIDE, TokenImage, token_html
-from ibqlab.widgets.code_card import CodeCard
+from ibqlab.widgets.code_card import CodeCard, typed_codes
 from ibqlab.widgets.live import with_static_page
 from ibqlab.widgets.page import Page, safely, status_html
 
@@ -196,11 +196,13 @@ class TokenView(ipywidgets.VBox):
             self.choose(int(row), int(column))
 
     def _replace(self, every: bool) -> None:
-        text = self.code.value.strip().replace(",", "")
         if self.tokens is None or self.chosen is None:
             raise ValueError("click a token first")
+        size = self.tokens.index.codebook_size
+        words = typed_codes(self.code.value, size)
+        text = words[0] if len(words) == 1 else ""
         if not text.isdecimal():
-            last = self.tokens.index.codebook_size - 1
+            last = size - 1
             raise ValueError(f"type a code, 0 to {last:,}, into “replace by”; got {self.code.value!r}")
         if every:
             self.tokens.replace_code(int(self.tokens.codes[self.chosen]), int(text))

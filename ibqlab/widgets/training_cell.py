@@ -45,7 +45,8 @@ async def train_and_watch(config: Any, path: str | Path, wait: bool = True) -> N
         wait: until training ends. False: it goes on in the background, and the kernel is free at once; `finished_run`
             says whether it is through.
     Raises:
-        TrainingInterrupted: interrupted, or paused by its button; the step in progress is saved.
+        TrainingInterrupted: interrupted, or stopped from elsewhere; the step in progress is saved. Its button's pause
+            is waited through.
         TrainingError: it failed; its last words.
         RunError: the folder holds another run.
     """

@@ -81,6 +81,7 @@ class TrainingView(ipywidgets.VBox):
         self._seen: Any = None
         self._due = 0.0
         self._asked_to_stop = False
+        self._paused_here = False
         self._freed = threading.Event()
         self._watching: asyncio.Task | None = None
         try:
@@ -137,7 +138,7 @@ class TrainingView(ipywidgets.VBox):
         )
         self.free = ipywidgets.Button(
             description="free the kernel",
-            tooltip="stop waiting; the training goes on and other cells of the notebook can run",
+            tooltip="stop waiting, so that other cells of the notebook can run; the training stays as it is",
             layout={"width": "auto", "display": "none"},
         )
         self.start.on_click(lambda _: self._steer("start"))
@@ -202,7 +203,9 @@ class TrainingView(ipywidgets.VBox):
             self.watch()
 
     async def wait(self) -> bool:
-        """Wait until no process trains any more, or the button "free the kernel" is pressed.
+        """Wait until the training has ended, or the button "free the kernel" is pressed.
+
+        A training that this view has paused has not ended: it goes on by the button beside.
 
         It has to be awaited in the cell itself: a cell that blocks the kernel's loop lets no button be heard, and a
         kernel that waits in the loop draws meanwhile, too.
@@ -213,7 +216,7 @@ class TrainingView(ipywidgets.VBox):
         self._freed.clear()
         self.free.layout.display = ""
         try:
-            while self.process is not None and self.process.is_running:
+            while self.process is not None and (self.process.is_running or self._is_paused()):
                 await asyncio.sleep(_POLL)
                 if self._freed.is_set():
                     return False
@@ -221,6 +224,10 @@ class TrainingView(ipywidgets.VBox):
         finally:
             self.free.layout.display = "none"
             self.refresh(force=True)
+
+    def _is_paused(self) -> bool:
+        """Whether this view's button ended the process before its work was done."""
+        return self._paused_here and not self.process.is_finished
 
     def refresh(self, force: bool = False) -> None:
         """Draw what is new in the folders; an error is shown in place of the picture.
@@ -266,7 +273,7 @@ class TrainingView(ipywidgets.VBox):
         try:
             if self.process is not None:
                 getattr(self.process, what)()
-            self._asked_to_stop = what == "stop"
+            self._asked_to_stop = self._paused_here = what == "stop"
         except (RunError, OSError, ValueError) as error:
             self.said.value = f"<b>{for_html(lacking(error), None)}</b>"
             return
