@@ -332,6 +332,34 @@ def test_rows_fit_the_terminal(folder, monkeypatch, width):
     assert "x" * 120 in ibqlab("runs", "--wide") and "long " * 49 in ibqlab("runs", "--wide")
 
 
+@pytest.fixture
+def long_names(tmp_path, monkeypatch):
+    for name, rate in (("vq", 0.1), ("ibq", 0.1), ("soft_vq", 0.2)):
+        settings = {"optimizer": {"learning_rate": rate}}
+        make_run(tmp_path, f"a_study_with_a_long_name/{name}-normal-K1024-D64-seed0", "vq", **settings)
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+
+
+def test_shortened_names_leave_out_what_they_have_in_common(long_names, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [line.split()[0] for line in ibqlab("runs", "--columns", "K").splitlines()[1:4]]
+    assert names == [f"…/{name}-normal-K1024-D64-seed0" for name in ("ibq", "soft_vq", "vq")]
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [line.split()[0] for line in ibqlab("runs", "--columns", "K").splitlines()[1:4]]
+    assert names == ["…/ibq…", "…/soft_vq…", "…/vq…"]
+
+
+def test_differences_of_runs_with_long_names_give_them_numbers(long_names, monkeypatch):
+    first = [f"[{n}]  a_study_with_a_long_name/{m}-normal-K1024-D64-seed0" for n, m in ((1, "ibq"), (2, "soft_vq"))]
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ibqlab("runs", "--diff", "K=1024").splitlines()
+    assert lines[:2] == first and lines[4].split() == ["[1]", "[2]", "[3]"]
+    assert lines[5].split() == ["optimizer.learning_rate", "0.1", "0.2", "0.1"]
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = ibqlab("runs", "--diff", "K=1024").splitlines()
+    assert lines[4:7] == ["optimizer.learning_rate", "  0.1   [1] [3]", "  0.2   [2]"]
+
+
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """`ibqlab runs`: the runs of a folder, some of them, in an order; how their settings differ; notes on them."""
 
+import itertools
 import os
 import shutil
 import textwrap
@@ -104,24 +105,37 @@ def _summaries(paths: Sequence[Path]) -> "list[RunSummary]":
 
 
 def _say_differences(chosen: "Sequence[RunSummary]") -> None:
-    """A line for each setting that is not the same in all runs; under one another where there is no room beside."""
+    """A line for each setting that is not the same in all runs; runs get numbers where names have no room, and equal
+    values stand in one line where columns have none either."""
     from ibqlab.runs.comparison import differing_settings
 
     rows = differing_settings(chosen)
     if not rows:
         say(f"the settings of {' and '.join(run.name for run in chosen)} are the same")
         return
-    table = [["", *(run.name for run in chosen)], *([key, *values] for key, values in rows.items())]
-    table = [[for_terminal(cell, 80) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if sum(widths) + 2 * len(widths) <= _width():
+    names, numbers = [run.name for run in chosen], [f"[{number}]" for number in range(1, len(chosen) + 1)]
+    for head in (names, numbers):
+        table = [["", *head], *([key, *values] for key, values in rows.items())]
+        table = [[for_terminal(cell, 80) for cell in row] for row in table]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) > _width():
+            continue
+        if head is numbers:
+            _say_numbered(numbers, names)
         for row in table:
             say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
-    for key, *values in table[1:]:
-        say(key)
-        for name, value in zip(table[0][1:], values, strict=True):
-            say(f"  {value}   {name}")
+    _say_numbered(numbers, names)
+    for key, values in rows.items():
+        say(for_terminal(key, 80))
+        for value in dict.fromkeys(values):
+            holders = [number for number, one in zip(numbers, values, strict=True) if one == value]
+            say(f"  {for_terminal(value, 80)}   {' '.join(holders)}")
+
+
+def _say_numbered(numbers: Sequence[str], names: Sequence[str]) -> None:
+    """Which number stands for which run."""
+    say("\n".join(f"{number}  {for_terminal(name)}" for number, name in zip(numbers, names, strict=True)) + "\n")
 
 
 def _say_table(
@@ -153,11 +167,29 @@ def _say_table(
     shown = {name: values for name, values in cells.items() if name not in left_out}
     if not wide and _width_of(shown) > _width():
         longest = max(LEAST_NAME, max(map(len, shown["name"])) - (_width_of(shown) - _width()))
-        shown["name"] = [for_terminal(name, longest) for name in shown["name"]]
+        shown["name"] = _shortened(shown["name"], longest)
     say(_as_text(shown))
     if left_out:
         text = f"left out: {', '.join(left_out)}; all columns: ibqlab runs --wide"
         say(textwrap.fill(text, max(_width(), 40), break_long_words=False, break_on_hyphens=False))
+
+
+def _shortened(names: list[str], longest: int) -> list[str]:
+    """Names in less room. Cut in the middle, all runs of a study would look the same: what the names have in common is
+    left out first, the folder and then the end."""
+    if len(names) > 1:
+        folder = _common_start(names).rpartition("/")[0]
+        names = [f"…{name.removeprefix(folder)}" for name in names] if folder else names
+        end = _common_start([name[::-1] for name in names]).rpartition("-")[0]
+        if max(map(len, names)) > longest and end:
+            names = [f"{name[: -len(end) - 1]}…" for name in names]
+    return [for_terminal(name, longest) for name in names]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """The letters with which all begin."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in same)
 
 
 def _cell(value: Any, limit: int | None) -> str:

@@ -184,7 +184,7 @@ def _middle(pixels: np.ndarray, index: PatchIndex) -> tuple[int, int, int, int]:
 
 def life_svg(life: Life) -> str:
     """Share of tokens at each snapshot as a small chart, with births and deaths below it."""
-    width, height, left, bottom = 430, 92, 46, 16
+    width, height, left, bottom = 430, 92, 58, 16
     shares = 100 * life.hits / np.maximum(life.tokens, 1)
     steps = life.steps.astype(float)
     span = max(steps[-1] - steps[0], 1.0)
@@ -202,7 +202,7 @@ def life_svg(life: Life) -> str:
         f'aria-label="share of tokens against training step">'
         f'<line x1="{left}" y1="{floor}" x2="{width - 8}" y2="{floor}" stroke="currentColor" opacity=".4"/>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>{dots}'
-        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.3g} %</text>'
+        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.2g} %</text>'
         f'<text x="{left - 4}" y="{floor + 3}" text-anchor="end">0</text>'
         f'<text x="{left}" y="{height - 3}">{int(steps[0]):,}</text>'
         f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">'

@@ -27,7 +27,7 @@ STATIC_ROWS = 200
 """Runs in a page without a kernel."""
 COMPARED = 12
 """Runs whose settings or curves are shown beside each other at most."""
-NEWEST = 5
+NEWEST = 6
 """Runs whose curves are drawn where none is selected."""
 _HEADINGS = {
     "quantizer": "method",

@@ -333,10 +333,8 @@ def scale_html(data: MapData, frame: int, coloring: Coloring, dark: bool) -> str
             f'<span style="display:inline-block;width:14px;height:10px;background:{color}"></span>'
             for color in colors[IN_USE : IN_USE + LEVELS]
         )
-        parts.append(
-            f"{for_html(coloring.unit)}: {_number(coloring.least)} {shades} {_number(coloring.most)} "
-            "(one scale for all steps)"
-        )
+        shades = f'<span style="white-space:nowrap">{_number(coloring.least)} {shades} {_number(coloring.most)}</span>'
+        parts.append(f"{for_html(coloring.unit)}: {shades} (one scale for all steps)")
     without = "dead codes" if data.can_call_dead(frame) else "codes without a hit"
     small = (
         f"{without}: small" if any((coloring.levels >= DEAD).flat[:: max(1, coloring.levels.size // 10_000)]) else ""

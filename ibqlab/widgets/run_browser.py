@@ -283,7 +283,9 @@ class RunBrowser(ipywidgets.VBox):
         figure = plot_runs_together(curves, key) if curves else None
         title = measure(key).panel_title
         what = "selected" if self.selected else "newest"
-        words = f"{title} of the {what} runs" + (f", the first {len(drawn)} of {len(runs)}" if drawn != runs else "")
+        total = len(runs) if self.selected else len(self.shown)
+        which = f"{len(drawn)} {what} runs of {total:,}" if len(drawn) < total else f"{what} runs"
+        words = f"{title} of the {which}"
         picture = picture_html(figure, f"{words}: {', '.join(curves)}") if figure else ""
         self.overlay.value = f"{run_table.sentence(' '.join([f'{words}.', *missing]))}{picture}"
 
