@@ -231,6 +231,20 @@ class TestTokenView:
         view.all.click()
         assert (view.tokens.codes != view.tokens.original).sum() == times.max()
 
+    def test_after_one_the_others_of_its_code_are_replaced(self, view):
+        values, times = np.unique(view.tokens.codes, return_counts=True)
+        old = int(values[times.argmax()])
+        row, column = np.argwhere(view.tokens.codes == old)[0]
+        click(view.page, token=f"{row},{column}")
+        view.code.value = str((old + 1) % 32)
+        view.one.click()
+        view.one.click()
+        assert f"Nothing replaced: the token has code {(old + 1) % 32} already" in view.said.value
+        view.all.click()
+        assert (view.tokens.codes != view.tokens.original).sum() == times.max() and view.said.value == ""
+        view.all.click()
+        assert f"Nothing replaced: no token of code {old} is left here" in view.said.value
+
     def test_a_code_is_taken_from_another_token(self, view):
         click(view.page, token="1,1")
         click(view.page, token="3,3", shift=True)

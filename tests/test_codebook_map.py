@@ -308,6 +308,26 @@ class TestCanvas:
             assert np.array_equal(own, other)
 
 
+class TestPlane:
+    def test_another_plane_is_fitted_and_the_selection_stays(self, run):
+        made = CodebookMap(run, step=10)
+        made.select([3])
+        made.plane.value = "umap"
+        assert made.data.method == "umap" and "UMAP over" in made.facts.value and made.said.value == ""
+        assert made.selected == (3,) and made.data.steps[made.step.value] == 10
+
+    def test_one_that_cannot_be_fitted_leaves_the_one_before(self, run, monkeypatch):
+        made = CodebookMap(run)
+
+        def refuse(*_, **__):
+            raise ValueError("too few points")
+
+        monkeypatch.setattr("ibqlab.widgets.codebook_map.map_run_codes", refuse)
+        made.plane.value = "umap"
+        assert (made.plane.value, made.data.method, made._method) == ("pca", "pca", "pca")
+        assert "oo few points" in made.said.value and "The map shows what was read before." in made.said.value
+
+
 class TestStatic:
     def test_an_executed_copy_holds_the_last_map_and_its_facts(self, run):
         made = CodebookMap(run, step=10)

@@ -22,7 +22,7 @@ from ibqlab.runs.metrics import last_of_each, read_rows
 from ibqlab.runs.queries import QueryError, RunNames
 from ibqlab.views.run_table import BrowserParameters, RunCatalogue, difference_html, measures_of, table_html
 from ibqlab.widgets import RunBrowser
-from ibqlab.widgets.run_browser import VIEWS
+from ibqlab.widgets.run_browser import PAIR_VIEWS, VIEWS
 
 EVIL = "<img src=x onerror=alert(1)> ü"
 
@@ -442,17 +442,31 @@ class TestBrowser:
         assert says in shown and "Traceback" not in shown
 
     def test_opens_a_view_and_closes_it_with_the_next_run(self, browser):
-        assert set(browser.buttons) == set(VIEWS)
+        assert set(browser.buttons) == {*VIEWS, *PAIR_VIEWS}
         browser.buttons["training"].click()
         assert "Select a run" in browser.answer.value
         browser.select(["vq"])
         browser.buttons["training"].click()
-        assert browser.answer.value == '<div class="ibq-runs"><p>Training of vq.</p></div>' and browser.view.children
+        assert browser.answer.value == '<div class="ibq-runs"><p>Training: vq.</p></div>' and browser.view.children
         browser.note.value = "while it is open"
         browser.save.click()
         assert browser.view.children and "is kept in its folder" in browser.answer.value
         browser.select(["own"])
         assert browser.view.children == () and browser.answer.value == ""
+
+    def test_two_runs_are_opened_beside_each_other(self, browser):
+        browser.select(["vq"])
+        assert browser.buttons["both maps"].layout.display == "none"
+        browser.open_view("both on one image")
+        assert "Select two runs in the table first." in browser.answer.value
+        browser.select(["vq", "study/ibq"])
+        assert browser.buttons["both maps"].layout.display == ""
+        browser.buttons["both maps"].click()
+        assert "Both maps: study/ibq and vq." in browser.answer.value
+        (pair,) = browser.view.children
+        assert [one.subject.name for one in pair.maps] == ["ibq", "vq"]
+        browser.buttons["both on one image"].click()
+        assert len(browser.view.children) == 1 and "both on one image" in browser.answer.value.lower()
 
     def test_a_run_that_has_logged_no_numbers_draws_what_it_has(self, browser, folder):
         browser.select([EVIL])

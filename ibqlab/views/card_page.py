@@ -238,8 +238,9 @@ def _shared(card: Card) -> str:
         )
     if card.beside_inside is not None:
         beside = card.beside_inside
+        pairs = f"{beside.pairs:,} pair{'s' if beside.pairs != 1 else ''} of codes in use"
         texts.append(
-            f"Of its {beside.pairs:,} pairs of codes in use, {beside.seen:,} stand beside each other in the images "
+            f"Of its {pairs}, {beside.seen:,} stand beside each other in the images "
             f"({100 * beside.seen / beside.pairs:.3g} %), {beside.lift:.2g} times as often as by chance."
         )
     return (

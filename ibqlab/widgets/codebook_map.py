@@ -24,6 +24,8 @@ from ibqlab.widgets.map_canvas import MapCanvas
 
 INTERVAL = 900
 """Milliseconds between two steps while the map plays."""
+PLANES = {"distances (PCA)": "pca", "neighbourhoods (UMAP)": "umap"}
+"""What the plane keeps, as it is offered → how it is fitted."""
 _TEXT = "line-height: 1.45; margin: 4px 14px 4px 0"
 _FAULTS = (RunError, ValueError, OSError, MemoryError, LookupError)
 """What may go wrong in a view of files that somebody else writes."""
@@ -52,7 +54,7 @@ class CodebookMap(ipywidgets.VBox):
 
     Args:
         what: a run, its name or folder.
-        method: "pca" (distances; seconds) or "umap" (neighbourhoods; half a minute the first time).
+        method: at first; "pca" (distances; seconds) or "umap" (neighbourhoods; half a minute the first time).
         images: as of `open_subject`, for the cards.
         count: images that the cards look at, at most.
         height: of the map, CSS pixels.
@@ -135,10 +137,13 @@ class CodebookMap(ipywidgets.VBox):
     def _make_controls(self, height: int) -> None:
         self.coloring = ipywidgets.Dropdown(options=list(NAMES), description="colour by", layout={"width": "280px"})
         self.play, self.step = step_controls("training step")
+        self.plane = ipywidgets.Dropdown(options=PLANES, description="plane of", layout={"width": "280px"})
+        if self._method in PLANES.values():  # anything else is told with the map
+            self.plane.value = self._method
         self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
         self.said, self.heading, self.scale, self.facts = (ipywidgets.HTML() for _ in range(4))
         self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
-        self._moving = [self.play, self.step, self.coloring]
+        self._moving = [self.play, self.step, self.coloring, self.plane]
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self.controls = ipywidgets.HBox([*self._moving, self.again], layout=row)
         share = {"width": "54%", "min_width": "min(100%, 420px)", "flex": "1 1 54%"} if self._with_card else {}
@@ -151,6 +156,7 @@ class CodebookMap(ipywidgets.VBox):
         ipywidgets.jslink((self.step, "index"), (self.canvas.painter, "frame"))
         self.step.observe(self._moved, names="value")
         self.coloring.observe(self._recolored, names="value")
+        self.plane.observe(self._refit, names="value")
         self.again.on_click(lambda _: self._open())
         self.canvas.on_dark(self._write)
 
@@ -238,6 +244,15 @@ class CodebookMap(ipywidgets.VBox):
         self.canvas.painter.coloring = change["new"]
         self.canvas.dress()
         self._write()
+
+    def _refit(self, change: Any) -> None:
+        """Another plane; where there can be none, the one before stays."""
+        if self.data is None or change["new"] == self.data.method:
+            return
+        self.say("Fitting the plane over all snapshots, once; with UMAP half a minute, more for many codes …")
+        self._method = change["new"]
+        self._open()
+        self._method = self.plane.value = self.data.method
 
     @_telling
     def _look(self) -> None:
