@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ibqlab.views.card_page import card_html
 from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import PatchIndex
 from ibqlab.views.subject import open_subject
-from ibqlab.widgets import CodeCard, TokenView, compare_tokens
+from ibqlab.widgets import CodeCard, TokenView, compare_tokens, token_view
 from ibqlab.widgets.code_card import typed_codes
 
 COUNT = 12
@@ -367,6 +368,12 @@ class TestComparing:
     def test_other_images_are_refused(self, coarse, view):
         with pytest.raises(ValueError, match="same images"):
             compare_tokens(view, TokenView(coarse, images="digits", count=2))
+
+    def test_photos_of_two_sizes_are_not_the_same(self, view):
+        larger = SimpleNamespace(images_mark="other", codes=view.index.codes, pictures=np.zeros((4, 16, 16, 3)))
+        other = SimpleNamespace(index=larger, reader=view.reader)
+        with pytest.raises(ValueError, match="at 8 and 16 pixels, for which photos are cut anew: give both"):
+            token_view._require_same_images(view, other)
 
 
 # --- what a run or checkpoint may lack --------------------------------------------------------------------------------

@@ -332,6 +332,15 @@ def test_rows_fit_the_terminal(folder, monkeypatch, width):
     assert "x" * 120 in ibqlab("runs", "--wide") and "long " * 49 in ibqlab("runs", "--wide")
 
 
+def test_a_run_whose_loss_is_nan_by_now_has_none(tmp_path):
+    rows = [row(0, 0.5) | {"loss": 0.06}, row(1, 0.5) | {"loss": float("nan")}]
+    make_run(tmp_path, "diverged", "vq", rows=rows)
+    (summary,) = RunIndex(tmp_path).read()
+    assert "loss" not in summary.results and "loss" not in summary.columns and summary.results["step"] == 1
+    assert RunNames([summary]).select(["usage>0"]) == [summary]
+    assert RunCatalogue(tmp_path).select("~diverged")
+
+
 @pytest.fixture
 def long_names(tmp_path, monkeypatch):
     for name, rate in (("vq", 0.1), ("ibq", 0.1), ("soft_vq", 0.2)):

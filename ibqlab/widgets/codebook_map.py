@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from ibqlab.base.checks import whole_number
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
 from ibqlab.runs import Run
@@ -63,6 +64,7 @@ class CodebookMap(ipywidgets.VBox):
         with_card: whether the card of what is selected stands beside the map.
     Raises:
         FileNotFoundError: there is nothing of that name.
+        ValueError: a step that is no number.
     """
 
     def __init__(
@@ -78,10 +80,13 @@ class CodebookMap(ipywidgets.VBox):
         with_card: bool = True,
     ):
         self._what, self._method, self._images, self._count = what, method, images, count
-        self._dead_codes, self._first_step = dead_codes, step
+        self._dead_codes = dead_codes
+        self._first_step = None if step is None else whole_number("step", step, 0)
         self.subject: Subject | None = None
         self.data: MapData | None = None
+        self._newest = -1  # last step that the run had when it was read
         self.selected: tuple[int, ...] = ()
+        self._stands_for_features = False
         self.card: CodeCard | None = None
         self._colorings: dict[str, Coloring] = {}
         self._listeners: list[Callable[[tuple[int, ...]], None]] = []
@@ -164,6 +169,7 @@ class CodebookMap(ipywidgets.VBox):
         """Read the run and show it, or say what it lacks."""
         try:
             self.subject = open_subject(self._what, self._images)
+            self._newest = max(self.subject.steps, default=-1)
             data = map_run_codes(self.subject, self._method, dead_codes=self._dead_codes, progress=True)
             self._show(data)
         except FileNotFoundError:
@@ -196,14 +202,16 @@ class CodebookMap(ipywidgets.VBox):
         if before is not None and not at_end:
             frame = int(np.abs(np.array(data.steps) - before).argmin())
             if before != data.steps[frame]:
-                self.say(f"There is no snapshot of step {before:,}; the nearest is of step {data.steps[frame]:,}.")
+                self.say(f"There is no map of step {before:,}; the nearest is of step {data.steps[frame]:,}.")
+        if self._newest > data.steps[-1]:
+            self.say(f"The last snapshot, of step {self._newest:,}, is left out: it holds numbers that are not finite.")
         self._is_moving = True
         self.step.options = [(f"{step:,}", number) for number, step in enumerate(data.steps)]
         self.step.value = self.play.value = frame
         self.play.max = len(data.steps) - 1
         self._is_moving = False
         self.again.description, self.again.button_style = "read again", ""
-        self.canvas.painter.watching = self.subject.run is not None and self.subject.run.status != "finished"
+        self.canvas.painter.watching = not _is_finished(self.subject.run)
         self.canvas.show(data, frame)
         if self._with_card:
             self._open_card()
@@ -229,6 +237,9 @@ class CodebookMap(ipywidgets.VBox):
     def _moved(self, _: Any) -> None:
         if not self._is_moving and self.data is not None:
             self.canvas.painter.frame = self.step.value
+            if self._stands_for_features:  # which have other codes now; a click on them again is to be heard
+                self._mark(self.selected)
+                self._stands_for_features = False
             self._write()
 
     @_telling
@@ -261,7 +272,7 @@ class CodebookMap(ipywidgets.VBox):
             self._lose(f"{self.subject.name} is gone: its folder was moved or deleted.")
             return
         steps = self.subject.steps
-        if steps and (self.data is None or steps[-1] > self.data.steps[-1]):
+        if steps and steps[-1] > self._newest:
             self.again.description = f"show step {steps[-1]:,}"
             self.again.button_style = "info"
 
@@ -284,7 +295,8 @@ class CodebookMap(ipywidgets.VBox):
         """Points chosen in the browser: codes as they are, features for their codes."""
         features = self.data.features.shape[1]
         codes = self.data.code_ids[rows[rows >= features] - features]
-        if not len(codes) and len(rows):  # features alone
+        self._stands_for_features = not len(codes) and bool(len(rows))
+        if self._stands_for_features:
             codes = self.data.assignments[self.step.value][rows[rows < features]]
             if (codes < 0).all():
                 self.say("Features were selected whose codes this snapshot did not store, so there is no card of them.")
@@ -329,6 +341,14 @@ def step_controls(description: str) -> tuple[ipywidgets.Play, ipywidgets.Selecti
     play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
     ipywidgets.jslink((play, "value"), (step, "index"))
     return play, step
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether nothing new will come; a run whose facts are damaged may still train."""
+    try:
+        return run.status == "finished"
+    except RunError:
+        return False
 
 
 def _number(value: float) -> str:
