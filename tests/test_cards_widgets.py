@@ -123,6 +123,11 @@ class TestCodeCard:
         card.show(5)
         assert card.forward.disabled, "a new way leaves the old one"
 
+    def test_without_a_kernel_no_button_stands_there_that_nobody_answers(self, card):
+        page, _ = static(card)
+        assert "<button" in card.page.value and "button>" not in page and "<button" not in page
+        assert re.findall(r'data-code="\d+"', page) == re.findall(r'data-code="\d+"', card.page.value)
+
     @pytest.mark.parametrize(
         ("typed", "codes", "said"),
         [
