@@ -15,24 +15,31 @@ from browsers import (
     ERRORS,
     INTERRUPT,
     KERNEL_IDLE,
+    OTHER_CELL,
     OUTPUTS_SHOWN,
-    copy_notebook,
-    folders_of_its_own,
+    notebook_run,
     opened,
     run_all,
     running_lab,
-    write_settings,
 )
 
 from ibqlab.notebooks.execution import execute
 from ibqlab.runs import Run
 from ibqlab.views.training_process import TrainingProcess
 
-SHOWN_OR_FAILED = f"() => document.querySelector('.ibqlab-code-map img') || ({ERRORS})().length"
+NOTEBOOKS = {
+    "explore_collapse": {"preset": "smoke", "projection": "pca", "methods": ["vq", "ibq"]},
+    "train_tokenizer": {"preset": "smoke", "settings": ["steps=100000"], "output": "long"},
+}
+BELOW = ".jp-OutputArea-executeResult pre:text-is('42')"
+"""What a cell says that stands below the one that trains."""
 FIRST_CHOICE = ".widget-dropdown:not(.ibqlab-training *) select"
 """Of the explorer; the view of the training stands above it."""
-OTHER_CELL = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
-    .requestExecute({code: '1 + 1'}).done.then(reply => reply.content.status)"""
+INSERT_BELOW = """([above, source]) => {
+    const { sharedModel } = window.jupyterapp.shell.currentWidget.content.model;
+    const place = sharedModel.cells.findIndex(cell => cell.source.includes(above));
+    sharedModel.insertCell(place + 1, { cell_type: 'code', source });
+}"""
 LAST_CURVES = "[...document.querySelectorAll('.jp-OutputArea-output img[alt*=\"up to step\"]')].at(-1)?.alt"
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
@@ -42,15 +49,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
 @pytest.fixture(scope="module")
-def folder(browser, tmp_path_factory):
-    """Of notebooks, settings and runs; runs of this process go there, too."""
-    made = tmp_path_factory.mktemp("lab")
-    write_settings(made)
-    copy_notebook(made / "work", "explore_collapse", preset="smoke", projection="pca", methods=["vq", "ibq"])
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in folders_of_its_own(made).items():
-            patch.setenv(name, value)
-        yield made
+def folder(browser, notebooks):
+    """Of notebooks, settings and runs."""
+    return notebooks
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,8 @@ def lab(folder):
 @pytest.fixture(scope="module")
 def explored(browser, lab):
     """explore_collapse under its smallest preset, run to its end."""
-    with opened(browser, lab, "explore_collapse") as shown:
-        run_all(shown.page)
-        shown.page.wait_for_function(SHOWN_OR_FAILED)
-        assert shown.page.evaluate(ERRORS) == []
-        yield shown.page
+    with notebook_run(browser, lab, "explore_collapse") as page:
+        yield page
 
 
 def numbers_change_to(page, text):
@@ -189,11 +187,12 @@ def stopped_in_the_end(run):
             TrainingProcess(run).stop()
 
 
-def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, folder):
+def test_a_training_is_watched_freed_paused_and_resumed_and_found_again(browser, lab, folder):
     """Curves grow while its cell waits and when the kernel is free, before and after the page is loaded again."""
-    copy_notebook(folder / "work", "train_tokenizer", preset="smoke", settings=["steps=100000"], output="long")
     with opened(browser, lab, "train_tokenizer") as shown, stopped_in_the_end(folder / "runs" / "long"):
         page = shown.page
+        page.wait_for_function(KERNEL_IDLE)
+        page.evaluate(INSERT_BELOW, ["train_and_watch(", "6 * 7"])
         run_all(page)
         alt, first = last_step(page, None)
         alt, step = last_step(page, alt)
@@ -202,8 +201,21 @@ def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, 
         stands = r"long: step [\d,]+ of 100,000 · loss [\d.]+ · window usage [\d.]+% · images/s \d+ · .* left"
         assert re.search(stands, page.inner_text("body"))
 
-        button(page, "pause").click()  # heard while the cell runs
         run = Run(folder / "runs" / "long")
+        assert page.locator(BELOW).count() == 0
+        button(page, "free the kernel").click()
+        page.locator(BELOW).wait_for()
+        button(page, "free the kernel").wait_for(state="hidden")
+        page.wait_for_function(f"() => ({ERRORS})().length")
+        (error,) = page.evaluate(ERRORS)
+        assert error.startswith("NotFinished: long is not finished, which this part of the notebook needs")
+        assert run.status == "running"
+        alt, step = last_step(page, alt)
+        assert last_step(page, alt)[1] > step
+
+        run_all(page)  # finds the training, and waits for it
+        button(page, "free the kernel").wait_for(state="visible")
+        button(page, "pause").click()  # heard while the cell runs
         step = stopped_at(page, run)
         # The last row is the newest that was due: not every step logs one.
         logged = int(run.metrics["step"].iloc[-1])
