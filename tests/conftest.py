@@ -22,7 +22,7 @@ from ibqlab.quantizers import base
 from ibqlab.recipes import plugins
 
 torch.set_num_threads(1)
-pytest.register_assert_rewrite("browsers", "map_hands")  # which say what arrived instead
+pytest.register_assert_rewrite("browsers", "map_hands", "training_hands")  # which say what arrived instead
 # jsonschema, which reads notebooks, would build 39 grammars of addresses first, and no notebook has an address.
 sys.modules["rfc3987_syntax"] = None
 

@@ -8,7 +8,7 @@ import importlib
 import re
 
 import pytest
-from browsers import ROOT, drag_slider, notebook_run, running_lab, visited
+from browsers import KERNEL_IDLE, ROOT, drag_slider, notebook_run, opened, run_all, running_lab, visited
 from map_hands import (
     PLACES,
     click_code,
@@ -22,6 +22,10 @@ from map_hands import (
     title_changes,
     until,
 )
+from training_hands import button, curves_up_to, last_step, stopped_at, stopped_in_the_end
+
+from ibqlab.runs import Run
+from ibqlab.views.training_process import CONSOLE
 
 CODES = 64
 """Of the runs of `feature_code_map` under smoke."""
@@ -42,6 +46,10 @@ NOTEBOOKS = {
         **{"preset": "smoke", "output": "pair", "tokenizer_settings": [DIGITS]},
         "settings": ["steps=4", DIGITS, "generator.num_classes=10"],
     },
+    "long/train_generator": {
+        **{"preset": "smoke", "output": "long", "tokenizer": "pair/tokenizer"},
+        "settings": ["steps=100000", DIGITS, "generator.num_classes=10"],
+    },
     "generation_gallery": {"generator": "pair/generator", **ONE_GALLERY},
 }
 BROWSER_TESTS = ("test_browser", "test_browser_notebooks", "test_browser_runs")
@@ -51,9 +59,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
 def test_every_notebook_with_a_view_is_opened_in_a_browser():
-    opened = {name for test in BROWSER_TESTS for name in importlib.import_module(test).NOTEBOOKS}
+    run = {name for test in BROWSER_TESTS for name in importlib.import_module(test).NOTEBOOKS}
     files = (ROOT / "notebooks").glob("*.ipynb")
-    assert opened >= {file.stem for file in files if "from ibqlab.widgets import" in file.read_text()}
+    assert run >= {file.stem for file in files if "from ibqlab.widgets import" in file.read_text()}
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +143,33 @@ def generator(browser, lab):
         yield page
 
 
-def test_a_generator_and_its_tokenizer_are_trained_in_sight(generator):
+def test_a_tokenizer_and_its_generator_train_apart_and_in_sight(generator, notebooks):
     curves = generator.locator(".jp-OutputArea-output img[alt*='up to step']")
     words = curves.evaluate_all("all => all.map(image => image.alt)")
-    assert [text.rpartition(" ")[2] for text in words] == ["12", "4"]
+    assert words == ["curves of tokenizer, up to step 12", "curves of generator, up to step 4"]
+    assert all((notebooks / "runs" / "pair" / name / CONSOLE).is_file() for name in ("tokenizer", "generator"))
+    assert button(generator, "pause").is_disabled() and button(generator, "go on").is_disabled()
+
+
+@pytest.mark.usefixtures("generator")  # whose tokenizer it takes
+def test_a_generator_is_paused_and_resumed(browser, lab, notebooks):
+    folder = notebooks / "runs" / "long" / "generator"
+    with opened(browser, lab, "long/train_generator") as shown, stopped_in_the_end(folder):
+        page = shown.page
+        run_all(page)
+        last_step(page, None)
+        button(page, "pause").click()  # heard while the cell runs
+        run = Run(folder)
+        step = stopped_at(page, run)
+        page.wait_for_function(KERNEL_IDLE)
+        alt = curves_up_to(page, int(run.metrics["step"].iloc[-1]))
+        button(page, "go on").click()
+        assert last_step(page, alt)[1] > step
+        button(page, "pause").click()
+        page.locator(".ibqlab-training", has_text="paused at step").wait_for()
+        assert run.step > step
+        assert "Error displaying widget" not in page.inner_text("body")
+        assert shown.errors == shown.elsewhere == []
 
 
 @pytest.mark.usefixtures("generator")  # which it draws from
