@@ -21,7 +21,7 @@ from browsers import (
     run_all,
     running_lab,
 )
-from training_hands import LAST_CURVES, button, curves_up_to, last_step, stopped_at, stopped_in_the_end
+from training_hands import LAST_CURVES, button, curves_up_to, last_step, paused_at, stopped_at, stopped_in_the_end
 
 from ibqlab.notebooks.execution import execute
 from ibqlab.runs import Run
@@ -183,20 +183,19 @@ def test_a_training_is_watched_freed_paused_and_resumed_and_found_again(browser,
         run_all(page)  # finds the training, and waits for it
         button(page, "free the kernel").wait_for(state="visible")
         button(page, "pause").click()  # heard while the cell runs
-        step = stopped_at(page, run)
+        step = paused_at(page, run)
         # The last row is the newest that was due: not every step logs one.
         logged = int(run.metrics["step"].iloc[-1])
         assert step - run.config["record"]["log_every"] < logged <= step
         alt = curves_up_to(page, logged)
-        said = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
-        assert [line.strip() for line in said] == [
-            f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
-        ]
-
-        page.wait_for_function(KERNEL_IDLE)
+        said = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
+        assert said.all_inner_texts() == page.evaluate(ERRORS) == [], "the cell waits through the pause"
         button(page, "go on").click()
         alt, grown = last_step(page, alt)
         assert grown > logged
+        button(page, "free the kernel").click()
+        page.wait_for_function(f"() => ({ERRORS})().length")  # the cells below ask for a finished run
+        page.wait_for_function(KERNEL_IDLE)
         assert page.evaluate(OTHER_CELL) == "ok"
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
         page.reload()
@@ -207,5 +206,8 @@ def test_a_training_is_watched_freed_paused_and_resumed_and_found_again(browser,
         run_all(page)  # finds the training, and waits for it
         button(page, "free the kernel").wait_for(state="visible")
         page.evaluate(INTERRUPT)
-        assert stopped_at(page, run) > grown
+        assert (step := stopped_at(page, run)) > grown
+        assert [line.strip() for line in said.all_inner_texts()] == [
+            f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
+        ]
         assert shown.errors == shown.elsewhere == []

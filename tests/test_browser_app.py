@@ -70,4 +70,8 @@ def test_notebooks_open_without_code_and_their_widgets_answer(browser, folder):
             page.locator(".widget-html", has_text=re.compile(r"step (?!12:)\d+: vq")).wait_for()
             assert page.locator(".ibqlab-lab-plane img").get_attribute("src") != picture
             assert shown.elsewhere == shown.errors == []
+        with visited(browser, f"{address}/voila/render/nowhere.ipynb") as lost:
+            assert "404" in lost.page.inner_text("h1") and lost.elsewhere == []
+            lost.page.get_by_role("link", name="All notebooks").click()
+            cards_of(lost.page)
         assert start.elsewhere == start.errors == []

@@ -8,7 +8,7 @@ import importlib
 import re
 
 import pytest
-from browsers import KERNEL_IDLE, ROOT, drag_slider, notebook_run, opened, run_all, running_lab, visited
+from browsers import ROOT, drag_slider, notebook_run, opened, run_all, running_lab, visited
 from map_hands import (
     PLACES,
     click_code,
@@ -22,7 +22,7 @@ from map_hands import (
     title_changes,
     until,
 )
-from training_hands import button, curves_up_to, last_step, stopped_at, stopped_in_the_end
+from training_hands import button, curves_up_to, last_step, paused_at, stopped_in_the_end
 
 from ibqlab.runs import Run
 from ibqlab.views.training_process import CONSOLE
@@ -160,14 +160,12 @@ def test_a_generator_is_paused_and_resumed(browser, lab, notebooks):
         last_step(page, None)
         button(page, "pause").click()  # heard while the cell runs
         run = Run(folder)
-        step = stopped_at(page, run)
-        page.wait_for_function(KERNEL_IDLE)
+        step = paused_at(page, run)
         alt = curves_up_to(page, int(run.metrics["step"].iloc[-1]))
         button(page, "go on").click()
         assert last_step(page, alt)[1] > step
         button(page, "pause").click()
-        page.locator(".ibqlab-training", has_text="paused at step").wait_for()
-        assert run.step > step
+        assert paused_at(page, run) > step
         assert "Error displaying widget" not in page.inner_text("body")
         assert shown.errors == shown.elsewhere == []
 

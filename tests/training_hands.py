@@ -38,6 +38,16 @@ def stopped_at(page, run):
     return step
 
 
+def paused_at(page, run):
+    """The step at which the view says that the training is paused; the run stands there with a checkpoint of it."""
+    page.locator(".ibqlab-training").last.get_by_text("paused at step").wait_for()
+    step = run.step
+    assert f"paused at step {step:,} of 100,000" in page.locator(".ibqlab-training").last.inner_text()
+    assert run.status == "stopped"
+    assert run.last_checkpoint.name == f"step_{step:08d}.pt"
+    return step
+
+
 @contextmanager
 def stopped_in_the_end(run):
     """A training that outlives its notebook does not outlive a test that fails."""
