@@ -485,7 +485,7 @@ class TestStudies:
             "explore_collapse", StudyParameters(preset="smoke", output=str(tmp_path / "study"), **settings)
         )
 
-    def test_its_process_trains_every_run(self, study, tmp_path):
+    def test_its_process_trains_every_run(self, study, tmp_path, monkeypatch):
         process = StudyProcess(study)
         assert "0 of 2 runs are finished; " in process.describe() and not process.is_running
         with pytest.raises(training_cell.NotFinished, match="0 of 2 runs are finished"):
@@ -498,7 +498,10 @@ class TestStudies:
         assert view.choice.value == NEWEST and "of 2 runs, up to step 1" in view.together.value
         assert [label for label, _ in view.paths.items()] == list(process.labels.values())
         assert view.chosen in view.paths and f"curves of {view.chosen}" in view.curves.value
-        asyncio.run(train_study(study))  # nothing is left to train
+        shown = []
+        monkeypatch.setattr("IPython.display.display", shown.append)
+        asyncio.run(train_study(study))  # nothing is left to train, so the page without a hand shows what there is
+        assert "of 2 runs, up to step 1" in shown[0].together.value
 
 
 def test_snapshots_without_hits_are_told_of(tmp_path):
