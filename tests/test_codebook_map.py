@@ -398,7 +398,7 @@ class TestBadInput:
         made = CodebookMap(folder)
         assert made.canvas.painter.watching
         made.canvas._hear(None, {"look": True}, [])
-        assert made.again.description == "read again"
+        assert made.again.description == "read the run again"
         shot = Run(folder).snapshot(0)
         Run(folder).save_snapshot(30, **shot)
         made.canvas._hear(None, {"look": True}, [])
@@ -416,7 +416,7 @@ class TestBadInput:
         made = CodebookMap(folder)
         assert made.data.steps == (0,) and "of step 10, is left out" in made.said.value
         made.canvas._hear(None, {"look": True}, [])
-        assert made.again.description == "read again"
+        assert made.again.description == "read the run again"
 
     def test_of_a_run_whose_facts_are_damaged(self, tmp_path):
         folder = make_run(tmp_path / "run")

@@ -145,7 +145,7 @@ class CodebookMap(ipywidgets.VBox):
         self.plane = ipywidgets.Dropdown(options=PLANES, description="plane of", layout={"width": "280px"})
         if self._method in PLANES.values():  # anything else is told with the map
             self.plane.value = self._method
-        self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
+        self.again = ipywidgets.Button(description="read the run again", icon="refresh", layout={"width": "auto"})
         self.said, self.heading, self.scale, self.facts = (ipywidgets.HTML() for _ in range(4))
         self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
         self._moving = [self.play, self.step, self.coloring, self.plane]
@@ -210,7 +210,7 @@ class CodebookMap(ipywidgets.VBox):
         self.step.value = self.play.value = frame
         self.play.max = len(data.steps) - 1
         self._is_moving = False
-        self.again.description, self.again.button_style = "read again", ""
+        self.again.description, self.again.button_style = "read the run again", ""
         self.canvas.painter.watching = not _is_finished(self.subject.run)
         self.canvas.show(data, frame)
         if self._with_card:
