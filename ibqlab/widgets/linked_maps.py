@@ -24,13 +24,13 @@ class LinkedMaps(ipywidgets.VBox):
 
     Args:
         first, second: made by `CodebookMap`.
-        titles: above each; empty: the runs' names.
+        titles: above each; empty: none, since each map names its run.
     """
 
     def __init__(self, first: CodebookMap, second: CodebookMap, titles: Sequence[str] = ()):
         self.maps = first, second
-        names = titles or [one.subject.name if one.subject else "" for one in self.maps]
-        self.headings = [ipywidgets.HTML(f"<h4>{for_html(name)}</h4>") for name in names]
+        # Without titles the maps' own headings say which run it is.
+        self.headings = [ipywidgets.HTML(f"<h4>{for_html(name)}</h4>" if name else "") for name in titles or ("", "")]
         self.said = ipywidgets.HTML()
         self.play, self.step = step_controls("step of both")
         self.controls = ipywidgets.HBox([self.play, self.step], layout={"flex_flow": "row wrap"})
@@ -138,7 +138,7 @@ def link_maps(
 
     Args:
         first, second: runs, or maps that were made already, for instance by another method or at another step.
-        titles: above each; empty: the runs' names.
+        titles: above each; empty: none, since each map names its run.
         **settings: of both maps where runs are given, as of `CodebookMap`; without cards unless `with_card=True`.
     """
     made = [
