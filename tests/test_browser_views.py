@@ -213,7 +213,7 @@ def test_a_run_that_is_deleted_while_shown_is_told_of(views, folder):
     pictures(view)
     run.locator(".noUi-handle").focus()
     views.keyboard.press("ArrowLeft")
-    until(numbers, "element => element.innerText.includes('has no snapshot')")
+    until(numbers, "element => element.innerText.includes('is gone')")
     assert numbers.inner_text().startswith(str(folder / "runs" / "deleted"))
 
 
