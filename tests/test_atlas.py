@@ -22,6 +22,7 @@ from ibqlab.base.files import RunError
 from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.runs import Run
+from ibqlab.runs.folder import step_file
 from ibqlab.training import recipe_config, train
 from ibqlab.views.atlas import AtlasSettings, pictures, write_atlas
 from ibqlab.views.atlas.gather import SHARD
@@ -199,6 +200,45 @@ class TestPlace:
         with pytest.raises(ViewError, match=message):
             written(run, tmp_path / "mine")
         assert all((tmp_path / "mine" / name).exists() for name in names)
+
+    def test_of_a_studys_run_carries_its_study(self, run, images, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+        for study in ("study_a", "study_b"):
+            shutil.copytree(run.path, tmp_path / "runs" / study / "cell")
+        shutil.copytree(run.path, tmp_path / "runs" / "lone")
+        for name, folder in (("study_a/cell", "study_a-cell"), ("study_b/cell", "study_b-cell"), ("lone", "lone")):
+            assert written(name, "") == tmp_path / "runs" / f"{folder}_atlas"
+            facts = facts_of(tmp_path / "runs" / f"{folder}_atlas")
+            assert facts["name"] == name and str(tmp_path) not in json.dumps(facts)
+        file = export_tokenizer(run.path, tmp_path / "runs" / "study_a" / "x.safetensors", "raw")
+        assert written(file, "", images=str(images)).name == "study_a-x_atlas"
+
+    def test_of_another_runs_atlas_is_refused_and_of_its_own_is_not(self, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+        for name in ("study_a/cell", "study_b/cell", "../elsewhere/cell", "../third/cell"):
+            shutil.copytree(run.path, tmp_path / "runs" / name)
+        written("study_b/cell", "mine")
+        message = "mine holds the atlas of study_b/cell, and this one is of study_a/cell: .*output=FOLDER"
+        with pytest.raises(ViewError, match=message):
+            written("study_a/cell", "mine")
+        assert facts_of(written(tmp_path / "runs" / "study_b" / "cell", "mine"))["name"] == "study_b/cell"
+        written(tmp_path / "elsewhere" / "cell", "other")
+        with pytest.raises(ViewError, match="holds the atlas of cell, and this one is of another one of that name"):
+            written(tmp_path / "third" / "cell", "other")
+        facts = facts_of(written(tmp_path / "elsewhere" / "cell", "other"))
+        # As earlier versions wrote it, which noted the last part of the name alone.
+        text = json.dumps({"name": "cell", "codes": facts["codes"]})
+        for name in ("study_a/cell", "study_b/cell"):
+            (tmp_path / "runs" / "mine" / "data" / "facts.js").write_text(f'atlas.take("facts",{text});\n')
+            written(name, "mine")
+
+    def test_paths_of_this_machine_are_not_in_what_is_sent(self, copy, tmp_path):
+        for step in copy.snapshot_steps:
+            step_file(copy.path, "snapshots", step, ".npz").write_bytes(b"broken")
+        folder = written(copy, tmp_path / "out")
+        assert facts_of(folder)["lacks"]
+        for file in folder.rglob("*.js"):
+            assert str(tmp_path) not in file.read_text()
 
     def test_of_a_file_is_refused(self, run, tmp_path):
         (tmp_path / "mine").write_text("")

@@ -33,7 +33,7 @@ class AtlasParameters:
     parquet: bool = False
     """As of `AtlasSettings`."""
     output: str = ""
-    """Folder of the atlas; empty: NAME_atlas below the folder of all runs."""
+    """Folder of the atlas; empty: NAME_atlas below the folder of all runs, STUDY-NAME_atlas of a study's run."""
 
     def __post_init__(self):
         find_preset(self.preset, "tokenizer")
