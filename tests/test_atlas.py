@@ -24,7 +24,7 @@ from ibqlab.pretrained import export_tokenizer
 from ibqlab.runs import Run
 from ibqlab.runs.folder import step_file
 from ibqlab.training import recipe_config, train
-from ibqlab.views.atlas import AtlasSettings, pictures, write_atlas
+from ibqlab.views.atlas import AtlasParameters, AtlasSettings, find_or_train, pictures, write_atlas
 from ibqlab.views.atlas.gather import SHARD
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_data import map_run_codes
@@ -338,6 +338,36 @@ class TestSubjects:
         with pytest.raises((RunError, OSError, ValueError)):
             written(tmp_path / "empty", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestNotebook:
+    """What it shows where no source is named."""
+
+    def test_trains_where_no_tokenizer_run_has_finished(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+        run_lab(World(dim=2), ["vq"], progress=False, folder=tmp_path / "lab", codebook_size=8, steps=2, batch_size=16)
+        chosen = find_or_train(AtlasParameters(preset="smoke"))
+        assert Run(chosen.source).status == "finished"
+        assert "trained with preset smoke because no tokenizer run had finished" in chosen.words
+        assert "too short to mean anything" in chosen.words and "source=RUN" in chosen.words
+
+    def test_shows_the_newest_run_that_has_finished_and_how_to_name_another(self, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+        for name, ended, status in (
+            ("study/newer", "2026-02-01", "finished"),
+            ("older", "2026-01-01", "finished"),
+            ("stopped", "2026-03-01", "stopped"),
+            ("emptied", "2026-04-01", "finished"),
+        ):
+            shutil.copytree(run.path, tmp_path / name)
+            file = tmp_path / name / "provenance.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"ended": ended, "status": status}))
+        shutil.rmtree(tmp_path / "emptied" / "checkpoints")
+        chosen = find_or_train(AtlasParameters())
+        assert chosen.source == tmp_path / "study" / "newer"
+        assert chosen.words.startswith("codes of study/newer, the newest tokenizer run that has finished (4 steps: ")
+        assert chosen.words.endswith("\nto see another: source=RUN; ibqlab runs lists them")
+        assert find_or_train(AtlasParameters(source="older")) == ("older", "codes of older")
 
 
 def test_the_benchmark_runs(tmp_path, monkeypatch):

@@ -13,7 +13,9 @@ from PIL import Image
 
 from ibqlab.base.locking import holding
 from ibqlab.cli import main
+from ibqlab.notebooks import app
 from ibqlab.notebooks.app import preset_to_show, show_finished_or_smallest
+from ibqlab.notebooks.links import PageLink
 from ibqlab.notebooks.parameters import notebook_parameters
 from ibqlab.notebooks.start_page import PICTURES, STYLE, StartPage, links_here, page_html, read_cards
 from ibqlab.notebooks.status import notebook_status
@@ -238,6 +240,37 @@ def test_links_of_the_app_stay_in_it(page):
     ]
 
 
+def atlas_in(folder):
+    """An atlas, as far as links and status look at it."""
+    write(folder / "index.html", "")
+    write(folder / "data" / "facts.js", 'atlas.take("facts",{"name":"study/cell"});\n')
+    return folder / "index.html"
+
+
+def test_a_page_of_scripts_is_linked_where_its_scripts_run_and_told_by_its_folder_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = atlas_in(tmp_path / "runs" / "a <b>_atlas")
+    for variables in ({}, {"SERVER_SOFTWARE": "voila/0.5", "SCRIPT_NAME": "/voila/render/books/codebook_atlas.ipynb"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        shown = PageLink(file)._repr_mimebundle_()
+        assert "href" not in shown["text/html"] and "file:" not in shown["text/html"]
+        assert f"{tmp_path}/runs/a &lt;b&gt;_atlas</code>" in shown["text/html"]
+        assert shown["text/plain"].split("\n") == [
+            f"It lies in the folder {tmp_path}/runs/a <b>_atlas",
+            "Open index.html in it with a browser.",
+        ]
+    monkeypatch.setenv("IBQLAB_APP", "1")
+    monkeypatch.setenv("SCRIPT_NAME", "/voila/render/codebook_atlas.ipynb")
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    assert (
+        '<a href="/runs/a%20%3Cb%3E_atlas/index.html" target="_blank">'
+        in PageLink(file)._repr_mimebundle_()["text/html"]
+    )
+    outside = PageLink(atlas_in(tmp_path / "elsewhere"))
+    assert "href" not in outside._repr_mimebundle_()["text/html"]
+
+
 # --- without code -----------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +300,15 @@ def test_the_hook_puts_the_preset_behind_the_parameters_and_says_so():
     after = [cell.source for cell in opened.cells]
     assert after == [before[0], after[1], before[1], "preset = 'smoke'", *before[2:]]
     assert "`smoke`, too short to mean anything" in after[1]
+
+
+def test_the_hook_leaves_a_notebook_alone_that_shows_a_run_which_has_finished(monkeypatch):
+    for run, cells in ((None, 2), (object(), 0)):
+        monkeypatch.setattr(app, "newest_tokenizer_run", lambda run=run: run)
+        opened = nbformat.read(ROOT / "notebooks" / "codebook_atlas.ipynb", as_version=4)
+        before = len(opened.cells)
+        show_finished_or_smallest(Handler("/voila/render/codebook_atlas.ipynb"), opened, "")
+        assert len(opened.cells) == before + cells
 
 
 def test_the_hook_leaves_other_notebooks_alone():

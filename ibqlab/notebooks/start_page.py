@@ -9,7 +9,6 @@ it asks no other machine for anything.
 import base64
 import html
 import io
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from ibqlab.base.files import RunError, read_bytes
 from ibqlab.config import ConfigError
 from ibqlab.data.pictures import open_picture
 from ibqlab.notebooks.catalogue import START_PAGE
+from ibqlab.notebooks.links import Links, links_here
 from ibqlab.notebooks.parameters import calls, first_text
 from ibqlab.notebooks.status import NotebookStatus, notebook_status
 from ibqlab.runs import runs_root
@@ -28,8 +28,6 @@ from ibqlab.runs import runs_root
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-APP_VARIABLE = "IBQLAB_APP"
-"""Set where notebooks are served without code and without JupyterLab."""
 FIRST = ("explore_collapse", "your_case", "playground")
 """Notebooks that stand in front of the others."""
 PICTURES = Path(__file__).with_name("pictures")
@@ -101,49 +99,6 @@ class StartPage:
 
     def __str__(self) -> str:
         return "\n".join(f"{card.file.stem:<20} {card.title} – {card.status}" for card in self.cards)
-
-
-class Links(NamedTuple):
-    """Where links of the page lead."""
-
-    lab: str | None
-    """What stands before a notebook's name in the address that opens it in JupyterLab; None where there is none."""
-    app: str | None
-    """The same for the address that opens it without code."""
-    root: Path
-    """The folder that the server reaches, with results of the notebooks in it."""
-    results: str
-    """What stands before a file's path below `root` in the address that opens it."""
-    endings: tuple[str, ...] = (".html", ".md", ".ipynb")
-    """Of results that the server shows."""
-
-    def to_result(self, file: Path | None) -> str | None:
-        """The address of a result; None where the server does not reach it or would not show it."""
-        if file is None or file.suffix not in self.endings:
-            return None
-        with suppress(ValueError, OSError):
-            return self.results + quote(file.resolve().relative_to(self.root.resolve()).as_posix())
-        return None
-
-
-def links_here(folder: Path) -> Links:
-    """Where links lead from this kernel: JupyterLab, a page of Voilà's inside it, or Voilà alone have told it.
-
-    Args:
-        folder: of the notebook that shows the page.
-    """
-    address, mark = os.environ.get("SCRIPT_NAME", ""), "voila/render/"
-    base, found, notebook = address.partition(mark)
-    folder = folder.absolute()
-    if not found or not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-        # JupyterLab follows paths from the notebook; of its folders it is known only that the notebook's is one.
-        return Links(lab="", app=None, root=folder.parent, results="../")
-    if os.environ.get(APP_VARIABLE):
-        return Links(lab=None, app="", root=runs_root(), results=f"{base}runs/", endings=(".html",))
-    above = notebook.rpartition("/")[0]
-    root = Path(os.path.normpath(folder / "/".join([".."] * len(above.split("/"))))) if above else folder
-    lab = f"{base}lab/tree/"
-    return Links(lab=f"{lab}{above}/" if above else lab, app="", root=root, results=lab)
 
 
 def page_html(cards: list[NotebookCard], links: Links) -> str:

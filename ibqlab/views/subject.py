@@ -68,7 +68,7 @@ class Subject:
 
     @property
     def place_mark(self) -> str:
-        """Where it lies, told apart from other places without naming any: below the folder of all runs, or on this disk."""
+        """Where it lies, as a mark that names no place: below the folder of all runs, else on this disk."""
         name = run_name(self.path)
         place = os.path.realpath(self.path) if os.path.isabs(name) else name
         return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]

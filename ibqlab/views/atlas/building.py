@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import UnreadableFile, explained, force_to_disk, parse_json, read_text, sweep, temporary_beside
+from ibqlab.base.files import explained, force_to_disk, sweep, temporary_beside
 from ibqlab.runs.finding import run_name
 from ibqlab.views.atlas.table import TABLE
+from ibqlab.views.atlas_facts import atlas_facts, is_atlas
 from ibqlab.views.subject import Subject, ViewError
 
 PAGE = ("index.html", "atlas.css", "atlas.js", "table.js", "map.js")
@@ -18,8 +18,6 @@ PAGE = ("index.html", "atlas.css", "atlas.js", "table.js", "map.js")
 FOLDERS = ("data", "cards", "images", "decoded")
 _OF_THE_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in every folder."""
-_FACTS_BYTES = 2**28
-"""Largest file of facts that is looked at; it names every image."""
 _HOW = "--output FOLDER, in a notebook output=FOLDER"
 """What to type for another folder."""
 
@@ -46,15 +44,14 @@ def require_free(folder: Path, subject: Subject) -> None:
     names = {entry.name for entry in folder.iterdir()} - _OF_THE_SYSTEM
     if not names:
         return
-    is_atlas = "index.html" in names and (folder / "data" / "facts.js").is_file()
-    others = sorted(names - {*PAGE, *FOLDERS, TABLE}) if is_atlas else sorted(names)
+    others = sorted(names - {*PAGE, *FOLDERS, TABLE}) if is_atlas(folder) else sorted(names)
     if others:
         named = ", ".join(for_terminal(name, 60) for name in others[:3]) + (", …" if others[3:] else "")
         raise ViewError(
             f"{for_terminal(folder)} holds something that is no atlas ({named}), and an atlas replaces its folder: "
             f"move that elsewhere, or give another folder: {_HOW}"
         )
-    earlier = _facts_of(folder)
+    earlier = atlas_facts(folder)
     # Atlases of earlier versions hold the last part of the name alone, and no mark.
     expected = (subject.full_name, subject.place_mark) if "mark" in earlier else (subject.path.name, None)
     if "name" in earlier and (earlier["name"], earlier.get("mark")) != (for_terminal(expected[0], None), expected[1]):
@@ -64,15 +61,6 @@ def require_free(folder: Path, subject: Subject) -> None:
             f"{for_terminal(run_name(folder))} holds the atlas of {shown}, and this one is of {other}: "
             f"give it another folder: {_HOW}; or delete the earlier one"
         )
-
-
-def _facts_of(folder: Path) -> dict[str, Any]:
-    """What an earlier atlas says of itself; {} where that cannot be read."""
-    try:
-        text = read_text(folder / "data" / "facts.js", _FACTS_BYTES)
-        return parse_json(text.partition(",")[2].rstrip().removesuffix(");"), "facts.js")
-    except (OSError, UnreadableFile):
-        return {}
 
 
 @contextmanager
