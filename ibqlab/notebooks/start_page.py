@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FIRST = ("explore_collapse", "your_case", "playground")
 """Notebooks that stand in front of the others."""
+KINDS = {"trains_one": "prepare_run", "writes_atlases": "write_atlas", "looks_at_runs": "RunBrowser"}
+"""What `notebook_status` wants to know of a notebook, by the function that one calls which does it."""
 PICTURES = Path(__file__).with_name("pictures")
 STYLE = Path(__file__).with_name("start_page.css")
 PICTURE_BYTES = 2**24
@@ -68,7 +70,8 @@ def read_cards(folder: str | Path = ".", runs: Path | None = None) -> list[Noteb
 
 def _read_card(file: Path, runs: Path) -> NotebookCard | None:
     try:
-        text, trains_one = first_text(file), calls(file, "prepare_run")
+        text = first_text(file)
+        does = {kind: calls(file, function) for kind, function in KINDS.items()}
     except (ConfigError, OSError):
         return None
     heading, _, rest = text.strip().partition("\n")
@@ -77,7 +80,7 @@ def _read_card(file: Path, runs: Path) -> NotebookCard | None:
     question = paragraphs.get("Question") or (rest if heading.startswith("#") else text).strip().partition("\n\n")[0]
     # The first thing that is said of the time; what stands behind it is about other machines and other settings.
     minutes = re.split(r"[.;](?:\s|$)", paragraphs.get("Time", ""))[0]
-    return NotebookCard(file, title, question, minutes, notebook_status(file.stem, runs, trains_one=trains_one))
+    return NotebookCard(file, title, question, minutes, notebook_status(file.stem, runs, **does))
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -125,12 +128,14 @@ def _card_html(card: NotebookCard, number: int, links: Links) -> str:
     results = {"report": links.to_result(status.report), "executed copy": links.to_result(status.executed_copy)}
     target = ' target="_parent"' if links.lab else ' target="_blank"' if links.app is not None else ""
     opens += [(f'href="{html.escape(address)}"{target}', label) for label, address in results.items() if address]
+    kind = "short" if status.too_short else status.state.partition(" ")[0]
     picture, about = _picture_html(card, number), str(status).removeprefix(status.state)
     return (
         f'<article><a class="picture" {first} tabindex="-1">{picture}</a><div class="text">'
         f"<h3><a {first}>{_line_html(card.title)}</a></h3><p>{_line_html(card.question)}</p>"
-        f'<p class="minutes">{_line_html(card.minutes) or "time not stated"}</p>'
-        f'<p class="status {status.state.partition(" ")[0]}"><b>{for_html(status.state)}</b>{for_html(about)}</p>'
+        f'<p class="minutes"><code>{for_html(card.file.stem)}</code> · '
+        f"{_line_html(card.minutes) or 'time not stated'}</p>"
+        f'<p class="status {kind}"><b>{for_html(status.state)}</b>{for_html(about)}</p>'
         f'<p class="links">{" · ".join(f"<a {link}>{label}</a>" for link, label in opens)}</p></div></article>'
     )
 
