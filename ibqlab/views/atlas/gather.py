@@ -177,6 +177,10 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
         said |= {"map_steps": [] if data.is_moment else list(data.map.steps)}
         said |= {"map_words": [describe_frame(data.map, frame) for frame in frames]}
         said |= {"most_hits": int(data.map.hits.max(initial=1)), "is_moment": data.is_moment}
+        if index is not None and not data.is_moment:
+            of = "validation tokens of its step" if has_validation else "tokens of its step's snapshot"
+            where = f"the {index.tokens:,} tokens of all {len(index.codes):,} images of the atlas"
+            said |= {"map_note": f"The map counts hits in the {of}, cards and “tokens of all images” those in {where}."}
     return said
 
 
