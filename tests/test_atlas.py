@@ -112,8 +112,8 @@ class TestFolder:
         assert name == "facts" and facts["codes"] == 32 and facts["tokens"] == IMAGES * 16
         assert facts["steps"] == run.snapshot_steps == facts["map_steps"]
         assert facts["map_note"] == (
-            "The map counts hits in the validation tokens of its step, cards and “tokens of all images” those in the "
-            "384 tokens of all 24 images of the atlas."
+            "The map counts hits in the validation tokens of its step. The table's “tokens of all images” and the "
+            "cards count those in the 384 tokens of all 24 images of the atlas."
         )
         _, columns = taken(folder / "data" / "columns.js")
         assert np.array_equal(column(columns["hits"]), reader.index.counts)
@@ -533,7 +533,7 @@ class TestPage:
 
     def test_says_which_tokens_each_count_is_of(self, page, atlas, run):
         facts, last = facts_of(atlas), run.snapshot_steps[-1]
-        assert page.text_content("#map-words").startswith("The map counts hits in the validation tokens of its step, ")
+        assert page.text_content("#map-words").startswith("The map counts hits in the validation tokens of its step. ")
         assert page.text_content("#head button[data-by=hits]") == "tokens of all images ▼"
         assert page.text_content("#head button[data-by=validation]") == f"validation tokens, step {last}"
         titles = [page.get_attribute(f"#head button[data-by={name}]", "title") for name in ("hits", "validation")]

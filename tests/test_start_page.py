@@ -227,6 +227,7 @@ def test_short_runs_are_told_by_their_steps(tmp_path):
 
 def test_an_atlas_counts_for_the_notebook_that_writes_atlases(tmp_path):
     page = atlas_in(tmp_path / "study-cell_atlas")
+    assert notebook_status("study", tmp_path).state == "not run yet"
     assert notebook_status("codebook_atlas", tmp_path).state == "not run yet"
     status = notebook_status("codebook_atlas", tmp_path, writes_atlases=True)
     assert (status.state, status.report, status.detail) == ("finished", page, "study-cell_atlas")

@@ -91,11 +91,12 @@ def _folders_of(name: str, runs: Path, trains_one: bool, writes_atlases: bool) -
     folders = []
     with suppress(OSError):
         folders = [folder for folder in runs.iterdir() if folder.is_dir()]
-    return [
-        folder
-        for folder in folders
-        if _is_of(folder, name) or (trains_one and _is_run_by_settings(folder)) or (writes_atlases and is_atlas(folder))
-    ]
+    # An atlas of a study's run starts with the study's name, and is none of its folders.
+    atlases = [folder for folder in folders if is_atlas(folder)]
+    if writes_atlases:
+        return atlases
+    others = (folder for folder in folders if folder not in atlases)
+    return [folder for folder in others if _is_of(folder, name) or (trains_one and _is_run_by_settings(folder))]
 
 
 def _is_run_by_settings(folder: Path) -> bool:

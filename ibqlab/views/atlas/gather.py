@@ -180,7 +180,8 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
         if index is not None and not data.is_moment:
             of = "validation tokens of its step" if has_validation else "tokens of its step's snapshot"
             where = f"the {index.tokens:,} tokens of all {len(index.codes):,} images of the atlas"
-            said |= {"map_note": f"The map counts hits in the {of}, cards and “tokens of all images” those in {where}."}
+            table = "The table's “tokens of all images” and the cards"
+            said |= {"map_note": f"The map counts hits in the {of}. {table} count those in {where}."}
     return said
 
 
