@@ -22,9 +22,11 @@ from ibqlab.base.files import RunError
 from ibqlab.diagnostics.lab import World, run_lab
 from ibqlab.pretrained import export_tokenizer
 from ibqlab.runs import Run
+from ibqlab.runs.folder import step_file
 from ibqlab.training import recipe_config, train
-from ibqlab.views.atlas import AtlasSettings, pictures, write_atlas
+from ibqlab.views.atlas import AtlasParameters, AtlasSettings, find_or_train, pictures, write_atlas
 from ibqlab.views.atlas.gather import SHARD
+from ibqlab.views.card_page import card_html
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_data import map_run_codes
 from ibqlab.views.subject import ViewError, open_subject
@@ -109,6 +111,10 @@ class TestFolder:
         name, facts = taken(folder / "data" / "facts.js")
         assert name == "facts" and facts["codes"] == 32 and facts["tokens"] == IMAGES * 16
         assert facts["steps"] == run.snapshot_steps == facts["map_steps"]
+        assert facts["map_note"] == (
+            "The map counts hits in the validation tokens of its step. The table's “tokens of all images” and the "
+            "cards count those in the 384 tokens of all 24 images of the atlas."
+        )
         _, columns = taken(folder / "data" / "columns.js")
         assert np.array_equal(column(columns["hits"]), reader.index.counts)
         name, shard = taken(folder / "cards" / "0.js")
@@ -200,6 +206,45 @@ class TestPlace:
             written(run, tmp_path / "mine")
         assert all((tmp_path / "mine" / name).exists() for name in names)
 
+    def test_of_a_studys_run_carries_its_study(self, run, images, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+        for study in ("study_a", "study_b"):
+            shutil.copytree(run.path, tmp_path / "runs" / study / "cell")
+        shutil.copytree(run.path, tmp_path / "runs" / "lone")
+        for name, folder in (("study_a/cell", "study_a-cell"), ("study_b/cell", "study_b-cell"), ("lone", "lone")):
+            assert written(name, "") == tmp_path / "runs" / f"{folder}_atlas"
+            facts = facts_of(tmp_path / "runs" / f"{folder}_atlas")
+            assert facts["name"] == name and str(tmp_path) not in json.dumps(facts)
+        file = export_tokenizer(run.path, tmp_path / "runs" / "study_a" / "x.safetensors", "raw")
+        assert written(file, "", images=str(images)).name == "study_a-x_atlas"
+
+    def test_of_another_runs_atlas_is_refused_and_of_its_own_is_not(self, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+        for name in ("study_a/cell", "study_b/cell", "../elsewhere/cell", "../third/cell"):
+            shutil.copytree(run.path, tmp_path / "runs" / name)
+        written("study_b/cell", "mine")
+        message = "mine holds the atlas of study_b/cell, and this one is of study_a/cell: .*output=FOLDER"
+        with pytest.raises(ViewError, match=message):
+            written("study_a/cell", "mine")
+        assert facts_of(written(tmp_path / "runs" / "study_b" / "cell", "mine"))["name"] == "study_b/cell"
+        written(tmp_path / "elsewhere" / "cell", "other")
+        with pytest.raises(ViewError, match="holds the atlas of cell, and this one is of another one of that name"):
+            written(tmp_path / "third" / "cell", "other")
+        facts = facts_of(written(tmp_path / "elsewhere" / "cell", "other"))
+        # As earlier versions wrote it, which noted the last part of the name alone.
+        text = json.dumps({"name": "cell", "codes": facts["codes"]})
+        for name in ("study_a/cell", "study_b/cell"):
+            (tmp_path / "runs" / "mine" / "data" / "facts.js").write_text(f'atlas.take("facts",{text});\n')
+            written(name, "mine")
+
+    def test_paths_of_this_machine_are_not_in_what_is_sent(self, copy, tmp_path):
+        for step in copy.snapshot_steps:
+            step_file(copy.path, "snapshots", step, ".npz").write_bytes(b"broken")
+        folder = written(copy, tmp_path / "out")
+        assert facts_of(folder)["lacks"]
+        for file in folder.rglob("*.js"):
+            assert str(tmp_path) not in file.read_text()
+
     def test_of_a_file_is_refused(self, run, tmp_path):
         (tmp_path / "mine").write_text("")
         with pytest.raises(ViewError, match="is a file; an atlas is a folder"):
@@ -231,7 +276,7 @@ class TestSubjects:
             written(file, tmp_path / "out")
         folder = written(file, tmp_path / "out", images=str(images), weights="raw", parquet=True)
         facts = facts_of(folder)
-        assert facts["is_moment"] and facts["map_steps"] == [] and "steps" not in facts
+        assert facts["is_moment"] and facts["map_steps"] == [] and "steps" not in facts and "map_note" not in facts
         _, frame = taken(folder / "data" / "map-0.js")
         assert len(column(frame["features"])) == 2 * facts["tokens"] and sum(column(frame["hits"])) == facts["tokens"]
 
@@ -300,6 +345,36 @@ class TestSubjects:
         assert not (tmp_path / "out").exists()
 
 
+class TestNotebook:
+    """What it shows where no source is named."""
+
+    def test_trains_where_no_tokenizer_run_has_finished(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+        run_lab(World(dim=2), ["vq"], progress=False, folder=tmp_path / "lab", codebook_size=8, steps=2, batch_size=16)
+        chosen = find_or_train(AtlasParameters(preset="smoke"))
+        assert Run(chosen.source).status == "finished"
+        assert "trained with preset smoke because no tokenizer run had finished" in chosen.words
+        assert "too short to mean anything" in chosen.words and "source=RUN" in chosen.words
+
+    def test_shows_the_newest_run_that_has_finished_and_how_to_name_another(self, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path))
+        for name, ended, status in (
+            ("study/newer", "2026-02-01", "finished"),
+            ("older", "2026-01-01", "finished"),
+            ("stopped", "2026-03-01", "stopped"),
+            ("emptied", "2026-04-01", "finished"),
+        ):
+            shutil.copytree(run.path, tmp_path / name)
+            file = tmp_path / name / "provenance.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"ended": ended, "status": status}))
+        shutil.rmtree(tmp_path / "emptied" / "checkpoints")
+        chosen = find_or_train(AtlasParameters())
+        assert chosen.source == tmp_path / "study" / "newer"
+        assert chosen.words.startswith("codes of study/newer, the newest tokenizer run that has finished (4 steps: ")
+        assert chosen.words.endswith("\nto see another: source=RUN; ibqlab runs lists them")
+        assert find_or_train(AtlasParameters(source="older")) == ("older", "codes of older")
+
+
 def test_the_benchmark_runs(tmp_path, monkeypatch):
     script = Path(__file__).parents[1] / "experiments" / "benchmarks" / "atlas.py"
     monkeypatch.syspath_prepend(script.parent)
@@ -323,6 +398,20 @@ PLACE_OF = """first => {
   return [box.left + alone.x / dots + 1, box.top + alone.y / dots + 1, alone.code];
 }"""
 """Where on the screen a code of the map lies that stands alone."""
+FRAMED = """() => {
+  const canvas = document.querySelector('#map');
+  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  const card = map.shownPlaces().find(({code}) => location.hash === `#code=${code}`);
+  return map.shownPlaces().filter(({x, y}) => {
+    if (Math.hypot(x - card.x, y - card.y) < 16) return false;
+    for (let row = -4; row <= 4; row++) for (let column = -4; column <= 4; column++) {
+      const at = 4 * ((Math.round(y) + row) * canvas.width + Math.round(x) + column);
+      if (pixels[at] === 213 && pixels[at + 1] === 94 && pixels[at + 2] === 0) return true;
+    }
+    return false;
+  }).length;
+}"""
+"""How many codes of the map have a frame, in the light theme; those near the card's, which has a ring, left out."""
 
 
 @pytest.fixture(scope="module")
@@ -427,6 +516,44 @@ class TestPage:
         page.fill("#find", "17")
         await_card(page, 17)
 
+    def test_a_typed_code_is_scrolled_to(self, page):
+        page.uncheck("#used")
+        last, first = page.evaluate("() => [table.order.at(-1), table.order[0]]")
+        for code in (last, first):
+            page.fill("#find", str(code))
+            await_card(page, code)
+            page.wait_for_function(
+                """code => {
+                  const row = document.querySelector(`.line.chosen[data-code="${code}"]`)?.getBoundingClientRect();
+                  const all = document.querySelector('#scroll').getBoundingClientRect();
+                  return row && row.top >= all.top - 1 && row.bottom <= all.bottom + 1;
+                }""",
+                arg=code,
+            )
+
+    def test_says_which_tokens_each_count_is_of(self, page, atlas, run):
+        facts, last = facts_of(atlas), run.snapshot_steps[-1]
+        assert page.text_content("#map-words").startswith("The map counts hits in the validation tokens of its step. ")
+        assert page.text_content("#head button[data-by=hits]") == "tokens of all images ▼"
+        assert page.text_content("#head button[data-by=validation]") == f"validation tokens, step {last}"
+        titles = [page.get_attribute(f"#head button[data-by={name}]", "title") for name in ("hits", "validation")]
+        assert titles == [
+            f"of the {facts['tokens']} tokens of the atlas's 12 images those that take the code",
+            f"of the {facts['step_tokens'][-1]} validation tokens at step {last} those that take the code",
+        ]
+
+    def test_a_codes_life_is_told_in_the_cards_words(self, shown, copy, tmp_path):
+        first, second, third = copy.snapshot_steps
+        for step, hits in ((first, 5), (second, 0), (third, 3)):
+            shot = dict(copy.snapshot(step))
+            shot["counts"] = np.eye(32, dtype=np.int64)[8] * 160
+            shot["counts"][7] = hits
+            copy.save_snapshot(step, **shot)
+        page = opened(shown.page, written(copy, tmp_path / "out"), "#code=7")
+        words = f"in use by step {first}; without a hit by step {second}; in use again by step {third}"
+        assert page.text_content("#card .life + p") == words
+        assert words in card_html(CardReader(open_subject(copy), 4, progress=False).read([7], decode=False))
+
     def test_the_slider_moves_the_points_and_a_lasso_fills_the_table(self, page, run):
         before = page.evaluate("() => document.querySelector('#map').toDataURL()")
         page.focus("#step")
@@ -451,7 +578,11 @@ class TestPage:
         page.wait_for_function(
             "text => document.querySelector('#count').textContent.includes(text)", arg="of the lasso's 32"
         )
+        assert page.is_visible("#lassoed")
+        page.wait_for_function(f"() => ({FRAMED})() > 3")
         page.click("#clear")
+        page.wait_for_function(f"() => ({FRAMED})() < 1")
+        assert not page.is_visible("#lassoed")
         page.click("#lasso")
         draw([(2, 2), (8, 2), (8, 8)])
         page.wait_for_function("() => document.querySelector('#count').textContent.endsWith('the lasso held none')")

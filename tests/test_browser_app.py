@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browsers import LAB, OURS, ROOT, serving, visited
+from browsers import LAB, OURS, PATIENCE, ROOT, opened, run_all, running_lab, serving, visited
 
 from ibqlab.notebooks.app import JUPYTER
 
@@ -47,7 +47,8 @@ def test_the_start_page_opens_first_and_leads_into_jupyterlab(browser, folder):
         assert sorted(Path(card["opens"]).stem for card in cards) == LISTED
         assert all(card["picture"] for card in cards)
         assert sum(isinstance(card["picture"], int) for card in cards) >= 8
-        assert all("not run yet" in card["text"] and "without code" in card["text"] for card in cards)
+        assert sum("not run yet" in card["text"] for card in cards) == len(NOTEBOOKS) - 1  # one leaves nothing to tell
+        assert all("without code" in card["text"] for card in cards)
         assert shown.elsewhere == shown.errors == []
         shown.page.locator("h3 a[href$='/playground.ipynb']").click()
         assert shown.page.wait_for_function(OPENED).json_value() == "notebooks/playground.ipynb"
@@ -75,3 +76,45 @@ def test_notebooks_open_without_code_and_their_widgets_answer(browser, folder):
             lost.page.get_by_role("link", name="All notebooks").click()
             cards_of(lost.page)
         assert start.elsewhere == start.errors == []
+
+
+def atlas_opened(page):
+    """Whether an atlas's own scripts have drawn a card with a patch that is there."""
+    page.wait_for_selector("#card h2")
+    page.wait_for_function("() => document.querySelector('#map-words').textContent")
+    image = page.get_attribute("#card .patch", "style")
+    address = re.search(r'url\("([^"]+)"\)', image)[1]
+    return page.evaluate("async address => (await fetch(address)).ok", address)
+
+
+def test_the_atlas_notebooks_page_opens_from_the_app_and_has_a_card(browser, folder):
+    with serving(["-m", "ibqlab", "app", "notebooks", "--no-browser"], folder, "voila/static/voila.js") as address:
+        with visited(browser, f"{address}/voila/render/codebook_atlas.ipynb") as shown:
+            link = shown.page.locator("a", has_text="Open it")
+            link.wait_for()
+            assert "trained with preset smoke because no tokenizer run had finished" in shown.page.inner_text("body")
+            with shown.page.context.expect_page() as popup:
+                link.click()
+            popup.value.set_default_timeout(1000 * PATIENCE)
+            assert atlas_opened(popup.value)
+            popup.value.close()
+            assert shown.elsewhere == shown.errors == []
+        with visited(browser, f"{address}/voila/render/codebook_atlas.ipynb") as shown:
+            shown.page.locator("a", has_text="Open it").wait_for()
+            text = shown.page.inner_text("body")
+            assert "the newest tokenizer run that has finished" in text and "Preset smoke" not in text
+        with visited(browser, address) as start:
+            (card,) = (card for card in cards_of(start.page) if "codebook_atlas" in card["opens"])
+            assert "finished" in card["text"] and "_atlas · " in card["text"]
+            report = start.page.locator(".ibq-start article", has_text="codebook_atlas").get_by_text("report")
+            with visited(browser, address + report.get_attribute("href")) as atlas:
+                assert atlas_opened(atlas.page)
+
+
+def test_the_atlas_notebook_shows_no_dead_link_in_jupyterlab(browser, folder):
+    with running_lab(folder) as address, opened(browser, address, "notebooks/codebook_atlas") as shown:
+        run_all(shown.page)
+        shown.page.locator(".jp-OutputArea-output", has_text="Open index.html in it with a browser.").wait_for()
+        assert "_atlas" in shown.page.locator(".jp-RenderedHTMLCommon code", has_text="_atlas").last.inner_text()
+        assert not shown.page.locator("a[href^='file:'], .jp-OutputArea-output a[href*='_atlas']").count()
+        assert shown.elsewhere == shown.errors == []

@@ -13,7 +13,9 @@ from PIL import Image
 
 from ibqlab.base.locking import holding
 from ibqlab.cli import main
+from ibqlab.notebooks import app
 from ibqlab.notebooks.app import preset_to_show, show_finished_or_smallest
+from ibqlab.notebooks.links import PageLink
 from ibqlab.notebooks.parameters import notebook_parameters
 from ibqlab.notebooks.start_page import PICTURES, STYLE, StartPage, links_here, page_html, read_cards
 from ibqlab.notebooks.status import notebook_status
@@ -58,7 +60,8 @@ def test_every_notebook_of_the_project_has_a_card_with_question_and_minutes():
     assert names[0] == "explore_collapse" and names[3:] == sorted(names[3:])
     assert {*names, "index"} == {file.stem for file in (ROOT / "notebooks").glob("*.ipynb")}
     assert all("?" in card.question and "CPU cores" in card.minutes for card in cards)
-    assert all(card.status.state == "not run yet" for card in cards)
+    states = {card.file.stem: card.status.state for card in cards}
+    assert states.pop("browse_runs") == "ready" and set(states.values()) == {"not run yet"}
 
 
 def test_pictures_are_small_and_of_notebooks_that_are_there():
@@ -81,7 +84,9 @@ def test_pictures_are_small_and_of_notebooks_that_are_there():
 def test_a_notebook_of_the_users_own_has_a_card(cells, title, question, minutes, tmp_path):
     (card,) = read_cards(notebook(tmp_path / "mine.ipynb", *cells).parent, tmp_path / "runs")
     assert (card.title, card.question, card.minutes) == (title, question, minutes)
-    assert minutes or "time not stated" in page_html([card], links_here(tmp_path))
+    page = page_html([card], links_here(tmp_path))
+    assert minutes or "time not stated" in page
+    assert '<p class="minutes"><code>mine</code> · ' in page
 
 
 def test_what_is_no_notebook_is_left_out_and_an_empty_folder_says_so(tmp_path):
@@ -97,6 +102,7 @@ def test_nothing_of_a_notebook_becomes_mark_up_and_nothing_comes_from_elsewhere(
     file = notebook(tmp_path / 'a"b<i>.ipynb', f"# {evil}\n\n**Question.** {evil} `{evil}`\n\n**Time.** {evil}")
     page = page_html(read_cards(file.parent, tmp_path / "runs"), links_here(tmp_path))
     assert "<script" not in page and "<i>" not in page and page.count("&lt;script") == 4
+    assert "<code>a&quot;b&lt;i&gt;</code>" in page
     assert 'href="a%22b%3Ci%3E.ipynb"' in page
     assert "http" not in page and "url(" not in STYLE.read_text()
 
@@ -183,6 +189,64 @@ def test_the_status_of_an_executed_copy(noted, age, state, tmp_path):
     assert (status.state, status.executed_copy) == (state, copy)
 
 
+@pytest.mark.parametrize("name", ["mine", "train_tokenizer"])
+def test_what_is_too_short_to_mean_anything_says_so_and_is_not_green(name, tmp_path):
+    books = notebook(tmp_path / "books" / f"{name}.ipynb", FIRST).parent
+    runs = tmp_path / "runs"
+
+    def shown():
+        (card,) = read_cards(books, runs)
+        (kind,) = re.findall(r'class="status ([^"]+)"', page_html([card], links_here(books)))
+        return kind, str(card.status)
+
+    executed = {"end_time": "2026-01-01", "parameters": {"preset": "smoke"}}
+    write(runs / "notebooks" / name / f"{name}-1.ipynb", {"metadata": {"papermill": executed}})
+    assert shown()[0] == "short" and shown()[1].endswith(" · preset smoke: too short to mean anything")
+    folder = study(runs / f"{name}-x", name=name)
+    assert shown()[0] == "finished" and shown()[1].endswith("2 of 2 runs")
+    write(folder / "parameters.json", {"preset": "smoke"})
+    assert shown()[0] == "short" and shown()[1].endswith("2 of 2 runs · preset smoke: too short to mean anything")
+    write(folder / "parameters.json", {"preset": "demo"})
+    write(folder / "rows" / "0.json", {"steps": 12})
+    assert shown()[0] == "short" and shown()[1].endswith("2 of 2 runs · 12 steps: too short to mean anything")
+    write(folder / "rows" / "1.json", {"steps": 300})
+    assert shown()[0] == "finished"
+    (folder / "rows" / "0.json").unlink()
+    write(folder / "parameters.json", {"preset": "smoke"})
+    assert shown()[0] == "stopped" and "too short" not in shown()[1]
+
+
+def test_short_runs_are_told_by_their_steps(tmp_path):
+    run = tmp_path / "mine-smoke" / "tokenizer"
+    write(run / "config.yaml", "steps: 3\n")
+    write(run / "provenance.json", {"status": "finished"})
+    assert notebook_status("mine", tmp_path).too_short == "preset smoke"
+    os.rename(run.parent, tmp_path / "mine-own")
+    assert notebook_status("mine", tmp_path).too_short == "0 steps"
+
+
+def test_an_atlas_counts_for_the_notebook_that_writes_atlases(tmp_path):
+    page = atlas_in(tmp_path / "study-cell_atlas")
+    assert notebook_status("study", tmp_path).state == "not run yet"
+    assert notebook_status("codebook_atlas", tmp_path).state == "not run yet"
+    status = notebook_status("codebook_atlas", tmp_path, writes_atlases=True)
+    assert (status.state, status.report, status.detail) == ("finished", page, "study-cell_atlas")
+    cards = {card.file.stem: card.status.state for card in read_cards(ROOT / "notebooks", tmp_path)}
+    assert {name for name, state in cards.items() if state == "finished"} == {"codebook_atlas"}
+    write(page.parent / "data" / "facts.js", 'atlas.take("facts",{"steps":[0,4]});\n')
+    assert notebook_status("codebook_atlas", tmp_path, writes_atlases=True).too_short == "4 steps"
+
+
+def test_a_notebook_that_leaves_nothing_says_what_it_shows(tmp_path):
+    for name, words in (("a", "1 run to look at"), ("b/c", "2 runs to look at")):
+        write(tmp_path / "runs" / name / "config.yaml", "steps: 3\n")
+        write(tmp_path / "runs" / name / "provenance.json", {"status": "finished"})
+        cards = {card.file.stem: card.status for card in read_cards(ROOT / "notebooks", tmp_path / "runs")}
+        assert str(cards["browse_runs"]) == f"ready · {words}"
+    write(tmp_path / "runs" / "notebooks" / "browse_runs" / "1.ipynb", {"metadata": {"papermill": {"end_time": "x"}}})
+    assert notebook_status("browse_runs", tmp_path / "runs", looks_at_runs=True).state == "finished"
+
+
 def test_damaged_files_are_no_error(tmp_path):
     write(tmp_path / "mine-demo" / "config.yaml", ": [")
     write(tmp_path / "mine-demo" / "study.json", "{")
@@ -238,6 +302,37 @@ def test_links_of_the_app_stay_in_it(page):
     ]
 
 
+def atlas_in(folder):
+    """An atlas, as far as links and status look at it."""
+    write(folder / "index.html", "")
+    write(folder / "data" / "facts.js", 'atlas.take("facts",{"name":"study/cell"});\n')
+    return folder / "index.html"
+
+
+def test_a_page_of_scripts_is_linked_where_its_scripts_run_and_told_by_its_folder_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = atlas_in(tmp_path / "runs" / "a <b>_atlas")
+    for variables in ({}, {"SERVER_SOFTWARE": "voila/0.5", "SCRIPT_NAME": "/voila/render/books/codebook_atlas.ipynb"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        shown = PageLink(file)._repr_mimebundle_()
+        assert "href" not in shown["text/html"] and "file:" not in shown["text/html"]
+        assert f"{tmp_path}/runs/a &lt;b&gt;_atlas</code>" in shown["text/html"]
+        assert shown["text/plain"].split("\n") == [
+            f"It lies in the folder {tmp_path}/runs/a <b>_atlas",
+            "Open index.html in it with a browser.",
+        ]
+    monkeypatch.setenv("IBQLAB_APP", "1")
+    monkeypatch.setenv("SCRIPT_NAME", "/voila/render/codebook_atlas.ipynb")
+    monkeypatch.setenv("IBQLAB_RUNS", str(tmp_path / "runs"))
+    assert (
+        '<a href="/runs/a%20%3Cb%3E_atlas/index.html" target="_blank">'
+        in PageLink(file)._repr_mimebundle_()["text/html"]
+    )
+    outside = PageLink(atlas_in(tmp_path / "elsewhere"))
+    assert "href" not in outside._repr_mimebundle_()["text/html"]
+
+
 # --- without code -----------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +362,15 @@ def test_the_hook_puts_the_preset_behind_the_parameters_and_says_so():
     after = [cell.source for cell in opened.cells]
     assert after == [before[0], after[1], before[1], "preset = 'smoke'", *before[2:]]
     assert "`smoke`, too short to mean anything" in after[1]
+
+
+def test_the_hook_leaves_a_notebook_alone_that_shows_a_run_which_has_finished(monkeypatch):
+    for run, cells in ((None, 2), (object(), 0)):
+        monkeypatch.setattr(app, "newest_tokenizer_run", lambda run=run: run)
+        opened = nbformat.read(ROOT / "notebooks" / "codebook_atlas.ipynb", as_version=4)
+        before = len(opened.cells)
+        show_finished_or_smallest(Handler("/voila/render/codebook_atlas.ipynb"), opened, "")
+        assert len(opened.cells) == before + cells
 
 
 def test_the_hook_leaves_other_notebooks_alone():

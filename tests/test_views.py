@@ -338,10 +338,10 @@ class TestCards:
         with pytest.raises(ValueError, match="codes are 0 to 31"):
             reader.read(codes)
 
-    def test_births_and_deaths_are_told(self):
+    def test_says_when_a_code_came_into_use_and_was_without_a_hit(self):
         life = Life(np.array([0, 5, 9]), np.array([3, 0, 2]), np.array([10, 10, 10]), 9)
-        assert life.events == [(0, "born"), (5, "died"), (9, "born")]
-        assert "died by step 5" in life_svg(life)
+        assert life.events == [(0, "in use"), (5, "without a hit"), (9, "in use again")]
+        assert "in use by step 0; without a hit by step 5; in use again by step 9" in life_svg(life)
 
     def test_a_run_without_a_network_says_so_and_shows_the_rest(self, tmp_path):
         run_lab(

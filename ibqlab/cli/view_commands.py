@@ -10,7 +10,7 @@ from ibqlab.cli.terminal import PLUGIN_RUN, WHERE, say, say_loading
 @click.command()
 @click.argument("source", metavar="RUN|CHECKPOINT")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", default="", help=f"Folder to write; by default <source>_atlas. {WHERE}")
+@click.option("--output", default="", help=f"Folder to write; by default NAME_atlas, or STUDY-NAME_atlas. {WHERE}")
 @PLUGIN_RUN
 def atlas(source: str, settings: Sequence[str], *, output: str) -> None:
     """Write a whole codebook as a folder of pages: map, table, and a card per code, to be opened from disk.

@@ -20,10 +20,11 @@ from voila.app import Voila
 from ibqlab.base.files import RunError
 from ibqlab.config import ConfigError
 from ibqlab.notebooks.catalogue import START_PAGE
+from ibqlab.notebooks.links import APP_VARIABLE
 from ibqlab.notebooks.parameters import Parameter, parameters_of_cell
-from ibqlab.notebooks.start_page import APP_VARIABLE
 from ibqlab.notebooks.status import folder_status
 from ibqlab.runs import runs_root
+from ibqlab.runs.newest import newest_tokenizer_run
 
 IDLE_SECONDS = 600
 """After which a kernel ends whose page nobody has open any more."""
@@ -45,7 +46,7 @@ def show_finished_or_smallest(handler: Any, notebook: nbformat.NotebookNode, cwd
     _ = handler.xsrf_token
     name = PurePosixPath(unquote(handler.request.path)).stem
     tagged = [number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())]
-    if not tagged:
+    if not tagged or _shows_the_newest_run(notebook):
         return notebook
     with suppress(ConfigError, RunError):
         preset = preset_to_show(name, parameters_of_cell(notebook.cells[tagged[0]].source, name), runs_root())
@@ -53,6 +54,14 @@ def show_finished_or_smallest(handler: Any, notebook: nbformat.NotebookNode, cwd
             notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(f"preset = {preset!r}"))
             notebook.cells.insert(1, nbformat.v4.new_markdown_cell(_said_of(preset)))
     return notebook
+
+
+def _shows_the_newest_run(notebook: nbformat.NotebookNode) -> bool:
+    """Whether a notebook trains nothing, because it shows a run that has finished."""
+    is_asked = any("find_or_train(" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    with suppress(RunError):
+        return is_asked and newest_tokenizer_run() is not None
+    return False
 
 
 def preset_to_show(name: str, parameters: Mapping[str, Parameter], runs: Path) -> str | None:
@@ -103,7 +112,7 @@ class _Results(StaticFileHandler):
     """Reports of the folder of runs, and the pictures in them."""
 
     def validate_absolute_path(self, root: str, absolute_path: str) -> str | None:
-        if Path(absolute_path).suffix not in (".html", ".png", ".gif", ".svg", ".css", ".js"):
+        if Path(absolute_path).suffix not in (".html", ".png", ".jpg", ".gif", ".svg", ".css", ".js"):
             raise HTTPError(404)
         return super().validate_absolute_path(root, absolute_path)
 

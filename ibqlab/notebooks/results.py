@@ -40,7 +40,7 @@ def results_of(folder: Path, result: str = "") -> list[str]:
     is_run = (folder / "config.yaml").is_file()
     result = result or (_result_of_run(folder) if is_run else _result_of_study(folder))
     if result:
-        reason = why_too_short(_steps_of(folder), _read(folder / "parameters.json").get("preset", ""))
+        reason = why_too_short(steps_of(folder), _read(folder / "parameters.json").get("preset", ""))
         lines.append(f"result: {result}" + (f" ({reason}: too short to mean anything)" if reason else ""))
     return [for_terminal(line, None) for line in lines]
 
@@ -53,7 +53,7 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _steps_of(folder: Path) -> Any:
+def steps_of(folder: Path) -> Any:
     """Steps of a run by now, or of the longest run of a study; None where nothing tells them."""
     steps = [_read(file).get("steps") for file in (folder / "rows").glob("*.json")]
     steps.append(last_values(folder / "metrics.jsonl").get("step"))

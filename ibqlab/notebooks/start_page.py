@@ -9,7 +9,6 @@ it asks no other machine for anything.
 import base64
 import html
 import io
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from ibqlab.base.files import RunError, read_bytes
 from ibqlab.config import ConfigError
 from ibqlab.data.pictures import open_picture
 from ibqlab.notebooks.catalogue import START_PAGE
+from ibqlab.notebooks.links import Links, links_here
 from ibqlab.notebooks.parameters import calls, first_text
 from ibqlab.notebooks.status import NotebookStatus, notebook_status
 from ibqlab.runs import runs_root
@@ -28,10 +28,10 @@ from ibqlab.runs import runs_root
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-APP_VARIABLE = "IBQLAB_APP"
-"""Set where notebooks are served without code and without JupyterLab."""
 FIRST = ("explore_collapse", "your_case", "playground")
 """Notebooks that stand in front of the others."""
+KINDS = {"trains_one": "prepare_run", "writes_atlases": "write_atlas", "looks_at_runs": "RunBrowser"}
+"""What `notebook_status` wants to know of a notebook, by the function that one calls which does it."""
 PICTURES = Path(__file__).with_name("pictures")
 STYLE = Path(__file__).with_name("start_page.css")
 PICTURE_BYTES = 2**24
@@ -70,7 +70,8 @@ def read_cards(folder: str | Path = ".", runs: Path | None = None) -> list[Noteb
 
 def _read_card(file: Path, runs: Path) -> NotebookCard | None:
     try:
-        text, trains_one = first_text(file), calls(file, "prepare_run")
+        text = first_text(file)
+        does = {kind: calls(file, function) for kind, function in KINDS.items()}
     except (ConfigError, OSError):
         return None
     heading, _, rest = text.strip().partition("\n")
@@ -79,7 +80,7 @@ def _read_card(file: Path, runs: Path) -> NotebookCard | None:
     question = paragraphs.get("Question") or (rest if heading.startswith("#") else text).strip().partition("\n\n")[0]
     # The first thing that is said of the time; what stands behind it is about other machines and other settings.
     minutes = re.split(r"[.;](?:\s|$)", paragraphs.get("Time", ""))[0]
-    return NotebookCard(file, title, question, minutes, notebook_status(file.stem, runs, trains_one=trains_one))
+    return NotebookCard(file, title, question, minutes, notebook_status(file.stem, runs, **does))
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -101,49 +102,6 @@ class StartPage:
 
     def __str__(self) -> str:
         return "\n".join(f"{card.file.stem:<20} {card.title} – {card.status}" for card in self.cards)
-
-
-class Links(NamedTuple):
-    """Where links of the page lead."""
-
-    lab: str | None
-    """What stands before a notebook's name in the address that opens it in JupyterLab; None where there is none."""
-    app: str | None
-    """The same for the address that opens it without code."""
-    root: Path
-    """The folder that the server reaches, with results of the notebooks in it."""
-    results: str
-    """What stands before a file's path below `root` in the address that opens it."""
-    endings: tuple[str, ...] = (".html", ".md", ".ipynb")
-    """Of results that the server shows."""
-
-    def to_result(self, file: Path | None) -> str | None:
-        """The address of a result; None where the server does not reach it or would not show it."""
-        if file is None or file.suffix not in self.endings:
-            return None
-        with suppress(ValueError, OSError):
-            return self.results + quote(file.resolve().relative_to(self.root.resolve()).as_posix())
-        return None
-
-
-def links_here(folder: Path) -> Links:
-    """Where links lead from this kernel: JupyterLab, a page of Voilà's inside it, or Voilà alone have told it.
-
-    Args:
-        folder: of the notebook that shows the page.
-    """
-    address, mark = os.environ.get("SCRIPT_NAME", ""), "voila/render/"
-    base, found, notebook = address.partition(mark)
-    folder = folder.absolute()
-    if not found or not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-        # JupyterLab follows paths from the notebook; of its folders it is known only that the notebook's is one.
-        return Links(lab="", app=None, root=folder.parent, results="../")
-    if os.environ.get(APP_VARIABLE):
-        return Links(lab=None, app="", root=runs_root(), results=f"{base}runs/", endings=(".html",))
-    above = notebook.rpartition("/")[0]
-    root = Path(os.path.normpath(folder / "/".join([".."] * len(above.split("/"))))) if above else folder
-    lab = f"{base}lab/tree/"
-    return Links(lab=f"{lab}{above}/" if above else lab, app="", root=root, results=lab)
 
 
 def page_html(cards: list[NotebookCard], links: Links) -> str:
@@ -170,12 +128,14 @@ def _card_html(card: NotebookCard, number: int, links: Links) -> str:
     results = {"report": links.to_result(status.report), "executed copy": links.to_result(status.executed_copy)}
     target = ' target="_parent"' if links.lab else ' target="_blank"' if links.app is not None else ""
     opens += [(f'href="{html.escape(address)}"{target}', label) for label, address in results.items() if address]
+    kind = "short" if status.too_short else status.state.partition(" ")[0]
     picture, about = _picture_html(card, number), str(status).removeprefix(status.state)
     return (
         f'<article><a class="picture" {first} tabindex="-1">{picture}</a><div class="text">'
         f"<h3><a {first}>{_line_html(card.title)}</a></h3><p>{_line_html(card.question)}</p>"
-        f'<p class="minutes">{_line_html(card.minutes) or "time not stated"}</p>'
-        f'<p class="status {status.state.partition(" ")[0]}"><b>{for_html(status.state)}</b>{for_html(about)}</p>'
+        f'<p class="minutes"><code>{for_html(card.file.stem)}</code> · '
+        f"{_line_html(card.minutes) or 'time not stated'}</p>"
+        f'<p class="status {kind}"><b>{for_html(status.state)}</b>{for_html(about)}</p>'
         f'<p class="links">{" · ".join(f"<a {link}>{label}</a>" for link, label in opens)}</p></div></article>'
     )
 

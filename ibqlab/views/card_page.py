@@ -188,7 +188,7 @@ def _middle(pixels: np.ndarray, index: PatchIndex) -> tuple[int, int, int, int]:
 
 
 def life_svg(life: Life) -> str:
-    """Share of tokens at each snapshot as a small chart, with births and deaths below it."""
+    """Share of tokens at each snapshot as a small chart, and below it when it came into use and was without a hit."""
     width, height, left, bottom = 430, 92, 58, 16
     shares = 100 * life.hits / np.maximum(life.tokens, 1)
     steps = life.steps.astype(float)

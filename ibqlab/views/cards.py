@@ -61,10 +61,17 @@ class Life(NamedTuple):
 
     @property
     def events(self) -> list[tuple[int, str]]:
-        """Snapshots at which it came into use ("born") and fell out of it ("died")."""
-        alive = np.concatenate([[False], self.hits > 0])
-        changes = np.flatnonzero(alive[1:] != alive[:-1])
-        return [(int(self.steps[i]), "born" if alive[i + 1] else "died") for i in changes]
+        """Snapshots at which it came into use or has no hit any more: step and words, such as "without a hit".
+
+        Without a hit in a snapshot's validation tokens a rare code may still be in use.
+        """
+        hit = np.concatenate([[False], self.hits > 0])
+        changes = np.flatnonzero(hit[1:] != hit[:-1])
+        # The first change is into use, then they take turns. The atlas's life() in atlas.js says the same words.
+        return [
+            (int(self.steps[i]), "without a hit" if turn % 2 else "in use again" if turn else "in use")
+            for turn, i in enumerate(changes)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

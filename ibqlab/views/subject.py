@@ -6,6 +6,7 @@ subject.tokenizer, subject.source, subject.steps
 """
 
 import hashlib
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from ibqlab.data import DataConfig, FileSource, ImageSource, PhotosSource, open_
 from ibqlab.data.shard_index import PICTURE_BYTES
 from ibqlab.pretrained import CheckpointError, load_tokenizer
 from ibqlab.runs import Run
-from ibqlab.runs.finding import find_run, locate
+from ibqlab.runs.finding import find_run, locate, run_name
 from ibqlab.runs.folder import step_file
 from ibqlab.runs.kinds import is_lab, is_monitored, kind_of
 from ibqlab.runs.view import SNAPSHOT_BYTES
@@ -55,6 +56,22 @@ class Subject:
     def name(self) -> str:
         """For headings."""
         return self.path.name
+
+    @property
+    def full_name(self) -> str:
+        """As commands name it below the folder of all runs, a study's run with its study; elsewhere its own name alone.
+
+        What is sent to others names it so: it never holds a path of this machine.
+        """
+        name = run_name(self.path)
+        return Path(os.path.abspath(self.path)).name if os.path.isabs(name) or name == "." else name
+
+    @property
+    def place_mark(self) -> str:
+        """Where it lies, as a mark that names no place: below the folder of all runs, else on this disk."""
+        name = run_name(self.path)
+        place = os.path.realpath(self.path) if os.path.isabs(name) else name
+        return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     @cached_property
     def store(self) -> ViewStore:

@@ -219,10 +219,9 @@ const atlas = (() => {
       shape("text", { x: 240, y: 88, "text-anchor": "middle" }, "training step"),
       shape("text", { x: 422, y: 88, "text-anchor": "end" }, number(steps.at(-1))),
     );
-    const events = hits.flatMap((value, place) => {
-      const before = place > 0 && hits[place - 1] > 0;
-      return value > 0 === before ? [] : [`${value > 0 ? "born" : "died"} by step ${number(steps[place])}`];
-    });
+    const turns = steps.filter((step, place) => hits[place] > 0 !== (place > 0 && hits[place - 1] > 0));
+    const words = (turn) => (turn % 2 ? "without a hit" : turn ? "in use again" : "in use");
+    const events = turns.map((step, turn) => `${words(turn)} by step ${number(step)}`);
     return [chart, make("p", { text: events.slice(0, 8).join("; ") + (events.length > 8 ? " …" : "") })];
   }
 

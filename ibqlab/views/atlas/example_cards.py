@@ -1,12 +1,18 @@
 """What the notebook of the atlas needs: its parameters, a run to look at where none is named, and cards to print."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ibqlab.base.checks import require_between, require_choice
+from ibqlab.base.escaping import for_terminal
 from ibqlab.recipes.presets import find_preset
+from ibqlab.runs.caveats import why_too_short
+from ibqlab.runs.finding import run_name
+from ibqlab.runs.newest import newest_tokenizer_run
 from ibqlab.training import RunParameters, prepare_run, train
 from ibqlab.views.atlas.write import IMAGES, AtlasSettings
 from ibqlab.views.card_page import card_html, static_card
@@ -21,9 +27,9 @@ class AtlasParameters:
     """What the `parameters` cell of `codebook_atlas` may set."""
 
     preset: str = "laptop"
-    """One of `preset_names("tokenizer")`: the run that is looked at where `source` is empty."""
+    """One of `preset_names("tokenizer")`: what is trained where `source` is empty and no tokenizer has been yet."""
     source: str = ""
-    """A run, its name or folder, or a checkpoint's file."""
+    """A run, its name or folder, or a checkpoint's file; empty: the newest tokenizer run that has finished."""
     images: str = ""
     """As of `AtlasSettings`."""
     count: int = IMAGES
@@ -33,7 +39,7 @@ class AtlasParameters:
     parquet: bool = False
     """As of `AtlasSettings`."""
     output: str = ""
-    """Folder of the atlas; empty: NAME_atlas below the folder of all runs."""
+    """Folder of the atlas; empty: NAME_atlas below the folder of all runs, STUDY-NAME_atlas of a study's run."""
 
     def __post_init__(self):
         find_preset(self.preset, "tokenizer")
@@ -46,12 +52,28 @@ class AtlasParameters:
         return AtlasSettings(images=self.images, count=self.count, method=self.method, parquet=self.parquet)
 
 
-def find_or_train(parameters: AtlasParameters) -> Path | str:
-    """What the atlas is of: the source that is named, else the preset's run, which is trained where it is missing."""
+class ChosenSource(NamedTuple):
+    """What the atlas is of."""
+
+    source: Path | str
+    """A run or a checkpoint, as of `write_atlas`."""
+    words: str
+    """Which it is, why, and how to name another, for people."""
+
+
+def find_or_train(parameters: AtlasParameters) -> ChosenSource:
+    """What the atlas is of: the source that is named, else the newest tokenizer run, else one that is trained."""
     if parameters.source:
-        return parameters.source
-    config, folder = prepare_run(RunParameters(preset=parameters.preset))
-    return train(config, folder).path
+        return ChosenSource(parameters.source, f"codes of {for_terminal(parameters.source)}")
+    run, why = newest_tokenizer_run(), "the newest tokenizer run that has finished"
+    if run is None:
+        config, folder = prepare_run(RunParameters(preset=parameters.preset))
+        run = train(config, folder)
+        why = f"trained with preset {parameters.preset} because no tokenizer run had finished"
+    name = shlex.quote(run_name(run.path))
+    short = why_too_short(run.step)
+    words = f"codes of {for_terminal(name)}, {why}" + (f" ({short}: too short to mean anything)" if short else "")
+    return ChosenSource(run.path, f"{words}\nto see another: source=RUN; ibqlab runs lists them")
 
 
 def example_cards(what: str | Path, settings: AtlasSettings) -> str:

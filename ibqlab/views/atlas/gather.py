@@ -19,7 +19,7 @@ from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.views.atlas.moment import Moment
 from ibqlab.views.cards import NEIGHBOURS, PATCHES, CardReader
 from ibqlab.views.map_data import MapData, describe_frame, map_run_codes
-from ibqlab.views.subject import lacking
+from ibqlab.views.subject import Subject, lacking
 
 SHARD = 256
 """Cards of one file."""
@@ -136,6 +136,13 @@ def packed(values: np.ndarray, kind: str) -> dict[str, str]:
     return {"kind": kind, "base64": base64.b64encode(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()).decode()}
 
 
+def without_paths(text: str, subject: Subject) -> str:
+    """A sentence as it may be sent to others: what is looked at by its name, in place of its path on this machine."""
+    for path in (subject.path.resolve(), subject.path.absolute()):
+        text = text.replace(for_terminal(path, None), subject.full_name)
+    return text
+
+
 def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
     """What the page says once.
 
@@ -144,8 +151,16 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
         decoded_across: pictures side by side on a sheet of decoded codes; 0: there are none.
     """
     reader, index = data.reader, data.reader.index
-    said: dict[str, Any] = {"name": for_terminal(reader.subject.name, None), "codes": reader.codebook_size}
-    said |= {"shard": SHARD, "lacks": data.lacks, "decoded": decoded_across, "has_map": data.map is not None}
+    subject = reader.subject
+    said: dict[str, Any] = {"name": for_terminal(subject.full_name, None), "mark": subject.place_mark}
+    lacks = [without_paths(text, subject) for text in data.lacks]
+    said |= {
+        "codes": reader.codebook_size,
+        "shard": SHARD,
+        "lacks": lacks,
+        "decoded": decoded_across,
+        "has_map": data.map is not None,
+    }
     if index is not None:
         (height, width), (rows, columns) = index.pictures.shape[1:3], index.codes.shape[1:]
         said |= {"images": len(index.codes), "tokens": index.tokens, "size": [height, width], "grid": [rows, columns]}
@@ -154,7 +169,7 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
     if reader.history is not None:
         steps, hits, _ = reader.history
         said |= {"steps": steps.tolist(), "step_tokens": hits.sum(1).tolist()}
-    config = reader.subject.run.config if reader.subject.run is not None else {}
+    config = subject.run.config if subject.run is not None else {}
     has_validation = not (is_monitored(config) or is_lab(config))
     said |= {"counted": "validation tokens" if has_validation else "tokens of the snapshot"}
     if data.map is not None:
@@ -162,6 +177,11 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
         said |= {"map_steps": [] if data.is_moment else list(data.map.steps)}
         said |= {"map_words": [describe_frame(data.map, frame) for frame in frames]}
         said |= {"most_hits": int(data.map.hits.max(initial=1)), "is_moment": data.is_moment}
+        if index is not None and not data.is_moment:
+            of = "validation tokens of its step" if has_validation else "tokens of its step's snapshot"
+            where = f"the {index.tokens:,} tokens of all {len(index.codes):,} images of the atlas"
+            table = "The table's “tokens of all images” and the cards"
+            said |= {"map_note": f"The map counts hits in the {of}. {table} count those in {where}."}
     return said
 
 

@@ -39,7 +39,7 @@ const map = (() => {
         if (place !== Number(at("step").value)) return;
         state.frame = frame;
         state.place = place;
-        at("map-words").textContent = facts.map_words[place];
+        at("map-words").textContent = [facts.map_note, facts.map_words[place]].filter(Boolean).join(" ");
         ask();
       } catch (error) {
         at("map-words").textContent = `The map of this step is not there: ${error.message}.`;
@@ -84,15 +84,21 @@ const map = (() => {
         stamp(left + frame.features[i] * stepX, bottom - frame.features[i + 1] * stepY, feature, Math.round(dots));
       }
       const half = Math.round((ids.length > 50000 ? 1 : 2) * dots);
-      const dead = ink(named("--dead"));
+      const [dead, mark] = [ink(named("--dead")), ink(named("--ring"))];
       for (let i = 0; i < ids.length; i++) {
         places[2 * i] = left + frame.codes[2 * i] * stepX;
         places[2 * i + 1] = bottom - frame.codes[2 * i + 1] * stepY;
-        if (frame.levels[i] === DEAD) stamp(places[2 * i], places[2 * i + 1], dead, Math.max(0, half - 1));
       }
-      for (let i = 0; i < ids.length; i++) {
-        if (frame.levels[i] !== DEAD) stamp(places[2 * i], places[2 * i + 1], scale[frame.levels[i]], half);
-      }
+      const point = (i) => {
+        const alive = frame.levels[i] !== DEAD;
+        stamp(places[2 * i], places[2 * i + 1], alive ? scale[frame.levels[i]] : dead, alive ? half : Math.max(0, half - 1));
+      };
+      for (let i = 0; i < ids.length; i++) if (frame.levels[i] === DEAD) point(i);
+      for (let i = 0; i < ids.length; i++) if (frame.levels[i] !== DEAD) point(i);
+      // What the lasso holds, on top of all others and with a frame in the colour of what is chosen.
+      const rows = Array.from(table.lassoed() ?? [], (code) => rowOf.get(code));
+      rows.forEach((i) => stamp(places[2 * i], places[2 * i + 1], mark, half + Math.max(1, Math.round(dots))));
+      rows.forEach(point);
       pen.putImageData(picture, 0, 0);
       pen.strokeStyle = named("--ring");
       const marked = rowOf.get(chosen());

@@ -3,8 +3,9 @@
 const table = (() => {
   const { at, make, number, short, chosen, go, pass, unpack } = atlas;
   const ROW = 22;
-  const TITLES = { hits: "tokens here", idle: "steps since hit", norm: "norm" };
-  const self = { columns: {}, order: new Int32Array(0), start, sort, draw, showOnly, showChosen };
+  const TITLES = { idle: "steps since hit", norm: "norm" };
+  const EXPLAINED = {};
+  const self = { columns: {}, order: new Int32Array(0), start, sort, draw, showOnly, showChosen, lassoed: () => state.only };
   const state = { by: "hits", down: true, only: null, names: [], total: 0, finding: false };
 
   const used = () => self.columns.hits ?? self.columns.validation;
@@ -12,7 +13,11 @@ const table = (() => {
   function start(facts, columns) {
     for (const [name, column] of Object.entries(columns)) self.columns[name] = unpack(column);
     state.total = facts.codes;
-    TITLES.validation = facts.counted;
+    TITLES.hits = "tokens of all images";
+    EXPLAINED.hits = `of the ${number(facts.tokens ?? 0)} tokens of the atlas's ${number(facts.images ?? 0)} images those that take the code`;
+    const [last, tokens] = [number(facts.steps?.at(-1) ?? 0), number(facts.step_tokens?.at(-1) ?? 0)];
+    TITLES.validation = `${facts.counted}, step ${last}`;
+    EXPLAINED.validation = `of the ${tokens} ${facts.counted} at step ${last} those that take the code`;
     if (!self.columns.hits) state.by = self.columns.validation ? "validation" : "code";
     state.down = state.by !== "code";
     state.names = ["code", ...Object.keys(self.columns)];
@@ -26,6 +31,7 @@ const table = (() => {
         sort();
       };
       button.dataset.by = name;
+      button.title = EXPLAINED[name] ?? "";
       at("head").append(button);
     }
     at("scroll").onscroll = draw;
@@ -49,6 +55,7 @@ const table = (() => {
     if (code < 0 || code >= state.total) return;
     if (state.finding) pass(code);
     else go(code);
+    showChosen();
     state.finding = true;
   }
 
@@ -79,6 +86,8 @@ const table = (() => {
       sort();
       at("count").textContent += "; the lasso held none";
     }
+    at("lassoed").hidden = !state.only;
+    map.draw();
   }
 
   function sort() {

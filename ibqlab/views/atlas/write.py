@@ -19,7 +19,7 @@ from ibqlab.base.progress import CountingLine
 from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder
-from ibqlab.views.atlas.building import PAGE, new_folder, require_free
+from ibqlab.views.atlas.building import PAGE, default_name, new_folder, require_free
 from ibqlab.views.atlas.gather import (
     SHARD,
     AtlasData,
@@ -73,14 +73,15 @@ def write_atlas(
 
     Args:
         what: a run, its name or folder, or a checkpoint's file.
-        output: folder, new or an atlas that is written anew; "": NAME_atlas below the folder of all runs.
+        output: folder, new or an atlas of the same source, which is replaced; "": NAME_atlas below the folder of all
+            runs, STUDY-NAME_atlas of a study's run.
         settings: what it looks at.
         progress: show lines on the way.
     Returns:
         The page, index.html; it needs the folder beside it, and neither network nor kernel. Where the work ends early
         the folder is as it was before.
     Raises:
-        ViewError: no codes to show, no such images; or the folder holds something else.
+        ViewError: no codes to show, no such images; or the folder holds something else, or another's atlas.
         RunError: the disk is full, or nothing may be written there.
     Cost: the encoder's pass over the images and the decoder's over the codes in use, both stored beside the run for
         the next atlas; then a millisecond per code in use.
@@ -89,8 +90,8 @@ def write_atlas(
     subject = open_subject(what, typed.images, weights=typed.weights, quantizer=typed.quantizer)
     if subject.run is None and not typed.images:
         raise ViewError(f"{for_terminal(subject.name)} is a checkpoint and brings no images; name some: images=FOLDER")
-    folder = output_folder(output, f"{subject.path.name if subject.run else subject.path.stem}_atlas")
-    require_free(folder)
+    folder = output_folder(output, default_name(subject))
+    require_free(folder, subject)
     if typed.parquet:
         require_pyarrow()
     if typed.images:  # that were asked for: without them there is no atlas, while a run's own may be missing
