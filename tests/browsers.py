@@ -39,16 +39,38 @@ LAB = (
     *("--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"),
     "--LabApp.extension_manager=readonly",
 )
-OWN_ADDRESS = re.compile(r"(https?|wss?)://127\.0\.0\.1:|data:|blob:|about:")
+OWN_ADDRESS = re.compile(r"(https?|wss?)://127\.0\.0\.1:|data:|blob:|about:|file:")
 PATIENCE = 300
 """Seconds after which what was waited for is taken to be broken: on a busy machine all takes many times longer."""
 KERNEL_IDLE = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 # Braces: a promise that comes back would be awaited, and this one ends only when all cells have run.
-RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"
+RUN_ALL = """() => {
+    window.allHaveRun = false;
+    window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.allHaveRun = true; });
+}"""
 INTERRUPT = "() => { window.jupyterapp.commands.execute('notebook:interrupt-kernel') }"
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
     .flatMap(cell => cell.outputs ?? []).filter(output => output.output_type === 'error')
     .map(error => `${error.ename}: ${error.evalue}`)"""
+# What the kernel tells of errors in callbacks, which no cell shows, and what it was sent and has not yet dealt with:
+# callbacks have a thread of their own, so that a cell may run before them.
+LISTEN = """() => {
+    window.told = [];
+    window.unanswered = new Set();
+    window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.anyMessage.connect((_, { msg, direction }) => {
+        const { msg_type, msg_id } = msg.header, { ename, evalue, text, name } = msg.content;
+        if (direction === 'send' && msg.channel === 'shell') window.unanswered.add(msg_id);
+        if (msg_type === 'status' && msg.content.execution_state === 'idle')
+            window.unanswered.delete(msg.parent_header.msg_id);
+        if (msg_type === 'error') window.told.push(`${ename}: ${evalue}`);
+        if (msg_type === 'stream' && name === 'stderr') window.told.push(text);
+    });
+}"""
+OTHER_CELL = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+    .requestExecute({code: 'import sys; sys.stderr.flush()'}).done.then(reply => reply.content.status)"""
+"""Ends when the kernel is free, and all that it said before has come."""
+HARMLESS = ("Ignoring draw call", "No such comm")
+"""Of jupyter-scatter, while it has no points yet, and of a kernel that is asked for widgets before it has any."""
 OUTPUTS_SHOWN = """() => document.querySelectorAll('.jp-OutputArea-output').length
     && !document.body.innerText.includes('Loading widget')"""
 
@@ -96,16 +118,35 @@ def serving(command, folder, page):
             stop(server)
 
 
+@contextmanager
+def notebook_folder(folder, notebooks):
+    """Settings and runs of its own, and copied notebooks under work; runs of this process go there, too.
+
+    Args:
+        folder: an empty one.
+        notebooks: name, or path below work → other values of its parameters.
+    """
+    write_settings(folder)
+    (folder / "work").mkdir()
+    for notebook, values in notebooks.items():
+        copy_notebook(folder / "work", notebook, **values)
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in folders_of_its_own(folder).items():
+            patch.setenv(variable, value)
+        yield folder
+
+
 def copy_notebook(folder, notebook, **values):
     """A notebook with other values of its parameters."""
-    copy = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
+    target = folder / f"{notebook}.ipynb"
+    copy = nbformat.read(ROOT / "notebooks" / target.name, as_version=4)
     cell = copy.cells[1]
     for name, value in values.items():
         line = rf"^({name}: \w+ =) [^#\n]*"
         cell.source, found = re.subn(line, rf"\1 {json.dumps(value)}  ", cell.source, flags=re.MULTILINE)
         assert found == 1, f"the parameters cell has no {name}"
-    folder.mkdir(exist_ok=True)
-    nbformat.write(copy, folder / f"{notebook}.ipynb")
+    target.parent.mkdir(exist_ok=True)
+    nbformat.write(copy, target)
 
 
 def write_settings(folder):
@@ -173,6 +214,7 @@ def visited(browser, address):
     page.set_default_timeout(1000 * PATIENCE)
     errors, elsewhere = [], []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: None if OWN_ADDRESS.match(request.url) else elsewhere.append(request.url))
     page.goto(address)
     try:
@@ -184,3 +226,52 @@ def visited(browser, address):
 def run_all(page):
     page.wait_for_function(KERNEL_IDLE)
     page.evaluate(RUN_ALL)
+
+
+@contextmanager
+def notebook_run(browser, address, notebook):
+    """The page of a notebook that has run to its end; nothing goes wrong, then or later."""
+    with opened(browser, address, notebook) as shown:
+        page = shown.page
+        page.wait_for_function(KERNEL_IDLE)
+        page.evaluate(LISTEN)
+        run_all(page)
+        page.wait_for_function("() => window.allHaveRun")
+        page.evaluate("() => window.unanswered.clear()")  # while a cell waits, answers may name the cell's own message
+        assert page.evaluate(ERRORS) == []
+        page.wait_for_function(OUTPUTS_SHOWN)
+        yield page
+        require_no_error(shown)
+
+
+def require_no_error(shown):
+    """No error of a cell, of a callback, of a widget or of the page, and nothing was asked of other machines."""
+    page = shown.page
+    page.wait_for_function("() => window.unanswered.size === 0")
+    assert page.evaluate(OTHER_CELL) == "ok"
+    assert page.evaluate(ERRORS) == []
+    assert "Error displaying widget" not in page.inner_text("body")
+    told = [text for text in page.evaluate("() => window.told") if re.search(r"Error|Exception|Traceback", text)]
+    assert [text for text in [*told, *shown.errors] if not any(known in text for known in HARMLESS)] == []
+    assert shown.elsewhere == []
+
+
+def drag(page, handle, to):
+    """Press the mouse on an element, move to a place of the screen and let go."""
+    handle.scroll_into_view_if_needed()
+    grip = handle.bounding_box()
+    page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(*to(), steps=5)
+    page.mouse.up()
+
+
+def drag_slider(slider, share):
+    """Move a slider's handle to a share of its way, from 0 at its left to 1."""
+    rail = slider.locator(".noUi-base")
+
+    def place():
+        box = rail.bounding_box()
+        return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+
+    drag(slider.page, slider.locator(".noUi-handle"), place)

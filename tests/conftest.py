@@ -22,6 +22,7 @@ from ibqlab.quantizers import base
 from ibqlab.recipes import plugins
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("browsers", "map_hands", "training_hands")  # which say what arrived instead
 # jsonschema, which reads notebooks, would build 39 grammars of addresses first, and no notebook has an address.
 sys.modules["rfc3987_syntax"] = None
 
@@ -30,12 +31,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST_FIRST = (
-    *("test_browser", "test_ablations", "test_doors", "test_run_folder", "test_engine", "test_studies", "test_slurm"),
+    *("test_browser_notebooks", "test_browser", "test_browser_views", "test_browser_app", "test_browser_runs"),
+    *("test_ablations", "test_doors", "test_run_folder", "test_engine", "test_studies", "test_slurm"),
     *("test_readme", "test_notebooks", "test_benchmarks", "test_speed", "test_plan", "test_training", "test_kills"),
 )
-"""Files in the order in which they start; all others follow."""
+"""Files in the order in which they start; all others follow. Those of browsers wait more than they work."""
 SHARED = {
-    *("test_ablations", "test_alarm", "test_atlas", "test_browser", "test_browser_app", "test_browser_views"),
+    *("test_ablations", "test_alarm", "test_atlas", "test_browser", "test_browser_app", "test_browser_notebooks"),
+    *("test_browser_runs", "test_browser_views"),
     *("test_cards_widgets", "test_cases", "test_codebook_map", "test_doors", "test_engine", "test_exports"),
     *("test_fair_comparison", "test_feature_code_map", "test_generating", "test_generator_training"),
     *("test_installed", "test_link_stages", "test_magvit2", "test_measures", "test_metrics_evaluation"),
@@ -95,6 +98,15 @@ def browser():
 
     with chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def notebooks(request, tmp_path_factory):
+    """A folder with the notebooks that the test file names in `NOTEBOOKS`, with settings and runs of its own."""
+    from browsers import notebook_folder  # noqa: PLC0415
+
+    with notebook_folder(tmp_path_factory.mktemp("lab"), request.module.NOTEBOOKS) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import nbformat
 import pytest
@@ -15,25 +14,31 @@ from browsers import (
     ERRORS,
     INTERRUPT,
     KERNEL_IDLE,
+    OTHER_CELL,
     OUTPUTS_SHOWN,
-    copy_notebook,
-    folders_of_its_own,
+    notebook_run,
     opened,
     run_all,
     running_lab,
-    write_settings,
 )
+from training_hands import LAST_CURVES, button, curves_up_to, last_step, paused_at, stopped_at, stopped_in_the_end
 
 from ibqlab.notebooks.execution import execute
 from ibqlab.runs import Run
-from ibqlab.views.training_process import TrainingProcess
 
-SHOWN_OR_FAILED = f"() => document.querySelector('.ibqlab-code-map img') || ({ERRORS})().length"
+NOTEBOOKS = {
+    "explore_collapse": {"preset": "smoke", "projection": "pca", "methods": ["vq", "ibq"]},
+    "train_tokenizer": {"preset": "smoke", "settings": ["steps=100000"], "output": "long"},
+}
+BELOW = ".jp-OutputArea-executeResult pre:text-is('42')"
+"""What a cell says that stands below the one that trains."""
 FIRST_CHOICE = ".widget-dropdown:not(.ibqlab-training *) select"
 """Of the explorer; the view of the training stands above it."""
-OTHER_CELL = """() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
-    .requestExecute({code: '1 + 1'}).done.then(reply => reply.content.status)"""
-LAST_CURVES = "[...document.querySelectorAll('.jp-OutputArea-output img[alt*=\"up to step\"]')].at(-1)?.alt"
+INSERT_BELOW = """([above, source]) => {
+    const { sharedModel } = window.jupyterapp.shell.currentWidget.content.model;
+    const place = sharedModel.cells.findIndex(cell => cell.source.includes(above));
+    sharedModel.insertCell(place + 1, { cell_type: 'code', source });
+}"""
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
@@ -42,15 +47,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
 @pytest.fixture(scope="module")
-def folder(browser, tmp_path_factory):
-    """Of notebooks, settings and runs; runs of this process go there, too."""
-    made = tmp_path_factory.mktemp("lab")
-    write_settings(made)
-    copy_notebook(made / "work", "explore_collapse", preset="smoke", projection="pca", methods=["vq", "ibq"])
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in folders_of_its_own(made).items():
-            patch.setenv(name, value)
-        yield made
+def folder(browser, notebooks):
+    """Of notebooks, settings and runs."""
+    return notebooks
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +65,8 @@ def lab(folder):
 @pytest.fixture(scope="module")
 def explored(browser, lab):
     """explore_collapse under its smallest preset, run to its end."""
-    with opened(browser, lab, "explore_collapse") as shown:
-        run_all(shown.page)
-        shown.page.wait_for_function(SHOWN_OR_FAILED)
-        assert shown.page.evaluate(ERRORS) == []
-        yield shown.page
+    with notebook_run(browser, lab, "explore_collapse") as page:
+        yield page
 
 
 def numbers_change_to(page, text):
@@ -158,42 +154,12 @@ def test_an_executed_copy_shows_the_explorer(how, browser, lab, folder, short):
 # --- live training ----------------------------------------------------------------------------------------------------
 
 
-def button(page, text):
-    return page.locator(".ibqlab-training button", has_text=text)
-
-
-def last_step(page, seen):
-    """The last step of the curves that are shown, once they show another one than was seen."""
-    page.wait_for_function(f"seen => {LAST_CURVES} && {LAST_CURVES} !== seen", arg=seen)
-    alt = page.evaluate(f"() => {LAST_CURVES}")
-    return alt, int(alt.rpartition(" ")[2])
-
-
-def stopped_at(page, run):
-    """The step in the one line that a stopped training cell says; the run stands there with a checkpoint of it."""
-    page.wait_for_function(f"() => ({ERRORS})().length")
-    (error,) = page.evaluate(ERRORS)
-    step = int(re.fullmatch(r"TrainingInterrupted: stopped at step (\d+) of 100000, everything is saved; .*", error)[1])
-    assert run.status == "stopped"
-    assert run.last_checkpoint.name == f"step_{step:08d}.pt"
-    return step
-
-
-@contextmanager
-def stopped_in_the_end(run):
-    """A training that outlives its notebook does not outlive a test that fails."""
-    try:
-        yield
-    finally:
-        if run.is_dir():
-            TrainingProcess(run).stop()
-
-
-def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, folder):
+def test_a_training_is_watched_freed_paused_and_resumed_and_found_again(browser, lab, folder):
     """Curves grow while its cell waits and when the kernel is free, before and after the page is loaded again."""
-    copy_notebook(folder / "work", "train_tokenizer", preset="smoke", settings=["steps=100000"], output="long")
     with opened(browser, lab, "train_tokenizer") as shown, stopped_in_the_end(folder / "runs" / "long"):
         page = shown.page
+        page.wait_for_function(KERNEL_IDLE)
+        page.evaluate(INSERT_BELOW, ["train_and_watch(", "6 * 7"])
         run_all(page)
         alt, first = last_step(page, None)
         alt, step = last_step(page, alt)
@@ -202,22 +168,34 @@ def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, 
         stands = r"long: step [\d,]+ of 100,000 · loss [\d.]+ · window usage [\d.]+% · images/s \d+ · .* left"
         assert re.search(stands, page.inner_text("body"))
 
-        button(page, "pause").click()  # heard while the cell runs
         run = Run(folder / "runs" / "long")
-        step = stopped_at(page, run)
+        assert page.locator(BELOW).count() == 0
+        button(page, "free the kernel").click()
+        page.locator(BELOW).wait_for()
+        button(page, "free the kernel").wait_for(state="hidden")
+        page.wait_for_function(f"() => ({ERRORS})().length")
+        (error,) = page.evaluate(ERRORS)
+        assert error.startswith("NotFinished: long is not finished, which this part of the notebook needs")
+        assert run.status == "running"
+        alt, step = last_step(page, alt)
+        assert last_step(page, alt)[1] > step
+
+        run_all(page)  # finds the training, and waits for it
+        button(page, "free the kernel").wait_for(state="visible")
+        button(page, "pause").click()  # heard while the cell runs
+        step = paused_at(page, run)
         # The last row is the newest that was due: not every step logs one.
         logged = int(run.metrics["step"].iloc[-1])
         assert step - run.config["record"]["log_every"] < logged <= step
-        page.wait_for_function(f"step => {LAST_CURVES}.endsWith(` up to step ${{step}}`)", arg=logged)
-        said = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
-        assert [line.strip() for line in said] == [
-            f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
-        ]
-
-        page.wait_for_function(KERNEL_IDLE)
+        alt = curves_up_to(page, logged)
+        said = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
+        assert said.all_inner_texts() == page.evaluate(ERRORS) == [], "the cell waits through the pause"
         button(page, "go on").click()
-        alt, grown = last_step(page, page.evaluate(f"() => {LAST_CURVES}"))
+        alt, grown = last_step(page, alt)
         assert grown > logged
+        button(page, "free the kernel").click()
+        page.wait_for_function(f"() => ({ERRORS})().length")  # the cells below ask for a finished run
+        page.wait_for_function(KERNEL_IDLE)
         assert page.evaluate(OTHER_CELL) == "ok"
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
         page.reload()
@@ -228,5 +206,8 @@ def test_a_training_is_watched_paused_and_resumed_and_found_again(browser, lab, 
         run_all(page)  # finds the training, and waits for it
         button(page, "free the kernel").wait_for(state="visible")
         page.evaluate(INTERRUPT)
-        assert stopped_at(page, run) > grown
-        assert not [error for error in shown.errors if "widget" in error.lower()]
+        assert (step := stopped_at(page, run)) > grown
+        assert [line.strip() for line in said.all_inner_texts()] == [
+            f"stopped at step {step} of 100000, everything is saved; run this notebook cell again to go on"
+        ]
+        assert shown.errors == shown.elsewhere == []

@@ -1,15 +1,15 @@
 """The start page and the notebooks without code, as their readers see them in a browser."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from browsers import LAB, OURS, PATIENCE, ROOT, opened, run_all, running_lab, serving, visited, write_settings
+from browsers import LAB, OURS, PATIENCE, ROOT, opened, run_all, running_lab, serving, visited
 
 from ibqlab.notebooks.app import JUPYTER
 
-NOTEBOOKS = sorted(file.stem for file in (ROOT / "notebooks").glob("*.ipynb") if file.stem != "index")
+NOTEBOOKS = {f"notebooks/{file.stem}": {} for file in (ROOT / "notebooks").glob("*.ipynb")}
+LISTED = sorted(Path(name).stem for name in NOTEBOOKS if name != "notebooks/index")
 CARDS = """() => [...document.querySelectorAll('.ibq-start article')].map(card => ({
     opens: card.querySelector('h3 a').getAttribute('href'),
     picture: card.querySelector('img')?.naturalWidth ?? card.querySelector('.blank').innerText,
@@ -20,16 +20,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(notebooks):
     """Of copied notebooks, settings and runs."""
-    made = tmp_path_factory.mktemp("app")
-    write_settings(made)
-    shutil.copytree(ROOT / "notebooks", made / "work" / "notebooks")
     with pytest.MonkeyPatch.context() as patch:
         # As `make lab` does it.
         patch.setenv("JUPYTER_PATH", str(JUPYTER))
         patch.setenv("JUPYTER_CONFIG_PATH", str(JUPYTER))
-        yield made
+        yield notebooks
 
 
 def cards_of(page):
@@ -47,10 +44,10 @@ def test_the_start_page_opens_first_and_leads_into_jupyterlab(browser, folder):
         visited(browser, address) as shown,
     ):
         cards = cards_of(shown.page)
-        assert sorted(Path(card["opens"]).stem for card in cards) == NOTEBOOKS
+        assert sorted(Path(card["opens"]).stem for card in cards) == LISTED
         assert all(card["picture"] for card in cards)
         assert sum(isinstance(card["picture"], int) for card in cards) >= 8
-        assert sum("not run yet" in card["text"] for card in cards) == len(NOTEBOOKS) - 1  # one leaves nothing to tell
+        assert sum("not run yet" in card["text"] for card in cards) == len(LISTED) - 1  # one leaves nothing to tell
         assert all("without code" in card["text"] for card in cards)
         assert shown.elsewhere == shown.errors == []
         shown.page.locator("h3 a[href$='/playground.ipynb']").click()
@@ -62,7 +59,7 @@ def test_notebooks_open_without_code_and_their_widgets_answer(browser, folder):
         serving(["-m", "ibqlab", "app", "notebooks", "--no-browser"], folder, "voila/static/voila.js") as address,
         visited(browser, address) as start,
     ):
-        assert sorted(Path(card["opens"].partition("?")[0]).stem for card in cards_of(start.page)) == NOTEBOOKS
+        assert sorted(Path(card["opens"].partition("?")[0]).stem for card in cards_of(start.page)) == LISTED
         with visited(browser, f"{address}/voila/render/playground.ipynb") as shown:
             page = shown.page
             page.locator(".widget-html", has_text="step 12: vq").wait_for()
@@ -74,6 +71,10 @@ def test_notebooks_open_without_code_and_their_widgets_answer(browser, folder):
             page.locator(".widget-html", has_text=re.compile(r"step (?!12:)\d+: vq")).wait_for()
             assert page.locator(".ibqlab-lab-plane img").get_attribute("src") != picture
             assert shown.elsewhere == shown.errors == []
+        with visited(browser, f"{address}/voila/render/nowhere.ipynb") as lost:
+            assert "404" in lost.page.inner_text("h1") and lost.elsewhere == []
+            lost.page.get_by_role("link", name="All notebooks").click()
+            cards_of(lost.page)
         assert start.elsewhere == start.errors == []
 
 

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from browsers import ERRORS, copy_notebook, folders_of_its_own, opened, run_all, running_lab, write_settings
+from browsers import notebook_run, running_lab
 from test_run_browser import EVIL, make_run, row
 
 from ibqlab.runs import read_note
 
+NOTEBOOKS = {"browse_runs": {}}
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 ROWS = ".ibqlab-run-browser .dt-scroll-body tbody tr"
 """Of the table: the names stand in the first column, which stays in place while the others are moved."""
@@ -21,32 +22,24 @@ PICTURE = ".ibqlab-run-browser img[alt*='runs']"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(notebooks):
     """Of the notebook, settings and three runs, the one with an odd name last."""
-    made = tmp_path_factory.mktemp("lab")
-    write_settings(made)
-    copy_notebook(made / "work", "browse_runs")
     for number, (name, method, usage) in enumerate(
         [(EVIL, "ibq", 0.5), ("study/vq", "vq", 0.09), ("ibq", "ibq", 0.75)]
     ):
         rows = [row(step, usage, 9.0 + step) for step in (0, 5, 10)]
         made_at = f"2026-11-2{number}T12:00:00+00:00"
-        make_run(made / "runs", name, method, started=made_at, rows=rows, optimizer={"learning_rate": 0.001 * number})
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in folders_of_its_own(made).items():
-            patch.setenv(name, value)
-        yield made
+        settings = {"learning_rate": 0.001 * number}
+        make_run(notebooks / "runs", name, method, started=made_at, rows=rows, optimizer=settings)
+    return notebooks
 
 
 @pytest.fixture(scope="module")
 def page(browser, folder):
     """The notebook, run to its end; nothing went wrong, and nothing was asked elsewhere, until the last test ended."""
-    with running_lab(folder) as address, opened(browser, address, "browse_runs") as shown:
-        run_all(shown.page)
-        shown.page.wait_for_function(f"() => document.querySelector('{ROWS} td') || ({ERRORS})().length")
-        assert shown.page.evaluate(ERRORS) == []
-        yield shown.page
-        assert shown.errors == [] and shown.elsewhere == []
+    with running_lab(folder) as address, notebook_run(browser, address, "browse_runs") as page:
+        page.wait_for_selector(f"{ROWS} td")
+        yield page
 
 
 def rows_become(page, names):

@@ -14,7 +14,23 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from browsers import ERRORS, folders_of_its_own, opened, run_all, running_lab, write_settings
+from browsers import drag_slider, notebook_run, running_lab
+from map_hands import (
+    ALL_INSIDE,
+    NEXT_FRAME,
+    PLACES,
+    SELECTED,
+    click_code,
+    draw_lasso,
+    drawn,
+    pictures,
+    points_move,
+    rectangle,
+    selected_alone,
+    title,
+    title_changes,
+    until,
+)
 from registry import SMALL_DIGITS
 
 from ibqlab.training import recipe_config, train
@@ -32,30 +48,8 @@ CELLS = {
     "run": "explore_run(Run(find_run('deleted')))",
 }
 NAMES = list(CELLS)
-# What the kernel tells of errors in callbacks, which no cell shows.
-LISTEN = """() => {
-    window.told = [];
-    window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.iopubMessage.connect((_, message) => {
-        const { msg_type } = message.header, { ename, evalue, text, name } = message.content;
-        if (msg_type === 'error') window.told.push(`${ename}: ${evalue}`);
-        if (msg_type === 'stream' && name === 'stderr') window.told.push(text);
-    });
-}"""
-ALL_SHOWN_OR_FAILED = f"""cells =>
-    document.querySelectorAll('.jp-OutputArea-executeResult').length === cells || ({ERRORS})().length"""
-HARMLESS = ("Ignoring draw call", "No such comm")
-"""Of jupyter-scatter, while it has no points yet, and of a kernel that is asked for widgets before it has any."""
-NEXT_FRAME = "() => new Promise(shown => requestAnimationFrame(() => setTimeout(shown, 20)))"
-PLOT = "[...element.querySelectorAll('div')].find(part => part.api)?.api"
-PLACES = f"""element => {{
-    const plot = {PLOT};
-    const {{ clientWidth: width, clientHeight: height }} = element.querySelector('canvas');
-    const places = plot.get('points').map((_, number) => plot.getScreenPosition(number));
-    return places.map(([x, y]) => [x / width, y / height]);
-}}"""
-"""Of all points on the canvas, from 0 at its left and top to 1."""
-ALL_INSIDE = f"element => ({PLACES})(element).flat().every(share => share > 0 && share < 1)"
-SELECTED = f"element => [...{PLOT}.get('selectedPoints')]"
+NOTEBOOKS = {}
+"""None of ours is copied."""
 CUT_OFF = """element => {
     const cut = [];
     for (const part of element.querySelectorAll('img, svg, p, table, button, input, select')) {
@@ -74,45 +68,26 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("warm_start")]
 
 
 @pytest.fixture(scope="module")
-def folder(browser, tmp_path_factory):
+def folder(browser, notebooks):
     """Of the notebook, settings and runs."""
-    made = tmp_path_factory.mktemp("lab")
-    write_settings(made)
     torch.set_num_threads(1)
     settings = {**SMALL_DIGITS, "tokenizer.quantizer.name": "ibq", "steps": STEPS[-1], "record.validate_every": 4}
-    train(recipe_config("builtin/smoke", settings), made / "runs" / "ibq", progress=False)
-    shutil.copytree(made / "runs" / "ibq", made / "runs" / "deleted")
+    train(recipe_config("builtin/smoke", settings), notebooks / "runs" / "ibq", progress=False)
+    shutil.copytree(notebooks / "runs" / "ibq", notebooks / "runs" / "deleted")
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (made / "work").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), made / "work" / "views.ipynb")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in folders_of_its_own(made).items():
-            patch.setenv(name, value)
-        yield made
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), notebooks / "work" / "views.ipynb")
+    return notebooks
 
 
 @pytest.fixture(scope="module")
 def views(browser, folder):
     """The notebook, run to its end; nothing went wrong until the last test has ended."""
-    with running_lab(folder) as address, opened(browser, address, "views") as shown:
-        page = shown.page
-        page.on("pageerror", lambda error: shown.errors.append(str(error)))
-        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
-        page.evaluate(LISTEN)
-        run_all(page)
-        page.wait_for_function(ALL_SHOWN_OR_FAILED, arg=len(CELLS) - 1)
-        assert page.evaluate(ERRORS) == []
+    with running_lab(folder) as address, notebook_run(browser, address, "views") as page:
         for name, maps in {"linked": 2, "deleted": 1}.items():
             for number in range(maps):
-                drawn(code_map(page, name, number))
+                drawn(code_map(page, name, number), CODES)
         yield page
-        said = [*page.evaluate("() => window.told"), *shown.errors]
-        assert [error for error in said if not any(text in error for text in HARMLESS)] == []
-        assert shown.elsewhere == []
-
-
-# --- hands ------------------------------------------------------------------------------------------------------------
 
 
 def output_of(page, name):
@@ -125,114 +100,25 @@ def code_map(page, name, number=0):
     return output_of(page, name).locator(".ibqlab-codebook-map").nth(number)
 
 
-def until(view, condition, argument=None):
-    """Wait until a function of an element and an argument is true."""
-    view.page.wait_for_function(
-        f"([element, argument]) => ({condition})(element, argument)",
-        arg=[view.element_handle(), argument],
-        polling=100,
-    )
-
-
-def drawn(view):
-    """A map, once its points can be seen."""
-    until(view, f"element => {PLOT}?.get('isPointsDrawn') && {PLOT}.get('points').length > {CODES}")
-    return view
-
-
-def title(view):
-    """What the card of a view says it is of."""
-    return view.locator(".ibq-card h3").first.inner_text().split(" ·")[0]
-
-
-def title_changes(view, before, pattern):
-    """The title of the card, once it is another and of the kind that is expected."""
-    until(view, "(element, before) => !element.querySelector('.ibq-card h3').innerText.startsWith(before)", before)
-    after = title(view)
-    assert re.fullmatch(pattern, after), after
-    return after
-
-
-def pictures(view):
-    """Those on the card."""
-    return view.locator(".ibq-card img").evaluate_all("all => all.map(picture => picture.src)")
-
-
-def canvas_of(view):
-    """Where the map's canvas lies on the screen."""
-    canvas = view.locator("canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    return lambda place: (box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"])
-
-
-def choose_mouse(view, mode):
-    view.locator(f"button[title='Activate {mode}']").click()
-    until(view, f"element => {PLOT}.get('mouseMode') === '{'lasso' if mode.startswith('lasso') else 'panZoom'}'")
-
-
-def draw_lasso(view, corners):
-    """Press the button at the first corner and let go at the last one, which must lie some way from the first."""
-    choose_mouse(view, "lasso selection")
-    screen, mouse = canvas_of(view), view.page.mouse
-    mouse.move(*screen(corners[0]))
-    mouse.down()
-    for corner in corners[1:]:
-        mouse.move(*screen(corner), steps=3)
-        view.page.evaluate(NEXT_FRAME)
-    mouse.up()
-    choose_mouse(view, "pan & zoom")
-
-
-def rectangle(left, right, top, bottom):
-    return [(left, top), (right, top), (right, bottom), (left, bottom), (left, (top + bottom) / 2)]
-
-
-def alone(places):
-    """Numbers of points that no other lies upon, those with the most room first."""
-    rooms = [min((x - a) ** 2 + (y - b) ** 2 for a, b in places if (a, b) != (x, y)) for x, y in places]
-    inside = [number for number, (x, y) in enumerate(places) if 0.1 < x < 0.95 and 0.05 < y < 0.95]
-    return sorted(inside, key=lambda number: -rooms[number])
-
-
-def click_code(view, besides=None):
-    """Click the code that stands most alone, of all but one; its number."""
-    places = view.evaluate(PLACES)
-    codes = len(places) - CODES
-    chosen = next(number for number in alone(places) if number >= codes and number - codes != besides)
-    screen = canvas_of(view)
-    view.page.mouse.move(*screen(places[chosen]))
-    view.page.mouse.click(*screen(places[chosen]))
-    return chosen - codes
-
-
 # --- the map ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_slider_moves_the_points(views):
     view = code_map(views, "linked")
-    handle, track = view.locator(".noUi-handle"), view.locator(".noUi-base")
     before = view.evaluate(PLACES)
     assert f"{len(STEPS)} snapshots" in view.locator("p", has_text="snapshots").inner_text()
-    track.scroll_into_view_if_needed()
-    grip, rail = handle.bounding_box(), track.bounding_box()
-    middle = grip["y"] + grip["height"] / 2
-    views.mouse.move(grip["x"] + grip["width"] / 2, middle)
-    views.mouse.down()
-    views.mouse.move(rail["x"] + 2, middle, steps=5)
-    views.mouse.up()
+    drag_slider(view, 0)
     until(view, "element => element.querySelector('.widget-readout').innerText === '0'")
-    until(view, f"(element, before) => JSON.stringify(({PLACES})(element)) !== JSON.stringify(before)", before)
-    moved = [a != b for a, b in zip(before, view.evaluate(PLACES), strict=True)]
+    moved = [a != b for a, b in zip(before, points_move(view, before), strict=True)]
     assert sum(moved) > len(moved) / 2
 
 
 def test_a_clicked_code_shows_its_card(views):
     view = code_map(views, "linked")
     before = title(view)
-    code = click_code(view)
+    code = click_code(view, CODES)
     assert title_changes(view, before, rf"Code [\d,]+ of {CODES}") == f"Code {code} of {CODES}"
-    assert pictures(view)
+    pictures(view)
 
 
 def test_a_lasso_selects_a_set(views):
@@ -268,11 +154,10 @@ def test_linked_maps_select_together(views):
     for one, other in ((left, right), (right, left)):
         before = title(left)
         shown = re.match(r"Code (\d+) ", before)
-        code = click_code(one, besides=shown and int(shown[1]))
+        code = click_code(one, CODES, besides=shown and int(shown[1]))
         assert title_changes(left, before, rf"Code \d+ of {CODES}") == f"Code {code} of {CODES}"
         for view in (one, other):
-            features = len(view.evaluate(PLACES)) - CODES
-            until(view, f"(element, point) => String(({SELECTED})(element)) === String(point)", features + code)
+            selected_alone(view, code, CODES)
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
@@ -323,9 +208,9 @@ def test_a_run_that_is_deleted_while_shown_is_told_of(views, folder):
     assert numbers.inner_text().startswith("deleted, step 12: ")
     shutil.rmtree(folder / "runs" / "deleted")
 
-    code = click_code(view)
+    code = click_code(view, CODES)
     assert title_changes(view, before, r"Code .*") == f"Code {code} of {CODES}"
-    assert pictures(view)
+    pictures(view)
     run.locator(".noUi-handle").focus()
     views.keyboard.press("ArrowLeft")
     until(numbers, "element => element.innerText.includes('has no snapshot')")

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ibqlab.views.card_page import card_html
 from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import PatchIndex
 from ibqlab.views.subject import open_subject
-from ibqlab.widgets import CodeCard, TokenView, compare_tokens
+from ibqlab.widgets import CodeCard, TokenView, compare_tokens, token_view
 from ibqlab.widgets.code_card import typed_codes
 
 COUNT = 12
@@ -187,7 +188,11 @@ class TestCodeCard:
 
     def test_has_a_static_twin(self, card):
         page, text = static(card)
-        assert page == card.page.value and f"Code {card.codes[0]} of 32" in text
+        assert f"Code {card.codes[0]} of 32" in text
+        # The same without buttons, which nobody would answer.
+        assert "<button" in card.page.value and "button>" not in page and "<button" not in page
+        for part in (r'data-code="\d+"', r'src="[^"]+"'):
+            assert re.findall(part, page) == re.findall(part, card.page.value)
 
 
 class TestTokenView:
@@ -230,6 +235,20 @@ class TestTokenView:
         view.code.value = str((int(values[times.argmax()]) + 1) % 32)
         view.all.click()
         assert (view.tokens.codes != view.tokens.original).sum() == times.max()
+
+    def test_after_one_the_others_of_its_code_are_replaced(self, view):
+        values, times = np.unique(view.tokens.codes, return_counts=True)
+        old = int(values[times.argmax()])
+        row, column = np.argwhere(view.tokens.codes == old)[0]
+        click(view.page, token=f"{row},{column}")
+        view.code.value = str((old + 1) % 32)
+        view.one.click()
+        view.one.click()
+        assert f"Nothing replaced: the token has code {(old + 1) % 32} already" in view.said.value
+        view.all.click()
+        assert (view.tokens.codes != view.tokens.original).sum() == times.max() and view.said.value == ""
+        view.all.click()
+        assert f"Nothing replaced: no token of code {old} is left here" in view.said.value
 
     def test_a_code_is_taken_from_another_token(self, view):
         click(view.page, token="1,1")
@@ -353,6 +372,12 @@ class TestComparing:
     def test_other_images_are_refused(self, coarse, view):
         with pytest.raises(ValueError, match="same images"):
             compare_tokens(view, TokenView(coarse, images="digits", count=2))
+
+    def test_photos_of_two_sizes_are_not_the_same(self, view):
+        larger = SimpleNamespace(images_mark="other", codes=view.index.codes, pictures=np.zeros((4, 16, 16, 3)))
+        other = SimpleNamespace(index=larger, reader=view.reader)
+        with pytest.raises(ValueError, match="at 8 and 16 pixels, for which photos are cut anew: give both"):
+            token_view._require_same_images(view, other)
 
 
 # --- what a run or checkpoint may lack --------------------------------------------------------------------------------

@@ -726,6 +726,9 @@ def test_the_command_line_of_provenance_can_be_pasted(somewhere, monkeypatch):
     assert facts["started_in"] == str(Path.cwd())
     monkeypatch.setenv("IBQLAB_COMMAND", "ibqlab run explore_collapse preset=smoke")
     assert provenance()["command_line"] == "ibqlab run explore_collapse preset=smoke"
+    monkeypatch.delenv("IBQLAB_COMMAND")
+    monkeypatch.setattr(sys, "argv", ["/bin/ipykernel_launcher.py", "-f", "/secret/kernel.json"])
+    assert provenance()["command_line"] == "(run in a notebook)"
 
 
 def test_a_studys_command_says_where_it_went(somewhere):

@@ -251,6 +251,17 @@ class TestCanvas:
         assert ratio == pytest.approx(ratio[0], rel=1e-3)
         assert set(np.frombuffer(buffers[0], np.uint8)[:FEATURES]) == {FEATURE}
 
+    def test_a_feature_is_heard_again_at_another_step(self, shown):
+        """It has another code there."""
+        plot, data = shown.canvas.plot, shown.data
+        shown.step.value = 0
+        feature = int(np.flatnonzero(data.assignments[0] != data.assignments[1])[0])
+        plot.selection = np.array([feature], np.uint32)
+        assert shown.selected == (int(data.assignments[0][feature]),)
+        shown.step.value = 1
+        plot.selection = np.array([feature], np.uint32)
+        assert shown.selected == (int(data.assignments[1][feature]),)
+
     def test_a_click_and_a_lasso_select_codes_and_features_their_codes(self, shown):
         told = []
         shown.on_select(told.append)
@@ -306,6 +317,26 @@ class TestCanvas:
         read = CardReader(open_subject(run), progress=False).history
         for own, other in zip(shown.card.reader.history, read, strict=True):
             assert np.array_equal(own, other)
+
+
+class TestPlane:
+    def test_another_plane_is_fitted_and_the_selection_stays(self, run):
+        made = CodebookMap(run, step=10)
+        made.select([3])
+        made.plane.value = "umap"
+        assert made.data.method == "umap" and "UMAP over" in made.facts.value and made.said.value == ""
+        assert made.selected == (3,) and made.data.steps[made.step.value] == 10
+
+    def test_one_that_cannot_be_fitted_leaves_the_one_before(self, run, monkeypatch):
+        made = CodebookMap(run)
+
+        def refuse(*_, **__):
+            raise ValueError("too few points")
+
+        monkeypatch.setattr("ibqlab.widgets.codebook_map.map_run_codes", refuse)
+        made.plane.value = "umap"
+        assert (made.plane.value, made.data.method, made._method) == ("pca", "pca", "pca")
+        assert "oo few points" in made.said.value and "The map shows what was read before." in made.said.value
 
 
 class TestStatic:
@@ -367,7 +398,7 @@ class TestBadInput:
         made = CodebookMap(folder)
         assert made.canvas.painter.watching
         made.canvas._hear(None, {"look": True}, [])
-        assert made.again.description == "read again"
+        assert made.again.description == "read the run again"
         shot = Run(folder).snapshot(0)
         Run(folder).save_snapshot(30, **shot)
         made.canvas._hear(None, {"look": True}, [])
@@ -375,6 +406,25 @@ class TestBadInput:
         version = made.canvas.painter.version
         made.again.click()
         assert made.data.steps == (0, 30) and made.step.value == 1 and made.canvas.painter.version > version
+
+    def test_of_a_last_snapshot_with_nan_while_the_run_goes_on(self, tmp_path):
+        """The button offers what is new, not what was left out."""
+        folder = make_run(tmp_path / "run", steps=STEPS[:1], status="running")
+        broken = Run(folder).snapshot(0)
+        broken["features"] = np.full_like(broken["features"], np.nan)
+        Run(folder).save_snapshot(10, **broken)
+        made = CodebookMap(folder)
+        assert made.data.steps == (0,) and "of step 10, is left out" in made.said.value
+        made.canvas._hear(None, {"look": True}, [])
+        assert made.again.description == "read the run again"
+
+    def test_of_a_run_whose_facts_are_damaged(self, tmp_path):
+        folder = make_run(tmp_path / "run")
+        (folder / "provenance.json").write_text('{"status": 3')
+        made = CodebookMap(folder)
+        assert made.data is not None and made.canvas.data is made.data and made.canvas.painter.watching
+        made.coloring.value = "norm"
+        assert "norm" in made.scale.value and "<img" in made.static_html()
 
     def test_of_a_run_whose_first_snapshot_comes_later(self, tmp_path, run):
         folder = make_run(tmp_path / "run", steps=(), status="running")
@@ -406,6 +456,11 @@ class TestBadInput:
         made.again.click()
         assert "is gone" in made.said.value and made.data is not None
 
+    @pytest.mark.parametrize("step", ["abc", 1.5])
+    def test_of_a_step_that_is_none(self, run, step):
+        with pytest.raises(ValueError, match="step must be a whole number"):
+            CodebookMap(run, step=step)
+
     def test_of_features_without_their_codes(self, tmp_path):
         made = CodebookMap(make_run(tmp_path / "run", assignments=None))
         made.canvas.plot.selection = np.array([2], np.uint32)
@@ -413,6 +468,10 @@ class TestBadInput:
 
 
 class TestLinked:
+    def test_titles_are_two(self, run):
+        with pytest.raises(ValueError, match="titles must be two, one above each map; got 1"):
+            link_maps(run, run, ["one"])
+
     @pytest.mark.parametrize(
         ("changes", "linked", "sentence"),
         [

@@ -1,6 +1,8 @@
 """Executed copies of notebooks: whole at every moment, each with a name of its own, what the killed left swept."""
 
 import json
+import os
+import sys
 
 import nbformat
 import pytest
@@ -26,6 +28,16 @@ def test_a_dated_copy_has_a_name_of_its_own_and_its_folder_is_swept(source):
     part.touch()
     assert first.name.startswith("tiny-2") and prepare_copy(source, None) != first
     assert list(first.parent.iterdir()) == []
+
+
+def test_what_a_notebook_trains_notes_what_was_typed_to_run_it(tmp_path, monkeypatch):
+    cell = "from ibqlab.runs.provenance_record import command_line\nprint(command_line())"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), tmp_path / "said.ipynb")
+    for argv, says in ((["ibqlab", "run", "said", "a=1"], "ibqlab run said a=1"), (["pytest"], "pytest")):
+        monkeypatch.setattr(sys, "argv", argv)
+        assert execute(tmp_path / "said.ipynb", tmp_path / "out.ipynb", {})[0] is None
+        assert says in (tmp_path / "out.ipynb").read_text()
+    assert "IBQLAB_COMMAND" not in os.environ
 
 
 def test_a_copy_is_whole_and_a_half_written_one_is_replaced(source, tmp_path):

@@ -22,7 +22,7 @@ from ibqlab.runs.metrics import last_of_each, read_rows
 from ibqlab.runs.queries import QueryError, RunNames
 from ibqlab.views.run_table import BrowserParameters, RunCatalogue, difference_html, measures_of, table_html
 from ibqlab.widgets import RunBrowser
-from ibqlab.widgets.run_browser import VIEWS
+from ibqlab.widgets.run_browser import PAIR_VIEWS, VIEWS
 
 EVIL = "<img src=x onerror=alert(1)> ü"
 
@@ -332,6 +332,15 @@ def test_rows_fit_the_terminal(folder, monkeypatch, width):
     assert "x" * 120 in ibqlab("runs", "--wide") and "long " * 49 in ibqlab("runs", "--wide")
 
 
+def test_a_run_whose_loss_is_nan_by_now_has_none(tmp_path):
+    rows = [row(0, 0.5) | {"loss": 0.06}, row(1, 0.5) | {"loss": float("nan")}]
+    make_run(tmp_path, "diverged", "vq", rows=rows)
+    (summary,) = RunIndex(tmp_path).read()
+    assert "loss" not in summary.results and "loss" not in summary.columns and summary.results["step"] == 1
+    assert RunNames([summary]).select(["usage>0"]) == [summary]
+    assert RunCatalogue(tmp_path).select("~diverged")
+
+
 @pytest.fixture
 def long_names(tmp_path, monkeypatch):
     for name, rate in (("vq", 0.1), ("ibq", 0.1), ("soft_vq", 0.2)):
@@ -442,17 +451,31 @@ class TestBrowser:
         assert says in shown and "Traceback" not in shown
 
     def test_opens_a_view_and_closes_it_with_the_next_run(self, browser):
-        assert set(browser.buttons) == set(VIEWS)
+        assert set(browser.buttons) == {*VIEWS, *PAIR_VIEWS}
         browser.buttons["training"].click()
         assert "Select a run" in browser.answer.value
         browser.select(["vq"])
         browser.buttons["training"].click()
-        assert browser.answer.value == '<div class="ibq-runs"><p>Training of vq.</p></div>' and browser.view.children
+        assert browser.answer.value == '<div class="ibq-runs"><p>Training: vq.</p></div>' and browser.view.children
         browser.note.value = "while it is open"
         browser.save.click()
         assert browser.view.children and "is kept in its folder" in browser.answer.value
         browser.select(["own"])
         assert browser.view.children == () and browser.answer.value == ""
+
+    def test_two_runs_are_opened_beside_each_other(self, browser):
+        browser.select(["vq"])
+        assert browser.buttons["both maps"].layout.display == "none"
+        browser.open_view("both on one image")
+        assert "Select two runs in the table first." in browser.answer.value
+        browser.select(["vq", "study/ibq"])
+        assert browser.buttons["both maps"].layout.display == ""
+        browser.buttons["both maps"].click()
+        assert "Both maps: study/ibq and vq." in browser.answer.value
+        (pair,) = browser.view.children
+        assert [one.subject.name for one in pair.maps] == ["ibq", "vq"]
+        browser.buttons["both on one image"].click()
+        assert len(browser.view.children) == 1 and "both on one image" in browser.answer.value.lower()
 
     def test_a_run_that_has_logged_no_numbers_draws_what_it_has(self, browser, folder):
         browser.select([EVIL])

@@ -13,7 +13,7 @@ import pytest
 from registry import SMALL_DIGITS
 
 from ibqlab.losses.errors import TrainingError, TrainingInterrupted
-from ibqlab.runs import Run
+from ibqlab.runs import Run, RunError
 from ibqlab.studies import StudyParameters, open_study
 from ibqlab.training import recipe_config, train
 from ibqlab.views import training_process
@@ -127,6 +127,25 @@ class TestButtons:
 
         view.start.click()
         until(lambda: rows_of(begun) > step + 3)
+
+    @pytest.mark.parametrize("error", [RunError("snapshot 3 is damaged"), RuntimeError("unforeseen")])
+    def test_what_cannot_be_drawn_leaves_the_buttons_alone(self, begun, monkeypatch, error):
+        view = TrainingView(begun)
+        view.start.click()
+        until(lambda: rows_of(begun) > 2)
+
+        def fail(*_):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunPictures, "snapshot", fail)
+            view.refresh(force=True)
+        assert str(error) in view.said.value and "of 1,000" in view.said.value
+        assert not view.stop.disabled
+        view.refresh(force=True)
+        assert str(error) not in view.said.value, "drawn again, it is no longer told"
+        view.stop.click()
+        until(lambda: not begun.is_running)
 
     def test_an_error_is_told_by_the_last_words(self, begun, monkeypatch):
         command = [sys.executable, "-c", "import sys; sys.exit('Error: no images under pictures')"]
@@ -466,7 +485,7 @@ class TestStudies:
             "explore_collapse", StudyParameters(preset="smoke", output=str(tmp_path / "study"), **settings)
         )
 
-    def test_its_process_trains_every_run(self, study, tmp_path):
+    def test_its_process_trains_every_run(self, study, tmp_path, monkeypatch):
         process = StudyProcess(study)
         assert "0 of 2 runs are finished; " in process.describe() and not process.is_running
         with pytest.raises(training_cell.NotFinished, match="0 of 2 runs are finished"):
@@ -479,4 +498,21 @@ class TestStudies:
         assert view.choice.value == NEWEST and "of 2 runs, up to step 1" in view.together.value
         assert [label for label, _ in view.paths.items()] == list(process.labels.values())
         assert view.chosen in view.paths and f"curves of {view.chosen}" in view.curves.value
-        asyncio.run(train_study(study))  # nothing is left to train
+        shown = []
+        monkeypatch.setattr("IPython.display.display", shown.append)
+        asyncio.run(train_study(study))  # nothing is left to train, so the page without a hand shows what there is
+        assert "of 2 runs, up to step 1" in shown[0].together.value
+
+
+def test_snapshots_without_hits_are_told_of(tmp_path):
+    run = Run.start(tmp_path / "old", {"kind": "monitored", "codebook_size": 4})
+    run.log({"step": 1, "loss": 0.5})
+    run.save_snapshot(1, codebook=np.ones((4, 2), np.float32), features=np.ones((5, 2), np.float32))
+    view = TrainingView(run.path)
+    assert "no hits per code: the snapshots of old hold none" in view.histogram.value and "<img" in view.curves.value
+
+
+def test_a_view_of_nothing_says_what_to_pass():
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match="pass a run's name or folder"):
+            TrainingView(nothing)

@@ -20,7 +20,6 @@ from ibqlab.tokens.report import TokenReport
 from ibqlab.tokens.store import TokenStore
 from ibqlab.tokens.writing import write_tokens
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
-from ibqlab.training.trainer import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,8 @@ class GeneratorRunParameters:
     or ~; empty: named by preset and settings."""
     plugins: tuple[str, ...] = ()
     """Files (my_quantizer.py) and modules of your own that register quantizers, for the tokenizer to have."""
+    wait: bool = True
+    """Whether training cells wait for the end; else training goes on in the background and the kernel is free."""
 
     def __post_init__(self):
         find_preset(self.preset, "generator")
@@ -62,23 +63,33 @@ class Pipeline(NamedTuple):
     generator: GeneratorTrainConfig
     """Names the tokenizer and the tokens."""
 
-    def train_tokenizer(self, watch: Watch | None = None) -> Tokenizer:
-        """The tokenizer, trained if it is not there yet.
+    @property
+    def tokenizer_path(self) -> Path:
+        """The run folder of a tokenizer that is trained here."""
+        return self.folder / "tokenizer"
 
-        Args:
-            watch: called with each logged row, for live views.
-        """
+    @property
+    def generator_path(self) -> Path:
+        """The generator's run folder."""
+        return self.folder / "generator"
+
+    def train_tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained if it is not there yet."""
         if self.tokenizer:
-            train(self.tokenizer, self.folder / "tokenizer", watch=watch)
+            train(self.tokenizer, self.tokenizer_path)
+        return self.load_tokenizer()
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer as it stands now: the one that is given, or the last checkpoint of the one trained here."""
         return load_tokenizer(locate(self.generator.tokenizer), self.generator.tokenizer_weights)
 
     def write_tokens(self, tokenizer: Tokenizer) -> TokenStore | None:
         """The data's tokens, written if they are not there yet; None where every batch is tokenized anew."""
         return write_tokens(tokenizer, self.generator.data, self.folder / "tokens") if self.generator.tokens else None
 
-    def train_generator(self, watch: Watch | None = None) -> Run:
+    def train_generator(self) -> Run:
         """The generator's run, trained to its end; needs the tokens where they are stored."""
-        return train_generator(self.generator, self.folder / "generator", watch=watch)
+        return train_generator(self.generator, self.generator_path)
 
 
 def prepare_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
@@ -101,10 +112,11 @@ def prepare_pipeline(parameters: GeneratorRunParameters) -> Pipeline:
     if parameters.store_tokens:
         inputs["tokens"] = f"{name}/tokens"
     generator = recipe_config(second, inputs, parameters.settings, plugins)
-    Run.check(folder / "generator", generator)
+    pipeline = Pipeline(folder=folder, tokenizer=tokenizer, generator=generator)
+    Run.check(pipeline.generator_path, generator)
     if tokenizer:
-        Run.check(folder / "tokenizer", tokenizer)
-    return Pipeline(folder=folder, tokenizer=tokenizer, generator=generator)
+        Run.check(pipeline.tokenizer_path, tokenizer)
+    return pipeline
 
 
 def describe_run(run: Run, tokenizer: Tokenizer, *, images: int = 4096) -> tuple[TokenReport, Figure]:

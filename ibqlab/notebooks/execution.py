@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from ibqlab.config import ConfigError
 from ibqlab.notebooks.catalogue import NOTEBOOK_BYTES
 from ibqlab.notebooks.results import without_widgets
 from ibqlab.runs import runs_root
+from ibqlab.runs.provenance_record import COMMAND, command_line
 
 POLL_SECONDS = 0.5
 """Between two looks at what the kernel says."""
@@ -74,10 +75,12 @@ def _followed(notebook: Path) -> Iterator[dict[str, str]]:
         "line", "folder", "result".
     """
     facts = {"heading": f"{notebook.stem}: starting a kernel"}
-    before, ended = os.environ.get(FILE_VARIABLE), threading.Event()
-    with tempfile.TemporaryDirectory(prefix="ibqlab-", ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / "progress.json"
-        os.environ[FILE_VARIABLE] = str(file)  # inherited by the kernel, which writes its line there
+    ended = threading.Event()
+    with (
+        tempfile.TemporaryDirectory(prefix="ibqlab-", ignore_cleanup_errors=True) as folder,
+        # Inherited by the kernel, which writes its line there, and whose runs note what was typed here.
+        _environment({FILE_VARIABLE: str(file := Path(folder) / "progress.json"), COMMAND: command_line()}),
+    ):
 
         def follow() -> None:
             with ProgressLine() as line:
@@ -93,10 +96,21 @@ def _followed(notebook: Path) -> Iterator[dict[str, str]]:
             ended.set()
             thread.join()
             facts.update(heard(file))
-            if before is None:
-                del os.environ[FILE_VARIABLE]
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block, environment variables have these values; afterwards those from before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
             else:
-                os.environ[FILE_VARIABLE] = before
+                os.environ[name] = value
 
 
 def _write_copy(content: str, path: str) -> None:

@@ -62,6 +62,8 @@ def command_line(private: bool = False) -> str:
         return os.environ[COMMAND]
     program, *arguments = sys.argv
     name = Path(program).name
+    if name == "ipykernel_launcher.py":  # whose arguments nobody typed
+        return "(run in a notebook)"
     start = ["python", "-m", "ibqlab"] if name == "__main__.py" else [name]
     return shlex.join([*start, *(portable(argument, private) for argument in arguments)])
 

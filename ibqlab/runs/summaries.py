@@ -16,7 +16,7 @@ from ibqlab.base.escaping import for_terminal
 from ibqlab.runs.commands import leaves
 from ibqlab.runs.finding import run_folders, runs_root
 from ibqlab.runs.kinds import kind_of, quantizer_settings
-from ibqlab.runs.metrics import METRICS_FILE, last_of_each
+from ibqlab.runs.metrics import METRICS_FILE, last_of_each, last_rows
 from ibqlab.runs.notes import NOTE_FILE, read_note
 from ibqlab.runs.run import Run
 
@@ -35,6 +35,8 @@ TEXTS = (
     "config_hash",
 )
 """Columns of text; the others hold numbers."""
+_OF_EVERY_ROW = ("loss", "usage", "perplexity")
+"""None in the last row means that it is not finite by now."""
 UNREADABLE = "unreadable"
 """Status of a run whose files are damaged."""
 _FILES = ("config.yaml", "provenance.json", METRICS_FILE, NOTE_FILE)
@@ -115,7 +117,10 @@ def summarize_run(path: Path, folder: Path) -> RunSummary:
         run = Run(path)
         settings, facts = dict(leaves(run.config)), run.provenance
         quantizer = quantizer_settings(run.config)
-        results = last_of_each(path, RESULT_COLUMNS)
+        # A number from before the run diverged says nothing of how it stands.
+        last = (last_rows(path / METRICS_FILE) or [{}])[-1]
+        lost = {name for name in _OF_EVERY_ROW if name in last and last[name] is None}
+        results = {name: value for name, value in last_of_each(path, RESULT_COLUMNS).items() if name not in lost}
         row = {
             **{key: results.get(key) for key in RESULT_COLUMNS},
             "name": name,

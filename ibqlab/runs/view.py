@@ -207,6 +207,8 @@ class RunView:
         """
         steps = self.snapshot_steps
         if not steps:
+            if not self.path.exists():
+                raise RunError(f"{self.path} is gone: its folder was moved or deleted")
             raise RunError(f"{self.path} has no snapshot: none was taken yet, or it takes none")
         if step != -1 and step not in steps:
             raise RunError(f"{self.path} has no snapshot of step {step}; there are: {', '.join(map(str, steps))}")

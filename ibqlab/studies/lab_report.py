@@ -20,8 +20,8 @@ PICTURES = {
 """Figures of both notebooks of the lab, in the order of a page; those that were drawn are shown."""
 _HOW = (
     "- usage: share of codes hit at least once in the validation features named; lowest: of all validations\n"
-    "- error share: what quantizing loses of the features' variance; 0 is perfect, 1 is what their mean alone would "
-    "leave\n"
+    "- error share: what quantizing loses of the features' variance; 0 % is perfect, 100 % is what their mean "
+    "alone would leave\n"
     "- gradient reach: share of codes whose gradient in the last step exceeds a thousandth of the largest\n"
     "- s: wall-clock time of a method"
 )

@@ -1,6 +1,6 @@
 """A card as HTML: pictures and numbers in one page that needs nothing from elsewhere.
 
-Every code on it is an element with `data-code`, which a widget makes clickable and an atlas links.
+Every code on it is a button with `data-code`, which a widget answers; where none does, `static_card` is the same page.
 """
 
 import base64
@@ -46,6 +46,11 @@ def card_html(card: Card, pending: str = "") -> str:
     parts += [_classes(card), _shared(card), _neighbours(card)]
     parts += [f'<p class="lack">{for_html(text, None)}</p>' for text in card.lacks]
     return f'<style>{STYLE}</style><div class="ibq-card">{"".join(parts)}</div>'
+
+
+def static_card(page: str) -> str:
+    """A page of `card_html` for print and saved notebooks, where no kernel answers: codes are words, not buttons."""
+    return page.replace('<button type="button" data-code=', "<span data-code=").replace("</button>", "</span>")
 
 
 def sentence_html(text: object) -> str:
@@ -238,8 +243,9 @@ def _shared(card: Card) -> str:
         )
     if card.beside_inside is not None:
         beside = card.beside_inside
+        pairs = f"{beside.pairs:,} pair{'s' if beside.pairs != 1 else ''} of codes in use"
         texts.append(
-            f"Of its {beside.pairs:,} pairs of codes in use, {beside.seen:,} stand beside each other in the images "
+            f"Of its {pairs}, {beside.seen:,} stand beside each other in the images "
             f"({100 * beside.seen / beside.pairs:.3g} %), {beside.lift:.2g} times as often as by chance."
         )
     return (

@@ -118,14 +118,16 @@ def _by_hits(data: MapData) -> Coloring:
     levels, (least, most) = _scaled(data, values, log=True)
     tokens = sorted({int(count) for count in data.tokens})
     of = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
-    return Coloring(name="hits", unit=f"hits in {of} validation tokens", levels=levels, least=least, most=most)
+    return Coloring(
+        name="hits", unit=f"hits in {of} validation tokens, log scale", levels=levels, least=least, most=most
+    )
 
 
 def _by_idle(data: MapData) -> Coloring:
     levels, (least, most) = _scaled(data, data.idle.astype(np.float64), log=True)
     note = "Codes that training never hit have no value." if (data.idle < 0).any() else ""
     return Coloring(
-        name="steps since last hit", unit="training steps", levels=levels, least=least, most=most, note=note
+        name="steps since last hit", unit="training steps, log scale", levels=levels, least=least, most=most, note=note
     )
 
 
@@ -158,7 +160,7 @@ def _by_reach(data: MapData) -> Coloring:
     note = "Codes without any gradient have no value."
     if empty:
         note += f" No gradient was stored at step {', '.join(empty[:5])}{' …' if len(empty) > 5 else ''}."
-    unit = "gradient norm, as a share of the largest of the step"
+    unit = "gradient norm, as a share of the largest of the step, log scale"
     return Coloring(name="gradient reach", unit=unit, levels=levels, least=least, most=most, note=note)
 
 

@@ -194,7 +194,8 @@ def describe_token(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
     row, column = chosen
     code = int(tokens.codes[row, column])
     here = int((tokens.codes == code).sum())
-    return for_html(f"Row {row}, column {column}: {_numbers(tokens, row, column)}; {here:,} of its tokens here.", None)
+    of_it = f"{here:,} token{'s' if here != 1 else ''} of code {code:,} here"
+    return for_html(f"Row {row}, column {column}: {_numbers(tokens, row, column)}; {of_it}.", None)
 
 
 def _numbers(tokens: TokenImage, row: int, column: int) -> str:
@@ -202,14 +203,14 @@ def _numbers(tokens: TokenImage, row: int, column: int) -> str:
     index, code, old = tokens.index, int(tokens.codes[row, column]), int(tokens.original[row, column])
     hits = int(tokens.hits[code])
     rank = f", rank {1 + int((tokens.hits > hits).sum()):,}" if hits else ""
-    text = f"code {code:,} · {hits:,} hits in all images{rank}"
+    text = f"code {code:,} · {hits:,} hit{'s' if hits != 1 else ''} in all images{rank}"
     if code != old:
         return f"{text} · in place of code {old:,}"
     second = int(index.seconds[tokens.image, row, column])
     if second >= 0:
         lead, distance = index.margin[tokens.image, row, column], index.distance[tokens.image, row, column]
         near = f"dot product {-distance:.3g}" if index.ruler == DOT else f"{index.ruler} distance {distance:.3g}"
-        text += f" · {near} · nearly code {second:,}, lead {100 * lead:.2g} %"
+        text += f" · {near} · nearly code {second:,}, which is {100 * lead:.2g} % behind"
     return text
 
 

@@ -10,7 +10,7 @@ import ipywidgets
 import numpy as np
 
 from ibqlab.runs import Run
-from ibqlab.views.card_page import card_html, sentence_html
+from ibqlab.views.card_page import card_html, sentence_html, static_card
 from ibqlab.views.cards import CardReader
 from ibqlab.views.patches import IMAGES
 from ibqlab.views.subject import FORESEEN, Subject, lacking
@@ -94,8 +94,8 @@ class CodeCard(ipywidgets.VBox):
         self._listeners.append(listener)
 
     def static_html(self) -> str:
-        """The card as it is shown now."""
-        return self.page.value
+        """The card as it is shown now, without its buttons."""
+        return static_card(self.page.value)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())

@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from ibqlab.base.checks import whole_number
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
 from ibqlab.runs import Run
@@ -24,6 +25,8 @@ from ibqlab.widgets.map_canvas import MapCanvas
 
 INTERVAL = 900
 """Milliseconds between two steps while the map plays."""
+PLANES = {"distances (PCA)": "pca", "neighbourhoods (UMAP)": "umap"}
+"""What the plane keeps, as it is offered → how it is fitted."""
 _TEXT = "line-height: 1.45; margin: 4px 14px 4px 0"
 _FAULTS = (RunError, ValueError, OSError, MemoryError, LookupError)
 """What may go wrong in a view of files that somebody else writes."""
@@ -52,7 +55,7 @@ class CodebookMap(ipywidgets.VBox):
 
     Args:
         what: a run, its name or folder.
-        method: "pca" (distances; seconds) or "umap" (neighbourhoods; half a minute the first time).
+        method: at first; "pca" (distances; seconds) or "umap" (neighbourhoods; half a minute the first time).
         images: as of `open_subject`, for the cards.
         count: images that the cards look at, at most.
         height: of the map, CSS pixels.
@@ -61,6 +64,7 @@ class CodebookMap(ipywidgets.VBox):
         with_card: whether the card of what is selected stands beside the map.
     Raises:
         FileNotFoundError: there is nothing of that name.
+        ValueError: a step that is no number.
     """
 
     def __init__(
@@ -76,10 +80,13 @@ class CodebookMap(ipywidgets.VBox):
         with_card: bool = True,
     ):
         self._what, self._method, self._images, self._count = what, method, images, count
-        self._dead_codes, self._first_step = dead_codes, step
+        self._dead_codes = dead_codes
+        self._first_step = None if step is None else whole_number("step", step, 0)
         self.subject: Subject | None = None
         self.data: MapData | None = None
+        self._newest = -1  # last step that the run had when it was read
         self.selected: tuple[int, ...] = ()
+        self._stands_for_features = False
         self.card: CodeCard | None = None
         self._colorings: dict[str, Coloring] = {}
         self._listeners: list[Callable[[tuple[int, ...]], None]] = []
@@ -135,10 +142,13 @@ class CodebookMap(ipywidgets.VBox):
     def _make_controls(self, height: int) -> None:
         self.coloring = ipywidgets.Dropdown(options=list(NAMES), description="colour by", layout={"width": "280px"})
         self.play, self.step = step_controls("training step")
-        self.again = ipywidgets.Button(description="read again", icon="refresh", layout={"width": "auto"})
+        self.plane = ipywidgets.Dropdown(options=PLANES, description="plane of", layout={"width": "280px"})
+        if self._method in PLANES.values():  # anything else is told with the map
+            self.plane.value = self._method
+        self.again = ipywidgets.Button(description="read the run again", icon="refresh", layout={"width": "auto"})
         self.said, self.heading, self.scale, self.facts = (ipywidgets.HTML() for _ in range(4))
         self.canvas = MapCanvas(height, self._coloring, self._choose, self._look)
-        self._moving = [self.play, self.step, self.coloring]
+        self._moving = [self.play, self.step, self.coloring, self.plane]
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self.controls = ipywidgets.HBox([*self._moving, self.again], layout=row)
         share = {"width": "54%", "min_width": "min(100%, 420px)", "flex": "1 1 54%"} if self._with_card else {}
@@ -151,6 +161,7 @@ class CodebookMap(ipywidgets.VBox):
         ipywidgets.jslink((self.step, "index"), (self.canvas.painter, "frame"))
         self.step.observe(self._moved, names="value")
         self.coloring.observe(self._recolored, names="value")
+        self.plane.observe(self._refit, names="value")
         self.again.on_click(lambda _: self._open())
         self.canvas.on_dark(self._write)
 
@@ -158,6 +169,7 @@ class CodebookMap(ipywidgets.VBox):
         """Read the run and show it, or say what it lacks."""
         try:
             self.subject = open_subject(self._what, self._images)
+            self._newest = max(self.subject.steps, default=-1)
             data = map_run_codes(self.subject, self._method, dead_codes=self._dead_codes, progress=True)
             self._show(data)
         except FileNotFoundError:
@@ -190,14 +202,16 @@ class CodebookMap(ipywidgets.VBox):
         if before is not None and not at_end:
             frame = int(np.abs(np.array(data.steps) - before).argmin())
             if before != data.steps[frame]:
-                self.say(f"There is no snapshot of step {before:,}; the nearest is of step {data.steps[frame]:,}.")
+                self.say(f"There is no map of step {before:,}; the nearest is of step {data.steps[frame]:,}.")
+        if self._newest > data.steps[-1]:
+            self.say(f"The last snapshot, of step {self._newest:,}, is left out: it holds numbers that are not finite.")
         self._is_moving = True
         self.step.options = [(f"{step:,}", number) for number, step in enumerate(data.steps)]
         self.step.value = self.play.value = frame
         self.play.max = len(data.steps) - 1
         self._is_moving = False
-        self.again.description, self.again.button_style = "read again", ""
-        self.canvas.painter.watching = self.subject.run is not None and self.subject.run.status != "finished"
+        self.again.description, self.again.button_style = "read the run again", ""
+        self.canvas.painter.watching = not _is_finished(self.subject.run)
         self.canvas.show(data, frame)
         if self._with_card:
             self._open_card()
@@ -223,6 +237,9 @@ class CodebookMap(ipywidgets.VBox):
     def _moved(self, _: Any) -> None:
         if not self._is_moving and self.data is not None:
             self.canvas.painter.frame = self.step.value
+            if self._stands_for_features:  # which have other codes now; a click on them again is to be heard
+                self._mark(self.selected)
+                self._stands_for_features = False
             self._write()
 
     @_telling
@@ -239,6 +256,15 @@ class CodebookMap(ipywidgets.VBox):
         self.canvas.dress()
         self._write()
 
+    def _refit(self, change: Any) -> None:
+        """Another plane; where there can be none, the one before stays."""
+        if self.data is None or change["new"] == self.data.method:
+            return
+        self.say("Fitting the plane over all snapshots, once; with UMAP half a minute, more for many codes …")
+        self._method = change["new"]
+        self._open()
+        self._method = self.plane.value = self.data.method
+
     @_telling
     def _look(self) -> None:
         """Whether the run has a new snapshot, or is gone."""
@@ -246,7 +272,7 @@ class CodebookMap(ipywidgets.VBox):
             self._lose(f"{self.subject.name} is gone: its folder was moved or deleted.")
             return
         steps = self.subject.steps
-        if steps and (self.data is None or steps[-1] > self.data.steps[-1]):
+        if steps and steps[-1] > self._newest:
             self.again.description = f"show step {steps[-1]:,}"
             self.again.button_style = "info"
 
@@ -269,7 +295,8 @@ class CodebookMap(ipywidgets.VBox):
         """Points chosen in the browser: codes as they are, features for their codes."""
         features = self.data.features.shape[1]
         codes = self.data.code_ids[rows[rows >= features] - features]
-        if not len(codes) and len(rows):  # features alone
+        self._stands_for_features = not len(codes) and bool(len(rows))
+        if self._stands_for_features:
             codes = self.data.assignments[self.step.value][rows[rows < features]]
             if (codes < 0).all():
                 self.say("Features were selected whose codes this snapshot did not store, so there is no card of them.")
@@ -314,6 +341,14 @@ def step_controls(description: str) -> tuple[ipywidgets.Play, ipywidgets.Selecti
     play = ipywidgets.Play(min=0, max=0, interval=INTERVAL, show_repeat=False)
     ipywidgets.jslink((play, "value"), (step, "index"))
     return play, step
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether nothing new will come; a run whose facts are damaged may still train."""
+    try:
+        return run.status == "finished"
+    except RunError:
+        return False
 
 
 def _number(value: float) -> str:

@@ -145,4 +145,6 @@ def link_maps(
         one if isinstance(one, CodebookMap) else CodebookMap(one, **{"with_card": False, **settings})
         for one in (first, second)
     ]
+    if len(titles) not in (0, 2):
+        raise ValueError(f"titles must be two, one above each map; got {len(titles)}")
     return LinkedMaps(*made, titles=titles)

@@ -15,9 +15,10 @@ from ibqlab.views import run_table
 from ibqlab.views.run_table import RunCatalogue
 from ibqlab.widgets.code_card import CodeCard
 from ibqlab.widgets.codebook_map import CodebookMap
+from ibqlab.widgets.linked_maps import link_maps
 from ibqlab.widgets.live import picture_html, with_static_page
 from ibqlab.widgets.run_explorer import explore_run
-from ibqlab.widgets.token_view import TokenView
+from ibqlab.widgets.token_view import TokenView, compare_tokens
 from ibqlab.widgets.training_view import TrainingView, plot_runs_together
 
 VIEWS: dict[str, Callable[[Path], ipywidgets.Widget]] = {
@@ -28,6 +29,11 @@ VIEWS: dict[str, Callable[[Path], ipywidgets.Widget]] = {
     "training": TrainingView,
 }
 """What a button says → the view of a run's folder that it opens."""
+PAIR_VIEWS: dict[str, Callable[[Path, Path], ipywidgets.Widget]] = {
+    "both maps": lambda first, second: link_maps(CodebookMap(first), CodebookMap(second)),
+    "both on one image": compare_tokens,
+}
+"""Likewise of the first two runs that are selected."""
 FIRST_MEASURES = ("validation_usage", "usage", "validation_loss", "loss")
 """Drawn until another is chosen: the first that there is."""
 PAGE_ROWS = 15
@@ -91,7 +97,7 @@ class RunBrowser(ipywidgets.VBox):
             layout={"width": "min(100%, 600px)", "height": "64px"},
         )
         self.save = ipywidgets.Button(description="save note", layout=_AUTO)
-        self.buttons = {text: ipywidgets.Button(description=text, layout=_AUTO) for text in VIEWS}
+        self.buttons = {text: ipywidgets.Button(description=text, layout=_AUTO) for text in (*VIEWS, *PAIR_VIEWS)}
         self.answer = ipywidgets.HTML()
         self.view = ipywidgets.VBox()
         rows = [
@@ -141,20 +147,21 @@ class RunBrowser(ipywidgets.VBox):
         """Open the run that is chosen in another view, below; what it lacks for that is said in a sentence.
 
         Args:
-            view: a key of `VIEWS`.
+            view: a key of `VIEWS`, or of `PAIR_VIEWS` where two runs are selected.
         """
         self._close_view()
-        run = self._chosen_run()
-        if run is None:
-            self._answer("Select a run in the table first.")
+        runs = self._selected_runs()[:2] if view in PAIR_VIEWS else [run for run in [self._chosen_run()] if run]
+        names = " and ".join(run.name for run in runs)
+        if len(runs) < (2 if view in PAIR_VIEWS else 1):
+            self._answer(f"Select {'two runs' if view in PAIR_VIEWS else 'a run'} in the table first.")
             return
-        self._answer(f"Opening the {view} of {run.name} …")
+        self._answer(f"Opening: {view}, {names} …")
         try:
-            self.view.children = [VIEWS[view](run.path)]
+            self.view.children = [(VIEWS | PAIR_VIEWS)[view](*(run.path for run in runs))]
         except Exception as error:  # whatever another view cannot do with this run, its reader gets a sentence
-            self._answer(f"No {view} of {run.name}: {error}")
+            self._answer(f"No {view} of {names}: {error}")
             return
-        self._answer(f"{view[:1].upper()}{view[1:]} of {run.name}")
+        self._answer(f"{view[:1].upper()}{view[1:]}: {names}")
 
     def static_html(self) -> str:
         """Table, curves and differences as they are shown now."""
@@ -246,7 +253,8 @@ class RunBrowser(ipywidgets.VBox):
         self.run.options = self.selected
         self.run.value = one if one in self.selected else next(iter(self.selected), None)
         self._silent = False
-        for part, is_there in ((self.details, bool(runs)), (self.single, bool(self.selected))):
+        pairs = [(self.buttons[text], len(self.selected) > 1) for text in PAIR_VIEWS]
+        for part, is_there in ((self.details, bool(runs)), (self.single, bool(self.selected)), *pairs):
             part.layout.display = "" if is_there else "none"
         self._draw()
         self._list_differences()

@@ -144,7 +144,7 @@ class TokenView(ipywidgets.VBox):
         self.image = ipywidgets.IntSlider(
             max=last, description="image", continuous_update=False, layout={"width": "min(100%, 420px)"}
         )
-        self.own = ipywidgets.FileUpload(accept="image/*", description="an image of your own", layout={"width": "auto"})
+        self.own = ipywidgets.FileUpload(accept="image/*", description="open an image", layout={"width": "auto"})
         self.again = ipywidgets.Button(
             description="back to the run's images", layout={"width": "auto", "display": "none"}
         )
@@ -204,10 +204,16 @@ class TokenView(ipywidgets.VBox):
         if not text.isdecimal():
             last = size - 1
             raise ValueError(f"type a code, 0 to {last:,}, into “replace by”; got {self.code.value!r}")
+        here, own, new = int(self.tokens.codes[self.chosen]), int(self.tokens.original[self.chosen]), int(text)
         if every:
-            self.tokens.replace_code(int(self.tokens.codes[self.chosen]), int(text))
+            # Where this one has been replaced already, the others of the code that it had are meant.
+            old = own if here == new else here
+            if not (old != new and self.tokens.replace_code(old, new)):
+                raise ValueError(f"no token of code {old:,} is left here" if old != new else _already(new))
+        elif here == new:
+            raise ValueError(_already(new))
         else:
-            self.tokens.replace(self.chosen, int(text))
+            self.tokens.replace(self.chosen, new)
         self._draw()
 
     def _take_back(self, how: Callable[[TokenImage], None]) -> None:
@@ -234,6 +240,10 @@ class TokenView(ipywidgets.VBox):
     def _say_instead(self, text: str) -> None:
         """In the place of an image."""
         self.page.value = sentence_html(text)
+
+
+def _already(code: int) -> str:
+    return f"the token has code {code:,} already"
 
 
 def compare_tokens(
@@ -278,9 +288,11 @@ def _require_same_images(first: TokenView, second: TokenView) -> None:
     if one is None or two is None or (one.images_mark, len(one.codes)) == (two.images_mark, len(two.codes)):
         return
     names = [view.reader.subject.name for view in (first, second)]
+    sides = one.pictures.shape[1], two.pictures.shape[1]
+    sizes = "" if sides[0] == sides[1] else f", at {sides[0]} and {sides[1]} pixels, for which photos are cut anew"
     raise ValueError(
         f"both views must look at the same images; {names[0]} has {len(one.codes):,} and {names[1]} {len(two.codes):,} "
-        "of its own: give both the same images=FOLDER, or images='digits', and the same count="
+        f"of its own{sizes}: give both the same images=FOLDER, or images='digits', and the same count="
     )
 
 

@@ -91,10 +91,15 @@ async def train_study(study: Study, wait: bool = True) -> None:
         TrainingInterrupted: as of `train_and_watch`.
         ConfigError, RunError, ValueError: as of `Study.run`.
     """
-    if wait and not somebody_looks_on():
-        study.run().check()
-        return
+    from IPython.display import display  # noqa: PLC0415 - as above
+
     process = StudyProcess(study)
+    if wait and not somebody_looks_on():
+        was_finished = process.is_finished
+        study.run().check()
+        if was_finished:  # nothing was said meanwhile
+            display(TrainingView(process))
+        return
     if not await _show(process, wait) or process.is_finished:
         return
     if study.failures():

@@ -59,7 +59,9 @@ class RunPictures:
         if kind_of(run.config) == "generator" or not steps:
             return "", ""
         name, last = self.name or run.name, steps[-1]
-        counts = run.snapshot()["counts"]
+        counts = run.snapshot().get("counts")
+        if counts is None:
+            return "", f"<div>no hits per code: the snapshots of {for_html(name)} hold none</div>"
         histogram = picture_html(plot_usage_histogram({name: counts}), f"{name}, step {last}: hits per code")
         try:
             for step in _evenly([step for step in steps if step > (self.plane.steps or [-1])[-1]]):

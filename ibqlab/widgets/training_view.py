@@ -79,6 +79,7 @@ class TrainingView(ipywidgets.VBox):
         self.add_class("ibqlab-training")
         self._lock = threading.RLock()  # some kernels answer buttons in another thread while a cell runs
         self._seen: Any = None
+        self._trouble = ""  # why the pictures could not be drawn; the buttons know nothing of it
         self._due = 0.0
         self._asked_to_stop = False
         self._paused_here = False
@@ -102,8 +103,8 @@ class TrainingView(ipywidgets.VBox):
             self.processes = dict.fromkeys(self.paths, study)
             return
         several = runs if isinstance(runs, Sequence) and not isinstance(runs, str | Path) else [runs]
-        if not several:
-            raise ValueError("a view needs at least one run")
+        if not several or runs is None:
+            raise ValueError("a view needs at least one run; pass a run's name or folder")
         problems = []
         for one in several:
             try:
@@ -238,22 +239,30 @@ class TrainingView(ipywidgets.VBox):
         with self._lock:
             try:
                 self._tell()
-                if not force and time.monotonic() < self._due:
-                    return
-                began = time.thread_time()
-                self._draw_new(force)
-                # In seconds of a processor: on a busy machine the clock on the wall says little about the cost.
-                took = time.thread_time() - began
-                self._due = time.monotonic() + max(self.every, took / SHARE_OF_TIME)
             except (RunError, OSError, ValueError, LookupError) as error:
-                self._fail(lacking(error))
+                self.said.value = f"<b>{for_html(lacking(error), None)}</b>"
+                self.start.disabled = self.stop.disabled = True
+                self._fade()
+                return
+            if not force and time.monotonic() < self._due:
+                return
+            began, trouble = time.thread_time(), self._trouble
+            try:
+                self._trouble = ""
+                self._draw_new(force)
+            except (RunError, OSError, ValueError, LookupError) as error:
+                self._trouble = lacking(error)
             except Exception as error:  # in a callback nobody would see it
-                self._fail(f"The view cannot be drawn ({type(error).__name__}: {error}).")
+                self._trouble = f"The view cannot be drawn ({type(error).__name__}: {error})."
+            if self._trouble:
+                self._fade()
+            if self._trouble != trouble:
+                self._tell()
+            # In seconds of a processor: on a busy machine the clock on the wall says little about the cost.
+            self._due = time.monotonic() + max(self.every, (time.thread_time() - began) / SHARE_OF_TIME)
 
-    def _fail(self, sentence: str) -> None:
-        """Say why nothing new is shown; what was shown last is faded."""
-        self.said.value = f"<b>{for_html(sentence, None)}</b>"
-        self.start.disabled = self.stop.disabled = True
+    def _fade(self) -> None:
+        """What was shown last is no longer how it stands."""
         if self._seen is not None:
             self._seen = None
             for part in (self.together, self.curves, self.histogram, self.code_map):
@@ -282,7 +291,8 @@ class TrainingView(ipywidgets.VBox):
 
     def _tell(self) -> None:
         """Where the training stands, in words, and what the buttons can do now."""
-        process, problem = self.process, f"<b>{for_html(self.problem, None)}</b>" if self.problem else ""
+        process, problems = self.process, " ".join(filter(None, (self.problem, self._trouble)))
+        problem = f"<b>{for_html(problems, None)}</b>" if problems else ""
         if process is None:
             self.said.value = problem
             self.start.disabled = self.stop.disabled = True

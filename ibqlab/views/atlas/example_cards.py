@@ -15,7 +15,7 @@ from ibqlab.runs.finding import run_name
 from ibqlab.runs.newest import newest_tokenizer_run
 from ibqlab.training import RunParameters, prepare_run, train
 from ibqlab.views.atlas.write import IMAGES, AtlasSettings
-from ibqlab.views.card_page import card_html
+from ibqlab.views.card_page import card_html, static_card
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_data import METHODS
 from ibqlab.views.patches import MOST_IMAGES
@@ -85,7 +85,7 @@ def example_cards(what: str | Path, settings: AtlasSettings) -> str:
     """
     subject = open_subject(what, settings.images, weights=settings.weights, quantizer=settings.quantizer)
     reader = CardReader(subject, settings.count)
-    cards = [(title, card_html(reader.read([code]))) for title, code in example_codes(reader)]
+    cards = [(title, static_card(card_html(reader.read([code])))) for title, code in example_codes(reader)]
     return "".join(f"<h2>{title}</h2>{card}" for title, card in cards)
 
 
