@@ -47,7 +47,7 @@ def test_the_start_page_opens_first_and_leads_into_jupyterlab(browser, folder):
         assert sorted(Path(card["opens"]).stem for card in cards) == LISTED
         assert all(card["picture"] for card in cards)
         assert sum(isinstance(card["picture"], int) for card in cards) >= 8
-        assert sum("not run yet" in card["text"] for card in cards) == len(NOTEBOOKS) - 1  # one leaves nothing to tell
+        assert sum("not run yet" in card["text"] for card in cards) == len(LISTED) - 1  # one leaves nothing to tell
         assert all("without code" in card["text"] for card in cards)
         assert shown.elsewhere == shown.errors == []
         shown.page.locator("h3 a[href$='/playground.ipynb']").click()

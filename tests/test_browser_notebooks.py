@@ -122,12 +122,12 @@ class TestFeatureCodeMap:
 
 
 @pytest.mark.usefixtures("linked_maps")  # whose run it shows
-def test_the_atlas_that_is_written_answers(browser, lab):
+def test_the_atlas_that_is_named_answers(browser, lab):
     with notebook_run(browser, lab, "codebook_atlas") as page:
         assert page.locator(".ibq-card h3").count() >= 3
         assert page.locator(".jp-OutputArea-output button").count() == 0, "nobody would answer"
-        written = Path(page.locator(".jp-RenderedHTMLCommon code", has_text="_atlas").last.inner_text())
-        with visited(browser, (written / "index.html").as_uri()) as atlas:
+        folder = re.search(r"It lies in the folder (\S+)", page.inner_text("body"))[1]
+        with visited(browser, (Path(folder) / "index.html").as_uri()) as atlas:
             atlas.page.wait_for_selector("#card h2")
             row = atlas.page.locator(".line").nth(2)
             code = row.get_attribute("data-code")
