@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ibqlab.views.atlas.gather import AtlasData
+from ibqlab.views.snapshot_arrays import NOT_STORED
 from ibqlab.views.subject import ViewError
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ def _row(data: AtlasData, row: int, rows_of: dict[int, int]) -> dict[str, Any]:
         "number": code,
         "x": x,
         "y": y,
-        "norm": float(plane.norms[-1, row]),
+        "norm": float(np.linalg.norm(data.codebook[code]) if data.codebook is not None else plane.norms[-1, row]),
         "validation_tokens": int(plane.hits[-1, row]),
         "in_use": bool(plane.hits[-1, row] > 0),
-        "steps_since_hit": int(plane.idle[-1, row]),
+        "steps_since_hit": None if plane.idle[-1, row] == NOT_STORED else int(plane.idle[-1, row]),
         "drift": float(plane.drift[-1, row]),
         "neighbors": {"ids": [other for other, _ in near], "distances": [far for _, far in near]},
     }
