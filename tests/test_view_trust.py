@@ -182,7 +182,7 @@ class TestOneStep:
         assert [one.value for one in card.near] == pytest.approx(distances[nearest], rel=1e-4)
 
     def test_both_steps_are_named_where_its_use_goes_further(self, ahead, trained, tmp_path):
-        sentence = "are of step 4, the last checkpoint; the use through training goes up to step 9, the last snapshot."
+        sentence = "are of step 4, the last checkpoint; the use through training is of snapshots up to step 9."
         assert sentence in words(card_html(card_of(ahead, 3)))
         assert sentence in CodebookMap(ahead.path, count=IMAGES).card.static_html()
         assert sentence in " ".join(taken(atlas_of(ahead.path, tmp_path) / "data" / "facts.js")["lacks"])
@@ -226,7 +226,7 @@ class TestLastHits:
         reader = CodebookMap(old.path).card.reader if through_a_map else CardReader(open_subject(old.path))
         for codes in ([2], [1], [1, 2]):
             page = words(card_html(reader.read(codes)))
-            assert "when training last hit it was not stored" in page and "never hit" not in page
+            assert "its last hit in training was not stored" in page and "never hit" not in page
 
     def test_of_the_last_snapshot_alone(self, tmp_path):
         """An older one tells of an earlier moment."""
@@ -313,27 +313,27 @@ class TestNumbers:
 
 
 class TestNames:
-    @pytest.mark.parametrize("names", [["a.png", "a.png: b.png", "c.png"], ["x: y.png", "x", "x: y: z.png"]])
-    def test_of_images_are_those_of_their_pixels_whatever_the_damaged_are_called(self, trained, tmp_path, names):
+    @pytest.mark.parametrize(
+        ("good", "damaged"),
+        [(("a.png", "c.png"), ("a.png: b.png",)), (("x: y.png", "z.png"), ("x.png", "x: y.png: z.png", "none.png"))],
+    )
+    def test_of_images_are_those_of_their_pixels_whatever_the_damaged_are_called(
+        self, trained, tmp_path, good, damaged
+    ):
         folder = tmp_path / "images"
         folder.mkdir()
-        for number, name in enumerate(names):
-            if number == 1:
-                (folder / name).with_suffix(".png").write_bytes(b"no picture")
-            else:
-                Image.fromarray(np.full((8, 8, 3), 40 + 60 * number, np.uint8)).save(folder / name)
-        (folder / "none.png").write_bytes(b"")
+        for number, name in enumerate(good):
+            Image.fromarray(np.full((8, 8, 3), 40 + 120 * number, np.uint8)).save(folder / name)
+        for name in damaged:
+            (folder / name).write_bytes(b"no picture")
         out = atlas_of(trained.path, tmp_path, images=str(folder))
-        facts = taken(out / "data" / "facts.js")
-        assert len(facts["names"]) == facts["images"] == 2
-        for number, name in enumerate(facts["names"]):
-            shown = np.asarray(Image.open(out / "images" / f"{number}.jpg"))
-            assert abs(int(shown.mean()) - int(np.asarray(Image.open(folder / name)).mean())) <= 1
+        names = taken(out / "data" / "facts.js")["names"]
+        assert sorted(names) == sorted(good)
+        for number, name in enumerate(names):
+            means = [np.asarray(Image.open(file)).mean() for file in (out / "images" / f"{number}.jpg", folder / name)]
+            assert means[0] == pytest.approx(means[1], abs=2)
         broken = CardReader(open_subject(trained.path, folder), IMAGES, progress=False).index.broken
-        assert {str(name) for name in broken} == {name for name in ("none.png", names[1], f"{names[1]}.png")} & {
-            file.name for file in folder.iterdir()
-        }
-        assert all(name.reason for name in broken)
+        assert {str(name) for name in broken} == set(damaged) and all(name.reason for name in broken)
 
 
 DAMAGES = {
@@ -390,6 +390,15 @@ class TestDamagedArrays:
             if not has_network:
                 shutil.rmtree(run.path / "checkpoints")
             assert words(card_html(card_of(run, 1))).count(f"{file.name} is damaged") == 1
+
+    def test_many_of_one_kind_are_one_sentence_and_a_number(self, run):
+        for step in run.snapshot_steps:
+            change(run, step, counts=None)
+        page = words(card_html(card_of(run, 1)))
+        assert page.count("holds no counts of hits") == 1
+        assert f"{len(run.snapshot_steps) - 1} further snapshots are left out for reasons of this kind." in page
+        with pytest.raises(ViewError, match="or no counts of hits, which a map is made of"):
+            map_of(run)
 
     def test_a_folder_in_place_of_a_snapshot(self, tmp_path):
         run = monitored(tmp_path / "run")

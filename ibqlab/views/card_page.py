@@ -74,7 +74,7 @@ def _facts(card: Card) -> str:
         facts.append(f"{'mean ' if card.is_set else ''}norm {card.norm:.3g}")
     if card.life is not None:
         last = card.life.last_hit
-        without = {NEVER: "never hit in training", NOT_STORED: "when training last hit it was not stored"}
+        without = {NEVER: "never hit in training", NOT_STORED: "its last hit in training was not stored"}
         facts.append(without.get(last, f"last hit in training at step {last:,}"))
     return f"<p>{for_html('; '.join(facts), None)}</p>"
 

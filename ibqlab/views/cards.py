@@ -261,17 +261,22 @@ class CardReader:
     @cached_property
     def history(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Steps, hits (F, K) of all snapshots with this codebook size, and the last hits (K,) of the last of them."""
-        steps, hits, last = [], [], np.zeros(0)
+        steps, hits, last, errors = [], [], np.zeros(0), []
         for step in self.subject.steps:
             try:
                 shot = self.subject.facts_of(step)
             except Exception as error:
-                self._lack(lacking(error))
+                errors.append(lacking(error))
                 continue
             if len(shot["counts"]) == self.codebook_size:
                 steps.append(step)
                 hits.append(shot["counts"])
                 last = shot.get("last_hit", np.full(self.codebook_size, NOT_STORED))
+        if errors:
+            self._lack(errors[0])
+        if len(errors) > 1:
+            also = f"{len(errors) - 1:,} further snapshot{' is' if len(errors) == 2 else 's are'}"
+            self._lack(f"{also} left out for reasons of this kind.")
         return (np.array(steps), np.stack(hits), last) if steps else None
 
     @cached_property
@@ -301,7 +306,7 @@ class CardReader:
             return ""
         return (
             f"Two steps: tokens, patches, norm, nearest codes and decoded pictures are of step {network:,}, the last "
-            f"checkpoint; the use through training goes up to step {last:,}, the last snapshot."
+            f"checkpoint; the use through training is of snapshots up to step {last:,}."
         )
 
     def read(self, codes: Sequence[int], *, decode: bool = True) -> Card:

@@ -113,7 +113,7 @@ def _survey(subject: Subject) -> tuple[list[int], list[dict[str, Any]], tuple[in
     if not shots:
         why = "hold NaN or infinity: the run has diverged"
         if not complete:
-            why = "hold no codebook and features, which a map is made of"
+            why = "hold no codebook and features, or no counts of hits, which a map is made of"
         raise ViewError(f"no map of {subject.name}: its snapshots {why}")
     # Runs that go on with another codebook have no common points; the latest one is shown.
     shape = shots[max(shots)]["shape"]
