@@ -349,7 +349,7 @@ DAMAGES = {
     "more codes than counts": {"codebook": np.zeros((SIZE + 1, DIM), np.float32)},
     "features of another dimension": {"features": np.zeros((FEATURES, DIM + 1), np.float32)},
     "fewer assignments than features": {"assignments": np.zeros(3, int)},
-    "assignments to no code": {"assignments": np.full(FEATURES, SIZE)},
+    "assignments of NaN": {"assignments": np.full(FEATURES, np.nan)},
     "gradients of another codebook": {"gradient_norm": np.zeros(3, np.float32)},
     "parts without an axis": {"codebook": None, "summed_codebooks": np.zeros((4, DIM), np.float32)},
 }
@@ -407,6 +407,15 @@ class TestDamagedArrays:
         file.mkdir()
         for text in (CodebookMap(run.path).said.value, CodeCard(run.path, 2).static_html()):
             assert f"{file.name} is a folder" in text and f"delete {file.name}" in text and "Errno" not in text
+
+    def test_assignments_to_no_code_are_none(self, tmp_path):
+        """A monitor is given wrong indices at times, says so, and stores them."""
+        run = monitored(tmp_path / "run", assignments=np.arange(FEATURES) - 5)
+        codes = map_of(run).assignments[0]
+        assert np.array_equal(codes, np.where(np.abs(np.arange(FEATURES) - 24.5) < 20, np.arange(FEATURES) - 5, -1))
+        shown = CodebookMap(run.path)
+        shown.canvas.plot.selection = np.array([FEATURES - 1], np.uint32)
+        assert shown.selected == () and "whose codes this snapshot did not store" in shown.said.value
 
     def test_numbers_as_floats_are_read_as_what_they_are(self, tmp_path):
         run, other = monitored(tmp_path / "run"), monitored(tmp_path / "other")

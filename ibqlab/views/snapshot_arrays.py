@@ -16,8 +16,6 @@ from ibqlab.runs.view import SNAPSHOT_BYTES
 NEVER, NOT_STORED = -1, -2
 """In place of a last hit, or of the steps since: training never hit the code; the snapshot does not tell."""
 PARTS = (SUMMED, CONCATENATED)
-
-
 _SHAPES = {
     "codebook": (2, "K"),
     "features": (2, "M"),
@@ -27,12 +25,12 @@ _SHAPES = {
     "gradient_norm": (1, "K"),
 }
 """Dimensions of each array, and the letter of its length; those of one letter are of one length."""
-_WHOLE = {"counts": 0, "last_hit": NEVER, "assignments": -1}
-"""Arrays of whole numbers, and the least there may be."""
+_WHOLE = {"counts": 0, "last_hit": NEVER, "assignments": None}
+"""Arrays of whole numbers, and the least there may be; a monitor stores also wrong indices that it was given."""
 
 
 def read_snapshot(file: Path, names: tuple[str, ...] | None = None, *, join: bool = True) -> dict[str, np.ndarray]:
-    """The arrays of a snapshot, checked; counts, last hits and assignments as int64.
+    """The arrays of a snapshot, checked; counts, last hits and assignments as int64, −1 where there is no such code.
 
     Args:
         file: the snapshot.
@@ -51,7 +49,12 @@ def read_snapshot(file: Path, names: tuple[str, ...] | None = None, *, join: boo
         fault = next(_faults(arrays), "")
     if fault:
         raise RunError(f"{file} is damaged: {fault}; delete {file.name} or train again")
-    return {name: values.astype(np.int64) if name in _WHOLE else values for name, values in arrays.items()}
+    arrays = {name: values.astype(np.int64) if name in _WHOLE else values for name, values in arrays.items()}
+    sizes = [len(arrays[name]) for name in ("codebook", "counts") if name in arrays]
+    if "assignments" in arrays and sizes:
+        codes = arrays["assignments"]
+        arrays["assignments"] = np.where((codes >= 0) & (codes < sizes[0]), codes, -1)
+    return arrays
 
 
 def _faults_of_parts(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -75,20 +78,20 @@ def _faults(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
         if len(values) != length:
             yield f"{name} is of {len(values):,} and {first} of {length:,}"
         if name in _WHOLE and not _is_whole(values, _WHOLE[name]):
-            yield f"{name} must be whole numbers of at least {_WHOLE[name]}, and not all are"
+            least = "" if _WHOLE[name] is None else f" of at least {_WHOLE[name]}"
+            yield f"{name} must be whole numbers{least}, and not all are"
     if {"codebook", "features"} <= set(arrays) and arrays["codebook"].shape[1] != arrays["features"].shape[1]:
         dims = (arrays[name].shape[1] for name in ("codebook", "features"))
         yield "codebook is of {} and features of {} dimensions".format(*dims)
-    if "assignments" in arrays and "K" in lengths and arrays["assignments"].max() >= lengths["K"][1]:
-        yield f"assignments name codes above {lengths['K'][1] - 1:,}"
 
 
 def _is_numbers(values: np.ndarray, dimensions: int) -> bool:
     return values.ndim == dimensions and values.dtype.kind in "fiu"
 
 
-def _is_whole(values: np.ndarray, least: int) -> bool:
-    return bool(np.isfinite(values).all() and (values == np.floor(values)).all() and values.min() >= least)
+def _is_whole(values: np.ndarray, least: int | None) -> bool:
+    are_whole = bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+    return are_whole and (least is None or values.min() >= least)
 
 
 def _kind(values: np.ndarray) -> str:
