@@ -290,7 +290,7 @@ class TestSubjects:
         run_lab(World(dim=2), ["vq"], progress=False, folder=tmp_path / "lab", **size)
         folder = written(tmp_path / "lab" / "vq", tmp_path / "out")
         facts = facts_of(folder)
-        assert facts["counted"] == "tokens of the snapshot"
+        assert facts["counted"] == "validation tokens"
         assert facts["has_map"] and "images" not in facts and "it has no images" in " ".join(facts["lacks"])
         assert any("near" in card for card in taken(folder / "cards" / "0.js")[1])
 

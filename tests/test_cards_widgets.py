@@ -510,7 +510,7 @@ def png(pixels):
         ("a snapshot that is cut", True, True, "is damaged"),
         ("snapshots without counts", True, True, "holds no counts of hits"),
         ("NaN features", True, True, "Use through training"),
-        ("NaN codes", True, True, "The code vectors hold NaN or infinity"),
+        ("NaN codes", True, True, "Nearest codes"),
         ("NaN weights", True, False, "makes NaN or infinity of them, so training has diverged"),
         ("a decoder of NaN", True, False, "a picture needs numbers; got NaN"),
         ("one live code", True, True, "100 %"),

@@ -108,7 +108,7 @@ class TestFit:
         Run(folder).save_snapshot(10, **shot)
         data = map_of(folder)
         assert data.steps == (0, 20) and data.left_out == (1, 0)
-        assert "1 snapshot is left out: it holds NaN." in describe_frame(data, 0)
+        assert "1 snapshot is left out: it holds NaN or infinity." in describe_frame(data, 0)
 
     def test_too_few_tokens_call_no_code_dead(self, tmp_path, run):
         counts = np.zeros(SIZE, int)
@@ -363,7 +363,7 @@ class TestBadInput:
         ("changes", "sentence"),
         [
             ({"steps": ()}, "has no snapshot yet"),
-            ({"features": np.full((FEATURES, DIM), np.nan, np.float32)}, "hold NaN: the run has diverged"),
+            ({"features": np.full((FEATURES, DIM), np.nan, np.float32)}, "hold NaN or infinity: the run has diverged"),
             ({"features": None}, "hold no codebook and features"),
         ],
     )

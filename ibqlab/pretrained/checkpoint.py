@@ -119,6 +119,7 @@ class Checkpoint:
             entries=self.entries,
             wrappers=self.wrappers,
             warning=warn_of_start(self.ema_decay, self.step) if weights == "ema" else "",
+            step=self.step,
         )
 
     def empty_network(self) -> Tokenizer | AnyGenerator:

@@ -54,6 +54,8 @@ class LoadReport:
     """What was taken off the file's keys, in words: prefixes of DataParallel and torch.compile, an outer entry."""
     warning: str = ""
     """Why the weights that were taken may be of little use, and what to type for the others; empty: nothing known."""
+    step: int = 0
+    """Training step of the weights, 0 where the file does not tell it."""
 
     @property
     def renamed(self) -> dict[str, str]:

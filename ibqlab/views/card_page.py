@@ -15,6 +15,7 @@ from PIL import Image
 from ibqlab.base.escaping import for_html
 from ibqlab.views.cards import Card, Life, Neighbour
 from ibqlab.views.patches import PatchIndex
+from ibqlab.views.snapshot_arrays import NEVER, NOT_STORED
 
 PATCH_SIDE = 64
 """Height of a patch with its surroundings on a page, CSS pixels."""
@@ -78,7 +79,8 @@ def _facts(card: Card) -> str:
         facts.append(f"{'mean ' if card.is_set else ''}norm {card.norm:.3g}")
     if card.life is not None:
         last = card.life.last_hit
-        facts.append(f"last hit in training at step {last:,}" if last >= 0 else "never hit in training")
+        without = {NEVER: "never hit in training", NOT_STORED: "its last hit in training was not stored"}
+        facts.append(without.get(last, f"last hit in training at step {last:,}"))
     return f"<p>{for_html('; '.join(facts), None)}</p>"
 
 
@@ -199,7 +201,7 @@ def life_svg(life: Life) -> str:
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="#0072B2"/>' for a, b in zip(x, y, strict=True))
     events = [f"{word} by step {step:,}" for step, word in life.events][:8]
-    text = "; ".join(events) or "in no snapshot's validation tokens"
+    text = "; ".join(events) or f"no hit in the {life.counted} of any snapshot"
     floor = height - bottom
     more = " …" if len(life.events) > len(events) else ""
     return (
@@ -211,7 +213,7 @@ def life_svg(life: Life) -> str:
         f'<text x="{left - 4}" y="{floor + 3}" text-anchor="end">0</text>'
         f'<text x="{left}" y="{height - 3}">{int(steps[0]):,}</text>'
         f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">'
-        "training step; share of validation tokens</text>"
+        f"training step; share of {life.counted}</text>"
         f'<text x="{width - 8}" y="{height - 3}" text-anchor="end">{int(steps[-1]):,}</text></svg>'
         f"<p>{for_html(text, None)}{more}</p>"
     )

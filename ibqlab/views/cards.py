@@ -4,7 +4,6 @@ card = read_card(subject, [51])
 card.html()             # one page, pictures included
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,14 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.base.files import RunError
 from ibqlab.base.progress import notice
-from ibqlab.data.broken import name_a_few
 from ibqlab.quantizers.composite import Parts
 from ibqlab.runs import Run
+from ibqlab.views.cautions import cautions_of
 from ibqlab.views.decoding import Decoded, Decoder
 from ibqlab.views.encoding import LISTED, list_codes
 from ibqlab.views.patches import IMAGES, PatchIndex, index_patches
 from ibqlab.views.sharing import BesideInside, NearInside, beside_inside, near_inside
+from ibqlab.views.snapshot_arrays import NOT_STORED
 from ibqlab.views.subject import Subject, ViewError, lacking, open_subject
 
 PATCHES = 12
@@ -36,8 +37,6 @@ MEAN_OF = 64
 """Patches that a mean patch is made of, at most."""
 _MANY = 65_536
 """Codes that take a moment to be read."""
-_MISSED = 0.01
-"""Share of evenly used codes that counts may miss before a card says that they are too few."""
 
 
 class Neighbour(NamedTuple):
@@ -53,11 +52,13 @@ class Life(NamedTuple):
 
     steps: Int[np.ndarray, "F"]
     hits: Int[np.ndarray, "F"]
-    """In each snapshot's validation tokens, over the set."""
+    """In each snapshot's tokens, over the set."""
     tokens: Int[np.ndarray, "F"]
     """Those tokens."""
     last_hit: int
-    """Step of the last hit in training, the latest of a set; −1: never."""
+    """Step of the last hit in training, the latest of a set; `NEVER` (−1), or `NOT_STORED` (−2)."""
+    counted: str = "validation tokens"
+    """What the tokens are."""
 
     @property
     def events(self) -> list[tuple[int, str]]:
@@ -181,13 +182,14 @@ class CardReader:
             self.index = index_patches(subject, images, progress=progress)
         # A view says what is wrong, whatever it is: its reader sees no stack trace of a widget.
         except Exception as error:
-            self.lacks.append(lacking(error))
+            self._lack(lacking(error))
         try:
             self.codebook_size = self._size()
         except Exception as error:
-            raise ViewError(f"no cards of {subject.name}: {' '.join([*self.lacks, lacking(error)][:1])}") from None
+            reasons = " ".join(dict.fromkeys([*self.lacks, lacking(error)]))
+            raise ViewError(f"no cards of {subject.name}: {reasons}") from None
         if self.index is not None:
-            self.lacks += _cautions(self.index)
+            self.lacks += cautions_of(self.index)
 
     @classmethod
     def open(
@@ -206,11 +208,22 @@ class CardReader:
             return what
         return cls(what if isinstance(what, Subject) else open_subject(what, images), count)
 
+    def _lack(self, text: str) -> None:
+        """Note what no card has; what two of them need is told once."""
+        if text not in self.lacks:
+            self.lacks.append(text)
+
     def _size(self) -> int:
         if self.index is not None:
             return self.index.codebook_size
-        if self.subject.steps:
-            return len(self.subject.facts_of(self.subject.steps[-1])["counts"])
+        damaged: Exception | None = None
+        for step in reversed(self.subject.steps):
+            try:
+                return len(self.subject.facts_of(step)["counts"])
+            except RunError as error:
+                damaged = damaged or error
+        if damaged is not None:
+            raise damaged
         return self.subject.tokenizer.quantizer.config.codebook_size
 
     @cached_property
@@ -221,23 +234,25 @@ class CardReader:
         try:
             codebook = self._read_codebook()
         except Exception as error:
-            self.lacks.append(lacking(error))
+            self._lack(lacking(error))
             return None
         if codebook is not None and not np.isfinite(codebook).all():
-            self.lacks.append("The code vectors hold NaN or infinity: training has diverged, so none is near another.")
+            self._lack("The code vectors hold NaN or infinity: training has diverged, so none is near another.")
             return None
         return codebook
 
     def _read_codebook(self) -> np.ndarray | None:
-        """Of the last snapshot, which holds weights as trained; else of the network."""
-        stored = self.subject.last_codebook(LISTED) if self.subject.weights == "raw" else None
-        if stored is not None and len(stored) == self.codebook_size:
-            return stored
-        if self.subject.run is not None and self.subject.run.last_checkpoint is None:
-            return None
+        """Of the network, where it has encoded the images: norm and nearest codes are then of the same step as tokens
+        and pictures. Without tokens of the last snapshot, which holds weights as trained."""
+        if self.index is None and self.subject.weights == "raw":
+            stored = self.subject.last_codebook(LISTED)
+            if stored is not None and len(stored) == self.codebook_size:
+                return stored
+            if self.subject.run is not None and self.subject.run.last_checkpoint is None:
+                return None
         codes = list_codes(self.subject.tokenizer)
         if codes is None:
-            self.lacks.append(
+            self._lack(
                 f"The {self.codebook_size:,} codes are combinations of parts, too many to be listed: none is near."
             )
         return None if codes is None else codes.numpy()
@@ -252,18 +267,23 @@ class CardReader:
 
     @cached_property
     def history(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Steps, hits (F, K) and the last hits (K,) of all snapshots with this codebook size."""
-        steps, hits, last = [], [], np.full(self.codebook_size, -1)
+        """Steps, hits (F, K) of all snapshots with this codebook size, and the last hits (K,) of the last of them."""
+        steps, hits, last, errors = [], [], np.zeros(0), []
         for step in self.subject.steps:
             try:
                 shot = self.subject.facts_of(step)
             except Exception as error:
-                self.lacks.append(lacking(error))
+                errors.append(lacking(error))
                 continue
             if len(shot["counts"]) == self.codebook_size:
                 steps.append(step)
                 hits.append(shot["counts"])
-                last = shot.get("last_hit", last)
+                last = shot.get("last_hit", np.full(self.codebook_size, NOT_STORED))
+        if errors:
+            self._lack(errors[0])
+        if len(errors) > 1:
+            also = f"{len(errors) - 1:,} further snapshot{' is' if len(errors) == 2 else 's are'}"
+            self._lack(f"{also} left out for reasons of this kind.")
         return (np.array(steps), np.stack(hits), last) if steps else None
 
     @cached_property
@@ -278,12 +298,23 @@ class CardReader:
         Args:
             steps: of the snapshots.
             ids: codes that the map shows; all others have no hit.
-            hits: (F, C) in each snapshot's validation tokens.
-            idle: (F, C) steps since the last hit; −1 never. Of codes that are not shown it is not known.
+            hits: (F, C) in each snapshot's tokens.
+            idle: (F, C) steps since the last hit, `NEVER` or `NOT_STORED`. Of codes that are not shown it is not known.
         """
         if len(ids) == self.codebook_size:
-            last = np.where(idle[-1] < 0, -1, steps[-1] - idle[-1])
+            last = np.where(idle[-1] < 0, idle[-1], steps[-1] - idle[-1])
             self.__dict__["history"] = steps, hits, last  # in place of what the cached property would read
+
+    @property
+    def step_note(self) -> str:
+        """Which step is looked at, where training has gone on since the network was stored; "" where it has not."""
+        network, last = self.index.step if self.index is not None else None, self.history and int(self.history[0][-1])
+        if network is None or last is None or network == last:
+            return ""
+        return (
+            f"Two steps: tokens, patches, norm, nearest codes and decoded pictures are of step {network:,}, the last "
+            f"checkpoint; the use through training is of snapshots up to step {last:,}."
+        )
 
     def read(self, codes: Sequence[int], *, decode: bool = True) -> Card:
         """The card of a code or a set.
@@ -317,7 +348,7 @@ class CardReader:
             near_inside=near_inside(*everything, chosen) if everything else None,
             beside_inside=beside_inside(index, chosen) if index and len(chosen) > 1 else None,
         )
-        card.lacks.extend(self.lacks)
+        card.lacks.extend([*filter(None, [self.step_note]), *self.lacks])
         return self.decode(card) if decode else card
 
     def decode(self, card: Card) -> Card:
@@ -363,25 +394,4 @@ class CardReader:
             return None
         steps, hits, last = self.history
         rows = list(codes)
-        return Life(steps, hits[:, rows].sum(1), hits.sum(1), int(last[rows].max()))
-
-
-def _cautions(index: PatchIndex) -> list[str]:
-    """What a reader of counts has to know."""
-    cautions = []
-    missed = math.exp(-index.tokens / index.codebook_size)
-    if missed > _MISSED:
-        cautions.append(
-            f"Counts are too few: {index.tokens:,} tokens for {index.codebook_size:,} codes, so that of codes that are "
-            f"used evenly {100 * missed:.0f} % would have no hit here. A code without a hit need not be dead; look at "
-            "more images."
-        )
-    if index.broken:
-        cautions.append(f"Unreadable images were left out: {name_a_few(index.broken)}.")
-    if len(index.classes) < 2 or not (index.labels >= 0).any():
-        cautions.append("The images have no classes.")
-    if not index.ruler:
-        cautions.append(
-            "No distance between features and codes chooses this method's codes, so no patch is nearest or at a margin."
-        )
-    return cautions
+        return Life(steps, hits[:, rows].sum(1), hits.sum(1), int(last[rows].max()), self.subject.counted)

@@ -16,8 +16,9 @@ from ibqlab.quantizers.blocks import rows_per_block
 from ibqlab.tokenizer import Tokenizer
 from ibqlab.views.subject import Subject, ViewError
 
-PICTURES = ("pictures", "labels", "broken")
-"""What is stored of images, whatever the weights."""
+PICTURES = ("pictures", "labels", "numbers", "broken", "reasons")
+"""What is stored of images, whatever the weights: also their numbers in the source, and names and reasons of those that
+could not be read."""
 TOKENS = ("codes", "seconds", "distance", "margin", "ruler")
 """What is stored of their tokens."""
 LISTED = 2**27
@@ -147,16 +148,19 @@ def read_pictures(subject: Subject, images: int, progress: bool) -> dict[str, np
     Raises:
         UnreadableImages: no image can be read.
     """
-    source, pictures, labels, broken = subject.source, [], [], []
+    source, pictures, labels, numbers, broken = subject.source, [], [], [], []
     total = images if source.endless else min(images, len(source))
     with CountingLine(f"images of {subject.name}", total, "images", progress) as line:
         for batch in readable_batches(source, images):
             pictures.append(batch.images.permute(0, 2, 3, 1).contiguous())
             labels.append(batch.labels.int())
-            broken += [f"{name}: {name.reason}" if getattr(name, "reason", "") else str(name) for name in batch.broken]
+            numbers += batch.numbers
+            broken += batch.broken
             line.advance(len(batch.images))
     arrays = {"pictures": torch.cat(pictures).numpy(), "labels": torch.cat(labels).numpy()}
-    return arrays | {"broken": np.array(broken, dtype=np.str_)}
+    texts = {"broken": broken, "reasons": [getattr(name, "reason", "") for name in broken]}
+    arrays |= {name: np.array([str(text) for text in some], dtype=np.str_) for name, some in texts.items()}
+    return arrays | {"numbers": np.array(numbers, dtype=np.int64)}
 
 
 def encode_pictures(

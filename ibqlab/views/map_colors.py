@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.colors import to_hex
 
 from ibqlab.plots.code_map import DEAD_COLOR, FEATURE_GREY, HITS_COLORS
 from ibqlab.views.map_data import MapData
 from ibqlab.views.patches import PatchIndex
+from ibqlab.views.snapshot_arrays import NEVER, NOT_STORED
 from ibqlab.views.subject import ViewError
 
 LEVELS = 10
@@ -113,19 +114,32 @@ def _scaled(
     return np.where(np.isfinite(values) & (values >= 0), looks, PLAIN).astype(np.uint8), (least, most)
 
 
+def _some_steps(data: MapData, which: Bool[np.ndarray, "F"]) -> str:
+    """The first of some snapshots' steps, for readers."""
+    steps = [f"{data.steps[frame]:,}" for frame in np.flatnonzero(which)]
+    return f"{', '.join(steps[:5])}{' …' if len(steps) > 5 else ''}"
+
+
 def _by_hits(data: MapData) -> Coloring:
     values = np.where(data.hits > 0, data.hits, np.nan)
     levels, (least, most) = _scaled(data, values, log=True)
     tokens = sorted({int(count) for count in data.tokens})
     of = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
-    return Coloring(
-        name="hits", unit=f"hits in {of} validation tokens, log scale", levels=levels, least=least, most=most
-    )
+    return Coloring(name="hits", unit=f"hits in {of} {data.counted}, log scale", levels=levels, least=least, most=most)
 
 
 def _by_idle(data: MapData) -> Coloring:
+    without = (data.idle == NOT_STORED).all(1)  # (F,)
+    if without.all():
+        raise ViewError(
+            f"{data.name} did not store when training last hit each code: it is from an older version, or was not "
+            "trained by ibqlab"
+        )
     levels, (least, most) = _scaled(data, data.idle.astype(np.float64), log=True)
-    note = "Codes that training never hit have no value." if (data.idle < 0).any() else ""
+    notes = ["Codes that training never hit have no value."] if (data.idle == NEVER).any() else []
+    if without.any():
+        notes.append(f"Last hits were not stored at step {_some_steps(data, without)}.")
+    note = " ".join(notes)
     return Coloring(
         name="steps since last hit", unit="training steps, log scale", levels=levels, least=least, most=most, note=note
     )
@@ -156,10 +170,10 @@ def _by_reach(data: MapData) -> Coloring:
     largest = np.nanmax(np.where(np.isfinite(data.reach), data.reach, 0.0), axis=1, keepdims=True)
     values = np.where(data.reach > 0, data.reach / np.maximum(largest, 1e-30), np.nan)
     levels, (least, most) = _scaled(data, values, log=True, ends=(REACH_FLOOR, 1.0))
-    empty = [f"{step:,}" for step, row in zip(data.steps, data.reach, strict=True) if not np.isfinite(row).any()]
+    empty = ~np.isfinite(data.reach).any(1)  # (F,)
     note = "Codes without any gradient have no value."
-    if empty:
-        note += f" No gradient was stored at step {', '.join(empty[:5])}{' …' if len(empty) > 5 else ''}."
+    if empty.any():
+        note += f" No gradient was stored at step {_some_steps(data, empty)}."
     unit = "gradient norm, as a share of the largest of the step, log scale"
     return Coloring(name="gradient reach", unit=unit, levels=levels, least=least, most=most, note=note)
 
@@ -190,9 +204,13 @@ def _by_class(data: MapData, index: PatchIndex | None, without_index: str) -> Co
         unit=f"class that most of a code's tokens come from, in {len(index.codes):,} images",
         levels=np.broadcast_to(level, (len(data.steps), len(level))),
         names=tuple(names),
-        note="Classes are of the network as it is now, at every step alike; codes without a token in these images have "
-        "no value.",
+        note=f"Classes are of the network {_moment(index)}, at every step alike; codes without a token in these images "
+        "have no value.",
     )
+
+
+def _moment(index: PatchIndex) -> str:
+    return "of this file" if index.step is None else f"of step {index.step:,}, the last checkpoint"
 
 
 COLORINGS: dict[str, Callable[[MapData], Coloring]] = {

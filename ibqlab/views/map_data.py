@@ -12,7 +12,16 @@ from jaxtyping import Float, Int
 from ibqlab.base.checks import whole_number
 from ibqlab.diagnostics.projection import Projection
 from ibqlab.plots.histogram import TOKENS_PER_CODE, has_enough_tokens
-from ibqlab.views.map_fit import DEAD_CODES, FACTS, FIT_POINTS, METHODS, NEIGHBOURS, effective_rank, fit_map
+from ibqlab.views.map_fit import (
+    DEAD_CODES,
+    FACT_POINTS,
+    FACTS,
+    FIT_POINTS,
+    METHODS,
+    NEIGHBOURS,
+    effective_rank,
+    fit_map,
+)
 from ibqlab.views.subject import Subject, ViewError
 
 __all__ = ["FACTS", "METHODS", "MapData", "describe_frame", "effective_rank", "map_run_codes"]
@@ -35,9 +44,9 @@ class MapData:
     features: Float[np.ndarray, "F M 2"]
     """Places of the same M features."""
     hits: Int[np.ndarray, "F C"]
-    """Of each code in the snapshot's validation tokens."""
+    """Of each code in the snapshot's tokens, which `counted` names."""
     idle: Int[np.ndarray, "F C"]
-    """Steps since the code's last hit in training; −1: never hit."""
+    """Steps since the code's last hit in training; `NEVER` (−1), or `NOT_STORED` (−2)."""
     norms: Float[np.ndarray, "F C"]
     """Norm of the code vector, in the features' units."""
     drift: Float[np.ndarray, "F C"]
@@ -53,11 +62,13 @@ class MapData:
     feature_total: int
     """Features that the snapshots hold, of which M are shown."""
     explained: tuple[float, float] | None
-    """Share of the variance along each axis, by PCA."""
+    """Share of the variance of all points shown, over all snapshots, along each axis, by PCA."""
     facts: Float[np.ndarray, "F 6"]
     """Per snapshot the columns of `FACTS`."""
     left_out: tuple[int, int] = (0, 0)
-    """Snapshots that the map leaves out: for NaN, and for another codebook size."""
+    """Snapshots that the map leaves out: for NaN or infinity, and for another codebook size or dimension."""
+    counted: str = "validation tokens"
+    """What the hits are counted in."""
 
     @cached_property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -128,7 +139,7 @@ def map_run_codes(
         return fit_map(subject, method, max_points=max_points, dead_codes=dead_codes, progress=progress)
 
     depends = {"method": method, "max_points": max_points, "dead_codes": dead_codes}
-    arrays = subject.store.get("map", build, snapshots=subject.snapshot_marks(), version=2, **depends)
+    arrays = subject.store.get("map", build, snapshots=subject.snapshot_marks(), version=3, **depends)
     names = ("code_ids", "codes", "features", "hits", "idle", "norms", "drift", "reach", "assignments", "tokens")
     return MapData(
         name=subject.name,
@@ -138,6 +149,7 @@ def map_run_codes(
         feature_total=int(arrays["feature_total"]),
         explained=tuple(map(float, arrays["explained"])) or None,
         left_out=tuple(map(int, arrays["left_out"])),
+        counted=subject.counted,
         facts=arrays["facts"],
         **{name: arrays[name] for name in names},
     )
@@ -150,7 +162,8 @@ def describe_frame(data: MapData, frame: int) -> str:
     plane = "PCA" if data.method == "pca" else "UMAP"
     shares = ""
     if data.explained:
-        shares = f" ({100 * data.explained[0]:.0f} % and {100 * data.explained[1]:.0f} % of the variance)"
+        first, second = (100 * share for share in data.explained)
+        shares = f" ({first:.0f} % and {second:.0f} % of the variance of the points shown)"
     in_use, tokens = data.in_use(frame), int(data.tokens[frame])
     few = ""
     if not data.can_call_dead(frame):
@@ -158,17 +171,21 @@ def describe_frame(data: MapData, frame: int) -> str:
     broken, others = data.left_out
     left_out = ""
     if broken:
-        left_out = f" {_snapshots(broken)} left out: {'it holds' if broken == 1 else 'they hold'} NaN."
+        left_out = f" {_snapshots(broken)} left out: {'it holds' if broken == 1 else 'they hold'} NaN or infinity."
     if others:
-        left_out += f" {_snapshots(others)} left out: of another codebook size."
+        left_out += f" {_snapshots(others)} left out: of another codebook size or dimension."
+    sample = ""
+    if max(codes, features) > FACT_POINTS:
+        some = f"{min(codes, FACT_POINTS):,} codes and {min(features, FACT_POINTS):,} features"
+        sample = f" These numbers of the full space and of trust are measured on a sample of {some}."
     return (
         f"{plane} over {len(data.steps)} snapshot{'' if len(data.steps) == 1 else 's'}{shares}: {codes:,} of "
         f"{data.codebook_size:,} codes and {features:,} of {data.feature_total:,} features shown; "
-        f"{in_use:,} code{'' if in_use == 1 else 's'} in use in {tokens:,} "
-        f"tokens.{few}{left_out} In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature "
+        f"{in_use:,} code{'' if in_use == 1 else 's'} in use in {tokens:,} {data.counted}.{few}{left_out} "
+        f"In the full space: a code lies {to_feature:.3g} from its nearest feature, a feature "
         f"{to_code:.3g} from its nearest code; {100 * among:.0f} % of a code's {NEIGHBOURS} nearest points are codes; "
         f"effective rank {code_rank:.1f} of codes, {feature_rank:.1f} of features. Trustworthiness of the plane: "
-        f"{trusted:.2f} of 1."
+        f"{trusted:.2f} of 1.{sample}"
     )
 
 

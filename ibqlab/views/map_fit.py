@@ -7,7 +7,7 @@ shown and not with what the snapshots hold.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from ibqlab.base.progress import CountingLine, notice
 from ibqlab.diagnostics.geometry import code_feature_distances, exact_neighbours
 from ibqlab.diagnostics.projection import fit_pca
 from ibqlab.diagnostics.umap_fit import fit_umap, place_in_umap
+from ibqlab.views.snapshot_arrays import NEVER, NOT_STORED
 from ibqlab.views.subject import Subject, ViewError
 
 FIT_POINTS = 5000
@@ -72,12 +73,15 @@ def fit_map(
     anywhere = sum(shot["counts"] for shot in shots)
     least = min(shot["features"] for shot in shots)
     shown = _Shown(_shown_codes(anywhere, dead_codes), _draw(least, FEATURES), anywhere)
-    place, explained = _fit_plane(subject, steps, shown, method, max_points)
+    place = _fit_plane(subject, steps, shown, method, max_points)
     frames: list[Arrays] = []
     before: Arrays = {}
+    spread = _Spread()
     with CountingLine(f"map of {subject.name}", len(steps), "snapshots", progress) as line:
         for step in steps:
             frame, before = _frame(step, subject.snapshot(step), shown, place, before)
+            for points in ("codes", "features"):
+                spread.add(before[points], frame[points])
             frames.append(frame)
             line.advance()
     stacked = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
@@ -86,13 +90,16 @@ def fit_map(
         "code_ids": shown.codes,
         "codebook_size": np.array(len(anywhere)),
         "feature_total": np.array(least),
-        "explained": np.array(explained),
+        "explained": spread.shares if method == "pca" else np.zeros(0),
         "left_out": np.array(left_out),
     }
 
 
-def _survey(subject: Subject) -> tuple[list[int], list[dict[str, np.ndarray]], tuple[int, int]]:
-    """Steps that a map can show, with their hits; and how many were left out for NaN, and for another codebook size."""
+def _survey(subject: Subject) -> tuple[list[int], list[dict[str, Any]], tuple[int, int]]:
+    """Steps that a map can show, with their hits; and how many were left out for NaN, and for another codebook.
+
+    A codebook is another one where its size or its dimension is.
+    """
     complete, broken, shots = 0, 0, {}
     for step in subject.steps:
         shot = subject.snapshot(step)
@@ -102,13 +109,15 @@ def _survey(subject: Subject) -> tuple[list[int], list[dict[str, np.ndarray]], t
         if not (np.isfinite(shot["codebook"]).all() and np.isfinite(shot["features"]).all()):
             broken += 1
             continue
-        shots[step] = {"counts": shot["counts"].astype(np.int64), "features": len(shot["features"])}
+        shots[step] = {"counts": shot["counts"], "features": len(shot["features"]), "shape": shot["codebook"].shape}
     if not shots:
-        why = "hold NaN: the run has diverged" if complete else "hold no codebook and features, which a map is made of"
+        why = "hold NaN or infinity: the run has diverged"
+        if not complete:
+            why = "hold no codebook and features, or no counts of hits, which a map is made of"
         raise ViewError(f"no map of {subject.name}: its snapshots {why}")
-    # Runs that go on with another codebook have no common points; the latest size is shown.
-    size = len(shots[max(shots)]["counts"])
-    steps = [step for step in sorted(shots) if len(shots[step]["counts"]) == size]
+    # Runs that go on with another codebook have no common points; the latest one is shown.
+    shape = shots[max(shots)]["shape"]
+    steps = [step for step in sorted(shots) if shots[step]["shape"] == shape]
     return steps, [shots[step] for step in steps], (broken, len(shots) - len(steps))
 
 
@@ -125,10 +134,8 @@ def _shown_codes(anywhere: np.ndarray, dead_codes: int | None) -> np.ndarray:
     return np.union1d(np.flatnonzero(anywhere), dead)
 
 
-def _fit_plane(
-    subject: Subject, steps: list[int], shown: _Shown, method: str, max_points: int
-) -> tuple[Place, tuple[float, ...]]:
-    """What gives any vector its place, and the share of variance along each axis, by PCA.
+def _fit_plane(subject: Subject, steps: list[int], shown: _Shown, method: str, max_points: int) -> Place:
+    """What gives any vector its place.
 
     Half of the points are codes and half features, more where the other has fewer; of the codes at most a quarter are
     dead where there are others.
@@ -146,12 +153,12 @@ def _fit_plane(
     # A code that never moved would be its own copy in every snapshot, and all its neighbours would be itself.
     distinct, copies = np.unique(np.concatenate(vectors).astype(np.float32), axis=0, return_counts=True)
     if method == "pca":
-        _, place, explained = fit_pca(distinct, copies)
-        return partial(_place_blocks, place), explained
+        _, place, _ = fit_pca(distinct, copies)
+        return partial(_place_blocks, place)
     notice(f"map of {subject.name}: fitting UMAP over {len(steps)} snapshots, once")
     plane, neighbours = fit_umap(distinct, _UMAP_NEIGHBOURS, 0)
     place = partial(place_in_umap, fitted=distinct, plane=plane, neighbours=neighbours)
-    return partial(_place_blocks, place), ()
+    return partial(_place_blocks, place)
 
 
 def _place_blocks(place: Place, vectors: np.ndarray) -> np.ndarray:
@@ -162,28 +169,61 @@ def _place_blocks(place: Place, vectors: np.ndarray) -> np.ndarray:
 
 def _place_codes(book: np.ndarray, before: Arrays, place: Place) -> np.ndarray:
     """Places of the codes; those that have not moved since the snapshot before keep theirs."""
-    if not before or before["book"].shape != book.shape:
+    if not before:
         return place(book)
-    moved = (book != before["book"]).any(1)
-    codes = before["codes"].copy()
+    moved = (book != before["codes"]).any(1)
+    codes = before["places"].copy()
     codes[moved] = place(book[moved])
     return codes
 
 
+class _Spread:
+    """Variance of all points that are shown, in the full space and along the plane's axes, over all snapshots.
+
+    The fit's own shares are of a few thousand sampled points, among which codes that never moved count once.
+    """
+
+    def __init__(self) -> None:
+        self._middle: np.ndarray | None = None
+        self._count, self._squares = 0, 0.0
+        self._sums: np.ndarray = np.zeros(0)
+        self._plane_sums, self._plane_squares = np.zeros(2), np.zeros(2)
+
+    def add(self, vectors: np.ndarray, places: np.ndarray) -> None:
+        """Points and their places, block by block in float64."""
+        for start in range(0, len(vectors), _BLOCK):
+            rows = vectors[start : start + _BLOCK].astype(np.float64)
+            if self._middle is None:
+                self._middle, self._sums = rows.mean(0), np.zeros(rows.shape[1])
+            rows -= self._middle  # else squares of large means swallow small variances
+            plane = places[start : start + _BLOCK].astype(np.float64)
+            self._count += len(rows)
+            self._sums += rows.sum(0)
+            self._squares += float(np.square(rows).sum())
+            self._plane_sums += plane.sum(0)
+            self._plane_squares += np.square(plane).sum(0)
+
+    @property
+    def shares(self) -> Float[np.ndarray, "2"]:
+        """Of the variance along both axes; 0 where all points are one."""
+        total = self._squares - np.square(self._sums).sum() / self._count
+        plane = self._plane_squares - np.square(self._plane_sums) / self._count
+        return (plane / total).clip(0, 1) if total > 0 else np.zeros(2)
+
+
 def _frame(step: int, shot: Arrays, shown: _Shown, place: Place, before: Arrays) -> tuple[Arrays, Arrays]:
-    """What a map holds of one snapshot; and the codes with their places, from which the next one goes on."""
+    """What a map holds of one snapshot; and its vectors with the codes' places, from which the next one goes on."""
     ids, rows = shown.codes, shown.features
     book, features = shot["codebook"][ids].astype(np.float32), shot["features"][rows].astype(np.float32)
     codes, places = _place_codes(book, before, place), place(features)
-    last = shot["last_hit"][ids] if "last_hit" in shot else np.full(len(ids), -1)
-    drift = np.linalg.norm(book - before["book"], axis=1) if before else np.zeros(len(ids))
+    drift = np.linalg.norm(book - before["codes"], axis=1) if before else np.zeros(len(ids))
     reach = shot["gradient_norm"][ids] if "gradient_norm" in shot else np.full(len(ids), np.nan)
     assignments = shot["assignments"][rows] if "assignments" in shot else np.full(len(rows), -1)
     arrays = {
         "codes": codes.astype(np.float32),
         "features": places.astype(np.float32),
         "hits": shot["counts"][ids].astype(np.int32),
-        "idle": np.where(last < 0, -1, step - last).astype(np.int32),
+        "idle": _idle(step, shot, ids).astype(np.int32),
         "norms": np.linalg.norm(book, axis=1).astype(np.float32),
         "drift": drift.astype(np.float32),
         "reach": reach.astype(np.float32),
@@ -191,7 +231,15 @@ def _frame(step: int, shot: Arrays, shown: _Shown, place: Place, before: Arrays)
         "tokens": np.array(int(shot["counts"].sum())),
         "facts": measure_facts(book, features, codes, places),
     }
-    return arrays, {"book": book, "codes": codes}
+    return arrays, {"codes": book, "features": features, "places": codes}
+
+
+def _idle(step: int, shot: Arrays, ids: np.ndarray) -> np.ndarray:
+    """Steps since the last hit of some codes, `NEVER`, or `NOT_STORED`."""
+    if "last_hit" not in shot:
+        return np.full(len(ids), NOT_STORED)
+    last = shot["last_hit"][ids]
+    return np.where(last < 0, NEVER, np.maximum(step - last, 0))
 
 
 def measure_facts(

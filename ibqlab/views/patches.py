@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from ibqlab.base.checks import require_between
+from ibqlab.base.checks import whole_number
+from ibqlab.data.broken import UnreadableName
 from ibqlab.views import encoding
 from ibqlab.views.subject import Subject
 
@@ -25,7 +26,9 @@ _OFTEN = 3
 """Times that codes must stand beside each other to be named as neighbours."""
 _RANKED = 32_768
 """Tokens of a set, the nearest, that take turns by code and image, at most."""
-_VERSION = 4
+_BY_CHANCE = 1.005
+"""Times as often as by chance that count as chance: they are shown as 1."""
+_VERSION = 5
 """Of what is stored; a change of its meaning needs another."""
 
 
@@ -52,8 +55,12 @@ class PatchIndex:
     "" where none does, as for codes of several parts."""
     codebook_size: int
     """K."""
-    broken: tuple[str, ...] = ()
-    """Names of images that could not be read, and why; they are left out."""
+    broken: tuple[UnreadableName, ...] = ()
+    """Names of images that could not be read, each with its reason; they are left out."""
+    numbers: tuple[int, ...] = ()
+    """Of each image in its source; empty for a picture of the user's own."""
+    step: int | None = None
+    """Training step of the network; None of a file, which does not tell it."""
     images_mark: str = ""
     """Identity of the images, whatever the tokenizer."""
 
@@ -173,10 +180,10 @@ class PatchIndex:
         begin, end = np.searchsorted(first, [code, code + 1])
         others, times = second[begin:end], seen[begin:end]
         expected = times.sum() * self.counts[others] / max(1, self.tokens - self.counts[code])
-        often = times >= _OFTEN
-        lift = times[often] / np.maximum(expected[often], 1e-9)
-        order = np.argsort(-lift, kind="stable")
-        return others[often][order], lift[order]
+        lift = times / np.maximum(expected, 1e-9)
+        more = np.flatnonzero((times >= _OFTEN) & (lift > _BY_CHANCE))
+        order = more[np.argsort(-lift[more], kind="stable")]
+        return others[order], lift[order]
 
     def pairs_within(self, inside: Bool[np.ndarray, "K"]) -> tuple[int, int, int]:
         """Pairs of a set's codes that stand beside each other.
@@ -220,7 +227,7 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
         ViewError: no network, no images, or features that are not finite.
     Cost: the encoder's pass over the images, and products with the codebook to find the two nearest codes.
     """
-    require_between("images", images, 1, MOST_IMAGES)
+    whole_number("count", images, 1, MOST_IMAGES)
     mark, side = subject.images_mark(images), subject.tokenizer.config.autoencoder.resolution
     of_images = {"source": mark, "resize": subject.resize, "side": side, "images": images, "version": _VERSION}
     pictures = subject.store.get(
@@ -250,7 +257,8 @@ def index_picture(subject: Subject, picture: Image.Image) -> PatchIndex:
         ValueError: a strip more than 100 times as long as wide.
     """
     pixels = encoding.bring_to_size(subject, picture)
-    arrays = {"pictures": pixels, "labels": np.array([-1]), "broken": np.zeros(0, np.str_)}
+    nothing = {"numbers": np.zeros(0, np.int64), "broken": np.zeros(0, np.str_), "reasons": np.zeros(0, np.str_)}
+    arrays = {"pictures": pixels, "labels": np.array([-1]), **nothing}
     return _as_index(subject, arrays | encoding.encode_pictures(subject, pixels), (), "")
 
 
@@ -260,6 +268,8 @@ def _as_index(subject: Subject, arrays: dict[str, np.ndarray], classes: tuple[st
         classes=classes,
         ruler=str(arrays["ruler"]),
         codebook_size=subject.tokenizer.quantizer.config.codebook_size,
-        broken=tuple(map(str, arrays["broken"])),
+        broken=tuple(map(UnreadableName, map(str, arrays["broken"]), map(str, arrays["reasons"]))),
+        numbers=tuple(map(int, arrays["numbers"])),
+        step=subject.network_step,
         images_mark=mark,
     )

@@ -10,7 +10,7 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,11 @@ def file_mark(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
+        UnreadableFile: it is no ordinary file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [(entry.filename, entry.CRC, entry.file_size) for entry in archive.infolist()]
-    except (zipfile.BadZipFile, ValueError):
+    except (zipfile.BadZipFile, ValueError, OSError):
         return hash_file(path)
     return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()
-
-
-def file_marks(paths: Sequence[Path]) -> list[str]:
-    """The marks of several files, in their order."""
-    return [file_mark(path) for path in paths]

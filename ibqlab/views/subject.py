@@ -7,27 +7,30 @@ subject.tokenizer, subject.source, subject.steps
 
 import hashlib
 import os
+import re
+import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ibqlab.base.codebook_parts import CONCATENATED, SUMMED, with_codebook
+from ibqlab.base.codebook_parts import CONCATENATED
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, read_npz
+from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes
 from ibqlab.base.resources import BUILT_IN
-from ibqlab.config import parse
+from ibqlab.config import content_hash, parse
 from ibqlab.data import DataConfig, FileSource, ImageSource, PhotosSource, open_data
 from ibqlab.data.shard_index import PICTURE_BYTES
 from ibqlab.pretrained import CheckpointError, load_tokenizer
+from ibqlab.recipes.plugins import plugin_of
 from ibqlab.runs import Run
 from ibqlab.runs.finding import find_run, locate, run_name
 from ibqlab.runs.folder import step_file
 from ibqlab.runs.kinds import is_lab, is_monitored, kind_of
-from ibqlab.runs.view import SNAPSHOT_BYTES
 from ibqlab.tokenizer import Tokenizer
-from ibqlab.views.store import ViewStore, file_mark, file_marks, store_of
+from ibqlab.views.snapshot_arrays import PARTS, read_snapshot
+from ibqlab.views.store import ViewStore, file_mark, store_of
 
 FORESEEN = (RunError, ValueError, OSError, ImportError)
 """What is raised with a message for readers."""
@@ -86,9 +89,16 @@ class Subject:
         return self.run.snapshot_steps if self.run else []
 
     def snapshot(self, step: int = -1) -> dict[str, np.ndarray]:
-        """The arrays of a step; errors as of `Run.snapshot`."""
+        """The arrays of a step, −1 for the last one, checked as `read_snapshot` does.
+
+        Raises:
+            RunError: there is no such snapshot, or it is damaged.
+        """
         self.require_run()
-        return self.run.snapshot(step)
+        steps = self.steps
+        if not steps or step not in (-1, *steps):
+            return self.run.snapshot(step)  # which says what there is
+        return read_snapshot(self._snapshot_file(steps[-1] if step == -1 else step))
 
     def last_codebook(self, most: int) -> np.ndarray | None:
         """The code vectors of the last snapshot; None where it holds none, or more than `most` numbers.
@@ -98,14 +108,13 @@ class Subject:
         """
         if not self.steps:
             return None
-        file = step_file(self.path, "snapshots", self.steps[-1], ".npz")
-        arrays = read_npz(file, SNAPSHOT_BYTES, ("codebook", SUMMED, CONCATENATED))
-        for name in (SUMMED, CONCATENATED):
-            if name in arrays:
-                parts, size, dim = arrays[name].shape
-                if size**parts * dim * (parts if name == CONCATENATED else 1) > most:
-                    return None
-        return with_codebook(arrays).get("codebook")
+        file = self._snapshot_file(self.steps[-1])
+        parts = read_snapshot(file, PARTS, join=False)
+        for name, values in parts.items():
+            number, size, dim = values.shape
+            if size**number * dim * (number if name == CONCATENATED else 1) > most:
+                return None
+        return read_snapshot(file, ("codebook", "counts", *PARTS)).get("codebook")
 
     def facts_of(self, step: int) -> dict[str, np.ndarray]:
         """The small arrays of a step: counts and last hits, without reading codebook and features.
@@ -114,18 +123,36 @@ class Subject:
             RunError: there is no such snapshot, its file is damaged, or it holds no counts.
         """
         self.require_run()
-        file = step_file(self.path, "snapshots", step, ".npz")
-        try:
-            arrays = read_npz(file, SNAPSHOT_BYTES, ("counts", "last_hit"))
-        except (FileNotFoundError, UnreadableFile) as error:
-            raise RunError(f"{error}; delete {file.name} or train again") from error
+        file = self._snapshot_file(step)
+        arrays = read_snapshot(file, ("counts", "last_hit"))
         if "counts" not in arrays:
             raise ViewError(f"{file} holds no counts of hits, so that nothing is known of the use of codes")
         return arrays
 
     def snapshot_marks(self) -> list[str]:
-        """The content of all snapshots, for the store."""
-        return file_marks([step_file(self.path, "snapshots", step, ".npz") for step in self.steps])
+        """Step and content of all snapshots, for the store.
+
+        Raises:
+            FileNotFoundError: one is gone by now.
+            RunError: one is no file.
+        """
+        marks = []
+        for step in self.steps:
+            file = self._snapshot_file(step)
+            try:
+                marks.append(f"{step} {file_mark(file)}")
+            except UnreadableFile as error:
+                raise ViewError(f"{error}; delete {file.name} or train again") from error
+        return marks
+
+    def _snapshot_file(self, step: int) -> Path:
+        return step_file(self.path, "snapshots", step, ".npz")
+
+    @property
+    def counted(self) -> str:
+        """What a snapshot's hits are counted in, in words: a monitor sees no validation."""
+        is_training = self.run is not None and is_monitored(self.run.config)
+        return "tokens of training" if is_training else "validation tokens"
 
     def require_run(self) -> None:
         """Refuse a checkpoint where training is looked at."""
@@ -160,6 +187,11 @@ class Subject:
                 raise
             return load_tokenizer(self.path, "raw", quantizer=self._quantizer).float()
 
+    @property
+    def network_step(self) -> int | None:
+        """Training step of the network; None of a file, which does not tell it."""
+        return self.tokenizer.load_report.step if self.run is not None else None
+
     @cached_property
     def source(self) -> ImageSource:
         """The images to look at: those given, else the run's own for validation.
@@ -177,7 +209,7 @@ class Subject:
             try:
                 return open_data(config, "validation")
             except ValueError as error:
-                words = str(error).replace("validation_source", "images").replace("source=", "images=")
+                words = re.sub(r"\b(validation_)?source\b(?=( must|=))", "images", str(error))
                 raise ViewError(words) from None
         if self.run is None:
             raise ViewError(f"{self.name} is a checkpoint and brings no images; name some: images=FOLDER")
@@ -208,10 +240,23 @@ class Subject:
                 digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def weights_mark(self) -> str:
-        """The content of the weights, for the store."""
-        return f"{self.weights} {file_mark(self.run.last_checkpoint if self.run else self.path)}"
+        """All that makes the network what it is, for the store: weights, settings and the code of a plugin.
+
+        Settings are part of it because one file may be read as several methods, by `quantizer`.
+        """
+        config = self.tokenizer.config
+        file = self.path
+        if self.run is not None:  # a training that goes on may have written another meanwhile, and deleted this one
+            file = step_file(self.path, "checkpoints", self.network_step, ".pt")
+        try:
+            content = file_mark(file)
+        except FileNotFoundError:
+            content = f"gone {time.time_ns()}"
+        plugin = plugin_of(config.quantizer.config_name)
+        code = plugin.sha256 if plugin is not None else ""
+        return f"{self.weights} {content} {content_hash(config)} {code}"
 
 
 def open_subject(
@@ -228,7 +273,7 @@ def open_subject(
         quantizer: of a published file that does not tell its own: "ibq" or "vq".
     Raises:
         FileNotFoundError: there is nothing there.
-        RunError: a folder that is no run, or a run of a generator.
+        RunError: a folder that is no run, a run of a generator, or a quantizer named for a run, which tells its own.
     """
     path = what.path if isinstance(what, Run) else find_run(what, "run or checkpoint")
     run = what if isinstance(what, Run) else Run(path) if path.is_dir() else None
@@ -236,6 +281,11 @@ def open_subject(
         raise ViewError(
             f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give "
             f"{for_terminal(run.config.get('tokenizer') or 'that run')}"
+        )
+    if run is not None and quantizer is not None:
+        raise ViewError(
+            f"quantizer is asked of published files, which do not tell it; {for_terminal(run.name)} is a run, whose "
+            "config.yaml does: leave quantizer out"
         )
     return Subject(path, run, str(images or ""), weights, quantizer)
 

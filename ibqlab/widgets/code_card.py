@@ -94,8 +94,8 @@ class CodeCard(ipywidgets.VBox):
         self._listeners.append(listener)
 
     def static_html(self) -> str:
-        """The card as it is shown now, without its buttons."""
-        return static_card(self.page.value)
+        """The card as it is shown now and what is said above it, without its buttons."""
+        return static_card(f"{self.said.value}{self.page.value}")
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_static_page(super()._repr_mimebundle_(**kwargs), self.static_html())

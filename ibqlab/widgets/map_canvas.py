@@ -18,6 +18,7 @@ import traitlets
 
 from ibqlab.views.map_colors import LOOKS, Coloring, palette
 from ibqlab.views.map_data import MapData
+from ibqlab.views.snapshot_arrays import NEVER, NOT_STORED
 
 GROUNDS = {False: "#ffffff", True: "#111111"}
 """Background on a light and on a dark page; those of JupyterLab's own themes."""
@@ -194,6 +195,6 @@ def describe_point(data: MapData, frame: int, row: int) -> dict[str, str]:
     return {
         "point": of,
         "hits": f"{int(data.hits[frame][place]):,} of {int(data.tokens[frame]):,} tokens",
-        "last hit": "never in training" if idle < 0 else f"{idle:,} training steps ago",
+        "last hit": {NEVER: "never in training", NOT_STORED: "not stored"}.get(idle, f"{idle:,} training steps ago"),
         "norm": f"{float(data.norms[frame][place]):.3g}",
     }

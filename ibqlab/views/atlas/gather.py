@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from jaxtyping import Float, Int
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError
 from ibqlab.base.progress import CountingLine
-from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.views.atlas.moment import Moment
 from ibqlab.views.cards import NEIGHBOURS, PATCHES, CardReader
 from ibqlab.views.map_data import MapData, describe_frame, map_run_codes
+from ibqlab.views.snapshot_arrays import NEVER, NOT_STORED
 from ibqlab.views.subject import Subject, lacking
 
 SHARD = 256
@@ -27,6 +26,8 @@ NEAR_CODES = 65_536
 """Codes whose nearest codes are looked for, at most; beyond it only those in use."""
 _BLOCK = 2**24
 """Distances that are computed at a time."""
+_DIGITS = 5
+"""Of a distance on a card."""
 _STEPS = 65_535
 """Places of the map are stored as whole numbers up to this."""
 
@@ -55,14 +56,11 @@ class AtlasData:
         index, source = self.reader.index, self.reader.subject.source
         if not hasattr(source, "name"):
             return [f"image {number}" for number in range(len(index.codes))]
-        broken = getattr(index, "broken", ())
-        names = (source.name(number) for number in range(len(source)))
-        readable = (name for name in names if not any(f"{told}: ".startswith(f"{name}: ") for told in broken))
-        return list(islice(readable, len(index.codes)))
+        return [source.name(number) for number in index.numbers]
 
     @cached_property
     def near(self) -> dict[int, list[tuple[int, float]]]:
-        """Code → its nearest codes and their distances; empty where no codebook can be listed."""
+        """Code → its nearest codes and their distances, exact; empty where no codebook can be listed."""
         book, index = self.codebook, self.reader.index
         if book is None or not np.isfinite(book).all() or len(book) < 2:
             return {}
@@ -79,7 +77,7 @@ class AtlasData:
             asked=hashlib.sha256(asked).hexdigest(),
             version=1,
         )
-        codes, distances = stored["codes"].tolist(), np.round(stored["distances"].astype(float), 4).tolist()
+        codes, distances = stored["codes"].tolist(), stored["distances"].astype(float).tolist()
         return {
             code: list(zip(others, far, strict=True))
             for code, others, far in zip(asked.tolist(), codes, distances, strict=True)
@@ -107,7 +105,11 @@ def gather(reader: CardReader, method: str, progress: bool) -> AtlasData:
     if atlas.codebook is not None and len(atlas.codebook) > NEAR_CODES:
         told = "are told of the codes in use alone" if reader.index is not None else "are not told"
         atlas.lacks.append(f"Nearest codes {told}: the codebook has more than {NEAR_CODES:,} codes.")
-    atlas.lacks += dict.fromkeys([*reader.lacks, *([why] if why and data is None else [])])
+    if reader.history is not None and (reader.history[2] == NOT_STORED).all():
+        atlas.lacks.append("When training last hit each code was not stored.")
+    # A file has no training of which a map could be; of a run the reader wants to know.
+    is_told = why and (data is None or reader.subject.steps)
+    atlas.lacks += dict.fromkeys([*filter(None, [reader.step_note]), *reader.lacks, *([why] if is_told else [])])
     return atlas
 
 
@@ -169,16 +171,15 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
     if reader.history is not None:
         steps, hits, _ = reader.history
         said |= {"steps": steps.tolist(), "step_tokens": hits.sum(1).tolist()}
-    config = subject.run.config if subject.run is not None else {}
-    has_validation = not (is_monitored(config) or is_lab(config))
-    said |= {"counted": "validation tokens" if has_validation else "tokens of the snapshot"}
+    counted = subject.counted
+    said |= {"counted": counted}
     if data.map is not None:
         frames = range(len(data.map.steps))
         said |= {"map_steps": [] if data.is_moment else list(data.map.steps)}
         said |= {"map_words": [describe_frame(data.map, frame) for frame in frames]}
         said |= {"most_hits": int(data.map.hits.max(initial=1)), "is_moment": data.is_moment}
         if index is not None and not data.is_moment:
-            of = "validation tokens of its step" if has_validation else "tokens of its step's snapshot"
+            of = f"{counted} of its step" if "validation" in counted else "tokens of its step's snapshot"
             where = f"the {index.tokens:,} tokens of all {len(index.codes):,} images of the atlas"
             table = "The table's “tokens of all images” and the cards"
             said |= {"map_note": f"The map counts hits in the {of}. {table} count those in {where}."}
@@ -195,7 +196,8 @@ def table_columns(data: AtlasData) -> dict[str, Any]:
     if data.reader.history is not None:
         steps, hits, last = data.reader.history
         columns["validation"] = packed(hits[-1], "i4")
-        columns["idle"] = packed(np.where(last < 0, -1, steps[-1] - last), "i4")
+        if not (last == NOT_STORED).all():
+            columns["idle"] = packed(np.where(last < 0, NEVER, np.maximum(steps[-1] - last, 0)), "i4")
     return columns
 
 
@@ -254,7 +256,8 @@ def _card(data: AtlasData, code: int, life: list[int] | None) -> dict[str, Any]:
         if len(index.classes) > 1:
             here = index.class_counts([code])
             card["classes"] = [(int(i), int(here[i])) for i in np.argsort(-here, kind="stable")[:6] if here[i]]
-    card["near"] = data.near.get(code)
+    # Significant digits, not decimals: vectors of a small start lie 10⁻⁵ apart.
+    card["near"] = [(other, float(f"{far:.{_DIGITS}g}")) for other, far in data.near.get(code, [])]
     card["life"] = life
     return {name: value for name, value in card.items() if value}
 

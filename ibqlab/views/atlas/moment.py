@@ -34,6 +34,11 @@ class Moment(Subject):
     def require_run(self) -> None:
         """A moment needs none."""
 
+    @property
+    def counted(self) -> str:
+        """All of the images' tokens."""
+        return "tokens of the images"
+
     def snapshot_marks(self) -> list[str]:
         """The content of weights and tokens."""
         return [self._subject.weights_mark, hashlib.sha256(np.ascontiguousarray(self._index.codes)).hexdigest()]

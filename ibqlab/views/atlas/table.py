@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ibqlab.views.atlas.gather import AtlasData
+from ibqlab.views.snapshot_arrays import NOT_STORED
 from ibqlab.views.subject import ViewError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def write_table(file: Path, data: AtlasData) -> None:
 def _schema(arrow: Any, data: AtlasData) -> "arrow.Schema":
     picture = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     columns = [("code", arrow.string()), ("number", arrow.int32()), ("x", arrow.float32()), ("y", arrow.float32())]
-    columns += [("norm", arrow.float32()), ("validation_tokens", arrow.int64()), ("in_use", arrow.bool_())]
+    columns += [("norm", arrow.float32()), (_hits_name(data), arrow.int64()), ("in_use", arrow.bool_())]
     if not data.is_moment:
         columns += [("steps_since_hit", arrow.int64()), ("drift", arrow.float32())]
     if data.reader.index is not None:
@@ -84,6 +85,13 @@ def _schema(arrow: Any, data: AtlasData) -> "arrow.Schema":
             columns += [("class", arrow.string()), ("class_share", arrow.float32())]
     ids = [("ids", arrow.list_(arrow.int32())), ("distances", arrow.list_(arrow.float32()))]
     return arrow.schema([*columns, ("neighbors", arrow.struct(ids))])
+
+
+def _hits_name(data: AtlasData) -> str:
+    """Of the column of a code's tokens on the map: by what they are."""
+    return {"validation tokens": "validation_tokens", "tokens of training": "training_tokens"}.get(
+        data.map.counted, "map_tokens"
+    )
 
 
 def _row(data: AtlasData, row: int, rows_of: dict[int, int]) -> dict[str, Any]:
@@ -96,10 +104,10 @@ def _row(data: AtlasData, row: int, rows_of: dict[int, int]) -> dict[str, Any]:
         "number": code,
         "x": x,
         "y": y,
-        "norm": float(plane.norms[-1, row]),
-        "validation_tokens": int(plane.hits[-1, row]),
+        "norm": float(np.linalg.norm(data.codebook[code]) if data.codebook is not None else plane.norms[-1, row]),
+        _hits_name(data): int(plane.hits[-1, row]),
         "in_use": bool(plane.hits[-1, row] > 0),
-        "steps_since_hit": int(plane.idle[-1, row]),
+        "steps_since_hit": None if plane.idle[-1, row] == NOT_STORED else int(plane.idle[-1, row]),
         "drift": float(plane.drift[-1, row]),
         "neighbors": {"ids": [other for other, _ in near], "distances": [far for _, far in near]},
     }

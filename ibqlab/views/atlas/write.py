@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ibqlab.base.checks import require_between, require_choice
+from ibqlab.base.checks import require_choice, whole_number
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.progress import CountingLine
 from ibqlab.pretrained.load_report import WEIGHTS
@@ -61,7 +61,7 @@ class AtlasSettings:
     """Of a published file that does not tell its own: "ibq" or "vq"."""
 
     def __post_init__(self):
-        require_between("count", self.count, 1, MOST_IMAGES)
+        whole_number("count", self.count, 1, MOST_IMAGES)
         require_choice("method", self.method, METHODS)
         require_choice("weights", self.weights, ("", *WEIGHTS))
 
