@@ -468,6 +468,16 @@ class TestBadInput:
 
 
 class TestLinked:
+    def test_maps_keep_the_steps_that_were_asked_for(self, run, tmp_path):
+        other = make_run(tmp_path / "other", seed=1)
+        pair = link_maps(CodebookMap(run, step=0), CodebookMap(other, step=10))
+        assert [one.data.steps[one.step.value] for one in pair.maps] == [0, 10] and pair.step.value == 0
+        pair.step.value = 2
+        assert [one.data.steps[one.step.value] for one in pair.maps] == [20, 20]
+        two = link_maps(CodebookMap(run), CodebookMap(run, step=0))
+        two.maps[0].plane.value = "umap"
+        assert [one.data.steps[one.step.value] for one in two.maps] == [20, 0]
+
     def test_titles_are_two(self, run):
         with pytest.raises(ValueError, match="titles must be two, one above each map; got 1"):
             link_maps(run, run, ["one"])

@@ -18,7 +18,7 @@ from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs import Run, RunIndex, list_runs, read_note, write_note
 from ibqlab.runs import summaries as summaries_module
 from ibqlab.runs.comparison import differing_settings
-from ibqlab.runs.metrics import last_of_each, read_rows
+from ibqlab.runs.metrics import last_of_each, last_rows, read_rows
 from ibqlab.runs.queries import QueryError, RunNames
 from ibqlab.views.run_table import BrowserParameters, RunCatalogue, difference_html, measures_of, table_html
 from ibqlab.widgets import RunBrowser
@@ -332,6 +332,13 @@ def test_rows_fit_the_terminal(folder, monkeypatch, width):
     assert "x" * 120 in ibqlab("runs", "--wide") and "long " * 49 in ibqlab("runs", "--wide")
 
 
+def test_metrics_that_never_end_are_not_read(tmp_path):
+    file = Path(make_run(tmp_path, "device", "vq", rows=[row(1, 0.5)])) / "metrics.jsonl"
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert last_rows(file) == []
+
+
 def test_a_run_whose_loss_is_nan_by_now_has_none(tmp_path):
     rows = [row(0, 0.5) | {"loss": 0.06}, row(1, 0.5) | {"loss": float("nan")}]
     make_run(tmp_path, "diverged", "vq", rows=rows)
@@ -476,6 +483,22 @@ class TestBrowser:
         assert [one.subject.name for one in pair.maps] == ["ibq", "vq"]
         browser.buttons["both on one image"].click()
         assert len(browser.view.children) == 1 and "both on one image" in browser.answer.value.lower()
+        browser.reload.click()
+        assert browser.view.children
+        browser.select(["study/ibq", "own"])
+        assert browser.view.children == () and browser.answer.value == "", "it was of another pair"
+
+    def test_what_decides_is_seen(self, browser, tmp_path):
+        rows = [row(1, 0.9) | {"validation_usage": 0.25, "validation_tokens": 5120}]
+        make_run(tmp_path / "validated", "one", "vq", rows=rows)
+        validated = RunBrowser(tmp_path / "validated")
+        assert "window usage" not in validated.table.children[0].df
+        validated.filter.value = "usage>50% ~one"
+        assert validated.table.children[0].df.loc[0, "window usage"] == "90.00%"
+        validated.filter.value, validated.sort.value = "", "-loss"
+        assert (
+            "loss" in "".join(validated.table.children[0].df) and "window usage" not in validated.table.children[0].df
+        )
 
     def test_a_run_that_has_logged_no_numbers_draws_what_it_has(self, browser, folder):
         browser.select([EVIL])

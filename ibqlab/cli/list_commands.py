@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 LEAST_TELLING = (
     *("validation_tokens", "usage_tokens", "losses", "duration_s", "validation_perplexity", "started", "code_dim"),
-    *("codebook_init", "seed", "kind", "usage", "perplexity", "validation_psnr", "validation_loss", "loss", "problem"),
-    *("codebook_size", "quantizer", "validation_usage", "note", "step", "status"),
+    *("seed", "kind", "usage", "perplexity", "validation_loss", "loss", "problem", "codebook_init", "step"),
+    *("codebook_size", "quantizer", "note", "status", "validation_psnr", "validation_usage"),
 )
 """Columns of `ibqlab runs` in the order in which they give way to a narrow terminal."""
 LEFT_OUT = ("path", "config_hash")
@@ -107,13 +107,19 @@ def _summaries(paths: Sequence[Path]) -> "list[RunSummary]":
 def _say_differences(chosen: "Sequence[RunSummary]") -> None:
     """A line for each setting that is not the same in all runs; runs get numbers where names have no room, and equal
     values stand in one line where columns have none either."""
-    from ibqlab.runs.comparison import differing_settings
+    from ibqlab.runs.comparison import NOT_SET, differing_settings
 
     rows = differing_settings(chosen)
     if not rows:
         say(f"the settings of {' and '.join(run.name for run in chosen)} are the same")
         return
-    names, numbers = [run.name for run in chosen], [f"[{number}]" for number in range(1, len(chosen) + 1)]
+    _say_rows([run.name for run in chosen], rows)
+    if any(NOT_SET in values for values in rows.values()):
+        say(f"{NOT_SET}: the run has no such setting")
+
+
+def _say_rows(names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    numbers = [f"[{number}]" for number in range(1, len(names) + 1)]
     for head in (names, numbers):
         table = [["", *head], *([key, *values] for key, values in rows.items())]
         table = [[for_terminal(cell, 80) for cell in row] for row in table]

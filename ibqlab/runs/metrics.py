@@ -194,11 +194,14 @@ def last_values(file: Path) -> dict[str, Any]:
 
 
 def last_rows(file: Path) -> list[dict[str, Any]]:
-    """The last rows of a run's metrics.jsonl, a few at least, read without the others; [] before the first row."""
+    """The last rows of a run's metrics.jsonl, a few at least, read without the others; [] before the first row, and
+    where it is no ordinary file: a device would never end."""
+    if not is_ordinary(file):
+        return []
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-            lines = stream.read().split(b"\n")
+            lines = stream.read(TAIL_BYTES).split(b"\n")
     except OSError:
         return []
     rows = []

@@ -19,7 +19,7 @@ from ibqlab.runs import RunIndex, RunSummary, runs_root
 from ibqlab.runs.comparison import NOT_SET, differing_settings
 from ibqlab.runs.finding import ROOT_NAME, find_run
 from ibqlab.runs.notes import note_line
-from ibqlab.runs.queries import RunNames, as_text, split_conditions
+from ibqlab.runs.queries import RunNames, as_text, read_condition, split_conditions
 
 NOTE_LETTERS = 40
 """Of a note in the table; all of it stands below."""
@@ -126,6 +126,11 @@ class RunCatalogue:
             return any(run.columns.get(better) is None for run in holds)
 
         return [name for name in _USUAL if is_shown(name) and (name != "kind" or len(kinds) > 1)]
+
+    def used_columns(self, text: str = "", sort: str = "") -> list[str]:
+        """The columns by which runs are chosen or sorted, as of `select`; what decides is to be seen."""
+        names = [read_condition(one).name for one in split_conditions(text)]
+        return [self.names.full_name(name) for name in (*names, sort.removeprefix("-")) if name]
 
     def further_columns(self) -> list[str]:
         """Settings that are not the same in all runs, and results: what a table may show besides."""

@@ -173,7 +173,7 @@ def typed_codes(text: str, size: int) -> list[str]:
         size: of the codebook.
     """
     numbers = []
-    for word in text.split():
+    for word in (word.strip(",") for word in text.split()):
         joined = word.replace(",", "")
         is_grouped = re.fullmatch(r"\d{1,3}(,\d{3})+", word) and int(joined) < size
         numbers += [joined] if is_grouped else word.replace(",", " ").split()

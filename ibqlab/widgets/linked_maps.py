@@ -41,7 +41,7 @@ class LinkedMaps(ipywidgets.VBox):
         pair = ipywidgets.HBox(columns, layout={"flex_flow": "row wrap", "justify_content": "space-between"})
         super().__init__([self.controls, self.said, pair])
         self.add_class("ibqlab-linked-maps")
-        self.codes_correspond, self._steps = False, ()
+        self.codes_correspond, self._steps, self._is_judging = False, (), False
         self.step.observe(self._moved, names="value")
         for one, other in (self.maps, self.maps[::-1]):
             one.on_select(self._teller(other))
@@ -91,12 +91,16 @@ class LinkedMaps(ipywidgets.VBox):
         if has_slider:
             options = [(f"{step:,}", number) for number, step in enumerate(self._steps)]
             if tuple(self.step.options) != tuple(options):
+                # The maps stay at the steps that were asked for; the slider moves both once it is moved.
+                now = first.data.steps[first.step.value]
+                self._is_judging = True
                 self.play.max = len(options) - 1
                 self.step.options = options
-                self.step.value = self.play.value = len(options) - 1
+                self.step.value = self.play.value = int(np.abs(np.array(self._steps) - now).argmin())
+                self._is_judging = False
 
     def _moved(self, _: Any) -> None:
-        if len(self._steps) > 1 and self.step.value < len(self._steps):
+        if not self._is_judging and len(self._steps) > 1 and self.step.value < len(self._steps):
             for one in self.maps:
                 if one.data is not None and self._steps[self.step.value] in one.data.steps:
                     one.step.value = one.data.steps.index(self._steps[self.step.value])

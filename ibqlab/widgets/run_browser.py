@@ -61,6 +61,7 @@ class RunBrowser(ipywidgets.VBox):
         self.selected: list[str] = []
         """Names of the runs that are selected."""
         self._further: list[str] = []
+        self._pair: list[str] = []  # of the view of two runs that is open
         self._noted = ("", "")  # the run whose note can be changed, and what its folder holds
         self._silent = False
         self.filter = ipywidgets.Text(
@@ -161,6 +162,7 @@ class RunBrowser(ipywidgets.VBox):
         except Exception as error:  # whatever another view cannot do with this run, its reader gets a sentence
             self._answer(f"No {view} of {names}: {error}")
             return
+        self._pair = [run.name for run in runs] if view in PAIR_VIEWS else []
         self._answer(f"{view[:1].upper()}{view[1:]}: {names}")
 
     def static_html(self) -> str:
@@ -202,7 +204,8 @@ class RunBrowser(ipywidgets.VBox):
             self._fill([], f"No runs in {where}{gone}: make one with `ibqlab train builtin/smoke`, then press refresh.")
             return
         shown = self.catalogue.select(self.filter.value, self.sort.value.strip())
-        cells = self.catalogue.cells(shown, self._further)
+        used = self.catalogue.used_columns(self.filter.value, self.sort.value.strip())
+        cells = self.catalogue.cells(shown, [*self._further, *used])
         order = f"sorted by {self.sort.value.strip()}" if self.sort.value.strip() else "newest first"
         count = f"{len(shown):,} of {len(self.catalogue.runs):,} runs" if self.filter.value else f"{len(shown):,} runs"
         words = f"{count} in {self.catalogue.folder}, {order}, read at {time.strftime('%H:%M:%S')}."
@@ -317,7 +320,7 @@ class RunBrowser(ipywidgets.VBox):
         if not is_same or self.note.value == self._noted[1]:
             self.note.value = note
         self._noted = (run.name if run else "", note)
-        if not is_same:
+        if not is_same or (self._pair and self._pair != [one.name for one in self._selected_runs()[:2]]):
             self._close_view()
             self._answer("")
 
@@ -357,4 +360,4 @@ class RunBrowser(ipywidgets.VBox):
             if watching is not None:
                 watching.cancel()
             view.close()
-        self.view.children = []
+        self.view.children, self._pair = [], []

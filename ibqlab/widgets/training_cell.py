@@ -171,7 +171,7 @@ def _not_finished(process: BackgroundProcess) -> str:
     what = (
         "wait until the view above says that it is finished"
         if process.is_running
-        else "run the notebook's training cell again"
+        else "press “go on” above, or run the notebook's training cell again, and wait for its end"
     )
     return (
         f"{name} is not finished, which this part of the notebook needs ({process.describe()}). First {what}, then this"
