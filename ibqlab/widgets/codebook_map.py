@@ -204,7 +204,9 @@ class CodebookMap(ipywidgets.VBox):
             if before != data.steps[frame]:
                 self.say(f"There is no map of step {before:,}; the nearest is of step {data.steps[frame]:,}.")
         if self._newest > data.steps[-1]:
-            self.say(f"The last snapshot, of step {self._newest:,}, is left out: it holds numbers that are not finite.")
+            self.say(
+                f"The last snapshot, of step {self._newest:,}, is left out: it holds no finite codes and features."
+            )
         self._is_moving = True
         self.step.options = [(f"{step:,}", number) for number, step in enumerate(data.steps)]
         self.step.value = self.play.value = frame

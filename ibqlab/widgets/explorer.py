@@ -210,8 +210,8 @@ class JointMap:
             alt: the picture in words.
         """
         if step not in self._steps:
-            why = self._lack or f"no map of step {step:,}: its snapshot holds NaN or infinity, the run has diverged"
-            return for_html(why, None)
+            why = "its snapshot holds NaN or infinity, no codes and features, or codes of another dimension"
+            return for_html(self._lack or f"no map of step {step:,}: {why}", None)
         # Colours mean the same at all steps.
         frame = self._steps.index(step)
         return picture_html(plot_code_map(self._projection, frame, counts, title, most_hits=self._most_hits), alt)
