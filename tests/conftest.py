@@ -16,6 +16,11 @@ os.environ["MPLBACKEND"] = "agg"
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter, on tensors of the CPU. Read when triton is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from warm import WarmPython
 
 from ibqlab.quantizers import base
