@@ -14,9 +14,10 @@ from torch import nn
 
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
+from ibqlab.costs import time_and_price
 from ibqlab.costs.run_cost import cost_table, count_run
 from ibqlab.costs.shapes import ShapeMeter
-from ibqlab.costs.time_and_price import PEAK_OPERATIONS, measured_speeds, speed_of, training_time
+from ibqlab.costs.time_and_price import PEAK_OPERATIONS, TrainingSpeed, measured_speeds, speed_of, training_time
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
 from ibqlab.generator import generator_config, make_generator
 from ibqlab.quantizers import available_quantizers, make_quantizer
@@ -522,33 +523,52 @@ class TestCommand:
         refused = self.ask("builtin/smoke", "--gpus", "2")
         assert refused.exit_code == 2 and "add --images-per-second" in refused.output
 
-    def test_without_a_measured_gpu_hours_are_a_bound_and_say_so(self):
+    def test_without_a_measured_gpu_hours_are_a_bound_and_say_so(self, monkeypatch):
+        monkeypatch.setattr(time_and_price, "measured_speeds", dict)
         told = self.ask("imagenet/ibq_1024", "--gpus", "64").output
         plan = count_run(recipe_config("imagenet/ibq_1024"))
         hours = plan.images * plan.training_operations / PEAK_OPERATIONS / 3600
         assert f"{hours:,.0f} GPU-hours" in told and "no speed was measured on a GPU" in told
+        assert "measure a speed on the GPU" in self.ask("imagenet/ibq_1024").output
 
-    def test_measured_speeds_are_used_and_scaled_by_operations(self, tmp_path, monkeypatch):
+    def test_measured_speeds_are_used_and_scaled_by_operations(self, tmp_path):
         place = tmp_path / "results" / "training_step"
         place.mkdir(parents=True)
         lines = [
-            "recipe,quantizer,images_per_second,device",
-            "imagenet/ibq_1024,as configured,50,NVIDIA H200",
-            "imagenet/ibq_1024,as configured,80,NVIDIA H200",
-            "imagenet/ibq_1024,as configured,,NVIDIA H200",
-            "imagenet/ibq_1024,published form,900,NVIDIA H200",
-            'imagenet/ibq_8192,as configured,999,"Some CPU, 2 cores"',
+            "recipe,images,quantizer,images_per_second,device",
+            "imagenet/ibq_1024,4,as configured,50,NVIDIA H200",
+            "imagenet/ibq_1024,16,as configured,80,NVIDIA H200",
+            "imagenet/ibq_1024,64,as configured,,NVIDIA H200",
+            "imagenet/ibq_1024,16,published form,900,NVIDIA H200",
+            'imagenet/ibq_8192,16,as configured,999,"Some CPU, 2 cores"',
         ]
         (place / "gpu.csv").write_text("\n".join(lines) + "\n")
         speeds = measured_speeds(tmp_path)
         assert {name: speed.images_per_second for name, speed in speeds.items()} == {"imagenet/ibq_1024": 80.0}
+        assert speeds["imagenet/ibq_1024"].origin == "measured on NVIDIA H200, 16 images a step"
         measured, other = (
             count_run(recipe_config(name), name) for name in ("imagenet/ibq_1024", "imagenet/ibq_16384_blocks1")
         )
-        scaled = speed_of(other, speeds, [measured, other])
+        scaled = speed_of(other, speeds, [measured])
         ratio = measured.training_operations / other.training_operations
         assert scaled.images_per_second == pytest.approx(80 * ratio)
         assert scaled.origin == "by operations from imagenet/ibq_1024" and not scaled.is_bound
+
+    def test_hours_are_the_recipes_own_measured_ones_unless_it_is_changed(self, monkeypatch):
+        speed = TrainingSpeed(images_per_second=100.0, origin="measured on a card")
+        speeds = {"imagenet/ibq_1024": speed, "imagenet/no_longer_there": speed}
+        monkeypatch.setattr(time_and_price, "measured_speeds", lambda: speeds)
+        own = count_run(recipe_config("imagenet/ibq_1024"))
+        told = self.ask("imagenet/ibq_1024").output
+        assert f"{own.images / 100 / 3600:,.0f} GPU-hours" in told and "(measured on a card)" in told
+        changed = self.ask("imagenet/ibq_1024", "tokenizer.autoencoder.num_res_blocks=1").output
+        other = count_run(recipe_config("imagenet/ibq_1024", {"tokenizer.autoencoder.num_res_blocks": 1}))
+        hours = other.images / 100 / 3600 * other.training_operations / own.training_operations
+        assert f"{hours:,.0f} GPU-hours" in changed and "(by operations from imagenet/ibq_1024)" in changed
+        table = self.ask("imagenet").output
+        assert "measured on a card" in table and "by operations from imagenet/ibq_1024" in table
+        # Of generators nothing was measured, and a tokenizer says nothing about them.
+        assert "GPU-hours =" not in self.ask("generators/ibq_b").output
 
     @pytest.mark.parametrize(
         ("recipes", "columns"),

@@ -81,8 +81,9 @@ def plan(
     """What RECIPE would cost: parameters, operations, memory, steps, disk; GPU-hours and price.
 
     RECIPE is a path or a name under experiments/, or a folder of recipes, such as imagenet: one row each. Nothing is
-    trained; neither data nor weight files nor a GPU are needed. Without --images-per-second, --gpus takes the speeds
-    measured under experiments/results/training_step; where there are none, it gives the hours that no GPU can beat.
+    trained; neither data nor weight files nor a GPU are needed. Without --images-per-second, hours follow from the
+    speeds measured under experiments/results/training_step, of the recipe or of the nearest one by operations; where
+    there are none, --gpus gives the hours that no GPU can beat.
     """
     from ibqlab.costs.run_cost import count_recipe
     from ibqlab.costs.time_and_price import TrainingSpeed, training_time
@@ -91,14 +92,13 @@ def plan(
     plans = [count_recipe(str(file), settings, plugins) for file in find_recipes(recipe)]
     if images_per_second is not None:
         speeds = {p.name: TrainingSpeed(images_per_second=images_per_second, origin="as given") for p in plans}
-    elif gpus is not None or gpu_hour_price is not None:
-        speeds = _known_speeds(plans)
     else:
-        speeds = {}
+        speeds = _known_speeds(plans, bool(settings), bounded=gpus is not None or gpu_hour_price is not None)
     costs = {p.name: training_time(p, speeds[p.name].images_per_second, gpus, gpu_hour_price) for p in plans if speeds}
     if len(plans) == 1:
+        name = plans[0].name
         say(plans[0].describe())
-        say(costs[plans[0].name].describe() if costs else _how_to_measure(plans[0]))
+        say(f"{costs[name].describe()} ({_origin_text(speeds[name])})" if costs else _how_to_measure(plans[0]))
     else:
         # A folder may hold recipes of both kinds.
         networks = dict.fromkeys(plan.network for plan in plans)
@@ -113,22 +113,42 @@ def plan(
         )
 
 
-def _known_speeds(plans: "Sequence[RunCost]") -> "dict[str, TrainingSpeed]":
-    """Recipe → measured speed, or the bound where nothing was measured.
+def _known_speeds(plans: "Sequence[RunCost]", changed: bool, bounded: bool) -> "dict[str, TrainingSpeed]":
+    """Recipe → measured speed, its own or scaled from the nearest recipe's, or the bound where nothing was measured.
 
+    Args:
+        plans: costs of the recipes.
+        changed: whether settings were changed, so that a recipe's own measured speed is another network's.
+        bounded: whether bounds will do. False: empty where a recipe has no measured speed.
     Raises:
-        ConfigError: a recipe for CPUs, whose speed nothing bounds.
+        ConfigError: a recipe for CPUs, whose speed nothing bounds, where bounds were asked for.
     """
     from ibqlab.config import ConfigError
+    from ibqlab.costs.run_cost import count_recipe
     from ibqlab.costs.time_and_price import measured_speeds, speed_of
+    from ibqlab.recipes.recipe_files import EXPERIMENTS
 
     speeds = measured_speeds()
     for plan in plans:
-        if plan.accelerator == "cpu" and plan.name not in speeds:
+        if plan.accelerator == "cpu" and (changed or plan.name not in speeds):
+            if not bounded:
+                return {}
             raise ConfigError(
                 f"{plan.name} trains on CPUs, for which no speed is known: add --images-per-second, measured there"
             )
-    return {plan.name: speed_of(plan, speeds, plans) for plan in plans}
+    own = {} if changed else {plan.name: speeds[plan.name] for plan in plans if plan.name in speeds}
+    if len(own) == len(plans):
+        return own
+    # A recipe that was measured may be the nearest one to a recipe that was not.
+    files = [EXPERIMENTS / f"{name}.yaml" for name in speeds]
+    measured = [count_recipe(str(file)) for file in files if file.is_file()]
+    known = {plan.name: own.get(plan.name) or speed_of(plan, speeds, measured) for plan in plans}
+    return known if bounded or not any(speed.is_bound for speed in known.values()) else {}
+
+
+def _origin_text(speed: "TrainingSpeed") -> str:
+    """Where a speed is from, for the line behind a single recipe's hours."""
+    return "no speed was measured" if speed.is_bound else speed.origin
 
 
 def _plan_rows(plans: "Sequence[RunCost]", costs: "dict[str, TrainingTime]", speeds: "dict[str, TrainingSpeed]") -> str:

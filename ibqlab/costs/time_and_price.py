@@ -70,7 +70,7 @@ class TrainingSpeed:
 
     images_per_second: float
     origin: str
-    """"measured on …", "by operations from …", or "at least" for a bound."""
+    """"measured on …", "by operations from …", "as given", or "at least" for a bound."""
 
     @property
     def is_bound(self) -> bool:
@@ -93,21 +93,20 @@ def measured_speeds(folder: Path = EXPERIMENTS) -> dict[str, TrainingSpeed]:
                 continue
             speed = float(row["images_per_second"])
             if row["recipe"] not in speeds or speed > speeds[row["recipe"]].images_per_second:
-                speeds[row["recipe"]] = TrainingSpeed(images_per_second=speed, origin=f"measured on {row['device']}")
+                origin = f"measured on {row['device']}, {row['images']} images a step"
+                speeds[row["recipe"]] = TrainingSpeed(images_per_second=speed, origin=origin)
     return speeds
 
 
-def speed_of(cost: RunCost, speeds: Mapping[str, TrainingSpeed], others: Sequence[RunCost] = ()) -> TrainingSpeed:
-    """A speed for a run: its own measured one, else another recipe's scaled by operations, else a bound.
+def speed_of(cost: RunCost, speeds: Mapping[str, TrainingSpeed], measured: Sequence[RunCost] = ()) -> TrainingSpeed:
+    """A speed for a run that was not measured itself: the nearest measured recipe's by operations, else a bound.
 
     Args:
         cost: of the run.
         speeds: recipe → measured speed.
-        others: costs of recipes that may have been measured.
+        measured: costs of recipes that were measured.
     """
-    if cost.name in speeds:
-        return speeds[cost.name]
-    known = [other for other in others if other.name in speeds and other.network == cost.network]
+    known = [other for other in measured if other.name in speeds and other.network == cost.network]
     if known:
         # The nearest in operations wastes most alike.
         near = min(known, key=lambda other: abs(math.log(other.training_operations / cost.training_operations)))
