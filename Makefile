@@ -4,6 +4,7 @@
 # make lab    JupyterLab; a page with all notebooks opens
 # make app    the same notebooks without code
 # make bench  speed and memory against the published form and the matrix products alone, on this machine, into runs/bench
+# make bench-gpu  what one GPU gives beside what it must give, under 7 minutes, into runs/bench/gpu; PARTS="sampling" for one part
 # PRESET=smoke makes a demo of a minute, TESTS=tests/test_runs.py tests one file.
 # Each builds .venv from requirements.lock when it is missing or out of date, and reuses it otherwise.
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export MPLBACKEND ?= agg
 PRESET ?= demo
 TESTS ?=
 
-.PHONY: demo test check lab app bench lint lock clean
+.PHONY: demo test check lab app bench bench-gpu lint lock clean
 
 demo: .venv/.ready
 	@$(PY) -m ibqlab run notebooks/explore_collapse.ipynb preset=$(PRESET)
@@ -56,6 +57,10 @@ bench: .venv/.ready
 	@$(PY) experiments/benchmarks/training_speed.py imagenet/ibq_262144 --published-form \
 	  --steps 2 --output $(BENCH)/training_step.csv
 	@echo "tables and figure: $(BENCH)"
+
+# Machines with GPUs often bring their own torch and reach no package index: .venv is taken where it is there already.
+bench-gpu:
+	@$(or $(wildcard $(PY)),$(PYTHON)) experiments/benchmarks/gpu.py $(if $(PARTS),--parts $(PARTS)) --output $(BENCH)/gpu
 
 BENCH ?= $(or $(IBQLAB_RUNS),runs)/bench
 

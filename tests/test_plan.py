@@ -1,6 +1,7 @@
 """Recipes of the paper's tokenizers, how recipes extend each other, and what `ibqlab plan` counts."""
 
 import math
+import re
 from functools import cache
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from torch import nn
 from ibqlab.cli import main
 from ibqlab.config import ConfigError
 from ibqlab.costs import time_and_price
-from ibqlab.costs.run_cost import cost_table, count_run
+from ibqlab.costs.run_cost import cost_table, count_recipe, count_run
 from ibqlab.costs.shapes import ShapeMeter
 from ibqlab.costs.time_and_price import PEAK_OPERATIONS, TrainingSpeed, measured_speeds, speed_of, training_time
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
@@ -484,6 +485,8 @@ class TestPlan:
         cost = training_time(plan, 2.0, gpus=4, gpu_hour_price=3.0)
         assert (cost.gpu_hours, cost.price) == (1.0, 3.0)
         assert cost.days == pytest.approx(1 / 96)
+        assert cost.describe() == "time: 1 GPU-hours = 0.01 days on 4 GPUs, cost 3"
+        assert training_time(plan, 20.0).describe() == "time: 6 GPU-minutes on 1 GPU"
         assert training_time(plan, 2.0).gpus == plan.processes == 1
         assert training_time(plan, 2.0).price is None
 
@@ -569,6 +572,22 @@ class TestCommand:
         assert "measured on a card" in table and "by operations from imagenet/ibq_1024" in table
         # Of generators nothing was measured, and a tokenizer says nothing about them.
         assert "GPU-hours =" not in self.ask("generators/ibq_b").output
+
+    def test_hours_in_the_experiments_readme_are_those_of_plan(self):
+        """Every row of the paper's tokenizers; a star where no speed of the recipe itself was measured."""
+        page = (EXPERIMENTS / "README.md").read_text()
+        pattern = r"\(imagenet/(\w+)\.yaml\) .*\| ([\d,]+)( \*)? \| (\d+) \| [^|]+\|$"
+        rows = re.findall(pattern, page, re.MULTILINE)
+        speeds = measured_speeds()
+        costs = {name: count_recipe(str(EXPERIMENTS / f"{name}.yaml")) for name in speeds}
+        for recipe, hours, star, hours_on_64 in rows:
+            name = f"imagenet/{recipe}"
+            cost = costs.get(name) or count_recipe(str(EXPERIMENTS / f"{name}.yaml"))
+            speed = speeds.get(name) or speed_of(cost, speeds, list(costs.values()))
+            time = training_time(cost, speed.images_per_second, 64)
+            assert (hours, hours_on_64) == (f"{time.gpu_hours:,.0f}", f"{24 * time.days:.0f}"), name
+            assert bool(star) == (name not in speeds)
+        assert len(rows) == len(list((EXPERIMENTS / "imagenet").glob("*.yaml")))
 
     @pytest.mark.parametrize(
         ("recipes", "columns"),

@@ -36,7 +36,10 @@ class TrainingTime:
     def describe(self) -> str:
         """One line."""
         price = "" if self.price is None else f", cost {self.price:,.0f}"
-        return f"time: {self.gpu_hours:,.0f} GPU-hours = {self.days:,.2f} days on {self.gpus} GPUs{price}"
+        gpus = f"on {self.gpus:,} GPU{'s' if self.gpus > 1 else ''}"
+        if self.gpu_hours < 1:
+            return f"time: {60 * self.gpu_hours:,.2g} GPU-minutes {gpus}{price}"
+        return f"time: {self.gpu_hours:,.0f} GPU-hours = {self.days:,.2f} days {gpus}{price}"
 
 
 def training_time(

@@ -1,0 +1,282 @@
+"""What one GPU gives, beside what it must give: index backpropagation, the training step, sampling.
+
+    make bench-gpu                                   # under 7 minutes on one H100 or H200
+    make bench-gpu PARTS="sampling"                  # one part alone
+    make bench-gpu PARTS="tests study"               # the tests that need a GPU, and a study for the README's figure
+
+Each part runs scripts of this folder, each in a process of its own, so that compilation and the first step are timed
+as a user meets them. What a script has measured stays when a later one fails or runs out of time. The table stands at
+the end and in targets.csv; `before` is what was measured on an H200 at e3d173a, before the work on speed
+(experiments/results/*/h200_first.csv).
+
+Needs torch with CUDA, pandas and what ibqlab imports; neither Jupyter nor weights nor images from elsewhere.
+"""
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# A machine with its own torch may have ibqlab as a checkout alone.
+sys.path.insert(0, str(ROOT))
+
+from rows import origin_columns  # noqa: E402
+
+from ibqlab.studies.pages import to_markdown  # noqa: E402
+
+SEED = 0
+RECIPE = "imagenet/ibq_262144"
+LARGE, SMALL = 262_144, 16_384
+"""Codebook sizes of the targets."""
+
+
+class Script(NamedTuple):
+    """One process of a part."""
+
+    arguments: tuple[str, ...]
+    """Of Python."""
+    output: str = ""
+    """The file or folder that it writes, which `--output` names; empty: it writes none."""
+
+
+class Part(NamedTuple):
+    """What can be chosen on the command line."""
+
+    scripts: tuple[Script, ...]
+    seconds: int
+    """After which its scripts are ended."""
+    by_itself: bool = True
+    """Whether it runs when no part is chosen."""
+
+
+PARTS = {
+    "index_backprop": Part(
+        (
+            Script(
+                (
+                    *(str(HERE / "index_backprop.py"), "--methods", "index_backprop", "--tokens", "4096"),
+                    *("--codes", str(LARGE), str(SMALL), "--matmul", "float32", "bfloat16", "--rounds", "5"),
+                ),
+                "index_backprop.csv",
+            ),
+        ),
+        seconds=90,
+    ),
+    "step": Part(
+        (
+            Script(
+                (str(HERE / "training_speed.py"), RECIPE, "--published-form", "--images", "16", "--rounds", "2"),
+                "training_step.csv",
+            ),
+            Script((str(HERE / "training_speed.py"), RECIPE, "--images", "32", "48"), "training_step_large.csv"),
+            Script(
+                (str(HERE / "training_speed.py"), RECIPE, "--images", "16", "--compile"), "training_step_compiled.csv"
+            ),
+        ),
+        seconds=180,
+    ),
+    "sampling": Part(
+        (Script((str(HERE / "sampling.py"), "--batches", "64", "--positions", "256", "--compiled"), "sampling.csv"),),
+        seconds=120,
+    ),
+    "tests": Part(
+        (Script(("-m", "pytest", "-q", "-n", "6", "--no-loadscope-reorder", str(ROOT / "tests" / "test_gpu.py"))),),
+        seconds=240,
+        by_itself=False,
+    ),
+    "study": Part((Script((str(HERE / "gpu_study.py"),), "explore_collapse_h200"),), seconds=540, by_itself=False),
+}
+"""By name, in their order."""
+
+Tables = Mapping[str, pd.DataFrame]
+"""What the scripts wrote, by the names of their files; a script that wrote nothing has none."""
+
+
+class Target(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    must: str
+    """In words, as "at least 4"."""
+    before: str
+    measured: Callable[[Tables], float | None]
+    text: str = "{:.3g}"
+    """How its number is written."""
+
+
+def index_row(codes: int, matmul: str, column: str) -> Callable[[Tables], float | None]:
+    """A number of index backpropagation at a codebook size and a promise about its products."""
+
+    def read(tables: Tables) -> float | None:
+        table = tables["index_backprop"]
+        rows = table[(table["form"] == "ibqlab") & (table["codes"] == codes) & (table["matmul"] == matmul)]
+        return float(rows[column].iloc[0])
+
+    return read
+
+
+def fastest_step(tables: Tables) -> float | None:
+    """Images per second at the batch size and in the form that are fastest."""
+    steps = pd.concat([table for name, table in tables.items() if name.startswith("training_step")])
+    return float(steps[steps["quantizer"] == "as configured"]["images_per_second"].max())
+
+
+def step_number(table: str, column: str) -> Callable[[Tables], float | None]:
+    """A number of the step as configured, in one of the tables."""
+
+    def read(tables: Tables) -> float | None:
+        rows = tables[table]
+        return float(rows[rows["quantizer"] == "as configured"][column].iloc[0])
+
+    return read
+
+
+def sampling_number(column: str) -> Callable[[Tables], float | None]:
+    """A number of the fastest form of sampling."""
+
+    def read(tables: Tables) -> float | None:
+        table = tables["sampling"]
+        return float(table.loc[table["images_per_second"].idxmax(), column])
+
+    return read
+
+
+TARGETS = (
+    Target("training step, images/s", "at least 100", "38.5", fastest_step),
+    Target(
+        "training step, times the published form's speed",
+        "at least 2",
+        "1.19",
+        step_number("training_step", "speed_ratio"),
+    ),
+    Target(
+        "seconds to the end of the first step", "at most 60", "", step_number("training_step", "first_step_s"), "{:.0f}"
+    ),
+    Target(
+        "the same with speed.compile",
+        "at most 60",
+        "more than 145",
+        step_number("training_step_compiled", "first_step_s"),
+        "{:.0f}",
+    ),
+    Target(
+        "index_backprop, K = 262,144, float32: times the published form's speed",
+        "at least 4",
+        "1.70",
+        index_row(LARGE, "float32", "times_faster"),
+    ),
+    Target(
+        "the same: memory, share of the published form's",
+        "at most 0.05",
+        "0.081",
+        index_row(LARGE, "float32", "memory_share"),
+    ),
+    Target(
+        "index_backprop, K = 262,144, bfloat16: times the published form's speed",
+        "at least 5",
+        "2.13",
+        index_row(LARGE, "bfloat16", "times_faster"),
+    ),
+    Target(
+        "the same: share of the products' floor", "at least 0.6", "0.29", index_row(LARGE, "bfloat16", "share_of_floor")
+    ),
+    Target(
+        "index_backprop, K = 16,384, float32: times the published form's speed",
+        "at least 2",
+        "1.18",
+        index_row(SMALL, "float32", "times_faster"),
+    ),
+    Target(
+        "index_backprop, K = 16,384, bfloat16: times the published form's speed",
+        "at least 2",
+        "0.84",
+        index_row(SMALL, "bfloat16", "times_faster"),
+    ),
+    Target(
+        "sampling IBQ-B, 64 images with guidance, images/s",
+        "at least 400",
+        "32.8",
+        sampling_number("images_per_second"),
+    ),
+    Target("the same: share of the bandwidth floor", "at least 0.6", "", sampling_number("floor_share")),
+    Target("the same: seconds to the first image", "at most 30", "", sampling_number("first_image_s"), "{:.0f}"),
+)
+
+
+def reaches(target: Target, value: float) -> bool:
+    """Whether a number is what the target wants."""
+    word, limit = re.fullmatch(r"at (least|most) ([\d.]+)", target.must).groups()
+    return value >= float(limit) if word == "least" else value <= float(limit)
+
+
+def table_of_targets(tables: Tables) -> pd.DataFrame:
+    """Target, must reach, before, measured, reached; "not measured" where a script gave no number."""
+    rows = []
+    for target in TARGETS:
+        try:
+            value = target.measured(tables)
+        except (KeyError, IndexError, ValueError):
+            value = None
+        is_number = value is not None and not math.isnan(value)
+        rows.append(
+            {
+                "target": target.name,
+                "must reach": target.must,
+                "before": target.before,
+                "measured": target.text.format(value) if is_number else "not measured",
+                "reached": ("yes" if reaches(target, value) else "no") if is_number else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def run_part(name: str, folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a part's scripts one after another, all of them within its seconds."""
+    ends = time.monotonic() + PARTS[name].seconds
+    for script in PARTS[name].scripts:
+        output = ("--output", str(folder / script.output)) if script.output else ()
+        left = ends - time.monotonic()
+        began = time.monotonic()
+        try:
+            code = subprocess.run(
+                [sys.executable, *script.arguments, *output], env=dict(environment), timeout=max(left, 1), check=False
+            ).returncode
+            how = "done" if code == 0 else f"ended with code {code}"
+        except subprocess.TimeoutExpired:
+            how = "ended, its time was up"
+        print(f"{name}, {Path(script.arguments[0]).stem}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Measure the parts chosen, print the table, write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="by itself: all but tests and study")
+    parser.add_argument("--output", default="runs/bench/gpu", help="folder")
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; `make bench` measures a CPU")
+    folder = Path(chosen.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    for name in chosen.parts or [name for name, part in PARTS.items() if part.by_itself]:
+        run_part(name, folder, environment)
+    tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv") if path.stem != "targets"}
+    targets = table_of_targets(tables)
+    targets.assign(**origin_columns(SEED)).to_csv(folder / "targets.csv", index=False)
+    print(to_markdown(targets))
+    print(f"tables: {folder}")
+
+
+if __name__ == "__main__":
+    main()
