@@ -1,4 +1,4 @@
-"""Images drawn by one recorded step per position: all of a position's work, from the last token to the next, in one call.
+"""Images drawn by one recorded step per position: from the last token to the next one, all work in one call.
 
 What is unusual: the number of images is fixed. The same seed gives the same token whatever the batch, and a matrix
 product of another number of rows may add in another order; in bfloat16 that changes a token here and there. So every

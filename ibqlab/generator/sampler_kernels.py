@@ -20,8 +20,9 @@ from ibqlab.generator.layers import NORM_EPSILON
 from ibqlab.generator.sampler_operations import Drawing, DrawingForm
 
 WARPS = 4
-TILE = 4096
-"""Numbers of a tile of keys: 64 positions of 64 channels. 32 numbers for each of 128 threads stay in registers."""
+TILE_BYTES = 8192
+"""Of a tile of keys: 64 positions of 64 channels in bfloat16. Keys and values of a tile stay in registers, few enough
+for nine programs on a multiprocessor, whose reads overlap."""
 HIDDEN_BLOCK = 1024
 DRAW_BLOCK = 2048
 DRAW_WARPS = 8
@@ -82,7 +83,7 @@ def attend(
     position: Int[Tensor, "1"],
     drawing: Drawing,
 ) -> Float[Tensor, "R C"]:
-    """As `sampler_operations.attend`; rows of idle lanes come out as whatever stood there.
+    """As `sampler_operations.attend`; rows of idle lanes come out as zeros, and their caches stay as they are.
 
     Cost: reads the filled places of the cache of active lanes and no others.
     """
@@ -95,7 +96,7 @@ def attend(
         *(heads, positions, len(drawing.broken), channels**-0.5),
         CHANNELS=channels,
         BLOCK=block,
-        PLACES=max(16, TILE // block),
+        PLACES=max(16, TILE_BYTES // (block * keys.element_size())),
         num_warps=WARPS,
     )
     return out
@@ -120,17 +121,19 @@ def _attend(
 ):
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)  # rows · heads · positions · channels may pass 2^31
-    if row % lanes >= tl.load(active):
-        return
-    newest = tl.load(position)
+    width = heads * CHANNELS
     channel = tl.arange(0, BLOCK)
     inside = channel < CHANNELS
+    result = out + row * width + head * CHANNELS + channel
+    if row % lanes >= tl.load(active):
+        tl.store(result, tl.zeros([BLOCK], out.dtype.element_ty), mask=inside)
+        return
+    newest = tl.load(position)
     # Neighbouring channels turn as a pair: (a, b) to (a cos − b sin, b cos + a sin).
     angle = table + newest * CHANNELS + channel // 2 * 2
     cos = tl.load(angle, mask=inside, other=0.0)
     sin = tl.load(angle + 1, mask=inside, other=0.0)
     sin = tl.where(channel % 2 == 0, -sin, sin)
-    width = heads * CHANNELS
     own = qkv + row * 3 * width + head * CHANNELS
     other = channel ^ 1
     query = tl.load(own + channel, mask=inside, other=0.0).to(tl.float32) * cos
@@ -164,7 +167,7 @@ def _attend(
         mixed = mixed * shrunk + tl.sum(shares[:, None] * value_tile, axis=0)
         top = highest
     mixed /= total
-    tl.store(out + row * width + head * CHANNELS + channel, mixed.to(out.dtype.element_ty), mask=inside)
+    tl.store(result, mixed.to(out.dtype.element_ty), mask=inside)
 
 
 def gate_hidden(both: Float[Tensor, "R two_hidden"]) -> Float[Tensor, "R hidden"]:
@@ -263,7 +266,8 @@ def _choose(
     for start in range(0, VOCABULARY, BLOCK):
         token = start + tl.arange(0, BLOCK)
         block = _guided_scores(scores, lane, token, scale, temperature, VOCABULARY, GUIDED, GREEDY)
-        nans = tl.maximum(nans, tl.max((block != block).to(tl.int32), axis=0)  # noqa: PLR0124 - true for NaN alone)
+        is_nan = block != block  # noqa: PLR0124 - true for NaN alone
+        nans = tl.maximum(nans, tl.max(is_nan.to(tl.int32), axis=0))
         highest = tl.max(block, axis=0)
         if GREEDY:
             place = tl.min(tl.where(block == highest, token, VOCABULARY), axis=0)
