@@ -5,6 +5,8 @@ the same recording serves every position of every image.
 """
 
 from collections.abc import Callable
+from itertools import count
+from types import FunctionType
 
 import torch
 
@@ -12,6 +14,8 @@ Step = Callable[[], None]
 WARM_UPS = 2
 """Runs before a recording: kernels are compiled and loaded, and libraries take the memory they work in, which cannot be
 done while a graph is captured."""
+
+_numbers = count()
 
 
 def record(step: Step, device: torch.device, before: Step) -> Step:
@@ -24,9 +28,17 @@ def record(step: Step, device: torch.device, before: Step) -> Step:
     Returns:
         On CUDA the replay of a graph, elsewhere the step as `torch.compile` has it.
     """
-    if device.type == "cuda":
-        return record_graph(step, before)
-    return torch.compile(step, dynamic=False)
+    return record_graph(step, before) if device.type == "cuda" else compile_step(step)
+
+
+def compile_step(step: Step) -> Step:
+    """The step as `torch.compile` has it, in code of its own: it counts compilations by code, and stops at eight."""
+
+    def call() -> None:
+        step()
+
+    code = call.__code__.replace(co_name=f"step_{next(_numbers)}")
+    return torch.compile(FunctionType(code, call.__globals__, closure=call.__closure__), dynamic=False)
 
 
 def record_graph(step: Step, before: Step) -> Step:

@@ -39,12 +39,17 @@ Recorder = Callable[[Step, torch.device, Step], Step]
 
 
 class Request(NamedTuple):
-    """Images to draw, checked: labels are on the generator's device, numbers of any."""
+    """Images to draw, checked: labels and prompt on the generator's device, numbers on any.
+
+    There are numbers for n positions, those of the prompt among them: T, or fewer for the first rows of images alone.
+    """
 
     config: SamplingConfig
     labels: Int[Tensor, " B"]
     prompt: Int[Tensor, "B P"] | None
-    numbers: Float[Tensor, "B T parts"]
+    numbers: Float[Tensor, "B n parts"]
+    num_tokens: int
+    """T."""
 
     @property
     def prompt_length(self) -> int:
@@ -52,10 +57,9 @@ class Request(NamedTuple):
         return 0 if self.prompt is None else self.prompt.shape[1]
 
     def scales(self) -> list[list[float]]:
-        """Guidance of every position and part."""
-        _, positions, parts = self.numbers.shape
-        scale_at = partial(self.config.scale_at, positions=positions)
-        return [[scale_at(position, part=part) for part in range(parts)] for position in range(positions)]
+        """Guidance of all T positions and their parts."""
+        parts, scale_at = range(self.numbers.shape[2]), partial(self.config.scale_at, positions=self.num_tokens)
+        return [[scale_at(position, part=part) for part in parts] for position in range(self.num_tokens)]
 
     def guided_positions(self) -> int:
         """Positions from the first one on in which the null class has to be computed.
@@ -125,7 +129,7 @@ class Sampler:
     @torch.no_grad()
     def draw(
         self, generator: nn.Module, request: Request, recorder: Recorder | None = record, *, progress: bool = False
-    ) -> Int[Tensor, "B T"]:
+    ) -> Int[Tensor, "B n"]:
         """Tokens of new images.
 
         Args:
@@ -151,7 +155,7 @@ class Sampler:
                 for position in range(positions):
                     next(bar)
                     (guided if position < guided_positions else plain)()
-                tokens.append(self.drawing.tokens[:size].clone())
+                tokens.append(self.drawing.tokens[:size, :positions].clone())
                 broken.append(self.drawing.broken[:size].bool())
         next(bar, None)
         refuse_broken(torch.cat(broken))
@@ -188,7 +192,7 @@ class Sampler:
         drawing.prompt_length.fill_(request.prompt_length)
         if request.prompt is not None:
             drawing.tokens[:size, : request.prompt_length] = request.prompt[images]
-        drawing.numbers[:size] = request.numbers[images].clamp_max(LARGEST_NUMBER)
+        drawing.numbers[:size, : request.numbers.shape[1]] = request.numbers[images].clamp_max(LARGEST_NUMBER)
         parts = range(len(drawing.temperatures))
         values = {
             drawing.scales: request.scales(),

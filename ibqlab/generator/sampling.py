@@ -135,26 +135,26 @@ class TokenGenerator(nn.Module):
             compiled = device.type == "cuda"
         shape = len(labels), sizes.num_tokens, self.decoding.parts
         numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape)
-        request = Request(config, labels, prompt, numbers)
+        request = Request(config, labels, prompt, numbers, sizes.num_tokens)
         was_training = self.training
         self.eval()
         try:
             # Half types round so coarsely that every product must have the same rows in every batch.
             if compiled or dtype != weights or dtype.itemsize == 2:
                 return draw_with_sampler(self, request, dtype, compiled=compiled, progress=progress)
-            return self._sample_plainly(request, progress=progress)
+            return self.sample_plainly(request, progress=progress)
         finally:
             self.train(was_training)
 
     @torch.no_grad()
-    def _sample_plainly(self, request: Request, *, progress: bool) -> Int[Tensor, "B T"]:
-        """One position after another.
+    def sample_plainly(self, request: Request, *, progress: bool = False) -> Int[Tensor, "B n"]:
+        """What `sample` does on a CPU: one position after another, in the weights' type and in eval mode.
 
         With guidance the classes and the null class go through the blocks as one batch; after the last guided position
         the null class is dropped, and without guidance it is never there.
         """
-        config, labels, prompt, numbers = request
-        numbers = numbers.to(labels.device)
+        config, labels, prompt = request.config, request.labels, request.prompt
+        numbers = request.numbers.to(labels.device)
         images, positions, parts = numbers.shape
         tokens = [] if prompt is None else list(prompt.T)  # one (B,) per position
         first, scales, guided_positions = len(tokens), request.scales(), request.guided_positions()
