@@ -41,11 +41,11 @@ def draw_variants():
     types = dict.fromkeys(("scores", "scales", "temperatures"), "*fp32:16") | {"numbers": "*fp64:16"}
     types |= dict.fromkeys(("position", "prompt_length", "chosen"), "*i64:16")
     types |= {"broken": "*u8:16", "positions": "i32"}
-    for vocabulary, block, blocks, parts in ((16384, 2048, 8, 1), (262144, 2048, 128, 1), (64, 64, 1, 2)):
+    for vocabulary, block, blocks, parts in ((16384, 1024, 16, 1), (262144, 1024, 256, 1), (64, 64, 1, 2)):
         for guided, greedy in ((True, False), (False, False), (True, True)):
             constants = {"VOCABULARY": vocabulary, "GUIDED": guided, "GREEDY": greedy}
             constants |= {"PARTS": parts, "PART": parts - 1, "BLOCK": block, "BLOCKS": blocks}
-            yield Variant(f"{MODULE}:_choose", types, constants, {"num_warps": 8})
+            yield Variant(f"{MODULE}:_choose", types, constants, WARPS)
 
 
 def writing_variants():

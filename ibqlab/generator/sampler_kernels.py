@@ -24,9 +24,8 @@ TILE_BYTES = 8192
 """Of a tile of keys: 64 positions of 64 channels in bfloat16. Keys and values of a tile stay in registers, few enough
 for nine programs on a multiprocessor, whose reads overlap."""
 HIDDEN_BLOCK = 1024
-DRAW_BLOCK = 2048
-DRAW_WARPS = 8
-"""One program draws for one lane, so that it has a multiprocessor to itself."""
+DRAW_BLOCK = 1024
+"""Eight scores for each of 128 threads: one program draws for a lane, and its threads' reads have to overlap."""
 
 score = sampler_operations.score  # a product, which is cuBLAS's
 
@@ -152,7 +151,8 @@ def _attend(
     top = tl.sum(query * key.to(tl.float32), axis=0) * root
     total = tl.exp(top - top)  # 1, or NaN where the score is
     mixed = value.to(tl.float32)
-    for start in range(0, newest, PLACES):
+    start = newest * 0
+    while start < newest:  # Triton 3.6's interpreter has no `range` up to a number that was loaded
         place = start + tl.arange(0, PLACES)
         filled = place < newest
         numbers = cache + place[:, None] * CHANNELS + channel[None, :]
@@ -166,6 +166,7 @@ def _attend(
         total = total * shrunk + tl.sum(shares, axis=0)
         mixed = mixed * shrunk + tl.sum(shares[:, None] * value_tile, axis=0)
         top = highest
+        start += PLACES
     mixed /= total
     tl.store(result, mixed.to(out.dtype.element_ty), mask=inside)
 
@@ -208,7 +209,7 @@ def choose(scores: Float[Tensor, "R V"], drawing: Drawing, form: DrawingForm, pa
         PART=part,
         BLOCK=block,
         BLOCKS=triton.next_power_of_2(triton.cdiv(vocabulary, block)),
-        num_warps=DRAW_WARPS,
+        num_warps=WARPS,
     )
     return chosen
 
@@ -260,19 +261,20 @@ def _choose(
     newest = tl.load(position)
     scale = tl.load(scales + newest * PARTS + PART)
     temperature = tl.load(temperatures + PART)
-    top = float("-inf")
-    best = newest * 0  # int64, as the token below
-    nans = 0
+    # Compared place by place first: a maximum over all threads in every block would make each block wait.
+    tops = tl.full([BLOCK], float("-inf"), tl.float32)
+    tokens = tl.zeros([BLOCK], tl.int32)
+    is_nan = tokens > 0
     for start in range(0, VOCABULARY, BLOCK):
         token = start + tl.arange(0, BLOCK)
         block = _guided_scores(scores, lane, token, scale, temperature, VOCABULARY, GUIDED, GREEDY)
-        is_nan = block != block  # noqa: PLR0124 - true for NaN alone
-        nans = tl.maximum(nans, tl.max(is_nan.to(tl.int32), axis=0))
-        highest = tl.max(block, axis=0)
+        is_nan = is_nan | (block != block)  # noqa: PLR0124 - true for NaN alone
         if GREEDY:
-            place = tl.min(tl.where(block == highest, token, VOCABULARY), axis=0)
-            best = tl.where(highest > top, place.to(tl.int64), best)
-        top = tl.maximum(top, highest)
+            tokens = tl.where(block > tops, token, tokens)
+        tops = tl.maximum(tops, block)
+    top = tl.max(tops, axis=0)
+    best = tl.min(tl.where(tops == top, tokens, VOCABULARY - 1), axis=0)  # the first one on a tie
+    nans = tl.max(is_nan.to(tl.int32), axis=0)
     is_number = (nans == 0) & (top > float("-inf")) & (top < float("inf"))
     if (not is_number) & (newest >= tl.load(prompt_length)):
         tl.store(broken + lane, 1)
