@@ -45,7 +45,7 @@ def draw_variants():
         for guided, greedy in ((True, False), (False, False), (True, True)):
             constants = {"VOCABULARY": vocabulary, "GUIDED": guided, "GREEDY": greedy}
             constants |= {"PARTS": parts, "PART": parts - 1, "BLOCK": block, "BLOCKS": blocks}
-            yield Variant(f"{MODULE}:_choose", types, constants, WARPS)
+            yield Variant(f"{MODULE}:_choose", types, constants, WARPS | {"maxnreg": 128})
 
 
 def writing_variants():

@@ -26,6 +26,8 @@ for nine programs on a multiprocessor, whose reads overlap."""
 HIDDEN_BLOCK = 1024
 DRAW_BLOCK = 1024
 """Eight scores for each of 128 threads: one program draws for a lane, and its threads' reads have to overlap."""
+DRAW_REGISTERS = 128
+"""A bound that is never reached: without one, the assembler of B200 keeps to 32 registers and spills others."""
 
 score = sampler_operations.score  # a product, which is cuBLAS's
 
@@ -210,6 +212,7 @@ def choose(scores: Float[Tensor, "R V"], drawing: Drawing, form: DrawingForm, pa
         BLOCK=block,
         BLOCKS=triton.next_power_of_2(triton.cdiv(vocabulary, block)),
         num_warps=WARPS,
+        maxnreg=DRAW_REGISTERS,
     )
     return chosen
 
