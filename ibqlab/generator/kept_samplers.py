@@ -20,6 +20,10 @@ _one_at_a_time = threading.Lock()
 """Two threads would write into the same memory."""
 
 
+class SamplerMemoryError(RuntimeError):
+    """A device has not the memory that a sampler keeps; the message names what to change."""
+
+
 def draw_with_sampler(
     generator: nn.Module, request: Request, dtype: torch.dtype, *, compiled: bool, progress: bool
 ) -> Int[Tensor, "B T"]:
@@ -33,7 +37,7 @@ def draw_with_sampler(
         progress: show a bar over the tokens.
     Raises:
         ValueError: scores that are no numbers.
-        RuntimeError: out of memory; the message names what to change.
+        SamplerMemoryError: the device has too little memory.
     """
     with _one_at_a_time:
         try:
@@ -48,7 +52,7 @@ def draw_with_sampler(
         forget_sampler(generator)
     # Raised out here, where no traceback holds the sampler's memory any more.
     lanes = lanes_for(dtype, request.labels.device, len(request.labels))
-    raise RuntimeError(
+    raise SamplerMemoryError(
         f"out of memory: drawing in {dtype_name(dtype)} keeps the generator's weights once more, and keys and values "
         f'of {lanes} images. Use dtype="bfloat16", which takes half of what float32 does; or compiled=False and '
         'dtype="float32" with fewer images at a time (ibqlab sample --no-compiled --dtype float32 --batch-size 8). '

@@ -104,7 +104,7 @@ class TokenGenerator(nn.Module):
             int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
         Raises:
             ValueError: labels, tokens or settings that do not fit; the message says what to type.
-            RuntimeError: out of memory; the message names what to change.
+            SamplerMemoryError: the GPU has too little memory; the message names what to change.
         Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance. On a GPU
             memory for 64 images and a copy of the weights is kept until the generator trains or is gone.
         Source: published IBQ sampling code, which draws from torch's global random state instead.
