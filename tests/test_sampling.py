@@ -9,7 +9,8 @@ from golden import golden
 from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make, published_generator, tokens
 
 from ibqlab.generator.factorized import FactorizedDecoding
-from ibqlab.generator.sampling import SamplingConfig, choose_tokens, draw_tokens, filter_logits, guide
+from ibqlab.generator.sampling_config import SamplingConfig
+from ibqlab.generator.token_choice import choose_tokens, draw_tokens, filter_logits, guide
 from ibqlab.generator.transformer import Decoding
 from ibqlab.quantizers import join_indices
 

@@ -143,6 +143,7 @@ def test_other_samples_are_left_alone(tmp_path, samples):
     for changes, says in (
         ({"sampling": SamplingConfig(cfg_scale=3.0)}, "sampling differ"),
         ({"seed": 8}, "seed differ"),
+        ({"dtype": "float32"}, "dtype differ"),
         ({"generator": other}, "generator differ"),
         ({"classes": (1,)}, "images, classes differ"),
     ):
@@ -161,6 +162,7 @@ def test_other_samples_are_left_alone(tmp_path, samples):
         ({"classes": (-1,)}, "classes must be ≥ 0"),
         ({"images_per_class": 0}, "images_per_class must be at least 1"),
         ({"seed": -1}, "seed must be ≥ 0"),
+        ({"dtype": "half"}, "dtype must be one of 'auto', 'float32', .* got 'half'"),
         ({"tokenizer": tiny_tokenizer("magvit2")}, "vocabulary must be the tokenizer's codebook"),
     ],
 )
@@ -168,6 +170,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, chang
     with pytest.raises(ValueError, match=says):
         draw(tmp_path / "new", **changes)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_says_its_number_type_which_earlier_ones_did_not(tmp_path, samples):
+    manifest = json.loads((samples.parent / "manifest.json").read_text())
+    assert manifest["dtype"] == "float64"  # that of the weights, on a CPU
+    shutil.copytree(samples.parent, tmp_path / "earlier")
+    del manifest["dtype"]
+    (tmp_path / "earlier" / "manifest.json").write_text(json.dumps(manifest))
+    assert draw(tmp_path / "earlier") == tmp_path / "earlier" / "samples.npz"
+    single = draw(tmp_path / "single", dtype="float32", images_per_class=1)
+    assert json.loads((single.parent / "manifest.json").read_text())["dtype"] == "float32"
 
 
 def test_a_full_disk_leaves_whole_shards(tmp_path, monkeypatch, samples):

@@ -63,9 +63,19 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
 @click.option("--images-per-class", type=int, default=50, show_default=True)
 @click.option("--classes", default="", help="Names, or labels such as 0,7,12 or 0-3; by default all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first image; the next ones follow.")
-@click.option("--batch-size", type=int, default=50, show_default=True, help="Images drawn at once.")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Images drawn at once.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Images per tar file.")
-@click.option("--compiled", is_flag=True, help="Compile the step of one position (CUDA graphs on a GPU).")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="To draw in: float32, bfloat16, … auto: bfloat16 on a GPU, the weights' type on a CPU.",
+)
+@click.option(
+    "--compiled/--no-compiled",
+    default=None,
+    help="Record the step of one position; by default on a GPU (CUDA graph) and not on a CPU (torch.compile).",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
 @PLUGIN_RUN
 def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | None, **options: Any) -> None:

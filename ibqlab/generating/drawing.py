@@ -52,7 +52,7 @@ def draw_images(
         labels: classes asked for.
         seed: of all, whose image i is drawn by seed + i, or one per image.
         batch_size: images at once, which changes no image.
-        **sampling: settings of `Generator.sample`: cfg_scale, temperature, top_k, top_p, …
+        **sampling: settings of `Generator.sample`: cfg_scale, temperature, top_k, top_p, …, and its dtype and compiled.
     Returns:
         8-bit pictures.
     Raises:

@@ -23,6 +23,7 @@ from ibqlab.generating.pairs import class_names, data_of, open_pair
 from ibqlab.generating.pipeline import GeneratorRunParameters, prepare_pipeline
 from ibqlab.generator import AnyGenerator, SamplingConfig
 from ibqlab.generator.sampling_config import SAMPLING_CARDS
+from ibqlab.generator.sampling_dtype import AUTO, DTYPE_NAMES
 from ibqlab.metrics.digits_classifier import Recognition, recognise_digits
 from ibqlab.plots import plot_gallery, save_figure
 from ibqlab.plots.style import mark_too_short
@@ -63,12 +64,18 @@ class GalleryParameters:
 
     images_per_class: int = 8
     """Columns of the gallery of seeds, at least 1."""
+    dtype: str = AUTO
+    """Number type to draw in: "float32", "bfloat16", "float16" or "float64"; "auto": bfloat16 on a GPU that multiplies
+    it, and the weights' type elsewhere."""
+    compiled: bool = False
+    """Compile the step of one position on a CPU, too, once for each set of filters; on a GPU it is always recorded."""
     plugins: tuple[str, ...] = ()
     """Files (my_quantizer.py) and modules of your own that register the tokenizer's quantizer."""
 
     def __post_init__(self):
         import_plugins(self.plugins)
         find_preset(self.preset, "generator")
+        checks.require_choice("dtype", self.dtype, DTYPE_NAMES)
         if self.card:
             checks.require_choice("card", self.card, SAMPLING_CARDS)
         checks.require_between("images_per_class", self.images_per_class, 1, checks.GALLERY_IMAGES)
@@ -131,6 +138,8 @@ class Gallery:
         self.pair, self.parameters, self.path = pair, parameters, Path(path)
         self.sampling = gallery_settings(parameters)
         """Of all images but those that compare settings."""
+        self.computing = {"dtype": parameters.dtype, "compiled": parameters.compiled or None}
+        """How all images are computed."""
         root = runs_root().resolve()
         inside = self.path.resolve().is_relative_to(root)
         self.name = self.path.resolve().relative_to(root).as_posix() if inside else self.path.name
@@ -167,6 +176,7 @@ class Gallery:
         pairs = list(product(parameters.temperatures, parameters.top_ps))
         for temperature, top_p in track_items(pairs, "galleries", "settings"):
             shared = {"columns": 1, "seed": parameters.seed, "temperature": temperature, "top_p": top_p}
+            shared |= self.computing
             columns = [draw_gallery(*self.pair, classes, cfg_scale=scale, **shared) for scale in parameters.cfg_scales]
             grids[temperature, top_p] = ImageGrid(
                 *(np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True))
@@ -222,10 +232,8 @@ class Gallery:
         half = torch.where(torch.arange(side**2) < prompt, tokens, 0)
         seeds = range(self.parameters.seed, self.parameters.seed + 3)
         labels = torch.where(batch.labels < 0, self.generator.config.num_classes, batch.labels)
-        completions = [
-            self.generator.sample(labels, seed=[seed] * count, prompt=tokens[:, :prompt], **vars(self.sampling))
-            for seed in seeds
-        ]
+        shared = {"prompt": tokens[:, :prompt], **vars(self.sampling), **self.computing}
+        completions = [self.generator.sample(labels, seed=[seed] * count, **shared) for seed in seeds]
         decoded = [decode_pictures(self.tokenizer, grid, side) for grid in (tokens, half, *completions)]
         pictures = np.stack([batch.images.permute(0, 2, 3, 1).numpy(), *decoded], axis=1)  # (B, columns, H, W, 3)
         names = ["image", "its tokens", f"{side // 2} of {side} rows", *(f"seed {seed}" for seed in seeds)]
@@ -248,7 +256,8 @@ class Gallery:
         return sentence
 
     def _draw(self, classes: Sequence[int], columns: int) -> ImageGrid:
-        return draw_gallery(*self.pair, classes, columns=columns, seed=self.parameters.seed, **vars(self.sampling))
+        settings = vars(self.sampling) | self.computing
+        return draw_gallery(*self.pair, classes, columns=columns, seed=self.parameters.seed, **settings)
 
     def _figure(self, name: str, grid: ImageGrid, columns: Sequence[str], caption: str, **settings: Any) -> Figure:
         """A figure with one class per row. It is saved with the table of its images."""

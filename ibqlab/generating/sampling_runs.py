@@ -19,7 +19,16 @@ import numpy as np
 import torch
 
 from ibqlab.base import files
-from ibqlab.base.checks import BATCH, IMAGES, SAMPLE_SEED, require, require_at_most, require_between, require_memory
+from ibqlab.base.checks import (
+    BATCH,
+    IMAGES,
+    SAMPLE_SEED,
+    require,
+    require_at_most,
+    require_between,
+    require_choice,
+    require_memory,
+)
 from ibqlab.base.locking import holding, wait_for
 from ibqlab.base.processes import own_device, share_of_work
 from ibqlab.base.progress import CountingLine
@@ -27,6 +36,7 @@ from ibqlab.config import completed, to_dict
 from ibqlab.generating import sample_shards
 from ibqlab.generating.drawing import draw_images
 from ibqlab.generator import AnyGenerator, SamplingConfig
+from ibqlab.generator.sampling_dtype import AUTO, DTYPE_NAMES, dtype_name, sampling_dtype
 from ibqlab.tokenizer import Tokenizer, fingerprint_weights
 from ibqlab.training.generator.token_source import check_fit
 
@@ -36,7 +46,7 @@ LOCK = ".drawing-{}.lock"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """Which images are drawn, and how the work is cut up. Only the first three change what comes out."""
+    """Which images are drawn, and how the work is cut up. The first three and dtype change what comes out."""
 
     images_per_class: int = 50
     """Images of each class, ≥ 1. Published: 50 of 1,000 classes."""
@@ -44,12 +54,15 @@ class SampleRequest:
     """Labels; empty: all."""
     seed: int = 0
     """Seed of the first image, ≥ 0; the next ones follow. Published: 42, with other random numbers than these."""
-    batch_size: int = 50
-    """Images drawn at once, ≥ 1. Published: 50."""
+    batch_size: int = 64
+    """Images drawn at once, ≥ 1; 64 fill a recorded step on a GPU. Published: 50."""
     shard_size: int = 1000
     """Images per tar file, ≥ 1: what a kill can cost."""
-    compiled: bool = False
-    """Compile the step of one position."""
+    dtype: str = AUTO
+    """Number type to draw in: "float32", "bfloat16", "float16" or "float64"; "auto": bfloat16 on a GPU that multiplies
+    it, and the weights' type elsewhere."""
+    compiled: bool | None = None
+    """Record the step of one position; None: on a GPU, and not on a CPU, where compiling it takes a minute."""
     device: str = "cpu"
     """Where to compute: "cpu", "cuda" (one for each process of torchrun), or "cuda:1"."""
 
@@ -57,6 +70,7 @@ class SampleRequest:
         require_between("images_per_class", self.images_per_class, 1, IMAGES)
         require_between("batch_size", self.batch_size, 1, BATCH)
         require_between("shard_size", self.shard_size, 1, IMAGES)
+        require_choice("dtype", self.dtype, DTYPE_NAMES)
         require_at_most("seed", self.seed, SAMPLE_SEED)
         require(self.seed >= 0, f"seed must be ≥ 0, got {self.seed}")
         require(min(self.classes, default=0) >= 0, f"classes must be ≥ 0, got {list(self.classes)}")
@@ -137,10 +151,14 @@ class _SampleFolder:
         """File → numbers of its images."""
         self.rank, self.world_size = share_of_work()
         self.device = own_device(request.device)
+        weights = next(generator.parameters()).dtype
+        self.weights_dtype = dtype_name(weights)
+        self.dtype = dtype_name(sampling_dtype(request.dtype, weights, torch.device(self.device)))
         self.manifest = {
             "generator": fingerprint_weights(generator, generator.config.config_name),
             "tokenizer": tokenizer.fingerprint(),
             "sampling": to_dict(sampling),
+            "dtype": self.dtype,
             "images": len(self.labels),
             "images_per_class": request.images_per_class,
             "classes": list(map(int, classes)),
@@ -172,6 +190,7 @@ class _SampleFolder:
         except files.UnreadableFile as error:
             raise files.RunError(f"{error}; restore it, or delete {self.folder} and start again") from None
         manifest["sampling"] = completed(SamplingConfig, manifest.get("sampling"))
+        manifest.setdefault("dtype", self.weights_dtype)  # of earlier versions, which had no other
         different = [name for name, value in self.manifest.items() if manifest.get(name) != value]
         if different:
             raise files.RunError(
@@ -217,6 +236,7 @@ class _SampleFolder:
                     torch.from_numpy(self.labels[batch.start : batch.stop]).to(self.device),
                     seed=request.seed + first,
                     batch_size=request.batch_size,
+                    dtype=self.dtype,
                     compiled=request.compiled,
                     **vars(self.sampling),
                 )

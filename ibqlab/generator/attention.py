@@ -7,7 +7,7 @@ weights. Published weights were trained with this and need it. Shape letters: B 
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,9 +73,6 @@ class KeyValueCache:
         positions: that there is room for.
     """
 
-    mask = None
-    """Every stored position may be looked at."""
-
     def __init__(self, positions: int) -> None:
         self.positions = positions
         self.length = 0
@@ -102,35 +99,6 @@ class KeyValueCache:
             self.keys_values = self.keys_values[:, :rows].contiguous()
 
 
-class FixedCache:
-    """A filled `KeyValueCache` whose every tensor keeps its shape, as a compiled step wants it.
-
-    Attention reads all positions, and a mask rules those out that are still to come.
-
-    Args:
-        keys_values: of a cache, with room for all positions.
-        position: where the next keys and values go; the caller moves it on, in place.
-        mask: (1, 1, 1, positions), true up to that position; likewise.
-    """
-
-    def __init__(
-        self, keys_values: Float[Tensor, "2 B H T d"], position: Int[Tensor, "1"], mask: Bool[Tensor, "1 1 1 T"]
-    ) -> None:
-        self.keys, self.values = keys_values.unbind()
-        self.position, self.mask = position, mask
-
-    def append(
-        self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"]
-    ) -> tuple[Float[Tensor, "B H T d"], Float[Tensor, "B H T d"]]:
-        """Write those of the next position; returns keys and values of all positions, those to come among them."""
-        self.keys.index_copy_(2, self.position, keys)
-        self.values.index_copy_(2, self.position, values)
-        return self.keys, self.values
-
-
-AnyCache = KeyValueCache | FixedCache
-
-
 class Attention(nn.Module):
     """Each position looks at itself and at those before it: softmax(q kᵀ / √d) v, with q and k turned by position.
 
@@ -150,7 +118,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: AnyCache | None = None
+        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: KeyValueCache | None = None
     ) -> Float[Tensor, "B T C"]:
         """What every position takes from itself and those before it.
 
@@ -164,9 +132,8 @@ class Attention(nn.Module):
         )  # (B, T, H, d)
         # Turned before they are cached, so that a key is turned once and not at every later position.
         q, k, v = (vectors.transpose(1, 2) for vectors in (rotate(q, table), rotate(k, table), v))  # (B, H, T, d)
-        mask = None
         if cache is not None:
-            (k, v), mask = cache.append(k, v), cache.mask
+            k, v = cache.append(k, v)
         # A single query is the newest position, which sees all others; a causal mask would show it the first key alone.
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=q.shape[2] > 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
         return self.dropout(self.wo(mixed.transpose(1, 2).flatten(-2)))

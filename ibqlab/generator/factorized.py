@@ -12,6 +12,7 @@ the first token only. Submodule names are the published ones. Shape letters: B i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,9 +20,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
-from ibqlab.generator.attention import AnyCache, KeyValueCache
+from ibqlab.generator.attention import KeyValueCache
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.layers import Block, ClassEmbedding, RMSNorm, initialise
+from ibqlab.generator.sampler_network import (
+    BlockModulation,
+    Copies,
+    Residual,
+    RowMemory,
+    SamplerNetwork,
+    through_blocks,
+)
+from ibqlab.generator.sampler_operations import Drawing
 from ibqlab.generator.sampling import Prediction, TokenGenerator
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 from ibqlab.quantizers.lfq import factorize_indices, join_indices
@@ -82,14 +92,14 @@ class FactorizedDecoding(TokenDecoding):
 
     The spatial blocks give a position's context; the factorised blocks then go along [context, first part].
 
-    Args: as in `TokenDecoding`; what is compiled is the step through the spatial blocks.
+    Args: as in `TokenDecoding`.
     Source: published Open-MAGVIT2 sampling code.
     """
 
     parts = 2
 
-    def __init__(self, generator: "FactorizedGenerator", labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
-        super().__init__(generator, labels, len(generator.spatial_blocks), compiled)
+    def __init__(self, generator: "FactorizedGenerator", labels: Int[Tensor, " B"]) -> None:
+        super().__init__(generator, labels, len(generator.spatial_blocks))
         # The first two rows, also where an image has a single token.
         self.pair_table = position_table(generator.config, self.condition, 2)
         self.pair_caches: list[KeyValueCache] = []
@@ -98,7 +108,7 @@ class FactorizedDecoding(TokenDecoding):
         return self.generator.dropout(self.generator.embed(tokens)[0])
 
     def through_blocks(
-        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
+        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[KeyValueCache]
     ) -> Float[Tensor, "B new C"]:
         for block, cache in zip(self.generator.spatial_blocks, caches, strict=True):
             x = block(x, table, cache)
@@ -122,6 +132,75 @@ class FactorizedDecoding(TokenDecoding):
         self.pair_caches = []
 
 
+class FactorizedNetwork(SamplerNetwork):
+    """Open-MAGVIT2's generator for one recorded position at a time: both parts of a token are drawn inside it.
+
+    Args: `generator`, `dtype` and `rows` as in `SamplerNetwork`.
+    """
+
+    parts = 2
+
+    def __init__(self, generator: "FactorizedGenerator", dtype: torch.dtype, rows: int) -> None:
+        super().__init__(generator, dtype, rows, generator.spatial_blocks, is_adapted=False)
+        config, pairs = generator.config, generator.factorized_blocks
+        self.worth = 2 ** config.bits[0]
+        self.pair_blocks = [self.empty_block(block) for block in pairs]
+        self.rows.caches.extend(self.empty_cache(rows, config.num_heads, 2, config.head_dim) for _ in pairs)
+        # The first two rows, also where an image has a single token.
+        self.pair_table = position_table(config, self.rows.x, 2)
+        self.pair_positions = torch.arange(2, device=self.device).chunk(2)
+        self.embeddings = [self.empty_copy(table.weight) for table in (generator.pre_emb, generator.post_emb)]
+        self.norm = self.empty_copy(generator.norm.weight)
+        self.heads = [self.empty_copy(head.weight) for head in generator.head]
+
+    def copies(self, generator: "FactorizedGenerator") -> Copies:
+        blocks = [*generator.spatial_blocks, *generator.factorized_blocks]
+        for weights, block in zip([*self.blocks, *self.pair_blocks], blocks, strict=True):
+            yield from self.block_copies(weights, block)
+        yield self.norm, generator.norm.weight
+        modules = generator.pre_emb, generator.post_emb, *generator.head
+        for weights, module in zip([*self.embeddings, *self.heads], modules, strict=True):
+            yield weights, module.weight
+
+    def begin(self, generator: "FactorizedGenerator", labels: Int[Tensor, " R"]) -> None:
+        self.rows.x.copy_(generator.class_emb(labels)[:, 0])
+
+    def scores(
+        self,
+        rows: RowMemory,
+        earlier_parts: Sequence[Int[Tensor, " L"]],
+        drawing: Drawing,
+        operations: ModuleType,
+    ) -> Float[Tensor, "R V"]:
+        part, spatial = len(earlier_parts), len(self.blocks)
+        if part == 0:
+            residual = through_blocks(
+                *(Residual(rows.x), self.blocks, rows.modulations, rows.caches[:spatial], self.table),
+                position=drawing.position,
+                drawing=drawing,
+                operations=operations,
+            )
+        else:
+            first = nn.functional.embedding(earlier_parts[0], self.embeddings[0]).to(rows.x.dtype)
+            residual = Residual(first.repeat(len(rows.x) // len(first), 1))
+        unmodulated = [BlockModulation()] * len(self.pair_blocks)
+        residual = through_blocks(
+            *(residual, self.pair_blocks, unmodulated, rows.caches[spatial:], self.pair_table),
+            position=self.pair_positions[part],
+            drawing=drawing,
+            operations=operations,
+        )
+        _, normed = operations.add_and_normalise(*residual, weight=self.norm)
+        return operations.score(normed, self.heads[part])
+
+    def embed(self, tokens: Int[Tensor, " L"]) -> Float[Tensor, "L C"]:
+        parts = tokens % self.worth, tokens // self.worth
+        first, second = (
+            nn.functional.embedding(part, table) for part, table in zip(parts, self.embeddings, strict=True)
+        )
+        return first + second
+
+
 class FactorizedGenerator(TokenGenerator):
     """log p(image | class) = Σ_t log p(pre_t | tokens before t, class) + log p(post_t | pre_t, tokens before t, class).
 
@@ -132,6 +211,7 @@ class FactorizedGenerator(TokenGenerator):
     """
 
     decoding = FactorizedDecoding
+    network = FactorizedNetwork
 
     def __init__(self, config: FactorizedGeneratorConfig) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibqlab.generator.attention import AnyCache, Attention
+from ibqlab.generator.attention import Attention, KeyValueCache
 
 NORM_EPSILON = 1e-5
 INIT_STD = 0.02
@@ -76,7 +76,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(width)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: AnyCache | None = None
+        self, x: Float[Tensor, "B T C"], table: Float[Tensor, "T pairs 2"], cache: KeyValueCache | None = None
     ) -> Float[Tensor, "B T C"]:
         """Attention, then feed-forward; `table` has the rows of these positions, `cache` is as in `Attention`."""
         x = x + self.attention(self.attention_norm(x), table, cache)
@@ -112,7 +112,7 @@ class AdaptiveBlock(Block):
         x: Float[Tensor, "B T C"],
         table: Float[Tensor, "T pairs 2"],
         modulation: Modulation,
-        cache: AnyCache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """What `forward` computes, from the class's `modulation`; `cache` as in `Attention`."""
         # Gates start near 0, where the block passes x on; a scale and a shift of 0 leave the norm as it is.

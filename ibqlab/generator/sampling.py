@@ -1,29 +1,30 @@
-"""From scores to tokens: guidance, filters, draws that a seed repeats, and the loop over an image.
+"""What the generators share: the loss of given tokens, and images drawn token by token.
 
-Shape letters: B images · T sequence · V vocabulary.
+Images are drawn in one of two ways. The plain loop here computes one position after another as PyTorch runs it, with
+caches that grow; it is what a CPU does. `sampler` does all of a position in one recorded call; it is what a GPU does,
+and both give the same tokens. Shape letters: B images · T sequence · V vocabulary.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
 from ibqlab.base.progress import track_items
 from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.decoding import TokenDecoding
+from ibqlab.generator.kept_samplers import draw_with_sampler, forget_sampler
+from ibqlab.generator.sampler import Request
+from ibqlab.generator.sampler_network import SamplerNetwork
 from ibqlab.generator.sampling_config import SamplingConfig, setting_pair
+from ibqlab.generator.sampling_dtype import sampling_dtype
 from ibqlab.generator.sequence import check_inputs, check_labels
-from ibqlab.quantizers.codebooks import at_least_float32
+from ibqlab.generator.token_choice import Seed, choose_tokens, guide, refuse_broken, uniform_numbers
 from ibqlab.quantizers.indices import indices_in_memory, to_indices
 
-Seed = int | Sequence[int]
-"""One for the batch, whose image i then has the seed `seed` + i, or one per image."""
 Prediction = tuple[Float[Tensor, "B T C"], nn.Linear, Int[Tensor, "B T"]]
 """Hidden states, the head that multiplies them, and the tokens, or parts of tokens, that it predicts."""
 
@@ -36,7 +37,15 @@ class TokenGenerator(nn.Module):
     """
 
     decoding: ClassVar[type[TokenDecoding]]
-    """How it goes from one position to the next."""
+    """How the plain loop goes from one position to the next."""
+    network: ClassVar[type[SamplerNetwork]]
+    """How a recorded step does."""
+
+    def train(self, mode: bool = True) -> "TokenGenerator":
+        """Training mode, or eval mode; training frees the memory that sampling keeps between calls."""
+        if mode:
+            forget_sampler(self)
+        return super().train(mode)
 
     def loss(
         self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"], *, reduction: Literal["mean", "none"] = "mean"
@@ -67,7 +76,8 @@ class TokenGenerator(nn.Module):
         *,
         seed: Seed = 0,
         prompt: Int[Tensor, "B P"] | None = None,
-        compiled: bool = False,
+        compiled: bool | None = None,
+        dtype: torch.dtype | str | None = None,
         progress: bool = False,
         **settings: Any,
     ) -> Int[Tensor, "B T"]:
@@ -77,11 +87,15 @@ class TokenGenerator(nn.Module):
 
         Args:
             labels: classes, 0 to num_classes − 1, or num_classes for none in particular.
-            seed: the same seed, labels and settings give the same tokens, whatever the batch, but for rounding on
-                another device: image i is drawn by the seed `seed` + i, or by its own where one per image is given.
+            seed: the same seed, labels, settings and dtype give the same tokens, whatever the batch, but for rounding
+                on another device and between float32 batches of the plain loop: image i is drawn by the seed `seed` +
+                i, or by its own where one per image is given.
             prompt: tokens of the first positions, such as the first rows of an image.
-            compiled: compile the step of one position: CUDA graphs on a GPU. Pays off from some images on; the first
-                call takes a minute.
+            compiled: record the step of one position and play it: a CUDA graph on a GPU, where it is the default and
+                the first call takes seconds; torch.compile on a CPU, where it pays off from some images on and the
+                first call takes a minute.
+            dtype: to draw in: "float32", "bfloat16", "float16", "float64", or torch's own. None or "auto": bfloat16 for
+                float32 weights on a GPU, and the weights' type elsewhere.
             progress: show a bar over the tokens.
             **settings: fields of `SamplingConfig`: cfg_scale, cfg_schedule, cfg_power, cfg_interval, temperature,
                 top_k, top_p, min_p. Guidance needs label_dropout in training and costs twice the time. Open-MAGVIT2's
@@ -90,7 +104,9 @@ class TokenGenerator(nn.Module):
             int64, T = grid_size²; `.view(B, grid_size, grid_size)` is what a tokenizer decodes.
         Raises:
             ValueError: labels, tokens or settings that do not fit; the message says what to type.
-        Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance.
+            SamplerMemoryError: the GPU has too little memory; the message names what to change.
+        Cost: T passes of one position; 2·T·C numbers of memory per block and image, twice that with guidance. On a GPU
+            memory for 64 images and a copy of the weights is kept until the generator trains or is gone.
         Source: published IBQ sampling code, which draws from torch's global random state instead.
         """
         setting_names = [field.name for field in fields(SamplingConfig)]
@@ -113,43 +129,41 @@ class TokenGenerator(nn.Module):
                 f"{name} must be one number for this generator, whose tokens have one part; got {pair}, which are for "
                 "the two parts of Open-MAGVIT2's tokens.",
             )
+        weights = next(self.parameters()).dtype
+        dtype = sampling_dtype(dtype, weights, device)
+        if compiled is None:
+            compiled = device.type == "cuda"
         shape = len(labels), sizes.num_tokens, self.decoding.parts
-        numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape).to(device)
+        numbers = uniform_numbers(shape[0], shape[1] * shape[2], seed).view(shape)
+        request = Request(config, labels, prompt, numbers, sizes.num_tokens)
         was_training = self.training
         self.eval()
         try:
-            return self._sample(config, labels, prompt, numbers, compiled=compiled, progress=progress)
+            # Half types round so coarsely that every product must have the same rows in every batch.
+            if compiled or dtype != weights or dtype.itemsize == 2:
+                return draw_with_sampler(self, request, dtype, compiled=compiled, progress=progress)
+            return self.sample_plainly(request, progress=progress)
         finally:
             self.train(was_training)
 
     @torch.no_grad()
-    def _sample(
-        self,
-        config: SamplingConfig,
-        labels: Int[Tensor, " B"],
-        prompt: Int[Tensor, "B P"] | None,
-        numbers: Float[Tensor, "B T parts"],
-        *,
-        compiled: bool,
-        progress: bool,
-    ) -> Int[Tensor, "B T"]:
-        """One position after another; `numbers` draw the tokens.
+    def sample_plainly(self, request: Request, *, progress: bool = False) -> Int[Tensor, "B n"]:
+        """What `sample` does on a CPU: one position after another, in the weights' type and in eval mode.
 
         With guidance the classes and the null class go through the blocks as one batch; after the last guided position
         the null class is dropped, and without guidance it is never there.
         """
+        config, labels, prompt = request.config, request.labels, request.prompt
+        numbers = request.numbers.to(labels.device)
         images, positions, parts = numbers.shape
         tokens = [] if prompt is None else list(prompt.T)  # one (B,) per position
-        scales = [[config.scale_at(at, positions, part) for part in range(parts)] for at in range(positions)]
-        guided = [position for position, of_parts in enumerate(scales) if any(scale != 1 for scale in of_parts)]
-        first, last_guided = len(tokens), max(guided, default=-1)
-        copies = 2 if last_guided >= first else 1
+        first, scales, guided_positions = len(tokens), request.scales(), request.guided_positions()
+        copies = 2 if guided_positions else 1
         null = torch.full_like(labels, self.config.num_classes)
-        classes = torch.cat([labels, null])[: copies * images]  # (2B,) when guided, else (B,)
-        state = self.decoding(self, classes, compiled=compiled)
+        state = self.decoding(self, torch.cat([labels, null])[: copies * images])  # (2B,) when guided, else (B,)
         broken = torch.zeros_like(labels, dtype=torch.bool)  # looked at once at the end: each look waits for the GPU
         for position in track_items(range(first, positions), "sampling", "tokens", shown=progress):
-            if copies == 2 and position > last_guided:
+            if copies == 2 and position == guided_positions:
                 state.truncate(images)  # the null class is the second half of the batch
                 copies = 1
             if position == first and tokens:
@@ -167,119 +181,3 @@ class TokenGenerator(nn.Module):
             tokens.append(state.join(token_parts))
         refuse_broken(broken)
         return torch.stack(tokens, dim=1)
-
-
-def choose_tokens(
-    logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"], config: SamplingConfig, part: int = 0
-) -> Int[Tensor, " B"]:
-    """Tokens by their guided scores: temperature, filters, and a draw; the most probable ones at temperature 0."""
-    temperature = config.temperature_of(part)
-    if temperature == 0:
-        return logits.argmax(-1)
-    return draw_tokens(
-        filter_logits(at_least_float32(logits) / temperature, config.top_k, config.top_p, config.min_p), numbers
-    )
-
-
-def guide(
-    conditional: Float[Tensor, "*positions V"], unconditional: Float[Tensor, "*positions V"], scale: float
-) -> Float[Tensor, "*positions V"]:
-    """Classifier-free guidance: u + s (c − u).
-
-    Args:
-        conditional: c, logits for the class.
-        unconditional: u, logits for the null class.
-        scale: s; 1 leaves c, 0 leaves u, more than 1 goes beyond c, away from u. Paper: 2 to 2.85.
-    Source: published IBQ sampling code; classifier-free guidance (arXiv 2207.12598), with s = 1 + w.
-    """
-    return unconditional + scale * (conditional - unconditional)
-
-
-def filter_logits(
-    logits: Float[Tensor, "*positions V"], top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> Float[Tensor, "*positions V"]:
-    """Leave the most probable tokens and rule the others out, first by rank, then by probability.
-
-    Args:
-        logits: already divided by the temperature.
-        top_k: tokens that stay, with all that tie with the last of them; 0 leaves all. Paper: 0.
-        top_p: tokens stay while those before them have a probability of at most this, above 0 to 1; the most probable
-            always does. 1 leaves all. Paper: 1.
-        min_p: tokens stay that have at least this share of the most probable one's probability, 0 to 1. Paper: 0.
-    Returns:
-        −∞ for tokens that are ruled out; `logits` keeps its values.
-    Source: published IBQ sampling code; min-p (arXiv 2407.01082).
-    """
-    if top_k > 0:
-        lowest = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < lowest, -math.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)  # probability of all tokens before each one, by rank
-        before[..., 0] = 0  # the roll put the total there; the most probable token always stays
-        ruled_out = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > top_p)
-        logits = logits.masked_fill(ruled_out, -math.inf)
-    if min_p > 0:
-        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
-    return logits
-
-
-def draw_tokens(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Tokens drawn from softmax(logits): each the first whose cumulative probability exceeds its image's number.
-
-    Args:
-        logits: −∞ for tokens that cannot be drawn.
-        numbers: uniform, 0 to below 1, float64; what makes a draw repeatable on every device.
-    Returns:
-        int64, 0 to V − 1.
-    Raises:
-        ValueError: scores that are NaN or +∞; on a GPU, which would have to be waited for, `sample` says so at its end.
-    """
-    # float64: in float32 the steps of a sum over 262,144 tokens are as large as many tokens' probabilities.
-    cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    # Below the last value, so that the first beyond it exists and has a probability.
-    goal = numbers.clamp_max(1 - 1e-12) * cumulative[:, -1]
-    if not goal.is_cuda:
-        refuse_broken(goal.isnan())
-    return torch.searchsorted(cumulative, goal[:, None], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-
-def refuse_broken(broken: Bool[Tensor, " B"]) -> None:
-    """Refuse scores of which no token can be chosen.
-
-    Args:
-        broken: images whose scores are NaN or infinite.
-    Raises:
-        ValueError: there are some; the message says of how many images.
-    """
-    count = int(broken.sum())
-    require(
-        count == 0,
-        f"the generator's scores are NaN (not a number) or infinite for {count} of {len(broken)} images: its weights "
-        "are broken or overflow in their number type, or cfg_scale is too large. Use another checkpoint, "
-        "generator.float(), or cfg_scale=1.0.",
-    )
-
-
-def uniform_numbers(images: int, positions: int, seed: Seed) -> Float[Tensor, "B T"]:
-    """What draws an image's tokens: an image's numbers come from its own seed and nothing else.
-
-    So a large batch gives the images of small ones: image i of a batch with one seed is the first image of a batch with
-    that seed + i.
-
-    Args:
-        images: B.
-        positions: numbers per image.
-        seed: of the batch, or one per image.
-    Raises:
-        ValueError: a wrong number of seeds.
-    """
-    values = to_indices(seed, "seed")
-    require(
-        values.ndim == 0 or len(values) == images,
-        f"seed must be one number, or one per image, here {images}; got {values.numel()}. Use seed=0.",
-    )
-    seeds = range(int(values), int(values) + images) if values.ndim == 0 else values.tolist()
-    # Always the CPU's generator, whatever the process's default device is.
-    numbers = partial(torch.rand, positions, dtype=torch.float64, device="cpu")
-    return torch.stack([numbers(generator=torch.Generator("cpu").manual_seed(image_seed)) for image_seed in seeds])

@@ -12,6 +12,7 @@ without a translation table. Shape letters: B images · T sequence · C width ·
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -19,9 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
-from ibqlab.generator.attention import AnyCache
+from ibqlab.generator.attention import KeyValueCache
 from ibqlab.generator.decoding import TokenDecoding
 from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
+from ibqlab.generator.sampler_network import Copies, Residual, RowMemory, SamplerNetwork, through_blocks
+from ibqlab.generator.sampler_operations import Drawing
 from ibqlab.generator.sampling import Prediction, TokenGenerator
 from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs, check_positive, position_table
 
@@ -65,8 +68,8 @@ class Decoding(TokenDecoding):
     Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
     """
 
-    def __init__(self, generator: "Generator", labels: Int[Tensor, " B"], *, compiled: bool = False) -> None:
-        super().__init__(generator, labels, len(generator.blocks), compiled)
+    def __init__(self, generator: "Generator", labels: Int[Tensor, " B"]) -> None:
+        super().__init__(generator, labels, len(generator.blocks))
         # Once per image instead of once per token: a third of all weights is read for these alone.
         self.modulations = [block.modulation(self.condition) for block in generator.blocks]  # depth · 6 of (B, 1, C)
         self.head_modulation = generator.head_nm.modulation(self.condition)
@@ -75,7 +78,7 @@ class Decoding(TokenDecoding):
         return self.generator.dropout(self.generator.tok_emb(tokens))
 
     def through_blocks(
-        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[AnyCache]
+        self, x: Float[Tensor, "B new C"], table: Float[Tensor, "new pairs 2"], caches: Sequence[KeyValueCache]
     ) -> Float[Tensor, "B new C"]:
         for block, modulation, cache in zip(self.generator.blocks, self.modulations, caches, strict=True):
             x = block.apply_modulation(x, table, modulation, cache)
@@ -91,6 +94,55 @@ class Decoding(TokenDecoding):
         self.head_modulation = tuple(value[:rows] for value in self.head_modulation)
 
 
+class GeneratorNetwork(SamplerNetwork):
+    """IBQ's generator for one recorded position at a time.
+
+    Args: `generator`, `dtype` and `rows` as in `SamplerNetwork`.
+    """
+
+    def __init__(self, generator: "Generator", dtype: torch.dtype, rows: int) -> None:
+        super().__init__(generator, dtype, rows, generator.blocks, is_adapted=True)
+        self.tokens = self.empty_copy(generator.tok_emb.weight)
+        self.norm = self.empty_copy(generator.head_nm.rmsnorm.weight)
+        self.head = self.empty_copy(generator.head.weight)
+
+    def copies(self, generator: "Generator") -> Copies:
+        for weights, block in zip(self.blocks, generator.blocks, strict=True):
+            yield from self.block_copies(weights, block)
+        yield self.tokens, generator.tok_emb.weight
+        yield self.norm, generator.head_nm.rmsnorm.weight
+        yield self.head, generator.head.weight
+
+    def begin(self, generator: "Generator", labels: Int[Tensor, " R"]) -> None:
+        condition = generator.class_emb(labels)  # (R, 1, C)
+        self.rows.x.copy_(condition[:, 0])
+        modulated = [*generator.blocks, generator.head_nm]
+        memory = [*self.rows.modulations, self.rows.last_modulation]
+        for module, targets in zip(modulated, memory, strict=True):
+            for target, values in zip(targets, module.modulation(condition), strict=True):
+                target.copy_(values[:, 0])
+
+    def scores(
+        self,
+        rows: RowMemory,
+        earlier_parts: Sequence[Int[Tensor, " L"]],
+        drawing: Drawing,
+        operations: ModuleType,
+    ) -> Float[Tensor, "R V"]:
+        residual = through_blocks(
+            *(Residual(rows.x), self.blocks, rows.modulations, rows.caches, self.table),
+            position=drawing.position,
+            drawing=drawing,
+            operations=operations,
+        )
+        scale, shift = rows.last_modulation
+        _, normed = operations.add_and_normalise(*residual, weight=self.norm, scale=scale, shift=shift)
+        return operations.score(normed, self.head)
+
+    def embed(self, tokens: Int[Tensor, " L"]) -> Float[Tensor, "L C"]:
+        return nn.functional.embedding(tokens, self.tokens)
+
+
 class Generator(TokenGenerator):
     """A transformer over a tokenizer's tokens: log p(image | class) = Σ_t log p(token t | tokens before t, class).
 
@@ -101,6 +153,7 @@ class Generator(TokenGenerator):
     """
 
     decoding = Decoding
+    network = GeneratorNetwork
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
