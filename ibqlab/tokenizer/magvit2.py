@@ -53,10 +53,11 @@ class DepthToSpace(nn.Module):
         """Twice the height and width."""
         batch, channels, height, width = x.shape
         dealt = self.conv1(x)
-        pixels = dealt.view(batch, 2, 2, channels, height, width)  # row and column inside the 2 × 2 first
         if lies_channels_last(dealt):
-            pixels = pixels.permute(0, 4, 1, 5, 2, 3)  # (B, h, 2, w, 2, C)
+            # Pixel by pixel, so that the result and its gradient lie channels-last as well: one copy each way.
+            pixels = dealt.permute(0, 2, 3, 1).view(batch, height, width, 2, 2, channels).transpose(2, 3)
             return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        pixels = dealt.view(batch, 2, 2, channels, height, width)  # row and column inside the 2 × 2 first
         pixels = pixels.permute(0, 3, 4, 1, 5, 2)  # (B, C, h, 2, w, 2)
         return pixels.reshape(batch, channels, 2 * height, 2 * width)
 
