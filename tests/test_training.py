@@ -106,7 +106,7 @@ def assert_finite(run):
 
 def small_numbers(monkeypatch):
     """Plain gradient steps: Adam divides by a gradient's size and so makes a rounding of 1e-10 into a step of 1e-3."""
-    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr, fused=True))
     monkeypatch.setattr(
         "ibqlab.training.tokenizer.step.learning_rate_at", lambda step, config: 30 * config.learning_rate
     )
@@ -389,7 +389,7 @@ from ibqlab.training.tokenizer import step
 from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 torch.set_num_threads(1)
-torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr)
+torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr, fused=True)
 step.learning_rate_at = lambda step, config: 30 * config.learning_rate
 folder, *quantizers = sys.argv[1:]
 
