@@ -556,6 +556,20 @@ def test_an_exploding_learning_rate_stops_the_run(tmp_path, quantizer):
     assert_finite(Run(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_a_batch_that_does_not_fit_is_one_error_with_what_to_lower(tmp_path, monkeypatch, recomputing):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("ibqlab.training.tokenizer.step.tokenizer_loss", full)
+    with pytest.raises(TrainingError, match="step 1: a batch does not fit into the GPU's memory") as caught:
+        trained(tmp_path / "run", smoke(speed__activation_checkpointing=recomputing))
+    for part in ("accumulate (now 1)", "batch_size (now 4)"):
+        assert part in str(caught.value)
+    assert ("speed.activation_checkpointing=true" in str(caught.value)) != recomputing
+    assert Run(tmp_path / "run").status == "failed"
+
+
 @pytest.mark.parametrize(("step", "found"), [(6, 6), (7, 8)])
 def test_a_weight_that_is_no_number_is_neither_validated_nor_stored(tmp_path, step, found):
     steps = []
