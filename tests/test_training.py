@@ -558,7 +558,7 @@ def test_an_exploding_learning_rate_stops_the_run(tmp_path, quantizer):
 
 @pytest.mark.parametrize("recomputing", [False, True])
 def test_a_batch_that_does_not_fit_is_one_error_with_what_to_lower(tmp_path, monkeypatch, recomputing):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr("ibqlab.training.tokenizer.step.tokenizer_loss", full)

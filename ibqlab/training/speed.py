@@ -45,7 +45,7 @@ def prepare_tokenizer(
     """
     judges = [network for network in (discriminator, perceptual) if network is not None]
     for network in (tokenizer, *judges):
-        network.to(memory_format=memory_format(config))
+        network.to(memory_format=config.memory_format)
     blocks = list(find_blocks(tokenizer))
     if config.compile:
         # No two layers of a judge have the same shape, so each is a region of its own; they are small.
@@ -111,11 +111,6 @@ def shard(module: nn.Module) -> nn.Module:
         if isinstance(block, Block):
             fully_shard(block)
     return fully_shard(module)
-
-
-def memory_format(config: SpeedConfig) -> torch.memory_format:
-    """How pictures and convolution weights lie in memory."""
-    return torch.channels_last if config.channels_last else torch.preserve_format
 
 
 def uncompiled(config: SpeedConfig | GeneratorSpeedConfig) -> AbstractContextManager:

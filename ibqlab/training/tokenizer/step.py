@@ -16,7 +16,7 @@ from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.ema import WeightAverage
 from ibqlab.training.optimisation import build_optimizer, learning_rate_at, named_moments, set_learning_rate
-from ibqlab.training.speed import many_graphs, memory_format, prepare_tokenizer
+from ibqlab.training.speed import many_graphs, prepare_tokenizer
 from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 Losses = dict[str, Float[Tensor, ""]]
@@ -179,7 +179,7 @@ class TokenizerStep:
         """Stored pixels in the model's range, on the device, in the weights' type."""
         # From pinned memory the copy is queued behind the step before instead of waiting for it.
         pictures = to_model_range(part.to(self.fabric.device, non_blocking=True))
-        return pictures.to(self.tokenizer.decoder.last_layer.dtype, memory_format=memory_format(self.config.speed))
+        return pictures.to(self.tokenizer.decoder.last_layer.dtype, memory_format=self.config.speed.memory_format)
 
 
 def _weight_average(tokenizer: Tokenizer, config: TrainConfig) -> WeightAverage:
