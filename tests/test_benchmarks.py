@@ -102,6 +102,22 @@ def test_a_step_is_timed_against_the_published_form(tmp_path):
     configured, published = table.to_dict("records")
     assert configured["speed_ratio"] == pytest.approx(published["seconds_per_step"] / configured["seconds_per_step"])
     assert published["speed_ratio"] == 1
+    assert (table["start_seconds"] > table["seconds_per_step"]).all()
+
+
+def test_a_step_is_timed_as_written_and_compiled(tmp_path, monkeypatch):
+    settings = ["builtin/smoke", "--images", "1", "--steps", "1", "--rounds", "1", "--warm-up", "1", "--compile", "off"]
+    _, table = ask("training_speed.py", tmp_path, *settings)
+    assert table["compile"].tolist() == [False]
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import training_speed  # noqa: PLC0415 - a script, found in the benchmarks' folder
+
+    forms = training_speed.forms_of("both", published=True)
+    assert [settings["speed.compile"] for settings in forms.values()] == [False, True, False]
+    rows = [{"images_per_second": 2.0, "peak_gib": 1.0, "quantizer": name.partition(",")[0]} for name in forms]
+    rows[2] |= {"images_per_second": 1.0, "peak_gib": 4.0}
+    ratios = [(row["speed_ratio"], row["memory_ratio"]) for row in training_speed.with_ratios(rows)]
+    assert ratios == [(2.0, 0.25), (2.0, 0.25), (1.0, 1.0)]
 
 
 def test_the_published_form_is_ibqs_alone():

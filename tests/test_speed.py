@@ -154,11 +154,12 @@ def test_convolutions_and_pictures_lie_with_channels_last(monkeypatch):
 
 def test_a_run_compiles_its_training_graphs_once_and_nothing_else(tmp_path, graphs):
     quick = trained(tmp_path / "quick", smoke(**JUDGED, speed={"compile": True}, steps=3))
-    # Encoder, decoder, and the discriminator twice: as it learns, and as it judges, when its weights stand still.
-    assert len(graphs) == 4
+    # Residual and attention blocks at two resolutions each; the discriminator as it learns, and as it judges, when its
+    # weights stand still.
+    assert len(graphs) == 6
     # The next run of a study has the same networks around another quantizer, and takes the same graphs.
     trained(tmp_path / "next", smoke("vq", **JUDGED, speed={"compile": True}, steps=2))
-    assert len(graphs) == 4
+    assert len(graphs) == 6
     plain = trained(tmp_path / "plain", smoke(**JUDGED, steps=3))
     assert weights(quick).keys() == weights(plain).keys()
     assert quick.metrics["l1"].iloc[1:3].tolist() == pytest.approx(plain.metrics["l1"].iloc[1:3].tolist(), rel=1e-4)
@@ -178,7 +179,7 @@ from ibqlab.cli import main
 from ibqlab.training import speed
 
 torch.set_num_threads(1)
-torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr)
+torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr, fused=True)
 speed.COMPILER = "aot_eager"
 settings = ["steps=3", "processes=2", "precision=64-true", "tokenizer.autoencoder.base_channels=96"]
 settings += ["loss.adversarial_weight=0.1", "loss.discriminator={base_channels: 4, num_layers: 1}"]

@@ -106,7 +106,7 @@ def assert_finite(run):
 
 def small_numbers(monkeypatch):
     """Plain gradient steps: Adam divides by a gradient's size and so makes a rounding of 1e-10 into a step of 1e-3."""
-    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr, fused=True))
     monkeypatch.setattr(
         "ibqlab.training.tokenizer.step.learning_rate_at", lambda step, config: 30 * config.learning_rate
     )
@@ -389,7 +389,7 @@ from ibqlab.training.tokenizer import step
 from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 torch.set_num_threads(1)
-torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr)
+torch.optim.AdamW = lambda groups, lr, **rest: torch.optim.SGD(groups, lr=lr, fused=True)
 step.learning_rate_at = lambda step, config: 30 * config.learning_rate
 folder, *quantizers = sys.argv[1:]
 
@@ -554,6 +554,20 @@ def test_an_exploding_learning_rate_stops_the_run(tmp_path, quantizer):
     assert "precision" not in str(caught.value)
     assert Run(tmp_path / "run").status == "failed"
     assert_finite(Run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_a_batch_that_does_not_fit_is_one_error_with_what_to_lower(tmp_path, monkeypatch, recomputing):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("ibqlab.training.tokenizer.step.tokenizer_loss", full)
+    with pytest.raises(TrainingError, match="step 1: a batch does not fit into the GPU's memory") as caught:
+        trained(tmp_path / "run", smoke(speed__activation_checkpointing=recomputing))
+    for part in ("accumulate (now 1)", "batch_size (now 4)"):
+        assert part in str(caught.value)
+    assert ("speed.activation_checkpointing=true" in str(caught.value)) != recomputing
+    assert Run(tmp_path / "run").status == "failed"
 
 
 @pytest.mark.parametrize(("step", "found"), [(6, 6), (7, 8)])

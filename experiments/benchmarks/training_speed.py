@@ -3,15 +3,18 @@
     python experiments/benchmarks/training_speed.py --output speed.csv          # minutes on one GPU
     ibqlab plan imagenet --images-per-second S                                  # GPU-hours at a measured speed
     python experiments/benchmarks/training_speed.py imagenet/ibq_262144 --images 16 --published-form --output ratio.csv
+    python experiments/benchmarks/training_speed.py --quick --output quick.csv  # as written, compiled, published form
 
 Whole steps as in training: tokenizer, discriminator, losses, Adam, averages; random pixels that lie on the device
 already, so loading is left out. LPIPS' networks have fresh weights here, which changes its value and not its time.
-Writes one row per recipe, number of images and form of the quantizer, with device, versions and commit; a size that
-does not fit is a row without a speed.
+Writes one row per recipe, number of images and form of the step, with device, versions and commit; a size that does not
+fit is a row without a speed. start_seconds is the time from building the networks to the end of the first step, which
+compiles.
 
-With --published-form each step is timed twice, in rounds that alternate: as configured, and with the quantizer as the
-published code writes it, N × K matrices and all (see published_form.py); everything else is the same. The columns
-speed_ratio and memory_ratio hold each form's images per second and peak memory over the published form's.
+Forms take turns in rounds. With --compile a step runs as written, compiled (speed.compile), or both. With
+--published-form there is one form more: with the quantizer as the published code writes it, N × K matrices and all (see
+published_form.py); everything else is as in the first form. The columns speed_ratio and memory_ratio hold each form's
+images per second and peak memory over the published form's.
 """
 
 import argparse
@@ -34,6 +37,10 @@ from ibqlab.training.tokenizer.step import Models, TokenizerStep
 RECIPES = ["imagenet/ibq_16384", "imagenet/ibq_262144", "imagenet/vqgan_16384", "imagenet/lfq_262144"]
 CONFIGURED, PUBLISHED = "as configured", "published form"
 OF_PUBLISHED_FORM = {"tokenizer.quantizer.name": "ibq_published_form"}
+COMPILES = {"off": [False], "on": [True], "both": [False, True]}
+"""What --compile says → values of speed.compile."""
+QUICK = {"recipes": ["imagenet/ibq_262144"], "images": [16], "steps": 3, "rounds": 2, "warm_up": 2, "compile": "both"}
+"""What --quick sets: 6 steps of three forms, so that it ends within a minute and a half on a fast GPU."""
 SEED = 0
 
 
@@ -48,13 +55,13 @@ class TimedStep:
 
     def __init__(self, recipe: str, images: int, settings: dict[str, Any]):
         single = {"processes": 1, "accumulate": 1, "batch_size": images, "accelerator": "auto", "seed": SEED}
-        if not torch.cuda.is_available():
-            # Minutes of compiling that a CPU does not win back.
-            single["speed.compile"] = False
         self.perceptual = bool(recipe_config(recipe).loss.perceptual_weight)
         # The package lpips and its weight file are not asked for: the stand-in takes the same time.
+        if "speed.compile" not in settings and not torch.cuda.is_available():
+            # Minutes of compiling that a CPU does not win back.
+            single["speed.compile"] = False
         self.config = recipe_config(recipe, single | settings | {"loss.perceptual_weight": 0.0})
-        before = allocated()
+        before, began = allocated(), time.perf_counter()
         self.networks = build(self.config, self.perceptual)
         self.device = self.networks.fabric.device
         shape = (images, 3, self.config.data.image_size, self.config.data.image_size)
@@ -64,6 +71,7 @@ class TimedStep:
         self.seconds: list[float] = []
         self.peak = 0
         self.take(1)
+        self.start_seconds = time.perf_counter() - began
         self.state = allocated() - before
         """Bytes that stay between steps: weights, averages, and Adam's state, which the first step makes."""
 
@@ -97,6 +105,7 @@ class TimedStep:
             "channels_last": speed.channels_last,
             "compile": speed.compile,
             "activation_checkpointing": speed.activation_checkpointing,
+            "start_seconds": self.start_seconds,
             "steps": len(self.seconds),
             "seconds_per_step": median,
             "images_per_second": len(self.pixels) / median,
@@ -150,9 +159,26 @@ def measure(
             except torch.cuda.OutOfMemoryError:
                 del timed[name]
     return [
-        {"recipe": recipe, "images": images, "quantizer": name} | (timed[name].row() if name in timed else {})
-        for name in forms
+        {"recipe": recipe, "images": images, "quantizer": name.partition(",")[0]}
+        | {key.removeprefix("speed."): value for key, value in settings.items() if key == "speed.compile"}
+        | (timed[name].row() if name in timed else {})
+        for name, settings in forms.items()
     ]
+
+
+def forms_of(compile_choice: str, published: bool) -> dict[str, dict[str, Any]]:
+    """Forms of a step, by name, with the settings that each changes.
+
+    Args:
+        compile_choice: of COMPILES; "recipe": as the recipe says.
+        published: whether to add the published form of the quantizer, which is compiled or not as the first form is.
+    """
+    forms: dict[str, dict[str, Any]] = {CONFIGURED: {}}
+    if compile_choice in COMPILES:
+        choices = COMPILES[compile_choice]
+        forms = {f"{CONFIGURED}, compile {choice}": {"speed.compile": choice} for choice in choices}
+    first = next(iter(forms.values()))
+    return forms | ({PUBLISHED: first | OF_PUBLISHED_FORM} if published else {})
 
 
 def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -178,9 +204,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=3, help="steps before the first round, at least 1")
     parser.add_argument("--published-form", action="store_true", help="time the published quantizer code as well (IBQ)")
+    parser.add_argument("--compile", choices=["recipe", *COMPILES], default="recipe", help="speed.compile")
+    parser.add_argument("--quick", action="store_true", help="16 images, as written, compiled and the published form")
     parser.add_argument("--output", help="CSV file")
     chosen = parser.parse_args()
-    forms = {CONFIGURED: {}} | ({PUBLISHED: OF_PUBLISHED_FORM} if chosen.published_form else {})
+    if chosen.quick:
+        vars(chosen).update(QUICK, published_form=True)
+    forms = forms_of(chosen.compile, chosen.published_form)
     for recipe in chosen.recipes if chosen.published_form else ():
         name = recipe_config(recipe).tokenizer.quantizer.config_name
         if name != "ibq":

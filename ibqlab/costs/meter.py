@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ibqlab.costs.shapes import ShapeMeter
+from ibqlab.tokenizer.group_norm import lies_channels_last
 
 BFLOAT16_PRODUCTS = frozenset({F.conv2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm})
 """What autocast computes in bfloat16, as far as these networks use it; attention is looked after apart."""
@@ -88,7 +89,7 @@ class SavedTensors:
 
 
 class _AsOnCuda(TorchFunctionMode):
-    """What autocast and fused attention do on CUDA, done to meta tensors, which torch's own leave as they are.
+    """What autocast, fused attention and kernels of our own do on CUDA, done to meta tensors, which torch leaves alone.
 
     Under autocast products are taken in bfloat16, norms, powers and sums in float32. Fused attention, which takes
     vectors whose numbers lie side by side, keeps queries, keys, values and result, not the matrix between them.
@@ -107,7 +108,10 @@ class _AsOnCuda(TorchFunctionMode):
                 args = tuple(map(self._rounded, args))
             elif function in FLOAT32_NORMS:
                 args = tuple(a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args)
-        return _Saved.apply(*args[:3]) if fused else function(*args, **kwargs)
+        result = _Saved.apply(*args[:3]) if fused else function(*args, **kwargs)
+        # torch's convolution without contents forgets the order of its inputs.
+        turned = function is F.conv2d and any(map(lies_channels_last, args[:2]))
+        return result.to(memory_format=torch.channels_last) if turned else result
 
     def _rounded(self, value: Any) -> Any:
         """A tensor of float32 in bfloat16; a weight's copy is made once, as autocast does it."""

@@ -36,7 +36,8 @@ def count_tokenizer_step(config: TrainConfig) -> StepCost:
     quantizer, the discriminator's three calls, LPIPS on both images, and, where the batch comes in parts, the extra
     reconstructions for the discriminator. Not counted: optimisers, averages, diagnostics, validation.
     Activations are what autograd keeps, each storage once, in the types of the recipe's precision; attention is taken
-    as fused where the layout of its inputs allows that. With speed.activation_checkpointing the blocks' second pass
+    as fused where the layout of its inputs allows that, and with speed.channels_last group normalisation as the kernel
+    that a GPU has for it. With speed.activation_checkpointing the blocks' second pass
     counts among the operations, and what the largest block keeps meanwhile among the activations; what a compiler saves
     is not counted. Work space of kernels and of the quantizer's blocks comes on top. Both are counted with two and with
     three images; the rest follows, because they are linear in images.
@@ -75,7 +76,7 @@ class _Step:
     def __init__(self, config: TrainConfig, shapes: ShapeMeter):
         self.config, self.shapes, self.size = config, shapes, config.data.image_size
         self.dtype = torch.get_default_dtype()
-        self.tokenizer = Tokenizer.from_config(config.tokenizer)
+        self.tokenizer = self._build_tokenizer()
         self.tokenizer.latent_grid(self.size, self.size)
         for block in find_blocks(self.tokenizer) if config.speed.activation_checkpointing else ():
             recompute(block)
@@ -145,17 +146,21 @@ class _Step:
         return tokenizer.bytes + max(learning.bytes, losses.bytes, again)
 
     def _largest_block(self, pictures: Tensor) -> int:
-        tokenizer = Tokenizer.from_config(self.config.tokenizer)
+        tokenizer = self._build_tokenizer()
         mixed = self.config.precision == "bf16-mixed"
         with tokenizer.quantizer.without_upkeep():
             return meter.largest_block_bytes(tokenizer, find_blocks(tokenizer), lambda: tokenizer(pictures), mixed)
+
+    def _build_tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_config(self.config.tokenizer).to(memory_format=self.config.speed.memory_format)
 
     def _networks(self) -> list[nn.Module]:
         return [network for network in (self.tokenizer, self.discriminator, self.perceptual) if network]
 
     def _images(self, count: int) -> Tensor:
         channels = self.config.tokenizer.autoencoder.in_channels
-        return torch.empty(count, channels, self.size, self.size, dtype=self.dtype)
+        images = torch.empty(count, channels, self.size, self.size, dtype=self.dtype)
+        return images.to(memory_format=self.config.speed.memory_format)
 
     def _discriminate(self, pictures: Tensor, rebuilt: Tensor) -> Tensor:
         """The discriminator's loss on images and reconstructions."""

@@ -1,7 +1,7 @@
 """What ends a training before its last step."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.base.processes import sum_over_processes
@@ -34,6 +34,11 @@ class NonFinite(Exception):
         self.culprit = culprit
 
 
+def count_nonfinite(value: Float[Tensor, ""]) -> Int[Tensor, ""]:
+    """On how many processes a number is NaN or infinite. Stays on the device, so that nobody waits for it."""
+    return sum_over_processes((~torch.isfinite(value)).long())
+
+
 def anywhere_nonfinite(value: Float[Tensor, ""]) -> bool:
-    """Whether a number is NaN or infinite on any process."""
-    return bool(sum_over_processes((~torch.isfinite(value)).long()))
+    """Whether a number is NaN or infinite on any process. Waits for the device."""
+    return bool(count_nonfinite(value))

@@ -13,6 +13,8 @@ from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 
 IMAGES = "the batch of images"
 """How `name_first_nonfinite` names its first link."""
+SUM = "the sum of the losses, here or on another process,"
+"""And what it says where every link is finite."""
 
 
 def tokenizer_loss(
@@ -47,7 +49,8 @@ def tokenizer_loss(
         likelihood = likelihood + config.perceptual_weight * parts["perceptual"]
     total = likelihood + out.quantizer.loss
     if judge is not None:
-        weight = likelihood.new_tensor(config.adversarial_weight)
+        # Filled in on the device; a number that is copied to it would be waited for.
+        weight = likelihood.new_full((), config.adversarial_weight)
         parts["adversarial"] = judge(rebuilt)
         if config.adaptive_weight:
             weight = weight * adaptive_weight(likelihood, parts["adversarial"], last_layer)
@@ -78,4 +81,4 @@ def name_first_nonfinite(
         **{f"the loss term {name!r}": term for name, term in parts.items()},
     }
     culprit = next((name for name, value in chain.items() if not torch.isfinite(value).all()), None)
-    return culprit or "the sum of the losses, here or on another process,"
+    return culprit or SUM

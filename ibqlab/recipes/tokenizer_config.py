@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import torch
+
 from ibqlab.base import checks as bounds
 from ibqlab.base.checks import require, require_at_most, require_choice
 from ibqlab.recipes.run_config import RunConfig, ordered_keys
@@ -139,15 +141,21 @@ class SpeedConfig:
 
     channels_last: bool = False
     """Keep pictures, activations and convolution weights with the channels of a pixel side by side, as tensor cores
-    read them. Group normalisation on CUDA turns its input around unless it is compiled: switch on together with
-    compile. Published: False."""
+    read them. On CUDA, group normalisation with its swish is then one operation that reads and writes them so, in the
+    activations' type, and keeps less for the backward pass. Published: False."""
     compile: bool = False
-    """Let torch.compile fuse encoder, decoder, discriminator and LPIPS network in training; validation and quantizer
-    stay as they are. Costs minutes at every start and a C++ compiler. Published: False."""
+    """Let torch.compile fuse each residual and attention block, the discriminator and the LPIPS network in training;
+    validation and quantizer stay as they are. Blocks of one shape share what was compiled; the published tokenizer has
+    10 shapes. Costs a C++ compiler and time before the first step. Published: False."""
     activation_checkpointing: bool = False
     """Keep only the inputs of the residual and attention blocks of encoder and decoder, and compute each block again,
-    up to its last convolution, for its backward pass. By `ibqlab plan` that takes a fifth of the memory per image and a
-    seventh more operations for the published tokenizer. Published: False."""
+    up to its last convolution, for its backward pass. By `ibqlab plan` that takes a fifth of the memory per image, with
+    channels_last two fifths, and a seventh more operations for the published tokenizer. Published: False."""
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How pictures and convolution weights lie in memory."""
+        return torch.channels_last if self.channels_last else torch.preserve_format
 
 
 @ordered_keys(

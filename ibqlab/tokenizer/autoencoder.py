@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
+from ibqlab.tokenizer.group_norm import normalise
 
 NORM_EPSILON = 1e-6
 
@@ -36,9 +37,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out H W"]:
         """Input plus what two normalised convolutions add to it."""
-        residual = self.conv1(F.silu(self.norm1(x)))
-        residual = self.conv2(self.dropout(F.silu(self.norm2(residual))))
-        return self.nin_shortcut(x) + residual
+        normed, x = normalise(self.norm1, x, swish=True)
+        normed, _ = normalise(self.norm2, self.conv1(normed), swish=True)
+        return self.nin_shortcut(x) + self.conv2(self.dropout(normed))
 
 
 class AttentionBlock(nn.Module):
@@ -58,7 +59,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Input plus what every position takes from all others."""
-        normed = self.norm(x)
+        normed, x = normalise(self.norm, x, swish=False)
         # Contiguous: with channels apart, no fused kernel applies and the whole HW × HW matrix would be kept.
         q, k, v = (
             layer(normed).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for layer in (self.q, self.k, self.v)
@@ -159,7 +160,7 @@ class Encoder(nn.Module):
         x = self.conv_in(images)
         for level in self.down:
             x = level.downsample(level(x))
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(normalise(self.norm_out, self.mid(x), swish=True)[0])
 
 
 class Decoder(nn.Module):
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latents))
         for number in reversed(range(len(self.up))):
             x = self.up[number].upsample(self.up[number](x))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(normalise(self.norm_out, x, swish=True)[0])
 
     @property
     def last_layer(self) -> Float[Tensor, "C_out C 3 3"]:

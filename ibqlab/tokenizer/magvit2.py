@@ -9,11 +9,11 @@ Submodule names are the published ones, so published weights load without a tran
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ibqlab.base.checks import require
 from ibqlab.tokenizer.autoencoder import NORM_EPSILON, Level, ResidualBlock, conv3, normalisation
 from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
+from ibqlab.tokenizer.group_norm import lies_channels_last, normalise, normalise_per_image
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -34,8 +34,8 @@ class AdaptiveGroupNorm(nn.Module):
     ) -> Float[Tensor, "B C H W"]:
         """Features normalised and set to the latents' statistics; the grid must have two positions or more."""
         variance, mean = torch.var_mean(latents, dim=(2, 3))  # (B, C_latent), the same for every position of x
-        scale = self.gamma((variance + NORM_EPSILON).sqrt())[:, :, None, None]
-        return scale * F.group_norm(x, NORM_GROUPS, eps=NORM_EPSILON) + self.beta(mean)[:, :, None, None]
+        scale, shift = self.gamma((variance + NORM_EPSILON).sqrt()), self.beta(mean)  # (B, C)
+        return normalise_per_image(x, scale, shift, NORM_GROUPS, NORM_EPSILON)
 
 
 class DepthToSpace(nn.Module):
@@ -52,7 +52,12 @@ class DepthToSpace(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
         """Twice the height and width."""
         batch, channels, height, width = x.shape
-        pixels = self.conv1(x).view(batch, 2, 2, channels, height, width)  # row and column inside the 2 × 2 first
+        dealt = self.conv1(x)
+        if lies_channels_last(dealt):
+            # Pixel by pixel, so that the result and its gradient lie channels-last as well: one copy each way.
+            pixels = dealt.permute(0, 2, 3, 1).view(batch, height, width, 2, 2, channels).transpose(2, 3)
+            return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        pixels = dealt.view(batch, 2, 2, channels, height, width)  # row and column inside the 2 × 2 first
         pixels = pixels.permute(0, 3, 4, 1, 5, 2)  # (B, C, h, 2, w, 2)
         return pixels.reshape(batch, channels, 2 * height, 2 * width)
 
@@ -84,7 +89,7 @@ class Magvit2Encoder(nn.Module):
         x = self.conv_in(images)
         for level in self.down:
             x = level.downsample(level(x))
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+        return self.conv_out(normalise(self.norm_out, self.mid_block(x), swish=True)[0])
 
 
 class Magvit2Decoder(nn.Module):
@@ -127,7 +132,7 @@ class Magvit2Decoder(nn.Module):
         for number in reversed(range(len(self.up))):
             x = self.up[number](self.adaptive[number](x, latents))
             x = self.up[number].upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(normalise(self.norm_out, x, swish=True)[0])
 
     @property
     def last_layer(self) -> Float[Tensor, "C_out C 3 3"]:

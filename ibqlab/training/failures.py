@@ -8,6 +8,9 @@ import time
 from types import FrameType
 from typing import Any
 
+import torch
+
+from ibqlab.base.checks import gib
 from ibqlab.losses.errors import TrainingError, TrainingInterrupted
 from ibqlab.losses.tokenizer_loss import IMAGES
 from ibqlab.recipes.run_config import RunConfig
@@ -79,6 +82,18 @@ def nonfinite_error(step: int, culprit: str, config: RunConfig, run: Run) -> Tra
     return TrainingError(
         f"step {step}: {culprit} is the first tensor with NaN or infinity; training stops. To go on, {remedy}, in "
         f"a new output folder. The last good checkpoint is {good.name if good else 'none'} in {run.name}"
+    )
+
+
+def memory_error(step: int, config: RunConfig) -> TrainingError:
+    """The error at a step that the GPU's memory cannot hold, with the settings that make it smaller."""
+    free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
+    size = f" ({gib(total - free)} of {gib(total)} in use, by other programs as well)" if total else ""
+    again = "" if config.speed.activation_checkpointing else ", or type speed.activation_checkpointing=true"
+    return TrainingError(
+        f"step {step}: a batch does not fit into the GPU's memory{size}; training stops. Raise accumulate (now "
+        f"{config.accumulate}), which computes a batch in parts{again}, or lower batch_size (now {config.batch_size}), "
+        "in a new output folder"
     )
 
 

@@ -2,9 +2,14 @@
 
 Everything happens in place: the networks keep their classes and the names of their weights, so checkpoints, averages
 and other processes do not notice.
+
+Compilation is by regions. A network of many equal blocks is not compiled whole, which takes minutes, but block by
+block: one compiled function runs all of them, and compiles once for each shape of block that it meets.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +24,9 @@ from ibqlab.tokenizer.autoencoder import find_blocks
 
 COMPILER = "inductor"
 """torch.compile's backend."""
+MOST_GRAPHS = 200
+"""Graphs of the function that all regions share, in one process. torch's own limit is 8, beyond which what is new runs
+as written; a step of the published tokenizer needs 13, and a process may train several tokenizers and a generator."""
 
 
 def prepare_tokenizer(
@@ -35,16 +43,49 @@ def prepare_tokenizer(
         discriminator: likewise; None where there is none.
         perceptual: the LPIPS network; None where there is none.
     """
-    networks = [network for network in (tokenizer, discriminator, perceptual) if network is not None]
-    for network in networks:
-        network.to(memory_format=memory_format(config))
-    if config.activation_checkpointing:
-        for block in find_blocks(tokenizer):
-            recompute(block)
+    judges = [network for network in (discriminator, perceptual) if network is not None]
+    for network in (tokenizer, *judges):
+        network.to(memory_format=config.memory_format)
+    blocks = list(find_blocks(tokenizer))
     if config.compile:
-        # The quantizer's blocks of rows and hooks would cut the tokenizer's graph in any case.
-        for network in (tokenizer.encoder, tokenizer.decoder, *networks[1:]):
-            network.compile(backend=COMPILER, dynamic=False)
+        # No two layers of a judge have the same shape, so each is a region of its own; they are small.
+        for region in (*blocks, *judges):
+            compile_region(region)
+    if config.activation_checkpointing:
+        for block in blocks:
+            recompute(block)
+
+
+def compile_region(module: nn.Module) -> None:
+    """Let a module run through the compiled function that all regions share, in place."""
+    module.forward = partial(_run_compiled, module)
+
+
+def _run_compiled(module: nn.Module, *inputs: Any, **settings: Any) -> Any:
+    return _compiled(COMPILER)(module, *inputs, **settings)
+
+
+@cache
+def _compiled(compiler: Any) -> Any:
+    """The function that all regions share, compiled: weights are its arguments, so equal modules share a graph."""
+    return torch.compile(_run_as_written, backend=compiler, dynamic=False)
+
+
+def _run_as_written(module: nn.Module, *inputs: Any, **settings: Any) -> Any:
+    return type(module).forward(module, *inputs, **settings)
+
+
+def many_graphs(config: SpeedConfig | GeneratorSpeedConfig) -> AbstractContextManager:
+    """Inside the block a compiled function may have a graph for each shape of a published network.
+
+    Args:
+        config: of the run.
+    """
+    if not config.compile:
+        return nullcontext()
+    import torch._dynamo  # noqa: PLC0415 - seconds, needed only to compile
+
+    return torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS)
 
 
 def prepare_generator(config: GeneratorSpeedConfig, generator: AnyGenerator) -> None:
@@ -56,10 +97,10 @@ def prepare_generator(config: GeneratorSpeedConfig, generator: AnyGenerator) -> 
     """
     for block in generator.modules():
         if isinstance(block, Block):
+            if config.compile:
+                compile_region(block)
             if config.activation_checkpointing:
                 recompute(block)
-            if config.compile:
-                block.compile(backend=COMPILER, dynamic=False)
 
 
 def shard(module: nn.Module) -> nn.Module:
@@ -70,11 +111,6 @@ def shard(module: nn.Module) -> nn.Module:
         if isinstance(block, Block):
             fully_shard(block)
     return fully_shard(module)
-
-
-def memory_format(config: SpeedConfig) -> torch.memory_format:
-    """How pictures and convolution weights lie in memory."""
-    return torch.channels_last if config.channels_last else torch.preserve_format
 
 
 def uncompiled(config: SpeedConfig | GeneratorSpeedConfig) -> AbstractContextManager:

@@ -29,7 +29,7 @@ from ibqlab.runs import Run, RunError, provenance
 from ibqlab.runs.checkpoints import Checkpoint, read_checkpoint, require_rows
 from ibqlab.training.alarms import OnAlarm, RunAlarm
 from ibqlab.training.data_check import note_unreadable, reachable, unreadable_of
-from ibqlab.training.failures import not_fitting
+from ibqlab.training.failures import memory_error, not_fitting
 from ibqlab.training.plugin_check import require_same_plugins
 from ibqlab.training.session import RunInputs, Session, training_session
 
@@ -82,8 +82,6 @@ class Trainer(ABC):
         """Step of the last logged row, and `seconds` at its end."""
         self.saved = -1
         """Step of the newest checkpoint."""
-
-    # --- what is trained ---
 
     @staticmethod
     @abstractmethod
@@ -253,6 +251,8 @@ class Trainer(ABC):
             row = self.learn(step, batch, step % record.log_every == 0 or validating)
         except NonFinite as error:
             raise self.alarm.nonfinite_error(step, error.culprit) from None
+        except torch.OutOfMemoryError:
+            raise memory_error(step, self.config) from None
         self.seconds += time.perf_counter() - self.mark
         if row is not None:
             images = (step - self.logged[0]) * config.batch_size

@@ -23,7 +23,7 @@ from ibqlab.training.optimisation import (
     generator_weight_decay_at,
     named_moments,
 )
-from ibqlab.training.speed import prepare_generator, shard
+from ibqlab.training.speed import many_graphs, prepare_generator, shard
 
 LOSS = "the loss or its gradient, here or on another process,"
 """What is not finite where all weights are."""
@@ -64,7 +64,8 @@ class GeneratorStep:
         """
         self._set_rates(step)
         parts = list(zip(indices.chunk(self.config.accumulate), labels.chunk(self.config.accumulate), strict=True))
-        loss = sum(self._backward(*part, last=number == len(parts)) for number, part in enumerate(parts, start=1))
+        with many_graphs(self.config.speed):
+            loss = sum(self._backward(*part, last=number == len(parts)) for number, part in enumerate(parts, start=1))
         longest = self.config.optimizer.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.generator.parameters(), longest)  # its length before it is scaled down
         norm = norm.full_tensor() if self.sharded else norm

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ibqlab.losses.errors import NonFinite, anywhere_nonfinite
+from ibqlab.losses.errors import count_nonfinite
 from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, LeCam, generator_loss
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
@@ -40,21 +40,29 @@ class Adversary:
         discriminator.train()
         self.average = WeightAverage(discriminator, config.ema_decay) if config.ema_decay else None
         self.lecam = LeCam(config.loss.lecam_decay)
+        self.nonfinite = torch.zeros((), dtype=torch.int64)
+        """How many losses of the last `learn` were NaN or infinite, on any process; on the device."""
+        self._terms: list[dict[str, Tensor]] = []
 
-    def learn(self, pairs: Sequence[Pair], learning_rate: float) -> dict[str, Tensor]:
+    def learn(
+        self, pairs: Sequence[Pair], learning_rate: float, nonfinite: Int[Tensor, ""] | None = None
+    ) -> dict[str, Tensor]:
         """One optimiser step on telling images from reconstructions; the gradients of several pairs add up.
+
+        Weights stay as they are where a loss is NaN or infinite. The device sees to that: nothing here waits for it.
+        Whoever wants to know looks at `nonfinite`, and asks `culprit` then.
 
         Args:
             pairs: the parts of a batch.
             learning_rate: of this step.
+            nonfinite: above 0 where the weights shall stay whatever the losses are.
         Returns:
             Unweighted terms by their names in metrics.jsonl, averaged over the pairs: discriminator, lecam (where it
             is on), and the mean logits.
-        Raises:
-            NonFinite: a loss is NaN or infinite; the discriminator has not learned from it.
         """
         config = self.config
         sums: dict[str, Tensor] = {}
+        self.nonfinite, self._terms = torch.zeros((), dtype=torch.int64, device=pairs[0][0].device), []
         for number, (images, reconstructions) in enumerate(pairs, start=1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(pairs)):
                 real, fake = self.model(images, reconstructions)
@@ -64,17 +72,23 @@ class Adversary:
                     terms["lecam"] = self.lecam(real, fake)
                     loss = loss + config.lecam_weight * terms["lecam"]
                 self.fabric.backward(loss / len(pairs))
-                # After the backward pass: a look at the loss waits for the device, which so has work meanwhile.
-                if anywhere_nonfinite(loss):
-                    culprit = next((name for name, term in terms.items() if not torch.isfinite(term)), "loss")
-                    raise NonFinite(f"the discriminator's {culprit!r}")
+            self.nonfinite = self.nonfinite + count_nonfinite(loss)
+            self._terms.append({name: term.detach() for name, term in terms.items()})
             terms |= {"logits_real": real.mean(), "logits_fake": fake.mean()}
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(pairs)
         set_learning_rate(self.optimizer, learning_rate)
+        stays = self.nonfinite if nonfinite is None else self.nonfinite + nonfinite
+        # Read on the device by torch's fused Adam, which was given it for gradient scaling: other than 0, no step.
+        self.optimizer.optimizer.found_inf = (stays > 0).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return sums
+
+    def culprit(self) -> str:
+        """The first term of the last `learn` that is NaN or infinite, for an error message; asked where one is."""
+        names = (name for terms in self._terms for name, term in terms.items() if not torch.isfinite(term))
+        return f"the discriminator's {next(names, 'loss')!r}"
 
     def judge(self, reconstructions: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """The generator's loss on reconstructions, with a gradient to them and none to the discriminator."""

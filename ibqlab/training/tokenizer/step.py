@@ -1,6 +1,6 @@
 """One step of a tokenizer's training: who learns from a batch, in which order, and what a checkpoint keeps of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,15 +8,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ibqlab.data import to_model_range
-from ibqlab.losses.errors import NonFinite, anywhere_nonfinite
-from ibqlab.losses.tokenizer_loss import name_first_nonfinite, tokenizer_loss
+from ibqlab.losses.errors import NonFinite, count_nonfinite
+from ibqlab.losses.tokenizer_loss import SUM, name_first_nonfinite, tokenizer_loss
 from ibqlab.quantizers import IndexBackpropQuantizer
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
 from ibqlab.tokenizer.discriminator import PatchDiscriminator
 from ibqlab.training.ema import WeightAverage
 from ibqlab.training.optimisation import build_optimizer, learning_rate_at, named_moments, set_learning_rate
-from ibqlab.training.speed import memory_format, prepare_tokenizer
+from ibqlab.training.speed import many_graphs, prepare_tokenizer
 from ibqlab.training.tokenizer.discriminator_training import Adversary
 
 Losses = dict[str, Float[Tensor, ""]]
@@ -62,6 +62,9 @@ class TokenizerStep:
     ) -> tuple[Losses, Float[Tensor, "b D h w"]]:
         """Everything learns from a batch. The tokenizer's gradients stay, for whoever wants to look at them.
 
+        The one moment that waits for the device is the look at whether all losses are numbers. It comes when both
+        networks' gradients are under way, so that the device has work meanwhile.
+
         Args:
             step: number of the step, from 1.
             images: this process's share of the batch, as stored.
@@ -69,8 +72,15 @@ class TokenizerStep:
         Returns:
             Mean loss terms by their names in metrics.jsonl, and the features of the last part.
         Raises:
-            NonFinite: a loss is NaN or infinite; nothing has learned from it.
+            NonFinite: a loss is NaN or infinite; nothing has learned from it. A discriminator that learns first has
+                learned, where only a loss of the tokenizer is.
         """
+        with many_graphs(self.config.speed):
+            return self._learn(step, images, observe)
+
+    def _learn(
+        self, step: int, images: UInt8[Tensor, "B 3 H W"], observe: Callable[[Int[Tensor, "b h w"]], None]
+    ) -> tuple[Losses, Float[Tensor, "b D h w"]]:
         config = self.config
         parts = images.chunk(config.accumulate)
         rate = self.learning_rate = learning_rate_at(step, config.optimizer)
@@ -81,6 +91,7 @@ class TokenizerStep:
             # It must have learned from the whole batch before it judges the first part.
             losses |= adversary.learn([self._rebuild(part) for part in parts], rate)
         pairs = []  # (B/parts, C, H, W) images with their reconstructions, without a graph
+        links = []  # of each part what `name_first_nonfinite` goes through
         for number, part in enumerate(parts, start=1):
             pictures = self._pictures(part)
             # Processes exchange gradients once, with the last part.
@@ -90,13 +101,16 @@ class TokenizerStep:
                 if adversary and config.loss.discriminator_first and len(parts) == 1:
                     losses |= adversary.learn(pairs, rate)
                 terms = self._backward(pictures, out, judge, len(parts))
+            links.append((pictures, self.tokenizer, out, terms))
             observe(out.quantizer.indices)
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + value.detach() / len(parts)
+        nonfinite = count_nonfinite(losses["loss"])
+        if adversary and not config.loss.discriminator_first:
+            losses |= adversary.learn(pairs, rate, nonfinite)
+        self._require_finite(nonfinite, adversary, links)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        if adversary and not config.loss.discriminator_first:
-            losses |= adversary.learn(pairs, rate)
         for average in (self.average, self.adversary and self.adversary.average):
             if average:
                 average.update()
@@ -127,10 +141,7 @@ class TokenizerStep:
             self.adversary.load_state_dict(state)
 
     def _backward(self, pictures: Tensor, out: TokenizerOutput, judge: Callable | None, parts: int) -> Losses:
-        """Gradients of one part; its loss and terms.
-
-        The loss is looked at after the backward pass, because a look waits for the device: so it has work meanwhile.
-        """
+        """Gradients of one part; its loss and terms."""
         loss, terms = tokenizer_loss(
             self.config.loss,
             pictures,
@@ -140,9 +151,17 @@ class TokenizerStep:
             last_layer=self.tokenizer.decoder.last_layer,
         )
         self.fabric.backward(loss / parts)
-        if anywhere_nonfinite(loss):
-            raise NonFinite(name_first_nonfinite(pictures, self.tokenizer, out, terms))
         return {"loss": loss, **terms}
+
+    def _require_finite(self, nonfinite: Tensor, adversary: Adversary | None, links: Sequence[tuple]) -> None:
+        """Wait for the device, and stop at a loss that is no number, with the first tensor on the way to it."""
+        if not (nonfinite + adversary.nonfinite if adversary else nonfinite):
+            return
+        learned_first = self.config.loss.discriminator_first
+        if adversary and adversary.nonfinite and (learned_first or not nonfinite):
+            raise NonFinite(adversary.culprit())
+        culprits = [name_first_nonfinite(*part) for part in links]
+        raise NonFinite(next((culprit for culprit in culprits if culprit != SUM), SUM))
 
     def _perceive(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """LPIPS per image, its network in the run's precision."""
@@ -160,7 +179,7 @@ class TokenizerStep:
         """Stored pixels in the model's range, on the device, in the weights' type."""
         # From pinned memory the copy is queued behind the step before instead of waiting for it.
         pictures = to_model_range(part.to(self.fabric.device, non_blocking=True))
-        return pictures.to(self.tokenizer.decoder.last_layer.dtype, memory_format=memory_format(self.config.speed))
+        return pictures.to(self.tokenizer.decoder.last_layer.dtype, memory_format=self.config.speed.memory_format)
 
 
 def _weight_average(tokenizer: Tokenizer, config: TrainConfig) -> WeightAverage:
