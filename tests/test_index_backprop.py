@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forms import emulate
 from oracle import algorithm_1, entropies
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,10 +20,6 @@ from ibqlab.quantizers import (
     nearest_code,
     precision,
 )
-from ibqlab.quantizers.index_backprop_rows import IN_PLACE, expressions
-
-# The package's function of that name hides the module.
-MODULE = sys.modules["ibqlab.quantizers.index_backprop"]
 
 
 def inputs(*, tokens=37, codes=90, dim=12, dtype=torch.float64, seed=0, scale=1.0):
@@ -50,11 +47,10 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item()
 
 
-@pytest.fixture(params=["in place", "expressions"])
+@pytest.fixture(params=["in place", "in place, parts", "kernels", "kernels, parts"])
 def form(request, monkeypatch):
-    """The tests that take it hold for both ways to work on a block, whichever this machine's device would get."""
-    chosen = {"in place": IN_PLACE, "expressions": expressions()}[request.param]
-    monkeypatch.setattr(MODULE, "_block_functions", lambda device_type: chosen)
+    """The tests that take it hold for every way to work on a block, whichever this machine's device would get."""
+    emulate(monkeypatch, kernels="kernels" in request.param, parts="parts" in request.param)
     return request.param
 
 
@@ -387,22 +383,11 @@ def test_a_torch_with_the_older_switch_alone_is_served(monkeypatch):
     reset_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with precision.exact_products():
+        with precision.float32_products():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         reset_precision()
-
-
-def test_the_compiled_form_is_one_graph_in_each_direction(monkeypatch):
-    """What CUDA's kernels are made of, without a compiler behind it."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
-    compiled = expressions(compiled=True)
-    monkeypatch.setattr(MODULE, "_block_functions", lambda device_type: compiled)
-    monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: 20)
-    z, c, w = inputs()
-    for one, other in zip(by_blocks(z, c, w, 0.1), naive(z, c, w, 0.1), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [2, 127, 128, 129, 1000])

@@ -29,6 +29,7 @@ from ibqlab.quantizers.codebooks import INITIALISATIONS, FreeCodebook, at_least_
 from ibqlab.quantizers.indices import check_range, to_indices
 from ibqlab.quantizers.looks import QuantizerLook, checked_look
 from ibqlab.quantizers.precision import autocast_device
+from ibqlab.quantizers.products import MATMULS
 from ibqlab.quantizers.registration import as_default, check_class, check_config, check_defaults, check_name
 from ibqlab.quantizers.upkeep import KMeansStart, Upkeep
 
@@ -48,6 +49,9 @@ class QuantizerConfig:
     codebook_init: str = "uniform"
     """Where codes start: "uniform" U(±1/K) (published VQ), "normal" N(0, 1) (published IBQ), "unit" N(0, 1/D), or
     "kmeans" (cluster centres of the first batch). Comparisons must hold this fixed or vary it on purpose."""
+    matmul: str = "float32"
+    """What is promised about products of tokens and codes in float32 on a GPU: "float32", as near to float64 as IEEE
+    float32; "tf32" or "bfloat16", operands rounded to 11 or 8 bits, faster. Elsewhere always float32."""
 
     def __post_init__(self):
         check_numbers(self)
@@ -56,6 +60,7 @@ class QuantizerConfig:
         require_at_most("codebook_size", self.codebook_size, CODES)
         require_at_most("code_dim", self.code_dim, CODE_DIM)
         require_choice("codebook_init", self.codebook_init, INITIALISATIONS)
+        require_choice("matmul", self.matmul, MATMULS)
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each loss term, by its name."""

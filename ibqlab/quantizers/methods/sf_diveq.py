@@ -49,7 +49,7 @@ class SpaceFillingQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code."""
-        return nearest_code(features, codebook)
+        return nearest_code(features, codebook, matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """The nearest of the points drawn on the segments; in evaluation the nearest code."""
