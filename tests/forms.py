@@ -8,7 +8,7 @@ from ibqlab.quantizers import blocks, index_backprop_rows, products, row_kernels
 from ibqlab.quantizers.products import ProductForm
 
 PARTS = ProductForm(torch.bfloat16, 3)
-"""A GPU's form of float32: the parts' products are exact in float32, so the CPU's sums of them are what they stand for."""
+"""A GPU's form of float32. Products of parts are exact in float32, so that a CPU can sum them, too."""
 USERS = ("index_backprop", "estimators", "soft_vq", "products")
 
 

@@ -191,7 +191,9 @@ def row_products(
     row, span, rows = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(0).to(tl.int64)
     columns = span * SPAN + tl.arange(0, SPAN)
     inside = columns < codes
-    relative = tl.load(scores + row * codes + columns, mask=inside, other=0.0) - tl.load(top + row)
+    relative = tl.where(
+        inside, tl.load(scores + row * codes + columns, mask=inside, other=0.0) - tl.load(top + row), 0.0
+    )
     place = partial + row * spans + span
     if GAINS:
         shares = tl.exp(relative - tl.load(log_sum + row))
@@ -212,7 +214,9 @@ def score_gradient(
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     place = tl.program_id(1) * SPAN + tl.arange(0, SPAN)
     inside, columns = place < count, first + place
-    relative = tl.load(scores + row * codes + columns, mask=inside, other=0.0) - tl.load(top + row)
+    relative = tl.where(
+        inside, tl.load(scores + row * codes + columns, mask=inside, other=0.0) - tl.load(top + row), 0.0
+    )
     value = tl.zeros((SPAN,), tl.float32)
     if ENTROPIES:
         shares = tl.exp(relative * inverse_temperature - tl.load(tempered_log_sum + row))
@@ -241,11 +245,11 @@ def write_parts(values: Tensor, order: tuple[int, ...], out: Tensor, axis: int) 
     """Part order[i] of a float32 matrix into segment i of `out`: (R, S, D) for axis 1, (S, R, D) for axis 0."""
     rows, columns = values.shape
     code = sum(part * 10**segment for segment, part in enumerate(order))
-    grid = (triton.cdiv(rows, 16), triton.cdiv(columns, 128))
+    grid = (triton.cdiv(rows, 8), triton.cdiv(columns, 128))
     with _on(values):
         parts_of_matrix[grid](
             values, out, rows, columns, *values.stride(), out.stride(1 - axis), out.stride(axis),
-            ORDER=code, SEGMENTS=len(order), ROWS=16, COLUMNS=128, num_warps=4,
+            ORDER=code, SEGMENTS=len(order), ROWS=8, COLUMNS=128, num_warps=4,
         )  # fmt: skip
 
 
@@ -295,7 +299,7 @@ def row_statistics(scores: Tensor, temperature: float | None, average: Tensor) -
         share_sums[(blocks, groups)](
             scores, maxima, statistics[0], statistics[2], sums, rows, codes, maxima.shape[1],
             triton.cdiv(rows, groups), 1.0 / temperature, 61.0 * temperature,
-            ROWS=32, COLUMNS=columns, WIDTH=WIDTH, num_warps=4,
+            ROWS=32, COLUMNS=columns, WIDTH=WIDTH, num_warps=8,
         )  # fmt: skip
     average.add_(sums.sum(0))
     return indices, statistics, maxima
