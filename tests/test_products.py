@@ -63,8 +63,9 @@ def test_three_parts_are_the_number_itself(shape):
             # 24 bits in all; the sum in float64, which is exact.
             assert torch.equal(sum(part.double() for part in parts.values()).float(), values)
             if form is PARTS:
-                assert torch.equal(parts[0], values.bfloat16().float())
-                assert (parts[1].abs() <= values.abs() / 256).all()
+                # Triton's interpreter cuts bits off where its compiler, like PyTorch, rounds.
+                assert (parts[1].abs() <= values.abs() / 128).all()
+                assert (parts[2].abs() <= values.abs() / 128**2).all()
 
 
 @pytest.mark.usefixtures("split")
@@ -116,10 +117,10 @@ def test_tiny_numbers_keep_their_bits_down_to_1e_30(size, parts_are_whole):
     assert ours[0] < 0.01 * truth.abs().max()
 
 
-def gradients(form, case, temperature, monkeypatch):
+def gradients(form, case, temperature, monkeypatch, *, kernels=False):
     with monkeypatch.context() as patch:
         if form is not None:
-            emulate(patch, kernels=True, parts=True, form=form)
+            emulate(patch, kernels=kernels, parts=True, form=form)
         features, codebook, pull = (value.clone().requires_grad_() for value in case)
         out = index_backprop(features, codebook, temperature)
         loss = (out.quantized * pull).sum()
@@ -130,17 +131,21 @@ def gradients(form, case, temperature, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, None])
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("dim", [8, 256])
+@pytest.mark.parametrize("dim", [8, 64, 256])
 def test_gradients_from_parts_are_as_near_to_float64_as_float32s(monkeypatch, dim, scale, temperature):
-    features, codebook = draw(64, dim, scale=SCALES[scale][0]), draw(1500, dim, seed=1, scale=SCALES[scale][1])
-    case = features.float(), codebook.float(), draw(64, dim, seed=2, scale=1 / (64 * dim)).float()
-    exact = gradients(None, [value.double() for value in case], temperature, monkeypatch)
-    ours, theirs = (gradients(form, case, temperature, monkeypatch) for form in (PARTS, FLOAT32))
-    for one, other, truth in zip(ours, theirs, exact, strict=True):
-        # One draw of the rounding: at τ = 0.01 the scores' own, times 1/τ, decides, and either may be the luckier.
-        luck = 1.6 if temperature == 0.01 else 1.2
-        assert distances(one, truth)[1] < luck * distances(other, truth)[1]
-        assert distances(one, truth)[0] < 2 * distances(other, truth)[0]
+    """The median of several draws: at τ = 0.01 an undecided token or two make most of a draw's error, in either form."""
+    ratios = []
+    for seed in range(5):
+        features, codebook = draw(64, dim, seed=seed, scale=SCALES[scale][0]), draw(1500, dim, seed=10 + seed)
+        pull = draw(64, dim, seed=20 + seed, scale=1 / (64 * dim))
+        case = features.float(), (SCALES[scale][1] * codebook).float(), pull.float()
+        exact = gradients(None, [value.double() for value in case], temperature, monkeypatch)
+        ours, theirs = (gradients(form, case, temperature, monkeypatch) for form in (PARTS, FLOAT32))
+        errors = [[distances(v, t) for v, t in zip(values, exact, strict=True)] for values in (ours, theirs)]
+        ratios.append(torch.tensor(errors[0]) / torch.tensor(errors[1]))
+    largest, root_mean_square = torch.stack(ratios).median(0).values.unbind(1)  # of ∂z and ∂C
+    assert (root_mean_square < 1.1).all()
+    assert (largest < 1.5).all()
 
 
 @pytest.mark.parametrize("matmul", ["tf32", "bfloat16"])
@@ -150,7 +155,7 @@ def test_lower_promises_are_kept_by_their_forms(monkeypatch, matmul):
     assert form == {"tf32": ProductForm(torch.float32, tf32=True), "bfloat16": ProductForm(torch.bfloat16)}[matmul]
     case = draw(64, 32).float(), draw(500, 32, seed=1).float(), draw(64, 32, seed=2).float()
     exact = gradients(None, [value.double() for value in case], 1.0, monkeypatch)
-    for one, truth in zip(gradients(form, case, 1.0, monkeypatch), exact, strict=True):
+    for one, truth in zip(gradients(form, case, 1.0, monkeypatch, kernels=True), exact, strict=True):
         assert distances(one, truth)[1] < 0.02 * truth.square().mean().sqrt()
 
 
@@ -178,7 +183,7 @@ def test_panels_of_codes_change_nothing(monkeypatch, whole):
     assert [panel.stop for panel in operand.panels(10**6)] == [1024, 2048, 2500]
     case = draw(30, 8).float(), draw(2500, 8, seed=1).float(), draw(30, 8, seed=2).float()
     exact = gradients(None, [value.double() for value in case], 0.3, monkeypatch)
-    for one, truth in zip(gradients(PARTS, case, 0.3, monkeypatch), exact, strict=True):
+    for one, truth in zip(gradients(PARTS, case, 0.3, monkeypatch, kernels=True), exact, strict=True):
         torch.testing.assert_close(one.double(), truth, rtol=1e-4, atol=1e-5)
 
 
@@ -206,12 +211,13 @@ def test_the_kernels_best_codes_are_those_of_max(codes):
     assert torch.equal(row_kernels.best_codes(values, offset)[1], (2 * values + offset).max(1).indices)
 
 
-def test_more_spans_than_one_program_joins_at_a_time():
-    values = torch.zeros(2, 70 * row_kernels.SPAN)
-    values[0, [-1, 66 * row_kernels.SPAN]] = 1
+def test_more_spans_than_one_program_joins_at_a_time(monkeypatch):
+    monkeypatch.setattr(row_kernels, "GROUP", 2)
+    values = torch.zeros(2, 5 * row_kernels.SPAN)
+    values[0, [-1, 3 * row_kernels.SPAN]] = 1
     values[1, [-5, -1]] = torch.nan
     _, indices = row_kernels.best_codes(values)
-    assert indices.tolist() == [66 * row_kernels.SPAN, values.shape[1] - 5]
+    assert indices.tolist() == [3 * row_kernels.SPAN, values.shape[1] - 5]
     statistics = row_kernels.row_statistics(values[:1], 0.5, torch.zeros(values.shape[1]))[1]
     exact = (values[:1].double() - 1).exp().sum().log(), (2 * (values[:1].double() - 1)).exp().sum().log()
     torch.testing.assert_close(statistics[1:3, 0].double(), torch.stack(exact), rtol=1e-5, atol=0)
@@ -286,7 +292,7 @@ def test_mixtures_of_codes_from_parts_are_as_near_to_float64(monkeypatch, temper
         return mixed, *torch.autograd.grad((mixed * pull.to(mixed.dtype)).sum(), inputs)
 
     exact, plain = values([value.double() for value in case]), values(case)
-    emulate(monkeypatch, kernels=True, parts=True)
+    emulate(monkeypatch, parts=True)
     monkeypatch.setattr(products, "PANEL_BYTES", 1)
     for ours, theirs, truth in zip(values(case), plain, exact, strict=True):
         assert distances(ours, truth)[1] < 1.5 * distances(theirs, truth)[1]
@@ -342,7 +348,8 @@ def test_the_setting_reaches_every_product(monkeypatch):
         quantizer = build_quantizer(**{"matmul": "bfloat16", **case})
         asked.clear()
         features = torch.randn(2, quantizer.config.code_dim, 3, 3, requires_grad=True)
-        quantizer(features).loss.backward()
+        out = quantizer(features)
+        (out.loss + out.quantized.sum()).backward()
         quantizer.eval()(features)
         assert asked or case["name"] == "gumbel"
         assert set(asked) <= {"bfloat16"}, case
@@ -358,11 +365,12 @@ def test_the_setting_is_checked_and_older_hashes_stay():
 
 
 class Peak(TorchDispatchMode):
-    """Bytes of all storages that operations made and that live at one time."""
+    """Bytes of all storages that operations made and that live at one time; inputs are not counted."""
 
-    def __init__(self):
+    def __init__(self, *inputs):
         super().__init__()
-        self.live, self.peak, self.known = 0, 0, set()
+        self.live, self.peak = 0, 0
+        self.known = {value.untyped_storage()._cdata for value in inputs}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -406,7 +414,7 @@ def test_memory_at_full_size_is_a_twentieth_of_the_published_forms(monkeypatch):
     features = torch.empty(4096, 256, device="meta", requires_grad=True)
     codebook = torch.empty(262144, 256, device="meta", requires_grad=True)
     pull = torch.empty(4096, 256, device="meta")
-    with Peak() as peak:
+    with Peak(features, codebook, pull) as peak:
         out = index_backprop(features, codebook)
         loss = (out.quantized * pull).sum() + out.sample_entropy - out.average_entropy
         torch.autograd.grad(loss, (features, codebook))

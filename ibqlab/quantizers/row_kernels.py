@@ -20,6 +20,8 @@ LANES, WIDTH = 8, 512
 """A span is 8 tiles of 512 columns, 16 kB: a program reads it in one go, 16 numbers per thread. The maximum of each
 tile is kept, and tells later which columns are too far below the best one to be read again."""
 SPAN = LANES * WIDTH
+GROUP = 64
+"""Spans that are joined at a time, of one row by one program."""
 MOST = 2**31 - 1
 """A column behind all others."""
 
@@ -271,7 +273,7 @@ def _statistics(
             OFFSET=offset is not None, **wanted, LANES=LANES, WIDTH=WIDTH, num_warps=8,
         )  # fmt: skip
         join_spans[(rows,)](
-            maxima, best, partial, indices, statistics, spans, inverse, **wanted, LANES=LANES, GROUP=64, num_warps=1
+            maxima, best, partial, indices, statistics, spans, inverse, **wanted, LANES=LANES, GROUP=GROUP, num_warps=1
         )
     return indices, statistics, maxima
 
