@@ -133,7 +133,7 @@ def gradients(form, case, temperature, monkeypatch, *, kernels=False):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dim", [8, 64, 256])
 def test_gradients_from_parts_are_as_near_to_float64_as_float32s(monkeypatch, dim, scale, temperature):
-    """The median of several draws: at τ = 0.01 an undecided token or two make most of a draw's error, in either form."""
+    """The median of several draws: at τ = 0.01 an undecided token or two make most of a draw's error in any form."""
     ratios = []
     for seed in range(5):
         features, codebook = draw(64, dim, seed=seed, scale=SCALES[scale][0]), draw(1500, dim, seed=10 + seed)

@@ -258,14 +258,10 @@ class Quantizer(nn.Module):
         self._mapped_gradient = gradient.detach()
 
     def _check_features(self, features: Tensor) -> None:
-        dim = self.config.code_dim
-        if features.ndim != 4 or features.shape[1] != dim:
-            raise ValueError(
-                f"features must be (B, D, h, w) with D = code_dim = {dim}, got {tuple(features.shape)}; "
-                f"set code_dim to the number of channels"
-            )
-        if features.numel() == 0:
-            raise ValueError(f"features hold no token: {tuple(features.shape)}; give at least one image")
+        shape, dim = tuple(features.shape), self.config.code_dim
+        rule = f"features must be (B, D, h, w) with D = code_dim = {dim}, got {shape}"
+        require(len(shape) == 4 and shape[1] == dim, f"{rule}; set code_dim to the number of channels")
+        require(features.numel() > 0, f"features hold no token: {shape}; give at least one image")
 
     def extra_repr(self) -> str:
         """The config, for print(quantizer)."""
@@ -317,8 +313,9 @@ def register_quantizer(
     settings = [field.name for field in fields(config)]
     require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
     for word in QuantizerLook._fields:
-        says = f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
-        require(word not in settings, says)
+        require(
+            word not in settings, f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
+        )
     look = checked_look(name, label, color, marker)
     for setting in defaults:
         require_choice(f"{name!r}: a setting with a default", setting, settings)
