@@ -12,7 +12,7 @@ from ibqlab.base.files import NESTING, UnreadableFile, read_text
 from ibqlab.config.plain_lines import read_plain
 from ibqlab.config.problems import ConfigError, Problem, describe
 
-NEWER_SETTINGS = {"unreadable": "skip", "plugins": [], "alarm": "warn"}
+NEWER_SETTINGS = {"unreadable": "skip", "plugins": [], "alarm": "warn", "matmul": "float32"}
 """Settings that came after the first runs, with their defaults. A content hash leaves them out at these values, so that
 it is that of settings from before: folders made then are found again. Add to it whatever setting is added."""
 

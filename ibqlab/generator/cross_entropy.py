@@ -19,6 +19,17 @@ from torch.autograd.function import once_differentiable
 from ibqlab.base.checks import require_choice
 from ibqlab.quantizers import blocks
 from ibqlab.quantizers.indices import value_bounds
+from ibqlab.quantizers.products import (
+    CodebookOperand,
+    GradientProducts,
+    ProductForm,
+    gradient_form,
+    in_panels,
+    multiplying,
+    operand_type,
+    product_form,
+    side_by_side,
+)
 from ibqlab.quantizers.vectors import FLOATS, check_plain
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -33,6 +44,7 @@ def linear_cross_entropy(
     targets: Int[Tensor, " *tokens"],
     *,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    matmul: str = "float32",
 ) -> Float[Tensor, ""] | Float[Tensor, " *tokens"]:
     """How badly a linear head without bias predicts the targets: cross_entropy(linear(hidden, weight), targets).
 
@@ -45,17 +57,19 @@ def linear_cross_entropy(
         hidden: h, (N, C) or (B, T, C), any scale, any strides.
         weight: W, on the same device. On CUDA two inputs of one half type, and any but float64 under autocast, are
             multiplied in that type with float32 sums, and float16's gradients in bfloat16; every other pair is
-            computed in float32 (without TF32), or in float64 where an input is.
+            computed in float32, or in float64 where an input is.
         targets: the right tokens, 0 to V − 1, (N,) or (B, T). No index is ignored: leave tokens without a target out.
         reduction: "mean" or "sum" over tokens, or "none".
+        matmul: what is promised about products of float32 on CUDA, one of `quantizers.products.MATMULS`.
     Returns:
         float32, or float64 where an input is: a scalar, or for "none" one loss per token in the shape of `targets`.
     Raises:
-        ValueError: shapes, devices, types, targets or a reduction that do not fit; the message says which.
+        ValueError: shapes, devices, types, targets, a reduction or a promise that do not fit; the message says which.
     Cost: 6·N·V·C operations forward and backward together, all in the forward pass; "none" and a second backward pass
         through the same loss compute the logits again: 8·N·V·C. Memory: both gradients in float32, a copy of each
         input that is not yet of the type multiplied in, and one block of `blocks.BLOCK_BYTES`, or of 128 rows where
-        that is larger. Waits once for the device, to check the targets. Measured: experiments/results/cross_entropy.
+        that is larger; on CUDA two panels of `products.PANEL_BYTES` more. Waits once for the device, to check the
+        targets. Measured: experiments/results/cross_entropy.
     Source: gradients of a loss in its forward pass as in Liger Kernel (arXiv 2410.10989, §3.2).
     """
     _check(hidden, weight, targets, reduction)
@@ -63,7 +77,8 @@ def linear_cross_entropy(
         # An autograd function is told which inputs want gradients, whether or not gradients are taken at all.
         hidden, weight = hidden.detach(), weight.detach()
     rows = hidden.reshape(-1, hidden.shape[-1])
-    loss = _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1).long(), reduction != "none")
+    form = product_form(_operand_type(hidden, weight), hidden.device, matmul)
+    loss = _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1).long(), (reduction != "none", form))
     if reduction == "none":
         return loss.view(targets.shape)
     return loss / targets.numel() if reduction == "mean" else loss
@@ -72,11 +87,9 @@ def linear_cross_entropy(
 def _operand_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """The type in which hidden states and weight are multiplied."""
     exact = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    if not hidden.is_cuda:
-        return exact
-    if torch.is_autocast_enabled("cuda") and exact == torch.float32:
+    if hidden.is_cuda and torch.is_autocast_enabled("cuda") and exact == torch.float32:
         return torch.get_autocast_dtype("cuda")
-    return hidden.dtype if hidden.dtype == weight.dtype else exact
+    return operand_type(hidden, weight)
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> None:
@@ -124,12 +137,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, summed: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, how: tuple[bool, ProductForm]) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.dtype, ctx.summed = _operand_type(hidden, weight), summed
+        ctx.summed, ctx.form = summed, form = how
         # Not summed, every token has a g of its own, which only the backward pass knows.
         needed = ctx.needs_input_grad[:2] if summed else (False, False)
-        losses, ctx.gradients = _losses_and_gradients(hidden.to(ctx.dtype), weight.to(ctx.dtype), targets, needed)
+        losses, ctx.gradients = _losses_and_gradients(hidden, weight, targets, needed, form=form)
         return losses.sum() if summed else losses
 
     @staticmethod
@@ -139,9 +152,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Scaled in place, hence good for one backward pass; another one computes them again.
         gradients, ctx.gradients = ctx.gradients, (None, None)
         if gradients == (None, None):
-            operands = hidden.to(ctx.dtype), weight.to(ctx.dtype)
             token_grads = None if ctx.summed else grad
-            _, gradients = _losses_and_gradients(*operands, targets, ctx.needs_input_grad[:2], token_grads)
+            needed = ctx.needs_input_grad[:2]
+            _, gradients = _losses_and_gradients(
+                hidden, weight, targets, needed, form=ctx.form, token_grads=token_grads
+            )
         if ctx.summed:
             gradients = [None if gradient is None else gradient.mul_(grad) for gradient in gradients]
         typed = (
@@ -156,38 +171,42 @@ def _losses_and_gradients(
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, " N"],
     needed: tuple[bool, bool],
+    *,
+    form: ProductForm,
     token_grads: Float[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], tuple[Tensor | None, Tensor | None]]:
     """Losses of all tokens, and the gradients of hidden states and weight where they are needed.
 
     Args:
-        hidden, weight: in the type in which they are multiplied.
+        hidden, weight: of any float type.
         targets: int64.
         needed: whether the gradients of hidden and of weight are.
+        form: in which hidden states and weight are multiplied.
         token_grads: g, the gradient of each token's loss; None for 1.
     """
-    losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    into = blocks.gradient_operand_type(hidden.dtype)
-    hidden_operand, weight_operand = hidden.to(into), weight.to(into)
-    grad_hidden = torch.empty_like(hidden, dtype=losses.dtype) if needed[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=losses.dtype) if needed[1] else None
-    with blocks.full_precision(hidden.device):
+    dtype = torch.promote_types(form.dtype, torch.float32)
+    losses, into = torch.empty(len(hidden), dtype=dtype, device=hidden.device), gradient_form(form)
+    if form.parts > 1:
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    grad_hidden = torch.empty_like(hidden, dtype=dtype, memory_format=torch.contiguous_format) if needed[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=dtype, memory_format=torch.contiguous_format) if needed[1] else None
+    with multiplying(form, hidden.device):
+        operand, left = CodebookOperand(weight, form), side_by_side(form, hidden, form.left)
+        gradient_operand = operand if into == form else CodebookOperand(weight, into)
+        gradients = GradientProducts(gradient_operand, grad_hidden, grad_weight)
         for rows, (logits,) in blocks.score_blocks(len(hidden), len(weight), losses):
-            blocks.product(hidden[rows], weight.T, logits)  # (R, V), one block, never (N, V)
-            # Only a CPU has a cache that a tile fits and a block does not.
-            tile_rows = blocks.rows_per_tile(logits) if logits.device.type == "cpu" else len(logits)
+            operand.multiply([left[rows]], [logits])  # (R, V), one block, never (N, V)
+            tile_rows = blocks.rows_per_tile(logits)
             for start in range(rows.start, rows.stop, tile_rows):
                 tokens = slice(start, min(start + tile_rows, rows.stop))
                 tile = logits[tokens.start - rows.start : tokens.stop - rows.start]
                 losses[tokens], total = _losses(tile, targets[tokens])
                 if any(needed):
                     _differentiate(tile, total, targets[tokens], None if token_grads is None else token_grads[tokens])
-            # The block holds ∂S now, and both products read it before the next block overwrites it.
-            change = logits.to(into) if any(needed) else logits
-            if grad_hidden is not None:
-                blocks.product(change, weight_operand, grad_hidden[rows])
-            if grad_weight is not None:
-                blocks.add_product(grad_weight, change.T, hidden_operand[rows])
+            if any(needed):
+                # The block holds ∂S now, and both products read it before the next block overwrites it.
+                panels = gradient_operand.panels(len(logits))
+                gradients.add(rows, hidden[rows], in_panels(into, logits, panels))
     return losses, (grad_hidden, grad_weight)
 
 

@@ -29,6 +29,7 @@ from ibqlab.quantizers.codebooks import INITIALISATIONS, FreeCodebook, at_least_
 from ibqlab.quantizers.indices import check_range, to_indices
 from ibqlab.quantizers.looks import QuantizerLook, checked_look
 from ibqlab.quantizers.precision import autocast_device
+from ibqlab.quantizers.products import MATMULS
 from ibqlab.quantizers.registration import as_default, check_class, check_config, check_defaults, check_name
 from ibqlab.quantizers.upkeep import KMeansStart, Upkeep
 
@@ -48,6 +49,9 @@ class QuantizerConfig:
     codebook_init: str = "uniform"
     """Where codes start: "uniform" U(±1/K) (published VQ), "normal" N(0, 1) (published IBQ), "unit" N(0, 1/D), or
     "kmeans" (cluster centres of the first batch). Comparisons must hold this fixed or vary it on purpose."""
+    matmul: str = "float32"
+    """What is promised about products of tokens and codes in float32 on a GPU: "float32", as near to float64 as IEEE
+    float32; "tf32" or "bfloat16", operands rounded to 11 or 8 bits, faster. Elsewhere always float32."""
 
     def __post_init__(self):
         check_numbers(self)
@@ -56,6 +60,7 @@ class QuantizerConfig:
         require_at_most("codebook_size", self.codebook_size, CODES)
         require_at_most("code_dim", self.code_dim, CODE_DIM)
         require_choice("codebook_init", self.codebook_init, INITIALISATIONS)
+        require_choice("matmul", self.matmul, MATMULS)
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each loss term, by its name."""
@@ -253,14 +258,10 @@ class Quantizer(nn.Module):
         self._mapped_gradient = gradient.detach()
 
     def _check_features(self, features: Tensor) -> None:
-        dim = self.config.code_dim
-        if features.ndim != 4 or features.shape[1] != dim:
-            raise ValueError(
-                f"features must be (B, D, h, w) with D = code_dim = {dim}, got {tuple(features.shape)}; "
-                f"set code_dim to the number of channels"
-            )
-        if features.numel() == 0:
-            raise ValueError(f"features hold no token: {tuple(features.shape)}; give at least one image")
+        shape, dim = tuple(features.shape), self.config.code_dim
+        rule = f"features must be (B, D, h, w) with D = code_dim = {dim}, got {shape}"
+        require(len(shape) == 4 and shape[1] == dim, f"{rule}; set code_dim to the number of channels")
+        require(features.numel() > 0, f"features hold no token: {shape}; give at least one image")
 
     def extra_repr(self) -> str:
         """The config, for print(quantizer)."""
@@ -312,8 +313,9 @@ def register_quantizer(
     settings = [field.name for field in fields(config)]
     require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
     for word in QuantizerLook._fields:
-        says = f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
-        require(word not in settings, says)
+        require(
+            word not in settings, f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
+        )
     look = checked_look(name, label, color, marker)
     for setting in defaults:
         require_choice(f"{name!r}: a setting with a default", setting, settings)

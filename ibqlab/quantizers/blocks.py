@@ -1,4 +1,4 @@
-"""Scores of tokens against codes, a block of rows at a time: how large a block is, its products, its best codes.
+"""Scores of tokens against codes, a block of rows at a time: how large a block is, and its best codes.
 
 The N × K matrix of all scores is the largest tensor of a training step, 17 GB in float32 for 16,384 tokens and 262,144
 codes. Every computation over it here goes through blocks of rows, (R, K), and keeps a few numbers per row.
@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ibqlab.quantizers.precision import autocast_device, exact_products
+from ibqlab.quantizers.products import ProductForm, multiplying, row_kernels_for
 
 BLOCK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20}
-"""Size of one block of scores by type of device. Larger ones gained nothing on a CPU (experiments/results)."""
+"""Size of one block of scores by type of device. Larger ones gained nothing on a CPU (experiments/results). On CUDA 512
+rows of 262,144 codes: with half of that a product reads the codebook about as long as it computes, and two such blocks,
+the codebook's gradient and its parts by panels stay within a twentieth of the published form's memory."""
 MIN_ROWS = 128
 """Rows of a block however many codes there are: with fewer, matrix products read the codebook too often."""
 TILE_BYTES = 2 * 2**20
@@ -38,7 +40,7 @@ def rows_per_block(codebook_size: int, like: Tensor) -> int:
 
 
 def score_blocks(
-    tokens: int, codebook_size: int, like: Tensor, *, buffers: int = 1
+    tokens: int, codebook_size: int, like: Tensor, *, buffers: int = 1, taller: int = 1
 ) -> Iterator[tuple[slice, list[Float[Tensor, "R K"]]]]:
     """Cut N tokens into blocks of rows: each block's rows, and memory for its scores.
 
@@ -50,8 +52,9 @@ def score_blocks(
         codebook_size: K.
         like: of the type and on the device that the scores are to have.
         buffers: tensors (R, K) per block. They hold whatever the last block left there.
+        taller: how many times as many rows as `rows_per_block` says.
     """
-    rows = rows_per_block(codebook_size, like)
+    rows = taller * rows_per_block(codebook_size, like)
     memory = workspace(buffers, min(rows, tokens), codebook_size, like)
     for start in range(0, tokens, rows):
         block = slice(start, min(start + rows, tokens))
@@ -59,16 +62,29 @@ def score_blocks(
 
 
 def rows_per_tile(scores: Float[Tensor, "R K"]) -> int:
-    """How many rows of a block make one tile of `TILE_BYTES`, at least one."""
+    """How many rows of a block make one tile of `TILE_BYTES`, at least one; on CUDA, with no such cache, all."""
+    if scores.is_cuda:
+        return len(scores)
     return max(1, TILE_BYTES // (scores.shape[1] * scores.element_size()))
 
 
-def best_codes(scores: Float[Tensor, "R K"]) -> tuple[Float[Tensor, "R 1"], Int[Tensor, " R"]]:
+def best_codes(
+    scores: Float[Tensor, "R K"], offset: Float[Tensor, " K"] | None = None
+) -> tuple[Float[Tensor, "R 1"], Int[Tensor, " R"]]:
     """The largest score of each row and where it stands; on a tie the lowest index, NaN before everything.
 
     The same as `scores.max(1)`. On a CPU, where that walks a row number by number, chunks of the row are compared by
     their maxima, which is vectorised, and only the best chunk is walked.
+
+    Args:
+        scores: S; overwritten where there is an offset.
+        offset: compare 2 S + offset instead.
     """
+    kernels = row_kernels_for(scores)
+    if kernels is not None:
+        return kernels.best_codes(scores, offset)
+    if offset is not None:
+        scores.mul_(2).add_(offset)
     if scores.device.type != "cpu":
         top, indices = scores.max(1, keepdim=True)
         return top, indices[:, 0]
@@ -84,9 +100,9 @@ def columns_near_top(
     """In each row, columns with every score above top − reach among them, whole chunks of codes.
 
     None where they would be more than a quarter of all, where K is no multiple of `CHUNK`, and where there are no
-    numbers to look at, as in tensors without memory.
+    numbers to look at without waiting for a device, as in tensors without memory.
     """
-    if scores.shape[1] % CHUNK or type(scores) is not Tensor or scores.is_meta:
+    if scores.shape[1] % CHUNK or type(scores) is not Tensor or scores.device.type != "cpu":
         return None
     maxima = chunk_maxima(scores)  # (R, K / CHUNK)
     # One count for all rows, that of the row with most, so that the result is a rectangle. At least one: rows of NaN.
@@ -143,32 +159,13 @@ def workspace(number: int, rows: int, codebook_size: int, like: Tensor) -> list[
     return list(memory.view(number, rows, codebook_size))
 
 
-def gradient_operand_type(dtype: torch.dtype) -> torch.dtype:
-    """The type in which gradients are multiplied: float16 would lose those below 6·10⁻⁸, bfloat16 keeps them."""
-    return torch.bfloat16 if dtype == torch.float16 else dtype
-
-
-def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """left · right into `out`, whose type is that of the statistics: float32 also where CUDA multiplies half types."""
-    if left.dtype == out.dtype:
-        return torch.mm(left, right, out=out)
-    return torch.mm(left, right, out_dtype=out.dtype, out=out)
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total ← total + left · right; types as in `product`."""
-    if left.dtype == total.dtype:
-        return total.addmm_(left, right)
-    return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-
-
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Inside the block products are what their operands' types say: no autocast, no TF32, no bfloat16 in their place.
 
     Whatever the process had chosen, through torch's older switches or its newer ones, stands again afterwards.
     """
-    with exact_products(), torch.autocast(autocast_device(device), enabled=False):
+    with multiplying(ProductForm(torch.float32), device):
         yield
 
 

@@ -41,6 +41,8 @@ class CompositeConfig(QuantizerConfig):
     """D of the whole. 0 fills it in; given, it says the parts' dimension where `inner` does not."""
     codebook_init: str = ""
     """Start of the parts' codebooks, that of `inner` where empty. A start by k-means is written into `inner`."""
+    matmul: str = ""
+    """As in every quantizer; that of `inner` where empty."""
     inner: dict[str, Any] = field(default_factory=lambda: {"name": "vq"})
     """Settings of the quantizer that every part is: {"name": "ibq", …}, any registered one but those of
     `OF_GRIDS`."""
@@ -63,6 +65,7 @@ class CompositeConfig(QuantizerConfig):
         if self.codebook_size and not 2 <= self.codebook_size <= CODES:
             object.__setattr__(self, "code_dim", self.code_dim or 1)
             object.__setattr__(self, "codebook_init", self.codebook_init or "normal")
+            object.__setattr__(self, "matmul", self.matmul or "float32")
             super().__post_init__()  # refuses it
         inner = _config_below("inner", self._inner_settings())
         number, size, dim = self.number(), inner.codebook_size, inner.code_dim * self.splits()
@@ -72,6 +75,7 @@ class CompositeConfig(QuantizerConfig):
             f"inner.codebook_size={_root(CODES, number)} or less, or a smaller {self.number_setting}",
         )
         facts = {"codebook_size": size**number, "code_dim": dim, "codebook_init": inner.codebook_init}
+        facts["matmul"] = inner.matmul
         for name, value in facts.items():
             require(
                 getattr(self, name) in (0, "", value),
@@ -121,6 +125,8 @@ class CompositeConfig(QuantizerConfig):
                 'write it into inner: {"codebook_init": "kmeans", …}',
             )
             settings["codebook_init"] = self.codebook_init
+        if self.matmul:
+            settings.setdefault("matmul", self.matmul)
         return settings
 
 

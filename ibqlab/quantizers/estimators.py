@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require_choice
-from ibqlab.quantizers.blocks import best_codes, full_precision, never_compiled, score_blocks
+from ibqlab.quantizers.blocks import best_codes, never_compiled, score_blocks
+from ibqlab.quantizers.products import CodebookOperand, multiplying, product_form, side_by_side
 from ibqlab.quantizers.vectors import check_alike, check_same_shape
 
 METRICS = ("l2", "cosine", "dot")
@@ -15,7 +16,7 @@ METRICS = ("l2", "cosine", "dot")
 @never_compiled
 @torch.no_grad()
 def nearest_code(
-    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], metric: str = "l2"
+    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], metric: str = "l2", *, matmul: str = "float32"
 ) -> Int[Tensor, " N"]:
     """The index of each token's nearest code; on a tie the lowest index.
 
@@ -25,11 +26,14 @@ def nearest_code(
         features: tokens.
         codebook: codes, same type and device.
         metric: "l2", "cosine" or "dot".
+        matmul: what is promised about products of float32 on CUDA, one of `products.MATMULS`. A code whose distance
+            differs from the nearest one's by less than their rounding may win.
     Returns:
-        int64, 0 to K−1. Products are exact for their type (no TF32), whatever the process has chosen.
-    Cost: 2·N·K·D operations; memory O(N + K·D) plus one block of `blocks.BLOCK_BYTES`.
+        int64, 0 to K−1; whatever the process has chosen for its own products.
+    Cost: 2·N·K·D operations; memory O(N + K·D) plus one block of `blocks.BLOCK_BYTES`, and on CUDA one panel of
+        `products.PANEL_BYTES`.
     Raises:
-        ValueError: shapes, types or devices that do not fit, or another metric.
+        ValueError: shapes, types or devices that do not fit, another metric or another promise.
     Source: IBQ eq. 1; published VectorQuantizer2 for l2 and cosine.
     """
     require_choice("metric", metric, METRICS)
@@ -39,14 +43,17 @@ def nearest_code(
     # −‖c‖², (K,), some codes at a time: the squares of all of them would be as large as the codebook.
     offset = -torch.cat([codes.square().sum(1) for codes in codebook.split(4096)]) if metric == "l2" else None
     indices = torch.empty(len(features), dtype=torch.int64, device=features.device)
-    with full_precision(features.device):
+    form = product_form(features.dtype, features.device, matmul)
+    with multiplying(form, features.device):
+        left, codes = side_by_side(form, features, form.left), CodebookOperand(codebook, form)
         for rows, (scores,) in score_blocks(len(features), len(codebook), codebook):  # (R, K), one block, never (N, K)
-            if offset is None:
-                torch.mm(features[rows], codebook.T, out=scores)
+            # 2⟨z, c⟩ − ‖c‖² = ‖z‖² − ‖z − c‖²: ‖z‖² is the same for all codes and moves no maximum.
+            if offset is not None and left.dtype == scores.dtype:
+                torch.addmm(offset, left[rows], codebook.T, alpha=2, out=scores)
+                indices[rows] = best_codes(scores)[1]
             else:
-                # 2⟨z, c⟩ − ‖c‖² = ‖z‖² − ‖z − c‖²: ‖z‖² is the same for all codes and moves no maximum.
-                torch.addmm(offset, features[rows], codebook.T, alpha=2, out=scores)
-            indices[rows] = best_codes(scores)[1]
+                codes.multiply([left[rows]], [scores])
+                indices[rows] = best_codes(scores, offset)[1]
     return indices
 
 

@@ -47,7 +47,7 @@ class IndexBackpropQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The largest dot product."""
-        return nearest_code(features, codebook, "dot")
+        return nearest_code(features, codebook, "dot", matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Hard choice with index backpropagation; without it where no gradient is taken in evaluation."""
@@ -67,6 +67,7 @@ class IndexBackpropQuantizer(Quantizer):
             temperature,
             config.entropy_epsilon,
             entropy_over_processes=penalised and config.entropy_over_processes,
+            matmul=config.matmul,
         )
         # The chosen codes again and not `quantized`, whose gradient would reach every code: these terms move the chosen
         # ones alone.

@@ -6,7 +6,6 @@ one mean probability; the backward pass computes each block of logits again. Fiv
 nothing of size N × K outlives its block. What happens within a block stands in `index_backprop_rows`.
 """
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,17 @@ from torch.autograd.function import once_differentiable
 from ibqlab.base.checks import finite_number, require
 from ibqlab.base.processes import average_over_processes
 from ibqlab.quantizers import blocks
-from ibqlab.quantizers.index_backprop_rows import IN_PLACE, BlockFunctions, EntropyGradient, RowStatistics, expressions
+from ibqlab.quantizers.index_backprop_rows import EntropyGradient, RowStatistics, block_functions
+from ibqlab.quantizers.products import (
+    CodebookOperand,
+    GradientProducts,
+    ProductForm,
+    gradient_form,
+    multiplying,
+    operand_type,
+    product_form,
+    side_by_side,
+)
 from ibqlab.quantizers.vectors import check_pair
 
 
@@ -42,6 +51,7 @@ def index_backprop(
     entropy_epsilon: float = 1e-5,
     *,
     entropy_over_processes: bool = False,
+    matmul: str = "float32",
 ) -> IndexBackprop:
     """Quantize by the largest dot product and differentiate through the softmax over all codes.
 
@@ -62,12 +72,16 @@ def index_backprop(
         entropy_over_processes: take q̄ over the tokens of all processes of a distributed job, which must all call this
             with as many tokens each. The gradient is then that of the mean of the processes' losses, as data-parallel
             training wants it. False: over the tokens given, as published.
+        matmul: what is promised about products of float32 on CUDA, one of `products.MATMULS`: "float32", as near to
+            float64 as IEEE float32; "tf32" and "bfloat16", operands rounded to those types.
     Returns:
         IndexBackprop. `quantized` is float32, or float64 where an input is.
     Raises:
         ValueError: shapes, devices or settings that do not fit; the message says which.
-    Cost: 10·N·K·D operations forward and backward together; memory O(N·D + K·D) plus, in the backward pass, two (CUDA:
-        three) blocks of `blocks.BLOCK_BYTES`, or of 128 rows where those are larger. Measured: experiments/results.
+    Cost: 10·N·K·D operations forward and backward together (on CUDA in float32 six times as many, of bfloat16); memory
+        O(N·D + K·D) plus, in the backward pass, two blocks of `blocks.BLOCK_BYTES`, or of 128 rows where those are
+        larger, and on CUDA two panels of `products.PANEL_BYTES`. For N = 4,096, K = 262,144, D = 256 in float32 that
+        is 2·537 MB of scores and gains, 268 MB of ∂L/∂C, 2·50 MB of panels, 30 MB of the rest: 1.47 GB.
         On a CPU every repetition is equal in every bit; on CUDA with torch.use_deterministic_algorithms(True) and the
         environment's CUBLAS_WORKSPACE_CONFIG=:4096:8.
     Source: IBQ §3.2; the closed-form backward follows from the softmax's Jacobian, derivation in `_IndexBackprop`.
@@ -78,9 +92,11 @@ def index_backprop(
         raise ValueError(f"entropy_temperature must be > 0, or None for no entropy, got {temperature:g}")
     require(epsilon >= 0, f"entropy_epsilon must be ≥ 0, got {epsilon:g}")
     entropies = Entropies(temperature, epsilon, entropy_over_processes)
-    dtype = _operand_type(features, codebook)
-    with blocks.full_precision(features.device):
-        quantized, indices, sample, average = _IndexBackprop.apply(features.to(dtype), codebook.to(dtype), entropies)
+    dtype = operand_type(features, codebook)
+    form = product_form(dtype, features.device, matmul)
+    with multiplying(form, features.device):
+        inputs = features.to(dtype), codebook.to(dtype)
+        quantized, indices, sample, average = _IndexBackprop.apply(*inputs, entropies, form)
     if entropies.temperature is None:
         return IndexBackprop(quantized, indices, None, None)
     return IndexBackprop(quantized, indices, sample, average)
@@ -92,19 +108,6 @@ class Entropies(NamedTuple):
     temperature: float | None
     epsilon: float
     over_processes: bool
-
-
-def _operand_type(features: Tensor, codebook: Tensor) -> torch.dtype:
-    """The type in which features and codebook are multiplied."""
-    if features.is_cuda and features.dtype == codebook.dtype and features.dtype in (torch.float16, torch.bfloat16):
-        return features.dtype
-    return torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
-
-
-@cache
-def _block_functions(device_type: str) -> BlockFunctions:
-    """How a block is worked on. On a CPU the compiled form lost (experiments/results/index_backprop.md)."""
-    return expressions(compiled=True) if device_type == "cuda" else IN_PLACE
 
 
 class _IndexBackprop(torch.autograd.Function):
@@ -119,14 +122,19 @@ class _IndexBackprop(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, codebook: Tensor, entropies: Entropies
+        ctx: Any, features: Tensor, codebook: Tensor, entropies: Entropies, form: ProductForm
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        block, dtype = _block_functions(features.device.type), torch.promote_types(features.dtype, torch.float32)
+        dtype = torch.promote_types(features.dtype, torch.float32)
         average = torch.zeros(len(codebook), dtype=dtype, device=features.device)  # (K,), q̄ in the end
+        block, operand = block_functions(average), CodebookOperand(codebook, form)
+        left = side_by_side(form, features, form.left)
+        # The backward pass has two blocks at a time. With one of twice the rows parts are made half as often; a CPU has
+        # none, and a cache that larger blocks leave.
+        taller = 1 if form.parts == 1 else 2
         parts = []
-        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average):
-            scores = blocks.product(features[rows], codebook.T, buffer)  # (R, K), one block, never (N, K)
-            parts.append(block.statistics(scores, entropies.temperature, average))
+        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average, taller=taller):
+            operand.multiply([left[rows]], [buffer])  # scores, (R, K), one block, never (N, K)
+            parts.append(block.statistics(buffer, entropies.temperature, average))
         # Statistics that a block does without are None in all of them.
         statistics = RowStatistics(
             *(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True))
@@ -136,7 +144,7 @@ class _IndexBackprop(torch.autograd.Function):
             average_over_processes(average)
         # O(N·D + K·D) numbers: the backward pass computes scores and shares again.
         ctx.save_for_backward(features, codebook, average, *statistics)
-        ctx.entropies = entropies
+        ctx.entropies, ctx.form = entropies, form
         ctx.mark_non_differentiable(statistics.indices)
         ctx.set_materialize_grads(False)
         # A token that is not finite has an index, too, but its code must not look like a right one.
@@ -154,26 +162,43 @@ class _IndexBackprop(torch.autograd.Function):
         grad_features = torch.zeros(features.shape, dtype=average.dtype, device=average.device)
         grad_codebook = torch.zeros(codebook.shape, dtype=average.dtype, device=average.device)
         if grad is None and entropies is None:
-            return grad_features, grad_codebook, None
-        statistics, block = RowStatistics(*saved), _block_functions(features.device.type)
-        into = blocks.gradient_operand_type(features.dtype)
-        features_operand, codebook_operand = features.to(into), codebook.to(into)
-        grad_operand = None if grad is None else grad.to(into)
-        count = 1 if grad is None else 2
-        with blocks.full_precision(features.device):
+            return grad_features, grad_codebook, None, None
+        statistics, form, into = RowStatistics(*saved), ctx.form, gradient_form(ctx.form)
+        with multiplying(form, features.device):
+            operand = CodebookOperand(codebook, form)
+            gradient_operand = operand if into == form else CodebookOperand(codebook, into)
+            gradients = GradientProducts(gradient_operand, grad_features, grad_codebook)
+            left, block = side_by_side(form, features, form.left), block_functions(average)
+            pull = None if grad is None else side_by_side(into, grad.to(average.dtype), into.left)
+            count = 1 if grad is None else 2
             for rows, buffers in blocks.score_blocks(len(features), len(codebook), average, buffers=count):
-                scores = blocks.product(features[rows], codebook.T, buffers[0])  # S again, (R, K)
-                gains = None
-                if grad is not None:
-                    gains = blocks.product(grad_operand[rows], codebook_operand.T, buffers[1])  # G
+                scores, gains = buffers[0], buffers[1] if count == 2 else None
+                _scores_and_gains(operand, gradient_operand, (left, pull), rows, buffers)
                 of_rows = RowStatistics(*(None if value is None else value[rows] for value in statistics))
-                change = block.score_gradient(scores, gains, of_rows, entropies, into)  # ∂L/∂S, (R, K)
-                blocks.product(change, codebook_operand, grad_features[rows])
-                blocks.add_product(grad_codebook, change.T, features_operand[rows])
+                panels = gradient_operand.panels(len(scores))
+                # ∂L/∂S, (R, k) at a time
+                change = block.changes(scores, gains, of_rows, entropies, form=into, panels=panels)
+                gradients.add(rows, features[rows], change)
         if grad is not None:
             # The hard choice's part, Σ_n onehot(k_n) g_n, without the one-hot matrix.
             grad_codebook.index_add_(0, statistics.indices, grad.to(grad_codebook.dtype))
-        return grad_features.to(features.dtype), grad_codebook.to(codebook.dtype), None
+        return grad_features.to(features.dtype), grad_codebook.to(codebook.dtype), None, None
+
+
+def _scores_and_gains(
+    codebook: CodebookOperand,
+    gradient_codebook: CodebookOperand,
+    lefts: tuple[Tensor, Tensor | None],
+    rows: slice,
+    outs: list[Float[Tensor, "R K"]],
+) -> None:
+    """S and G = g·Cᵀ of a block; from one making of the codebook's parts where both have one form."""
+    of_rows = [left[rows] for left in lefts if left is not None]
+    if codebook is gradient_codebook:
+        codebook.multiply(of_rows, outs)
+        return
+    codebook.multiply(of_rows[:1], outs[:1])
+    gradient_codebook.multiply(of_rows[1:], outs[1:])
 
 
 def _entropy_gradient(

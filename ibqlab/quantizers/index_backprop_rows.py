@@ -1,15 +1,16 @@
 """What index backpropagation does to one block of scores: statistics going forward, gradient of the scores coming back.
 
 Two forms of the same sums, because the two kinds of device want opposite things. On a CPU, in-place operations over
-tiles that fit the cache (`IN_PLACE`). On CUDA, plain expressions without side effects, of which torch.compile makes one
-kernel for each direction (`expressions`).
+tiles that fit the cache (`IN_PLACE`); they are also what runs on CUDA without Triton, and for float64. On CUDA, Triton
+kernels that read each score once per pass (`kernel_functions`).
 
 With S a row of scores, m its maximum, T = (S − m)/τ: p = softmax(S), q = softmax(T). Scores are taken relative to m
 throughout, since τ would multiply the rounding of |S|.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ibqlab.quantizers.blocks import best_codes, columns_near_top, lowest_exponent, rows_per_tile, softmax_backward
+from ibqlab.quantizers.products import ProductForm, in_panels, row_kernels_for
 
 
 class RowStatistics(NamedTuple):
@@ -50,8 +52,9 @@ class BlockFunctions(NamedTuple):
 
     statistics: Callable[..., RowStatistics]
     """(scores (R, K), temperature, average (K,)) → statistics; the sum of q over the rows is added to `average`."""
-    score_gradient: Callable[..., Float[Tensor, "R K"]]
-    """(scores, gains, statistics, entropies, into) → ∂L/∂S, as `score_gradient_in_place` explains."""
+    changes: Callable[..., Iterator[tuple[slice, Tensor]]]
+    """(scores, gains, statistics, entropies, form=, panels=) → ∂L/∂S panel by panel, in the form's parts. Scores and
+    gains may be overwritten."""
 
 
 def statistics_in_place(
@@ -91,7 +94,6 @@ def score_gradient_in_place(
     gains: Float[Tensor, "R K"] | None,
     statistics: RowStatistics,
     entropies: EntropyGradient | None,
-    into: torch.dtype,
 ) -> Float[Tensor, "R K"]:
     """∂L/∂S of a block, written over the gains where there are any and over the scores elsewhere.
 
@@ -100,7 +102,6 @@ def score_gradient_in_place(
         gains: G = g·Cᵀ, what each code would bring each token; None where z_q has no gradient.
         statistics: of the forward pass.
         entropies: their gradient; None where they have none. Gains or entropies have one.
-        into: type of the result, that of the scores.
     """
     columns = columns_near_top(scores, statistics.top, _reach(scores, entropies.temperature)) if entropies else None
     if columns is not None:
@@ -131,7 +132,19 @@ def score_gradient_in_place(
     return (scores.zero_() if gains is None else gains).scatter_add_(1, columns, near_gradient)
 
 
-IN_PLACE = BlockFunctions(statistics_in_place, score_gradient_in_place)
+def _changes_in_place(
+    scores: Tensor,
+    gains: Tensor | None,
+    statistics: RowStatistics,
+    entropies: EntropyGradient | None,
+    *,
+    form: ProductForm,
+    panels: list[slice],
+) -> Iterator[tuple[slice, Tensor]]:
+    yield from in_panels(form, score_gradient_in_place(scores, gains, statistics, entropies), panels)
+
+
+IN_PLACE = BlockFunctions(statistics_in_place, _changes_in_place)
 
 
 def _tempered_weights(
@@ -165,58 +178,33 @@ def _reach(scores: Tensor, temperature: float) -> float:
     return -lowest_exponent(scores.dtype) * temperature
 
 
-def expressions(compiled: bool = False) -> BlockFunctions:
-    """The same as expressions, which leave scores and gains as they are.
-
-    Args:
-        compiled: make kernels of them.
-    """
-    functions = (_row_sums, _score_gradient)
-    row_sums, score_gradient = (torch.compile(f, dynamic=True) if compiled else f for f in functions)
-    return BlockFunctions(partial(_statistics, row_sums), score_gradient)
+def block_functions(like: Tensor) -> BlockFunctions:
+    """How blocks of scores of this type and device are worked on."""
+    kernels = row_kernels_for(like)
+    return IN_PLACE if kernels is None else kernel_functions(kernels)
 
 
-def _statistics(
-    row_sums: Callable, scores: Float[Tensor, "R K"], temperature: float | None, average: Float[Tensor, " K"]
-) -> RowStatistics:
-    top, indices = best_codes(scores)
-    log_sum, tempered_log_sum, entropy, share_sums = row_sums(scores, top, temperature)
-    if share_sums is not None:
-        average.add_(share_sums)
-    return RowStatistics(indices, top, log_sum, tempered_log_sum, entropy)
+def kernel_functions(kernels: ModuleType) -> BlockFunctions:
+    """The form of `row_kernels`, the module given."""
+    return BlockFunctions(partial(_statistics, kernels), partial(_changes, kernels))
 
 
-def _exp(values: Tensor) -> Tensor:
-    return values.clamp(min=lowest_exponent(values.dtype)).exp()
-
-
-def _row_sums(scores: Tensor, top: Tensor, temperature: float | None) -> tuple[Tensor | None, ...]:
-    """log_sum, tempered_log_sum and entropy of a block's rows, (R, 1) each, and the sum of its q over rows, (K,)."""
-    relative = scores - top
-    log_sum = _exp(relative).sum(1, keepdim=True).log()
+def _statistics(kernels: ModuleType, scores: Tensor, temperature: float | None, average: Tensor) -> RowStatistics:
+    indices, (top, log_sum, tempered_log_sum, entropy), _ = kernels.row_statistics(scores, temperature, average)
     if temperature is None:
-        return log_sum, None, None, None
-    exponents = relative / temperature
-    weights = _exp(exponents)
-    total = weights.sum(1, keepdim=True)
-    entropy = total.log() - (weights * exponents).sum(1, keepdim=True) / total
-    return log_sum, total.log(), entropy, (weights / total).sum(0)
+        return RowStatistics(indices, top[:, None], log_sum[:, None], None, None)
+    return RowStatistics(indices, top[:, None], log_sum[:, None], tempered_log_sum[:, None], entropy[:, None])
 
 
-def _score_gradient(
+def _changes(
+    kernels: ModuleType,
     scores: Tensor,
     gains: Tensor | None,
     statistics: RowStatistics,
     entropies: EntropyGradient | None,
-    into: torch.dtype,
-) -> Tensor:
-    """∂L/∂S of a block, of type `into`: inside the kernel, so that a half type is never written in float32 first."""
-    relative, result = scores - statistics.top, 0.0
-    if entropies is not None:
-        shares = _exp(relative / entropies.temperature - statistics.tempered_log_sum)
-        terms = entropies.by_code + entropies.slope * relative  # u
-        result = shares * (terms - (shares * terms).sum(1, keepdim=True))
-    if gains is not None:
-        shares = _exp(relative - statistics.log_sum)
-        result = result + shares * (gains - (shares * gains).sum(1, keepdim=True))
-    return result.to(into)
+    *,
+    form: ProductForm,
+    panels: list[slice],
+) -> Iterator[tuple[slice, Tensor]]:
+    of_rows, target = (statistics.top, statistics.log_sum, statistics.tempered_log_sum), (form.dtype, form.parts)
+    return kernels.change_in_panels(scores, gains, of_rows, entropies, target=target, panels=panels)

@@ -19,6 +19,7 @@ from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
 from ibqlab.quantizers.codebooks import SignGrid, bit_values
 from ibqlab.quantizers.estimators import straight_through
 from ibqlab.quantizers.indices import check_range, to_indices
+from ibqlab.quantizers.products import multiply
 from ibqlab.quantizers.terms import EntropyPenaltyConfig
 
 
@@ -105,6 +106,7 @@ class LookupFreeQuantizer(Quantizer):
                 config.entropy_temperature,
                 config.entropy_epsilon,
                 over_processes=config.entropy_over_processes,
+                matmul=config.matmul,
             )
             terms |= {"sample_entropy": sample, "average_entropy": average}
         return Assignment(straight_through(features, codes), indices, terms)
@@ -115,7 +117,12 @@ class LookupFreeQuantizer(Quantizer):
 
 
 def sign_entropies(
-    features: Float[Tensor, "N D"], temperature: float = 0.01, epsilon: float = 1e-5, *, over_processes: bool = False
+    features: Float[Tensor, "N D"],
+    temperature: float = 0.01,
+    epsilon: float = 1e-5,
+    *,
+    over_processes: bool = False,
+    matmul: str = "float32",
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Entropies of the softmax over all sign vectors, without that softmax.
 
@@ -130,6 +137,7 @@ def sign_entropies(
         epsilon: ε ≥ 0.
         over_processes: take p̄ over the tokens of all processes of a distributed job, which must all call this with as
             many tokens each. The gradient is then that of the mean of the processes' losses.
+        matmul: what is promised about the tables' product in float32 on CUDA, one of `products.MATMULS`.
     Returns:
         H̄, nats, 0 to D·ln 2: near 0 where features are far from 0. Ĥ, nats, 0 to D·ln 2: large where the tokens that
         p̄ is taken over are spread evenly over the codes.
@@ -143,7 +151,9 @@ def sign_entropies(
     sample = (F.softplus(-certainty) + certainty * torch.sigmoid(-certainty)).sum(1).mean()
     half = features.shape[1] // 2
     lower, upper = _bit_table(logits[:, :half]), _bit_table(logits[:, half:])  # (N, 2^(D/2)) each, about √K columns
-    mean = upper.T @ lower / len(features)  # p̄ as (2^(D/2), 2^(D/2)): K numbers, one row per value of the upper bits
+    mean = multiply(upper.T, lower, matmul) / len(
+        features
+    )  # p̄ as (2^(D/2), 2^(D/2)): K numbers, one row per value of the upper bits
     if over_processes:
         # The value of all processes with the gradient of this one's tokens; data-parallel training averages those.
         mean = mean + average_over_processes(mean.detach().clone()) - mean.detach()

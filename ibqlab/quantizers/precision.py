@@ -1,4 +1,4 @@
-"""The process's switches for products of float32: set to exact for a while, then put back as they were.
+"""The process's switches for products of float32: set for a while, then put back as they were.
 
 What is unusual: torch has two interfaces to them, `torch.set_float32_matmul_precision` and, from 2.9 on,
 `fp32_precision` under `torch.backends`. The older one raises when it is read after the newer one was used, and a newer
@@ -6,6 +6,8 @@ switch reads as what it inherits, so that writing back what was read would pin i
 are left here as they were found.
 """
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,23 +17,86 @@ Switch = tuple[str, str]
 """Backend and operation, as torch names them."""
 PRODUCTS: tuple[Switch, ...] = (("cuda", "matmul"), ("mkldnn", "matmul"))
 """The switches of matrix products on GPUs and on CPUs."""
+OLDER_NAMES = {"ieee": "highest", "tf32": "high"}
+"""What the older interface calls a precision; choosing it there sets the newer switches of `PRODUCTS`, too."""
+
+
+class _Holders:
+    """The threads that are inside `float32_products` now. The switches are the process's, so they share one choice."""
+
+    def __init__(self):
+        self.changed = threading.Condition()
+        self.threads: list[int] = []
+        self.precision = ""
+        self.older = ""
+        self.newer: dict[Switch, str] = {}
+
+    def take(self, precision: str) -> None:
+        """Enter: the first thread sets the switches, one that wants another precision waits for the others to leave."""
+        with self.changed:
+            if threading.get_ident() in self.threads and precision != self.precision:
+                raise RuntimeError(f"products of {precision} inside a block of {self.precision}; leave that one first")
+            self.changed.wait_for(lambda: not self.threads or self.precision == precision)
+            if not self.threads:
+                self._set(precision)
+            self.threads.append(threading.get_ident())
+
+    def give_back(self) -> None:
+        """Leave: the last thread puts the switches back."""
+        with self.changed:
+            self.threads.remove(threading.get_ident())
+            if not self.threads:
+                self.restore()
+                self.changed.notify_all()
+
+    def _set(self, precision: str) -> None:
+        self.precision = precision
+        self.newer = {switch: own_value(switch) for switch in PRODUCTS} if has_newer_switches() else {}
+        for switch in self.newer:
+            # With these the older switch can be read whatever was chosen.
+            write_switch(switch, "ieee")
+        self.older = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(OLDER_NAMES[precision])
+
+    def restore(self) -> None:
+        """Put both interfaces back as they were."""
+        torch.set_float32_matmul_precision(self.older)
+        for switch, value in self.newer.items():
+            write_switch(switch, value)
+
+
+_holders = _Holders()
+
+
+def _start_again_in_child() -> None:
+    """A forked process has none of the threads that were inside, and would wait for them."""
+    global _holders
+    held, _holders = _holders, _Holders()
+    if held.threads:
+        held.restore()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_start_again_in_child)
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
-    """Inside the block float32 is multiplied as float32, on every device."""
-    newer = {switch: own_value(switch) for switch in PRODUCTS} if has_newer_switches() else {}
-    for switch in newer:
-        # With these the older switch can be read whatever was chosen.
-        write_switch(switch, "ieee")
-    older = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def float32_products(precision: str = "ieee") -> Iterator[None]:
+    """Inside the block float32 is multiplied as this says, whatever the process has chosen.
+
+    Threads that are inside at one time share the switches; the last to leave puts them back. What a process chooses
+    while a thread is inside is lost.
+
+    Args:
+        precision: "ieee", as float32 on every device; or "tf32", operands rounded to 11 bits on a GPU.
+    Raises:
+        RuntimeError: this thread is inside with another precision.
+    """
+    _holders.take(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(older)
-        for switch, value in newer.items():
-            write_switch(switch, value)
+        _holders.give_back()
 
 
 def autocast_device(device: torch.device) -> str:

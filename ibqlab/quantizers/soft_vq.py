@@ -19,6 +19,15 @@ from ibqlab.base.checks import finite_number, require
 from ibqlab.quantizers import blocks
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
 from ibqlab.quantizers.estimators import nearest_code
+from ibqlab.quantizers.products import (
+    CodebookOperand,
+    GradientProducts,
+    ProductForm,
+    in_panels,
+    multiplying,
+    product_form,
+    side_by_side,
+)
 from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 from ibqlab.quantizers.vectors import check_alike
 
@@ -63,13 +72,13 @@ class SoftVectorQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The largest dot product."""
-        return nearest_code(features, codebook, "dot")
+        return nearest_code(features, codebook, "dot", matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Average of all codes in training; the most probable code in evaluation."""
         indices = self.choose(features, codebook)
         if self.training:
-            quantized = mixture_of_codes(features, codebook, self.temperature)
+            quantized = mixture_of_codes(features, codebook, self.temperature, matmul=self.config.matmul)
         else:
             quantized = F.embedding(indices, codebook)
         return Assignment(quantized, indices, pair_terms(features, quantized))
@@ -77,7 +86,7 @@ class SoftVectorQuantizer(Quantizer):
 
 @blocks.never_compiled
 def mixture_of_codes(
-    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float
+    features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float, *, matmul: str = "float32"
 ) -> Float[Tensor, "N D"]:
     """Soft VQ's training value: the average of all codes, weighted by softmax(z·Cᵀ/T). Every code takes gradient.
 
@@ -85,54 +94,63 @@ def mixture_of_codes(
         features: z, any scale.
         codebook: C, same type and device.
         temperature: T > 0; small enough, it gives the best code.
+        matmul: what is promised about products of float32 on CUDA, one of `products.MATMULS`.
     Returns:
         (N, D), of the features' type.
     Raises:
-        ValueError: shapes, types or devices that do not fit, or a temperature that is not positive.
+        ValueError: shapes, types or devices that do not fit, a temperature that is not positive, or another promise.
     Cost: 14·N·K·D operations forward and backward together; memory O(N·D + K·D) plus two blocks of
-        `blocks.BLOCK_BYTES`.
+        `blocks.BLOCK_BYTES`, and on CUDA panels of `products.PANEL_BYTES`.
     Source: IBQ appendix B.
     """
     if not (temperature := finite_number("temperature", temperature)) > 0:
         raise ValueError(f"temperature must be > 0, got {temperature:g}; for the best code alone use nearest_code")
     check_alike(features, codebook)
-    return _MixtureOfCodes.apply(features, codebook, temperature)
+    form = product_form(features.dtype, features.device, matmul)
+    return _MixtureOfCodes.apply(features, codebook, temperature, form)
 
 
 class _MixtureOfCodes(torch.autograd.Function):
     """With p = softmax(z·Cᵀ/T), G = g·Cᵀ and ∂S = p ⊙ (G − ⟨p, G⟩)/T: ∂z = ∂S·C, ∂C = ∂Sᵀ·z + pᵀ·g."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, features: Tensor, codebook: Tensor, temperature: float, form: ProductForm) -> Tensor:
         ctx.save_for_backward(features, codebook)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.form = temperature, form
         mixed = torch.empty_like(features, memory_format=torch.contiguous_format)
-        with blocks.full_precision(features.device):
+        with multiplying(form, features.device):
+            operand, left = CodebookOperand(codebook, form), side_by_side(form, features, form.left)
+            average = GradientProducts(operand, mixed, None)  # p·C has the form of ∂S·C
             for rows, (shares,) in blocks.score_blocks(len(features), len(codebook), features):
-                torch.mm(features[rows], codebook.T, out=shares)  # scores, (R, K), one block, never (N, K)
+                operand.multiply([left[rows]], [shares])  # scores, (R, K), one block, never (N, K)
                 for tile in shares.split(blocks.rows_per_tile(shares)):  # in the cache, softmax is one pass over memory
                     _to_shares(tile, temperature)
-                torch.mm(shares, codebook, out=mixed[rows])
+                average.add(rows, features[rows], in_panels(form, shares, operand.panels(len(shares))))
         return mixed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        features, codebook = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (features, codebook), form = ctx.saved_tensors, ctx.form
         grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
         grad_codebook = torch.zeros_like(codebook, memory_format=torch.contiguous_format)
-        with blocks.full_precision(features.device):
+        with multiplying(form, features.device):
+            operand = CodebookOperand(codebook, form)
+            lefts = [side_by_side(form, value, form.left) for value in (features, grad)]
+            through_scores = GradientProducts(operand, grad_features, grad_codebook)
+            through_codes = GradientProducts(operand, None, grad_codebook)
             for rows, (shares, gains) in blocks.score_blocks(len(features), len(codebook), features, buffers=2):
-                torch.mm(features[rows], codebook.T, out=shares)  # computed again: p of all tokens was not kept
-                torch.mm(grad[rows], codebook.T, out=gains)  # G, (R, K)
+                # S computed again, because p of all tokens was not kept, and G, (R, K).
+                operand.multiply([left[rows] for left in lefts], [shares, gains])
                 tile_rows = blocks.rows_per_tile(shares)
                 for tile, change in zip(shares.split(tile_rows), gains.split(tile_rows), strict=True):
                     _to_shares(tile, ctx.temperature)
                     blocks.softmax_backward(change, tile)  # G becomes ∂S·T in place
                     change.mul_(1 / ctx.temperature)
-                torch.mm(gains, codebook, out=grad_features[rows])
-                grad_codebook.addmm_(gains.T, features[rows]).addmm_(shares.T, grad[rows])
-        return grad_features, grad_codebook, None
+                panels = operand.panels(len(shares))
+                through_scores.add(rows, features[rows], in_panels(form, gains, panels))
+                through_codes.add(rows, grad[rows], in_panels(form, shares, panels))
+        return grad_features, grad_codebook, None, None
 
 
 def _to_shares(scores: Tensor, temperature: float) -> None:

@@ -57,7 +57,7 @@ class NearestCodeQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code."""
-        return nearest_code(features, codebook)
+        return nearest_code(features, codebook, matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Nearest code; in evaluation its exact value."""
@@ -96,7 +96,7 @@ class VectorQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code by the config's metric."""
-        return nearest_code(features, codebook, self.config.metric)
+        return nearest_code(features, codebook, self.config.metric, matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Nearest code; in evaluation its exact value, in training the same with the chosen gradient."""

@@ -80,6 +80,7 @@ class BinarySphericalQuantizer(Quantizer):
                     config.entropy_temperature,
                     config.entropy_epsilon,
                     over_processes=config.entropy_over_processes,
+                    matmul=config.matmul,
                 )
                 for group in groups
             ]

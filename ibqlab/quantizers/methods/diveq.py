@@ -54,7 +54,7 @@ class DifferentiableVectorQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code."""
-        return nearest_code(features, codebook)
+        return nearest_code(features, codebook, matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """The nearest code; in training up to the noise in the direction to it."""

@@ -77,7 +77,7 @@ class GumbelQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The code with the largest score."""
-        return nearest_code(*self._factors(features), "dot")
+        return nearest_code(*self._factors(features), "dot", matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """A sampled code in training, the best one in evaluation."""

@@ -49,7 +49,7 @@ class SpaceFillingQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code."""
-        return nearest_code(features, codebook)
+        return nearest_code(features, codebook, matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """The nearest of the points drawn on the segments; in evaluation the nearest code."""
@@ -59,8 +59,9 @@ class SpaceFillingQuantizer(Quantizer):
         with torch.no_grad():
             shares = torch.rand(len(codebook) - 1, 1, device=codebook.device, dtype=codebook.dtype)  # λ, one a segment
             points = torch.lerp(codebook[:-1], codebook[1:], shares)  # (K − 1, D)
-            # One segment is no choice.
-            segments = nearest_code(features, points) if len(points) > 1 else features.new_zeros(len(features)).long()
+            segments = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+            if len(points) > 1:  # one segment is no choice
+                segments = nearest_code(features, points, matmul=self.config.matmul)
             share = shares[segments]  # (N, 1)
         start, end = F.embedding(segments, codebook), F.embedding(segments + 1, codebook)
         noise = self.config.noise_std

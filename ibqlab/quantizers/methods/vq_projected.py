@@ -88,12 +88,12 @@ class ProjectedVectorQuantizer(Quantizer):
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The code at the smallest angle to the projected token."""
-        return nearest_code(*self._on_sphere(features), "dot")
+        return nearest_code(*self._on_sphere(features), "dot", matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Choice and losses on the sphere; in evaluation the projected code to the last bit."""
         unit, unit_codes = self._on_sphere(features)
-        indices = nearest_code(unit, unit_codes, "dot")
+        indices = nearest_code(unit, unit_codes, "dot", matmul=self.config.matmul)
         codes = F.embedding(indices, unit_codes)  # (N, d)
         terms = pair_terms(unit, codes)
         if not self.training:
