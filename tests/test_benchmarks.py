@@ -216,7 +216,7 @@ def test_the_plain_loop_is_the_librarys_sampling(monkeypatch):
     labels, settings = torch.tensor([0, 2]), sampling.SAMPLING
     expected = generator.sample(labels, seed=sampling.SEED, **vars(settings))
     assert torch.equal(plain_sampling.sample_plainly(generator, labels, settings, 9, sampling.SEED), expected)
-    assert torch.equal(sampling.sample_fast(generator, labels, settings, 9), expected)
+    assert torch.equal(generator.sample_plainly(sampling.make_request(generator, labels, 9)), expected)
     for name in ("sampling", "plain_sampling", "rows", "cross_entropy"):
         sys.modules.pop(name, None)
 

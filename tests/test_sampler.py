@@ -553,7 +553,7 @@ def test_memory_that_is_not_enough_is_one_clear_error(monkeypatch):
 
     monkeypatch.setattr(kept_samplers.Sampler, "draw", too_large)
     with pytest.raises(
-        RuntimeError, match=r"out of memory: drawing in bfloat16 .* of 4 images.*compiled=False"
+        SamplerMemoryError, match=r"out of memory: drawing in bfloat16 .* of 4 images.*compiled=False"
     ) as error:
         model.sample(LABELS, dtype="bfloat16")
     assert "Tried to allocate 2.00 GiB" in str(error.value) and error.value.__context__ is None

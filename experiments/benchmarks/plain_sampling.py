@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ibqlab.generator import Generator, SamplingConfig
 from ibqlab.generator.attention import rotate
-from ibqlab.generator.sampling import choose_tokens, guide, uniform_numbers
 from ibqlab.generator.sequence import position_table
+from ibqlab.generator.token_choice import choose_tokens, guide, uniform_numbers
 
 
 class PlainPass:

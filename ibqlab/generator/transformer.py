@@ -117,10 +117,9 @@ class GeneratorNetwork(SamplerNetwork):
         condition = generator.class_emb(labels)  # (R, 1, C)
         self.rows.x.copy_(condition[:, 0])
         modulated = [*generator.blocks, generator.head_nm]
+        values = [value[:, 0] for module in modulated for value in module.modulation(condition)]
         memory = [*self.rows.modulations, self.rows.last_modulation]
-        for module, targets in zip(modulated, memory, strict=True):
-            for target, values in zip(targets, module.modulation(condition), strict=True):
-                target.copy_(values[:, 0])
+        torch._foreach_copy_([target for targets in memory for target in targets], values)
 
     def scores(
         self,
