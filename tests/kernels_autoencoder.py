@@ -1,8 +1,9 @@
-"""How the kernels of group normalisation are launched: published widths in bfloat16 and float32, a narrow one."""
+"""How group normalisation's and LPIPS' kernels are launched: published widths in bfloat16 and float32, a narrow one."""
 
 from compile_kernels import Variant
 
 MODULE = "ibqlab.tokenizer.group_norm_kernels"
+COMPARING = "ibqlab.losses.lpips_kernels"
 FLOATS = "*fp32:16"
 STATISTICS = {"mean": FLOATS, "deviation": FLOATS}
 SIZES = {"channels": "i32:16", "pixels": "i32", "chunk": "i32"}
@@ -44,10 +45,22 @@ def groups():
         yield Variant(f"{MODULE}:group_sums", {**dict.fromkeys(names, FLOATS), **sizes}, constants, options)
 
 
+def comparisons():
+    """LPIPS' kernels, for the narrowest and widest layers of its networks."""
+    sizes = {"weight": FLOATS, "channels": "i32:16", "pixels": "i32"}
+    for dtype, wide in (("bf16", 64), ("bf16", 512), ("fp32", 512)):
+        maps = dict.fromkeys(("x", "y"), f"*{dtype}:16")
+        constants, options = {"BLOCK_PIXELS": 4096 // wide, "BLOCK_CHANNELS": wide}, {"num_warps": 8}
+        yield Variant(f"{COMPARING}:compare", {**maps, **sizes, "distances": FLOATS}, constants, options)
+        types = {**maps, **sizes, "slope": FLOATS, "result": maps["y"]}
+        yield Variant(f"{COMPARING}:compare_gradient", types, constants, options)
+
+
 VARIANTS = [
     *walks("bf16", "*fp32:16", TILES[0]),
     *walks("bf16", "*bf16:16", TILES[0]),
     *walks("fp32", "*fp32:16", TILES[0]),
     *walks("bf16", "*fp32:16", TILES[1]),
     *groups(),
+    *comparisons(),
 ]

@@ -18,6 +18,7 @@ from ibqlab.costs import meter
 from ibqlab.costs.meter import StepCost
 from ibqlab.costs.shapes import ShapeMeter
 from ibqlab.losses.gan_losses import DISCRIMINATOR_LOSS_FUNCTIONS, generator_loss
+from ibqlab.losses.lpips_layer import layer_distance
 from ibqlab.losses.tokenizer_loss import tokenizer_loss
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import Tokenizer, TokenizerOutput
@@ -210,14 +211,13 @@ class Lpips(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"], rebuilt: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
         """One distance per image."""
-        pairs = zip(self.layers, self._features(images), self._features(rebuilt), strict=True)
-        return sum(layer(torch.pow(left - right, 2)).mean((1, 2, 3)) for layer, left, right in pairs)
+        pairs = zip(self._features(images), self._features(rebuilt), self.layers, strict=True)
+        return sum(layer_distance(left, right, layer.weight) for left, right, layer in pairs).flatten()
 
     def _features(self, images: Tensor) -> list[Tensor]:
         features = []
         for number, layer in enumerate(self.trunk):
             images = layer(images)
             if number in self.taps:
-                length = torch.sum(torch.pow(images, 2), dim=1, keepdim=True).sqrt()
-                features.append(images / (length + 1e-10))
+                features.append(images)
         return features

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
+from ibqlab.losses.lpips_layer import layer_distance
 from ibqlab.metrics.weights import (
     ALEXNET,
     PUBLISHED,
@@ -67,7 +68,10 @@ class PerceptualDistance(nn.Module):
             f"LPIPS with net={self.net!r} needs images of at least {smallest} × {smallest} pixels; got {x.shape[2]} × "
             f"{x.shape[3]}. Enlarge them{', or use vgg (16 pixels)' if self.net == 'alex' else ''}, or leave LPIPS out",
         )
-        return self.distance(x, y).flatten()
+        published = self.distance
+        features = [published.net(published.scaling_layer(pictures)) for pictures in (x, y)]
+        weights = [layer.model[-1].weight for layer in published.lins]
+        return sum(layer_distance(*layer) for layer in zip(*features, weights, strict=True)).flatten()
 
     def extra_repr(self) -> str:
         """Network and weights, for print."""

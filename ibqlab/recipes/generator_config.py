@@ -74,7 +74,7 @@ class GeneratorSpeedConfig:
     """Ways to compute the same step. Results differ by rounding, so a run goes on with the settings it began with."""
 
     compile: bool = False
-    """Let torch.compile fuse each block in training; validation and the loss stay as they are. All blocks share what was
+    """Let torch.compile fuse each block in training; validation and the loss stay as they are. Blocks share what was
     compiled. Costs a C++ compiler and time before the first step. Published: False."""
     activation_checkpointing: bool = False
     """Keep only the blocks' inputs, and compute each block again for its backward pass. Published: False."""

@@ -113,7 +113,7 @@ class _Tiling(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> "_Tiling":
         batch, channels, height, width = x.shape
-        wide = min(max(_power_of_two(channels), 32), WIDEST_TILE)
+        wide = min(max(power_of_two(channels), 32), WIDEST_TILE)
         tall = TILE // wide
         chunk = tall * -(-height * width // (tall * MOST_CHUNKS))
         grid = (-(-height * width // chunk), -(-channels // wide), batch)
@@ -171,7 +171,7 @@ def _forward(x: Tensor, parameters: Sequence[Tensor], normed: Tensor, settings: 
     tiling, channels, pixels, width = _Tiling.of(x), x.shape[1], x[0, 0].numel(), x.shape[1] // settings.groups
     chunks = tiling.grid[0]
     moments = x.new_empty(2, len(x), chunks, channels, dtype=torch.float32)
-    with _device_of(x):
+    with device_of(x):
         kernels.channel_moments[tiling.grid](x, *moments, channels, pixels, tiling.chunk, chunks, **tiling.constants)
         kernels.group_moments[mean.shape[::-1]](
             *(*moments, mean, deviation, channels, pixels, tiling.chunk, chunks, settings.epsilon),
@@ -210,7 +210,7 @@ def _backward(
     parts = x.new_empty(2, len(x), chunks, channels, dtype=torch.float32)
     of_groups = x.new_empty(2, *mean.shape, dtype=torch.float32)
     sizes = (channels, _stride(weight), pixels, tiling.chunk)
-    with _device_of(x):
+    with device_of(x):
         kernels.channel_sums[tiling.grid](
             *(x, gradient, *parameters, *parts, *sizes, chunks, width), SWISH=swish, **tiling.constants
         )
@@ -228,7 +228,7 @@ def _backward(
 
 def _group_constants(width: int) -> dict[str, int]:
     """Of the kernels that put a group's channels together, a program per group."""
-    wide = _power_of_two(width)
+    wide = power_of_two(width)
     return {"WIDTH": width, "BLOCK_WIDTH": wide, "BLOCK_CHUNKS": max(512 // wide, 1), "num_warps": 4}
 
 
@@ -237,11 +237,11 @@ def _stride(weight: Tensor) -> int:
     return weight.shape[1] if weight.ndim == 2 else 0
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest power of two that is at least a number."""
     return 1 << (number - 1).bit_length()
 
 
-def _device_of(x: Tensor) -> AbstractContextManager:
+def device_of(x: Tensor) -> AbstractContextManager:
     """Makes a tensor's card the current one, which is where kernels are launched."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
