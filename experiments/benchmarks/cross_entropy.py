@@ -5,9 +5,10 @@
     python experiments/benchmarks/cross_entropy.py --torch-rows auto --rounds 1 --output its_own_choice.csv
 
 The forms: written out, cross_entropy(linear(hidden, weight).float(), targets), the baseline; ours,
-ibqlab.generator.linear_cross_entropy; and, where this torch has it, torch.nn.functional.linear_cross_entropy by blocks
-of as many rows as --torch-rows says ("auto": as many as it chooses itself). They take turns, round by round, together
-with the floor: the three matrix products that no exact form does without, each written out whole.
+ibqlab.generator.linear_cross_entropy, on CUDA in float32 also with lower promises about its products (--matmul); and,
+where this torch has it, torch.nn.functional.linear_cross_entropy by blocks of as many rows as --torch-rows says
+("auto": as many as it chooses itself). They take turns, round by round, together with the floor: the three matrix
+products that no exact form does without, each written out whole.
 
 One row per vocabulary, type and form: median seconds, their ratio to the baseline's, the floor's share of them, peak
 memory above the inputs (gradients included) and its ratio to the baseline's. On CUDA bfloat16 is measured, too. On
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ibqlab.generator import linear_cross_entropy
-from ibqlab.studies.pages import to_markdown
+from ibqlab.quantizers.products import MATMULS
 
 WRITTEN_OUT, OURS, FLOOR = "written out", "ours", "floor"
 SEED = 0
@@ -59,9 +60,12 @@ def torchs(hidden: Tensor, weight: Tensor, targets: Tensor, *, rows: str) -> Ten
     )
 
 
-def forms(torch_rows: list[str]) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def forms(torch_rows: list[str], matmuls: list[str]) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """The forms that this torch has, by name."""
-    found = {WRITTEN_OUT: written_out, OURS: linear_cross_entropy}
+    found = {WRITTEN_OUT: written_out}
+    for matmul in matmuls:
+        name = OURS if matmul == MATMULS[0] else f"{OURS}, {matmul}"
+        found[name] = partial(linear_cross_entropy, matmul=matmul)
     if hasattr(functional, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
         found |= {f"torch, rows {rows}": partial(torchs, rows=rows) for rows in torch_rows}
     return found
@@ -164,11 +168,27 @@ def kept_by_process(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
 
 
-def measure(size: Size, torch_rows: list[str], rounds: int, device: torch.device) -> list[dict[str, Any]]:
+def distances_from_float64(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """How far the gradients of 64 tokens are from float64's: root mean square of the difference over the gradient's."""
+    given, targets = inputs[0].detach()[:64], inputs[2][:64]
+
+    def gradients(form: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        values = [value.detach().to(dtype).requires_grad_() for value in (given, inputs[1])]
+        return torch.autograd.grad(form(*values, targets), values)
+
+    pairs = zip(gradients(form, given.dtype), gradients(linear_cross_entropy, torch.float64), strict=True)
+    errors = [((ours - truth).square().mean() / truth.square().mean()).sqrt().item() for ours, truth in pairs]
+    return dict(zip(("hidden_rms_error", "weight_rms_error"), errors, strict=True))
+
+
+def measure(
+    size: Size, found: dict[str, Callable[..., Tensor]], rounds: int, device: torch.device
+) -> list[dict[str, Any]]:
     """One row per form, without ratios."""
-    inputs, found = make_inputs(size, device), forms(torch_rows)
+    inputs = make_inputs(size, device)
     passes = {name: partial(forward_backward, form, inputs) for name, form in found.items()}
     seconds, losses = time_in_turns({FLOOR: Products(inputs)} | passes, rounds, device)
+    errors = {name: distances_from_float64(form, inputs) for name, form in found.items() if name in seconds}
     del inputs, passes
     facts = size._asdict() | {"dtype": str(size.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
     rows = []
@@ -177,7 +197,7 @@ def measure(size: Size, torch_rows: list[str], rounds: int, device: torch.device
         if name in seconds:
             taken = statistics.median(seconds[name])
             row |= {"rounds": rounds, "seconds": taken, "fastest": min(seconds[name]), "slowest": max(seconds[name])}
-            row["loss"] = losses[name]
+            row |= {"loss": losses[name]} | errors[name]
             row["peak_mib"] = peak_memory(form, size, device) / 2**20
             if FLOOR in seconds:
                 row["floor_share"] = statistics.median(seconds[FLOOR]) / taken
@@ -207,7 +227,9 @@ def shown(table: pd.DataFrame) -> str:
         "peak_mib": "{:,.0f}",
         "memory_ratio": "{:.2f}",
     }
-    return to_markdown(pd.DataFrame({name: table[name].map(form.format) for name, form in columns.items()}))
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[form.format(row[name]) for name, form in columns.items()] for row in table.to_dict("records")]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -220,6 +242,7 @@ def main() -> None:
     parser.add_argument(
         "--torch-rows", nargs="+", default=["128", "512"], help="rows per block of torch's form, or auto"
     )
+    parser.add_argument("--matmul", nargs="+", choices=MATMULS, help="promises about float32; all on a GPU")
     parser.add_argument("--output", help="CSV file")
     chosen = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -228,7 +251,10 @@ def main() -> None:
     for vocabulary in chosen.sizes:
         for dtype in dtypes:
             size = Size(chosen.tokens, chosen.dim, vocabulary, dtype)
-            found = measure(size, chosen.torch_rows, chosen.rounds, device)
+            # Half types are multiplied as they are, and a CPU keeps every promise by the same products.
+            several = device.type == "cuda" and dtype == torch.float32
+            matmuls = chosen.matmul or (list(MATMULS) if several else [MATMULS[0]])
+            found = measure(size, forms(chosen.torch_rows, matmuls), chosen.rounds, device)
             rows += [row | origin for row in with_ratios(found)]
             if chosen.output:
                 # Written after each measurement: what was measured stays when a later one fails.

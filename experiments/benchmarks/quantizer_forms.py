@@ -20,9 +20,9 @@ def two_entropies(sample: Tensor, average: Tensor) -> Tensor:
     return 0.05 * (sample - average)
 
 
-def ibq_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+def ibq_ours(features: Tensor, codebook: Tensor, pull: Tensor, matmul: str = "float32") -> Tensor:
     """A loss through the quantized features and both entropies."""
-    out = index_backprop(features, codebook)
+    out = index_backprop(features, codebook, matmul=matmul)
     return (out.quantized * pull).sum() + two_entropies(out.sample_entropy, out.average_entropy)
 
 
@@ -32,9 +32,9 @@ def ibq_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
     return (quantized * pull).sum() + two_entropies(sample, average)
 
 
-def plain_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+def plain_ours(features: Tensor, codebook: Tensor, pull: Tensor, matmul: str = "float32") -> Tensor:
     """Index backpropagation without entropies."""
-    return (index_backprop(features, codebook, None).quantized * pull).sum()
+    return (index_backprop(features, codebook, None, matmul=matmul).quantized * pull).sum()
 
 
 def plain_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
@@ -44,9 +44,9 @@ def plain_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tenso
     return (((hard - soft.detach() + soft) @ codebook) * pull).sum()
 
 
-def soft_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+def soft_ours(features: Tensor, codebook: Tensor, pull: Tensor, matmul: str = "float32") -> Tensor:
     """Soft VQ's training value at its first temperature."""
-    return (mixture_of_codes(features, codebook, 0.9) * pull).sum()
+    return (mixture_of_codes(features, codebook, 0.9, matmul=matmul) * pull).sum()
 
 
 def soft_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def soft_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor
     return (((features @ codebook.T / 0.9).softmax(1) @ codebook) * pull).sum()
 
 
-def search_ours(metric: str, features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+def search_ours(metric: str, features: Tensor, codebook: Tensor, pull: Tensor, matmul: str = "float32") -> Tensor:
     """Indices alone."""
-    return nearest_code(features, codebook, metric)
+    return nearest_code(features, codebook, metric, matmul=matmul)
 
 
 def search_written_out(metric: str, features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ def search_written_out(metric: str, features: Tensor, codebook: Tensor, pull: Te
     return (squares - 2 * torch.einsum("nd,kd->nk", features, codebook)).argmin(1)
 
 
-def bits_ours(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
+def bits_ours(features: Tensor, codebook: Tensor, pull: Tensor, matmul: str = "float32") -> Tensor:
     """LFQ's entropy penalty over all sign vectors."""
-    return two_entropies(*sign_entropies(features[:, : len(codebook).bit_length() - 1]))
+    return two_entropies(*sign_entropies(features[:, : len(codebook).bit_length() - 1], matmul=matmul))
 
 
 def bits_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor:
@@ -86,8 +86,9 @@ def bits_written_out(features: Tensor, codebook: Tensor, pull: Tensor) -> Tensor
 class Method:
     """A computation in both forms, and what cannot be saved of it."""
 
-    forms: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
-    """By name: from features, codebook and a pull on the quantized features to a loss, or to indices."""
+    forms: dict[str, Callable[..., Tensor]]
+    """By name: from features, codebook and a pull on the quantized features to a loss, or to indices. Ours takes what
+    is promised about products, too, `matmul`."""
     products: str = ""
     """Which of the products scores, gains, to_features, to_codes the floor holds; empty: no floor."""
     largest: int = 2**20

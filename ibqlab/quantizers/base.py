@@ -110,9 +110,9 @@ class Quantizer(nn.Module):
     def __init__(self, config: QuantizerConfig, codes: nn.Module | None = None, upkeep: Sequence[Upkeep] = ()):
         super().__init__()
         self.config = config
-        if codes is None:
-            codes = FreeCodebook(config.codebook_init, config.codebook_size, config.code_dim)
-        self.codes = codes
+        self.codes = (
+            FreeCodebook(config.codebook_init, config.codebook_size, config.code_dim) if codes is None else codes
+        )
         start = [KMeansStart()] if config.codebook_init == "kmeans" else []
         self.upkeep = nn.ModuleList([*start, *upkeep])
         self.progress = 0.0
@@ -313,9 +313,8 @@ def register_quantizer(
     settings = [field.name for field in fields(config)]
     require("name" not in settings, f"{name!r}: `name` is the quantizer's own in recipes; call the setting otherwise")
     for word in QuantizerLook._fields:
-        require(
-            word not in settings, f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
-        )
+        says = f"{name!r}: `{word}` is for figures, of a registration; call the setting otherwise"
+        require(word not in settings, says)
     look = checked_look(name, label, color, marker)
     for setting in defaults:
         require_choice(f"{name!r}: a setting with a default", setting, settings)
@@ -333,8 +332,7 @@ def register_quantizer(
             config_class = make_dataclass(class_name, changed, bases=(config,), frozen=True, kw_only=True)
             config_class.__module__ = quantizer.__module__
         check_defaults(name, config_class)
-        config_class.config_name = name
-        config_class.quantizer_class = quantizer
+        config_class.config_name, config_class.quantizer_class = name, quantizer
         _PRESETS[name] = Registration(quantizer, config_class, look, quantizer.__module__)
         return quantizer
 
