@@ -498,6 +498,16 @@ def test_a_second_call_records_nothing(recorded):
     assert len(recorded) == 1
 
 
+def test_what_is_kept_serves_inside_and_outside_of_inference_mode(recorded):
+    model = make(SMALL)
+    with torch.inference_mode():
+        inside = model.sample(LABELS, compiled=True, cfg_scale=2.0)
+    assert torch.equal(model.sample(LABELS, compiled=True, cfg_scale=2.0), inside)
+    with torch.inference_mode():
+        assert torch.equal(model.sample(LABELS, compiled=True, cfg_scale=2.0), inside)
+    assert len(recorded) == 1
+
+
 @CONFIGS
 def test_new_weights_are_seen_however_they_were_written(recorded, config):
     model = make(config).double()

@@ -1,9 +1,9 @@
 """From scores to tokens: guidance, temperature, filters, and draws that a seed repeats.
 
-What is unusual: a draw never holds the vocabulary in float64, in whose sums alone 262,144 probabilities keep apart.
-Sums over chunks of 128 tokens are added up in float64, and then the 128 tokens of the one chunk that the draw falls in.
-Nothing here looks at a number on the host, so that a whole position can be recorded. Shape letters: B images · V
-vocabulary.
+What is unusual: a draw looks for the token at which the cumulative probability passes the image's number. Float32 is
+too coarse for that sum over a large vocabulary, and float64 is slow. So chunks of 128 tokens are summed first, the sums
+are added up in float64, and only the chunk that the number falls in is looked at token by token. Nothing here looks at
+a number on the host, so that a whole position can be recorded. Shape letters: B images · V vocabulary.
 """
 
 import math
@@ -25,7 +25,7 @@ Seed = int | Sequence[int]
 CHUNK = 128
 """Tokens whose probabilities are summed before anything is compared: about √V, where both steps read the least."""
 FEW_TOKENS = 2048
-"""V up to which all of them are compared at once, which a CPU does sooner than it starts more operations."""
+"""V up to which there are no chunks: a CPU adds up so few sooner than it starts more operations."""
 LARGEST_NUMBER = 1 - 1e-12
 """What numbers are cut off at, so that the token that they fall in always exists and has a probability."""
 
@@ -45,7 +45,7 @@ def choose_tokens(
 
 
 def guide(
-    conditional: Float[Tensor, "*positions V"], unconditional: Float[Tensor, "*positions V"], scale: float
+    conditional: Float[Tensor, "*positions V"], unconditional: Float[Tensor, "*positions V"], scale: float | Tensor
 ) -> Float[Tensor, "*positions V"]:
     """Classifier-free guidance: u + s (c − u).
 
