@@ -318,7 +318,7 @@ def test_one_image_by_hand():
 
 
 def test_a_gallery_and_its_controls_draw_in_the_type_asked_for(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="dtype must be one of 'auto'.* got 'half'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of 'auto'.* got 'half'"):
         GalleryParameters(dtype="half")
     pair, asked = (make(SMALL), tiny_tokenizer()), []
     plain = pair[0].sample
