@@ -19,7 +19,7 @@ import ibqlab.generating
 from ibqlab.cli import main
 from ibqlab.data import DataConfig, open_data
 from ibqlab.generating import GeneratorRunParameters, describe_run, draw_gallery, draw_images, prepare_pipeline
-from ibqlab.generating.gallery import GalleryParameters, choose_classes, gallery_settings, open_gallery
+from ibqlab.generating.gallery import Gallery, GalleryParameters, choose_classes, gallery_settings, open_gallery
 from ibqlab.generating.pairs import class_names, open_pair
 from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.metrics.digits_classifier import recognise_digits
@@ -315,3 +315,24 @@ def test_one_image_by_hand():
     view._tokenizer = tiny_tokenizer("magvit2")
     view.draw()
     assert "vocabulary must be the tokenizer" in view.picture.value
+
+
+def test_a_gallery_and_its_controls_draw_in_the_type_asked_for(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"dtype must be one of 'auto'.* got 'half'"):
+        GalleryParameters(dtype="half")
+    pair, asked = (make(SMALL), tiny_tokenizer()), []
+    plain = pair[0].sample
+
+    def sample(labels, *, compiled, dtype, **settings):
+        asked.append((compiled, dtype))
+        return plain(labels, compiled=False, dtype=dtype, **settings)
+
+    monkeypatch.setattr(pair[0], "sample", sample)
+    parameters = {"dtype": "float64", "cfg_scales": (1.0,), "temperatures": (1.0,), "top_ps": (1.0,)}
+    for compiled, expected in ((True, True), (False, None)):
+        gallery = Gallery(pair, GalleryParameters(compiled=compiled, **parameters), tmp_path / "generator.safetensors")
+        gallery.figure_seeds([0, 1])
+        gallery.table()
+        SampleExplorer(*pair, **gallery.computing)
+        assert asked == [(expected, "float64")] * 3
+        asked.clear()

@@ -7,6 +7,7 @@ import copy
 import gc
 import pickle
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ibqlab.generator import kept_samplers, recording, sampler, sampler_operations
-from ibqlab.generator.kept_samplers import forget_sampler
+from ibqlab.generator.kept_samplers import SamplerMemoryError, forget_sampler
 from ibqlab.generator.sampler import LANES, Request, Sampler
 from ibqlab.generator.sampler_operations import Drawing, DrawingForm
 from ibqlab.generator.sampling_config import SamplingConfig
 from ibqlab.generator.sampling_dtype import sampling_dtype
-from ibqlab.generator.token_choice import tokens_at, uniform_numbers
+from ibqlab.generator.token_choice import first_beyond, tokens_at, uniform_numbers
 
 # Scores that are no numbers, in Triton's interpreter, which computes with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:triton")
@@ -82,6 +83,8 @@ def draw(model, labels, *, dtype=torch.float64, lanes=4, recorder=Playback, **se
 def kernels(monkeypatch):
     """Steps are made of kernels, which Triton's interpreter runs."""
     pytest.importorskip("triton", reason="needs Triton, which torch brings on Linux")
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for the GPU here: test_gpu.py has the same")
     from ibqlab.generator import sampler_kernels  # noqa: PLC0415 - it imports Triton
 
     monkeypatch.setattr(sampler, "operations_for", lambda device, dtype: sampler_kernels)
@@ -217,7 +220,7 @@ def test_tokens_are_joined_and_written_behind_the_prompt(kernels, as_kernel):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("vocabulary", [1, 100, 128, 1000, 16384])
+@pytest.mark.parametrize("vocabulary", [1, 100, 1000, 2049, 16384])
 def test_draws_are_those_of_the_whole_vocabulary_in_float64(dtype, vocabulary):
     logits = 4 * drawn((500, vocabulary), dtype)
     logits[:, vocabulary // 3 : vocabulary // 2] = -torch.inf
@@ -236,11 +239,19 @@ def test_draws_are_those_of_the_whole_vocabulary_in_float64(dtype, vocabulary):
     assert (got != expected).sum() <= 2
 
 
-def test_what_is_ruled_out_is_never_drawn_at_any_number():
-    logits = torch.full((4, 300), -torch.inf)
+@pytest.mark.parametrize("vocabulary", [300, 3000])
+def test_what_is_ruled_out_is_never_drawn_at_any_number(vocabulary):
+    logits = torch.full((4, vocabulary), -torch.inf)
     logits[:, [130, 200]] = torch.tensor([0.0, -80.0])  # e^−80 is lost beside 1 in every sum
     ends = torch.tensor([0.0, 0.5, 1 - 1e-12, 1 - 2**-53], dtype=torch.float64)
     assert set(tokens_at(logits, ends).tolist()) <= {130, 200}
+
+
+def test_a_goal_between_two_roundings_falls_on_no_token_without_weight():
+    weights = torch.tensor([[0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    rounded = torch.tensor([[0.25 + 1e-16, 0.25, 1.0, 1.0]], dtype=torch.float64)
+    for goal, expected in ((0.1, 0), (0.5, 2), (1.0, 2), (2.0, 2)):
+        assert first_beyond(torch.tensor([[goal]], dtype=torch.float64), rounded, weights).item() == expected
 
 
 # --- the same tokens as the plain loop ---
@@ -487,6 +498,16 @@ def test_a_second_call_records_nothing(recorded):
     assert len(recorded) == 1
 
 
+def test_what_is_kept_serves_inside_and_outside_of_inference_mode(recorded):
+    model = make(SMALL)
+    with torch.inference_mode():
+        inside = model.sample(LABELS, compiled=True, cfg_scale=2.0)
+    assert torch.equal(model.sample(LABELS, compiled=True, cfg_scale=2.0), inside)
+    with torch.inference_mode():
+        assert torch.equal(model.sample(LABELS, compiled=True, cfg_scale=2.0), inside)
+    assert len(recorded) == 1
+
+
 @CONFIGS
 def test_new_weights_are_seen_however_they_were_written(recorded, config):
     model = make(config).double()
@@ -548,7 +569,10 @@ def test_after_broken_weights_it_starts_from_nothing(monkeypatch, as_kernel, req
 def test_memory_that_is_not_enough_is_one_clear_error(monkeypatch):
     model = make(SMALL)
 
-    def too_large(*given, **settings):
+    made = []
+
+    def too_large(sampler, *given, **settings):
+        made.append(weakref.ref(sampler))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(kept_samplers.Sampler, "draw", too_large)
@@ -557,6 +581,8 @@ def test_memory_that_is_not_enough_is_one_clear_error(monkeypatch):
     ) as error:
         model.sample(LABELS, dtype="bfloat16")
     assert "Tried to allocate 2.00 GiB" in str(error.value) and error.value.__context__ is None
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None  # though the error and its traceback are held here
     assert model not in kept_samplers._samplers
 
 

@@ -232,7 +232,8 @@ def test_the_command_draws_by_card_and_settings(tmp_path):
     generator = export_generator(make(SMALL), tmp_path / "gen.safetensors")
     tokenizer = export_tokenizer(tiny_tokenizer(), tmp_path / "tok.safetensors")
     command = ["sample", str(generator), "top_p=0.8", "--card", "ibq_b", "--tokenizer", str(tokenizer)]
-    command += ["--images-per-class", "2", "--classes", "0,2", "--output", str(tmp_path / "out")]
+    command += ["--images-per-class", "2", "--dtype", "bfloat16", "--no-compiled"]
+    command += ["--classes", "0,2", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
     assert done.exit_code == 0 and "evaluate_generation" in done.output
     folder = tmp_path / "out"
@@ -246,12 +247,14 @@ def test_the_command_draws_by_card_and_settings(tmp_path):
         open_data(DataConfig(source=str(folder), image_size=6, validation_share=0.5), "train").get(0, 0).image.numel()
     )
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["classes"] == [0, 2] and manifest["images"] == 4
+    assert manifest["classes"] == [0, 2] and manifest["images"] == 4 and manifest["dtype"] == "bfloat16"
     sampling = manifest["sampling"]
     assert (sampling["cfg_scale"], sampling["temperature"], sampling["top_p"]) == (2.25, 1.1, 0.8)
     for wrong, says in (("temprature=1", "did you mean 'temperature'"), ("top_p=2", "top_p must lie above 0 to 1")):
         refused = CliRunner().invoke(main, [*command, wrong])
         assert refused.exit_code == 2 and says in refused.output
+    refused = CliRunner().invoke(main, [*command, "--dtype", "bfloat"])
+    assert refused.exit_code == 2 and "did you mean 'bfloat16'" in refused.output
     refused = CliRunner().invoke(main, [*command[:-4], "--classes", "0,a", "--output", str(tmp_path / "other")])
     assert refused.exit_code == 2 and "classes are numbers like 0,7,12, ranges like 0-3, or names" in refused.output
     assert not (tmp_path / "other").exists()

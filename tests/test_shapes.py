@@ -99,6 +99,8 @@ factorized = FactorizedGenerator(
 )
 assert factorized(tokens, labels).post.shape == (2, 4, 8)
 factorized.loss(tokens, labels).backward()
+for generator in (plain, factorized):
+    assert generator.sample(labels, cfg_scale=2.0, min_p=0.1, dtype="bfloat16").shape == (2, 4)  # by a sampler
 print("checked generators")
 
 stream = torch.randint(9, (20, 6))

@@ -2,7 +2,8 @@
 
 A generator learns what images look like as sequences of codes; a new image is drawn code by code and then decoded by
 the tokenizer. Two published transformers are here, that of IBQ (`transformer`) and that of Open-MAGVIT2 (`factorized`).
-Start with `transformer`, then `layers` and `attention`; `sampling` draws images, with `decoding` as the loop's memory.
+Start with `transformer`, then `layers` and `attention`. `sampling` draws images: on a CPU by its plain loop, with
+`decoding` as the loop's memory, and on a GPU by `sampler`, one recorded call per token.
 
     from ibqlab.generator import Generator, GeneratorConfig
     generator = Generator(GeneratorConfig.preset("B"))

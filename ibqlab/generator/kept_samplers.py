@@ -41,8 +41,10 @@ def draw_with_sampler(
     """
     with _one_at_a_time:
         try:
-            sampler = _sampler_for(generator, request, dtype)
-            return sampler.draw(generator, request, record if compiled else None, progress=progress)
+            recorder = record if compiled else None
+            # What is kept must be open to calls inside and outside `torch.inference_mode`.
+            with torch.inference_mode(mode=False):
+                return _sampler_for(generator, request, dtype).draw(generator, request, recorder, progress=progress)
         except torch.OutOfMemoryError as error:
             said = str(error).splitlines()[0]
         except BaseException:

@@ -93,7 +93,7 @@ class SamplerNetwork(ABC):
     """How much a token's second part counts."""
 
     def __init__(
-        self, generator: nn.Module, dtype: torch.dtype, rows: int, blocks: Sequence[Block], *, is_adapted: bool
+        self, generator: nn.Module, dtype: torch.dtype, rows: int, blocks: nn.ModuleList, *, is_adapted: bool
     ) -> None:
         config = generator.config
         parameter = next(generator.parameters())

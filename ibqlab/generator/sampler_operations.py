@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,8 +37,8 @@ class Drawing(NamedTuple):
     temperatures: Float[Tensor, " parts"]
     top_p: Float[Tensor, "1"]
     log_min_p: Float[Tensor, "1"]
-    broken: Int[Tensor, " L"]
-    """uint8; 1 for images whose scores were no numbers at some position that was drawn."""
+    broken: UInt8[Tensor, " L"]
+    """1 for images whose scores were no numbers at some position that was drawn."""
 
 
 class DrawingForm(NamedTuple):

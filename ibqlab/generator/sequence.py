@@ -143,9 +143,7 @@ def block_parts(config: SequenceConfig) -> tuple[Attention, FeedForward]:
     )
 
 
-def position_table(
-    config: SequenceConfig, x: Float[Tensor, "B positions C"], length: int
-) -> Float[Tensor, "length pairs 2"]:
+def position_table(config: SequenceConfig, x: Float[Tensor, "..."], length: int) -> Float[Tensor, "length pairs 2"]:
     """The first `length` rows of `rotary_table`, on the device of `x`, in float32 or wider.
 
     Made again every time, which costs next to nothing: a stored table would lose its precision with `.half()` and its

@@ -1,9 +1,9 @@
 """From scores to tokens: guidance, temperature, filters, and draws that a seed repeats.
 
-What is unusual: a draw never holds the vocabulary in float64, in whose sums alone 262,144 probabilities keep apart.
-Sums over chunks of 128 tokens are added up in float64, and then the 128 tokens of the one chunk that the draw falls in.
-Nothing here looks at a number on the host, so that a whole position can be recorded. Shape letters: B images · V
-vocabulary.
+What is unusual: a draw looks for the token at which the cumulative probability passes the image's number. Float32 is
+too coarse for that sum over a large vocabulary, and float64 is slow. So chunks of 128 tokens are summed first, the sums
+are added up in float64, and only the chunk that the number falls in is looked at token by token. Nothing here looks at
+a number on the host, so that a whole position can be recorded. Shape letters: B images · V vocabulary.
 """
 
 import math
@@ -24,6 +24,8 @@ Seed = int | Sequence[int]
 """One for the batch, whose image i then has the seed `seed` + i, or one per image."""
 CHUNK = 128
 """Tokens whose probabilities are summed before anything is compared: about √V, where both steps read the least."""
+FEW_TOKENS = 2048
+"""V up to which there are no chunks: a CPU adds up so few sooner than it starts more operations."""
 LARGEST_NUMBER = 1 - 1e-12
 """What numbers are cut off at, so that the token that they fall in always exists and has a probability."""
 
@@ -43,7 +45,7 @@ def choose_tokens(
 
 
 def guide(
-    conditional: Float[Tensor, "*positions V"], unconditional: Float[Tensor, "*positions V"], scale: float
+    conditional: Float[Tensor, "*positions V"], unconditional: Float[Tensor, "*positions V"], scale: float | Tensor
 ) -> Float[Tensor, "*positions V"]:
     """Classifier-free guidance: u + s (c − u).
 
@@ -121,13 +123,18 @@ def tokens_at(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int
 
     Cost: three passes over the scores in their own type; float64 only for V / 128 sums and 128 tokens per image.
     """
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()  # (B, V), 1 for the most probable token
-    chunks = F.pad(weights, (0, -weights.shape[-1] % CHUNK)).unflatten(-1, (-1, CHUNK))  # (B, V / 128, 128)
-    sums = chunks.sum(-1).double()  # (B, V / 128)
-    cumulative = sums.cumsum(-1)
-    goal = numbers.clamp_max(LARGEST_NUMBER)[:, None] * cumulative[:, -1:]  # (B, 1), below the last sum
-    chunk = first_beyond(goal, cumulative, sums)  # (B, 1)
-    before = F.pad(cumulative, (1, 0)).gather(1, chunk)  # weight of all chunks before it
+    weights, numbers = logits.softmax(-1), numbers.clamp_max(LARGEST_NUMBER)[:, None]  # (B, V), (B, 1)
+    if weights.shape[-1] <= FEW_TOKENS:
+        weights = weights.double()
+        cumulative = weights.cumsum(-1)
+        return first_beyond(numbers * cumulative[:, -1:], cumulative, weights)[:, 0]
+    missing = -weights.shape[-1] % CHUNK
+    chunks = (F.pad(weights, (0, missing)) if missing else weights).unflatten(-1, (-1, CHUNK))  # (B, V / 128, 128)
+    sums = chunks.sum(-1).double()
+    cumulative = sums.cumsum(-1)  # (B, V / 128)
+    goal = numbers * cumulative[:, -1:]  # (B, 1), below the last sum
+    chunk = first_beyond(goal, cumulative, sums)
+    before = F.pad(cumulative, (1, 0)).gather(1, chunk)  # (B, 1), probability of all chunks before it
     inside = chunks.gather(1, chunk[..., None].expand(-1, -1, CHUNK))[:, 0].double()  # (B, 128)
     return (chunk * CHUNK + first_beyond(goal - before, inside.cumsum(-1), inside))[:, 0]
 
@@ -135,15 +142,14 @@ def tokens_at(logits: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int
 def first_beyond(
     goal: Float[Tensor, "B 1"], cumulative: Float[Tensor, "B places"], weights: Float[Tensor, "B places"]
 ) -> Int[Tensor, "B 1"]:
-    """The first place with a weight whose cumulative sum exceeds the goal; the last one with a weight if there is none.
+    """The first place whose cumulative sum exceeds the goal.
 
-    Sums of the same numbers in another order round otherwise, and a goal may fall between two of them. A place without
-    weight is a token that is ruled out, and never drawn; where nothing has a weight, place 0.
+    Sums of the same numbers in another order round otherwise, and a goal may fall between two of them, on a place
+    without weight or behind the last one. A place without weight is a token that is ruled out, and is never drawn: the
+    place with the largest weight is taken instead.
     """
-    places = torch.arange(weights.shape[-1], device=weights.device)
-    has_weight = weights > 0
-    first = torch.where(has_weight & (cumulative > goal), places, weights.shape[-1]).amin(-1, keepdim=True)
-    return torch.minimum(first, torch.where(has_weight, places, 0).amax(-1, keepdim=True))
+    place = torch.searchsorted(cumulative, goal, right=True).clamp_max(weights.shape[-1] - 1)
+    return torch.where(weights.gather(1, place) > 0, place, weights.argmax(-1, keepdim=True))
 
 
 def refuse_broken(broken: Bool[Tensor, " B"]) -> None:

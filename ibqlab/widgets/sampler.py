@@ -23,10 +23,11 @@ class SampleExplorer(ipywidgets.VBox):
         generator: a transformer over the tokenizer's codes.
         tokenizer: whose decoder makes the images.
         names: class names by label; classes beyond them are shown by number.
+        **computing: dtype and compiled, as of `Generator.sample`.
     """
 
-    def __init__(self, generator: AnyGenerator, tokenizer: Tokenizer, names: Sequence[str] = ()):
-        self._generator, self._tokenizer = generator, tokenizer
+    def __init__(self, generator: AnyGenerator, tokenizer: Tokenizer, names: Sequence[str] = (), **computing: Any):
+        self._generator, self._tokenizer, self._computing = generator, tokenizer, computing
         count = generator.config.num_classes
         labels = [
             (for_terminal(names[label]) if label < len(names) else f"class {label}", label) for label in range(count)
@@ -77,7 +78,8 @@ class SampleExplorer(ipywidgets.VBox):
         try:
             device = next(self._generator.parameters()).device
             label = torch.tensor([self.label.value], device=device)
-            image = draw_images(self._generator, self._tokenizer, label, seed=self.seed.value, **settings)
+            pair = self._generator, self._tokenizer
+            image = draw_images(*pair, label, seed=self.seed.value, **settings, **self._computing)
         except (ValueError, RuntimeError) as error:
             return f"<b>{for_html(error, None)}</b>"
         name = self.label.label
