@@ -1,5 +1,8 @@
 """What must hold on a CUDA device, too. Skipped where there is none."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from oracle import algorithm_1, entropies
@@ -10,8 +13,13 @@ from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, make
 from ibqlab.generator import GeneratorConfig, kept_samplers, linear_cross_entropy, sampler, sampler_operations
 from ibqlab.generator.recording import record
 from ibqlab.generator.sampler_operations import DrawingForm
+from ibqlab.losses.lpips_layer import layer_distance
 from ibqlab.quantizers import available_quantizers, blocks, build_quantizer, index_backprop
+from ibqlab.tokenizer.group_norm import lies_channels_last, normalise
 from ibqlab.training import recipe_config, train, train_generator
+from ibqlab.training.launch import launch
+from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.step import TokenizerStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -275,3 +283,107 @@ def test_a_device_that_is_not_the_current_one():
     expected = model.sample([1, 2], cfg_scale=2.0)
     assert torch.equal(model.to("cuda:1").sample([1, 2], cfg_scale=2.0).cpu(), expected.cpu())
     assert torch.cuda.current_device() == 0
+
+
+# --- the tokenizer's training step ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(4, 128, 64, 64), (2, 512, 16, 16), (3, 96, 7, 9)])
+def test_group_norm_with_a_swish_reads_and_writes_channels_last(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, slope, skip = (
+        torch.randn(shape, generator=generator).to("cuda", dtype, memory_format=torch.channels_last) for _ in range(3)
+    )
+    norm = torch.nn.GroupNorm(32, shape[1], eps=1e-6).cuda()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(shape[1], generator=generator))
+        norm.bias.copy_(torch.randn(shape[1], generator=generator))
+    exact_norm, exact_x = copy.deepcopy(norm).double(), x.double().requires_grad_()
+    normed, same = normalise(norm, x.requires_grad_(), swish=True)
+    assert type(normed.grad_fn).__name__ == "_GroupNormBackward"
+    exact = torch.nn.functional.silu(exact_norm(exact_x))
+    torch.autograd.backward([normed, same], [slope, skip])
+    torch.autograd.backward([exact, exact_x], [slope.double(), skip.double()])
+    limit = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    pairs = [(normed, exact), (x.grad, exact_x.grad)]
+    for ours, theirs in pairs:
+        assert ours.dtype == dtype and lies_channels_last(ours)
+        assert (ours.double() - theirs).abs().max() < limit * theirs.abs().max()
+    for ours, theirs in zip(norm.parameters(), exact_norm.parameters(), strict=True):
+        assert (ours.grad.double() - theirs.grad).abs().max() < 1e-4 * theirs.grad.abs().max()
+
+
+@pytest.mark.parametrize("channels", [64, 192, 512])
+def test_lpips_comparison_is_torchs(channels):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, channels, 9, 11, generator=generator).relu() for _ in range(2))
+    x, y = (value.to("cuda", memory_format=torch.channels_last) for value in (x, y))
+    weight = torch.rand(1, channels, 1, 1, generator=generator).cuda()
+    exact = y.double().requires_grad_()
+    ours, theirs = layer_distance(x, y.requires_grad_(), weight), layer_distance(x.double(), exact, weight.double())
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=0)
+    ours.sum().backward()
+    theirs.sum().backward()
+    assert lies_channels_last(y.grad)
+    passed = y > 0
+    assert ((y.grad - exact.grad) * passed).abs().max() < 1e-4 * (exact.grad * passed).abs().max()
+
+
+STEPS = {"plain": {}, "channels": {"channels_last": True}, "compiled": {"channels_last": True, "compile": True}}
+MAGVIT2 = {"tokenizer.autoencoder": {"design": "magvit2", "attention_resolutions": (), "latent_channels": 8}}
+
+
+def step_networks(form, precision, more):
+    """A small recipe's networks with an adversary, on the card."""
+    adversarial = {"adversarial_weight": 0.1, "lecam_weight": 0.05, "discriminator": {"base_channels": 8}}
+    settings = {"accelerator": "cuda", "precision": precision, "data.image_size": 32, "loss": adversarial}
+    config = recipe_config("builtin/smoke", settings | {"speed": STEPS[form]} | more)
+    return TokenizerStep(config, build_models(config)[0], launch(config))
+
+
+def pictures():
+    return torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).cuda()
+
+
+@pytest.mark.parametrize("more", [{}, MAGVIT2], ids=["vqgan", "magvit2"])
+@pytest.mark.parametrize("form", ["channels", "compiled"])
+def test_a_fast_step_has_the_plain_steps_losses(form, more):
+    losses = []
+    for name in ("plain", form):
+        ready = step_networks(name, "32-true", more)
+        losses.append({key: value.item() for key, value in ready.learn(1, pictures(), lambda indices: None)[0].items()})
+    plain, fast = losses
+    # Convolutions may be taken in TF32.
+    assert fast == pytest.approx(plain, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["channels", "compiled"])
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}], ids=["whole", "parts"])
+def test_a_step_waits_for_the_card_once(form, more):
+    ready = step_networks(form, "bf16-mixed", more)
+    images = pictures()
+    for number in (1, 2, 3):
+        ready.learn(number, images, lambda indices: None)
+        ready.optimizer.zero_grad()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            ready.learn(4, images, lambda indices: None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in told if "synchronizing" in str(warning.message)]) == 1
+
+
+def test_the_cards_adam_skips_a_broken_batch():
+    ready = step_networks("channels", "bf16-mixed", {})
+    pairs = [tuple(torch.rand(4, 3, 32, 32, device="cuda") for _ in range(2))]
+    weight = ready.adversary.discriminator.main[0].weight
+    ready.adversary.learn(pairs, 1e-3)
+    before, moments = weight.detach().clone(), ready.adversary.optimizer.state[weight]["exp_avg"].clone()
+    ready.adversary.learn([(pairs[0][0] * float("nan"), pairs[0][1])], 1e-3)
+    assert torch.equal(weight, before)
+    assert torch.equal(ready.adversary.optimizer.state[weight]["exp_avg"], moments)
+    assert ready.adversary.nonfinite == 1 and "discriminator" in ready.adversary.culprit()

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ibqlab.costs import meter
 from ibqlab.tokenizer import group_norm
+from ibqlab.tokenizer.autoencoder import ResidualBlock
 from ibqlab.tokenizer.group_norm import normalise, normalise_per_image
 
 pytest.importorskip("triton", reason="needs Triton, which torch brings on Linux")
@@ -143,6 +145,21 @@ def test_under_autocast_the_result_is_rounded_once_and_less_is_kept():
         sizes.append(sum(size for size in kept[-1] if size >= x.nbytes))
     # The input in its own type, against its copy in float32 and the normalised one.
     assert sizes == [x.nbytes, 4 * x.nbytes]
+
+
+def test_the_plan_counts_what_the_kernels_keep():
+    torch.manual_seed(0)
+    block = ResidualBlock(32, 64).to(memory_format=torch.channels_last)
+    x = activations((2, 32, 4, 4), torch.bfloat16)
+    sizes = []
+    for device in ("cpu", "meta"):
+        network, images = block.to(device), x.detach().to(device).requires_grad_()
+        saved = meter.SavedTensors(meter.storages_of([network]))
+        context = meter.cuda_precision(True) if device == "meta" else torch.autocast("cpu", torch.bfloat16)
+        with saved.watching(), context:
+            network(images)
+        sizes.append(saved.bytes)
+    assert sizes[0] == sizes[1] > 0
 
 
 @pytest.mark.parametrize("case", ["contiguous", "double", "compiling"])

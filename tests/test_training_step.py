@@ -175,7 +175,9 @@ def turned_around(seen):
 def test_no_activation_is_turned_around(monkeypatch, design):
     """From stored pictures to gradients, whatever has more channels than a picture and is larger than the codes' grid.
 
-    Before the kernels, each of the published tokenizer's 111 norms was turned around and back in both directions.
+    Before the kernels, each of the published tokenizer's 111 norms was turned around and back in both directions: 1,870
+    copies in a step by a GPU's profile. Traced as here the same step has 746: 720 are weights and their gradients
+    between float32 and bfloat16, 24 pictures, logits and code vectors likewise, and two lie in another order.
     """
     pytest.importorskip("triton", reason="needs Triton, which torch brings on Linux")
     calls = []
