@@ -1,6 +1,9 @@
 """What must hold on a CUDA device, too. Skipped where there is none."""
 
 import copy
+import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -14,7 +17,22 @@ from ibqlab.generator import GeneratorConfig, kept_samplers, linear_cross_entrop
 from ibqlab.generator.recording import record
 from ibqlab.generator.sampler_operations import DrawingForm
 from ibqlab.losses.lpips_layer import layer_distance
-from ibqlab.quantizers import available_quantizers, blocks, build_quantizer, index_backprop
+from ibqlab.quantizers import (
+    available_quantizers,
+    blocks,
+    build_quantizer,
+    index_backprop,
+    mixture_of_codes,
+    nearest_code,
+)
+from ibqlab.quantizers.index_backprop_rows import (
+    IN_PLACE,
+    EntropyGradient,
+    kernel_functions,
+    score_gradient_in_place,
+)
+from ibqlab.quantizers.lfq import sign_entropies
+from ibqlab.quantizers.products import CodebookOperand, ProductForm, multiplying, product_form, side_by_side
 from ibqlab.tokenizer.group_norm import lies_channels_last, normalise
 from ibqlab.training import recipe_config, train, train_generator
 from ibqlab.training.launch import launch
@@ -387,3 +405,177 @@ def test_the_cards_adam_skips_a_broken_batch():
     assert torch.equal(weight, before)
     assert torch.equal(ready.adversary.optimizer.state[weight]["exp_avg"], moments)
     assert ready.adversary.nonfinite == 1 and "discriminator" in ready.adversary.culprit()
+
+
+@pytest.fixture(scope="module")
+def row_kernels():
+    return pytest.importorskip("ibqlab.quantizers.row_kernels", reason="needs Triton, which torch brings on Linux")
+
+
+def scores_of(tokens=300, codes=9000, *, seed=0, scale=1.0):
+    """A block of scores with two NaN, ties and infinities."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = (scale * torch.randn(tokens, codes, generator=generator)).cuda()
+    scores[1, [codes // 3, codes - 1]] = torch.nan
+    scores[2, [codes // 4, codes // 2]] = 100.0
+    scores[3, codes // 5] = torch.inf
+    return scores
+
+
+@pytest.mark.parametrize("codes", [2, 511, 4096, 9000, 70000])
+def test_the_kernels_best_codes_are_those_of_max(row_kernels, codes):
+    scores = scores_of(40, codes)
+    top, indices = row_kernels.best_codes(scores)
+    expected = scores.cpu().max(1, keepdim=True)
+    assert torch.equal(indices.cpu(), expected.indices[:, 0])
+    torch.testing.assert_close(top.cpu(), expected.values, rtol=0, atol=0, equal_nan=True)
+    offset = torch.randn(codes, generator=torch.Generator().manual_seed(1)).cuda()
+    assert torch.equal(row_kernels.best_codes(scores, offset)[1], (2 * scores + offset).max(1).indices)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.01, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 16.0, 1e-3])
+def test_the_kernels_statistics_and_gradients_are_those_of_the_form_in_place(row_kernels, temperature, scale):
+    scores = scores_of(scale=scale)[4:]
+    gains = torch.randn(scores.shape, generator=torch.Generator().manual_seed(2)).cuda()
+    kernels, average = kernel_functions(row_kernels), torch.zeros(9000, device="cuda")
+    found = kernels.statistics(scores.clone(), temperature, average)
+    exact_average = torch.zeros(9000, device="cuda", dtype=torch.float64)
+    exact = IN_PLACE.statistics(scores.double(), temperature, exact_average)
+    assert torch.equal(found.indices, exact.indices)
+    entropies = exact_entropies = None
+    if temperature:
+        torch.testing.assert_close(average.double(), exact_average, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found.entropy.double(), exact.entropy, rtol=1e-4, atol=1e-4)
+        by_code = torch.randn(9000, generator=torch.Generator().manual_seed(3)).cuda()
+        entropies = EntropyGradient(by_code, torch.tensor(0.3, device="cuda"), temperature)
+        exact_entropies = EntropyGradient(by_code.double(), entropies.slope.double(), temperature)
+    whole = [slice(0, 9000)]
+    truth = score_gradient_in_place(scores.double(), gains.double(), exact, exact_entropies)
+    for form in (ProductForm(torch.float32), ProductForm(torch.bfloat16), ProductForm(torch.bfloat16, 3)):
+        panels = whole if form.parts == 1 else [slice(0, 4096), slice(4096, 9000)]
+        changes = kernels.changes(scores.clone(), gains.clone(), found, entropies, form=form, panels=panels)
+        parts = [change.float().view(form.parts, len(scores), -1).sum(0) for _, change in changes]
+        limit = 1e-4 if form.parts == 3 or form.dtype == torch.float32 else 2e-2
+        assert (torch.cat(parts, 1).double() - truth).abs().max() < limit * truth.abs().max()
+
+
+def test_parts_are_made_by_rounding_on_the_card_as_by_pytorch():
+    values = torch.randn(100, 300, generator=torch.Generator().manual_seed(0)).cuda()
+    values[0, :4] = torch.tensor([torch.nan, torch.inf, torch.finfo(torch.float32).max, 1e-30])
+    form = ProductForm(torch.bfloat16, 3)
+    for order in (form.left, form.right, form.change, form.against_change):
+        for view in (values, values.T, values[:, 7:200]):
+            on_card, here = side_by_side(form, view, order), side_by_side(form, view.cpu(), order)
+            assert torch.equal(on_card.cpu().nan_to_num(9.0), here.nan_to_num(9.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+@pytest.mark.parametrize("dim", [16, 256])
+def test_scores_from_parts_are_nearer_to_float64_than_ieee_float32(dim, scale):
+    generator = torch.Generator().manual_seed(0)
+    features = (scale * torch.randn(512, dim, generator=generator)).cuda()
+    codebook = torch.randn(20000, dim, generator=generator).cuda()
+    truth, form = features.double() @ codebook.double().T, product_form(torch.float32, features.device)
+    assert form == ProductForm(torch.bfloat16, 3)
+    ours = torch.empty(512, 20000, device="cuda")
+    CodebookOperand(codebook, form).multiply([side_by_side(form, features, form.left)], [ours])
+    with multiplying(ProductForm(torch.float32), features.device):
+        theirs = features @ codebook.T
+    errors = [(value.double() - truth).square().mean().sqrt() for value in (ours, theirs)]
+    assert errors[0] < 1.1 * errors[1]
+
+
+@pytest.mark.parametrize("matmul", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.05, None])
+def test_every_promise_about_products_is_kept(matmul, temperature):
+    generator = torch.Generator().manual_seed(0)
+    case = [(0.5 * torch.randn(many, 64, generator=generator)).cuda() for many in (600, 5000)]
+
+    def gradients(dtype, **settings):
+        inputs = [value.to(dtype).requires_grad_() for value in case]
+        out = index_backprop(*inputs, temperature, **settings)
+        loss = out.quantized.sin().sum()
+        if temperature:
+            loss = loss + out.sample_entropy - out.average_entropy
+        return torch.autograd.grad(loss, inputs)
+
+    for ours, truth in zip(gradients(torch.float32, matmul=matmul), gradients(torch.float64), strict=True):
+        limit = {"float32": 1e-4, "tf32": 3e-2, "bfloat16": 0.2}[matmul]
+        assert (ours.double() - truth).square().mean().sqrt() < limit * truth.square().mean().sqrt()
+
+
+def test_results_do_not_depend_on_the_shape_that_came_first():
+    """In a process of its own each, so that nothing has been compiled before."""
+    script = (
+        "import sys, torch\n"
+        "from ibqlab.quantizers import index_backprop\n"
+        "for tokens, codes in eval(sys.argv[1]):\n"
+        "    generator = torch.Generator().manual_seed(tokens)\n"
+        "    z = torch.randn(tokens, 32, generator=generator).cuda().requires_grad_()\n"
+        "    c = torch.randn(codes, 32, generator=generator).cuda().requires_grad_()\n"
+        "    out = index_backprop(z, c)\n"
+        "    loss = out.quantized.sin().sum() + out.sample_entropy - out.average_entropy\n"
+        "    sums = [value.double().abs().sum().item() for value in torch.autograd.grad(loss, (z, c))]\n"
+        "print(out.indices.tolist(), sums)\n"
+    )
+    told = [
+        subprocess.run([sys.executable, "-c", script, shapes], capture_output=True, text=True, check=True).stdout
+        for shapes in ("[(7, 333), (500, 5000)]", "[(500, 5000)]")
+    ]
+    (indices, sums), (others, other_sums) = (
+        [json.loads(part) for part in line.replace("] [", "]\n[").splitlines()] for line in told
+    )
+    assert indices == others
+    assert sums == pytest.approx(other_sums, rel=1e-4)
+
+
+def test_one_step_asks_the_host_for_nothing():
+    """Index backpropagation never waits for the card."""
+    z = torch.randn(300, 32, device="cuda", requires_grad=True)
+    c = torch.randn(5000, 32, device="cuda", requires_grad=True)
+
+    def step():
+        out = index_backprop(z, c)
+        (out.quantized.sin().sum() + out.sample_entropy - out.average_entropy).backward()
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+def test_a_card_that_is_not_the_current_one_computes_the_same():
+    generator = torch.Generator().manual_seed(0)
+    features, codebook = (torch.randn(many, 32, generator=generator) for many in (300, 5000))
+    found = [index_backprop(features.to(card), codebook.to(card)) for card in ("cuda:0", "cuda:1")]
+    assert found[1].indices.device == torch.device("cuda:1")
+    assert torch.equal(found[0].indices.cpu(), found[1].indices.cpu())
+    assert found[1].average_entropy.item() == pytest.approx(found[0].average_entropy.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+def test_nearest_codes_are_those_of_float64(metric):
+    generator = torch.Generator().manual_seed(0)
+    features, codebook = (torch.randn(many, 32, generator=generator).cuda() for many in (300, 20000))
+    codebook[10000:10100] = codebook[:100]
+    features[:100] = codebook[10000:10100]
+    exact = nearest_code(features.double(), codebook.double(), metric)
+    assert torch.equal(nearest_code(features, codebook, metric), exact)
+    assert metric == "dot" or torch.equal(exact[:100].cpu(), torch.arange(100))
+
+
+def test_mixtures_and_table_products_are_near_float64():
+    generator = torch.Generator().manual_seed(0)
+    case = [torch.randn(many, 16, generator=generator).cuda() for many in (300, 5000)]
+
+    def values(dtype):
+        inputs = [value.to(dtype).requires_grad_() for value in case]
+        loss = mixture_of_codes(*inputs, 0.5).sin().sum() + 100 * sign_entropies(0.1 * inputs[0], 0.5)[1]
+        return loss, *torch.autograd.grad(loss, inputs)
+
+    for ours, truth in zip(values(torch.float32), values(torch.float64), strict=True):
+        assert (ours.double() - truth).abs().max() < 1e-4 * truth.abs().max()

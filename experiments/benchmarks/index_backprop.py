@@ -373,7 +373,10 @@ def main() -> None:
         encoded = measure_encoding(chosen.encode, images, chosen.rounds, device)
         show(encoded)
         write(rows + [row | origin for row in encoded], chosen.output)
-    if chosen.output and "index_backprop" in chosen.methods and find_spec("matplotlib"):
+    several = (
+        len({row["codes"] for row in rows if row["method"] == "index_backprop" and row["matmul"] == "float32"}) > 1
+    )
+    if chosen.output and several and find_spec("matplotlib"):
         from figure import plot_against_codebook_size  # noqa: PLC0415 - needs Matplotlib, measurements do not
 
         from ibqlab.plots import save_figure  # noqa: PLC0415 - likewise

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ibqlab.base.checks import require_choice
 from ibqlab.quantizers import blocks
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.indices import value_bounds
 from ibqlab.quantizers.products import (
     CodebookOperand,
@@ -37,7 +38,7 @@ WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Types of targets; torch computes little with the others."""
 
 
-@blocks.never_compiled
+@never_compiled
 def linear_cross_entropy(
     hidden: Float[Tensor, "*tokens C"],
     weight: Float[Tensor, "V C"],

@@ -4,13 +4,10 @@ The N × K matrix of all scores is the largest tensor of a training step, 17 GB 
 codes. Every computation over it here goes through blocks of rows, (R, K), and keeps a few numbers per row.
 """
 
-import functools
 import math
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -167,26 +164,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """
     with multiplying(ProductForm(torch.float32), device):
         yield
-
-
-def never_compiled(function: Callable) -> Callable:
-    """Run a function over blocks as written also inside torch.compile, which then cuts its graph there.
-
-    What torch.compiler.disable does, but that imports the whole compiler at once, two seconds of every start. Here it
-    is asked for only in a process in which something has imported the compiler.
-
-    Args:
-        function: such as one with a hand-made gradient, which tracing would take apart.
-    """
-    # At most one: torch's own wrapper. A list, because torch.compile can follow additions to it while it traces.
-    disabled: list[Callable] = []
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
-
-    return call

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibqlab.base.checks import require_choice
-from ibqlab.quantizers.blocks import best_codes, never_compiled, score_blocks
+from ibqlab.quantizers.blocks import best_codes, score_blocks
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.products import CodebookOperand, multiplying, product_form, side_by_side
 from ibqlab.quantizers.vectors import check_alike, check_same_shape
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from ibqlab.base.checks import finite_number, require
 from ibqlab.base.processes import average_over_processes
 from ibqlab.quantizers import blocks
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.index_backprop_rows import EntropyGradient, RowStatistics, block_functions
 from ibqlab.quantizers.products import (
     CodebookOperand,
@@ -43,7 +44,7 @@ class IndexBackprop(NamedTuple):
     """Ĥ, entropy of the tokens' mean distribution, nats, 0 to ln K; None without a temperature."""
 
 
-@blocks.never_compiled
+@never_compiled
 def index_backprop(
     features: Float[Tensor, "N D"],
     codebook: Float[Tensor, "K D"],

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from ibqlab.base.checks import require_choice
 from ibqlab.base.kernels import has_bfloat16, kernels_run_on
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.precision import autocast_device, float32_products
 
 MATMULS = ("float32", "tf32", "bfloat16")
@@ -294,6 +295,7 @@ def in_panels(
         yield codes, stacked(form, change[:, codes], form.change)
 
 
+@never_compiled
 def multiply(left: Float[Tensor, "M K"], right: Float[Tensor, "K N"], matmul: str = "float32") -> Float[Tensor, "M N"]:
     """left · right with a promise about its accuracy, for its gradients, too.
 
@@ -304,10 +306,7 @@ def multiply(left: Float[Tensor, "M K"], right: Float[Tensor, "K N"], matmul: st
         ValueError: another promise.
     Cost: 2·M·K·N operations, and their parts where the form has them: six times the operands in bfloat16.
     """
-    form = product_form(left.dtype, left.device, matmul)
-    if form == ProductForm(left.dtype):
-        return left @ right
-    return _Multiply.apply(left, right, form)
+    return _Multiply.apply(left, right, product_form(left.dtype, left.device, matmul))
 
 
 class _Multiply(torch.autograd.Function):

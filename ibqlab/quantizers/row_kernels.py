@@ -4,6 +4,8 @@ One program has one row and one span of columns, so that 128 rows fill a GPU, to
 No two programs add into one place: partial results are stored and summed in a fixed order, and repetitions are equal in
 every bit. Sizes are ordinary arguments: nothing is compiled again for another N or K, and no configuration is chosen by
 the first shape. Callers ask `products.row_kernels_for`, which imports this module.
+
+Loops are `while` loops, because the interpreter of Triton 3.6 cannot count to a number that a kernel is given.
 """
 # ruff: noqa: PLR0917, PLR0124 - kernels take tensors and sizes one by one, and only NaN differs from itself
 
@@ -110,7 +112,8 @@ def join_spans(
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     lane = tl.arange(0, LANES)[None, :]
     top, index, missing = float("-inf"), 2147483647, 0
-    for start in range(0, spans, GROUP):
+    start = 0
+    while start < spans:
         span = start + tl.arange(0, GROUP)
         present = span < spans
         tiles = (row * spans + span)[:, None] * LANES + lane
@@ -126,12 +129,14 @@ def join_spans(
         index = tl.where(better, tl.where(group_missing > 0, first_missing, first_top), index)
         top = tl.maximum(top, group_top)
         missing = tl.maximum(missing, group_missing)
+        start += GROUP
     top = tl.where(missing > 0, float("nan"), top)
     tl.store(indices + row, index.to(tl.int64))
     tl.store(statistics + row, top)
     if SUMS:
         total, tempered, weighted = 0.0, 0.0, 0.0
-        for start in range(0, spans, GROUP):
+        start = 0
+        while start < spans:
             span = start + tl.arange(0, GROUP)
             present = span < spans
             tiles = (row * spans + span)[:, None] * LANES + lane
@@ -149,6 +154,7 @@ def join_spans(
                 # T counts from the row's maximum now: Σ (T + shift) exp(T + shift).
                 moved = tl.where(factor == 0, 0.0, factor * (products + shift * weights))
                 weighted += tl.sum(moved, axis=0)
+            start += GROUP
         # Infinity as the maximum leaves no shares, as NaN does.
         nothing = (top - top) * 0.0
         tl.store(statistics + rows + row, tl.log(total) + nothing)
@@ -168,7 +174,8 @@ def share_sums(
     tile, group = tl.program_id(0) * COLUMNS // WIDTH, tl.program_id(1)
     last = tl.minimum(rows, (group + 1) * group_rows)
     total = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(group * group_rows, last, ROWS):
+    start = group * group_rows
+    while start < last:
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
         present = row < last
         row_top = tl.load(top + row, mask=present, other=0.0)
@@ -181,6 +188,7 @@ def share_sums(
             row_log_sum = tl.load(log_sum + row, mask=present, other=0.0)
             exponents = (values - row_top[:, None]) * inverse_temperature - row_log_sum[:, None]
             total += tl.sum(tl.where(mask, tl.exp(exponents), 0.0), axis=0)
+        start += ROWS
     tl.store(sums + group.to(tl.int64) * codes + columns, total, mask=inside)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ibqlab.base.checks import finite_number, require
 from ibqlab.quantizers import blocks
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.estimators import nearest_code
 from ibqlab.quantizers.products import (
     CodebookOperand,
@@ -84,7 +85,7 @@ class SoftVectorQuantizer(Quantizer):
         return Assignment(quantized, indices, pair_terms(features, quantized))
 
 
-@blocks.never_compiled
+@never_compiled
 def mixture_of_codes(
     features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"], temperature: float, *, matmul: str = "float32"
 ) -> Float[Tensor, "N D"]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ibqlab.base.checks import require
 from ibqlab.quantizers import blocks
 from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.estimators import nearest_code
 
 PRIOR_EPSILON = 1e-10
@@ -93,7 +94,7 @@ class GumbelQuantizer(Quantizer):
         return F.pad(features, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
 
 
-@blocks.never_compiled
+@never_compiled
 def sample_codes(
     tokens: Float[Tensor, "N E"], weights: Float[Tensor, "K E"], codebook: Float[Tensor, "K D"], temperature: float
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"], Float[Tensor, ""]]:

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from ibqlab.base.checks import require
 from ibqlab.quantizers import blocks
 from ibqlab.quantizers.base import Assignment, register_quantizer
+from ibqlab.quantizers.compiling import never_compiled
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
 
@@ -72,7 +73,7 @@ class NonStationaryQuantizer(VectorQuantizer):
         return assignment
 
 
-@blocks.never_compiled
+@never_compiled
 def drift_to_tokens(
     features: Float[Tensor, "N D"],
     codebook: Float[Tensor, "K D"],

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import check_numbers, require, require_choice
 from ibqlab.quantizers.base import Assignment, Quantizer, QuantizerConfig, register_quantizer
-from ibqlab.quantizers.blocks import never_compiled
 from ibqlab.quantizers.codebooks import INITIALISATIONS
+from ibqlab.quantizers.compiling import never_compiled
 
 PACKAGE = "vector_quantize_pytorch"
 CLASSES = (
