@@ -215,6 +215,7 @@ def test_a_permuted_generator_draws_nothing(here, tmp_path):
         ({"cfg_scales": ()}, "cfg_scales must hold at least one value"),
         ({"classes": (-1,)}, "classes must be at least 0"),
         ({"images_per_class": 0}, "images_per_class must be at least 1"),
+        ({"device": "gpu"}, "device must be cpu, cuda"),
     ],
 )
 def test_impossible_galleries_are_refused(settings, says):

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 
 from ibqlab.base import checks
+from ibqlab.base.devices import require_device
 from ibqlab.base.progress import tell, track_items
 from ibqlab.data import first_images, open_data
 from ibqlab.generating.class_labels import SHOWN_CLASSES, row_names
@@ -64,6 +65,8 @@ class GalleryParameters:
 
     images_per_class: int = 8
     """Columns of the gallery of seeds, at least 1."""
+    device: str = "cpu"
+    """Where images are drawn and decoded: "cpu", "cuda", "cuda:1", "mps"."""
     dtype: str = AUTO
     """Number type to draw in: "float32", "bfloat16", "float16" or "float64"; "auto": bfloat16 on a GPU that multiplies
     it, and the weights' type elsewhere."""
@@ -75,6 +78,7 @@ class GalleryParameters:
     def __post_init__(self):
         import_plugins(self.plugins)
         find_preset(self.preset, "generator")
+        require_device(self.device)
         checks.require_choice("dtype", self.dtype, DTYPE_NAMES)
         if self.card:
             checks.require_choice("card", self.card, SAMPLING_CARDS)
@@ -128,14 +132,14 @@ class Gallery:
     """Figures of one generator's images, saved with what stands behind them.
 
     Args:
-        pair: generator and tokenizer, as `open_pair` gives them.
+        pair: generator and tokenizer, as `open_pair` gives them; moved to the parameters' device.
         parameters: what to draw.
         path: of the generator: a run folder, or a file.
     """
 
     def __init__(self, pair: tuple[AnyGenerator, Tokenizer], parameters: GalleryParameters, path: str | Path) -> None:
-        self.generator, self.tokenizer = pair
-        self.pair, self.parameters, self.path = pair, parameters, Path(path)
+        self.pair = self.generator, self.tokenizer = tuple(network.to(parameters.device) for network in pair)
+        self.parameters, self.path = parameters, Path(path)
         self.sampling = gallery_settings(parameters)
         """Of all images but those that compare settings."""
         self.computing = {"dtype": parameters.dtype, "compiled": parameters.compiled or None}
@@ -225,11 +229,11 @@ class Gallery:
         batch = first_images(open_data(self.data, "validation"), images) if self.data else None
         if batch is None:
             return None
-        count, side = len(batch.images), self.generator.config.grid_size
-        tokens = self.tokenizer.encode_indices(batch.images).flatten(1)  # (B, T)
+        count, side, device = len(batch.images), self.generator.config.grid_size, self.parameters.device
+        tokens = self.tokenizer.encode_indices(batch.images.to(device)).flatten(1)  # (B, T)
         prompt = side * (side // 2)
         # The rest of the grid holds the first code, so that the eye sees where the upper half ends.
-        half = torch.where(torch.arange(side**2) < prompt, tokens, 0)
+        half = torch.where(torch.arange(side**2, device=device) < prompt, tokens, 0)
         seeds = range(self.parameters.seed, self.parameters.seed + 3)
         labels = torch.where(batch.labels < 0, self.generator.config.num_classes, batch.labels)
         shared = {"prompt": tokens[:, :prompt], **vars(self.sampling), **self.computing}
