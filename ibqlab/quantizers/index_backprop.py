@@ -129,11 +129,10 @@ class _IndexBackprop(torch.autograd.Function):
         average = torch.zeros(len(codebook), dtype=dtype, device=features.device)  # (K,), q̄ in the end
         block, operand = block_functions(average), CodebookOperand(codebook, form)
         left = side_by_side(form, features, form.left)
-        # The backward pass has two blocks at a time. With one of twice the rows parts are made half as often; a CPU has
-        # none, and a cache that larger blocks leave.
-        taller = 1 if form.parts == 1 else 2
+        # Blocks and panels are those of the backward pass: products of other shapes round otherwise, and 1/τ multiplies
+        # the difference of a score here to the same score there.
         parts = []
-        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average, taller=taller):
+        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average):
             operand.multiply([left[rows]], [buffer])  # scores, (R, K), one block, never (N, K)
             parts.append(block.statistics(buffer, entropies.temperature, average))
         # Statistics that a block does without are None in all of them.
