@@ -82,7 +82,7 @@ def index_backprop(
     Cost: 10·N·K·D operations forward and backward together (on CUDA in float32 six times as many, of bfloat16); memory
         O(N·D + K·D) plus, in the backward pass, two blocks of `blocks.BLOCK_BYTES`, or of 128 rows where those are
         larger, and on CUDA two panels of `products.PANEL_BYTES`. For N = 4,096, K = 262,144, D = 256 in float32 that
-        is 2·537 MB of scores and gains, 268 MB of ∂L/∂C, 2·50 MB of panels, 30 MB of the rest: 1.47 GB.
+        is 2·537 MB of scores and gains, 268 MB of ∂L/∂C, 2·50 MB of panels, 40 MB of the rest: 1.48 GB.
         On a CPU every repetition is equal in every bit; on CUDA with torch.use_deterministic_algorithms(True) and the
         environment's CUBLAS_WORKSPACE_CONFIG=:4096:8.
     Source: IBQ §3.2; the closed-form backward follows from the softmax's Jacobian, derivation in `_IndexBackprop`.
