@@ -2,9 +2,10 @@
 
 import sys
 
+import pytest
 import torch
 
-from ibqlab.quantizers import blocks, index_backprop_rows, products, row_kernels
+from ibqlab.quantizers import blocks, index_backprop_rows, products
 from ibqlab.quantizers.products import ProductForm
 
 PARTS = ProductForm(torch.bfloat16, 3)
@@ -15,6 +16,7 @@ USERS = ("index_backprop", "estimators", "soft_vq", "products")
 def emulate(monkeypatch, *, kernels=False, parts=False, form=PARTS):
     """Let every product of float32 take a GPU's form, and every row a GPU's kernels, for a test's duration."""
     if kernels:
+        row_kernels = pytest.importorskip("ibqlab.quantizers.row_kernels", reason="needs Triton")
 
         def row_kernels_for(scores):
             return row_kernels if scores.dtype == torch.float32 else None

@@ -37,7 +37,7 @@ def rows_per_block(codebook_size: int, like: Tensor) -> int:
 
 
 def score_blocks(
-    tokens: int, codebook_size: int, like: Tensor, *, buffers: int = 1, taller: int = 1
+    tokens: int, codebook_size: int, like: Tensor, *, buffers: int = 1
 ) -> Iterator[tuple[slice, list[Float[Tensor, "R K"]]]]:
     """Cut N tokens into blocks of rows: each block's rows, and memory for its scores.
 
@@ -49,9 +49,8 @@ def score_blocks(
         codebook_size: K.
         like: of the type and on the device that the scores are to have.
         buffers: tensors (R, K) per block. They hold whatever the last block left there.
-        taller: how many times as many rows as `rows_per_block` says.
     """
-    rows = taller * rows_per_block(codebook_size, like)
+    rows = rows_per_block(codebook_size, like)
     memory = workspace(buffers, min(rows, tokens), codebook_size, like)
     for start in range(0, tokens, rows):
         block = slice(start, min(start + rows, tokens))

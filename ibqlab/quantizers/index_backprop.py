@@ -82,7 +82,7 @@ def index_backprop(
     Cost: 10·N·K·D operations forward and backward together (on CUDA in float32 six times as many, of bfloat16); memory
         O(N·D + K·D) plus, in the backward pass, two blocks of `blocks.BLOCK_BYTES`, or of 128 rows where those are
         larger, and on CUDA two panels of `products.PANEL_BYTES`. For N = 4,096, K = 262,144, D = 256 in float32 that
-        is 2·537 MB of scores and gains, 268 MB of ∂L/∂C, 2·50 MB of panels, 30 MB of the rest: 1.47 GB.
+        is 2·537 MB of scores and gains, 268 MB of ∂L/∂C, 2·50 MB of panels, 40 MB of the rest: 1.48 GB.
         On a CPU every repetition is equal in every bit; on CUDA with torch.use_deterministic_algorithms(True) and the
         environment's CUBLAS_WORKSPACE_CONFIG=:4096:8.
     Source: IBQ §3.2; the closed-form backward follows from the softmax's Jacobian, derivation in `_IndexBackprop`.
@@ -129,11 +129,10 @@ class _IndexBackprop(torch.autograd.Function):
         average = torch.zeros(len(codebook), dtype=dtype, device=features.device)  # (K,), q̄ in the end
         block, operand = block_functions(average), CodebookOperand(codebook, form)
         left = side_by_side(form, features, form.left)
-        # The backward pass has two blocks at a time. With one of twice the rows parts are made half as often; a CPU has
-        # none, and a cache that larger blocks leave.
-        taller = 1 if form.parts == 1 else 2
+        # Blocks and panels are those of the backward pass: products of other shapes round otherwise, and 1/τ multiplies
+        # the difference of a score here to the same score there.
         parts = []
-        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average, taller=taller):
+        for rows, (buffer,) in blocks.score_blocks(len(features), len(codebook), average):
             operand.multiply([left[rows]], [buffer])  # scores, (R, K), one block, never (N, K)
             parts.append(block.statistics(buffer, entropies.temperature, average))
         # Statistics that a block does without are None in all of them.
