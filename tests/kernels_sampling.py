@@ -28,6 +28,8 @@ def attention_variants():
             types |= dict.fromkeys(("heads", "positions", "lanes"), "i32")
             constants = {"CHANNELS": channels, "BLOCK": block, "PLACES": 8192 // block // size}
             yield Variant(f"{MODULE}:_attend", types, constants, WARPS)
+            # The second part of a token: its position is a number beside another one, at 8 bytes.
+            yield Variant(f"{MODULE}:_attend", types | {"position": "*i64"}, constants, WARPS)
 
 
 def feed_forward_variants():

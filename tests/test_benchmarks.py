@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
@@ -217,6 +218,19 @@ def test_the_plain_loop_is_the_librarys_sampling(monkeypatch):
     expected = generator.sample(labels, seed=sampling.SEED, **vars(settings))
     assert torch.equal(plain_sampling.sample_plainly(generator, labels, settings, 9, sampling.SEED), expected)
     assert torch.equal(generator.sample_plainly(sampling.make_request(generator, labels, 9)), expected)
+    for name in ("sampling", "plain_sampling", "rows", "cross_entropy"):
+        sys.modules.pop(name, None)
+
+
+def test_a_first_image_that_fails_is_not_measured_and_says_why(monkeypatch, capfd):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import sampling  # noqa: PLC0415 - it lies beside the benchmarks
+
+    chosen = Namespace(preset="nothing", width=None, depth=None)
+    assert math.isnan(sampling.first_image_seconds(chosen))
+    assert "nothing" in capfd.readouterr().err
+    chosen = Namespace(preset="B", width=64, depth=1)
+    assert sampling.first_image_seconds(chosen) > 0
     for name in ("sampling", "plain_sampling", "rows", "cross_entropy"):
         sys.modules.pop(name, None)
 

@@ -8,6 +8,8 @@ import gc
 import pickle
 import sys
 import weakref
+from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -430,38 +432,71 @@ def test_recordings_are_kept_up_to_a_number(monkeypatch):
 # --- recording ---
 
 
-def test_a_graph_is_captured_after_runs_that_warm_up(monkeypatch):
+@pytest.fixture
+def cuda_calls(monkeypatch):
+    """What a recording asks of torch.cuda, by name, with the stream that it concerns; a list of them."""
     told = []
 
     class Stream:
+        def __init__(self, name):
+            self.name = name if isinstance(name, str) else f"side {name}"
+
         def wait_stream(self, other):
-            told.append("wait")
+            told.append((self.name, "waits for", other.name))
 
     class Graph:
         def replay(self):
             told.append("replay")
 
-    class Context:
-        def __init__(self, *given, **settings):
-            self.told = settings.get("capture_error_mode")
+    @contextmanager
+    def stream(chosen):
+        told.append(("on", chosen.name))
+        yield
 
-        def __enter__(self):
-            told.append(self.told or "beside")
+    @contextmanager
+    def graph(_, *, stream, capture_error_mode):
+        told.append(("captured on", stream.name, capture_error_mode))
+        yield
 
-        def __exit__(self, *error):
-            told.append("end")
+    monkeypatch.setattr(recording, "_free_streams", defaultdict(list))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("current"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name, value in {"CUDAGraph": Graph, "Stream": Stream, "stream": stream, "graph": graph}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return told
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", Context)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Context)
-    play = recording.record(lambda: told.append("step"), torch.device("cuda", 0), lambda: told.append("before"))
-    run = ["before", "step"] * recording.WARM_UPS
-    assert told == ["wait", "beside", *run, "end", "wait", "thread_local", "step", "end"]
-    told.clear()
+
+def test_a_graph_is_captured_after_runs_that_warm_up_on_a_stream_of_its_device(cuda_calls):
+    device = torch.device("cuda", 1)
+    play = recording.record(lambda: cuda_calls.append("step"), device, lambda: cuda_calls.append("before"))
+    warm_up = [("side 1", "waits for", "current"), ("on", "side 1"), *["before", "step"] * recording.WARM_UPS]
+    capture = [("current", "waits for", "side 1"), ("captured on", "side 1", "thread_local"), "step"]
+    assert cuda_calls == warm_up + capture
+    cuda_calls.clear()
     play(), play()
-    assert told == ["replay", "replay"]
+    assert cuda_calls == ["replay", "replay"]
+
+
+def test_work_that_failed_to_warm_up_is_waited_for_before_its_memory_goes(cuda_calls):
+    def step():
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        recording.record(step, torch.device("cuda", 1), lambda: None)
+    assert cuda_calls[-1] == ("current", "waits for", "side 1")
+
+
+def test_a_stream_has_one_recording_at_a_time_and_serves_the_next_one(cuda_calls):
+    streams = recording._free_streams[1]
+    first, second = (recording.record_graph(lambda: None, lambda: None) for _ in range(2))
+    assert not streams
+    del first
+    assert len(streams) == 1
+    (freed,) = streams
+    third = recording.record_graph(lambda: None, lambda: None)
+    assert not streams
+    del second, third
+    assert len(streams) == 2 and freed in streams
 
 
 def test_float64_and_devices_without_kernels_have_the_operations(monkeypatch):

@@ -19,6 +19,7 @@ share of the floor; on a GPU also the seconds that a fresh process waits for its
 """
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -92,12 +93,15 @@ def bytes_of_step(generator: Generator, dtype: torch.dtype, batch: int, position
 
 
 def first_image_seconds(chosen: argparse.Namespace) -> float:
-    """How long a process of its own waits for its first image, from the moment that the generator is on the GPU."""
+    """How long a process of its own waits for its first image, from the moment that the generator is on the GPU.
+
+    NaN where that process fails, which says why: the other measurements do not depend on it.
+    """
     settings = ["--first-image", "--preset", chosen.preset]
     for name in ("width", "depth"):
         settings += [f"--{name}", str(getattr(chosen, name))] if getattr(chosen, name) else []
-    done = subprocess.run([sys.executable, __file__, *settings], capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    done = subprocess.run([sys.executable, __file__, *settings], stdout=subprocess.PIPE, text=True, check=False)
+    return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else math.nan
 
 
 def wait_for_first_image(generator: Generator) -> float:

@@ -4,6 +4,8 @@ What is unusual: nothing goes in and nothing comes out. A step reads and writes 
 the same recording serves every position of every image.
 """
 
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import count
 from types import FunctionType
@@ -16,6 +18,8 @@ WARM_UPS = 2
 done while a graph is captured."""
 
 _numbers = count()
+_free_streams: defaultdict[int, list[torch.cuda.Stream]] = defaultdict(list)
+"""By the device's number, those of recordings that are gone."""
 
 
 def record(step: Step, device: torch.device, before: Step) -> Step:
@@ -43,16 +47,32 @@ def compile_step(step: Step) -> Step:
 
 def record_graph(step: Step, before: Step) -> Step:
     """The step as a CUDA graph on the current device."""
-    # Warmed up beside the current stream, as a capture is made: libraries keep their memory by stream.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            before()
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
+    # Warmed up and captured on one stream: libraries keep the memory that they work in by stream.
+    current, stream = torch.cuda.current_stream(), _stream_of(graph, torch.cuda.current_device())
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                before()
+                step()
+    finally:
+        # After an error, too: the step's memory is freed then, and must not be given away while kernels write to it.
+        current.wait_stream(stream)
     # Another thread, such as one that pins a loader's batches, may go on using CUDA meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()
     return graph.replay
+
+
+def _stream_of(graph: torch.cuda.CUDAGraph, device: int) -> torch.cuda.Stream:
+    """A stream that no other recording has while this one lives.
+
+    Torch's own stream for captures is on the device of the process's first capture, and all captures share it. From
+    torch 2.12 on a graph that goes takes the memory that cuBLAS had on its stream with it, under other graphs of that
+    stream (pytorch/pytorch#193402). Streams are used again, because that memory, 32 MiB each, may also stay.
+    """
+    free = _free_streams[device]
+    stream = free.pop() if free else torch.cuda.Stream(device)
+    weakref.finalize(graph, free.append, stream).atexit = False
+    return stream
