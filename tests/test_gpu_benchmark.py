@@ -59,7 +59,8 @@ def test_every_target_reads_a_number_that_its_script_writes(gpu, tmp_path):
     step = pd.read_csv(steps)
     assert set(step["compile"]) == {False}
     assert {"start_seconds", "images_per_second", "quantizer"} <= set(step)
-    tables["training_step"] = pd.concat([step.assign(compile=compiled, speed_ratio=2.5) for compiled in (False, True)])
+    tables["training_step"] = step.assign(speed_ratio=2.5)
+    tables["training_step_compiled"] = step.assign(compile=True)
     targets = gpu.table_of_targets(tables)
     assert len(targets) == len(gpu.TARGETS)
     missing = targets[targets["measured"] == "not measured"]
@@ -77,6 +78,17 @@ def test_what_was_not_measured_is_called_so(gpu):
     assert sampling[["measured", "reached", "before"]].tolist() == ["450", "yes", "32.8"]
     assert (rows.drop(sampling.name)["measured"] == "not measured").all()
     assert (rows.drop(sampling.name)["reached"] == "").all()
+
+
+def test_a_compiled_step_that_takes_too_long_costs_no_other_number(gpu):
+    """It is timed last, in a process of its own."""
+    *others, last = gpu.PARTS["step"].scripts
+    compiled = [script.arguments[script.arguments.index("--compile") + 1] for script in (*others, last)]
+    assert compiled == ["off", "off", "on"]
+    step = pd.DataFrame({"quantizer": ["as configured"], "compile": [False], "start_seconds": [7.0]})
+    rows = gpu.table_of_targets({"training_step": step}).set_index("target")
+    assert rows.loc["seconds to the end of the first step", "measured"] == "7"
+    assert rows.loc["the same, compiled", "measured"] == "not measured"
 
 
 def test_a_step_that_did_not_fit_is_not_measured(gpu):

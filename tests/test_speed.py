@@ -101,6 +101,17 @@ def test_a_fast_step_is_the_same_step(design, fast):
     assert_close(states[0]["lecam"], states[1]["lecam"], "lecam")
 
 
+def test_a_run_with_adaptive_weights_may_follow_one_without():
+    """It goes through graphs twice that the first run went through once."""
+    adaptive = {"loss__adaptive_weight": True}
+    plain = learn(1, **adaptive)
+    learn(1, speed={"compile": True})
+    compiled = learn(1, **adaptive, speed={"compile": True})
+    assert plain["losses"]["adversarial_weight"] > 0
+    for key in ("losses", "gradients"):
+        assert_close(plain[key], compiled[key], key)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_recomputed_blocks_change_no_bit(dropout, accumulate):

@@ -7,7 +7,8 @@ Compilation is by regions. A network of many equal blocks is not compiled whole,
 block: one compiled function runs all of them, and compiles once for each shape of block that it meets.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -75,17 +76,26 @@ def _run_as_written(module: nn.Module, *inputs: Any, **settings: Any) -> Any:
     return type(module).forward(module, *inputs, **settings)
 
 
-def many_graphs(config: SpeedConfig | GeneratorSpeedConfig) -> AbstractContextManager:
+@contextmanager
+def many_graphs(config: SpeedConfig | GeneratorSpeedConfig) -> Iterator[None]:
     """Inside the block a compiled function may have a graph for each shape of a published network.
+
+    What its backward pass reads stays as it is, which adaptive weights need: they go through the same graph before.
+    torch would otherwise let graphs write over it whose first backward pass is their only one, as before
+    `loss.discriminator_start` or in another run of the process, and refuse the second pass ever after.
 
     Args:
         config: of the run.
     """
     if not config.compile:
-        return nullcontext()
+        yield
+        return
     import torch._dynamo  # noqa: PLC0415 - seconds, needed only to compile
+    import torch._functorch.config  # noqa: PLC0415 - likewise
 
-    return torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS)
+    shapes = torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS)
+    with shapes, torch._functorch.config.patch(donated_buffer=False):
+        yield
 
 
 def prepare_generator(config: GeneratorSpeedConfig, generator: AnyGenerator) -> None:
