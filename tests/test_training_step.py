@@ -134,6 +134,17 @@ def test_nothing_learns_from_a_broken_batch(monkeypatch, late, culprit):
     assert moments
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_broken_term_is_named_and_not_the_sum(parts):
+    ready = networks(**LATE, accumulate=parts)
+    learn(ready, 1)
+    with torch.no_grad():
+        next(ready.adversary.discriminator.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFinite) as caught:
+        learn(ready, 2)
+    assert caught.value.culprit == "the loss term 'adversarial'"
+
+
 def test_after_a_step_that_was_skipped_the_discriminator_learns_again():
     ready = networks()
     pairs = [(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32))]

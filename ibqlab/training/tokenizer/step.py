@@ -101,7 +101,9 @@ class TokenizerStep:
                 if adversary and config.loss.discriminator_first and len(parts) == 1:
                     losses |= adversary.learn(pairs, rate)
                 terms = self._backward(pictures, out, judge, len(parts))
-            links.append((pictures, self.tokenizer, out, terms))
+            # Without the sum, which is never the first.
+            summands = {name: term for name, term in terms.items() if name != "loss"}
+            links.append((pictures, self.tokenizer, out, summands))
             observe(out.quantizer.indices)
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + value.detach() / len(parts)
