@@ -101,7 +101,7 @@ PARTS = {
         seconds=120,
     ),
     "tests": Part(
-        (Script(("-m", "pytest", "-q", "-n", "6", "--no-loadscope-reorder", str(ROOT / "tests" / "test_gpu.py"))),),
+        (Script(("-m", "pytest", "-q", "-n", "6", str(ROOT / "tests" / "test_gpu.py"))),),
         seconds=240,
         by_itself=False,
     ),

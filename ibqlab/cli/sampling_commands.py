@@ -26,8 +26,8 @@ def tokenize(tokenizer: str, settings: Sequence[str], output: str, verify: bool,
     """Write the tokens of a data set once, for generators to be trained on: tokens=FOLDER in their recipe.
 
     TOKENIZER is a run, an export or a published file. The images are those that the run was trained on, or those that
-    KEY=VALUE says: source=FOLDER image_size=256 flip=false. An interrupted command is gone on with. Several processes:
-    torchrun --nproc-per-node N -m ibqlab tokenize …
+    KEY=VALUE says: source=FOLDER image_size=256 flip=false. Typed again, an interrupted command resumes. Several
+    processes: torchrun --nproc-per-node N -m ibqlab tokenize …
     """
     say_loading(f"tokenize {tokenizer}")
     from ibqlab.config import apply_overrides, parse
@@ -82,8 +82,8 @@ def sample(checkpoint: str, settings: Sequence[str], output: str, card: str | No
     """Draw images of every class from a generator: tar shards, and the .npz that published evaluators read.
 
     CHECKPOINT is a generator's run, export or published file. KEY=VALUE says how tokens are drawn: cfg_scale=2.25
-    temperature=1.1 top_p=0.95. An interrupted command is gone on with. Several processes: torchrun --nproc-per-node N
-    -m ibqlab sample …
+    temperature=1.1 top_p=0.95. Typed again, an interrupted command resumes. Several processes: torchrun
+    --nproc-per-node N -m ibqlab sample …
     """
     say_loading(f"sample {checkpoint}")
     from dataclasses import replace
