@@ -273,6 +273,7 @@ def test_the_host_never_waits_inside_a_step(settings):
         sampler.take_step(made.network, made.network.rows, made.drawing, request.drawing_form(), operations)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert made.drawing.position.item() == 1
 
 
 def test_without_triton_the_graph_is_made_of_the_operations(monkeypatch):
@@ -566,6 +567,7 @@ def test_one_step_asks_the_host_for_nothing():
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert z.grad.isfinite().all() and c.grad.isfinite().all()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")

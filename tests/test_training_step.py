@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from test_speed import JUDGED, MAGVIT2
 from test_training import assert_equal, smoke
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,18 +22,6 @@ from ibqlab.training.tokenizer import discriminator_training, step
 from ibqlab.training.tokenizer.models import Models, build_models
 from ibqlab.training.tokenizer.step import TokenizerStep
 
-SETTINGS = {
-    "data__image_size": 32,
-    "tokenizer__autoencoder__attention_resolutions": [16],
-    "loss__adversarial_weight": 0.1,
-    "loss__lecam_weight": 0.05,
-    "loss__discriminator": {"base_channels": 4, "num_layers": 1},
-}
-MAGVIT2 = {
-    "tokenizer__autoencoder__design": "magvit2",
-    "tokenizer__autoencoder__attention_resolutions": [],
-    "tokenizer__autoencoder__latent_channels": 8,
-}
 LATE = {"loss__discriminator_first": False}
 LOOKS = {"aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.nonzero.default", "aten.equal.default"}
 LOOKS |= {"aten.masked_select.default", "aten.unique_dim.default", "aten._unique2.default"}
@@ -48,7 +37,7 @@ def lpips():
 
 def networks(perceptual=False, **settings):
     """A step's networks, with LPIPS' of fresh weights on request."""
-    config = smoke(**SETTINGS | settings)
+    config = smoke(**JUDGED | settings)
     models, _ = build_models(config)
     return TokenizerStep(config, Models(*models[:2], lpips()) if perceptual else models, launch(config))
 

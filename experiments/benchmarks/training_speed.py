@@ -3,7 +3,6 @@
     python experiments/benchmarks/training_speed.py --output speed.csv          # minutes on one GPU
     ibqlab plan imagenet --images-per-second S                                  # GPU-hours at a measured speed
     python experiments/benchmarks/training_speed.py imagenet/ibq_262144 --images 16 --published-form --output ratio.csv
-    python experiments/benchmarks/training_speed.py --quick --output quick.csv  # as written, compiled, published form
 
 Whole steps as in training: tokenizer, discriminator, losses, Adam, averages; random pixels that lie on the device
 already, so loading is left out. LPIPS' networks have fresh weights here, which changes its value and not its time.
@@ -39,8 +38,6 @@ CONFIGURED, PUBLISHED = "as configured", "published form"
 OF_PUBLISHED_FORM = {"tokenizer.quantizer.name": "ibq_published_form"}
 COMPILES = {"off": [False], "on": [True], "both": [False, True]}
 """What --compile says → values of speed.compile."""
-QUICK = {"recipes": ["imagenet/ibq_262144"], "images": [16], "steps": 3, "rounds": 2, "warm_up": 2, "compile": "both"}
-"""What --quick sets: 6 steps of three forms, so that it ends within a minute and a half on a fast GPU."""
 SEED = 0
 
 
@@ -205,11 +202,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3, help="steps before the first round, at least 1")
     parser.add_argument("--published-form", action="store_true", help="time the published quantizer code as well (IBQ)")
     parser.add_argument("--compile", choices=["recipe", *COMPILES], default="recipe", help="speed.compile")
-    parser.add_argument("--quick", action="store_true", help="16 images, as written, compiled and the published form")
     parser.add_argument("--output", help="CSV file")
     chosen = parser.parse_args()
-    if chosen.quick:
-        vars(chosen).update(QUICK, published_form=True)
     forms = forms_of(chosen.compile, chosen.published_form)
     for recipe in chosen.recipes if chosen.published_form else ():
         name = recipe_config(recipe).tokenizer.quantizer.config_name
