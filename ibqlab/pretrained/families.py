@@ -15,7 +15,6 @@ from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
 
 OTHERS: dict[str, tuple[str, ...]] = {
     "a tokenizer of LlamaGen": ("encoder.conv_blocks.", "quantize.codebook_used"),
-    "a generator of LlamaGen": ("cls_embedding.",),
     "a VQModel of the diffusers library": ("encoder.down_blocks.",),
     "a tokenizer of VQGAN-LC": ("codebook_projection.",),
     "a tokenizer of SimVQ": ("quantize.embedding_proj.",),

@@ -6,7 +6,7 @@ checkpoint.tokenizer["encoder.conv_in.weight"] # by our names, whatever the file
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from ibqlab.generator import generator_config
 from ibqlab.pretrained import names
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
-from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
+from ibqlab.pretrained.generator_architecture import (
+    PARTS,
+    TOKENS,
+    check_is_generator,
+    infer_generator_config,
+    refuse_tokenizer,
+)
 from ibqlab.pretrained.hub import PUBLISHED, PUBLISHED_GENERATORS
 from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS, WORDS
 from ibqlab.pretrained.tensor_files import (
@@ -70,13 +76,14 @@ def read_checkpoint(
     """Everything that a checkpoint holds of a network and of what was trained beside it.
 
     Args:
-        path: a published Lightning checkpoint of IBQ or Open-MAGVIT2, its bare state dict (.ckpt, .pt, .safetensors),
-            a run folder, or a file from `export_tokenizer` or `export_generator`.
+        path: a published checkpoint of IBQ, Open-MAGVIT2 or LlamaGen (its generator), its bare state dict (.ckpt, .pt,
+            .safetensors), a run folder, or a file from `export_tokenizer` or `export_generator`.
         network: "tokenizer" or "generator".
         quantizer: of a published tokenizer that does not tell it: "ibq", or "vq" for a VQGAN of taming-transformers or
             latent-diffusion, whose tensors have the same names. None: as the file tells, "lfq" for Open-MAGVIT2.
-        num_heads: of a published generator, which does not tell it; None: 64 channels per head, as published.
-        grid_size: likewise, tokens along one side of an image; None: 16, as published.
+        num_heads: of a published generator, which does not tell it; None: as published for its width.
+        grid_size: likewise, tokens along one side of an image; None: 16, as published. LlamaGen published grids of 16
+            and 24: None is refused for the widths of both.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
@@ -118,6 +125,8 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
     """
     tensors = names.below(prefix, file.tensors)
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
+        if network == "generator":
+            refuse_tokenizer(tensors)
         refuse_other_families(tensors)
         if network == "tokenizer":
             quantizer = check_quantizer_is_told(file, tensors, **user_settings)
@@ -125,14 +134,16 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
             roles = names.tokenizer_roles(tensors, empty_tokenizer(config))
         else:
             roles = names.generator_roles(tensors)
-            shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
+            published = [key for key, role in roles.items() if role.part == network]
+            shapes = {key.removeprefix(names.TRANSFORMER): tuple(tensors[key].shape) for key in published}
             check_is_generator(shapes, tensors)
             config = infer_generator_config(shapes, **user_settings)
+    family = " of LlamaGen" if names.is_llamagen(tensors) else ""
     decay = tensors.get(names.DECAY)
     checkpoint = Checkpoint(
         path=file.path,
         network=network,
-        format=f"first stage of a {file.format}" if prefix else f"{file.format} with published names",
+        format=f"first stage of a {file.format}" if prefix else f"{file.format} with published names{family}",
         config=config,
         tensors=tensors,
         roles=roles,
@@ -142,7 +153,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         ema_decay=None if decay is None else float(decay),
     )
     if network == "generator":
-        _check_own_tensors(checkpoint)
+        _check_own_tensors(checkpoint, names.llamagen_name if family else str)
     return checkpoint
 
 
@@ -169,7 +180,8 @@ def is_generator(path: str | Path) -> bool:
     file = open_tensor_file(path)
     if EXPORT in file.metadata:
         return '"generator"' in file.metadata[EXPORT]
-    return any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    published = any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    return published or names.is_llamagen(file.tensors)
 
 
 def _existing_checkpoint(path: str | Path, network: str) -> Path:
@@ -327,12 +339,20 @@ def _check_network(path: Path, state: Mapping[str, Any], entry: str) -> None:
     check_tensors(path, network)
 
 
-def _check_own_tensors(checkpoint: Checkpoint) -> None:
-    """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them."""
+def _check_own_tensors(checkpoint: Checkpoint, name_in_file: Callable[[str], str] = str) -> None:
+    """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them.
+
+    Args:
+        name_in_file: what a message calls a tensor of ours.
+    """
     network, model = checkpoint.network, checkpoint.empty_network().state_dict()
     averages = checkpoint.part(f"{network}_ema")
     with _naming(checkpoint.path):
-        names.check_complete(checkpoint.part(network), model, model, network=network)
+        arrived, expected = (
+            {name_in_file(name): value for name, value in tensors.items()}
+            for tensors in (checkpoint.part(network), model)
+        )
+        names.check_complete(arrived, expected, expected, network=network)
         averaged = {name: value for name, value in model.items() if name in averages}
         names.check_complete(averages, averaged, averaged, network=network)
 

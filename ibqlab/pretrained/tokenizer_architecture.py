@@ -23,6 +23,8 @@ CODEBOOK = "quantize.embedding.weight"
 """The codebook's published name."""
 RESOLUTION = 256
 """Published nominal resolution in pixels."""
+EMBEDDED_TOKENS = ("tok_emb.weight", "pre_emb.weight")
+"""Published names of generators' tensors."""
 MOST_BITS = 62
 """Lookup-free codes of more channels could not be numbered by an int64."""
 
@@ -62,10 +64,10 @@ class NothingDrawn(TorchFunctionMode):
 def _check_is_tokenizer(shapes: Shapes) -> None:
     if "encoder.conv_in.weight" in shapes:
         return
-    if any(key.startswith("transformer.") or key in ("tok_emb.weight", "pre_emb.weight") for key in shapes):
+    if any(key.startswith(("transformer.", "cls_embedding.")) or key in EMBEDDED_TOKENS for key in shapes):
         raise CheckpointError(
-            "this is an autoregressive generator (it embeds tokens), not a tokenizer; the one that it was "
-            "trained on is load_first_stage(path), where the file holds it"
+            "this is an autoregressive generator (it embeds tokens), not a tokenizer; use load_generator. The one "
+            "that it was trained on is load_first_stage(path), where the file holds it"
         )
     first = ", ".join(dict.fromkeys(key.split(".")[0] for key in shapes))
     raise CheckpointError(
