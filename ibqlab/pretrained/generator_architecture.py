@@ -134,8 +134,9 @@ def check_is_generator(names: Iterable[str], tensors: Iterable[str]) -> None:
         raise CheckpointError("this is a tokenizer, not a generator over its tokens; use load_tokenizer")
     first = ", ".join(dict.fromkeys(key.split(".")[0] for key in tensors))
     raise CheckpointError(
-        f"this is no generator of IBQ's, LlamaGen's or Open-MAGVIT2's design, which has a tensor {TOKENS}, "
-        f"{LLAMAGEN_TOKENS} or {PARTS[0]}; its tensors' names begin with {first:.120}"
+        f"this is no generator of IBQ's or Open-MAGVIT2's design, which has a tensor {TOKENS} or {PARTS[0]}, and none "
+        f"of LlamaGen's, which has {LLAMAGEN_TOKENS} and {LLAMAGEN_CLASSES}…; its tensors' names begin with "
+        f"{first:.120}"
     )
 
 
