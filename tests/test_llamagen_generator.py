@@ -373,6 +373,16 @@ def test_a_run_of_one_is_read_and_exported_without_its_tokenizer(tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_images_are_drawn_from_an_export_with_the_published_card(tmp_path):
+    generator = export_generator(make(SMALL_LLAMAGEN), tmp_path / "gen.safetensors")
+    tokenizer = export_tokenizer(tiny_tokenizer(), tmp_path / "tok.safetensors")
+    command = ["sample", str(generator), "--card", "llamagen_3b", "--tokenizer", str(tokenizer), "--classes", "0,2"]
+    command += ["--images-per-class", "1", "--output", str(tmp_path / "out")]
+    CliRunner().invoke(main, command, catch_exceptions=False)
+    sampling = json.loads((tmp_path / "out" / "manifest.json").read_text())["sampling"]
+    assert (sampling["cfg_scale"], sampling["top_k"], sampling["temperature"]) == (1.65, 0, 1.0)
+
+
 # --- the network ---
 
 

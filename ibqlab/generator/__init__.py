@@ -18,14 +18,14 @@ from ibqlab.generator.cross_entropy import linear_cross_entropy
 from ibqlab.generator.factorized import FactorizedGenerator, FactorizedGeneratorConfig, FactorizedLogits
 from ibqlab.generator.sampling_config import SamplingConfig
 from ibqlab.generator.sequence import SequenceConfig, generator_config
-from ibqlab.generator.transformer import Generator, GeneratorConfig, LlamaGenConfig, WholeTokenConfig
+from ibqlab.generator.transformer import Generator, GeneratorConfig, LlamaGenConfig
 
 AnyGenerator = Generator | FactorizedGenerator
 
 
 def make_generator(config: SequenceConfig) -> AnyGenerator:
     """The generator that a config describes, its weights drawn from torch's global random state."""
-    return Generator(config) if isinstance(config, WholeTokenConfig) else FactorizedGenerator(config)
+    return Generator(config) if isinstance(config, GeneratorConfig | LlamaGenConfig) else FactorizedGenerator(config)
 
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "LlamaGenConfig",
     "SamplingConfig",
     "SequenceConfig",
-    "WholeTokenConfig",
     "generator_config",
     "linear_cross_entropy",
     "make_generator",

@@ -30,8 +30,8 @@ from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs,
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeTokenConfig(SequenceConfig):
-    """What the generators share that draw a token at once: IBQ's and LlamaGen's."""
+class WholeTokenSettings:
+    """What generators that draw a token at once, IBQ's and LlamaGen's, have beside the settings of `SequenceConfig`."""
 
     modulates: ClassVar[bool]
     """Whether the class scales, shifts and gates every block and the head's norm; else it is the first token alone."""
@@ -52,7 +52,7 @@ class WholeTokenConfig(SequenceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig(WholeTokenConfig):
+class GeneratorConfig(WholeTokenSettings, SequenceConfig):
     """The published generator of IBQ. The defaults are IBQ-B."""
 
     modulates: ClassVar[bool] = True
@@ -75,10 +75,10 @@ class GeneratorConfig(WholeTokenConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaGenConfig(WholeTokenConfig):
+class LlamaGenConfig(WholeTokenSettings, SequenceConfig):
     """The published class-conditional generator of LlamaGen. The defaults are its B for images of 256 pixels.
 
-    Source: published LlamaGen generator code; arXiv 2406.06525, table 1, for the sizes.
+    Source: published LlamaGen generator code.
     """
 
     modulates: ClassVar[bool] = False
@@ -200,7 +200,7 @@ class Generator(TokenGenerator):
     decoding = Decoding
     network = GeneratorNetwork
 
-    def __init__(self, config: WholeTokenConfig) -> None:
+    def __init__(self, config: GeneratorConfig | LlamaGenConfig) -> None:
         super().__init__()
         width, block = config.width, AdaptiveBlock if config.modulates else Block
         self.config = config

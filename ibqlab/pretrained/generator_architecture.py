@@ -105,7 +105,7 @@ def _published_grid(width: int) -> int:
         len(set(sizes.values())) == 1,
         f"the grid cannot be told from shapes (published: {published}), and with a wrong one every token stands in a "
         "wrong place. Give grid_size=16 for images of 256 pixels, 24 for 384; once is enough with `ibqlab export FILE "
-        "generator.safetensors --grid-size 16`",
+        "TARGET.safetensors --grid-size 16`",
     )
     return next(iter(sizes.values()))
 
