@@ -185,7 +185,8 @@ def published_tokenizer_state(
     require(
         not extra_names,
         f"the published format holds one codebook ({PUBLISHED_CODEBOOK}) or none; the quantizer "
-        f"{config.quantizer.config_name!r} also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds any quantizer",
+        f"{config.quantizer.config_name!r} also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds "
+        "any quantizer",
     )
     weights = _published_names(tokenizer, discriminator)
     state = {key: weights[key] for prefix in PUBLISHED_ORDER for key in weights if key.startswith(prefix)}

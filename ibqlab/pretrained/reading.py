@@ -84,8 +84,8 @@ def read_checkpoint(
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
         RunError: a folder that is no run, or a run without a checkpoint.
-        ValueError: an unknown network, family or quantizer, numbers that do not fit, or what a file that stores its own was
-            asked to be.
+        ValueError: an unknown network, family or quantizer, numbers that do not fit, or what a file that stores its own
+            was asked to be.
     """
     require_choice("network", network, NETWORKS)
     if quantizer is not None:

@@ -69,7 +69,7 @@ def recognise(
 
 
 def refuse_unread(names: Mapping[str, object], network: str = "tokenizer") -> None:
-    """Raise CheckpointError, with the system's name and what to do, for a file that nothing here reads as the network."""
+    """Raise CheckpointError, with the system's name and what to do, for a file that is not read as the network."""
     for title, starts in UNREAD.items():
         if any(name.startswith(starts) for name in names):
             first_stage = any(name.startswith(FIRST_STAGE) for name in names)
@@ -126,12 +126,13 @@ def _nobody(tensors: Mapping[str, Tensor]) -> CheckpointError:
             "this is an autoregressive generator (it embeds tokens), not a tokenizer; the one that it was "
             "trained on is load_first_stage(path), where the file holds it"
         )
-    if "encoder.conv_in.weight" in tensors and "quant_conv.weight" in tensors:
-        if not any(name.startswith(("quantize.", "tok_embeddings.", "codebook_projection.")) for name in tensors):
-            return CheckpointError(
-                "this is an autoencoder without codes (latent-diffusion's AutoencoderKL), or one with lookup-free codes; "
-                "for those type quantizer='lfq' (--quantizer lfq)"
-            )
+    codes = ("quantize.", "tok_embeddings.", "codebook_projection.")
+    is_vqgan = {"encoder.conv_in.weight", "quant_conv.weight"} <= set(tensors)
+    if is_vqgan and not any(name.startswith(codes) for name in tensors):
+        return CheckpointError(
+            "this is an autoencoder without codes (latent-diffusion's AutoencoderKL), or one with lookup-free codes; "
+            "for those type quantizer='lfq' (--quantizer lfq)"
+        )
     known = [family for family in all_families() if family.marks]
     found = {family.name: len(family.marks) - len(family.missing_marks(tensors)) for family in known}
     nearest = max(known, key=lambda family: found[family.name] / len(family.marks))
