@@ -87,11 +87,11 @@ class Checkpoint:
         named = {role.name: self.tensors[key] for key, role in self.roles.items() if role.part == part}
         if not part.startswith(self.network):
             return named
-        other = {name for name, value in named.items() if value.shape != self.shapes.get(name)}
-        fitting = {
-            name for name in other if name in self.shapes and is_same_shape(named[name].shape, self.shapes[name])
+        wanted = {name: self.shapes.get(name, value.shape) for name, value in named.items()}
+        return {
+            name: value.view(wanted[name]) if is_same_shape(value.shape, wanted[name]) else value
+            for name, value in named.items()
         }
-        return {name: value.view(self.shapes[name]) if name in fitting else value for name, value in named.items()}
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
