@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import UnreadableFile, open_ordinary, why_not
+from ibqlab.base.files import UnreadableFile, open_ordinary, read_json, why_not
 from ibqlab.pretrained.containers import CheckpointError, MakeTensors, check_tensors, find_weights, unwrap_names
 from ibqlab.pretrained.mapped_storages import DamagedStorage, archive_pickle, read_inert
 from ibqlab.pretrained.stand_ins import MalformedPickle, StandIn
-from ibqlab.runs.finding import hint, locate
+from ibqlab.runs.finding import WEIGHT_FILES, hint, locate
 
 SAFETENSORS = "safetensors file"
 ZIP_MAGIC = b"PK"
@@ -132,6 +132,21 @@ def open_tensor_file(path: Path) -> TensorFile:
         quantizer=header.get("quantizer") if isinstance(header, dict) else None,
         lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
     )
+
+
+def settings_beside(path: Path) -> dict[str, Any]:
+    """The config.json in a published folder, given its file of weights; {} beside any other file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    file = path.parent / "config.json"
+    if path.name not in WEIGHT_FILES or not file.is_file():
+        return {}
+    try:
+        return read_json(file)
+    except UnreadableFile as error:
+        raise CheckpointError(f"{file}: {error}; copy or download the folder again") from None
 
 
 def load_pickle(path: Path) -> Any:

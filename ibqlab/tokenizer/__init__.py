@@ -9,6 +9,7 @@ the codes. Two published pairs of encoder and decoder are here, that of IBQ (`au
 
 from ibqlab.tokenizer.autoencoder import Decoder, Encoder
 from ibqlab.tokenizer.autoencoder_config import AutoencoderConfig
+from ibqlab.tokenizer.designs import available_designs, register_design
 from ibqlab.tokenizer.image_input import Images, prepare_images
 from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 from ibqlab.tokenizer.tokenizer import Tokenizer, TokenizerConfig, TokenizerOutput, fingerprint_weights
@@ -23,6 +24,8 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerOutput",
+    "available_designs",
     "fingerprint_weights",
     "prepare_images",
+    "register_design",
 ]
