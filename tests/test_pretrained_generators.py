@@ -251,7 +251,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cut short or damaged"):
         load_generator(tmp_path / "cut.ckpt")
     torch.save({"state_dict": {"tok_emb.weight": print}}, tmp_path / "code.ckpt")
-    with pytest.raises(CheckpointError, match="nothing in it was run"):
+    with pytest.raises(CheckpointError, match=r"object of __builtin__\.print, which is not made here"):
         load_generator(tmp_path / "code.ckpt")
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         load_first_stage(tmp_path / "a.ckpt")

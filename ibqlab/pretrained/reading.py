@@ -148,6 +148,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         reopen=lambda: names.below(prefix, open_tensor_file(file.path).tensors),
         entries=file.entries,
         wrappers=file.wrappers,
+        stand_ins=file.stand_ins,
         weights=weights,
         ema_decay=None if decay is None else float(decay),
     )
