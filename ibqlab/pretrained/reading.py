@@ -6,7 +6,7 @@ checkpoint.tokenizer["encoder.conv_in.weight"] # by our names, whatever the file
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from ibqlab.generator import generator_config
 from ibqlab.pretrained import names
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.family import Facts, Family, available_families
-from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
+from ibqlab.pretrained.generator_architecture import (
+    PARTS,
+    TOKENS,
+    check_is_generator,
+    infer_generator_config,
+    refuse_tokenizer,
+)
 from ibqlab.pretrained.hub import PUBLISHED, PUBLISHED_GENERATORS
 from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS, WORDS
 from ibqlab.pretrained.recognition import recognise, refuse_unread
@@ -75,12 +81,13 @@ def read_checkpoint(
     Args:
         path: a published file of a family that is read here (`available_families`), its bare state dict (.ckpt, .pt,
             .bin, .safetensors), a folder of config.json and weights, a run folder, or a file from `export_tokenizer` or
-            `export_generator`.
+            `export_generator`; of a generator one of IBQ, Open-MAGVIT2 or LlamaGen.
         network: "tokenizer" or "generator".
         family: of a published tokenizer, where its names do not tell it, such as "vqgan"; None: as the file tells.
         quantizer: of a published tokenizer in IBQ's or VQGAN's autoencoder, where it is another than the family's.
-        num_heads: of a published transformer, which does not tell it; None: the published rule.
-        grid_size: likewise, tokens along one side of an image; None: 16, as published.
+        num_heads: of a published transformer, which does not tell it; None: as published for its width.
+        grid_size: likewise, tokens along one side of an image; None: 16, as published. LlamaGen published grids of 16
+            and 24: None is refused for the widths of both.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
@@ -122,19 +129,24 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         user_settings: what the file may not tell: a tokenizer's quantizer, or a generator's num_heads and grid_size.
         prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
     """
-    tensors = names.below(prefix, file.tensors)
+    tensors = _all_tensors(file, prefix) if network == "tokenizer" else file.tensors
     weights = None
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
+        if network == "generator":
+            refuse_tokenizer(tensors)
         refuse_unread(tensors, network)
         if network == "tokenizer":
             family, config, roles = identify_tokenizer(file, tensors, **user_settings)
             title = f"{file.format}: {family.title}"
             has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
             weights = None if family.averaged or has_averages else AS_GIVEN
+            weights = "ema" if file.holder.split("/")[-1] in AVERAGES else weights
         else:
-            title = f"{file.format} with published names"
+            of_llamagen = names.is_llamagen(tensors)
+            title = f"{file.format} with published names{' of LlamaGen' if of_llamagen else ''}"
             roles = names.generator_roles(tensors)
-            shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
+            published = [key for key, role in roles.items() if role.part == network]
+            shapes = {key.removeprefix(names.TRANSFORMER): tuple(tensors[key].shape) for key in published}
             check_is_generator(shapes, tensors)
             config = infer_generator_config(shapes, **user_settings)
     decay = tensors.get(names.DECAY)
@@ -145,7 +157,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         config=config,
         tensors=tensors,
         roles=roles,
-        reopen=lambda: names.below(prefix, open_tensor_file(file.path).tensors),
+        reopen=lambda: _all_tensors(open_tensor_file(file.path), prefix),
         entries=file.entries,
         wrappers=file.wrappers,
         stand_ins=file.stand_ins,
@@ -153,8 +165,14 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         ema_decay=None if decay is None else float(decay),
     )
     if network == "generator":
-        _check_own_tensors(checkpoint)
+        _check_own_tensors(checkpoint, names.llamagen_name if of_llamagen else str)
     return checkpoint
+
+
+def _all_tensors(file: TensorFile, prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, and averages that lie in a state dict of their own under names of their own."""
+    averages = {} if prefix else {names.SECOND + name: value for name, value in file.averages.items()}
+    return names.below(prefix, file.tensors) | averages
 
 
 def identify_tokenizer(
@@ -171,9 +189,13 @@ def identify_tokenizer(
         file: the file.
         tensors: those of the tokenizer, by the file's names without a first stage's prefix.
         family, quantizer, num_heads: what the user said, as in `read_checkpoint`.
+    Returns:
+        The last has a role for every tensor, averages of a second state dict (`names.SECOND`) among them.
     Raises:
         CheckpointError: no file of a known family, or one that does not tell which; ValueError: as `read_checkpoint`.
     """
+    averages = {key for key in tensors if key.startswith(names.SECOND)}
+    tensors = {key: value for key, value in tensors.items() if key not in averages}
     known = recognise(file, tensors, family, quantizer)
     by_name = {key: known.role(key, tensors) for key in tensors}
     shapes = {role.name: tuple(tensors[key].shape) for key, role in by_name.items() if role.part == "tokenizer"}
@@ -186,7 +208,7 @@ def identify_tokenizer(
         quantizer in (None, config.quantizer.config_name),
         f"{known.title} has the quantizer {config.quantizer.config_name!r}; got quantizer={quantizer!r}. Leave it out",
     )
-    return known, config, roles
+    return known, config, roles | names.second_roles(averages, roles)
 
 
 def held_weights(path: str | Path) -> str:
@@ -212,7 +234,8 @@ def is_generator(path: str | Path) -> bool:
     file = open_tensor_file(path)
     if EXPORT in file.metadata:
         return '"generator"' in file.metadata[EXPORT]
-    return any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    published = any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    return published or names.is_llamagen(file.tensors)
 
 
 def _existing_checkpoint(path: str | Path, network: str) -> Path:
@@ -370,12 +393,20 @@ def _check_network(path: Path, state: Mapping[str, Any], entry: str) -> None:
     check_tensors(path, network)
 
 
-def _check_own_tensors(checkpoint: Checkpoint) -> None:
-    """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them."""
+def _check_own_tensors(checkpoint: Checkpoint, name_in_file: Callable[[str], str] = str) -> None:
+    """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them.
+
+    Args:
+        name_in_file: what a message calls a tensor of ours.
+    """
     network, model = checkpoint.network, checkpoint.empty_network().state_dict()
     averages = checkpoint.part(f"{network}_ema")
     with _naming(checkpoint.path):
-        names.check_complete(checkpoint.part(network), model, model, network=f"a {network}")
+        arrived, expected = (
+            {name_in_file(name): value for name, value in tensors.items()}
+            for tensors in (checkpoint.part(network), model)
+        )
+        names.check_complete(arrived, expected, expected, network=f"a {network}")
         averaged = {name: value for name, value in model.items() if name in averages}
         names.check_complete(averages, averaged, averaged, network=f"a {network}")
 
