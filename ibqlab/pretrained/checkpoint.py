@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ibqlab.base.files import RunError
 from ibqlab.generator import AnyGenerator, SequenceConfig, make_generator
 from ibqlab.pretrained.load_report import AS_GIVEN, NAMES, LoadReport, warn_of_start
-from ibqlab.pretrained.names import TensorRole
+from ibqlab.pretrained.names import TensorRole, is_same_shape
 from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, empty_tokenizer
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
@@ -45,6 +46,8 @@ class Checkpoint:
     """What the file holds beside these tensors."""
     wrappers: tuple[str, ...] = ()
     """What was taken off the file's keys."""
+    stand_ins: tuple[str, ...] = ()
+    """Classes of objects in the file that were not made."""
     weights: str | None = None
     """"ema", "raw" or AS_GIVEN: the one set of weights of a tokenizer's export. None: the weights as trained, and
     the averaged ones where the file has them."""
@@ -82,8 +85,20 @@ class Checkpoint:
         return self.load_report("both", {key: role.name for key, role in self.roles.items() if role.part in NAMES})
 
     def part(self, part: str) -> dict[str, Tensor]:
-        """Tensors of one part by their names in it."""
-        return {role.name: self.tensors[key] for key, role in self.roles.items() if role.part == part}
+        """Tensors of one part by their names in it; those of the network in the shapes that they have there."""
+        named = {role.name: self.tensors[key] for key, role in self.roles.items() if role.part == part}
+        if not part.startswith(self.network):
+            return named
+        wanted = {name: self.shapes.get(name, value.shape) for name, value in named.items()}
+        return {
+            name: value.view(wanted[name]) if is_same_shape(value.shape, wanted[name]) else value
+            for name, value in named.items()
+        }
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of every tensor of the network; a file may hold a 1 × 1 convolution as a linear layer's matrix."""
+        return {name: value.shape for name, value in self.empty_network().state_dict().items()}
 
     def choose(self, weights: str) -> dict[str, str]:
         """The network's tensors by name → the key to fill each from.
@@ -118,6 +133,7 @@ class Checkpoint:
             left=left,
             entries=self.entries,
             wrappers=self.wrappers,
+            stand_ins=self.stand_ins,
             warning=warn_of_start(self.ema_decay, self.step) if weights == "ema" else "",
             step=self.step,
         )
@@ -144,5 +160,5 @@ class Checkpoint:
             if copied > PORTION:
                 del tensors  # before the next mapping: the pages of both would count as memory
                 tensors, copied = self.reopen(), 0
-            yield name, tensors[keys[name]].clone()
+            yield name, tensors[keys[name]].clone().view(self.shapes[name])
             copied += sizes[name]

@@ -2,8 +2,8 @@
 
 What is unusual: attention is placed by *nominal* resolution, the one in the config, not by the size of the image at
 hand; downsampling pads on the right and below only; the decoder has one block more per level than the encoder.
-Submodule names are the published ones, so published weights load without a translation table. The other design of
-`AutoencoderConfig`, Open-MAGVIT2's, stands in `magvit2`. Shape letters: B images · C channels · H W image · h w latent
+Submodule names are the published ones, so published weights load without a translation table. The other designs of
+`AutoencoderConfig` stand in `magvit2` and `maskgit`. Shape letters: B images · C channels · H W image · h w latent
 grid.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
+from ibqlab.tokenizer.designs import register_design
 from ibqlab.tokenizer.group_norm import normalise
 
 NORM_EPSILON = 1e-6
@@ -105,7 +106,7 @@ class Level(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, number: int, in_channels: int, blocks: int) -> None:
         super().__init__()
-        out_channels, bias = config.level_channels[number], config.design != "magvit2"
+        out_channels, bias = config.level_channels[number], config.design == "vqgan"
         attention = config.level_resolutions[number] in config.attention_resolutions
         inputs = (in_channels,) + (out_channels,) * (blocks - 1)
         self.block = nn.ModuleList(ResidualBlock(channels, out_channels, config.dropout, bias) for channels in inputs)
@@ -121,12 +122,16 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution, whatever `attention_resolutions` says."""
+    """Residual block, attention, residual block at the lowest resolution, whatever `attention_resolutions` says.
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    Without attention where `middle_attention` is False.
+    """
+
+    def __init__(self, channels: int, config: AutoencoderConfig) -> None:
         super().__init__()
+        dropout = config.dropout
         self.block_1 = ResidualBlock(channels, channels, dropout)
-        self.attn_1 = AttentionBlock(channels)
+        self.attn_1 = AttentionBlock(channels) if config.middle_attention else nn.Identity()
         self.block_2 = ResidualBlock(channels, channels, dropout)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
@@ -151,7 +156,7 @@ class Encoder(nn.Module):
             level = Level(config, number, inputs, config.num_res_blocks)
             level.downsample = Downsample(channels[number]) if number < len(channels) - 1 else nn.Identity()
             self.down.append(level)
-        self.mid = Middle(channels[-1], config.dropout)
+        self.mid = Middle(channels[-1], config)
         self.norm_out = normalisation(channels[-1])
         self.conv_out = conv3(channels[-1], config.encoder_channels)
 
@@ -177,7 +182,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.level_channels
         self.conv_in = conv3(config.latent_channels, channels[-1])
-        self.mid = Middle(channels[-1], config.dropout)
+        self.mid = Middle(channels[-1], config)
         self.up = nn.ModuleList()
         # Built in the encoder's order, run from the last to the first.
         for number, inputs in enumerate((*channels[1:], channels[-1])):
@@ -200,8 +205,11 @@ class Decoder(nn.Module):
         return self.conv_out.weight
 
 
+register_design("vqgan", AutoencoderConfig, Encoder, Decoder)
+
+
 def normalisation(channels: int) -> nn.GroupNorm:
-    """Group normalisation as both designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
+    """Group normalisation as all designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPSILON)
 
 

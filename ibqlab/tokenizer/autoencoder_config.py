@@ -1,10 +1,10 @@
-"""Settings of encoder and decoder: one of two published designs, its width, depth and attention."""
+"""Settings of a convolutional encoder and decoder: one of the published designs, its width, depth and attention."""
 
 from dataclasses import dataclass
 
 from ibqlab.base.checks import BLOCKS, CHANNELS, IMAGE_SIDE, require, require_at_most, require_choice
+from ibqlab.tokenizer.designs import available_designs
 
-DESIGNS = ("vqgan", "magvit2")
 NORM_GROUPS = 32
 """Groups of every normalisation, so that channels come in multiples of 32."""
 MOST_LEVELS = IMAGE_SIDE.bit_length()
@@ -16,8 +16,10 @@ class AutoencoderConfig:
     """Width, depth and attention of encoder and decoder. The defaults are IBQ's published configuration."""
 
     design: str = "vqgan"
-    """"vqgan", as published by IBQ, or "magvit2", as published by Open-MAGVIT2: no attention, no dropout, no
-    convolutions around the quantizer, and a decoder that normalises by statistics of the latents."""
+    """"vqgan", as published by IBQ, or one without attention, dropout and convolutions around the quantizer:
+    "magvit2", as published by Open-MAGVIT2, whose decoder normalises by statistics of the latents; "magvit2_plain",
+    which does not, as published by SimVQ; "maskgit", as published by MaskGIT; or "maskbit", which downsamples by
+    convolutions, as published by MaskBit and VQGAN+."""
 
     base_channels: int = 128
     """Channels at full resolution; every level's channels must be a multiple of 32. Paper: 128."""
@@ -27,12 +29,15 @@ class AutoencoderConfig:
     height and width, so five levels downsample by 16. Paper: 1, 1, 2, 2, 4."""
 
     num_res_blocks: int = 4
-    """Residual blocks per encoder level, at least 1. The decoder has one more, or as many in "magvit2", whose middle
-    has as many, too. Paper: 4."""
+    """Residual blocks per encoder level, at least 1. The decoder has one more in "vqgan", and as many in the other
+    designs, whose middle has as many, too. Paper: 4; MaskGIT and MaskBit: 2."""
 
     attention_resolutions: tuple[int, ...] = (16,)
     """Nominal resolutions, in pixels, of the levels with attention after each block; () for attention in the middle
-    only, and for "magvit2". Paper: 16."""
+    only, and for the other designs. Paper: 16."""
+
+    middle_attention: bool = True
+    """Whether the middle has attention in the design "vqgan". Paper: True; latent-diffusion's vq-f4-noattn: False."""
 
     resolution: int = 256
     """Nominal image size in pixels: it places the attention and limits nothing, any divisible size can be encoded.
@@ -45,8 +50,8 @@ class AutoencoderConfig:
     """Channels of a reconstruction. Paper: 3."""
 
     latent_channels: int = 256
-    """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim; equal to code_dim in "magvit2",
-    which has no such convolution. Paper: 256 (z_channels); Open-MAGVIT2: 18."""
+    """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim; equal to code_dim in designs
+    without such a convolution. Paper: 256 (z_channels); Open-MAGVIT2: 18; MaskGIT: 256; MaskBit: 10 to 18."""
 
     double_latent: bool = False
     """The encoder gives twice latent_channels, as one with a mean and a variance would. Paper: False."""
@@ -55,12 +60,14 @@ class AutoencoderConfig:
     """Share of activations dropped in each residual block in training, 0 to below 1. Paper: 0."""
 
     def __post_init__(self) -> None:
-        require_choice("design", self.design, DESIGNS)
-        absent = {"attention_resolutions": (), "double_latent": False, "dropout": 0.0}
-        for name, value in absent.items():
+        require_choice("design", self.design, available_designs(AutoencoderConfig))
+        absent = {"attention_resolutions": (), "middle_attention": True, "double_latent": False, "dropout": 0.0}
+        for name, value in absent.items() if self.design != "vqgan" else ():
             setting = getattr(self, name)
-            message = f'{name} must be {value!r} in the design "magvit2", which has none; got {setting!r}.'
-            require(self.design != "magvit2" or setting == value, message)
+            require(
+                setting == value,
+                f'{name} must be {value!r} in the design "{self.design}", which has none; got {setting!r}.',
+            )
         _check_positive(self)
         _check_channels(self.base_channels, self.channel_multipliers)
         _check_resolutions(self)
@@ -85,6 +92,28 @@ class AutoencoderConfig:
     def encoder_channels(self) -> int:
         """Channels that the encoder gives."""
         return self.latent_channels * (2 if self.double_latent else 1)
+
+    def latent_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of that size in pixels.
+
+        Raises:
+            ValueError: the downsampling does not divide the size; the message gives the nearest sizes.
+        """
+        factor = self.downsampling
+        if height < 1 or width < 1 or height % factor or width % factor:
+            raise ValueError(
+                f"image height and width must be multiples of the downsampling {factor}; got {height} × {width} "
+                f"pixels. Resize or crop to a height of {_near_sizes(height, factor)} and a width of "
+                f"{_near_sizes(width, factor)}."
+            )
+        return height // factor, width // factor
+
+
+def _near_sizes(size: int, factor: int) -> str:
+    below = size // factor * factor
+    if size == below and size:
+        return f"{size}"
+    return f"{below} or {below + factor}" if below else f"{factor}"
 
 
 def _check_positive(config: AutoencoderConfig) -> None:

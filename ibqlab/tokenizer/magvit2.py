@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ibqlab.base.checks import require
 from ibqlab.tokenizer.autoencoder import NORM_EPSILON, Level, ResidualBlock, conv3, normalisation
 from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
+from ibqlab.tokenizer.designs import register_design
 from ibqlab.tokenizer.group_norm import lies_channels_last, normalise, normalise_per_image
 
 
@@ -95,7 +96,8 @@ class Magvit2Encoder(nn.Module):
 class Magvit2Decoder(nn.Module):
     """Latents to images; the output is not clamped, so values may leave [−1, 1].
 
-    `up` and `adaptive` count levels as the encoder's `down` does: up[0] works at full resolution and runs last.
+    `up` and `adaptive` count levels as the encoder's `down` does: up[0] works at full resolution and runs last. The
+    design "magvit2_plain" has no `adaptive`.
 
     Args:
         config: the architecture; 65,376,387 parameters as published for 256 pixels.
@@ -112,7 +114,8 @@ class Magvit2Decoder(nn.Module):
             level = Level(config, number, inputs, blocks)
             level.upsample = DepthToSpace(channels[number]) if number else nn.Identity()
             self.up.append(level)
-            self.adaptive.append(AdaptiveGroupNorm(config.latent_channels, inputs))
+            if config.design == "magvit2":
+                self.adaptive.append(AdaptiveGroupNorm(config.latent_channels, inputs))
         self.norm_out = normalisation(channels[0])
         self.conv_out = conv3(channels[0], config.out_channels)
 
@@ -124,20 +127,25 @@ class Magvit2Decoder(nn.Module):
         """
         height, width = latents.shape[-2:]
         require(
-            height * width > 1,
+            height * width > 1 or not self.adaptive,
             'the design "magvit2" normalises by the spread of the latents over the grid, which must have at least 2 '
             f'positions; got {height} × {width}. Use larger images, fewer channel_multipliers, or the design "vqgan".',
         )
         x = self.mid_block(self.conv_in(latents))
         for number in reversed(range(len(self.up))):
-            x = self.up[number](self.adaptive[number](x, latents))
-            x = self.up[number].upsample(x)
+            if self.adaptive:
+                x = self.adaptive[number](x, latents)
+            x = self.up[number].upsample(self.up[number](x))
         return self.conv_out(normalise(self.norm_out, x, swish=True)[0])
 
     @property
     def last_layer(self) -> Float[Tensor, "C_out C 3 3"]:
         """Weight of the last convolution, where adaptive loss weights compare gradients."""
         return self.conv_out.weight
+
+
+register_design("magvit2", AutoencoderConfig, Magvit2Encoder, Magvit2Decoder, convolutions=False)
+register_design("magvit2_plain", AutoencoderConfig, Magvit2Encoder, Magvit2Decoder, convolutions=False)
 
 
 def _middle(channels: int, blocks: int) -> nn.Sequential:

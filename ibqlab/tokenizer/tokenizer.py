@@ -8,7 +8,7 @@ again = tok.decode_indices(indices)            # (1, 3, H, W), nominally in [−
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import require
 from ibqlab.quantizers import IndexBackpropQuantizerConfig, QuantizerConfig, QuantizerOutput, make_quantizer
-from ibqlab.tokenizer.autoencoder import Decoder, Encoder
 from ibqlab.tokenizer.autoencoder_config import AutoencoderConfig
+from ibqlab.tokenizer.designs import AsDesign, find_design
 from ibqlab.tokenizer.image_input import Images, ValueRange, prepare_images
-from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
 
 Indices = Tensor | np.ndarray | Sequence
 """What `Tokenizer.decode_indices` takes: whole numbers on a (B, h, w) grid."""
@@ -30,8 +29,8 @@ Indices = Tensor | np.ndarray | Sequence
 class TokenizerConfig:
     """An autoencoder and the quantizer between its halves. The defaults are the published 16,384-code tokenizer."""
 
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Encoder and decoder."""
+    autoencoder: Annotated[AutoencoderConfig, AsDesign] = field(default_factory=AutoencoderConfig)
+    """Encoder and decoder; settings of another design are an instance of that design's class."""
 
     quantizer: QuantizerConfig = field(
         default_factory=lambda: IndexBackpropQuantizerConfig(codebook_size=16384, code_dim=256)
@@ -40,9 +39,10 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         latent_channels, code_dim = self.autoencoder.latent_channels, self.quantizer.code_dim
+        design = self.autoencoder.design
         require(
-            self.autoencoder.design != "magvit2" or latent_channels == code_dim,
-            'autoencoder.latent_channels must equal quantizer.code_dim in the design "magvit2", which has no '
+            find_design(design).convolutions or latent_channels == code_dim,
+            f'autoencoder.latent_channels must equal quantizer.code_dim in the design "{design}", which has no '
             f"convolution between the two; got {latent_channels} and {code_dim}. "
             f"Use autoencoder.latent_channels={code_dim}.",
         )
@@ -64,7 +64,7 @@ class TokenizerOutput(NamedTuple):
 class Tokenizer(nn.Module):
     """A published tokenizer around any quantizer: encoder, 1 × 1 to code_dim, quantizer, 1 × 1 back, decoder.
 
-    The design "magvit2" has neither 1 × 1 convolution: `quant_conv` and `post_quant_conv` are then identities.
+    Designs other than "vqgan" have neither 1 × 1 convolution: `quant_conv` and `post_quant_conv` are then identities.
 
     Args:
         config: the architecture. Weights start at PyTorch's defaults, as published.
@@ -76,12 +76,13 @@ class Tokenizer(nn.Module):
         autoencoder, code_dim = config.autoencoder, config.quantizer.code_dim
         self.config = config
         self.downsampling = autoencoder.downsampling
-        vqgan = autoencoder.design == "vqgan"
-        self.encoder = Encoder(autoencoder) if vqgan else Magvit2Encoder(autoencoder)
-        self.quant_conv = nn.Conv2d(autoencoder.encoder_channels, code_dim, 1) if vqgan else nn.Identity()
+        design = find_design(autoencoder.design)
+        converts = design.convolutions
+        self.encoder = design.encoder(autoencoder)
+        self.quant_conv = nn.Conv2d(autoencoder.encoder_channels, code_dim, 1) if converts else nn.Identity()
         self.quantizer = make_quantizer(config.quantizer)
-        self.post_quant_conv = nn.Conv2d(code_dim, autoencoder.latent_channels, 1) if vqgan else nn.Identity()
-        self.decoder = Decoder(autoencoder) if vqgan else Magvit2Decoder(autoencoder)
+        self.post_quant_conv = nn.Conv2d(code_dim, autoencoder.latent_channels, 1) if converts else nn.Identity()
+        self.decoder = design.decoder(autoencoder)
 
     @classmethod
     def from_config(cls, config: TokenizerConfig) -> "Tokenizer":
@@ -100,21 +101,14 @@ class Tokenizer(nn.Module):
         """Rows and columns of tokens for an image of that size.
 
         Args:
-            height: of the image, in pixels, a multiple of `downsampling`.
+            height: of the image, in pixels; of most designs a multiple of `downsampling`.
             width: likewise.
         Returns:
-            (h, w), in tokens.
+            (h, w), in tokens; (1, T) of a tokenizer without a grid.
         Raises:
-            ValueError: the downsampling does not divide the size; the message gives the nearest sizes.
+            ValueError: no size for this tokenizer; the message gives the nearest that are.
         """
-        factor = self.downsampling
-        if height < 1 or width < 1 or height % factor or width % factor:
-            raise ValueError(
-                f"image height and width must be multiples of the downsampling {factor}; got {height} × {width} "
-                f"pixels. Resize or crop to a height of {_near_sizes(height, factor)} and a width of "
-                f"{_near_sizes(width, factor)}."
-            )
-        return height // factor, width // factor
+        return self.config.autoencoder.latent_grid(height, width)
 
     def encode(self, images: Images, *, value_range: ValueRange | None = None) -> QuantizerOutput:
         """Images to codes.
@@ -203,7 +197,7 @@ class Tokenizer(nn.Module):
     @property
     def _weight(self) -> Tensor:
         """The first weight, which tells device and type of all."""
-        return self.encoder.conv_in.weight
+        return next(self.encoder.parameters())
 
 
 def fingerprint_weights(module: nn.Module, kind: str) -> str:
@@ -219,10 +213,3 @@ def fingerprint_weights(module: nn.Module, kind: str) -> str:
         # As bytes, because NumPy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _near_sizes(size: int, factor: int) -> str:
-    below = size // factor * factor
-    if size == below and size:
-        return f"{size}"
-    return f"{below} or {below + factor}" if below else f"{factor}"
