@@ -326,8 +326,14 @@ def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
 
 
 def test_a_generator_is_no_tokenizer_and_a_tokenizer_no_generator(tmp_path):
-    with pytest.raises(CheckpointError, match=r"autoregressive generator.*use load_generator"):
-        load_tokenizer(golden_file(OFFICIAL))
+    from_text = without(state(), "cls_embedding.embedding_table.weight")
+    from_text["cls_embedding.cap_proj.fc1.weight"] = torch.zeros(32, 8)
+    torch.save({"model": from_text}, tmp_path / "t2i.pt")
+    for path in (golden_file(OFFICIAL), tmp_path / "t2i.pt"):
+        with pytest.raises(
+            CheckpointError, match="this is a generator of LlamaGen, not a tokenizer; use load_generator"
+        ):
+            load_tokenizer(path)
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.*load_tokenizer"):
         load_first_stage(golden_file(OFFICIAL))
     for name in ("llamagen_vq_official.pt", "vqgan_lc_official.pth", "taming_vqgan_official.ckpt"):
