@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ibqlab.base.checks import require
 from ibqlab.tokenizer.designs import register_design
-from ibqlab.tokenizer.maskgit import MaskGitDecoder
+from ibqlab.tokenizer.maskgit import MaskgitDecoder
 from ibqlab.tokenizer.titok_config import TitokConfig
 from ibqlab.tokenizer.vision_transformer import NORM_EPSILON, TransformerBlock
 
@@ -98,7 +98,7 @@ class TitokDecoder(nn.Module):
         if config.pixel_codes:
             self.pixel_codebook = nn.Parameter(torch.empty(config.pixel_codes, config.pixel_decoder.latent_channels))
             nn.init.uniform_(self.pixel_codebook, -1 / config.pixel_codes, 1 / config.pixel_codes)
-            self.pixel_decoder = MaskGitDecoder(config.pixel_decoder)
+            self.pixel_decoder = MaskgitDecoder(config.pixel_decoder)
 
     def forward(self, latents: Float[Tensor, "B D 1 T"]) -> Float[Tensor, "B C H W"]:
         """Images from T code vectors.
