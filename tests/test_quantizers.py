@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from golden import golden
+from golden import golden, golden_file
 from oracle import ibq_loss
 from registry import accepts, quantizers_that_accept, small_settings
 from torch.nn import functional as F
@@ -329,6 +329,86 @@ class TestVectorQuantizer:
             (quantizer.codebook_gradient, "grad_codebook"),
         ):
             assert_near(ours, stored[f"{prefix}/{key}"], tolerance)
+
+
+class TestUnitVectors:
+    @pytest.mark.parametrize("metric", ["l2", "cosine"])
+    @pytest.mark.parametrize("system", ["llamagen_vq", "titok"])
+    @pytest.mark.parametrize(
+        ("tag", "dtype", "tolerance"), [("f64", torch.float64, 1e-6), ("f32", torch.float32, 1e-4)]
+    )
+    def test_golden_values(self, system, tag, dtype, tolerance, metric):
+        stored = golden(f"peers/{system}")[1]
+        suffix = {"llamagen_vq": ".pt", "titok": ".bin"}[system]
+        weights = torch.load(golden_file(f"peers/{system}_official{suffix}"), weights_only=True)
+        codes = weights.get("model", weights)["quantize.embedding.weight"]
+        quantizer = build_quantizer(
+            "vq",
+            codebook_size=len(codes),
+            code_dim=codes.shape[1],
+            metric=metric,
+            unit_vectors=True,
+            beta_on="encoder",
+        ).to(dtype)
+        quantizer.codes.weight.data.copy_(codes)
+        z = stored["out/h"].to(dtype).requires_grad_()
+        out = quantizer(z)
+        (total := (stored["train/w"].to(dtype) * out.quantized).sum() + out.loss).backward()
+        assert torch.equal(out.indices.flatten(), stored["train/indices"].flatten())
+        for ours, key in (
+            (out.quantized, "z_q"),
+            (total, "total"),
+            (z.grad, "grad_h"),
+            (quantizer.codes.weight.grad, "grad_codebook"),
+        ):
+            assert_near(ours, stored[f"train/{tag}/{key}"], tolerance)
+        still = quantizer.eval()(z)
+        assert torch.equal(still.indices.flatten(), stored["out/indices"].flatten())
+        assert torch.equal(still.quantized, quantizer.decode(still.indices))
+        assert_near(still.quantized, stored["out/z_q"].to(dtype), 1e-6)
+
+    def test_no_result_depends_on_a_length(self):
+        quantizer = built("vq", unit_vectors=True)
+        torch.testing.assert_close(quantizer.codes.weight.norm(dim=1), torch.ones(CODES))
+        z, before = features(), quantizer(features())
+        with torch.no_grad():
+            quantizer.codes.weight.mul_(3.0)
+        after = quantizer(7 * z)
+        assert torch.equal(after.indices, before.indices)
+        torch.testing.assert_close(after.quantized, before.quantized)
+        torch.testing.assert_close(after.loss, before.loss)
+        torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(CODES))
+
+    def test_only_chosen_codes_learn_and_the_diagnosis_sees_which(self):
+        quantizer = built("vq", unit_vectors=True)
+        out = quantizer(features().requires_grad_())
+        out.loss.backward()
+        for gradient in (quantizer.codebook_gradient, quantizer.codes.weight.grad):
+            assert (gradient.norm(dim=1) > 0).nonzero()[:, 0].tolist() == out.indices.unique().tolist()
+
+    def test_revived_codes_are_directions_of_tokens(self):
+        quantizer, z = built("vq", unit_vectors=True, revive_after=1), 50 * features()
+        old = quantizer.codes.weight.clone()
+        quantizer(z)
+        moved = quantizer.codes.weight[(quantizer.codes.weight != old).any(1)]
+        directions = F.normalize(z.permute(0, 2, 3, 1).reshape(-1, DIM), dim=1)
+        assert len(moved) and (torch.cdist(moved, directions).min(1).values < 1e-3).all()
+
+    @pytest.mark.parametrize(
+        ("name", "settings", "message"),
+        [
+            ("vq", {"metric": "dot"}, 'unit_vectors needs metric "l2" or "cosine", got \'dot\''),
+            ("vq_ema", {}, "unit_vectors needs codebook \"free\", got 'ema'"),
+            ("vq", {"codebook_init": "kmeans"}, 'another codebook_init than "kmeans"'),
+            ("cvq", {}, "unit_vectors does not apply to cvq"),
+            ("nsvq", {}, "unit_vectors does not apply to nsvq"),
+            ("wasserstein_vq", {}, "unit_vectors does not apply to wasserstein_vq"),
+            ("deferred_vq", {}, "unit_vectors does not apply to deferred_vq"),
+        ],
+    )
+    def test_what_contradicts_them_is_refused(self, name, settings, message):
+        with pytest.raises(ValueError, match=message):
+            built(name, unit_vectors=True, **settings)
 
 
 def assert_near(ours, theirs, tolerance):

@@ -9,6 +9,7 @@ which makes a network of a checkpoint, then `reading`.
 
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.export import export_generator, export_published, export_published_generator, export_tokenizer
+from ibqlab.pretrained.family import Facts, Family, available_families, register_family
 from ibqlab.pretrained.hub import (
     PUBLISHED,
     PUBLISHED_GENERATORS,
@@ -26,9 +27,12 @@ __all__ = [
     "PUBLISHED_GENERATORS",
     "Checkpoint",
     "CheckpointError",
+    "Facts",
+    "Family",
     "LoadReport",
     "PublishedGenerator",
     "PublishedTokenizer",
+    "available_families",
     "download_published",
     "export_generator",
     "export_published",
@@ -40,4 +44,5 @@ __all__ = [
     "load_generator",
     "load_tokenizer",
     "read_checkpoint",
+    "register_family",
 ]

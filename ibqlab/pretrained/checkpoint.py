@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -82,8 +83,15 @@ class Checkpoint:
         return self.load_report("both", {key: role.name for key, role in self.roles.items() if role.part in NAMES})
 
     def part(self, part: str) -> dict[str, Tensor]:
-        """Tensors of one part by their names in it."""
-        return {role.name: self.tensors[key] for key, role in self.roles.items() if role.part == part}
+        """Tensors of one part by their names in it; those of the network in the shapes that they have there."""
+        shapes = self.shapes if part.startswith(self.network) else {}
+        named = {role.name: self.tensors[key] for key, role in self.roles.items() if role.part == part}
+        return {name: value.view(shapes.get(name, value.shape)) for name, value in named.items()}
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of every tensor of the network; a file may hold a 1 × 1 convolution as a linear layer's matrix."""
+        return {name: value.shape for name, value in self.empty_network().state_dict().items()}
 
     def choose(self, weights: str) -> dict[str, str]:
         """The network's tensors by name → the key to fill each from.
@@ -144,5 +152,5 @@ class Checkpoint:
             if copied > PORTION:
                 del tensors  # before the next mapping: the pages of both would count as memory
                 tensors, copied = self.reopen(), 0
-            yield name, tensors[keys[name]].clone()
+            yield name, tensors[keys[name]].clone().view(self.shapes[name])
             copied += sizes[name]

@@ -23,7 +23,7 @@ from ibqlab.pretrained import names
 from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.loading import load_first_stage, load_generator
 from ibqlab.pretrained.reading import EXPORT, read_checkpoint
-from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
+from ibqlab.pretrained.tokenizer_architecture import CODEBOOK, PUBLISHED_CODEBOOK
 from ibqlab.recipes.plugins import plugin_of
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
@@ -181,11 +181,12 @@ def published_tokenizer_state(
         ValueError: a quantizer with more to it than one learned codebook.
     """
     tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
-    extra_names = [name for name in tokenizer if name.startswith("quantizer.") and name != names.OUR_CODEBOOK]
+    extra_names = [name for name in tokenizer if name.startswith("quantizer.") and name != CODEBOOK]
     require(
         not extra_names,
-        f"the published format holds one codebook ({CODEBOOK}) or none; the quantizer {config.quantizer.config_name!r} "
-        f"also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds any quantizer",
+        f"the published format holds one codebook ({PUBLISHED_CODEBOOK}) or none; the quantizer "
+        f"{config.quantizer.config_name!r} also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds "
+        "any quantizer",
     )
     weights = _published_names(tokenizer, discriminator)
     state = {key: weights[key] for prefix in PUBLISHED_ORDER for key in weights if key.startswith(prefix)}

@@ -22,7 +22,14 @@ FIRST_STAGE_FILE = "tokenizer.safetensors"
 """A generator's run keeps its tokenizer under this name."""
 
 
-def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path,
+    weights: str = "ema",
+    *,
+    family: str | None = None,
+    quantizer: str | None = None,
+    num_heads: int | None = None,
+) -> Tokenizer:
     """The tokenizer of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
 
     Its weights are its own: the file may be changed or deleted, and the tokenizer trained. They keep the file's number
@@ -30,14 +37,15 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
     key of the file is in its attribute `load_report`.
 
     Args:
-        path: a published file of IBQ or Open-MAGVIT2, whose architecture is inferred, a run folder (its last
-            checkpoint), or a file from `export_tokenizer`.
-        weights: "ema", the averaged weights (published results use them; a warning says so where the run is too short
-            for them to mean anything), or "raw", the weights as trained. An export of a tokenizer holds one set, given
-            for either.
-        quantizer: of a published file, which stores the same tensors for IBQ and VQ: "ibq" or "vq" (also for a VQGAN
-            of taming-transformers or latent-diffusion). None: as the file tells – "ibq" with averaged weights, "lfq"
-            where no codebook is stored; a file that does not tell is refused.
+        path: a published file of one of `available_families`, whose architecture is inferred, a folder of config.json
+            and weights (diffusers, TiTok), a run folder (its last checkpoint), or a file from `export_tokenizer`.
+        weights: "ema", the averaged weights (IBQ, Open-MAGVIT2 and SimVQ are evaluated with them; a warning says so
+            where the run is too short for them to mean anything), or "raw", the weights as trained. A file of a family
+            that publishes one set, and an export, give theirs for either.
+        family: whose file it is, where its names do not tell: "ibq", "vqgan" and "ldm" share theirs. None: as the file
+            tells; one that does not tell is refused.
+        quantizer: of a file with those names, where it is another than its family's. "vq" says "vqgan", too.
+        num_heads: of a file whose attention heads no shape and no config.json tells; None: the published ones.
     Returns:
         A tokenizer; move it with `.to(device)`.
     Raises:
@@ -45,11 +53,12 @@ def load_tokenizer(path: str | Path, weights: str = "ema", *, quantizer: str | N
         CheckpointError: no checkpoint, damaged, of another model, incomplete, without averaged weights where those are
             asked for, or one that would have to run code.
         RunError: a folder that is no run, a run without a checkpoint or without averaged weights.
-        ValueError: another value of weights or quantizer.
+        ValueError: another value of weights, family or quantizer, or heads that do not fit.
     Cost: at most about 1.1 times the memory of the tokenizer, or it and its codebook where that is larger.
     """
     require_choice("weights", weights, WEIGHTS)
-    return _load(read_checkpoint(path, quantizer=quantizer), weights)
+    checkpoint = read_checkpoint(path, family=family, quantizer=quantizer, num_heads=num_heads)
+    return _load(checkpoint, weights)
 
 
 def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size: int | None = None) -> AnyGenerator:
@@ -75,12 +84,12 @@ def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size:
     return _load(read_checkpoint(path, "generator", num_heads=num_heads, grid_size=grid_size), "raw")
 
 
-def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Tokenizer:
+def load_first_stage(path: str | Path, *, family: str | None = None, quantizer: str | None = None) -> Tokenizer:
     """The tokenizer that a generator's tokens belong to, from the generator's own checkpoint.
 
     Args:
         path: a published generator's file, or the run folder of a generator of ours.
-        quantizer: of a published file, as in `load_tokenizer`.
+        family, quantizer: of a published file, as in `load_tokenizer`.
     Returns:
         A tokenizer in evaluation mode, on the CPU. What became of every key of the first stage is in its attribute
         `load_report`.
@@ -106,7 +115,7 @@ def load_first_stage(path: str | Path, *, quantizer: str | None = None) -> Token
             f"{path} holds no tokenizer (no tensor {FIRST_STAGE}…); give the one that the generator was trained on: "
             "load_tokenizer(PATH)"
         )
-    return _load(read_published(file, "tokenizer", prefix=FIRST_STAGE, quantizer=quantizer), "raw")
+    return _load(read_published(file, "tokenizer", prefix=FIRST_STAGE, family=family, quantizer=quantizer), "raw")
 
 
 def _load(checkpoint: Checkpoint, weights: str) -> Tokenizer | AnyGenerator:

@@ -8,16 +8,15 @@ parameter's name with its dots removed, which cannot be undone from the name alo
 parameter it belongs to, and none is taken apart.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained.tensor_files import NUMBER_TYPES, CheckpointError
-from ibqlab.pretrained.tokenizer_architecture import CODEBOOK
+from ibqlab.pretrained.tokenizer_architecture import CODEBOOK, PUBLISHED_CODEBOOK
 
-OUR_CODEBOOK = "quantizer.codes.weight"
 AVERAGE = "model_ema."
 DECAY, UPDATES = f"{AVERAGE}decay", f"{AVERAGE}num_updates"
 DISCRIMINATOR = "loss.discriminator."
@@ -39,7 +38,7 @@ class TensorRole(NamedTuple):
 
 def published_name(name: str) -> str:
     """A tokenizer tensor's published name."""
-    return CODEBOOK if name == OUR_CODEBOOK else name
+    return PUBLISHED_CODEBOOK if name == CODEBOOK else name
 
 
 def average_name(published: str) -> str:
@@ -52,37 +51,42 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def tokenizer_roles(tensors: Mapping[str, Tensor], tokenizer: nn.Module) -> dict[str, TensorRole]:
-    """What every tensor of a published tokenizer's file is.
+def tokenizer_roles(
+    tensors: Mapping[str, Tensor], tokenizer: nn.Module, roles: Mapping[str, TensorRole], title: str = "a tokenizer"
+) -> dict[str, TensorRole]:
+    """What every tensor of a tokenizer's file is, its averages among them.
 
     Args:
-        tensors: by published name.
+        tensors: by the file's names.
         tokenizer: of the architecture that the file holds; only names and shapes are looked at.
+        roles: what each tensor is by its name alone; of averages (`model_ema.…`) no matter what.
+        title: whose file it is, for the message.
     Raises:
         CheckpointError: a tensor of the tokenizer is missing or has another shape, or a key is none of the known ones.
     """
     parameters = {name for name, _ in tokenizer.named_parameters()}
+    known = {key: role for key, role in roles.items() if not _is_average(key)}
+    key_of = {role.name: key for key, role in known.items() if role.part == "tokenizer"}
+    averaged = any(_is_average(key) for key in tensors)
     model: dict[str, Tensor] = {}
-    roles: dict[str, TensorRole] = {}
-    averaged = any(key.startswith(AVERAGE) and key not in (DECAY, UPDATES) for key in tensors)
     for name, value in tokenizer.state_dict().items():
-        key = published_name(name)
-        roles[key], model[key] = TensorRole("tokenizer", name), value
+        key = key_of.setdefault(name, published_name(name))
+        known[key], model[key] = TensorRole("tokenizer", name), value
         if averaged and name in parameters:
-            roles[average_name(key)], model[average_name(key)] = TensorRole("tokenizer_ema", name), value
-    for key, value in tensors.items():
-        if key.startswith(DISCRIMINATOR):
-            name = key.removeprefix(DISCRIMINATOR)
-            roles[key] = TensorRole("discriminator", name)
-            if average_name(key) in tensors and not name.endswith(STATISTICS):
-                roles[average_name(key)] = TensorRole("discriminator_ema", name)
-                model[average_name(key)] = value
-        elif key.startswith(PERCEPTUAL):
-            roles[key] = TensorRole("perceptual loss", key.removeprefix(PERCEPTUAL))
-        elif key in (DECAY, UPDATES):
-            roles[key] = TensorRole("bookkeeping", key.removeprefix(AVERAGE))
-    check_complete(tensors, roles, model)
-    return {key: roles[key] for key in tensors}
+            known[average_name(key)], model[average_name(key)] = TensorRole("tokenizer_ema", name), value
+    ours = tokenizer.state_dict()
+    for key, (part, name) in list(known.items()):
+        if part == "tokenizer" and name not in ours:
+            del known[key]
+        elif part == "discriminator" and average_name(key) in tensors and not name.endswith(STATISTICS):
+            known[average_name(key)] = TensorRole("discriminator_ema", name)
+            model[average_name(key)] = tensors[key]
+    check_complete(tensors, known, model, network=title)
+    return {key: known[key] for key in tensors}
+
+
+def _is_average(key: str) -> bool:
+    return key.startswith(AVERAGE) and key not in (DECAY, UPDATES)
 
 
 def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
@@ -99,7 +103,7 @@ def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
 
 
 def check_complete(
-    tensors: Mapping[str, Tensor], names: Collection[str], model: Mapping[str, Tensor], *, network: str = "tokenizer"
+    tensors: Mapping[str, Tensor], names: Collection[str], model: Mapping[str, Tensor], *, network: str = "a tokenizer"
 ) -> None:
     """Every expected tensor is there and no other, each with the shape and kind of number that the model has.
 
@@ -115,7 +119,7 @@ def check_complete(
     shapes = [
         f"{key} {tuple(value.shape)}, not {tuple(expected.shape)}"
         for key, (value, expected) in pairs.items()
-        if value.shape != expected.shape
+        if not is_same_shape(value.shape, expected.shape)
     ]
     types = [
         f"{key} {value.dtype}, not {expected.dtype}"
@@ -131,9 +135,18 @@ def check_complete(
     ]
     if any(findings):
         raise CheckpointError(
-            f"the tensors must be those of one {network}, all of them and no others (perceptual loss, discriminator, "
+            f"the tensors must be those of {network}, all of them and no others (perceptual loss, discriminator, "
             f"averages and first stage aside); {'; '.join(filter(None, findings))}. Give the file as it was saved"
         )
+
+
+def is_same_shape(stored: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether a stored tensor holds the numbers of an expected one in their order.
+
+    A 1 × 1 convolution (C, D, 1, 1) and a linear layer (C, D) do: systems write the same layer either way.
+    """
+    shapes = [tuple(shape) for shape in (stored, expected)]
+    return len({shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape for shape in shapes}) == 1
 
 
 def _list(kind: str, keys: Iterable[str], limit: int = 4) -> str:

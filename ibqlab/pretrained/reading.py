@@ -20,10 +20,11 @@ from ibqlab.config import parse
 from ibqlab.generator import generator_config
 from ibqlab.pretrained import names
 from ibqlab.pretrained.checkpoint import Checkpoint
-from ibqlab.pretrained.families import check_quantizer_is_told, refuse_other_families
+from ibqlab.pretrained.family import Facts, Family, available_families
 from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
 from ibqlab.pretrained.hub import PUBLISHED, PUBLISHED_GENERATORS
 from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS, WORDS
+from ibqlab.pretrained.recognition import recognise, refuse_unread
 from ibqlab.pretrained.tensor_files import (
     SAFETENSORS,
     CheckpointError,
@@ -33,7 +34,7 @@ from ibqlab.pretrained.tensor_files import (
     load_pickle,
     open_tensor_file,
 )
-from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.plugins import import_known, plugin_of
@@ -63,6 +64,7 @@ def read_checkpoint(
     path: str | Path,
     network: str = "tokenizer",
     *,
+    family: str | None = None,
     quantizer: str | None = None,
     num_heads: int | None = None,
     grid_size: int | None = None,
@@ -70,26 +72,29 @@ def read_checkpoint(
     """Everything that a checkpoint holds of a network and of what was trained beside it.
 
     Args:
-        path: a published Lightning checkpoint of IBQ or Open-MAGVIT2, its bare state dict (.ckpt, .pt, .safetensors),
-            a run folder, or a file from `export_tokenizer` or `export_generator`.
+        path: a published file of a family that is read here (`available_families`), its bare state dict (.ckpt, .pt,
+            .bin, .safetensors), a folder of config.json and weights, a run folder, or a file from `export_tokenizer` or
+            `export_generator`.
         network: "tokenizer" or "generator".
-        quantizer: of a published tokenizer that does not tell it: "ibq", or "vq" for a VQGAN of taming-transformers or
-            latent-diffusion, whose tensors have the same names. None: as the file tells, "lfq" for Open-MAGVIT2.
-        num_heads: of a published generator, which does not tell it; None: 64 channels per head, as published.
+        family: of a published tokenizer, where its names do not tell it, such as "vqgan"; None: as the file tells.
+        quantizer: of a published tokenizer in IBQ's or VQGAN's autoencoder, where it is another than the family's.
+        num_heads: of a published transformer, which does not tell it; None: the published rule.
         grid_size: likewise, tokens along one side of an image; None: 16, as published.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
         RunError: a folder that is no run, or a run without a checkpoint.
-        ValueError: an unknown network or quantizer, numbers that do not fit, or what a file that stores its own was
-            asked to be.
+        ValueError: an unknown network, family or quantizer, numbers that do not fit, or what a file that stores its own
+            was asked to be.
     """
     require_choice("network", network, NETWORKS)
     if quantizer is not None:
         require_choice("quantizer", quantizer, available_quantizers())
+    if family is not None:
+        require_choice("family", family, available_families())
     user_settings = {"num_heads": num_heads, "grid_size": grid_size}
     if network == "tokenizer":
-        user_settings = {"quantizer": quantizer}
+        user_settings = {"family": family, "quantizer": quantizer, "num_heads": num_heads}
     path = _existing_checkpoint(path, network)
     if path.is_dir():
         checkpoint = _read_run(path, network)
@@ -101,7 +106,7 @@ def read_checkpoint(
     _check_own_tensors(checkpoint)
     for name, value in user_settings.items():
         config = checkpoint.config
-        actual = config.quantizer.config_name if name == "quantizer" else getattr(config, name)
+        actual = config.quantizer.config_name if name == "quantizer" else getattr(config, name, None)
         require(
             value in (None, actual),
             f"{name} is asked of published files, which do not tell it; {path} holds {actual!r}. Leave {name} out",
@@ -117,13 +122,16 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
     """
     tensors = names.below(prefix, file.tensors)
+    weights = None
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
-        refuse_other_families(tensors)
+        refuse_unread(tensors, network)
         if network == "tokenizer":
-            quantizer = check_quantizer_is_told(file, tensors, **user_settings)
-            config = infer_config({key: tuple(value.shape) for key, value in tensors.items()}, quantizer)
-            roles = names.tokenizer_roles(tensors, empty_tokenizer(config))
+            family, config, roles = _open_tokenizer(file, tensors, **user_settings)
+            title = f"{file.format}: {family.title}"
+            has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
+            weights = None if family.averaged or has_averages else AS_GIVEN
         else:
+            title = f"{file.format} with published names"
             roles = names.generator_roles(tensors)
             shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
             check_is_generator(shapes, tensors)
@@ -132,18 +140,43 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
     checkpoint = Checkpoint(
         path=file.path,
         network=network,
-        format=f"first stage of a {file.format}" if prefix else f"{file.format} with published names",
+        format=f"first stage of a {title}" if prefix else title,
         config=config,
         tensors=tensors,
         roles=roles,
         reopen=lambda: names.below(prefix, open_tensor_file(file.path).tensors),
         entries=file.entries,
         wrappers=file.wrappers,
+        weights=weights,
         ema_decay=None if decay is None else float(decay),
     )
     if network == "generator":
         _check_own_tensors(checkpoint)
     return checkpoint
+
+
+def _open_tokenizer(
+    file: TensorFile,
+    tensors: Mapping[str, Tensor],
+    *,
+    family: str | None = None,
+    quantizer: str | None = None,
+    num_heads: Any = None,
+) -> tuple[Family, TokenizerConfig, dict[str, names.TensorRole]]:
+    """Family, settings and the role of every tensor of a published tokenizer."""
+    known = recognise(file, tensors, family, quantizer)
+    by_name = {key: known.role(key, tensors) for key in tensors}
+    shapes = {role.name: tuple(tensors[key].shape) for key, role in by_name.items() if role.part == "tokenizer"}
+    config = known.infer(
+        shapes, Facts(quantizer=quantizer or file.quantizer, num_heads=num_heads, settings=file.settings)
+    )
+    roles = names.tokenizer_roles(tensors, empty_tokenizer(config), by_name, known.title)
+    known.check(tensors, config)
+    require(
+        quantizer in (None, config.quantizer.config_name),
+        f"{known.title} has the quantizer {config.quantizer.config_name!r}; got quantizer={quantizer!r}. Leave it out",
+    )
+    return known, config, roles
 
 
 def held_weights(path: str | Path) -> str:
@@ -332,9 +365,9 @@ def _check_own_tensors(checkpoint: Checkpoint) -> None:
     network, model = checkpoint.network, checkpoint.empty_network().state_dict()
     averages = checkpoint.part(f"{network}_ema")
     with _naming(checkpoint.path):
-        names.check_complete(checkpoint.part(network), model, model, network=network)
+        names.check_complete(checkpoint.part(network), model, model, network=f"a {network}")
         averaged = {name: value for name, value in model.items() if name in averages}
-        names.check_complete(averages, averaged, averaged, network=network)
+        names.check_complete(averages, averaged, averaged, network=f"a {network}")
 
 
 @contextmanager

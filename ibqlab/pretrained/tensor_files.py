@@ -61,6 +61,8 @@ class TensorFile:
     """What was taken off to get at the tensors and their names, in words."""
     quantizer: str | None = None
     """The quantizer that an export under published names tells."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The config.json beside the file, where a folder was given."""
     lightning: str = ""
     """Version of the Lightning that wrote the file; "" where it tells none."""
 

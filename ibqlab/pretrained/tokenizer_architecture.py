@@ -1,47 +1,33 @@
-"""A tokenizer's architecture from the names and shapes of its published tensors.
+"""A tokenizer's architecture from the names and shapes of its tensors, by our names.
 
 Nothing is asked and nothing is guessed from file names. What tensors cannot show: the nominal `resolution`, which only
 places attention (256 is written, or more where there are more than nine levels, and attention_resolutions so that the
 right levels have it), dropout, and all settings of losses (the published defaults). Nor do they tell IBQ from VQ: both
-store one codebook. `families` asks where nothing else in the file tells; here "ibq" is taken unless `quantizer` says
-otherwise.
+store one codebook. `recognition` asks where nothing else in the file tells.
 """
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.quantizers import QuantizerConfig, quantizer_config
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
 
-CODEBOOK = "quantize.embedding.weight"
-"""The codebook's published name."""
+CODEBOOK = "quantizer.codes.weight"
+"""Our name of the codebook."""
+PUBLISHED_CODEBOOK = "quantize.embedding.weight"
+"""Its name in the files of most systems."""
 RESOLUTION = 256
 """Published nominal resolution in pixels."""
 MOST_BITS = 62
 """Lookup-free codes of more channels could not be numbered by an int64."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def infer_config(shapes: Shapes, quantizer: str | None = None) -> TokenizerConfig:
-    """The tokenizer that published tensors belong to.
-
-    Args:
-        shapes: shape of every tensor by published name; names of other parts are passed over.
-        quantizer: registered name of the quantizer; None: "ibq", or "lfq" where no codebook is stored.
-    Raises:
-        CheckpointError: the tensors are of another model, or one is missing without which nothing can be told.
-        ValueError: an unknown quantizer.
-    """
-    _check_is_tokenizer(shapes)
-    autoencoder = _autoencoder(shapes)
-    return TokenizerConfig(autoencoder=autoencoder, quantizer=_quantizer(shapes, autoencoder, quantizer))
 
 
 def empty_tokenizer(config: TokenizerConfig) -> Tokenizer:
@@ -59,23 +45,16 @@ class NothingDrawn(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _check_is_tokenizer(shapes: Shapes) -> None:
-    if "encoder.conv_in.weight" in shapes:
-        return
-    if any(key.startswith("transformer.") or key in ("tok_emb.weight", "pre_emb.weight") for key in shapes):
-        raise CheckpointError(
-            "this is an autoregressive generator (it embeds tokens), not a tokenizer; the one that it was "
-            "trained on is load_first_stage(path), where the file holds it"
-        )
-    first = ", ".join(dict.fromkeys(key.split(".")[0] for key in shapes))
-    raise CheckpointError(
-        "this is no image tokenizer of IBQ's or Open-MAGVIT2's design, which has a tensor encoder.conv_in.weight; "
-        f"its tensors' names begin with {for_terminal(first, 120)}"
-    )
+def convolutional_config(shapes: Shapes, design: str = "vqgan") -> AutoencoderConfig:
+    """Encoder and decoder of one of the designs that `AutoencoderConfig` describes.
 
-
-def _autoencoder(shapes: Shapes) -> AutoencoderConfig:
-    magvit2 = any(key.startswith("encoder.mid_block.") for key in shapes)
+    Args:
+        shapes: of the tokenizer's tensors by our names.
+        design: which.
+    Raises:
+        CheckpointError: a tensor is missing without which nothing can be told, or shapes that fit no such design.
+    """
+    vqgan = design == "vqgan"
     levels = range(max(1, count_numbered(shapes, r"encoder\.down")))
     channels = [tensor_shape(shapes, f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in levels]
     resolution = max(RESOLUTION, 2 ** (len(channels) - 1))
@@ -89,14 +68,15 @@ def _autoencoder(shapes: Shapes) -> AutoencoderConfig:
         )
     try:
         return AutoencoderConfig(
-            design="magvit2" if magvit2 else "vqgan",
+            design=design,
             base_channels=base,
             channel_multipliers=tuple(width // base for width in channels),
             num_res_blocks=count_numbered(shapes, r"encoder\.down\.[0-9]+\.block"),
             resolution=resolution,
-            attention_resolutions=() if magvit2 else tuple(resolution // 2**level for level in attention),
+            attention_resolutions=tuple(resolution // 2**level for level in attention) if vqgan else (),
+            middle_attention=not vqgan or any(key.startswith("encoder.mid.attn_1.") for key in shapes),
             latent_channels=latent,
-            double_latent=not magvit2 and tensor_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
+            double_latent=vqgan and tensor_shape(shapes, "encoder.conv_out.weight", 4)[0] == 2 * latent,
             in_channels=in_channels,
             out_channels=tensor_shape(shapes, "decoder.conv_out.weight", 4)[0],
         )
@@ -104,15 +84,27 @@ def _autoencoder(shapes: Shapes) -> AutoencoderConfig:
         raise CheckpointError(f"the shapes of the tensors fit no tokenizer: {error}") from None
 
 
-def _quantizer(shapes: Shapes, autoencoder: AutoencoderConfig, name: str | None) -> QuantizerConfig:
-    unstored = CODEBOOK not in shapes and (name == "lfq" or (name is None and autoencoder.design == "magvit2"))
-    if unstored:
-        magvit2 = autoencoder.design == "magvit2"
-        bits = autoencoder.latent_channels if magvit2 else tensor_shape(shapes, "quant_conv.weight", 4)[0]
-        if bits <= MOST_BITS:
-            return quantizer_config({"name": "lfq", "codebook_size": 2**bits, "code_dim": bits})
+def codebook_config(shapes: Shapes, name: str, **settings: Any) -> QuantizerConfig:
+    """A quantizer with one stored codebook.
+
+    Args:
+        shapes: of the tokenizer's tensors by our names.
+        name: of the quantizer.
+        settings: of it, beside K and D.
+    Raises:
+        CheckpointError: no codebook is stored.
+    """
     size, dim = tensor_shape(shapes, CODEBOOK, 2)
-    return quantizer_config({"name": name or "ibq", "codebook_size": size, "code_dim": dim})
+    return quantizer_config({"name": name, "codebook_size": size, "code_dim": dim, **settings})
+
+
+def sign_config(bits: int) -> QuantizerConfig:
+    """LFQ of so many bits, whose codes are not stored. CheckpointError for more than an index has."""
+    if bits > MOST_BITS:
+        raise CheckpointError(
+            f"the tensor {PUBLISHED_CODEBOOK!r} is missing, and lookup-free codes of {bits} channels cannot be numbered"
+        )
+    return quantizer_config({"name": "lfq", "codebook_size": 2**bits, "code_dim": bits})
 
 
 def count_numbered(shapes: Shapes, parent: str) -> int:
@@ -128,7 +120,8 @@ def tensor_shape(shapes: Shapes, key: str, dimensions: int, network: str = "toke
         CheckpointError: there is none of that name, or it has another number of dimensions.
     """
     if key not in shapes:
-        raise CheckpointError(f"the tensor {key!r} is missing, which every {network} of this design has")
+        stored = PUBLISHED_CODEBOOK if key == CODEBOOK else key
+        raise CheckpointError(f"the tensor {stored!r} is missing, which every {network} of this design has")
     if len(shapes[key]) != dimensions:
         raise CheckpointError(f"the tensor {key!r} must have {dimensions} dimensions; got {tuple(shapes[key])}")
     return shapes[key]

@@ -1,5 +1,5 @@
-"""Axis 1, where code vectors come from: free parameters, a moving average of features, a frozen set under a map, or
-the grid of sign vectors, which is never stored."""
+"""Axis 1, where code vectors come from: free parameters, their directions, a moving average of features, a frozen set
+under a map, or the grid of sign vectors, which is never stored."""
 
 import torch
 from jaxtyping import Float, Int
@@ -76,6 +76,27 @@ class FreeCodebook(nn.Module):
     def replace(self, indices: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
         """Overwrite some codes, as k-means start and revival do."""
         self.weight[indices] = vectors.to(self.weight.dtype)
+
+
+class UnitCodebook(FreeCodebook):
+    """K × D free parameters, each code divided by its length wherever it is used.
+
+    Codes start with length 1. Their lengths change in training, since a step along a sphere leaves it, but no result
+    depends on them. Source: published LlamaGen code, VectorQuantizer with l2_norm.
+    """
+
+    def __init__(self, initialisation: str, codebook_size: int, code_dim: int):
+        super().__init__(initialisation, codebook_size, code_dim)
+        with torch.no_grad():
+            self.weight.copy_(nn.functional.normalize(self.weight, dim=1))
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """Codes of length 1, in float32 at least."""
+        return nn.functional.normalize(at_least_float32(self.weight), dim=1)
+
+    def replace(self, indices: Int[Tensor, " R"], vectors: Float[Tensor, "R D"]) -> None:
+        """Overwrite some codes by the directions of vectors."""
+        super().replace(indices, nn.functional.normalize(vectors, dim=1))
 
 
 class EmaCodebook(nn.Module):

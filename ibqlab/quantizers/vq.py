@@ -5,6 +5,7 @@ source, the metric and the upkeep only.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from ibqlab.base.checks import require, require_choice
 from ibqlab.quantizers.base import Assignment, Quantizer, register_quantizer
-from ibqlab.quantizers.codebooks import EmaCodebook, FreeCodebook, LinearCodebook
+from ibqlab.quantizers.codebooks import EmaCodebook, FreeCodebook, LinearCodebook, UnitCodebook
 from ibqlab.quantizers.estimators import METRICS, nearest_code, rotate_to_codes, straight_through
 from ibqlab.quantizers.terms import PairLossConfig, pair_terms
 from ibqlab.quantizers.upkeep import DeadCodeRevival, MovingAverage
@@ -25,11 +26,16 @@ GRADIENTS = {"straight_through": straight_through, "rotation": rotate_to_codes}
 class VectorQuantizerConfig(PairLossConfig):
     """VQ as the published baseline has it."""
 
+    allows_unit_vectors: ClassVar[bool] = True
+    """Whether `unit_vectors` means something; a method that also uses features of any length says False."""
     codebook: str = "free"
     """Where codes come from: "free" parameters, "ema" of assigned features, or "linear" map of a frozen set."""
     metric: str = "l2"
     """Which code is nearest: "l2", "cosine" or "dot". The metric chooses; value and loss use the vectors as they are,
-    like the published VectorQuantizer2 with l2_normalize."""
+    like the published VectorQuantizer2 with l2_normalize, unless unit_vectors is True."""
+    unit_vectors: bool = False
+    """Divide tokens and codes by their lengths before the choice, the value and the loss, so that quantized vectors
+    have length 1; stored codes keep theirs. Published VQ: False; LlamaGen and TiTok-L32: True."""
     gradient: str = "straight_through"
     """How the gradient passes the choice: "straight_through" (published) or "rotation"."""
     ema_decay: float = 0.99
@@ -47,6 +53,18 @@ class VectorQuantizerConfig(PairLossConfig):
         if self.codebook == "linear":
             moved = self.codebook_init == "kmeans" or self.revive_after > 0
             require(not moved, 'a "linear" codebook is frozen: codebook_init "kmeans" and revive_after do not apply')
+        if self.unit_vectors:
+            self._check_unit_vectors()
+
+    def _check_unit_vectors(self) -> None:
+        """Raises where vectors of length 1 would contradict another setting."""
+        name, remedy = self.config_name or "vq", "Leave unit_vectors out, or use the quantizer 'vq' with it"
+        rule = f"unit_vectors does not apply to {name}, which also uses features of any length. {remedy}"
+        require(self.allows_unit_vectors, rule)
+        require(self.codebook == "free", f'unit_vectors needs codebook "free", got {self.codebook!r}. {remedy}')
+        require(self.metric != "dot", f'unit_vectors needs metric "l2" or "cosine", got {self.metric!r}. {remedy}')
+        says = 'unit_vectors needs another codebook_init than "kmeans", which clusters features of any length'
+        require(self.codebook_init != "kmeans", f'{says}. Use "uniform"')
 
 
 class NearestCodeQuantizer(Quantizer):
@@ -79,7 +97,9 @@ class VectorQuantizer(Quantizer):
 
         k = argmin_k ‖z − c_k‖,   z_q = z + sg(c_k − z),   loss = ‖sg(c) − z‖² + β‖c − sg(z)‖²   (β_on "codebook")
 
-    Source: IBQ eqs. 1–2; published VectorQuantizer2 (legacy order of β by default).
+    With `unit_vectors` z/‖z‖ and c/‖c‖ stand for z and c everywhere, and gradients pass both divisions.
+    Source: IBQ eqs. 1–2; published VectorQuantizer2 (legacy order of β by default); unit vectors: published LlamaGen
+    and TiTok code.
     """
 
     reaches = "chosen"
@@ -89,18 +109,23 @@ class VectorQuantizer(Quantizer):
         if config.codebook == "ema":
             codes = EmaCodebook(start, size, dim, config.ema_decay)
         else:
-            codes = {"free": FreeCodebook, "linear": LinearCodebook}[config.codebook](start, size, dim)
+            free = UnitCodebook if config.unit_vectors else FreeCodebook
+            codes = {"free": free, "linear": LinearCodebook}[config.codebook](start, size, dim)
         upkeep = [MovingAverage()] if config.codebook == "ema" else []
         upkeep += [DeadCodeRevival(size, config.revive_after)] if config.revive_after else []
         super().__init__(config, codes, upkeep)
 
     def choose(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Int[Tensor, " N"]:
         """The nearest code by the config's metric."""
+        if self.config.unit_vectors:
+            features = F.normalize(features, dim=1)
         return nearest_code(features, codebook, self.config.metric, matmul=self.config.matmul)
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """Nearest code; in evaluation its exact value, in training the same with the chosen gradient."""
         indices = self.choose(features, codebook)
+        if self.config.unit_vectors:
+            features = F.normalize(features, dim=1)
         codes = F.embedding(indices, codebook)  # (N, D); its gradient reaches the chosen codes alone
         terms = pair_terms(features, codes)
         if self.config.codebook == "ema":

@@ -1,6 +1,7 @@
 """CVQ: codes that are hardly used are blended, each by its own share, toward features of the batch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ ANCHORS = ("closest", "random", "probability")
 class ClusteredVectorQuantizerConfig(VectorQuantizerConfig):
     """CVQ as published."""
 
+    allows_unit_vectors: ClassVar[bool] = False
     codebook: str = "free"
     """Always "free": codes learn by gradient and are moved between steps."""
     metric: str = "cosine"

@@ -1,6 +1,7 @@
 """Deferred VQ: the encoder learns without quantization first, and codes start where its features have come to lie."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +16,7 @@ from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 class DeferredVectorQuantizerConfig(VectorQuantizerConfig):
     """VQ after a continuous phase."""
 
+    allows_unit_vectors: ClassVar[bool] = False
     defer: float = 0.2
     """Share of training in which features pass as they are, 0 to below 1. The share of the paper's runs could not be
     established; a fifth is a choice of this library."""

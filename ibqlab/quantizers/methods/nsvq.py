@@ -1,7 +1,7 @@
 """NS-VQ: the drift of the encoder is handed on to codes that no token has chosen, by a kernel of their distance."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 class NonStationaryQuantizerConfig(VectorQuantizerConfig):
     """NS-VQ as published."""
 
+    allows_unit_vectors: ClassVar[bool] = False
     codebook: str = "free"
     """Always "free": drift moves codes by its gradient."""
     drift_weight: float = 0.01

@@ -1,6 +1,7 @@
 """Wasserstein VQ: codes are drawn to where features lie by the distance of the two as Gaussians."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ LARGEST_DIM = 256
 class WassersteinQuantizerConfig(VectorQuantizerConfig):
     """VQ with the Wasserstein term."""
 
+    allows_unit_vectors: ClassVar[bool] = False
     codebook: str = "free"
     """Always "free": the term moves codes by its gradient."""
     codebook_init: str = "unit"

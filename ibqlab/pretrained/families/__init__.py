@@ -1,0 +1,13 @@
+"""The families that are read here, one file each: names → ours and what differs, nothing else. See `family`."""
+
+from ibqlab.pretrained.families import (  # noqa: F401 - each registers itself
+    diffusers,
+    gumbel,
+    ibq,
+    ldm,
+    llamagen,
+    magvit2,
+    simvq,
+    vqgan,
+    vqgan_lc,
+)
