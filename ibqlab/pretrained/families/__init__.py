@@ -8,6 +8,7 @@ from ibqlab.pretrained.families import (  # noqa: F401 - each registers itself
     llamagen,
     magvit2,
     simvq,
+    titok,
     vqgan,
     vqgan_lc,
 )
