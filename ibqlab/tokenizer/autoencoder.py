@@ -2,8 +2,8 @@
 
 What is unusual: attention is placed by *nominal* resolution, the one in the config, not by the size of the image at
 hand; downsampling pads on the right and below only; the decoder has one block more per level than the encoder.
-Submodule names are the published ones, so published weights load without a translation table. The other design of
-`AutoencoderConfig`, Open-MAGVIT2's, stands in `magvit2`. Shape letters: B images · C channels · H W image · h w latent
+Submodule names are the published ones, so published weights load without a translation table. The other designs of
+`AutoencoderConfig` stand in `magvit2` and `maskgit`. Shape letters: B images · C channels · H W image · h w latent
 grid.
 """
 
@@ -210,7 +210,7 @@ register_design("vqgan", AutoencoderConfig, Encoder, Decoder)
 
 
 def normalisation(channels: int) -> nn.GroupNorm:
-    """Group normalisation as both designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
+    """Group normalisation as all designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPSILON)
 
 

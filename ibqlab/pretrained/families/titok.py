@@ -68,8 +68,8 @@ class Titok(Family):
         """Raise CheckpointError for models of the same authors that are no tokenizer of images, or lack a part."""
         if CODEBOOK not in shapes or settings.get("quantize_mode", "vq") != "vq":
             raise CheckpointError(
-                "this is a TiTok without codes (quantize_mode vae), whose tokens are vectors of any value; no tokenizer "
-                "with a codebook can be made of it. Give one of the published files with codes (ibqlab download)"
+                "this is a TiTok without codes (quantize_mode vae), whose tokens are vectors of any value, so that no "
+                "codebook stands in it. Give one of the published files with codes (ibqlab download)"
             )
         if any(key.startswith("decoder.text_guidance") for key in shapes):
             raise CheckpointError(
@@ -108,8 +108,8 @@ def _heads(shapes: Shapes, num_heads: Any) -> tuple[int, int]:
         published = ", ".join(f"{width} with {heads}" for width, heads in HEADS.items())
         raise CheckpointError(
             f"no shape tells the number of attention heads, and the width {unknown[0]} is none of the published ones "
-            f"({published}); type num_heads=…, the number in the encoder and in the decoder: num_heads=(12, 16), or one "
-            "number where they are equal (in a command --num-heads)"
+            f"({published}); type num_heads=…, the numbers of encoder and decoder, such as (12, 16), or one number "
+            "for both"
         )
     return HEADS[widths[0]], HEADS[widths[1]]
 
