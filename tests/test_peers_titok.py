@@ -92,7 +92,7 @@ class TestWhatAFileDoesNotTell:
     def test_heads_of_an_unpublished_width_are_asked_for(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"the width 32 is none .*type num_heads=…"):
             load_tokenizer(golden_file("peers/titok_official.bin"))
-        with pytest.raises(ValueError, match=r"num_heads of TiTok must be a whole number, or two.*num_heads=\(12, 16\)"):
+        with pytest.raises(ValueError, match=r"num_heads of TiTok must be .*or two.*num_heads=\(12, 16\)"):
             load_tokenizer(golden_file("peers/titok_official.bin"), num_heads=(2, 3, 4))
         with pytest.raises(ValueError, match="encoder_width must be a multiple of encoder_heads; got 32 and 5"):
             load_tokenizer(golden_file("peers/titok_official.bin"), num_heads=5)
@@ -137,7 +137,7 @@ class TestVariants:
         check_forward("titok_pixel", tokenizer, low=0)
 
     def test_one_without_codes(self, tmp_path):
-        with pytest.raises(CheckpointError, match="TiTok without codes .*Give one of the published files"):
+        with pytest.raises(CheckpointError, match=r"TiTok without codes .*Give one of the published files"):
             self.load_changed(tmp_path, "titok_pixel", drop="quantize.")
 
     def test_one_whose_decoder_reads_text(self, tmp_path):

@@ -1,4 +1,4 @@
-"""TiTok: the design, its settings and its training; and what views, figures and counts make of tokens without a grid."""
+"""TiTok: the design, its settings and what they refuse, its training and its cost."""
 
 import json
 from dataclasses import replace
@@ -96,7 +96,8 @@ def test_every_token_is_about_the_whole_image(images):
     assert (changed > 0).all()  # one pixel, every token
     latents = tokenizer.encoder(images)
     moved = latents + torch.nn.functional.one_hot(torch.tensor(2), 6)
-    assert ((tokenizer.decoder(moved) - tokenizer.decoder(latents)).abs().amax((0, 1)) > 0).all()  # one token, all pixels
+    difference = tokenizer.decoder(moved) - tokenizer.decoder(latents)
+    assert (difference.abs().amax((0, 1)) > 0).all()  # one token, all pixels
 
 
 def test_mixed_latents_read_the_same_numbers_in_another_order(images):
@@ -172,7 +173,7 @@ class TestRefusals:
     def test_a_generator_on_a_grid(self):
         config = generator_config({"name": "ibq", "vocabulary_size": 16, "grid_size": 4, "num_classes": 10})
         for size in (8, None):
-            with pytest.raises(ValueError, match="tokens lie on no grid .*Use a tokenizer with a grid"):
+            with pytest.raises(ValueError, match=r"tokens lie on no grid .*Use a tokenizer with a grid"):
                 check_fit(tiny(), config, size)
 
 
