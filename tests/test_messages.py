@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import ibqlab
 from ibqlab.cli import main
 from ibqlab.config.assignments import dataclasses_in, field_types
 from ibqlab.pretrained import CheckpointError
-from ibqlab.pretrained.tokenizer_architecture import infer_config
+from ibqlab.pretrained.recognition import recognise
+from ibqlab.pretrained.tensor_files import TensorFile
 from ibqlab.training import GeneratorTrainConfig, TrainConfig
 
 PACKAGE = Path(ibqlab.__file__).parent
@@ -81,5 +83,6 @@ def test_the_scan_sees_what_does_not_exist():
 
 def test_a_message_names_tensors_as_a_terminal_may_show_them():
     with pytest.raises(CheckpointError, match=r"names begin with \\x1b\[31mlayer$") as refused:
-        infer_config({"\x1b[31mlayer.weight": (2, 2)}, None)
+        tensors = {"\x1b[31mlayer.weight": torch.zeros(2, 2)}
+        recognise(TensorFile(path=Path("file"), format="", tensors=tensors), tensors)
     assert str(refused.value).isprintable()

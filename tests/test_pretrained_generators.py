@@ -29,7 +29,7 @@ from ibqlab.pretrained import (
 from ibqlab.pretrained.export import published_generator_state
 from ibqlab.pretrained.generator_architecture import infer_generator_config
 from ibqlab.pretrained.names import FIRST_STAGE
-from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer, infer_config
+from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import join_indices, quantizer_config
 from ibqlab.runs import Run, RunError
 from ibqlab.tokenizer import AutoencoderConfig, Tokenizer, TokenizerConfig
@@ -176,7 +176,7 @@ def test_runs_are_read_with_their_tokenizer(tmp_path):
         with pytest.raises(CheckpointError, match="must hold tensors by name under 'model'"):
             load_generator(run.path)
     run.save_checkpoint(3, {"model": tokenizer.state_dict()})
-    with pytest.raises(CheckpointError, match="must be those of one generator"):
+    with pytest.raises(CheckpointError, match="must be those of a generator"):
         load_generator(run.path)
     run.save_checkpoint(3, {"model": model.state_dict(), "optimizer": {}})
     export_tokenizer(tokenizer, run.path / "tokenizer.safetensors")
@@ -333,10 +333,9 @@ def test_the_table_of_generators_is_that_of_the_papers():
 
 def test_the_exported_keys_are_those_of_the_published_file():
     listed = golden_keys("IBQ-AR/B")
-    first = {key.removeprefix(FIRST_STAGE): shape for key, shape in listed.items() if key.startswith(FIRST_STAGE)}
     with torch.device("meta"):
         generator = make_generator(GeneratorConfig.preset("B"))
-    state = published_generator_state(generator, empty_tokenizer(infer_config(first)))
+    state = published_generator_state(generator, empty_tokenizer(TokenizerConfig()))
     assert {key: tuple(value.shape) for key, value in state.items()} == listed
     assert list(state) == list(listed)
 

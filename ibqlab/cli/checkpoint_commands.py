@@ -14,11 +14,18 @@ GRID = click.option("--grid-size", type=int, help="Of a published generator: tok
 @click.command()
 @click.argument("checkpoint")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
-@click.option("--quantizer", help="Of a published file that does not tell IBQ from VQ: ibq or vq.")
+@click.option("--family", help="Whose published file it is, where names do not tell: ibq, vqgan or ldm.")
+@click.option("--quantizer", help="Of a published file in IBQ's or VQGAN's autoencoder: another than the family's.")
 @HEADS
 @GRID
 @PLUGIN_RUN
-def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int | None, grid_size: int | None) -> None:
+def inspect(
+    checkpoint: str,
+    weights: str,
+    num_heads: int | None,
+    grid_size: int | None,
+    **told: str | None,
+) -> None:
     """What CHECKPOINT holds, key by key, and the architecture that its names and shapes tell.
 
     CHECKPOINT is a published file, a file from `ibqlab export`, or a run folder, of a tokenizer or a generator. Nothing
@@ -32,7 +39,7 @@ def inspect(checkpoint: str, weights: str, quantizer: str | None, num_heads: int
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*averaged weights still hold")  # the report says the same
-            model = load_tokenizer(checkpoint, weights, quantizer=quantizer)
+            model = load_tokenizer(checkpoint, weights, num_heads=num_heads, **told)
     say(model.load_report)
     section("settings", dump_yaml(model.config))
 

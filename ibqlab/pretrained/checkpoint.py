@@ -11,7 +11,7 @@ from torch import Tensor
 from ibqlab.base.files import RunError
 from ibqlab.generator import AnyGenerator, SequenceConfig, make_generator
 from ibqlab.pretrained.load_report import AS_GIVEN, NAMES, LoadReport, warn_of_start
-from ibqlab.pretrained.names import TensorRole
+from ibqlab.pretrained.names import TensorRole, is_same_shape
 from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, empty_tokenizer
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
@@ -84,9 +84,14 @@ class Checkpoint:
 
     def part(self, part: str) -> dict[str, Tensor]:
         """Tensors of one part by their names in it; those of the network in the shapes that they have there."""
-        shapes = self.shapes if part.startswith(self.network) else {}
         named = {role.name: self.tensors[key] for key, role in self.roles.items() if role.part == part}
-        return {name: value.view(shapes.get(name, value.shape)) for name, value in named.items()}
+        if not part.startswith(self.network):
+            return named
+        wanted = {name: self.shapes.get(name, value.shape) for name, value in named.items()}
+        return {
+            name: value.view(wanted[name]) if is_same_shape(value.shape, wanted[name]) else value
+            for name, value in named.items()
+        }
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:

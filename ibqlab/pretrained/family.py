@@ -34,7 +34,6 @@ Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
 BESIDE = {
     "loss.discriminator.": "discriminator",
     "loss.perceptual_loss.": "perceptual loss",
-    "loss.": "other parts of the loss",
 }
 """Beginnings of names that are not the tokenizer's and the part that they belong to, the first that fits."""
 

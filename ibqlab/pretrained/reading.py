@@ -33,6 +33,7 @@ from ibqlab.pretrained.tensor_files import (
     existing_path,
     load_pickle,
     open_tensor_file,
+    settings_beside,
 )
 from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
@@ -126,7 +127,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
         refuse_unread(tensors, network)
         if network == "tokenizer":
-            family, config, roles = _open_tokenizer(file, tensors, **user_settings)
+            family, config, roles = identify_tokenizer(file, tensors, **user_settings)
             title = f"{file.format}: {family.title}"
             has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
             weights = None if family.averaged or has_averages else AS_GIVEN
@@ -155,7 +156,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
     return checkpoint
 
 
-def _open_tokenizer(
+def identify_tokenizer(
     file: TensorFile,
     tensors: Mapping[str, Tensor],
     *,
@@ -163,12 +164,20 @@ def _open_tokenizer(
     quantizer: str | None = None,
     num_heads: Any = None,
 ) -> tuple[Family, TokenizerConfig, dict[str, names.TensorRole]]:
-    """Family, settings and the role of every tensor of a published tokenizer."""
+    """Family, settings and the role of every tensor of a published tokenizer; no tensor's numbers are needed.
+
+    Args:
+        file: the file.
+        tensors: those of the tokenizer, by the file's names without a first stage's prefix.
+        family, quantizer, num_heads: what the user said, as in `read_checkpoint`.
+    Raises:
+        CheckpointError: no file of a known family, or one that does not tell which; ValueError: as `read_checkpoint`.
+    """
     known = recognise(file, tensors, family, quantizer)
     by_name = {key: known.role(key, tensors) for key in tensors}
     shapes = {role.name: tuple(tensors[key].shape) for key, role in by_name.items() if role.part == "tokenizer"}
     config = known.infer(
-        shapes, Facts(quantizer=quantizer or file.quantizer, num_heads=num_heads, settings=file.settings)
+        shapes, Facts(quantizer=quantizer or file.quantizer, num_heads=num_heads, settings=settings_beside(file.path))
     )
     roles = names.tokenizer_roles(tensors, empty_tokenizer(config), by_name, known.title)
     known.check(tensors, config)

@@ -102,13 +102,13 @@ def _told_apart(
     for start, name in AROUND_A_FIRST_STAGE.items():
         if any(key.startswith(start) for key in file.tensors):
             return find_family(name)
-    if any(key.startswith(AVERAGE) for key in tensors):
+    near_zero = codes_within_start_of_vq(tensors[PUBLISHED_CODEBOOK])
+    if any(key.startswith(AVERAGE) for key in tensors) and not near_zero:
         return find_family("ibq")
     if not any(key.startswith("encoder.mid.attn_1.") for key in tensors):
         return find_family("ldm")
     if file.lightning and int(file.lightning.split(".")[0]) < 2:
         return find_family("vqgan")
-    near_zero = codes_within_start_of_vq(tensors[PUBLISHED_CODEBOOK])
     finding = "it has no averaged weights (model_ema.…), which files of IBQ have, so nothing in it tells which"
     if near_zero:
         finding = f"{near_zero:,} of its codes lie within ±1/K, where VQ starts and IBQ does not, so it is likely VQ"
@@ -127,7 +127,7 @@ def _nobody(tensors: Mapping[str, Tensor]) -> CheckpointError:
             "trained on is load_first_stage(path), where the file holds it"
         )
     codes = ("quantize.", "tok_embeddings.", "codebook_projection.")
-    is_vqgan = {"encoder.conv_in.weight", "quant_conv.weight"} <= set(tensors)
+    is_vqgan = {"encoder.mid.block_1.conv1.weight", "quant_conv.weight"} <= set(tensors)
     if is_vqgan and not any(name.startswith(codes) for name in tensors):
         return CheckpointError(
             "this is an autoencoder without codes (latent-diffusion's AutoencoderKL), or one with lookup-free codes; "
@@ -135,7 +135,8 @@ def _nobody(tensors: Mapping[str, Tensor]) -> CheckpointError:
         )
     known = [family for family in all_families() if family.marks]
     found = {family.name: len(family.marks) - len(family.missing_marks(tensors)) for family in known}
-    nearest = max(known, key=lambda family: found[family.name] / len(family.marks))
+    matching = {family.name: sum(any(re.match(m, key) for m in family.marks) for key in tensors) for family in known}
+    nearest = max(known, key=lambda family: (found[family.name] / len(family.marks), matching[family.name]))
     if not found[nearest.name]:
         return CheckpointError(
             "this is no image tokenizer of a family that ibqlab reads (list them: ibqlab download)"

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ibqlab.base.escaping import for_terminal
-from ibqlab.base.files import UnreadableFile, open_ordinary, why_not
-from ibqlab.runs.finding import hint, locate
+from ibqlab.base.files import UnreadableFile, open_ordinary, read_json, why_not
+from ibqlab.runs.finding import WEIGHT_FILES, hint, locate
 
 SAFETENSORS = "safetensors file"
 ZIP_MAGIC = b"PK"
@@ -61,8 +61,6 @@ class TensorFile:
     """What was taken off to get at the tensors and their names, in words."""
     quantizer: str | None = None
     """The quantizer that an export under published names tells."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The config.json beside the file, where a folder was given."""
     lightning: str = ""
     """Version of the Lightning that wrote the file; "" where it tells none."""
 
@@ -131,6 +129,21 @@ def open_tensor_file(path: Path) -> TensorFile:
         quantizer=header.get("quantizer") if isinstance(header, dict) else None,
         lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
     )
+
+
+def settings_beside(path: Path) -> dict[str, Any]:
+    """The config.json in a published folder, given its file of weights; {} beside any other file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    file = path.parent / "config.json"
+    if path.name not in WEIGHT_FILES or not file.is_file():
+        return {}
+    try:
+        return read_json(file)
+    except UnreadableFile as error:
+        raise CheckpointError(f"{file}: {error}; copy or download the folder again") from None
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

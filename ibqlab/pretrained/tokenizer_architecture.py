@@ -119,9 +119,9 @@ def tensor_shape(shapes: Shapes, key: str, dimensions: int, network: str = "toke
     Raises:
         CheckpointError: there is none of that name, or it has another number of dimensions.
     """
+    stored = PUBLISHED_CODEBOOK if key == CODEBOOK else key
     if key not in shapes:
-        stored = PUBLISHED_CODEBOOK if key == CODEBOOK else key
         raise CheckpointError(f"the tensor {stored!r} is missing, which every {network} of this design has")
     if len(shapes[key]) != dimensions:
-        raise CheckpointError(f"the tensor {key!r} must have {dimensions} dimensions; got {tuple(shapes[key])}")
+        raise CheckpointError(f"the tensor {stored!r} must have {dimensions} dimensions; got {tuple(shapes[key])}")
     return shapes[key]

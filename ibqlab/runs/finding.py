@@ -7,6 +7,7 @@ New: a name below the folder of all runs, unless it is plainly a path (`output_f
     ./mine, ../mine, ~/mine, /data/mine    as typed
 """
 
+import contextlib
 import os
 import shlex
 import tomllib
@@ -20,6 +21,15 @@ from ibqlab.config import nearest
 
 ROOT_NAME = "runs"
 """What the folder of all runs is called in front of a name, wherever it lies."""
+
+WEIGHT_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""Weights in a folder as libraries of the Hugging Face hub write it, the first that is there."""
 
 
 def runs_root() -> Path:
@@ -60,8 +70,12 @@ def locate(name: str | Path) -> Path:
         name: a path, in which ~ is the home folder, or a name below the folder of all runs, with or without `runs/`.
     Returns:
         The path, if something is there; else the place below the folder of all runs, if something is there; else the
-        path again.
+        path again. Of a published folder, config.json beside a file of weights, that file.
     """
+    return _weights_in(_located(name))
+
+
+def _located(name: str | Path) -> Path:
     path = Path(name)
     if path.parts[:1] and path.parts[0].startswith("~"):
         path = expanded(path)
@@ -69,6 +83,15 @@ def locate(name: str | Path) -> Path:
         return path
     below = below_root(path)
     return below if os.path.exists(below) else path
+
+
+def _weights_in(path: Path) -> Path:
+    """The file of weights beside a config.json, given their folder; any other path as it is."""
+    with contextlib.suppress(OSError, ValueError):
+        if (path / "config.json").is_file() and not (path / "config.yaml").exists():
+            files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+            return files[0] if files else path
+    return path
 
 
 def below_root(path: Path) -> Path:

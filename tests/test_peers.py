@@ -1,0 +1,175 @@
+"""Tokenizers of other systems that are VQGAN's or Open-MAGVIT2's autoencoder with other settings: the published values,
+number for number, and which file is whose."""
+
+import pytest
+import torch
+from golden import golden, golden_file
+from peers import check_forward, check_quantizer, check_training, full_size, opened, same, stored_file
+
+from ibqlab.pretrained import CheckpointError, load_tokenizer
+
+LOSS = {"quant_loss": "loss"}
+CODEBOOK = {"grad_codebook": "codes.weight"}
+
+
+def test_taming_vqgan(tmp_path):
+    tokenizer = opened("taming_vqgan", tmp_path)
+    assert tokenizer.load_report.format.endswith("a VQGAN (taming-transformers)")
+    check_forward("taming_vqgan", tokenizer)
+    check_quantizer("taming_vqgan", tokenizer, CODEBOOK, LOSS)
+    check_training("taming_vqgan", tokenizer)
+
+
+@pytest.mark.parametrize("name", ["ldm_vq", "ldm_vq_noattn"])
+def test_latent_diffusion(name, tmp_path):
+    tokenizer = opened(name, tmp_path, family="ldm")
+    check_forward(name, tokenizer)
+    check_quantizer(name, tokenizer, CODEBOOK, LOSS)
+    check_training(name, tokenizer)
+    _, values = golden(f"peers/{name}")
+    with torch.no_grad():
+        same(tokenizer.decode(values["out/h"]), values["out/x_rec_unquantized"])
+
+
+def test_llamagen(tmp_path):
+    tokenizer = opened("llamagen_vq", tmp_path)
+    check_forward("llamagen_vq", tokenizer)
+    terms = {"vq_loss": "codebook", "commit_loss": "0.25 * commitment"}
+    check_quantizer("llamagen_vq", tokenizer, CODEBOOK, terms)
+    check_training("llamagen_vq", tokenizer, squared=True)
+    stored = tokenizer.quantizer.codes.weight.norm(dim=1)
+    assert (stored - 1).abs().max() > 0.1  # as stored they are no unit vectors, as used they are
+    assert torch.allclose(tokenizer.quantizer.codebook.norm(dim=1), torch.ones(64))
+
+
+def test_vqgan_lc(tmp_path):
+    tokenizer = opened("vqgan_lc", tmp_path)
+    check_forward("vqgan_lc", tokenizer)
+    projector = {f"grad_projection_{word}": f"codes.layers.0.{word}" for word in ("weight", "bias")}
+    check_quantizer("vqgan_lc", tokenizer, projector, LOSS)
+    check_training("vqgan_lc", tokenizer)
+    _, values = golden("peers/vqgan_lc")
+    same(tokenizer.quantizer.codebook, values["out/projected_codebook"])
+
+
+def test_simvq(tmp_path):
+    raw = opened("simvq", tmp_path, weights="raw")
+    check_forward("simvq", raw)
+    projector = {f"grad_projection_{word}": f"codes.map.{word}" for word in ("weight", "bias")}
+    check_quantizer("simvq", raw, projector, {"commitment": "loss"})
+    check_training("simvq", raw)
+    _, values = golden("peers/simvq")
+    same(raw.quantizer.codebook, values["out/projected_codebook"])
+    averaged = opened("simvq", tmp_path)  # as its authors evaluate it
+    check_forward("simvq", averaged, part="ema")
+    assert torch.equal(averaged.quantizer.codes.anchors, raw.quantizer.codes.anchors)
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_diffusers(whole_folder, tmp_path):
+    folder = stored_file("diffusers_vq", tmp_path)
+    tokenizer = load_tokenizer(folder if whole_folder else folder / "diffusion_pytorch_model.safetensors").float()
+    check_forward("diffusers_vq", tokenizer)
+    check_quantizer("diffusers_vq", tokenizer, CODEBOOK, LOSS)
+    check_training("diffusers_vq", tokenizer)
+
+
+class TestGumbel:
+    def test_the_choice_without_noise(self, tmp_path):
+        tokenizer = opened("taming_gumbel", tmp_path)
+        _, values = golden("peers/taming_gumbel")
+        with torch.no_grad():
+            out = tokenizer.encode(values["x"])
+            assert torch.equal(out.indices, values["det/indices"])
+            same(out.quantized, values["det/z_q"])
+            same(tokenizer.decode_indices(out.indices), values["det/x_rec"])
+            encoded = tokenizer.encoder(values["x"])
+            same(encoded, values["out/encoder_out"])
+            same(tokenizer.quant_conv(encoded), values["out/h"])
+            weight = tokenizer.quantizer.scores.weight[:, :, None, None]
+            logits = torch.nn.functional.conv2d(values["out/h"], weight, tokenizer.quantizer.scores.bias)
+            same(logits, values["out/logits"])
+            same(tokenizer.decode_indices(values["out/indices"]), values["out/x_rec"])
+            same(tokenizer.double()(values["x"].double()).features, values["f64/h"], 1e-6)
+
+
+FULL_SIZE = {
+    "taming/vqgan_imagenet_f16_16384": ("vqgan", {"tokenizer": 343, "perceptual loss": 33, "discriminator": 16}),
+    "taming/vqgan_gumbel_f8": ("vqgan_gumbel", {"tokenizer": 301}),
+    "ldm/vq-f16": ("ldm", {"tokenizer": 343, "perceptual loss": 33, "discriminator": 16}),
+    "ldm/vq-f4-noattn": ("ldm", {"tokenizer": 185, "perceptual loss": 33, "discriminator": 22}),
+    "llamagen/VQ-16": ("llamagen", {"tokenizer": 343, "indices chosen last": 1}),
+    "vqgan-lc/f16": ("vqgan_lc", {"tokenizer": 345, "perceptual loss": 33, "discriminator": 16}),
+    "simvq/simvq_1k": (
+        "simvq",
+        {
+            "tokenizer": 150,
+            "tokenizer_ema": 149,
+            "perceptual loss": 33,
+            "discriminator": 22,
+            "discriminator_ema": 13,
+            "bookkeeping": 2,
+        },
+    ),
+    "diffusers/vq-f16": ("diffusers", {"tokenizer": 343}),
+}
+
+
+@pytest.mark.parametrize(("model", "expected"), FULL_SIZE.items(), ids=FULL_SIZE)
+def test_every_key_of_a_full_size_file_has_its_place(model, expected):
+    family, parts = expected
+    told = {"family": family} if family in ("vqgan", "ldm") and "noattn" not in model else {}
+    name, config, found = full_size(model, **told)
+    assert (name, found) == (family, parts)
+    assert config.autoencoder.base_channels == 128
+
+
+class TestWhoseFileItIs:
+    """A file is opened as what it is, or refused with what to type; never guessed."""
+
+    def test_names_that_three_systems_share_are_asked_about(self, tmp_path):
+        file = stored_file("ldm_vq", tmp_path)
+        with pytest.raises(CheckpointError, match=r"family='ibq' for .*family='ldm' for .*family='vqgan' for"):
+            load_tokenizer(file)
+        for family in ("ldm", "vqgan"):
+            check_forward("ldm_vq", load_tokenizer(file, family=family))
+        assert load_tokenizer(file, "raw", family="ibq").config.quantizer.config_name == "ibq"
+
+    @pytest.mark.parametrize("family", ["llamagen", "simvq", "magvit2", "vqgan_lc"])
+    def test_another_family_than_the_files_is_refused_and_named(self, family):
+        file = golden_file("peers/taming_vqgan_official.ckpt")
+        with pytest.raises(CheckpointError, match=r"is not a tokenizer of .*no tensor's name begins with .*family="):
+            load_tokenizer(file, family=family)
+
+    def test_an_unknown_family(self):
+        with pytest.raises(ValueError, match="did you mean 'llamagen'"):
+            load_tokenizer(golden_file("peers/llamagen_vq_official.pt"), family="lamagen")
+
+    def test_a_near_miss_names_the_family_and_what_differs(self, tmp_path):
+        state = torch.load(stored_file("llamagen_vq", tmp_path), weights_only=True)["model"]
+        torch.save({key: value for key, value in state.items() if "quantize" not in key}, tmp_path / "half.pt")
+        with pytest.raises(CheckpointError, match=r"resembles a tokenizer of LlamaGen .*quantize\.embedding\.weight"):
+            load_tokenizer(tmp_path / "half.pt")
+        del state["decoder.mid.1.q.weight"]
+        torch.save(state, tmp_path / "short.pt")
+        with pytest.raises(CheckpointError, match=r"of a tokenizer of LlamaGen.*1 missing \(decoder.mid.attn_1.q"):
+            load_tokenizer(tmp_path / "short.pt")
+
+    def test_two_systems_in_one_file(self, tmp_path):
+        state = torch.load(stored_file("llamagen_vq", tmp_path), weights_only=True)["model"]
+        other = torch.load(golden_file("peers/taming_vqgan_official.ckpt"), weights_only=True)["state_dict"]
+        torch.save(state | other, tmp_path / "both.pt")
+        with pytest.raises(CheckpointError, match=r"names of .*LlamaGen.* and of .* stand in one file"):
+            load_tokenizer(tmp_path / "both.pt")
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision(self, dtype, tmp_path):
+        state = torch.load(stored_file("llamagen_vq", tmp_path), weights_only=True)["model"]
+        torch.save({key: value.to(dtype) for key, value in state.items()}, tmp_path / "half.pt")
+        tokenizer = load_tokenizer(tmp_path / "half.pt")
+        assert {value.dtype for value in tokenizer.state_dict().values()} == {dtype}
+        assert tokenizer.encode(golden("peers/llamagen_vq")[1]["x"]).quantized.isfinite().all()
+
+    def test_a_generator_is_no_tokenizer(self):
+        with pytest.raises(CheckpointError, match="a generator of LlamaGen, not a tokenizer; use load_generator"):
+            load_tokenizer(golden_file("peers/llamagen_gpt_official.pt"))
