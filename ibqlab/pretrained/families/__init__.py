@@ -7,6 +7,8 @@ from ibqlab.pretrained.families import (  # noqa: F401 - each registers itself
     ldm,
     llamagen,
     magvit2,
+    maskbit,
+    maskgit,
     simvq,
     titok,
     vqgan,
