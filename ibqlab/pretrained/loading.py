@@ -28,7 +28,7 @@ def load_tokenizer(
     *,
     family: str | None = None,
     quantizer: str | None = None,
-    num_heads: int | None = None,
+    num_heads: int | tuple[int, int] | None = None,
 ) -> Tokenizer:
     """The tokenizer of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
 
@@ -45,7 +45,8 @@ def load_tokenizer(
         family: whose file it is, where its names do not tell: "ibq", "vqgan" and "ldm" share theirs. None: as the file
             tells; one that does not tell is refused.
         quantizer: of a file with those names, where it is another than its family's. "vq" says "vqgan", too.
-        num_heads: of a file whose attention heads no shape and no config.json tells; None: the published ones.
+        num_heads: of a file whose attention heads no shape and no config.json tells, of TiTok also two, (encoder,
+            decoder); None: the published ones.
     Returns:
         A tokenizer; move it with `.to(device)`.
     Raises:

@@ -67,7 +67,7 @@ def read_checkpoint(
     *,
     family: str | None = None,
     quantizer: str | None = None,
-    num_heads: int | None = None,
+    num_heads: int | tuple[int, int] | None = None,
     grid_size: int | None = None,
 ) -> Checkpoint:
     """Everything that a checkpoint holds of a network and of what was trained beside it.
@@ -79,7 +79,8 @@ def read_checkpoint(
         network: "tokenizer" or "generator".
         family: of a published tokenizer, where its names do not tell it, such as "vqgan"; None: as the file tells.
         quantizer: of a published tokenizer in IBQ's or VQGAN's autoencoder, where it is another than the family's.
-        num_heads: of a published transformer, which does not tell it; None: the published rule.
+        num_heads: of a published transformer, which does not tell it, of TiTok also two, (encoder, decoder); None: the
+            published rule.
         grid_size: likewise, tokens along one side of an image; None: 16, as published.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
@@ -128,7 +129,8 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         refuse_unread(tensors, network)
         if network == "tokenizer":
             family, config, roles = identify_tokenizer(file, tensors, **user_settings)
-            title = f"{file.format}: {family.title}"
+            remark = family.remark(config, settings_beside(file.path))
+            title = f"{file.format}: {family.title}{f' ({remark})' if remark else ''}"
             has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
             weights = None if family.averaged or has_averages else AS_GIVEN
         else:
