@@ -29,6 +29,8 @@ from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", names.DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
 """Parts of a published state dict in its order. The published loader wants a weight ahead of its average."""
+PUBLISHED_DESIGNS = ("vqgan", "magvit2")
+"""Designs that the code of IBQ and Open-MAGVIT2 builds."""
 PUBLISHED_DECAY = 0.999
 LIGHTNING_VERSION = "2.2.0"
 """The version that the published code asks for; Lightning converts checkpoints that name no version."""
@@ -196,8 +198,13 @@ def published_tokenizer_state(
     """A tokenizer's weights by their published names, in the published order; arguments as in `Checkpoint`.
 
     Raises:
-        ValueError: a quantizer with more to it than one learned codebook.
+        ValueError: a quantizer with more to it than one learned codebook, or an autoencoder of another design.
     """
+    require(
+        config.autoencoder.design in PUBLISHED_DESIGNS,
+        f"the published code builds autoencoders of the designs {', '.join(PUBLISHED_DESIGNS)}; got "
+        f"{config.autoencoder.design!r}. Use export_tokenizer, which holds any design",
+    )
     tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
     extra_names = [name for name in tokenizer if name.startswith("quantizer.") and name != CODEBOOK]
     require(

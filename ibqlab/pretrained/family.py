@@ -89,6 +89,15 @@ class Family:
         """
         raise TypeError(f"{type(self).__name__} must define infer(shapes, facts) -> TokenizerConfig")
 
+    def remark(self, config: TokenizerConfig, settings: Mapping[str, Any]) -> str:
+        """What of the settings a rule tells and not the file, for the report; "" where there is nothing such.
+
+        Args:
+            config: what `infer` gave.
+            settings: as in `Facts`.
+        """
+        return ""
+
     def check(self, tensors: Mapping[str, Tensor], config: TokenizerConfig) -> None:
         """Look at values where names and shapes leave a question. Does nothing unless overridden.
 

@@ -13,7 +13,8 @@ from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.pretrained.names import FIRST_STAGE
-from ibqlab.pretrained.reading import read_checkpoint, read_published
+from ibqlab.pretrained.published_files import read_published
+from ibqlab.pretrained.reading import read_checkpoint
 from ibqlab.pretrained.tensor_files import CheckpointError, existing_path, open_tensor_file
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def load_tokenizer(
     *,
     family: str | None = None,
     quantizer: str | None = None,
-    num_heads: int | None = None,
+    num_heads: int | tuple[int, int] | None = None,
 ) -> Tokenizer:
     """The tokenizer of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
 
@@ -45,7 +46,8 @@ def load_tokenizer(
         family: whose file it is, where its names do not tell: "ibq", "vqgan" and "ldm" share theirs. None: as the file
             tells; one that does not tell is refused.
         quantizer: of a file with those names, where it is another than its family's. "vq" says "vqgan", too.
-        num_heads: of a file whose attention heads no shape and no config.json tells; None: the published ones.
+        num_heads: of a file whose attention heads no shape and no config.json tells, of TiTok also two, (encoder,
+            decoder); None: the published ones.
     Returns:
         A tokenizer; move it with `.to(device)`.
     Raises:

@@ -24,6 +24,8 @@ class Design(NamedTuple):
     of its last layer."""
     convolutions: bool
     """Whether 1 × 1 convolutions stand between latents and codes; without them latent_channels is code_dim."""
+    grid: bool = True
+    """Whether token (r, c) stands for the image around there; without a grid an image is one row of T tokens."""
 
 
 DEFAULT = "vqgan"
@@ -37,6 +39,7 @@ def register_design(
     decoder: Callable[[Any], nn.Module],
     *,
     convolutions: bool = True,
+    grid: bool = True,
 ) -> None:
     """Make a pair of encoder and decoder known to `TokenizerConfig` and recipes.
 
@@ -46,11 +49,11 @@ def register_design(
             fields or properties in_channels, out_channels, latent_channels, encoder_channels, resolution (pixels along
             one side) and downsampling, and a method latent_grid(height, width) → rows and columns of tokens.
         encoder, decoder: make a module of such settings; see `Design`.
-        convolutions: see `Design`.
+        convolutions, grid: see `Design`.
     Raises:
         ValueError: another pair has the name, or the settings lack what every design has.
     """
-    design = Design(config, encoder, decoder, convolutions)
+    design = Design(config, encoder, decoder, convolutions, grid)
     known = _DESIGNS.get(name, design)
     same = known.encoder.__qualname__ == encoder.__qualname__ and not known.encoder.__module__.startswith("ibqlab.")
     require(same or known == design, f"a design named {name!r} exists already: {known.encoder!r}; choose another name")
