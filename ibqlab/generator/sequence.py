@@ -3,7 +3,7 @@
 Shape letters: B images · T sequence · C width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -113,15 +113,15 @@ def generator_config(settings: Any) -> SequenceConfig:
     """A design's config from `{"name": "ibq", "preset": "XL", setting: value, …}`; configs pass through unchanged.
 
     Args:
-        settings: `name` is "ibq" or "magvit2"; `preset`, which may be missing, a published configuration that the other
-            settings change.
+        settings: `name` is "ibq", "llamagen" or "magvit2"; `preset`, which may be missing, a published configuration
+            that the other settings change.
     Raises:
         ValueError: no or unknown name or preset, unknown key, wrong type, impossible value; the message names the
             nearest key.
     """
     if isinstance(settings, SequenceConfig):
         return settings
-    designs = {design.config_name: design for design in SequenceConfig.__subclasses__()}
+    designs = {design.config_name: design for design in _designs(SequenceConfig)}
     if not isinstance(settings, dict) or "name" not in settings:
         raise ValueError(f"a generator needs a name, one of {', '.join(sorted(designs))}; got {settings!r}")
     from ibqlab import config  # noqa: PLC0415 - it needs pydantic, a plain generator does not
@@ -133,6 +133,14 @@ def generator_config(settings: Any) -> SequenceConfig:
         require_choice("preset", settings["preset"], design.presets)
         values = {**design.presets[settings["preset"]], **values}
     return config.parse(design, values, source=f"generator {settings['name']!r}")
+
+
+def _designs(parent: type[SequenceConfig]) -> Iterator[type[SequenceConfig]]:
+    """The classes below this one that have a name; the others are what some designs share."""
+    for design in parent.__subclasses__():
+        if design.config_name:
+            yield design
+        yield from _designs(design)
 
 
 def block_parts(config: SequenceConfig) -> tuple[Attention, FeedForward]:

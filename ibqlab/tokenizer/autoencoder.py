@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
 from ibqlab.tokenizer.designs import register_design
 from ibqlab.tokenizer.group_norm import normalise
+from ibqlab.tokenizer.vision_transformer import TransformerBlock
 
 NORM_EPSILON = 1e-6
 
@@ -219,5 +220,6 @@ def conv3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
 
 
 def find_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Residual and attention blocks, in the order of the modules; their activations may be computed again."""
-    return (module for module in network.modules() if isinstance(module, (ResidualBlock, AttentionBlock)))
+    """Residual, attention and transformer blocks in the modules' order; their activations may be computed again."""
+    blocks = (ResidualBlock, AttentionBlock, TransformerBlock)
+    return (module for module in network.modules() if isinstance(module, blocks))

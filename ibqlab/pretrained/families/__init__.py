@@ -10,6 +10,7 @@ from ibqlab.pretrained.families import (  # noqa: F401 - each registers itself
     maskbit,
     maskgit,
     simvq,
+    titok,
     vqgan,
     vqgan_lc,
 )
