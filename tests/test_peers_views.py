@@ -12,6 +12,7 @@ from ibqlab.views.atlas.moment import Moment
 from ibqlab.views.card_page import card_html
 from ibqlab.views.cards import CardReader
 from ibqlab.views.subject import ViewError, open_subject
+from ibqlab.widgets import link_maps
 
 FAMILIES = {
     "taming_vqgan": {},
@@ -68,3 +69,18 @@ def test_what_no_shape_tells_is_asked_for(tmp_path):
         _ = open_subject(stored_file("titok", tmp_path), "photos").tokenizer
     with pytest.raises(ViewError, match=r"image_size: .* multiples of the downsampling 2"):
         _ = open_subject(stored_file("llamagen_vq", tmp_path), "photos", image_size=33).source
+
+
+def test_codes_of_two_systems_side_by_side(tmp_path):
+    both = [
+        open_subject(stored_file(name, tmp_path), "photos", image_size=32, weights=weights)
+        for name, weights in (("llamagen_vq", ""), ("simvq", "raw"))
+    ]
+    maps = link_maps(*both, titles=("LlamaGen", "SimVQ"), count=3, with_card=True)
+    assert [one.data.codebook_size for one in maps.maps] == [64, 64]
+    assert all(one.card is not None and one.said.value == "" for one in maps.maps)
+    assert not maps.codes_correspond and "codebooks of their own" in maps.said.value
+    page = maps.static_html()
+    assert "LlamaGen" in page and "SimVQ" in page and page.count("<img") >= 2
+    again = link_maps(both[0], both[0])
+    assert again.codes_correspond
