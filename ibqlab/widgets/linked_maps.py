@@ -122,9 +122,7 @@ def compare_codes(first: tuple[Subject, MapData], second: tuple[Subject, MapData
     same = books[0].shape == books[1].shape and np.array_equal(books[0], books[1])
     if one.run is None or other.run is None:
         linked = "Both hold the same codebook, so a code's number means the same in both: selecting is linked."
-        apart = (
-            "Selecting is not linked: these are codebooks of their own, so a code's number means something else in each."
-        )
+        apart = "Selecting is not linked: these are two codebooks, so a code's number means something else in each."
         return same, linked if same else apart
     steps = one_map.steps[0], other_map.steps[0]
     if steps == (0, 0) and same:
