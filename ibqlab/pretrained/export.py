@@ -31,6 +31,11 @@ PUBLISHED_ORDER = ("encoder.", "decoder.", names.DISCRIMINATOR, "quantize.", "qu
 """Parts of a published state dict in its order. The published loader wants a weight ahead of its average."""
 PUBLISHED_DESIGNS = ("vqgan", "magvit2")
 """Designs that the code of IBQ and Open-MAGVIT2 builds."""
+BLOCK_ORDER = {"magvit2": ("norm1", "norm2", "conv1", "conv2", "nin_shortcut")}
+"""Order of a residual block's parts in published files, where it is not ours. Blocks here keep the order in which their
+parts are used, in which optimisers of older runs number the parameters."""
+BLOCK = re.compile(r"(.*\.(?:block|mid_block)\.\d+)\.(\w+)\.")
+"""A residual block and its part in a parameter's name."""
 PUBLISHED_DECAY = 0.999
 LIGHTNING_VERSION = "2.2.0"
 """The version that the published code asks for; Lightning converts checkpoints that name no version."""
@@ -213,13 +218,27 @@ def published_tokenizer_state(
         f"{config.quantizer.config_name!r} also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds "
         "any quantizer",
     )
-    weights = _published_names(tokenizer, discriminator)
+    weights = _published_names(_in_published_order(tokenizer, config.autoencoder.design), discriminator)
     state = {key: weights[key] for prefix in PUBLISHED_ORDER for key in weights if key.startswith(prefix)}
     averages = _published_names(tokenizer_ema, discriminator_ema)
     if averages:
         state[names.DECAY] = torch.tensor(decay or PUBLISHED_DECAY, dtype=torch.float32)
         state[names.UPDATES] = torch.tensor(-1, dtype=torch.int32)
     return state | {names.average_name(key): averages[key] for key in state if key in averages}
+
+
+def _in_published_order(tokenizer: Mapping[str, Tensor], design: str) -> dict[str, Tensor]:
+    """A tokenizer's tensors, those of each residual block in the order of the design's published files."""
+    parts = BLOCK_ORDER.get(design)
+    if parts is None:
+        return dict(tokenizer)
+    blocks: dict[str, list[tuple[int, str]]] = {}  # block, or a name outside of blocks → places and names
+    for name in tokenizer:
+        match = BLOCK.match(name)
+        block, place = (match[1], parts.index(match[2])) if match else (name, 0)
+        blocks.setdefault(block, []).append((place, name))
+    in_order = (sorted(names_in_block, key=lambda item: item[0]) for names_in_block in blocks.values())  # stable
+    return {name: tokenizer[name] for block in in_order for _, name in block}
 
 
 def _published_names(
