@@ -31,7 +31,7 @@ from ibqlab.pretrained import (
     load_tokenizer,
     read_checkpoint,
 )
-from ibqlab.pretrained.reading import identify_tokenizer
+from ibqlab.pretrained.published_files import identify_tokenizer
 from ibqlab.pretrained.tensor_files import TensorFile
 from ibqlab.quantizers import quantizer_config
 from ibqlab.recipes.tokenizer_config import TrainConfig

@@ -13,7 +13,7 @@ from ibqlab.config.plain_lines import read_plain
 from ibqlab.config.problems import ConfigError, Problem, describe
 
 NEWER_SETTINGS = {"unreadable": "skip", "plugins": [], "alarm": "warn", "matmul": "float32"}
-NEWER_SETTINGS |= {"middle_attention": True, "unit_vectors": False}
+NEWER_SETTINGS |= {"middle_attention": True, "unit_vectors": False, "straight_through": True}
 """Settings that came after the first runs, with their defaults. A content hash leaves them out at these values, so that
 it is that of settings from before: folders made then are found again. Add to it whatever setting is added."""
 
