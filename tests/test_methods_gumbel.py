@@ -3,9 +3,11 @@
 import pytest
 import torch
 from clusters import continues_alike, train
+from golden import golden
 from torch.nn import functional as F
 
 from ibqlab.quantizers import blocks, build_quantizer
+from ibqlab.quantizers.methods import gumbel
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -17,21 +19,23 @@ def built(size=12, dim=5, **settings):
 
 def published(tokens, quantizer, noise, temperature):
     """taming-transformers' GumbelQuantize with given noise."""
+    hard_forward = quantizer.config.straight_through
     logits = tokens @ quantizer.scores.weight.T + quantizer.scores.bias
     soft = ((logits + noise) / temperature).softmax(1)
     index = soft.argmax(1)
     hard = F.one_hot(index, logits.shape[1]).to(soft.dtype)
-    quantized = (hard - soft.detach() + soft) @ quantizer.codebook
+    quantized = (hard - soft.detach() + soft if hard_forward else soft) @ quantizer.codebook
     prior = logits.softmax(1)
     kl = (prior * (prior * logits.shape[1] + 1e-10).log()).sum(1).mean()
     return quantized, index, kl
 
 
+@pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("rows", [100, 4])
 @pytest.mark.parametrize("progress", [0.0, 0.6])
-def test_values_and_gradients_are_the_published_ones(monkeypatch, rows, progress):
+def test_values_and_gradients_are_the_published_ones(monkeypatch, rows, progress, hard):
     monkeypatch.setattr(blocks, "rows_per_block", lambda size, like: rows)
-    quantizer = built(kl_weight=0.3).double()
+    quantizer = built(kl_weight=0.3, straight_through=hard).double()
     quantizer.progress = progress
     z = torch.randn(2, 5, 5, 1, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(3)
@@ -52,6 +56,83 @@ def test_values_and_gradients_are_the_published_ones(monkeypatch, rows, progress
     torch.testing.assert_close(out.quantized.permute(0, 2, 3, 1).reshape(-1, 5), quantized, atol=1e-10, rtol=0)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-10, rtol=0)
+
+
+def from_golden(monkeypatch, dtype, *, temperature=1.0, straight_through=True):
+    """The published quantizer with its stored noise in place of what is drawn, and all stored values."""
+    facts, stored = golden("peers/taming_gumbel")
+    size, dim = facts["n_embed"], facts["embed_dim"]
+    quantizer = build_quantizer(
+        "gumbel",
+        codebook_size=size,
+        code_dim=dim,
+        kl_weight=facts["kl_weight"],
+        temperature_start=temperature,
+        temperature_end=temperature,
+        straight_through=straight_through,
+    ).to(dtype)
+    weights = {name: stored[f"state_dict/quantize.{name}"] for name in ("embed.weight", "proj.weight", "proj.bias")}
+    quantizer.codes.weight.data.copy_(weights["embed.weight"])
+    quantizer.scores.weight.data.copy_(weights["proj.weight"][:, :, 0, 0])
+    quantizer.scores.bias.data.copy_(weights["proj.bias"])
+    noise = stored["gumbel_noise"].permute(0, 2, 3, 1).reshape(-1, size)  # one block holds all tokens
+    monkeypatch.setattr(gumbel, "_gumbel_noise", lambda buffer: buffer.copy_(noise))
+    return quantizer, stored
+
+
+def assert_near(ours, theirs, tolerance):
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp_min(1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tag", "dtype", "tolerance"),
+    [
+        ("train/f64", torch.float64, 1e-6),
+        ("train/f32", torch.float32, 1e-4),
+        ("train_soft/f64", torch.float64, 1e-6),
+    ],
+)
+def test_golden_values(monkeypatch, tag, dtype, tolerance):
+    soft = tag.startswith("train_soft")
+    quantizer, stored = from_golden(monkeypatch, dtype, temperature=0.5 if soft else 1.0, straight_through=not soft)
+    z = stored["out/h"].to(dtype).requires_grad_()
+    out = quantizer(z)
+    total = (stored["train/w"].to(dtype) * out.quantized).sum() + out.loss
+    total.backward()
+    assert torch.equal(out.indices, stored["train/indices"])
+    for ours, key in (
+        (out.quantized, "z_q"),
+        (out.loss, "quant_loss"),
+        (total, "total"),
+        (z.grad, "grad_h"),
+        (quantizer.codes.weight.grad, "grad_codebook"),
+        (quantizer.scores.weight.grad[:, :, None, None], "grad_proj_weight"),
+        (quantizer.scores.bias.grad, "grad_proj_bias"),
+    ):
+        assert_near(ours, stored[f"{tag}/{key}"], tolerance)
+
+
+@pytest.mark.parametrize("straight_through", [True, False])
+def test_golden_evaluation_is_noise_free_and_has_the_published_loss(monkeypatch, straight_through):
+    quantizer, stored = from_golden(monkeypatch, torch.float32, straight_through=straight_through)
+    out = quantizer.eval()(stored["out/h"])
+    assert torch.equal(out.indices, stored["det/indices"])
+    assert torch.equal(out.quantized, stored["det/z_q"])
+    assert_near(out.loss, stored["out/loss/quant_loss"], 1e-5)  # of scores, which the noise does not enter
+    double = from_golden(monkeypatch, torch.float64)[0].eval()(stored["f64/h"])
+    assert_near(double.loss, stored["f64/quant_loss"], 1e-6)
+
+
+def test_golden_samples_are_those_of_the_published_evaluation(monkeypatch):
+    quantizer, stored = from_golden(monkeypatch, torch.float32)
+    out = quantizer(stored["out/h"])
+    assert torch.equal(out.indices, stored["out/indices"]) and torch.equal(out.quantized, stored["out/z_q"])
+
+
+def test_a_mixture_moves_every_code():
+    quantizer = built(straight_through=False)
+    quantizer(torch.randn(1, 5, 3, 1)).quantized.square().sum().backward()
+    assert (quantizer.codebook_gradient.norm(dim=1) > 0).all()
 
 
 def test_samples_follow_the_softmax_and_evaluation_takes_the_best():

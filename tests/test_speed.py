@@ -35,7 +35,7 @@ MAGVIT2 = {
     "tokenizer__autoencoder__attention_resolutions": [],
     "tokenizer__autoencoder__latent_channels": 8,
 }
-DESIGNS = {"vqgan": {}, "magvit2": MAGVIT2}
+DESIGNS = {"vqgan": {}, "magvit2": MAGVIT2, "maskgit": MAGVIT2 | {"tokenizer__autoencoder__design": "maskgit"}}
 ALL = {"channels_last": True, "compile": True, "activation_checkpointing": True}
 
 

@@ -51,7 +51,8 @@ def least_bytes(config: RunConfig) -> int:
         tokens = at_once * config.generator.num_tokens
         return 4 * config.generator.width * (4 * words + 2 * tokens) + 12 * at_once * pixels
     autoencoder, quantizer = config.tokenizer.autoencoder, config.tokenizer.quantizer
-    images = 4 * at_once * pixels * (6 + 2 * autoencoder.base_channels)
+    # Images and reconstructions; of designs with levels, also two tensors at full resolution.
+    images = 4 * at_once * pixels * (6 + 2 * getattr(autoencoder, "base_channels", 0))
     recorded = config.record.snapshot_images * pixels * 6
     return codebook_bytes(quantizer) + images + recorded
 

@@ -180,7 +180,7 @@ class Parameters(NamedTuple):
     codebook: int = 0
     """Everything that the quantizer learns; 0 for LFQ."""
     convolutions: int = 0
-    """The two 1 × 1 convolutions around the quantizer; 0 in the design "magvit2"."""
+    """The two 1 × 1 convolutions around the quantizer; 0 in designs without them."""
     discriminator: int = 0
     """0 where the adversarial loss is off."""
     perceptual: int = 0

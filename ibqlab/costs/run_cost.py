@@ -6,6 +6,7 @@ Nothing here reads data or weight files, needs a GPU or takes memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,7 @@ def count_run(
     else:
         network, step = "tokenizer", count_tokenizer_step(config)
         rate = config.scaled_optimizer.learning_rate
-        tokens = (config.data.image_size // config.tokenizer.autoencoder.downsampling) ** 2
+        tokens = prod(config.tokenizer.autoencoder.latent_grid(config.data.image_size, config.data.image_size))
     at_once = config.batch_size // (config.processes * config.accumulate)
     images = config.steps * config.batch_size
     return RunCost(

@@ -20,6 +20,7 @@ from ibqlab.tokens.report import TokenReport
 from ibqlab.tokens.store import TokenStore
 from ibqlab.tokens.writing import write_tokens
 from ibqlab.training import GeneratorTrainConfig, TrainConfig, recipe_config, train, train_generator
+from ibqlab.training.generator.token_source import check_fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,15 @@ class Pipeline(NamedTuple):
         return load_tokenizer(locate(self.generator.tokenizer), self.generator.tokenizer_weights)
 
     def write_tokens(self, tokenizer: Tokenizer) -> TokenStore | None:
-        """The data's tokens, written if they are not there yet; None where every batch is tokenized anew."""
-        return write_tokens(tokenizer, self.generator.data, self.folder / "tokens") if self.generator.tokens else None
+        """The data's tokens, written if they are not there yet; None where every batch is tokenized anew.
+
+        Raises:
+            ValueError: the generator cannot draw this tokenizer's tokens; nothing is written then.
+        """
+        if not self.generator.tokens:
+            return None
+        check_fit(tokenizer, self.generator.generator, self.generator.data.image_size)
+        return write_tokens(tokenizer, self.generator.data, self.folder / "tokens")
 
     def train_generator(self) -> Run:
         """The generator's run, trained to its end; needs the tokens where they are stored."""

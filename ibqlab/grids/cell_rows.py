@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
     config, measure = cell.config, cell.measure
     device = torch.device("cuda" if config.accelerator == "cuda" else "cpu")
     raw = load_tokenizer(run.path, "raw").float().to(device)
-    side = config.data.image_size // config.tokenizer.autoencoder.downsampling
-    tokens = config.batch_size // (config.processes * config.accumulate) * side**2
+    grid = raw.latent_grid(config.data.image_size, config.data.image_size)
+    tokens = config.batch_size // (config.processes * config.accumulate) * prod(grid)
     snapshot = run.snapshot()
     values = quantizer_cost(raw.quantizer, torch.from_numpy(snapshot["features"]).to(device), tokens)
     values["variance_lost"] = variance_lost_in(snapshot)

@@ -56,10 +56,11 @@ def token_link_table(report: TokenReport) -> pd.DataFrame:
 def plot_token_link(report: TokenReport, title: str = "") -> Figure:
     """Three views of one tokenizer's tokens: where they are uncertain, what they cost, and where a generator pays.
 
-    Above left: entropy at each place of the grid. Above right: bits per token under each baseline and generator, from
-    log2 K down; a filled dot knows the class. Below: each generator's bits by position, in the order of generation,
-    between the entropy there and the best that counting neighbours does; how far a generator falls below the entropy
-    is what the tokens before told it. An entropy that is only a lower bound (too few images) is marked as one.
+    Above left: entropy at each place of the grid, or of each token of a row. Above right: bits per token under each
+    baseline and generator, from log2 K down; a filled dot knows the class. Below: each generator's bits by position, in
+    the order of generation, between the entropy there and the best that counting neighbours does; how far a generator
+    falls below the entropy is what the tokens before told it. An entropy that is only a lower bound (too few images) is
+    marked as one.
 
     Args:
         report: of `report_tokens`.
@@ -83,7 +84,8 @@ def plot_token_link(report: TokenReport, title: str = "") -> Figure:
         mix = style.LineStyle(label=BASELINE_NAMES["mix"], marker="", color=grey)
         _draw_positions(curves, table, looks | {_ENTROPY: entropy, "mix": mix})
         height, width = report.grid
-        curves.xaxis.set_major_locator(MultipleLocator(width * -(-height // 8)))
+        rows_of_ticks = MultipleLocator(width * -(-height // 8))
+        curves.xaxis.set_major_locator(rows_of_ticks if height > 1 else MaxNLocator(8, integer=True))
         if title:
             figure.suptitle(style.text_label(title))
         style.add_caption(figure, textwrap.fill(_caption(report), 115))
@@ -102,13 +104,17 @@ def _generator_looks(rows: pd.DataFrame) -> dict[str, style.LineStyle]:
 
 def _draw_map(axes: Axes, report: TokenReport) -> None:
     bits = report.entropy.position
-    image = axes.imshow(bits.reshape(report.grid), cmap="viridis", vmin=0, vmax=max(1.0, bits.max()))
+    row = report.grid[0] == 1
+    shape = {"aspect": "auto"} if row else {}
+    image = axes.imshow(bits.reshape(report.grid), cmap="viridis", vmin=0, vmax=max(1.0, bits.max()), **shape)
     axes.grid(visible=False)
     bound = "\n(bits, lower bound)" if report.entropy.lower_bound else " (bits)"
     axes.set_title(f"entropy of the token{bound}", fontsize=9)
-    axes.set(xlabel="column of the grid", ylabel="row of the grid")
+    axes.set(xlabel="token" if row else "column of the grid", ylabel="" if row else "row of the grid")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
+    if row:
+        axes.set_yticks([])
     scale = axes.figure.colorbar(image, ax=axes, shrink=0.8)
     fix_tick_size(scale.ax)
     fix_tick_size(axes)
@@ -164,9 +170,10 @@ def _draw_positions(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.L
 
 def _caption(report: TokenReport) -> str:
     facts = report.table.iloc[0]
+    count = f"{report.grid[0]} × {report.grid[1]} tokens" if report.grid[0] > 1 else f"{report.grid[1]} tokens in a row"
     text = (
         f"{report.usage}; perplexity {facts['perplexity']:,.0f} codes; {report.entropy}; "
-        f"bits on {facts['validation_images']:,} validation images of {report.grid[0]} × {report.grid[1]} tokens for "
+        f"bits on {facts['validation_images']:,} validation images of {count} for "
         f"{report.image_size[0]} × {report.image_size[1]} pixels"
     )
     # textwrap breaks at plain spaces only.

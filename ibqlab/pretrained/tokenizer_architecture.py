@@ -24,6 +24,8 @@ PUBLISHED_CODEBOOK = "quantize.embedding.weight"
 """Its name in the files of most systems."""
 RESOLUTION = 256
 """Published nominal resolution in pixels."""
+EMBEDDED_TOKENS = ("tok_emb.weight", "pre_emb.weight")
+"""Published names of generators' tensors."""
 MOST_BITS = 62
 """Lookup-free codes of more channels could not be numbered by an int64."""
 
@@ -98,13 +100,13 @@ def codebook_config(shapes: Shapes, name: str, **settings: Any) -> QuantizerConf
     return quantizer_config({"name": name, "codebook_size": size, "code_dim": dim, **settings})
 
 
-def sign_config(bits: int) -> QuantizerConfig:
-    """LFQ of so many bits, whose codes are not stored. CheckpointError for more than an index has."""
+def sign_config(bits: int, name: str = "lfq") -> QuantizerConfig:
+    """LFQ, or its kin, of so many bits, whose codes are not stored. CheckpointError for more than an index has."""
     if bits > MOST_BITS:
         raise CheckpointError(
             f"the tensor {PUBLISHED_CODEBOOK!r} is missing, and lookup-free codes of {bits} channels cannot be numbered"
         )
-    return quantizer_config({"name": "lfq", "codebook_size": 2**bits, "code_dim": bits})
+    return quantizer_config({"name": name, "codebook_size": 2**bits, "code_dim": bits})
 
 
 def count_numbered(shapes: Shapes, parent: str) -> int:

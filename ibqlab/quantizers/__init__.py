@@ -28,6 +28,7 @@ from ibqlab.quantizers.ibq import IndexBackpropQuantizer, IndexBackpropQuantizer
 from ibqlab.quantizers.index_backprop import IndexBackprop, index_backprop
 from ibqlab.quantizers.indices import to_indices
 from ibqlab.quantizers.lfq import LookupFreeQuantizer, LookupFreeQuantizerConfig, factorize_indices, join_indices
+from ibqlab.quantizers.remap import IndexRemap
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizer, SoftVectorQuantizerConfig, mixture_of_codes
 from ibqlab.quantizers.vq import VectorQuantizer, VectorQuantizerConfig
 
@@ -38,6 +39,7 @@ __all__ = [
     "IndexBackprop",
     "IndexBackpropQuantizer",
     "IndexBackpropQuantizerConfig",
+    "IndexRemap",
     "LookupFreeQuantizer",
     "LookupFreeQuantizerConfig",
     "Quantizer",

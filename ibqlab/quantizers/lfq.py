@@ -94,11 +94,15 @@ class LookupFreeQuantizer(Quantizer):
 
     def assign(self, features: Float[Tensor, "N D"], codebook: Float[Tensor, "K D"]) -> Assignment:
         """The sign of every channel; the codebook is not looked at. Cost of the penalty: see `sign_entropies`."""
-        config = self.config
-        indices = self.choose(features, codebook)
         codes = torch.where(features > 0, 1.0, -1.0).to(features.dtype)
+        quantized = straight_through(features, codes) if self.training else codes
+        return Assignment(quantized, self.choose(features, codebook), self.terms(features, codes))
+
+    def terms(self, features: Float[Tensor, "N D"], codes: Float[Tensor, "N D"]) -> dict[str, Float[Tensor, ""]]:
+        """The terms of the loss, all 0 in evaluation."""
+        config = self.config
         if not self.training:
-            return Assignment(codes, indices, dict.fromkeys(self.loss_weights(), features.new_zeros(())))
+            return dict.fromkeys(self.loss_weights(), features.new_zeros(()))
         terms = {"commitment": F.mse_loss(features, codes)}
         if config.entropy_weight > 0:
             sample, average = sign_entropies(
@@ -109,7 +113,7 @@ class LookupFreeQuantizer(Quantizer):
                 matmul=config.matmul,
             )
             terms |= {"sample_entropy": sample, "average_entropy": average}
-        return Assignment(straight_through(features, codes), indices, terms)
+        return terms
 
     def look_up(self, indices: Int[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
         """Sign vectors from the bits of their indices."""
@@ -149,17 +153,35 @@ def sign_entropies(
     # Binary entropy, bit by bit: ln(1 + e^−a) + a σ(−a) for a = |logit|: no difference of large
     # numbers, and smooth through 0.
     sample = (F.softplus(-certainty) + certainty * torch.sigmoid(-certainty)).sum(1).mean()
-    half = features.shape[1] // 2
-    lower, upper = _bit_table(logits[:, :half]), _bit_table(logits[:, half:])  # (N, 2^(D/2)) each, about √K columns
-    mean = multiply(upper.T, lower, matmul) / len(
-        features
-    )  # p̄ as (2^(D/2), 2^(D/2)): K numbers, one row per value of the upper bits
-    if over_processes:
-        # The value of all processes with the gradient of this one's tokens; data-parallel training averages those.
-        mean = mean + average_over_processes(mean.detach().clone()) - mean.detach()
+    mean = mean_distribution(*bit_tables(logits), over_processes, matmul)
     # Without ε a code of probability 0 must give 0, not 0 · ∞.
     average = -(mean * (mean + epsilon).clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
     return sample, average
+
+
+def bit_tables(logits: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N L"], Float[Tensor, "N U"]]:
+    """Probabilities of all values of the lower half of the bits and of the upper half, about √K columns each.
+
+    A code's probability is the product of its two halves': p(u 2^(D/2) + l) = lower_l upper_u.
+    """
+    half = logits.shape[1] // 2
+    return _bit_table(logits[:, :half]), _bit_table(logits[:, half:])
+
+
+def mean_distribution(
+    lower: Float[Tensor, "N L"], upper: Float[Tensor, "N U"], over_processes: bool, matmul: str
+) -> Float[Tensor, "U L"]:
+    """p̄, the mean of all tokens' distributions: K numbers, one row per value of the upper bits.
+
+    Args:
+        lower, upper: as `bit_tables` gives them.
+        over_processes, matmul: as in `sign_entropies`.
+    """
+    mean = multiply(upper.T, lower, matmul) / len(lower)
+    if over_processes:
+        # The value of all processes with the gradient of this one's tokens; data-parallel training averages those.
+        mean = mean + average_over_processes(mean.detach().clone()) - mean.detach()
+    return mean
 
 
 def _bit_table(logits: Float[Tensor, "N bits"]) -> Float[Tensor, "N combinations"]:

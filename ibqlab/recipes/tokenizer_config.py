@@ -224,15 +224,10 @@ class TrainConfig(RunConfig):
 
     def _check_sizes(self) -> None:
         """A tokenizer's sizes lie within bounds that no honest use reaches, and its discriminator can judge images."""
-        autoencoder, quantizer = self.tokenizer.autoencoder, self.tokenizer.quantizer
+        quantizer = self.tokenizer.quantizer  # the autoencoder's settings have bounds of their own
         discriminator, image_size = self.loss.discriminator, self.data.image_size
         require_at_most("tokenizer.quantizer.codebook_size", quantizer.codebook_size, bounds.CODES)
         require_at_most("tokenizer.quantizer.code_dim", quantizer.code_dim, bounds.CODE_DIM)
-        name = "tokenizer.autoencoder"
-        require_at_most(f"{name}.num_res_blocks", autoencoder.num_res_blocks, bounds.BLOCKS)
-        require_at_most(f"{name}.channel_multipliers", len(autoencoder.channel_multipliers), LEVELS, "so many levels")
-        require_at_most(f"{name}.base_channels × multipliers", max(autoencoder.level_channels), bounds.CHANNELS)
-        require_at_most(f"{name}.latent_channels", autoencoder.latent_channels, bounds.CHANNELS)
         require_at_most("loss.discriminator.base_channels", discriminator.base_channels, bounds.CHANNELS)
         require_at_most("loss.discriminator.num_layers", discriminator.num_layers, LEVELS)
         smallest = discriminator.smallest_image if self.loss.adversarial_weight else 1

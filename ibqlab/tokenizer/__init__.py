@@ -2,9 +2,10 @@
 
 A tokenizer turns an image into a small grid of codes and back. The encoder shrinks the image to a grid of feature
 vectors, a quantizer of `ibqlab.quantizers` replaces each vector by a code, and the decoder draws the image again from
-the codes. Two published pairs of encoder and decoder are here, that of IBQ (`autoencoder`) and that of Open-MAGVIT2
-(`magvit2`), with published names inside, so that published weights load as they are. Start with `Tokenizer` in
-`tokenizer`; `image_input` says which images it takes, `discriminator` is the opponent in adversarial training.
+the codes. Published pairs of encoder and decoder are here: that of IBQ, which is VQGAN's (`autoencoder`), that of
+Open-MAGVIT2 (`magvit2`), that of MaskGIT and MaskBit (`maskgit`), and that of TiTok (`titok`), whose tokens lie on no
+grid. `designs` holds them by name and takes yours. Start with `Tokenizer` in `tokenizer`; `image_input` says which
+images it takes, `discriminator` is the opponent in adversarial training.
 """
 
 from ibqlab.tokenizer.autoencoder import Decoder, Encoder
@@ -12,6 +13,9 @@ from ibqlab.tokenizer.autoencoder_config import AutoencoderConfig
 from ibqlab.tokenizer.designs import available_designs, register_design
 from ibqlab.tokenizer.image_input import Images, prepare_images
 from ibqlab.tokenizer.magvit2 import Magvit2Decoder, Magvit2Encoder
+from ibqlab.tokenizer.maskgit import MaskgitDecoder, MaskgitEncoder
+from ibqlab.tokenizer.titok import TitokDecoder, TitokEncoder
+from ibqlab.tokenizer.titok_config import TitokConfig
 from ibqlab.tokenizer.tokenizer import Tokenizer, TokenizerConfig, TokenizerOutput, fingerprint_weights
 
 __all__ = [
@@ -21,6 +25,11 @@ __all__ = [
     "Images",
     "Magvit2Decoder",
     "Magvit2Encoder",
+    "MaskgitDecoder",
+    "MaskgitEncoder",
+    "TitokConfig",
+    "TitokDecoder",
+    "TitokEncoder",
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerOutput",

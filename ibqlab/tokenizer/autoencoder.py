@@ -2,8 +2,8 @@
 
 What is unusual: attention is placed by *nominal* resolution, the one in the config, not by the size of the image at
 hand; downsampling pads on the right and below only; the decoder has one block more per level than the encoder.
-Submodule names are the published ones, so published weights load without a translation table. The other design of
-`AutoencoderConfig`, Open-MAGVIT2's, stands in `magvit2`. Shape letters: B images · C channels · H W image · h w latent
+Submodule names are the published ones, so published weights load without a translation table. The other designs of
+`AutoencoderConfig` stand in `magvit2` and `maskgit`. Shape letters: B images · C channels · H W image · h w latent
 grid.
 """
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ibqlab.tokenizer.autoencoder_config import NORM_GROUPS, AutoencoderConfig
 from ibqlab.tokenizer.designs import register_design
 from ibqlab.tokenizer.group_norm import normalise
+from ibqlab.tokenizer.vision_transformer import TransformerBlock
 
 NORM_EPSILON = 1e-6
 
@@ -209,7 +210,7 @@ register_design("vqgan", AutoencoderConfig, Encoder, Decoder)
 
 
 def normalisation(channels: int) -> nn.GroupNorm:
-    """Group normalisation as both designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
+    """Group normalisation as all designs have it: 32 groups, ε = 10⁻⁶, a learned scale and shift per channel."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPSILON)
 
 
@@ -219,5 +220,6 @@ def conv3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
 
 
 def find_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Residual and attention blocks, in the order of the modules; their activations may be computed again."""
-    return (module for module in network.modules() if isinstance(module, (ResidualBlock, AttentionBlock)))
+    """Residual, attention and transformer blocks in the modules' order; their activations may be computed again."""
+    blocks = (ResidualBlock, AttentionBlock, TransformerBlock)
+    return (module for module in network.modules() if isinstance(module, blocks))

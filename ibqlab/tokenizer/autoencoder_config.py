@@ -17,8 +17,9 @@ class AutoencoderConfig:
 
     design: str = "vqgan"
     """"vqgan", as published by IBQ, or one without attention, dropout and convolutions around the quantizer:
-    "magvit2", as published by Open-MAGVIT2, whose decoder normalises by statistics of the latents, or "magvit2_plain",
-    which does not, as published by SimVQ."""
+    "magvit2", as published by Open-MAGVIT2, whose decoder normalises by statistics of the latents; "magvit2_plain",
+    which does not, as published by SimVQ; "maskgit", as published by MaskGIT; or "maskbit", which downsamples by
+    convolutions, as published by MaskBit and VQGAN+."""
 
     base_channels: int = 128
     """Channels at full resolution; every level's channels must be a multiple of 32. Paper: 128."""
@@ -28,8 +29,8 @@ class AutoencoderConfig:
     height and width, so five levels downsample by 16. Paper: 1, 1, 2, 2, 4."""
 
     num_res_blocks: int = 4
-    """Residual blocks per encoder level, at least 1. The decoder has one more, or as many in "magvit2", whose middle
-    has as many, too. Paper: 4."""
+    """Residual blocks per encoder level, at least 1. The decoder has one more in "vqgan", and as many in the other
+    designs, whose middle has as many, too. Paper: 4; MaskGIT and MaskBit: 2."""
 
     attention_resolutions: tuple[int, ...] = (16,)
     """Nominal resolutions, in pixels, of the levels with attention after each block; () for attention in the middle
@@ -50,7 +51,7 @@ class AutoencoderConfig:
 
     latent_channels: int = 256
     """Channels between encoder and quantizer, before the 1 × 1 convolution to code_dim; equal to code_dim in designs
-    without such a convolution. Paper: 256 (z_channels); Open-MAGVIT2: 18."""
+    without such a convolution. Paper: 256 (z_channels); Open-MAGVIT2: 18; MaskGIT: 256; MaskBit: 10 to 18."""
 
     double_latent: bool = False
     """The encoder gives twice latent_channels, as one with a mean and a variance would. Paper: False."""

@@ -4,7 +4,7 @@ A design is a class of settings and two modules made of them. Whoever brings one
 plugin does, and names it in the settings of their family (`ibqlab.pretrained.register_family`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,6 +24,8 @@ class Design(NamedTuple):
     of its last layer."""
     convolutions: bool
     """Whether 1 × 1 convolutions stand between latents and codes; without them latent_channels is code_dim."""
+    grid: bool = True
+    """Whether token (r, c) stands for the image around there; without a grid an image is one row of T tokens."""
 
 
 DEFAULT = "vqgan"
@@ -37,6 +39,7 @@ def register_design(
     decoder: Callable[[Any], nn.Module],
     *,
     convolutions: bool = True,
+    grid: bool = True,
 ) -> None:
     """Make a pair of encoder and decoder known to `TokenizerConfig` and recipes.
 
@@ -46,19 +49,30 @@ def register_design(
             fields or properties in_channels, out_channels, latent_channels, encoder_channels, resolution (pixels along
             one side) and downsampling, and a method latent_grid(height, width) → rows and columns of tokens.
         encoder, decoder: make a module of such settings; see `Design`.
-        convolutions: see `Design`.
+        convolutions, grid: see `Design`.
     Raises:
         ValueError: another pair has the name, or the settings lack what every design has.
     """
-    design = Design(config, encoder, decoder, convolutions)
-    known = _DESIGNS.get(name)
-    again = known is None or known.encoder.__qualname__ == encoder.__qualname__
-    require(again, f"a design named {name!r} exists already: {known and known.encoder!r}; choose another name")
+    design = Design(config, encoder, decoder, convolutions, grid)
+    known = _DESIGNS.get(name, design)
+    same = known.encoder.__qualname__ == encoder.__qualname__ and not known.encoder.__module__.startswith("ibqlab.")
+    require(same or known == design, f"a design named {name!r} exists already: {known.encoder!r}; choose another name")
     wanted = ("in_channels", "out_channels", "latent_channels", "encoder_channels", "resolution", "downsampling")
     fields = getattr(config, "__dataclass_fields__", {})
     missing = [word for word in (*wanted, "design", "latent_grid") if word not in fields and not hasattr(config, word)]
     require(not missing, f"{name!r}: the settings {config.__name__} must have {', '.join(missing)}")
     _DESIGNS[name] = design
+
+
+def all_designs() -> dict[str, Design]:
+    """All of them by name; a copy."""
+    return dict(_DESIGNS)
+
+
+def replace_designs(designs: Mapping[str, Design]) -> None:
+    """Put others in place of all that are registered, as when a file of the user's is read in another version."""
+    _DESIGNS.clear()
+    _DESIGNS.update(designs)
 
 
 def find_design(name: str) -> Design:

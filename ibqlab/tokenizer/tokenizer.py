@@ -47,6 +47,11 @@ class TokenizerConfig:
             f"Use autoencoder.latent_channels={code_dim}.",
         )
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether tokens lie over the image, so that token (r, c) stands for what is there. False: TiTok's T tokens."""
+        return find_design(self.autoencoder.design).grid
+
 
 class TokenizerOutput(NamedTuple):
     """What a pass through the whole tokenizer gives."""

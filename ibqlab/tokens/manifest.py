@@ -61,9 +61,9 @@ class TokenManifest:
     codebook_size: int
     """K: tokens are 0 to K − 1."""
     downsampling: int
-    """Pixels per token along a side."""
+    """Pixels along a side of what the encoder makes one position of: of a token on a grid, else of a patch."""
     grid: tuple[int, int]
-    """Rows and columns of tokens per image, (h, w); T = h·w."""
+    """Rows and columns of tokens per image, (h, w); T = h·w. (1, T) of a tokenizer without a grid."""
     classes: tuple[str, ...]
     """Class names in the order of the labels."""
     data: DataConfig
@@ -93,6 +93,11 @@ class TokenManifest:
     def tokens_per_image(self) -> int:
         """T = h·w, of one view."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether tokens lie over the image. Images are square, so a grid has as many rows as columns."""
+        return self.grid[0] == self.grid[1]
 
     def split(self, split: Split) -> SplitManifest:
         """What the split holds."""

@@ -29,7 +29,8 @@ BASELINES: dict[str, str] = {
     "class": "How often it is used in images of this class.",
     "mix_class": "The mix, with the class and the class at this position.",
 }
-"""The baselines, by what they know of a token. The last two need labels."""
+"""The baselines, by what they know of a token. The last two need labels. Of tokens in one row, as TiTok's, "left" is
+the token before, and there is no "upper"."""
 
 Labels = Integer[np.ndarray, "n"] | Integer[Tensor, "n"]
 """Class of each image, −1 for none, which counts as a class."""
@@ -56,6 +57,10 @@ _MIXES = {
     "mix": ("position", "left", "upper", "both"),
     "mix_class": ("position", "left", "upper", "both", "class", "class_position"),
 }
+_LABELLED = {"class", "class_position"}
+"""Models that need labels."""
+_ABOVE = {"upper", "both"}
+"""Models that need a row above."""
 _Contexts = Mapping[str, Int64[np.ndarray, "n T"]]
 
 
@@ -88,7 +93,7 @@ def measure_ngrams(
         training: code numbers (n, T) of at least two images.
         validation: code numbers (m, T) of other images, at least one.
         codebook_size: K, 1 to 1,048,576.
-        grid: (h, w) with h·w = T; tokens are row by row.
+        grid: (h, w) with h·w = T; tokens are row by row. (1, T) has nothing above a token: "upper" is left out.
         labels: classes of the training and of the validation images; None leaves "class" and "mix_class" out.
     Returns:
         Baseline (a key of `BASELINES`) → bits at each position.
@@ -108,9 +113,10 @@ def measure_ngrams(
     chances = _chances(fitted, tuned, codebook_size, strengths)
     final = _chances(train, held_out, codebook_size, strengths)
     for mix, mixed in _MIXES.items():
-        if final.keys() >= {*mixed}:
-            weights = _fit_weights([chances[name] for name in mixed])
-            final[mix] = (weights * np.stack([final[name] for name in mixed])).sum(0)
+        if _LABELLED & {*mixed} <= final.keys():
+            known = [name for name in mixed if name in final]
+            weights = _fit_weights([chances[name] for name in known])
+            final[mix] = (weights * np.stack([final[name] for name in known])).sum(0)
     # p = 1 gives −0.
     return {name: -np.log2(final[name]).mean(0) + 0.0 for name in BASELINES if name in final}
 
@@ -170,6 +176,8 @@ def _contexts(
         "upper": upper,
         "both": left * (LARGEST_CODEBOOK + 1) + upper,  # a pair as one key; with the token it still fits 64 bits
     }
+    if grid[0] == 1:
+        contexts = {name: context for name, context in contexts.items() if name not in _ABOVE}
     if classes is not None:
         contexts["class"] = np.broadcast_to(classes, tokens.shape)
         contexts["class_position"] = classes * tokens.shape[1] + position

@@ -91,13 +91,14 @@ def _images(index: PatchIndex) -> str:
 def _patch_rows(card: Card, index: PatchIndex) -> list[str]:
     if not len(card.typical):
         return ['<p class="lack">No token of these images takes it.</p>']
-    heading = "Patches nearest to" if index.ruler else "Patches of"
+    kind = "Patches" if index.has_grid else "Images of tokens"
+    heading = f"{kind} nearest to" if index.ruler else f"{kind} of"
     parts = [f"<h4>{heading} {'their codes' if card.is_set else 'it'}</h4>"]
     parts.append(patch_row(index, card.typical, captions=card.is_set))
     mean = card.mean_patch() if card.is_set else None
     if mean is not None:
         parts += [
-            "<h4>What these patches share: their mean</h4>",
+            f"<h4>What these {'patches' if index.has_grid else 'images'} share: their mean</h4>",
             f'<div class="row">{picture(mean, PATCH_SIDE, "mean patch")}</div>',
         ]
     if len(card.margin):
@@ -106,7 +107,7 @@ def _patch_rows(card: Card, index: PatchIndex) -> list[str]:
 
 
 def patch_row(index: PatchIndex, tokens: Sequence[int], *, captions: bool = False, seconds: bool = False) -> str:
-    """Patches side by side, the token's own square framed.
+    """Patches side by side, the token's own square framed; whole images where tokens lie on no grid.
 
     Args:
         index: of the images.
@@ -119,7 +120,7 @@ def patch_row(index: PatchIndex, tokens: Sequence[int], *, captions: bool = Fals
         cut, square = index.cut(token)
         image, row, column = index.place(token)
         code, second = int(index.codes[image, row, column]), int(index.seconds[image, row, column])
-        words = f"image {image}, row {row}, column {column}: code {code:,}"
+        words = f"image {image}, {index.place_words(row, column)}: code {code:,}"
         below = code if captions else second if seconds and second >= 0 else None
         chip = "" if below is None else f"<figcaption>{code_chip(below)}</figcaption>"
         figures.append(f"<figure>{picture(cut, PATCH_SIDE, words, square)}{chip}</figure>")
@@ -163,18 +164,24 @@ def _decoded_row(card: Card) -> str:
     decoded, index = card.decoded, card.index
     image, row, column = decoded.place
     height, width = index.patch
-    square = (column * width, row * height, width, height)
+    square = (column * width, row * height, width, height) if index.has_grid else None
     mean = card.mean_patch()
-    shown = [] if mean is None else [(mean, "for comparison, the mean of its patches", None)]
+    old = int(index.codes[image, row, column])
+    patches, its = ("patches", "this code") if index.has_grid else ("images", f"token {column}, this code,")
+    shown = [] if mean is None else [(mean, f"for comparison, the mean of its {patches}", None)]
     shown += [
         (decoded.alone, "every token is this code", None),
         (
             decoded.among_average,
-            "this code among tokens of the mean code vector",
+            f"{its} among tokens of the mean code vector",
             _middle(decoded.among_average, index),
         ),
         (decoded.before, f"image {image}, decoded", square),
-        (decoded.after, f"the same, its framed token (code {int(index.codes[image, row, column]):,}) replaced", square),
+        (
+            decoded.after,
+            f"the same, its {'framed token' if index.has_grid else f'token {column}'} (code {old:,}) replaced",
+            square,
+        ),
     ]
     figures = "".join(
         f"<figure>{picture(pixels, PICTURE_SIDE, words, frame)}<figcaption>{for_html(words)}</figcaption></figure>"
@@ -183,7 +190,9 @@ def _decoded_row(card: Card) -> str:
     return f'<h4>Decodes to</h4><div class="row">{figures}</div>'
 
 
-def _middle(pixels: np.ndarray, index: PatchIndex) -> tuple[int, int, int, int]:
+def _middle(pixels: np.ndarray, index: PatchIndex) -> tuple[int, int, int, int] | None:
+    if not index.has_grid:
+        return None
     height, width = index.patch
     rows, columns = pixels.shape[0] // height, pixels.shape[1] // width
     return (columns // 2 * width, rows // 2 * height, width, height)

@@ -10,8 +10,13 @@ _MISSED = 0.01
 
 
 def cautions_of(index: PatchIndex) -> list[str]:
-    """Too few tokens, images left out, no classes, no ruler: a sentence for each that holds."""
+    """No grid, too few tokens, images left out, no classes, no ruler: a sentence for each that holds."""
     cautions = []
+    if not index.has_grid:
+        cautions.append(
+            f"The {index.codes.shape[2]:,} tokens of an image lie on no grid: each is about the whole image, which is "
+            "shown in the place of a patch, and no code stands beside another."
+        )
     missed = math.exp(-index.tokens / index.codebook_size)
     if missed > _MISSED:
         cautions.append(

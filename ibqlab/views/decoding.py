@@ -18,7 +18,7 @@ SURROUNDINGS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """Pictures of one code; each with a square's surroundings."""
+    """Pictures of one code; each with a square's surroundings, or whole where tokens lie on no grid."""
 
     alone: UInt8[np.ndarray, "h w 3"]
     """All tokens are the code."""
@@ -60,7 +60,9 @@ class Decoder:
         """
         tokenizer, index, quantizer = self.tokenizer, self.index, self.tokenizer.quantizer
         rows, columns = index.codes.shape[1:]
-        height, width = min(2 * SURROUNDINGS + 1, rows), min(2 * SURROUNDINGS + 1, columns)
+        height, width = rows, columns
+        if index.has_grid:
+            height, width = min(2 * SURROUNDINGS + 1, rows), min(2 * SURROUNDINGS + 1, columns)
         with torch.no_grad():
             one = quantizer.decode(torch.full((1, height, width), code))  # (1, D, height, width)
         among = self._mean_vector.view(1, -1, 1, 1).repeat(1, 1, height, width)

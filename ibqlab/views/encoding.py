@@ -47,8 +47,8 @@ def _by_cosine(vectors: Tensor, squares: Tensor | None) -> Tensor:
     return torch.nn.functional.normalize(vectors)
 
 
-DOT = "dot product"
-RULERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"L2": _as_they_are, DOT: _by_dot, "cosine": _by_cosine}
+DOT, COSINE = "dot product", "cosine"
+RULERS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"L2": _as_they_are, DOT: _by_dot, COSINE: _by_cosine}
 """How nearness may be measured → vectors between which it is the L2 distance, of features (None) or of codes (their
 squared norms)."""
 
@@ -74,6 +74,9 @@ class Ruler:
     def __init__(self, tokenizer: Tokenizer):
         self.name = ""
         self._codebook = list_codes(tokenizer)
+        # With unit vectors every ruler finds the codes, and only the cosine's distances are those that the method saw.
+        unit_vectors = getattr(tokenizer.quantizer.config, "unit_vectors", False)
+        self._rulers = {COSINE: RULERS[COSINE]} if unit_vectors else RULERS
         self._codes: Tensor | None = None
         self._tried, self._right, self._all = False, 0, 0
 
@@ -105,7 +108,7 @@ class Ruler:
         if self._codebook is None:
             return
         squares = self._codebook.square().sum(1)
-        for name, prepare in RULERS.items():
+        for name, prepare in self._rulers.items():
             prepared = prepare(self._codebook, squares)
             best, _, _ = _two_best(prepare(features, None), prepared)
             if (best == codes).float().mean() >= _SURE:
@@ -195,7 +198,7 @@ def bring_to_size(subject: Subject, picture: Image.Image) -> UInt8[np.ndarray, "
     Raises:
         ValueError: a strip more than 100 times as long as wide.
     """
-    side = subject.tokenizer.config.autoencoder.resolution
+    side = subject.side
     return np.array(resize_and_crop(picture.convert("RGB"), side, subject.resize), order="C")[None]
 
 

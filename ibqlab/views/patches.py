@@ -22,6 +22,8 @@ IMAGES = 512
 MOST_IMAGES = 100_000
 EDGE = 128
 """Grey of what lies beyond a picture's edge."""
+WHOLE_SIDE = 96
+"""Height and width of a whole picture where it stands for a token that lies on no grid, pixels at most."""
 _OFTEN = 3
 """Times that codes must stand beside each other to be named as neighbours."""
 _RANKED = 32_768
@@ -34,7 +36,11 @@ _VERSION = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PatchIndex:
-    """Tokens of N images on grids of h × w, and their pictures."""
+    """Tokens of N images on grids of h × w, and their pictures.
+
+    Tokens without a grid, as TiTok's, are one row (N, 1, T). No square of the picture is theirs, so that the whole
+    picture is shown in its place, and no code stands beside another.
+    """
 
     pictures: UInt8[np.ndarray, "N H W 3"]
     """As the tokenizer saw them."""
@@ -63,6 +69,8 @@ class PatchIndex:
     """Training step of the network; None of a file, which does not tell it."""
     images_mark: str = ""
     """Identity of the images, whatever the tokenizer."""
+    has_grid: bool = True
+    """Whether tokens lie over the picture."""
 
     @property
     def tokens(self) -> int:
@@ -71,7 +79,9 @@ class PatchIndex:
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Height and width of a token's square, pixels."""
+        """Height and width of a token's square, pixels; of the picture where tokens lie on no grid."""
+        if not self.has_grid:
+            return self.pictures.shape[1:3]
         (height, width), (rows, columns) = self.pictures.shape[1:3], self.codes.shape[1:]
         return height // rows, width // columns
 
@@ -137,17 +147,23 @@ class PatchIndex:
         image, row, column = np.unravel_index(token, self.codes.shape)
         return int(image), int(row), int(column)
 
-    def cut(self, token: int, context: int = 1) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int, int, int]]:
-        """A token's square with its surroundings.
+    def place_words(self, row: int, column: int) -> str:
+        """The place of a token in its image, for people."""
+        return f"row {row}, column {column}" if self.has_grid else f"token {column}"
+
+    def cut(self, token: int, context: int = 1) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int, int, int] | None]:
+        """A token's square with its surroundings; without a grid the whole picture, small.
 
         Args:
             token: its number.
             context: squares around it on each side, at least 0; grey beyond the picture's edge.
         Returns:
             The cut-out, 2·context + 1 squares high and wide, and the square's left, top, width and height in it,
-            pixels.
+            pixels; None where there is no grid.
         """
         image, row, column = self.place(token)
+        if not self.has_grid:
+            return shrink(self.pictures[image], WHOLE_SIDE), None
         height, width = self.patch
         top, left = (row - context) * height, (column - context) * width
         bottom, right = (row + context + 1) * height, (column + context + 1) * width
@@ -158,7 +174,9 @@ class PatchIndex:
         return cut, (context * width, context * height, width, height)
 
     def is_inside(self, tokens: Int[np.ndarray, "*n"], context: int = 1) -> Bool[np.ndarray, "*n"]:
-        """Whether the surroundings of tokens lie within their picture."""
+        """Whether the surroundings of tokens lie within their picture; without a grid they have none."""
+        if not self.has_grid:
+            return np.ones(np.shape(tokens), bool)
         _, row, column = np.unravel_index(tokens, self.codes.shape)
         rows, columns = self.codes.shape[1:]
         return (np.minimum(row, rows - 1 - row) >= context) & (np.minimum(column, columns - 1 - column) >= context)
@@ -174,7 +192,7 @@ class PatchIndex:
 
         Returns:
             Codes, and how many times as often as if tokens were shuffled they are its neighbours above, below, left or
-            right; the largest first, of those seen beside it at least three times.
+            right; the largest first, of those seen beside it at least three times. None without a grid.
         """
         first, second, seen = self._pairs
         begin, end = np.searchsorted(first, [code, code + 1])
@@ -201,11 +219,22 @@ class PatchIndex:
     def _pairs(self) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
         """Codes that stand beside each other, in both directions, and how often; sorted by the first."""
         codes, pairs = self.codes.astype(np.int64), []
+        if not self.has_grid:
+            codes = codes[:, :0]  # no row, so that nothing stands beside anything
         for here, there in ((codes[:, 1:], codes[:, :-1]), (codes[:, :, 1:], codes[:, :, :-1])):
             apart = here != there
             pairs += [self.codebook_size * here[apart] + there[apart], self.codebook_size * there[apart] + here[apart]]
         both, seen = np.unique(np.concatenate(pairs), return_counts=True)
         return both // self.codebook_size, both % self.codebook_size, seen
+
+
+def shrink(pixels: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of at most so many pixels along its longer side; a smaller one as it is."""
+    longest = max(pixels.shape[:2])
+    if longest <= side:
+        return pixels
+    height, width = (max(1, round(length * side / longest)) for length in pixels.shape[:2])
+    return np.array(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX))
 
 
 def _turns(groups: np.ndarray) -> np.ndarray:
@@ -228,7 +257,7 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
     Cost: the encoder's pass over the images, and products with the codebook to find the two nearest codes.
     """
     whole_number("count", images, 1, MOST_IMAGES)
-    mark, side = subject.images_mark(images), subject.tokenizer.config.autoencoder.resolution
+    mark, side = subject.images_mark(images), subject.side
     of_images = {"source": mark, "resize": subject.resize, "side": side, "images": images, "version": _VERSION}
     pictures = subject.store.get(
         "pictures",
@@ -272,4 +301,5 @@ def _as_index(subject: Subject, arrays: dict[str, np.ndarray], classes: tuple[st
         numbers=tuple(map(int, arrays["numbers"])),
         step=subject.network_step,
         images_mark=mark,
+        has_grid=subject.tokenizer.config.has_grid,
     )

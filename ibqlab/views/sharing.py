@@ -68,7 +68,9 @@ def near_inside(
 
 
 def beside_inside(index: PatchIndex, codes: tuple[int, ...]) -> BesideInside | None:
-    """Whether the codes of a set stand beside each other; None where fewer than two are in use."""
+    """Whether the codes of a set stand beside each other; None where fewer than two are in use, or without a grid."""
+    if not index.has_grid:
+        return None
     inside = np.zeros(index.codebook_size, bool)
     inside[list(codes)] = True
     used = index.counts[inside & (index.counts > 0)].astype(float)

@@ -1,5 +1,7 @@
 """One image as its tokens: the picture under a grid that can be pointed at, what it decodes to, and where that errs.
 
+Tokens that lie on no grid, as TiTok's, are a strip beside the picture. What one of them does, replacing it shows.
+
 tokens = TokenImage(subject.tokenizer, index, image=0)
 tokens.replace((3, 4), code=51)      # one token
 tokens.replace_code(17, code=51)     # all tokens of a code
@@ -23,6 +25,8 @@ SIDE = 256
 TOPS = (8, 16, 32, 64, 128, 255)
 """Ends that the scale of errors may have, grey levels."""
 _HEAT = "inferno"
+_STRIP, _CELL_WIDTH, _CELL_HEIGHT = 12, 42, 20
+"""Tokens of a strip's line, and a token's size there, CSS pixels."""
 
 
 class TokenImage:
@@ -79,18 +83,29 @@ class TokenImage:
         return bool(self._before)
 
     def replace(self, place: tuple[int, int], code: int) -> None:
-        """Put a code in the place (row, column) of a token.
+        """Put a code in the place (row, column) of a token; (0, token) where tokens lie on no grid.
 
         Raises:
             ValueError: no such place, or no such code.
         """
-        rows, columns = self.codes.shape
-        row, column = place
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise ValueError(f"places are rows 0 to {rows - 1} and columns 0 to {columns - 1}; got {row}, {column}")
+        row, column = self.checked_place(*place)
         places = np.zeros(self.codes.shape, bool)
         places[row, column] = True
         self._put(places, code)
+
+    def checked_place(self, row: int, column: int) -> tuple[int, int]:
+        """A token's row and column.
+
+        Raises:
+            ValueError: no such place.
+        """
+        rows, columns = self.codes.shape
+        if not (0 <= row < rows and 0 <= column < columns):
+            places = f"rows 0 to {rows - 1} and columns 0 to {columns - 1}"
+            if not self.index.has_grid:
+                places = f"(0, token) with tokens 0 to {columns - 1}, because tokens lie on no grid"
+            raise ValueError(f"places are {places}; got {row}, {column}")
+        return row, column
 
     def replace_code(self, old: int, code: int) -> int:
         """Put a code in the place of every token of another; how many there were."""
@@ -161,13 +176,10 @@ def token_html(
     words = f", {index.classes[label]}" if len(index.classes) > 1 and 0 <= label < len(index.classes) else ""
     title = tokens.name or f"image {image:,}{words}"
     rows, columns = tokens.codes.shape
+    count = f"{rows} × {columns}" if index.has_grid else f"{columns}"
+    over = _grid(tokens, chosen, side) if index.has_grid else ""
     figures = [
-        _figure(
-            tokens.picture,
-            side,
-            f"{title}: {rows} × {columns} tokens of {index.codebook_size:,} codes",
-            _grid(tokens, chosen, side),
-        ),
+        _figure(tokens.picture, side, f"{title}: {count} tokens of {index.codebook_size:,} codes", over),
         _figure(tokens.decode(tokens.original), side, f"its tokens, decoded: {tokens.psnr():.1f} dB"),
         _heat_figure(tokens.error(), side, "error in grey levels, mean of the channels", error_top or tokens.error_top),
     ]
@@ -178,6 +190,8 @@ def token_html(
         )
         difference = np.abs(tokens.decode().astype(float) - tokens.decode(tokens.original)).mean(2)
         figures.append(_heat_figure(difference, side, "what that changed, in grey levels", scale_top(difference)))
+    if not index.has_grid:
+        figures.append(_strip(tokens, chosen))
     facts = describe_token(tokens, chosen)
     heading = f"<h3>{for_html(title)} <small>· {for_html(tokens.subject)}</small></h3>" if tokens.subject else ""
     page = f'{heading}<div class="ibq-tokens">{"".join(figures)}</div><p>{facts}</p>'
@@ -195,7 +209,8 @@ def describe_token(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
     code = int(tokens.codes[row, column])
     here = int((tokens.codes == code).sum())
     of_it = f"{here:,} token{'s' if here != 1 else ''} of code {code:,} here"
-    return for_html(f"Row {row}, column {column}: {_numbers(tokens, row, column)}; {of_it}.", None)
+    place = tokens.index.place_words(row, column).capitalize()
+    return for_html(f"{place}: {_numbers(tokens, row, column)}; {of_it}.", None)
 
 
 def _numbers(tokens: TokenImage, row: int, column: int) -> str:
@@ -218,22 +233,48 @@ def _grid(tokens: TokenImage, chosen: tuple[int, int] | None, side: int) -> str:
     """A square per token over the picture. One of them can be reached by Tab; arrow keys lead to the others."""
     rows, columns = tokens.codes.shape
     height, width = side / rows, side * tokens.picture.shape[1] / tokens.picture.shape[0] / columns
-    code = None if chosen is None else tokens.codes[chosen]
-    squares = []
-    for row in range(rows):
-        for column in range(columns):
-            here, old = int(tokens.codes[row, column]), int(tokens.original[row, column])
-            kinds = ["same"] if code is not None and here == code else []
-            kinds += ["chosen"] if chosen == (row, column) else []
-            kinds += ["changed"] if here != old else []
-            reached = 0 if (row, column) == (chosen or (0, 0)) else -1
-            words = for_html(f"{_numbers(tokens, row, column)} · row {row}, column {column}", None)
-            squares.append(
-                f'<rect x="{column * width:.2f}" y="{row * height:.2f}" width="{width:.2f}" height="{height:.2f}" '
-                f'class="{" ".join(kinds)}" data-token="{row},{column}" tabindex="{reached}"><title>{words}</title>'
-                "</rect>"
-            )
+    squares = [
+        _square(tokens, chosen, (row, column), (column * width, row * height, width, height))
+        for row in range(rows)
+        for column in range(columns)
+    ]
     return f'<svg class="grid" width="{columns * width:.1f}" height="{side}">{"".join(squares)}</svg>'
+
+
+def _strip(tokens: TokenImage, chosen: tuple[int, int] | None) -> str:
+    """Tokens that lie on no grid, in their order, as cells with their codes."""
+    count = tokens.codes.shape[1]
+    cells = []
+    for token in range(count):
+        x, y = token % _STRIP * _CELL_WIDTH, token // _STRIP * _CELL_HEIGHT
+        cells.append(_square(tokens, chosen, (0, token), (x, y, _CELL_WIDTH, _CELL_HEIGHT)))
+        middle = f'x="{x + _CELL_WIDTH / 2}" y="{y + 14}" text-anchor="middle"'
+        cells.append(f"<text {middle}>{int(tokens.codes[0, token])}</text>")
+    width, height = min(count, _STRIP) * _CELL_WIDTH, -(-count // _STRIP) * _CELL_HEIGHT
+    words = f"codes of tokens 0 to {count - 1}, line by line; they lie on no grid, each is about the whole image"
+    figure = f'<svg class="strip" width="{width}" height="{height}">{"".join(cells)}</svg>'
+    return f'<figure>{figure}<figcaption style="max-width:{width}px">{words}</figcaption></figure>'
+
+
+def _square(
+    tokens: TokenImage,
+    chosen: tuple[int, int] | None,
+    place: tuple[int, int],
+    box: tuple[float, float, float, float],
+) -> str:
+    """A token's rectangle: left, top, width and height in `box`."""
+    code = None if chosen is None else tokens.codes[chosen]
+    here, old = int(tokens.codes[place]), int(tokens.original[place])
+    kinds = ["same"] if code is not None and here == code else []
+    kinds += ["chosen"] if chosen == place else []
+    kinds += ["changed"] if here != old else []
+    reached = 0 if place == (chosen or (0, 0)) else -1
+    words = for_html(f"{_numbers(tokens, *place)} · {tokens.index.place_words(*place)}", None)
+    x, y, width, height = box
+    return (
+        f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" class="{" ".join(kinds)}" '
+        f'data-token="{place[0]},{place[1]}" tabindex="{reached}"><title>{words}</title></rect>'
+    )
 
 
 def _figure(pixels: np.ndarray, side: int, words: str, over: str = "", below: str = "") -> str:

@@ -88,10 +88,7 @@ class TokenView(ipywidgets.VBox):
         """
         if self.tokens is None:
             raise ViewError("there is no image yet; open one with open_image(FILE)")
-        rows, columns = self.tokens.codes.shape
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise ValueError(f"places are rows 0 to {rows - 1} and columns 0 to {columns - 1}; got {row}, {column}")
-        self.chosen = (row, column)
+        self.chosen = self.tokens.checked_place(row, column)
         self._draw()
         self.card.show(int(self.tokens.codes[row, column]))
 
@@ -255,7 +252,8 @@ def compare_tokens(
 ) -> ipywidgets.HBox:
     """Two tokenizers on one image, side by side: one slider moves both, and errors have one scale.
 
-    Their grids and codebooks may differ. A token that is chosen on one side is chosen at the same place on the other.
+    Their grids and codebooks may differ. A token that is chosen on one side is chosen at the same place on the other,
+    where tokens of both lie on a grid.
 
     Args:
         first, second: views of the same images, or what `TokenView` takes.
@@ -316,7 +314,7 @@ class _Pair:
                     other.open_image(*one.picture)
                 else:
                     other.show_image(one.image.value)
-            if one.chosen is not None:
+            if one.chosen is not None and one.tokens.index.has_grid and other.tokens.index.has_grid:
                 places = zip(one.chosen, one.tokens.codes.shape, other.tokens.codes.shape, strict=True)
                 place = tuple(int((chosen + 0.5) / size * others) for chosen, size, others in places)
                 if place != other.chosen:

@@ -7,7 +7,10 @@ from ibqlab.pretrained.families import (  # noqa: F401 - each registers itself
     ldm,
     llamagen,
     magvit2,
+    maskbit,
+    maskgit,
     simvq,
+    titok,
     vqgan,
     vqgan_lc,
 )

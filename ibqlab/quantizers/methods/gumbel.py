@@ -38,6 +38,9 @@ class GumbelQuantizerConfig(QuantizerConfig):
     """T at the start of training, > 0. Published: 0.9 (vqgan_gumbel_f8)."""
     temperature_end: float = 1e-6
     """T at the end of training, > 0 and at most the start's. Published: 1e-6; DALL-E ends at 1/16."""
+    straight_through: bool = True
+    """Give the decoder the sampled code in training; False: the mixture yᵀC of all codes, which becomes one as T falls.
+    Evaluation always gives a code. Published: True."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,9 +63,10 @@ class GumbelQuantizer(Quantizer):
         l = W z + b,   g_k ~ Gumbel(0, 1),   y = softmax((l + g)/T),   k = argmax(l + g)
         z_q = (onehot(k) + y − sg(y))ᵀ C,   loss = w · mean_n Σ_k q_k ln(K q_k + 10⁻¹⁰),   q = softmax(l)
 
-    T falls along half a cosine of the training progress. Evaluation takes argmax l and leaves the KL term out; the
-    published code samples in evaluation, too. The choice depends on W and b, not on distances to codes, so features
-    need not lie near codes. All codes' scores take gradient, and of the codes those that were sampled.
+    T falls along half a cosine of the training progress. Evaluation takes argmax l; the published code samples in
+    evaluation, too. The KL term is there in both, in evaluation as a number without a gradient. The choice depends on W
+    and b, not on distances to codes, so features need not lie near codes. All codes' scores take gradient, and of the
+    codes those that were sampled; all of them where `straight_through` is False.
     Source: Jang et al. (2017), eqs. 1–2 and §2.2, straight-through; published taming-transformers code, GumbelQuantize.
     """
 
@@ -84,8 +88,9 @@ class GumbelQuantizer(Quantizer):
         """A sampled code in training, the best one in evaluation."""
         if not self.training:
             indices = self.choose(features, codebook)
-            return Assignment(F.embedding(indices, codebook), indices, {"kl": features.new_zeros(())})
-        quantized, indices, kl = sample_codes(*self._factors(features), codebook, self.temperature)
+            return Assignment(F.embedding(indices, codebook), indices, {"kl": kl_to_even(*self._factors(features))})
+        hard = self.config.straight_through
+        quantized, indices, kl = sample_codes(*self._factors(features), codebook, self.temperature, hard=hard)
         return Assignment(quantized, indices, {"kl": kl})
 
     def _factors(self, features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N D1"], Float[Tensor, "K D1"]]:
@@ -95,57 +100,87 @@ class GumbelQuantizer(Quantizer):
 
 
 @never_compiled
+@torch.no_grad()
+def kl_to_even(tokens: Float[Tensor, "N E"], weights: Float[Tensor, "K E"]) -> Float[Tensor, ""]:
+    """mean_n Σ_k q_k ln(K q_k + 10⁻¹⁰) with q = softmax(tokens · weightsᵀ), without a gradient.
+
+    Returns:
+        KL(q ‖ uniform) in nats, 0 where all codes are equally likely, to ln K where one is certain.
+    Cost: O(N·K·E) operations; memory two blocks of `blocks.BLOCK_BYTES`.
+    """
+    kl = tokens.new_zeros(())
+    with blocks.full_precision(tokens.device):
+        for rows, (scores, ratio) in blocks.score_blocks(len(tokens), len(weights), tokens, buffers=2):
+            torch.mm(tokens[rows], weights.T, out=scores)
+            kl += _kl_sum(torch.softmax(scores, 1, out=scores), ratio)
+    return kl / len(tokens)
+
+
+@never_compiled
 def sample_codes(
-    tokens: Float[Tensor, "N E"], weights: Float[Tensor, "K E"], codebook: Float[Tensor, "K D"], temperature: float
+    tokens: Float[Tensor, "N E"],
+    weights: Float[Tensor, "K E"],
+    codebook: Float[Tensor, "K D"],
+    temperature: float,
+    *,
+    hard: bool = True,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"], Float[Tensor, ""]]:
     """One code per token from softmax(tokens · weightsᵀ), with the Gumbel-softmax gradient.
 
     Args:
         tokens, weights: factors of the scores l.
         codebook: C, same type and device.
-        temperature: T > 0 of the gradient; the sample itself does not depend on it.
+        temperature: T > 0 of the gradient, and of the mixture; the sample itself does not depend on it.
+        hard: give the sampled codes, with the mixture's gradient; False: the mixtures themselves.
     Returns:
-        The sampled codes, their indices, and mean_n Σ_k q_k ln(K q_k + 10⁻¹⁰).
+        The sampled codes or mixtures, the sampled indices, and mean_n Σ_k q_k ln(K q_k + 10⁻¹⁰).
     Cost: O(N·K·D) operations and N·K random numbers forward and again backward; memory O(N·D + K·D) plus three blocks
         of `blocks.BLOCK_BYTES`.
     """
-    return _SampleCodes.apply(tokens, weights, codebook, temperature)
+    return _SampleCodes.apply(tokens, weights, codebook, temperature, hard)
 
 
 class _SampleCodes(torch.autograd.Function):
     """With G = ∂z_q·Cᵀ: ∂l = y ⊙ (G − ⟨y, G⟩)/T + q ⊙ (r − ⟨q, r⟩)/N with r = ∂(q ln(Kq + ε))/∂q."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weights: Tensor, codebook: Tensor, temperature: float) -> tuple:
+    def forward(  # noqa: PLR0917 - autograd calls it by position
+        ctx: Any, tokens: Tensor, weights: Tensor, codebook: Tensor, temperature: float, hard: bool
+    ) -> tuple:
         ctx.random_state = _random_state(tokens)
         size = len(codebook)
         indices = torch.empty(len(tokens), dtype=torch.int64, device=tokens.device)
+        mixtures = None if hard else tokens.new_empty(len(tokens), codebook.shape[1])
         kl = tokens.new_zeros(())
         with blocks.full_precision(tokens.device):
             for rows, (scores, noisy) in blocks.score_blocks(len(tokens), size, tokens, buffers=2):
                 torch.mm(tokens[rows], weights.T, out=scores)  # l, (R, K), one block, never (N, K)
                 _gumbel_noise(noisy).add_(scores)
-                indices[rows] = blocks.best_codes(noisy)[1]
-                shares = torch.softmax(scores, 1, out=scores)  # q
-                kl += torch.mul(shares, size, out=noisy).add_(PRIOR_EPSILON).log_().mul_(shares).sum()
+                top, indices[rows] = blocks.best_codes(noisy)
+                if mixtures is not None:
+                    torch.mm(_relaxed(noisy, top, temperature), codebook, out=mixtures[rows])
+                kl += _kl_sum(torch.softmax(scores, 1, out=scores), noisy)
         ctx.save_for_backward(tokens, weights, codebook, indices)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.hard = temperature, hard
         ctx.mark_non_differentiable(indices)
-        return codebook[indices], indices, kl / len(tokens)
+        return codebook[indices] if mixtures is None else mixtures, indices, kl / len(tokens)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None, grad_kl: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weights, codebook, indices = ctx.saved_tensors
         size, temperature = len(codebook), ctx.temperature
         grad_tokens, grad_weights = torch.empty_like(tokens), torch.zeros_like(weights)
+        grad_codes = torch.zeros_like(codebook)
+        if ctx.hard:
+            grad_codes.index_add_(0, indices, grad)
         with blocks.full_precision(tokens.device), _random_numbers_from(ctx.random_state, tokens.device):
             for rows, (scores, noisy, change) in blocks.score_blocks(len(tokens), size, tokens, buffers=3):
                 torch.mm(tokens[rows], weights.T, out=scores)
                 _gumbel_noise(noisy).add_(scores)  # the forward pass's noise
-                # Relative to the best before it is divided: T may be 10⁻⁶, which would multiply the rounding of l.
-                noisy.sub_(blocks.best_codes(noisy)[0]).mul_(1 / temperature)
-                relaxed = torch.softmax(noisy.clamp_(min=blocks.lowest_exponent(noisy.dtype)), 1, out=noisy)  # y
+                relaxed = _relaxed(noisy, blocks.best_codes(noisy)[0], temperature)  # y
+                if not ctx.hard:
+                    grad_codes.addmm_(relaxed.T, grad[rows])
                 torch.mm(grad[rows], codebook.T, out=change)  # G
                 blocks.softmax_backward(change, relaxed)
                 change.mul_(1 / temperature)
@@ -156,7 +191,19 @@ class _SampleCodes(torch.autograd.Function):
                 change.add_(slope.mul_(grad_kl / len(tokens)))
                 torch.mm(change, weights, out=grad_tokens[rows])
                 grad_weights.addmm_(change.T, tokens[rows])
-        return grad_tokens, grad_weights, torch.zeros_like(codebook).index_add_(0, indices, grad), None
+        return grad_tokens, grad_weights, grad_codes, None, None
+
+
+def _relaxed(noisy: Float[Tensor, "R K"], top: Float[Tensor, "R 1"], temperature: float) -> Float[Tensor, "R K"]:
+    """y = softmax((l + g)/T) in the memory of l + g, whose largest number per row is `top`."""
+    # Relative to the best before it is divided: T may be 10⁻⁶, which would multiply the rounding of l.
+    noisy.sub_(top).mul_(1 / temperature)
+    return torch.softmax(noisy.clamp_(min=blocks.lowest_exponent(noisy.dtype)), 1, out=noisy)
+
+
+def _kl_sum(shares: Float[Tensor, "R K"], buffer: Float[Tensor, "R K"]) -> Float[Tensor, ""]:
+    """Σ_nk q ln(K q + 10⁻¹⁰); overwrites the buffer."""
+    return torch.mul(shares, shares.shape[1], out=buffer).add_(PRIOR_EPSILON).log_().mul_(shares).sum()
 
 
 def _gumbel_noise(buffer: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:

@@ -151,13 +151,18 @@ def _facts_of_store(store: TokenStore) -> dict[str, Any]:
 
 
 def check_fit(tokenizer: Tokenizer, generator: SequenceConfig, image_size: int | None = None) -> None:
-    """Raise ValueError unless a generator's vocabulary and grid are the tokenizer's.
+    """Raise ValueError unless a generator's vocabulary and grid are the tokenizer's, which must have a grid.
 
     Args:
         tokenizer: whose codes the generator draws.
         generator: its settings.
         image_size: of the images in pixels; None: not known.
     """
+    require(
+        tokenizer.config.has_grid,
+        "generators draw tokens row by row of a square grid; got a tokenizer whose tokens lie on no grid (design "
+        f'"{tokenizer.config.autoencoder.design}"). Use a tokenizer with a grid, such as one of the design "vqgan".',
+    )
     codes, words = tokenizer.quantizer.config.codebook_size, generator.vocabulary_size
     require(
         codes == words,

@@ -63,17 +63,20 @@ const atlas = (() => {
 
   let facts;
 
-  function patch(place, side = PATCH, around = 1) {
-    const [image, row, column] = place;
+  function patch(place, side = PATCH, around = facts.has_grid ? 1 : 0) {
+    const [image] = place;
+    const [row, column] = facts.has_grid ? place.slice(1) : [0, 0]; // without a grid the patch is the whole image
+    const words = facts.has_grid ? `row ${row}, column ${column}` : `token ${place[2]}`;
     const [height, width] = facts.size;
     const [tall, wide] = [height / facts.grid[0], width / facts.grid[1]];
     const scale = side / ((2 * around + 1) * tall);
-    const element = make("div", { name: "patch", title: `${facts.names[image]}, row ${row}, column ${column}` });
+    const element = make("div", { name: "patch", title: `${facts.names[image]}, ${words}` });
     Object.assign(element.style, {
       width: `${(2 * around + 1) * wide * scale}px`, height: `${side}px`, backgroundImage: `url(images/${image}.jpg)`,
       backgroundSize: `${width * scale}px ${height * scale}px`,
       backgroundPosition: `${-(column - around) * wide * scale}px ${-(row - around) * tall * scale}px`,
     });
+    if (!facts.has_grid) return element;
     const frame = make("i");
     Object.assign(frame.style, {
       left: `${around * wide * scale}px`, top: `${around * tall * scale}px`, width: `${wide * scale}px`, height: `${tall * scale}px`,
@@ -154,7 +157,7 @@ const atlas = (() => {
   function draw(code, card) {
     const parts = [make("h2", { text: `Code ${number(code)} of ${number(facts.codes)}` }), make("p", { text: factWords(code) })];
     parts.push(...patchParts(card));
-    if (facts.decoded && card.typical) {
+    if (facts.decoded && card.typical && (facts.decoded_codes ?? [code]).includes(code)) {
       parts.push(make("h3", { text: "Decodes to, where every token is this code" }), decodedPatch(code));
     }
     if (facts.steps) {

@@ -145,12 +145,13 @@ def without_paths(text: str, subject: Subject) -> str:
     return text
 
 
-def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
+def facts(data: AtlasData, across: int, decoded: Int[np.ndarray, "U"] | None) -> dict[str, Any]:
     """What the page says once.
 
     Args:
         data: of the atlas.
-        decoded_across: pictures side by side on a sheet of decoded codes; 0: there are none.
+        across: pictures side by side on a sheet of decoded codes.
+        decoded: those codes; None: there are no sheets.
     """
     reader, index = data.reader, data.reader.index
     subject = reader.subject
@@ -160,14 +161,19 @@ def facts(data: AtlasData, decoded_across: int) -> dict[str, Any]:
         "codes": reader.codebook_size,
         "shard": SHARD,
         "lacks": lacks,
-        "decoded": decoded_across,
+        "decoded": 0 if decoded is None else across,
         "has_map": data.map is not None,
     }
     if index is not None:
         (height, width), (rows, columns) = index.pictures.shape[1:3], index.codes.shape[1:]
-        said |= {"images": len(index.codes), "tokens": index.tokens, "size": [height, width], "grid": [rows, columns]}
+        # Without a grid a token's patch is the whole image.
+        grid = [rows, columns] if index.has_grid else [1, 1]
+        said |= {"images": len(index.codes), "tokens": index.tokens, "size": [height, width], "grid": grid}
+        said |= {"has_grid": index.has_grid}
         said |= {"classes": list(index.classes), "labels": index.labels.tolist(), "ruler": index.ruler}
         said |= {"in_use": int((index.counts > 0).sum()), "names": data.image_names}
+        if decoded is not None and len(decoded) < said["in_use"]:
+            said |= {"decoded_codes": decoded.tolist()}
     if reader.history is not None:
         steps, hits, _ = reader.history
         said |= {"steps": steps.tolist(), "step_tokens": hits.sum(1).tolist()}

@@ -12,13 +12,15 @@ from ibqlab.base.progress import CountingLine
 from ibqlab.views.atlas.gather import SHARD
 from ibqlab.views.cards import CardReader
 from ibqlab.views.decoding import SURROUNDINGS, grid_of
-from ibqlab.views.patches import EDGE, PatchIndex
+from ibqlab.views.patches import EDGE, WHOLE_SIDE, PatchIndex, shrink
 
 QUALITY = 90
 """Of the images' JPEG."""
 ACROSS = int(SHARD**0.5)
 """Pictures side by side on a sheet, which holds those of one file of cards."""
 _BATCH = 64
+WHOLE_CODES = 256
+"""Codes that are decoded at most where tokens lie on no grid, because each then takes a whole image."""
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -40,9 +42,13 @@ def decoded_codes(reader: CardReader, progress: bool) -> tuple[np.ndarray, np.nd
     """What codes in use decode to where all tokens are this code, computed once.
 
     Returns:
-        Codes (U,), and the middle square of each (U, h, w, 3).
+        Codes (U,), and the middle square of each (U, h, w, 3). Without a grid the most used codes alone, and of each
+        the whole image, small.
     """
     used = np.flatnonzero(reader.index.counts)
+    if not reader.index.has_grid:
+        most = np.argsort(-reader.index.counts, kind="stable")[:WHOLE_CODES]
+        used = np.intersect1d(used, most)
     arrays = reader.subject.store.get(
         "decoded",
         lambda: {"pictures": _decode(reader, used, progress)},
@@ -55,6 +61,8 @@ def decoded_codes(reader: CardReader, progress: bool) -> tuple[np.ndarray, np.nd
 
 def _decode(reader: CardReader, used: np.ndarray, progress: bool) -> np.ndarray:
     index, tokenizer = reader.index, reader.subject.tokenizer
+    if not index.has_grid:
+        return _decode_whole(reader, used, progress)
     side = min(2 * SURROUNDINGS + 1, *index.codes.shape[1:])
     height, width = index.patch
     top, left = (side // 2) * height, (side // 2) * width
@@ -68,6 +76,19 @@ def _decode(reader: CardReader, used: np.ndarray, progress: bool) -> np.ndarray:
             pictures[first : first + _BATCH] = shown[:, top : top + height, left : left + width]
             line.advance(len(some))
     return pictures
+
+
+def _decode_whole(reader: CardReader, used: np.ndarray, progress: bool) -> np.ndarray:
+    """Small pictures of whole images of which every token is one code."""
+    tokenizer, pictures = reader.subject.tokenizer, []
+    tokens = reader.index.codes.shape[2]
+    with CountingLine("atlas: decoding", len(used), "codes", progress) as line:
+        for code in used.tolist():
+            with torch.no_grad():
+                vectors = tokenizer.quantizer.decode(torch.full((1, 1, tokens), code))
+            pictures.append(shrink(grid_of(tokenizer, vectors)[0], WHOLE_SIDE))
+            line.advance(1)
+    return np.stack(pictures)
 
 
 def write_sheets(folder: Path, codes: np.ndarray, pictures: np.ndarray) -> None:

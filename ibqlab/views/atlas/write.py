@@ -13,7 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ibqlab.base.checks import require_choice, whole_number
+import numpy as np
+
+from ibqlab.base.checks import IMAGE_SIDE, require_choice, whole_number
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.progress import CountingLine
 from ibqlab.pretrained.load_report import WEIGHTS
@@ -57,13 +59,26 @@ class AtlasSettings:
     """Whether to write the codes as a table for embedding-atlas as well."""
     weights: str = ""
     """"raw" or "ema"; "": of a run raw, of a file its averages."""
+    image_size: int = 0
+    """Pixels along one side of the images; 0: as the tokenizer was trained."""
+    family: str | None = None
+    """Of a published file that does not tell its own: "ibq", "vqgan" or "ldm"."""
     quantizer: str | None = None
-    """Of a published file that does not tell its own: "ibq" or "vq"."""
+    """Of a published file in their autoencoder, where it is another than the family's."""
+    num_heads: int | None = None
+    """Attention heads of a published file whose shapes do not tell them; None: the published ones."""
 
     def __post_init__(self):
         whole_number("count", self.count, 1, MOST_IMAGES)
+        whole_number("image_size", self.image_size, 0, IMAGE_SIDE)
         require_choice("method", self.method, METHODS)
         require_choice("weights", self.weights, ("", *WEIGHTS))
+
+    @property
+    def of_subject(self) -> dict[str, Any]:
+        """What `open_subject` is told beside the images."""
+        words = ("weights", "image_size", "family", "quantizer", "num_heads")
+        return {word: getattr(self, word) for word in words}
 
 
 def write_atlas(
@@ -87,7 +102,7 @@ def write_atlas(
         the next atlas; then a millisecond per code in use.
     """
     typed = settings or AtlasSettings()
-    subject = open_subject(what, typed.images, weights=typed.weights, quantizer=typed.quantizer)
+    subject = open_subject(what, typed.images, **typed.of_subject)
     if subject.run is None and not typed.images:
         raise ViewError(f"{for_terminal(subject.name)} is a checkpoint and brings no images; name some: images=FOLDER")
     folder = output_folder(output, default_name(subject))
@@ -100,14 +115,9 @@ def write_atlas(
     data = gather(reader, typed.method, progress)
     if typed.parquet:
         require_map(data)
-    decoded = None
-    if typed.decode and reader.index is not None:
-        try:
-            decoded = decoded_codes(reader, progress)
-        except ValueError as error:  # NaN has no colour
-            data.lacks.append(f"No code is decoded: {lacking(error)}")
+    decoded = _decode(data, progress) if typed.decode else None
     with new_folder(folder) as part:
-        _write_script(part / "data" / "facts.js", "facts", facts(data, ACROSS if decoded else 0))
+        _write_script(part / "data" / "facts.js", "facts", facts(data, ACROSS, decoded and decoded[0]))
         _write_script(part / "data" / "columns.js", "columns", table_columns(data))
         if data.map is not None:
             _write_script(part / "data" / "map.js", "data/map", map_facts(data.map))
@@ -123,6 +133,25 @@ def write_atlas(
         for name in PAGE:
             (part / name).write_bytes(resources.files(__package__).joinpath(name).read_bytes())
     return folder / "index.html"
+
+
+def _decode(data: AtlasData, progress: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Codes and what they decode to; what is missing of it is noted."""
+    index = data.reader.index
+    if index is None:
+        return None
+    try:
+        decoded = decoded_codes(data.reader, progress)
+    except ValueError as error:  # NaN has no colour
+        data.lacks.append(f"No code is decoded: {lacking(error)}")
+        return None
+    codes = decoded[0]
+    if len(codes) < (index.counts > 0).sum():
+        data.lacks.append(
+            f"Only the {len(codes):,} most used codes are decoded: each takes a whole image, because tokens lie on no "
+            "grid."
+        )
+    return decoded
 
 
 def _write_cards(folder: Path, data: AtlasData, progress: bool) -> None:
