@@ -31,7 +31,7 @@ FILES = {
     "maskgit": ("maskgit_vqgan", {}),
     "maskbit": ("maskbit_lfq", {}),
     "vqgan_plus": ("vqgan_plus", {}),
-    "titok": ("titok", {"data.image_size": 16}),
+    "titok": ("titok_pixel", {"data.image_size": 16, "start_num_heads": [2, 3]}),
     "simvq": ("simvq", {}),
     "diffusers": ("diffusers_vq", {}),
 }
@@ -54,6 +54,12 @@ def started(path, **settings):
     return recipe_config("builtin/smoke", SMALL | {"start_from": str(path)} | dotted)
 
 
+def opened(path, told):
+    """The tokenizer of a file, in float32."""
+    heads = told.get("start_num_heads")
+    return load_tokenizer(path, family=told.get("start_family"), num_heads=heads and tuple(heads)).float()
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A run of six steps, with averages and a discriminator."""
@@ -66,7 +72,7 @@ class TestEveryFamily:
     @pytest.mark.parametrize(("family", "name", "told"), TOLD, ids=[of[0] for of in TOLD])
     def test_a_run_starts_at_the_loaded_tokenizer(self, family, name, told, tmp_path):
         file = stored_file(name, tmp_path)
-        loaded = load_tokenizer(file, family=told.get("start_family")).float()
+        loaded = opened(file, told)
         run = trained(tmp_path / "run", started(file, **told))
         assert run.metrics["step"].max() == 2
         recorded = run.config["tokenizer"]
@@ -96,6 +102,13 @@ class TestEveryFamily:
         with pytest.raises(CheckpointError, match=r"family='ldm' .* the setting is called start_family"):
             started(file)
         assert started(file, start_family="vqgan").tokenizer.quantizer.config_name == "vq"
+        titok = stored_file("titok", tmp_path)  # both of its widths are none of the published ones
+        with pytest.raises(CheckpointError, match=r"type num_heads=.* the setting is called start_num_heads"):
+            started(titok)
+        autoencoder = started(titok, data__image_size=16, start_num_heads=[2]).tokenizer.autoencoder
+        assert autoencoder.encoder_heads == autoencoder.decoder_heads == 2
+        with pytest.raises(ValueError, match="start_num_heads must be one number"):
+            recipe_config("builtin/smoke", {"start_num_heads": [2, 2, 2]})
         with pytest.raises(ValueError, match="family must be one of"):
             started(file, start_family="nobody")
 
@@ -161,7 +174,7 @@ class TestWhoseSettings:
 
     def test_hashes_from_before_stay(self, first):
         settings = to_dict(TrainConfig())
-        newer = ("start_family", "start_weights", "grow_codes", "grow_noise")
+        newer = ("start_family", "start_num_heads", "start_weights", "grow_codes", "grow_noise")
         older = {key: value for key, value in settings.items() if key not in newer}
         older["optimizer"] = {key: value for key, value in settings["optimizer"].items() if key != "scale_lr_by_batch"}
         assert content_hash(older) == content_hash(settings) == "c97a0964a0be"
@@ -232,11 +245,11 @@ def _begun(run):
 
 
 class TestGrowth:
-    @pytest.mark.parametrize("family", [of[0] for of in TOLD if of[0] not in ("maskbit", "titok")])
+    @pytest.mark.parametrize("family", [of[0] for of in TOLD if of[0] != "maskbit"])
     def test_old_codes_stay_and_new_ones_lie_beside_them(self, family, tmp_path):
         name, told = FILES[family]
         file = stored_file(name, tmp_path)
-        old = load_tokenizer(file, family=told.get("start_family")).float().eval()
+        old = opened(file, told)
         size = old.config.quantizer.codebook_size
         config = started(file, **told, tokenizer__quantizer__codebook_size=size + 40)
         models, start = build_models(config)
@@ -254,7 +267,9 @@ class TestGrowth:
         assert (share <= 0.1001).all()
         if family != "llamagen":  # the sphere shortens a step out of its plane
             assert share.min() > 0.0999
-        indices = torch.arange(size).view(1, 1, size)
+        side = old.config.autoencoder.resolution if family == "titok" else size
+        rows, columns = old.latent_grid(side, side) if family == "titok" else (1, size)
+        indices = torch.arange(rows * columns).view(1, rows, columns)
         assert torch.allclose(grown.decode_indices(indices), old.decode_indices(indices), atol=1e-6)
 
     def test_images_are_rebuilt_nearly_as_before(self, tmp_path):

@@ -50,20 +50,22 @@ def recipe_config(
     return recipe_files.recipe_config(name, settings, assignments, plugins, file_settings_below)
 
 
-def read_start(path: str, family: str) -> Checkpoint:
+def read_start(path: str, family: str, num_heads: Sequence[int]) -> Checkpoint:
     """The checkpoint that a run starts from.
 
     Args:
-        path, family: the settings start_from and start_family.
+        path, family, num_heads: the settings start_from, start_family and start_num_heads.
     Raises:
-        as `read_checkpoint`; messages name the setting start_family.
+        as `read_checkpoint`; messages name the settings of a run.
     """
+    heads = tuple(num_heads) if len(num_heads) > 1 else next(iter(num_heads), None)
     try:
-        return read_checkpoint(path, family=family or None)
+        return read_checkpoint(path, family=family or None, num_heads=heads)
     except CheckpointError as error:
-        if "family=" not in str(error):
+        word = next((word for word in ("family", "num_heads") if f"{word}=" in str(error)), "")
+        if not word:
             raise
-        raise CheckpointError(f"{error}. Beside start_from the setting is called start_family") from None
+        raise CheckpointError(f"{error}. Beside start_from the setting is called start_{word}") from None
 
 
 def file_settings_below(below: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +81,12 @@ def file_settings_below(below: dict[str, Any], layer: dict[str, Any]) -> dict[st
     whole = merge_settings(below, layer)
     import_named(whole)  # a plugin may register the file's family, design or quantizer
     typed = layer.get("tokenizer") or {}
-    path, family = layer[START], whole.get("start_family", "")
-    if _says_all(typed) or not isinstance(path, str) or not isinstance(family, str):
+    path, family, heads = layer[START], whole.get("start_family", ""), whole.get("start_num_heads", ())
+    is_text = isinstance(path, str) and isinstance(family, str)
+    are_numbers = isinstance(heads, (list, tuple)) and all(isinstance(number, int) for number in heads)
+    if _says_all(typed) or not (is_text and are_numbers):
         return below  # of a wrong type the check of the settings tells
-    stored = to_dict(read_start(path, family).config)
+    stored = to_dict(read_start(path, family, heads).config)
     recipe = below.get("tokenizer") or {}
     typed_quantizer = typed.get("quantizer") or {}
     quantizer = _quantizer(stored["quantizer"], recipe.get("quantizer") or {}, typed_quantizer)

@@ -168,7 +168,7 @@ class SpeedConfig:
     *("data", "tokenizer", "loss", "optimizer", "record", "speed"),
     *("steps", "batch_size", "accumulate", "processes", "accelerator", "precision"),
     *("ema_decay", "ema_codebook_start"),
-    *("start_from", "start_family", "start_weights", "grow_codes", "grow_noise"),
+    *("start_from", "start_family", "start_num_heads", "start_weights", "grow_codes", "grow_noise"),
     *("seed", "plugins"),
 )
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +197,9 @@ class TrainConfig(RunConfig):
     file's, but for those that stand in the same recipe or are typed. Empty: fresh weights."""
     start_family: str = ""
     """Whose file start_from is, where its names do not tell: `family` of `load_tokenizer`. Empty: as the file tells."""
+    start_num_heads: tuple[int, ...] = ()
+    """Attention heads of the encoder and the decoder in start_from, or one number for both, where the file does not
+    tell: `num_heads` of `load_tokenizer`. Empty: as the file or its family tells."""
     start_weights: str = ""
     """"ema": start at the file's averaged weights; "raw": at the weights as trained. Empty: at those that a published
     file's family evaluates with, and at a run's as trained. Averages of the file start the averages either way."""
@@ -219,6 +222,11 @@ class TrainConfig(RunConfig):
         require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         require_choice("start_weights", self.start_weights, START_WEIGHTS)
+        heads = self.start_num_heads
+        require(
+            len(heads) <= 2 and all(number >= 1 for number in heads),
+            f"start_num_heads must be one number of at least 1, or the encoder's and the decoder's, got {list(heads)}",
+        )
         require_choice("grow_codes", self.grow_codes, GROWTH_RULES)
         require(0 < self.grow_noise <= 1, f"grow_noise must lie above 0 to 1, got {self.grow_noise}")
 

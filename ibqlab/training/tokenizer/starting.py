@@ -51,7 +51,7 @@ def start_networks(config: TrainConfig, tokenizer: Tokenizer, discriminator: Pat
         FileNotFoundError, CheckpointError, RunError: the file cannot be read, or has not the weights asked for.
         ValueError: the settings do not fit the file; the message names both and what to type.
     """
-    checkpoint = read_start(config.start_from, config.start_family)
+    checkpoint = read_start(config.start_from, config.start_family, config.start_num_heads)
     _require_code_dim(config, checkpoint)
     chosen = _chosen_weights(config, checkpoint)
     averages = checkpoint.tokenizer_ema or {}
