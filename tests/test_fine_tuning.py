@@ -1,5 +1,6 @@
 """Training on from any file: its settings under any recipe, its weights, a codebook grown, and what starts fresh."""
 
+import re
 import shutil
 
 import numpy as np
@@ -12,11 +13,12 @@ from test_training import assert_same_run, trained, weights
 from torch.nn import functional as F
 
 from ibqlab.cli import main
-from ibqlab.config import content_hash, to_dict
+from ibqlab.config import ConfigError, content_hash, to_dict
 from ibqlab.costs.run_cost import count_recipe, count_run
 from ibqlab.data import to_model_range, to_uint8
 from ibqlab.plots import plot_run_curves
 from ibqlab.pretrained import CheckpointError, available_families, export_tokenizer, load_tokenizer
+from ibqlab.runs import RunError
 from ibqlab.training import TrainConfig, recipe_config
 from ibqlab.training.optimisation import learning_rate_at
 from ibqlab.training.tokenizer.growth import choose_parents, displacements
@@ -172,6 +174,28 @@ class TestWhoseSettings:
         with pytest.raises(FileNotFoundError):
             started(file)
 
+    @pytest.mark.parametrize(
+        ("settings", "says"),
+        [
+            ({"start_from": 5}, "start_from: must be text; got"),
+            ({"start_family": 5}, "start_family: must be text; got"),
+            ({"start_num_heads": "two"}, "start_num_heads: must be a list; got"),
+            ({"start_weights": "averaged"}, "start_weights must be one of"),
+            ({"grow_codes": "clone"}, "grow_codes must be one of"),
+            ({"grow_noise": 0.0}, "grow_noise must lie above 0 to 1, got 0.0"),
+            ({"tokenizer": "mine"}, "tokenizer: must be a mapping of settings; got"),
+            ({"tokenizer.quantizer": "vq"}, "tokenizer.quantizer: a quantizer needs a name"),
+        ],
+        ids=str,
+    )
+    def test_impossible_settings(self, settings, says, first):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            recipe_config("builtin/smoke", {"start_from": str(first.path)} | settings)
+
+    def test_a_generator_starts_from_no_file(self, first):
+        with pytest.raises(ConfigError, match="start_from: unknown key"):
+            recipe_config("builtin/smoke_generator", {"start_from": str(first.path)})
+
     def test_hashes_from_before_stay(self, first):
         settings = to_dict(TrainConfig())
         newer = ("start_family", "start_num_heads", "start_weights", "grow_codes", "grow_noise")
@@ -211,7 +235,7 @@ class TestWeights:
     def test_those_that_a_run_lacks_are_not_made_up(self, tmp_path):
         run = trained(tmp_path / "run", recipe_config("builtin/smoke", SMALL | {"ema_decay": 0.0, "steps": 1}))
         assert build_models(started(run.path))[1].facts["averages"] == "fresh, at the weights: the file has none"
-        with pytest.raises(Exception, match=r'holds no averaged weights; type start_weights="raw"'):
+        with pytest.raises(RunError, match=r'holds no averaged weights; type start_weights="raw"'):
             build_models(started(run.path, start_weights="ema"))
 
     def test_a_discriminator_is_the_files_where_it_fits_and_is_named(self, first, tmp_path):
@@ -228,6 +252,14 @@ class TestWeights:
         file = stored_file("diffusers_vq", tmp_path)
         _, start = build_models(started(file, **adversary, loss__discriminator=fitting))
         assert start.facts["discriminator"] == "fresh, as the recipe says: the file has none"
+
+    def test_a_discriminator_that_is_not_read_is_not_called_missing(self, tmp_path):
+        file = torch.load(golden_file("peers/llamagen_vq_official.pt"), weights_only=False)
+        entries = {"discriminator": {"main.0.weight": torch.zeros(4, 3, 4, 4)}, "steps": 9}
+        torch.save({"model": file["model"]} | entries, tmp_path / "trained.pt")
+        adversary = {"loss__adversarial_weight": 0.1, "loss__discriminator": {"base_channels": 4, "num_layers": 1}}
+        _, start = build_models(started(tmp_path / "trained.pt", **adversary))
+        assert start.facts["discriminator"] == "fresh, as the recipe says: the file's is not read"
 
     def test_the_first_line_names_all_of_it(self, tmp_path):
         file = golden_file("peers/simvq_official.ckpt")

@@ -20,7 +20,7 @@ from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.recipes import recipe_files
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.plugins import import_named
-from ibqlab.recipes.recipe_files import START, merge_settings
+from ibqlab.recipes.recipe_files import GENERATOR, START, merge_settings
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import TokenizerConfig
 
@@ -28,7 +28,7 @@ SIZES = ("codebook_size", "code_dim")
 """Settings that every quantizer has and that a file's codebook shows."""
 LEARNING = (
     *("beta", "beta_on", "entropy_temperature", "entropy_epsilon", "entropy_over_processes", "double_quantization"),
-    *("temperature_start", "temperature_end", "matmul"),
+    *("temperature_start", "temperature_end", "straight_through", "gradient", "ema_decay", "matmul"),
 )
 """Settings of quantizers that training alone reads, beside all those that end in `_weight`. The rest says what an index
 means, and is the file's."""
@@ -80,17 +80,22 @@ def file_settings_below(below: dict[str, Any], layer: dict[str, Any]) -> dict[st
     """
     whole = merge_settings(below, layer)
     import_named(whole)  # a plugin may register the file's family, design or quantizer
-    typed = layer.get("tokenizer") or {}
+    typed = _section(layer, "tokenizer")
     path, family, heads = layer[START], whole.get("start_family", ""), whole.get("start_num_heads", ())
     is_text = isinstance(path, str) and isinstance(family, str)
     are_numbers = isinstance(heads, (list, tuple)) and all(isinstance(number, int) for number in heads)
-    if _says_all(typed) or not (is_text and are_numbers):
-        return below  # of a wrong type the check of the settings tells
+    if GENERATOR in whole or _says_all(typed) or not (is_text and are_numbers):
+        return below  # of a wrong type or place the check of the settings tells
     stored = to_dict(read_start(path, family, heads).config)
-    recipe = below.get("tokenizer") or {}
-    typed_quantizer = typed.get("quantizer") or {}
-    quantizer = _quantizer(stored["quantizer"], recipe.get("quantizer") or {}, typed_quantizer)
+    recipe = _section(_section(below, "tokenizer"), "quantizer")
+    quantizer = _quantizer(stored["quantizer"], recipe, _section(typed, "quantizer"))
     return {**below, "tokenizer": {**stored, "quantizer": quantizer}}
+
+
+def _section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings below a key; none where there is something else."""
+    section = settings.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _says_all(tokenizer: dict[str, Any]) -> bool:

@@ -152,7 +152,9 @@ def _start_discriminator(
     if discriminator is None:
         return "none, as the recipe says", {}
     if stored is None:
-        return "fresh, as the recipe says: the file has none", {}
+        has_one = any("disc" in entry for entry in checkpoint.entries)  # LlamaGen keeps it beside the tokenizer
+        why = "the file's is not read" if has_one else "the file has none"
+        return f"fresh, as the recipe says: {why}", {}
     fresh = discriminator.state_dict()
     differ = [name for name in sorted(fresh.keys() | stored.keys()) if _shape(fresh, name) != _shape(stored, name)]
     if differ:
