@@ -404,6 +404,19 @@ class TestGrowth:
         with pytest.raises(ValueError, match=r"grow_codes='tokens' does not apply to .*use grow_codes=split"):
             build_models(started(file, tokenizer__quantizer__codebook_size=200, grow_codes="tokens"))
 
+    @pytest.mark.parametrize("name", ["vq", "vq_ema"])
+    def test_codes_of_another_kind_are_not_grown_into(self, name):
+        file = golden_file(f"peers/{'simvq' if name == 'vq' else 'taming_vqgan'}_official.ckpt")
+        typed = {"tokenizer__quantizer__name": name, "tokenizer__quantizer__codebook_size": 80}
+        with pytest.raises(ValueError, match=r"tensors do not fit the settings under tokenizer"):
+            build_models(started(file, **typed))
+
+    def test_another_quantizer_can_be_typed_for_a_grown_codebook(self):
+        file = golden_file("peers/taming_vqgan_official.ckpt")
+        typed = {"tokenizer__quantizer__name": "ibq", "tokenizer__quantizer__codebook_size": 80}
+        models, _ = build_models(started(file, **typed))
+        assert torch.equal(models.tokenizer.quantizer.codes.weight[:OLD], load_tokenizer(file).quantizer.codes.weight)
+
     def test_a_codebook_is_not_shrunk(self, first, tmp_path):
         with pytest.raises(ValueError, match=r"codebook_size=32 is less than the 64 codes .* no longer be decoded"):
             trained(tmp_path / "run", started(first.path, tokenizer__quantizer__codebook_size=32))

@@ -166,33 +166,42 @@ def grow(
     fresh, size = tokenizer.state_dict(), config.tokenizer.quantizer.codebook_size
     unit = isinstance(tokenizer.quantizer.codes, UnitCodebook)
     generator = torch.Generator().manual_seed(config.seed)
-    tables = [name for name in ("weight", "anchors") if f"quantizer.codes.{name}" in fresh]
-    displaced = {f"quantizer.codes.{tables[0]}", "quantizer.scores.weight"}
-    first, old = sets[0], len(sets[0][f"quantizer.codes.{tables[0]}"])
+    first, table = (
+        sets[0],
+        f"quantizer.codes.{'anchors' if isinstance(tokenizer.quantizer.codes, FROZEN) else 'weight'}",
+    )
+    if table not in first:
+        return sets  # the file's codes are of another kind, which is told where the weights are put in
+    displaced, old = {table, "quantizer.scores.weight"}, len(first[table])
     parents = choose_parents(hits, old, size - old) if config.grow_codes == "split" else None
     grown = tuple(dict(tensors) for tensors in sets)
     for name, value in first.items():
-        if not name.startswith("quantizer.") or value.shape == fresh[name].shape:
+        if not name.startswith("quantizer.") or not _has_row_per_code(value, fresh.get(name), old, size):
             continue
         shift = None
         if parents is not None and name in displaced:
             shift = config.grow_noise * displacements(_table(value, unit), parents, generator)
         for tensors in grown:
             if name in tensors:
-                table = tensors[name].to(fresh[name].dtype)
+                old_rows = tensors[name].to(fresh[name].dtype)
                 rows = fresh[name][old:]
                 if shift is not None:
-                    rows = _table(_table(table, unit)[parents] + shift, unit)
+                    rows = _table(_table(old_rows, unit)[parents] + shift, unit)
                 elif parents is not None:
-                    rows = table[parents]
-                tensors[name] = torch.cat([table, rows])
+                    rows = old_rows[parents]
+                tensors[name] = torch.cat([old_rows, rows])
     _restart_averages(grown[0], old)
     return grown
 
 
+def _has_row_per_code(value: Tensor, fresh: Tensor | None, old: int, size: int) -> bool:
+    """Whether a tensor has a row for each code, in the file and in the run."""
+    return fresh is not None and (old, *value.shape[1:]) == value.shape and (size, *value.shape[1:]) == fresh.shape
+
+
 def _restart_averages(weights: dict[str, Tensor], old: int) -> None:
     """Moving averages of new codes begin as if hit once."""
-    if "quantizer.codes.hits" in weights:
+    if len(weights.get("quantizer.codes.hits", ())) > old:
         weights["quantizer.codes.hits"][old:] = 1
         weights["quantizer.codes.sums"][old:] = weights["quantizer.codes.weight"][old:]
 

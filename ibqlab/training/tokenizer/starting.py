@@ -56,15 +56,13 @@ def start_networks(config: TrainConfig, tokenizer: Tokenizer, discriminator: Pat
     chosen = _chosen_weights(config, checkpoint)
     averages = checkpoint.tokenizer_ema or {}
     weights = checkpoint.tokenizer | (averages if chosen == "ema" else {})
+    weights, upkeep = _with_own_upkeep(config, tokenizer, weights)
     growth, old = None, checkpoint.config.quantizer.codebook_size
     if config.tokenizer.quantizer.codebook_size != old:
         require_growable(config, tokenizer.quantizer, old)
         hits = known_hits(checkpoint, old)
         growth = Growth(old, config.tokenizer.quantizer.codebook_size, config.grow_codes, hits is not None)
-        weights, upkeep = _with_own_upkeep(config, tokenizer, weights)
         weights, averages = grow(config, tokenizer, (weights, averages), hits)
-    else:
-        weights, upkeep = _with_own_upkeep(config, tokenizer, weights)
     _fill(tokenizer, weights, "tokenizer", config.start_from)
     discriminator_text, discriminator_averages = _start_discriminator(checkpoint, discriminator)
     facts = {"path": config.start_from, "format": checkpoint.format}
