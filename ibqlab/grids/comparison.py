@@ -11,8 +11,9 @@ import torch
 from ibqlab.base.checks import require
 from ibqlab.diagnostics.usage import measure_usage_of_counts, perplexity
 from ibqlab.grids.evaluation_parameters import ComparisonParameters, split_labels
+from ibqlab.grids.evaluation_results import EvaluationResult
 from ibqlab.grids.evaluation_rules import EvaluationRules, TokenizerUnderTest, find_tokenizer, prepare_tokenizer
-from ibqlab.grids.evaluation_session import EvaluationResult, EvaluationSession
+from ibqlab.grids.evaluation_session import EvaluationSession
 from ibqlab.metrics import PROTOCOLS, MetricCard
 from ibqlab.recipes.published import PublishedRow, published_rows
 from ibqlab.recipes.recipe_files import recipe_config
@@ -30,9 +31,14 @@ def open_comparison(parameters: ComparisonParameters) -> EvaluationSession:
     entries = [entry if "=" in entry else f"{Path(entry).stem}={entry}" for entry in parameters.checkpoints]
     paths = split_labels("checkpoints", entries)
     quantizers = split_labels("quantizers", parameters.quantizers)
-    for label in quantizers:
-        require(label in paths, f"quantizers names {label!r}; the checkpoints' labels are {', '.join(paths) or 'none'}")
-    tokenizers = [find_tokenizer(label, path, quantizers.get(label, "")) for label, path in paths.items()]
+    families = split_labels("families", parameters.families)
+    for name, labels in (("quantizers", quantizers), ("families", families)):
+        for label in labels:
+            labels_text = ", ".join(paths) or "none"
+            require(label in paths, f"{name} names {label!r}; the checkpoints' labels are {labels_text}")
+    tokenizers = [
+        find_tokenizer(label, path, quantizers.get(label, ""), families.get(label, "")) for label, path in paths.items()
+    ]
     for name, (start, _) in COMPARED.items() if not paths else ():
         settings = (f"tokenizer.quantizer.name={name}", f"tokenizer.quantizer.codebook_init={start}")
         tokenizers.append(prepare_tokenizer(name, parameters.preset, settings))

@@ -123,12 +123,12 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
     """
     tensors = names.below(prefix, file.tensors)
-    weights = None
+    weights, system = None, ""
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
         refuse_unread(tensors, network)
         if network == "tokenizer":
             family, config, roles = identify_tokenizer(file, tensors, **user_settings)
-            title = f"{file.format}: {family.title}"
+            title, system = f"{file.format}: {family.title}", family.name
             has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
             weights = None if family.averaged or has_averages else AS_GIVEN
         else:
@@ -150,6 +150,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         wrappers=file.wrappers,
         weights=weights,
         ema_decay=None if decay is None else float(decay),
+        family=system,
     )
     if network == "generator":
         _check_own_tensors(checkpoint)
