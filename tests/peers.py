@@ -10,7 +10,7 @@ from golden import golden, golden_file
 from torch import Tensor
 
 from ibqlab.pretrained import load_tokenizer
-from ibqlab.pretrained.reading import identify_tokenizer
+from ibqlab.pretrained.published_files import identify_tokenizer
 from ibqlab.pretrained.tensor_files import TensorFile
 from ibqlab.tokenizer import Tokenizer
 

@@ -267,6 +267,7 @@ def test_what_is_no_finite_number(value):
 
 CONFIGS = {name: quantizers.quantizer_config({"name": name}) for name in quantizers.available_quantizers()}
 CONFIGS |= {"generator": generator.GeneratorConfig(), "factorized": generator.FactorizedGeneratorConfig()}
+CONFIGS |= {"llamagen": generator.LlamaGenConfig()}
 CONFIGS |= {"sampling": generator.SamplingConfig()}
 NUMBER_FIELDS = [
     (name, field.name, kind)

@@ -4,15 +4,26 @@ import warnings
 
 import pytest
 import safetensors.torch
+import torch
 from click.testing import CliRunner
+from golden import golden
 from PIL import Image
 from test_pretrained_generators import tiny_tokenizer
 
 from ibqlab.cli import main
+from ibqlab.generator import Generator, GeneratorConfig
 from ibqlab.pretrained import export_tokenizer, load_tokenizer
-from ibqlab.pretrained.export import TargetExists, save_checkpoint_file, whole_file
+from ibqlab.pretrained.export import (
+    TargetExists,
+    published_generator_state,
+    published_tokenizer_state,
+    save_checkpoint_file,
+    whole_file,
+)
 from ibqlab.pretrained.load_report import warn_of_start
 from ibqlab.runs import RunError
+from ibqlab.tokenizer import Tokenizer, TokenizerConfig
+from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ibqlab.training import recipe_config, train
 
 
@@ -28,8 +39,6 @@ def test_of_two_at_once_the_first_one_stands(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    import torch  # noqa: PLC0415
-
     def full(content, stream):
         stream.write(b"half")
         raise OSError(28, "No space left on device")
@@ -123,3 +132,38 @@ def test_python_is_warned_too(short_run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_tokenizer(short_run, "raw")
+
+
+ORDERS = {
+    "IBQ/imagenet_ibqgan_16384": lambda: published_state_of_new_networks(TokenizerConfig()),
+    "Open-MAGVIT2/imagenet_lfqgan_256_L": lambda: published_state_of_new_networks(
+        recipe_config("imagenet/lfq_262144").tokenizer
+    ),
+    "IBQ-AR/B": lambda: published_generator_state(
+        Generator(GeneratorConfig.preset("B")), Tokenizer.from_config(TokenizerConfig())
+    ),
+}
+
+
+def published_state_of_new_networks(config: TokenizerConfig) -> dict[str, torch.Tensor]:
+    """A new tokenizer and discriminator, and their averages, under published names."""
+    tokenizer, discriminator = Tokenizer.from_config(config), PatchDiscriminator(DiscriminatorConfig())
+    return published_tokenizer_state(
+        config,
+        tokenizer.state_dict(),
+        tokenizer_ema=dict(tokenizer.named_parameters()),
+        discriminator=discriminator.state_dict(),
+        discriminator_ema=dict(discriminator.named_parameters()),
+    )
+
+
+def test_every_model_of_the_list_is_exported_in_its_order():
+    """Key by key: loaders that go by position take each tensor for what it is. The perceptual loss is left out."""
+    listed, _ = golden("official_state_dict_keys")
+    assert set(listed) == set(ORDERS)
+    for model, keys in listed.items():
+        with torch.device("meta"):
+            state = ORDERS[model]()
+        expected = {key: entry for key, entry in keys.items() if not key.startswith("loss.perceptual_loss.")}
+        assert list(state) == list(expected), model
+        assert {key: list(value.shape) for key, value in state.items()} == {k: v[0] for k, v in expected.items()}

@@ -349,6 +349,13 @@ def test_open_magvit2s_generator_trains(tmp_path, tokenizer):
     assert rows["validation_loss"].iloc[-1] < math.log(32)
 
 
+def test_llamagens_generator_trains(tmp_path, tokenizer):
+    run = trained(tmp_path / "run", tiny(tokenizer, generator={**TINY["generator"], "name": "llamagen"}))
+    assert run.metrics["validation_loss"].iloc[0] == pytest.approx(math.log(32))
+    assert run.metrics["validation_loss"].iloc[-1] < math.log(32)
+    assert not any("ada_lin" in name for name in weights(run))
+
+
 # --- several processes ---
 
 TOGETHER = """

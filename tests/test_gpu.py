@@ -12,7 +12,7 @@ import torch
 from oracle import algorithm_1, entropies
 from registry import small_settings
 from test_sampler import SETTINGS, assert_near, drawn, make_request, some_drawing
-from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, make
+from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, SMALL_LLAMAGEN, make
 
 from ibqlab.generator import GeneratorConfig, kept_samplers, linear_cross_entropy, sampler, sampler_operations
 from ibqlab.generator.recording import record
@@ -144,7 +144,7 @@ def test_cross_entropy_by_blocks_equals_the_naive_form(monkeypatch, dtype, autoc
         assert (ours.double() - theirs).abs().max() < (3e-2 if half else 1e-5) * theirs.abs().max()
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_LLAMAGEN, SMALL_FACTORIZED], ids=["ibq", "llamagen", "magvit2"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_samples_are_those_of_the_cpu(config, compiled):
     """Guidance ends midway, so the compiled step (CUDA graphs) is recorded for both batch sizes."""
@@ -222,7 +222,7 @@ def test_a_kernel_draws_what_the_operations_draw(vocabulary, greedy):
     assert drawings[1].broken.nonzero().flatten().tolist() == [3]
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_LLAMAGEN, SMALL_FACTORIZED], ids=["ibq", "llamagen", "magvit2"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_graph_of_kernels_draws_the_tokens_of_the_plain_loop(config, settings):
     model = make(config)

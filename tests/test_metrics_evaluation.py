@@ -18,7 +18,7 @@ from test_metrics_features import feature_statistics
 
 from ibqlab.base.cache import load_arrays, save_arrays
 from ibqlab.data import DataConfig, DigitsSource, open_data
-from ibqlab.data.resizing import resize_and_crop
+from ibqlab.data.resizing import RESIZERS, resize_and_crop
 from ibqlab.metrics import (
     PROTOCOLS,
     Features,
@@ -165,6 +165,18 @@ def test_a_protocol_is_written_out_in_full():
             assert word in text
     assert PROTOCOLS["seed-voken-ibq"].resize == "opencv"
     assert PROTOCOLS["open-magvit2"].resize == "pil"
+    rows = {
+        "taming": ("opencv", 256, "truncated", "inception-tensorflow"),
+        "llamagen": ("adm", 256, "half_up", "inception-tensorflow"),
+        "vqgan-lc": ("opencv", 256, "truncated", "inception-tensorflow"),
+        "titok": ("pil_bicubic", 256, "rounded", "inception-tensorflow"),
+        "maskbit": ("pil", 256, "truncated_unit", "inception-tensorflow"),
+        "simvq": ("pil", 128, "none", "inception-pytorch-fid"),
+    }  # fact sheet of the peers §10
+    for name, row in rows.items():
+        protocol = PROTOCOLS[name]
+        assert (protocol.resize, protocol.image_size, protocol.rounding, protocol.extractor) == row
+        assert protocol.published_extractor and protocol.deviation and "fact sheet of the peers" in protocol.source
     adm = PROTOCOLS["adm"]
     assert (adm.rounding, adm.inception_split_size, adm.neighbours) == ("truncated", 5000, 3)
     assert (adm.samples, adm.reference_images) == (50_000, 10_000)
@@ -183,7 +195,7 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("method", ["pil", "opencv"])
+@pytest.mark.parametrize("method", RESIZERS)
 def test_a_folder_is_resized_and_cropped_by_the_protocol(tokenizer, folder, method):
     if method == "opencv":
         pytest.importorskip("cv2")

@@ -9,7 +9,7 @@ from golden import golden
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ibqlab.metrics import load_lpips, psnr, ssim, truncate_to_uint8
-from ibqlab.metrics.pixel_metrics import published_range, to_unit_range
+from ibqlab.metrics.pixel_metrics import ROUNDINGS, published_range, to_unit_range
 from ibqlab.metrics.weights import ALEXNET, INCEPTION, find_weights, hash_file
 
 lpips = pytest.importorskip("lpips")
@@ -73,6 +73,39 @@ def test_truncation_loses_a_level_on_95_levels():
     cut = truncate_to_uint8(published_range(levels))
     assert int((cut != levels).sum()) == 95
     assert torch.equal((to_unit_range(published_range(levels), "rounded") * 255).round().to(torch.uint8), levels)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "published"),
+    [
+        ("truncated", "taming"),
+        ("half_up", "llamagen"),
+        ("truncated_unit", "titok_demo"),
+        ("rounded", "titok_eval"),
+    ],
+)
+def test_cuts_to_8_bits_of_other_systems(rounding, published):
+    _, values = golden("peers/peer_preprocess")
+    images = values["to_uint8/in01"] * 2 - 1 if published.startswith("titok") else values["to_uint8/in"]
+    levels = (to_unit_range(images, rounding) * 255).round().to(torch.uint8)
+    assert torch.equal(levels.permute(0, 2, 3, 1), values[f"to_uint8/{published}"])
+
+
+@pytest.mark.parametrize("rounding", ["truncated_unit", "rounded", "half_up", "none"])
+def test_only_one_cut_changes_a_picture_of_8_bits(rounding):
+    levels = torch.arange(256, dtype=torch.uint8)
+    kept = to_unit_range(published_range(levels), rounding) * 255
+    assert torch.allclose(kept, levels.float(), atol=1e-4)
+    assert torch.equal(kept.round(), levels.float())
+
+
+def test_cuts_differ_between_two_levels():
+    """A quarter and three quarters of the way from level 100 to 101, and just below 101."""
+    images = (torch.tensor([100.25, 100.5, 100.75, 100.99]) / 127.5 - 1).float()
+    cut = {rounding: (to_unit_range(images, rounding) * 255).round().tolist() for rounding in ROUNDINGS}
+    assert cut["truncated"] == cut["truncated_unit"] == [100, 100, 100, 100]
+    assert cut["half_up"] == [100, 101, 101, 101]
+    assert cut["rounded"][::2] == [100, 101] and cut["rounded"][3] == 101
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Tokenizers of other systems that are VQGAN's or Open-MAGVIT2's autoencoder with other settings: the published values,
 number for number, and which file is whose."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from golden import golden, golden_file
 from peers import check_forward, check_quantizer, check_training, full_size, opened, same, stored_file
 
-from ibqlab.pretrained import CheckpointError, load_tokenizer
+from ibqlab.pretrained import CheckpointError, Family, available_families, load_tokenizer, register_family
+from ibqlab.recipes.plugins import import_plugins
+from ibqlab.tokenizer import available_designs
 
 LOSS = {"quant_loss": "loss"}
 CODEBOOK = {"grad_codebook": "codes.weight"}
@@ -173,3 +177,68 @@ class TestWhoseFileItIs:
     def test_a_generator_is_no_tokenizer(self):
         with pytest.raises(CheckpointError, match="a generator of LlamaGen, not a tokenizer; use load_generator"):
             load_tokenizer(golden_file("peers/llamagen_gpt_official.pt"))
+
+
+class TestFamiliesOfYourOwn:
+    """One file makes checkpoints of a user's own model known, its networks among it."""
+
+    FILE = str(Path(__file__).parents[1] / "experiments" / "bring_your_own" / "my_family.py")
+
+    @pytest.fixture
+    def plugin(self):
+        import_plugins([self.FILE])
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        torch.manual_seed(0)
+        model = torch.nn.Module()
+        layers = torch.nn.Conv2d(3, 24, 4, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(24, 8, 3, 1, 1)
+        model.encoder = torch.nn.Sequential(*layers)
+        model.codebook = torch.nn.Parameter(torch.randn(40, 8))
+        layers = torch.nn.ConvTranspose2d(8, 24, 4, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(24, 3, 3, 1, 1)
+        model.decoder = torch.nn.Sequential(*layers)
+        torch.save(model.state_dict(), tmp_path / "mine.pt")
+        return model, tmp_path / "mine.pt"
+
+    @torch.no_grad()
+    def test_it_opens_and_computes_what_the_model_does(self, plugin, saved):
+        model, file = saved
+        tokenizer = load_tokenizer(file)
+        assert tokenizer.load_report.accounted == tokenizer.load_report.keys == 9
+        images = torch.rand(2, 3, 8, 12) * 2 - 1
+        features = model.encoder(images)
+        out = tokenizer.encode(images)
+        tokens = features.permute(0, 2, 3, 1).reshape(-1, 8)
+        assert torch.equal(out.indices.flatten(), torch.cdist(tokens, model.codebook).argmin(1))
+        assert torch.allclose(tokenizer.decode(out.quantized), model.decoder(out.quantized))
+        assert {"my_vqvae"} <= set(available_families()) & set(available_designs())
+
+    def test_an_edited_file_takes_the_place_of_what_it_was(self, plugin, tmp_path):
+        source = Path(self.FILE).read_text()
+        edited = tmp_path / "my_family.py"
+        edited.write_text(source.replace('@register_family("my_vqvae")', '@register_family("renamed")'))
+        import_plugins([str(edited)])
+        assert "renamed" in available_families() and "my_vqvae" not in available_families()
+        import_plugins([self.FILE])
+        assert "renamed" not in available_families() and "my_vqvae" in available_families()
+
+    def test_a_file_that_fails_leaves_nothing(self, tmp_path):
+        source = Path(self.FILE).read_text().replace("my_vqvae", "half")
+        (tmp_path / "half.py").write_text(f"{source}\n1 / 0\n")
+        with pytest.raises(ValueError, match="division by zero"):
+            import_plugins([str(tmp_path / "half.py")])
+        assert "half" not in available_families() and "half" not in available_designs()
+
+    @pytest.mark.parametrize(
+        ("name", "members", "says"),
+        [
+            ("ibq", {"title": "a tokenizer of mine"}, "a family named 'ibq' exists already"),
+            ("My family", {"title": "mine"}, "a family's name is text such as 'vqgan'"),
+            ("mine", {}, 'write title = "a tokenizer of …" into class Mine'),
+        ],
+    )
+    def test_what_cannot_be_registered(self, name, members, says):
+        with pytest.raises(ValueError, match=says):
+            register_family(name)(type("Mine", (Family,), members))
+        with pytest.raises(ValueError, match="takes a class derived from Family"):
+            register_family("mine")(dict)

@@ -103,6 +103,15 @@ class TestWhatAFileDoesNotTell:
             tokenizer = load_tokenizer(folder, num_heads=(2, 3))
             assert tokenizer.config.quantizer.unit_vectors is unit_vectors
 
+    @pytest.mark.parametrize(("name", "kind"), [("titok", "unit vectors"), ("titok_pixel", "vectors of any length")])
+    def test_the_report_says_what_the_layout_alone_told(self, name, kind, tmp_path):
+        bare = opened(name, tmp_path, num_heads=HEADS[name]).load_report.format
+        assert bare.endswith(
+            f"a tokenizer of TiTok ({kind}, as published for this layout; no config.json beside it says use_l2_norm)"
+        )
+        told = load_tokenizer(folder_of(name, tmp_path), num_heads=HEADS[name]).load_report.format
+        assert told.endswith("a tokenizer of TiTok")
+
     @pytest.mark.parametrize(
         ("changes", "says"),
         [

@@ -624,7 +624,8 @@ def test_a_published_row_is_a_tokenizers_or_a_generators():
     assert PublishedRow(gfid=2.0, inception_score=250, precision=0.8, recall=0.6, **printed).describe() == (
         "gFID 2.00, IS 250.00, precision 0.80, recall 0.60 (a paper, table 1)"
     )
-    for numbers in ({}, {"gfid": 2.0}, {"rfid": 1.0, "gfid": 2.0, "inception_score": 250}):
+    assert PublishedRow(gfid=2.0, **printed).describe() == "gFID 2.00 (a paper, table 1)"
+    for numbers in ({}, {"inception_score": 250}, {"rfid": 1.0, "gfid": 2.0}, {"rfid": 1.0, "inception_score": 250}):
         with pytest.raises(ValueError, match="a published row has rfid"):
             PublishedRow(**numbers, **printed)
 
@@ -668,6 +669,7 @@ TINY_FACTORIZED = {
     **{key: value for key, value in TINY_GENERATOR["generator"].items() if key not in ("vocabulary_size", "depth")},
     **{"name": "magvit2", "bits": [2, 4], "spatial_depth": 2, "factorized_depth": 1},
 }
+TINY_LLAMAGEN = {**TINY_GENERATOR["generator"], "name": "llamagen"}
 
 
 class TestGenerators:
@@ -678,7 +680,7 @@ class TestGenerators:
         return count_run(recipe_config("builtin/digits_generator", TINY_GENERATOR | dotted))
 
     def test_parameters_are_those_of_the_generator(self):
-        for settings in (TINY_GENERATOR["generator"], TINY_FACTORIZED):
+        for settings in (TINY_GENERATOR["generator"], TINY_LLAMAGEN, TINY_FACTORIZED):
             plan = self.plan(generator=settings)
             assert plan.parameters.total == sum(
                 p.numel() for p in make_generator(generator_config(settings)).parameters()
@@ -692,6 +694,13 @@ class TestGenerators:
         image = 2 * (2 * block + tokens * words * width + 2 * width**2)
         assert plan.forward_operations == image
         assert plan.training_operations == pytest.approx(3 * image, rel=0.02)
+
+    def test_a_class_that_modulates_nothing_costs_no_operations(self):
+        ibq, llamagen = self.plan(), self.plan(generator=TINY_LLAMAGEN)
+        width, depth = 16, 2
+        # The class's part: 6C × C for each block, 2C × C for the norm before the head, and their biases.
+        assert ibq.forward_operations - llamagen.forward_operations == 2 * (6 * depth + 2) * width**2
+        assert ibq.parameters.total - llamagen.parameters.total == (6 * depth + 2) * (width**2 + width)
 
     def test_memory_shrinks_with_shards_and_checkpoints(self):
         two = self.plan(processes=2)

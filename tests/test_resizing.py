@@ -1,4 +1,4 @@
-"""The two published ways to resize: golden values, and the libraries themselves over many odd sizes."""
+"""The published ways to resize: golden values, and the libraries themselves over many odd sizes."""
 
 import sys
 
@@ -29,6 +29,16 @@ def test_the_published_pipelines_bit_for_bit(method, published):
         assert np.array_equal(ours, tensors[f"{number}/{published}"].numpy())
 
 
+@pytest.mark.parametrize(("method", "published"), [("adm", "adm"), ("pil_bicubic", "titok"), ("pil", "maskbit")])
+def test_the_pipelines_of_other_systems_bit_for_bit(method, published):
+    facts, tensors = golden("peers/peer_preprocess")
+    assert len(facts["cases"]) == 4
+    for number, case in facts["cases"].items():
+        picture = Image.fromarray(tensors[f"{number}/input"].numpy())
+        ours = resize_and_crop(picture, case["size"], method)
+        assert np.array_equal(ours, tensors[f"{number}/{published}"].numpy()), number
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("image_size", [16, 31])
 def test_opencv_is_cv2_with_two_taps(height, width, image_size):
@@ -46,14 +56,27 @@ def test_opencv_is_cv2_with_two_taps(height, width, image_size):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("image_size", [16, 31])
-def test_pil_is_torchvision(height, width, image_size):
-    from torchvision.transforms import functional  # noqa: PLC0415 - seconds that other tests need not spend
+@pytest.mark.parametrize("method", ["pil", "pil_bicubic"])
+def test_pil_is_torchvision(height, width, image_size, method):
+    from torchvision.transforms import InterpolationMode, functional  # noqa: PLC0415 - takes seconds
 
     picture = noise(height, width)
-    whole = functional.resize(picture, image_size)
-    assert np.array_equal(resize_short_side(picture, image_size, "pil"), np.asarray(whole))
+    mode = InterpolationMode.BILINEAR if method == "pil" else InterpolationMode.BICUBIC
+    whole = functional.resize(picture, image_size, mode)
+    assert np.array_equal(resize_short_side(picture, image_size, method), np.asarray(whole))
     square = functional.center_crop(whole, [image_size, image_size])
-    assert np.array_equal(resize_and_crop(picture, image_size, "pil"), np.asarray(square))
+    assert np.array_equal(resize_and_crop(picture, image_size, method), np.asarray(square))
+
+
+def test_adm_halves_before_its_last_step():
+    """By averaging, so that twice the size becomes plain averages; the bicubic filter weighs more pixels."""
+    assert resized_size(1000, 900, 256, "adm") == (284, 256)  # 500 × 450, then 284.4
+    assert resized_size(1027, 512, 256, "adm") == (513, 256)
+    assert resized_size(500, 375, 256, "adm") == (341, 256)
+    picture = noise(64, 64)
+    halved = picture.resize((32, 32), Image.Resampling.BOX)
+    assert np.array_equal(resize_short_side(picture, 32, "adm"), np.asarray(halved))
+    assert not np.array_equal(resize_short_side(picture, 32, "pil_bicubic"), np.asarray(halved))
 
 
 @pytest.mark.parametrize("method", RESIZERS)
@@ -63,8 +86,9 @@ def test_the_short_side_always_fits(method):
             size = resized_size(width, height, 256, method)
             assert min(size) == 256
             ideal = 256 * max(width, height) / min(width, height)
-            assert abs(max(size) - ideal) <= (0.5 if method == "opencv" else 1)
-            assert (max(size) <= ideal) or method == "opencv"
+            # "adm" loses up to a row or a column at each halving.
+            assert abs(max(size) - ideal) <= {"opencv": 0.5, "adm": 2}.get(method, 1)
+            assert (max(size) <= ideal) or method in ("opencv", "adm")
 
 
 def test_the_long_side_is_rounded_or_cut():
@@ -83,7 +107,8 @@ def test_a_half_pixel_goes_to_the_even_neighbour():
 
 def test_an_odd_spare_pixel_goes_to_the_other_side():
     assert centre_offset(19, 17, 16, "opencv") == (1, 0)
-    assert centre_offset(19, 17, 16, "pil") == (2, 0)
+    assert centre_offset(19, 17, 16, "pil") == centre_offset(19, 17, 16, "pil_bicubic") == (2, 0)
+    assert centre_offset(19, 17, 16, "adm") == (1, 0)
 
 
 def test_only_pil_smooths():
@@ -102,7 +127,7 @@ def test_a_picture_of_the_right_size_is_left_alone(method):
 
 
 def test_what_cannot_be_resized_is_refused():
-    with pytest.raises(ValueError, match="method must be one of 'opencv', 'pil', got 'cv2'"):
+    with pytest.raises(ValueError, match="method must be one of 'opencv', 'pil', 'pil_bicubic', 'adm', got 'cv2'"):
         resize_and_crop(noise(4, 4), 4, "cv2")
     with pytest.raises(ValueError, match=r"must be RGB, got mode L; use picture\.convert"):
         resize_and_crop(noise(4, 4).convert("L"), 4, "pil")

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, make, tokens
+from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, SMALL_LLAMAGEN, make, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,7 +28,9 @@ from ibqlab.generator.token_choice import first_beyond, tokens_at, uniform_numbe
 
 # Scores that are no numbers, in Triton's interpreter, which computes with NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:triton")
-CONFIGS = pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+CONFIGS = pytest.mark.parametrize(
+    "config", [SMALL, SMALL_LLAMAGEN, SMALL_FACTORIZED], ids=["ibq", "llamagen", "magvit2"]
+)
 SETTINGS = [
     {},
     {"cfg_scale": 2.0},

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 from golden import golden
-from test_transformer import LABELS, SMALL, SMALL_FACTORIZED, assert_close, make, published_generator, tokens
+from test_transformer import (
+    LABELS,
+    SMALL,
+    SMALL_FACTORIZED,
+    SMALL_LLAMAGEN,
+    assert_close,
+    make,
+    published_generator,
+    tokens,
+)
 
 from ibqlab.generator.factorized import FactorizedDecoding
 from ibqlab.generator.sampling_config import SamplingConfig
@@ -239,13 +248,13 @@ def test_min_p_by_hand():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_LLAMAGEN, SMALL_FACTORIZED], ids=["ibq", "llamagen", "magvit2"])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.6, 1.0)])
 def test_scheduled_samples_are_those_of_whole_forward_passes(config, interval):
     model = make(config).double()
     settings = {"cfg_schedule": "linear", "cfg_interval": interval, "temperature": 0.9, "min_p": 0.05}
     got = model.sample(LABELS, cfg_scale=4.0, seed=3, **settings)
-    sampling, parts = SamplingConfig(cfg_scale=4.0, **settings), 1 if config is SMALL else 2
+    sampling, parts = SamplingConfig(cfg_scale=4.0, **settings), 1 if config is not SMALL_FACTORIZED else 2
     seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     numbers = torch.stack([torch.rand(9 * parts, generator=seed, dtype=torch.float64) for seed in seeds])
     expected = torch.zeros(2, 9, dtype=torch.int64)
@@ -280,7 +289,7 @@ def test_cached_and_uncached_logits_agree_in_float32():
     assert (decode(model, indices, LABELS) - model(indices, LABELS)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_LLAMAGEN, SMALL_FACTORIZED], ids=["ibq", "llamagen", "magvit2"])
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 2.0}, {"cfg_scale": 2.0, "cfg_interval": (0.0, 0.3)}])
 def test_going_on_from_its_own_first_rows_gives_the_same_image(config, settings):
     model = make(config).double()
@@ -316,7 +325,7 @@ def test_the_class_is_worked_out_once_per_image():
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_FACTORIZED], ids=["ibq", "magvit2"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_LLAMAGEN, SMALL_FACTORIZED], ids=["ibq", "llamagen", "magvit2"])
 def test_a_compiled_step_draws_the_same_tokens(config, monkeypatch):
     compile_it = torch.compile
     # The C++ behind it is torch's; what could differ is the traced graph with its fixed caches and masks.

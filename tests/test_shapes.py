@@ -17,7 +17,8 @@ with install_import_hook("ibqlab", "beartype.beartype"):
     from ibqlab.data import DataConfig, open_data, to_model_range, training_batches, validation_batches
     from ibqlab.diagnostics import softmax_perplexity
     from ibqlab.diagnostics.recorder import Recorder
-    from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig, Generator, GeneratorConfig
+    from ibqlab.generator import FactorizedGenerator, FactorizedGeneratorConfig
+    from ibqlab.generator import Generator, GeneratorConfig, LlamaGenConfig
     from ibqlab.quantizers import available_quantizers, build_quantizer, index_backprop, quantizer_config
     from ibqlab.quantizers import factorize_indices, join_indices
     from ibqlab.tokenizer import Tokenizer, TokenizerConfig
@@ -94,12 +95,14 @@ tokens, labels = torch.randint(32, (2, 4)), torch.tensor([0, 3])
 plain = Generator(GeneratorConfig(vocabulary_size=32, depth=1, **sequence))
 (plain(tokens, labels).sum() + plain.loss(tokens, labels)).backward()
 assert plain.sample(labels, cfg_scale=2.0, top_k=5, top_p=0.9).shape == (2, 4)
+unmodulated = Generator(LlamaGenConfig(vocabulary_size=32, depth=1, **sequence))
+unmodulated.loss(tokens, labels).backward()
 factorized = FactorizedGenerator(
     FactorizedGeneratorConfig(bits=(2, 3), spatial_depth=1, factorized_depth=1, **sequence)
 )
 assert factorized(tokens, labels).post.shape == (2, 4, 8)
 factorized.loss(tokens, labels).backward()
-for generator in (plain, factorized):
+for generator in (plain, unmodulated, factorized):
     assert generator.sample(labels, cfg_scale=2.0, min_p=0.1, dtype="bfloat16").shape == (2, 4)  # by a sampler
 print("checked generators")
 

@@ -11,7 +11,7 @@ from registry import SMALL_DIGITS
 from ibqlab.config import ConfigError, parse, to_dict
 from ibqlab.costs.run_cost import count_run
 from ibqlab.generator import generator_config
-from ibqlab.pretrained import export_tokenizer, load_tokenizer
+from ibqlab.pretrained import export_published, export_tokenizer, load_tokenizer
 from ibqlab.quantizers import quantizer_config
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.tokenizer import AutoencoderConfig, TitokConfig, Tokenizer, TokenizerConfig
@@ -169,6 +169,10 @@ class TestRefusals:
     def test_latents_must_be_as_wide_as_codes(self):
         with pytest.raises(ValueError, match=r"latent_channels must equal quantizer\.code_dim"):
             TokenizerConfig(autoencoder=TitokConfig(**TINY), quantizer=replace(CODES, code_dim=8))
+
+    def test_an_export_under_the_names_of_ibqs_code(self, trained, tmp_path):
+        with pytest.raises(ValueError, match=r"got 'titok'\. Use export_tokenizer"):
+            export_published(trained.path, tmp_path / "published.ckpt")
 
     def test_a_generator_on_a_grid(self):
         config = generator_config({"name": "ibq", "vocabulary_size": 16, "grid_size": 4, "num_classes": 10})

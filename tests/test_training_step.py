@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from test_speed import JUDGED, MAGVIT2
+from test_speed import DESIGNS, JUDGED
 from test_training import assert_equal, smoke
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -171,7 +171,7 @@ def turned_around(seen):
     return turned
 
 
-@pytest.mark.parametrize("design", [{}, MAGVIT2], ids=["vqgan", "magvit2"])
+@pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
 def test_no_activation_is_turned_around(monkeypatch, design):
     """From stored pictures to gradients, whatever has more channels than a picture and is larger than the codes' grid.
 

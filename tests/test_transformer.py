@@ -14,7 +14,9 @@ from ibqlab.generator import (
     FactorizedGeneratorConfig,
     Generator,
     GeneratorConfig,
+    LlamaGenConfig,
     generator_config,
+    make_generator,
 )
 from ibqlab.generator.attention import rotary_table, rotate
 from ibqlab.generator.layers import ClassEmbedding, RMSNorm
@@ -33,13 +35,16 @@ SMALL_FACTORIZED = FactorizedGeneratorConfig(
     width=16,
     hidden_multiple=8,
 )
+SMALL_LLAMAGEN = LlamaGenConfig(
+    vocabulary_size=12, num_classes=3, grid_size=3, depth=2, num_heads=2, width=16, hidden_multiple=8
+)
 LABELS = torch.tensor([0, 3])
 
 
 def make(config):
     """A small generator in eval mode, whose head and norms are no longer where they start."""
     torch.manual_seed(0)
-    model = (Generator if isinstance(config, GeneratorConfig) else FactorizedGenerator)(config).eval()
+    model = make_generator(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -396,7 +401,7 @@ def test_settings_survive_the_round_trip(config):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"depth": 2}, "a generator needs a name, one of ibq, magvit2"),
+        ({"depth": 2}, "a generator needs a name, one of ibq, llamagen, magvit2"),
         ({"name": "ibp"}, "generator name must be one of .*did you mean 'ibq'"),
         ({"name": "ibq", "preset": "XLL"}, "preset must be one of"),
         ({"name": "ibq", "preset": "XL", "dept": 2}, "dept: unknown key; did you mean 'depth'"),

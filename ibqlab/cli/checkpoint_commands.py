@@ -7,8 +7,8 @@ import click
 
 from ibqlab.cli.terminal import PLUGIN_RUN, say, section
 
-HEADS = click.option("--num-heads", type=int, help="Of a published generator, which does not tell it; else width / 64.")
-GRID = click.option("--grid-size", type=int, help="Of a published generator: tokens along a side; by default 16.")
+HEADS = click.option("--num-heads", type=int, help="Of a published generator; by default as published.")
+GRID = click.option("--grid-size", type=int, help="Its tokens along a side of an image; by default as published.")
 
 
 @click.command()
@@ -59,7 +59,8 @@ def download(name: str | None, folder: Path | None) -> None:
             f"{key:<28} K {tokenizer.codebook_size:>7,}  rFID {tokenizer.rfid}" for key, tokenizer in PUBLISHED.items()
         ]
         rows += [
-            f"{key:<28} over {entry.tokenizer:<16}  gFID {entry.gfid}  IS {entry.inception_score:.2f}"
+            f"{key:<28} over {entry.tokenizer:<16}  gFID {entry.gfid:.2f}"
+            + (f"  IS {entry.inception_score:.2f}" if entry.inception_score else "")
             for key, entry in PUBLISHED_GENERATORS.items()
         ]
         say("\n".join(rows))
@@ -99,11 +100,13 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
 
 def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Path:
     """A generator's export of the kind that the target's ending names."""
+    from ibqlab.generator import LlamaGenConfig
     from ibqlab.pretrained import export_generator, export_published_generator, load_first_stage, load_generator
     from ibqlab.pretrained.export import check_free
 
     check_free(target)
+    generator = load_generator(checkpoint, **sizes)
     if target.suffix == ".safetensors":
-        return export_generator(load_generator(checkpoint, **sizes), target)
-    first = load_first_stage(checkpoint)
-    return export_published_generator(load_generator(checkpoint, **sizes), target, first)
+        return export_generator(generator, target)
+    alone = isinstance(generator.config, LlamaGenConfig)
+    return export_published_generator(generator, target, None if alone else load_first_stage(checkpoint))

@@ -37,7 +37,7 @@ class FileSource:
         labels: of every image of the list, into `classes`.
         classes: class names of the training images.
         image_size: height and width in pixels.
-        resize: "opencv" or "pil", see `resize_short_side`; "none" leaves all pictures as they are, uncropped.
+        resize: one of `RESIZERS`, see `resize_short_side`; "none" leaves all pictures as they are, uncropped.
         split: "train" crops and mirrors at random, "validation" never does.
         flip: mirror half of the training images.
         unreadable: "skip" or "stop".

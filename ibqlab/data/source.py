@@ -30,8 +30,10 @@ class DataConfig:
     """Height and width of every image, 1 to 16,384 pixels; a multiple of the tokenizer's downsampling. Paper: 256."""
 
     resize: str = "pil"
-    """How images of a folder or of shards come to `image_size`: `pil` (smooths when it shrinks) or `opencv` (does not).
-    The published IBQ tokenizers were trained and evaluated with `opencv`, those of Open-MAGVIT2 with `pil`."""
+    """How images of a folder or of shards come to `image_size`: `pil` (smooths when it shrinks), `opencv` (does not),
+    `pil_bicubic` or `adm` (smooth and keep edges sharper). The published IBQ tokenizers were trained and
+    evaluated with `opencv`, those of Open-MAGVIT2 with `pil`. VQGAN and VQGAN-LC evaluate with `opencv`, MaskBit and
+    SimVQ with `pil`, TiTok with `pil_bicubic`, LlamaGen with `adm`."""
 
     flip: bool = True
     """Mirror half of the training images left to right. Digits are never mirrored. Published training: False."""

@@ -64,7 +64,7 @@ class Block(nn.Module):
     Args:
         attention: of the width that `feed_forward` has.
         feed_forward: what every position does on its own.
-    Source: published Open-MAGVIT2 generator.
+    Source: published Open-MAGVIT2 and LlamaGen generators.
     """
 
     def __init__(self, attention: Attention, feed_forward: FeedForward) -> None:
@@ -81,6 +81,20 @@ class Block(nn.Module):
         """Attention, then feed-forward; `table` has the rows of these positions, `cache` is as in `Attention`."""
         x = x + self.attention(self.attention_norm(x), table, cache)
         return x + self.feed_forward(self.ffn_norm(x))
+
+    def modulation(self, condition: Float[Tensor, "B 1 C"]) -> Modulation:
+        """What a class does to this block: nothing."""
+        return ()
+
+    def apply_modulation(
+        self,
+        x: Float[Tensor, "B T C"],
+        table: Float[Tensor, "T pairs 2"],
+        modulation: Modulation,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """What `forward` computes; there is no modulation to apply."""
+        return self(x, table, cache)
 
 
 class AdaptiveBlock(Block):
@@ -152,6 +166,26 @@ class AdaptiveNorm(nn.Module):
         """What `forward` computes, from the class's `modulation`."""
         scale, shift = modulation
         return self.rmsnorm(x) * (1 + scale) + shift
+
+
+class HeadNorm(RMSNorm):
+    """The norm before a head that the class does not adapt; its methods are those of `AdaptiveNorm`.
+
+    Source: published LlamaGen generator code.
+    """
+
+    @property
+    def rmsnorm(self) -> RMSNorm:
+        """Itself: the norm whose weight stands before the head."""
+        return self
+
+    def modulation(self, condition: Float[Tensor, "B 1 C"]) -> Modulation:
+        """What a class does to this norm: nothing."""
+        return ()
+
+    def apply_modulation(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T C"]:
+        """What `forward` computes; there is no modulation to apply."""
+        return self(x)
 
 
 class ClassEmbedding(nn.Module):

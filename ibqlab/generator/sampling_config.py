@@ -28,7 +28,7 @@ class SamplingConfig:
     cfg_scale: Setting = 1.0
     """Guidance s ≥ 0: u + s (c − u) with the logits c for the class and u for none; 1 is no guidance and costs half.
     Two numbers: for the first and the second part of Open-MAGVIT2's tokens. Paper: 2.25 (B), 2.0 (L), 2.35 (XL), 2.85
-    (XXL)."""
+    (XXL). LlamaGen's code takes every s ≤ 1 for 1."""
     cfg_schedule: str = "constant"
     """How guidance grows from the first token (u = 0) to the last (u = 1), as 1 + (s − 1)·f(u): "constant" f = 1
     (paper), "linear" f = u, "cosine" f = (1 − cos πu)/2, "power" f = u^cfg_power."""
@@ -36,7 +36,8 @@ class SamplingConfig:
     """Exponent of the schedule "power", > 0."""
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     """Share of the tokens between which guidance acts, from the first up to below the second; outside it is 1. Paper:
-    all, 0 to 1."""
+    all, 0 to 1. LlamaGen's code counts tokens: its cfg_interval i is (0, (i + 2) / T) here, as it guides tokens 0 to
+    i + 1, and its −1 is all."""
     temperature: Setting = 1.0
     """What logits are divided by, ≥ 0; 0 takes the most probable token. Two numbers as for cfg_scale. Paper: 1.1 (B),
     1.0 (L), 1.15 (XL), 1.2 (XXL)."""
@@ -112,7 +113,13 @@ SAMPLING_CARDS: dict[str, SamplingConfig] = {
     "magvit2_b": SamplingConfig(temperature=1.0, cfg_scale=(1.9, 2.0)),
     "magvit2_l": SamplingConfig(temperature=(1.1, 1.0), cfg_scale=1.9),
     "magvit2_xl": SamplingConfig(temperature=(1.1, 1.0), cfg_scale=(1.75, 1.85)),
+    "llamagen_b": SamplingConfig(cfg_scale=2.0),
+    "llamagen_l": SamplingConfig(cfg_scale=2.0),
+    "llamagen_xl": SamplingConfig(cfg_scale=1.75),
+    "llamagen_xxl": SamplingConfig(cfg_scale=1.75),
+    "llamagen_3b": SamplingConfig(cfg_scale=1.65),
 }
-"""How the published generators were sampled for their published numbers, by the recipe's name under
-experiments/generators: 50 images per class, all tokens to draw from, no schedule.
+"""How the published generators were sampled for their published numbers, by design and size, as recipes under
+experiments/generators are named: 50 images per class, all tokens to draw from, no schedule. LlamaGen's are those of its
+384-pixel files, whose images were resized to 256 for the numbers; of its 256-pixel files none were published.
 Source: the authors' sampling scripts."""

@@ -113,8 +113,8 @@ def generator_config(settings: Any) -> SequenceConfig:
     """A design's config from `{"name": "ibq", "preset": "XL", setting: value, …}`; configs pass through unchanged.
 
     Args:
-        settings: `name` is "ibq" or "magvit2"; `preset`, which may be missing, a published configuration that the other
-            settings change.
+        settings: `name` is "ibq", "llamagen" or "magvit2"; `preset`, which may be missing, a published configuration
+            that the other settings change.
     Raises:
         ValueError: no or unknown name or preset, unknown key, wrong type, impossible value; the message names the
             nearest key.

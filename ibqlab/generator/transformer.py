@@ -1,13 +1,13 @@
-"""The published generator of IBQ: a transformer that predicts an image's tokens one after another, given its class.
+"""The published generators of IBQ and LlamaGen: they predict an image's tokens one after another, given its class.
 
-    generator = Generator(GeneratorConfig.preset("B"))
+    generator = Generator(GeneratorConfig.preset("B"))           # IBQ's; LlamaGenConfig.preset("B") is LlamaGen's
     loss = generator.loss(indices, labels)       # training: the logits of a whole batch never exist
     logits = generator(indices, labels)          # (B, T, V): position t sees the class and tokens 0 to t − 1
     indices = generator.sample(labels, cfg_scale=2.25, temperature=1.1, seed=0)     # (B, T)
 
-What is unusual: the class enters twice, as the first token and as what scales, shifts and gates every block and the
-head's norm; a dropped label is dropped for both. Submodule names are the published ones, so published weights load
-without a translation table. Shape letters: B images · T sequence · C width · V vocabulary.
+What is unusual: in IBQ's the class enters twice, as the first token and as what scales, shifts and gates every block
+and the head's norm; a dropped label is dropped for both. LlamaGen's is the same network without the second part.
+Submodule names are those that IBQ published. Shape letters: B images · T sequence · C width · V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ibqlab.base.checks import BLOCKS, CODES, require, require_at_most
 from ibqlab.generator.attention import KeyValueCache
 from ibqlab.generator.decoding import TokenDecoding
-from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, ClassEmbedding, initialise
+from ibqlab.generator.layers import AdaptiveBlock, AdaptiveNorm, Block, ClassEmbedding, HeadNorm, initialise
 from ibqlab.generator.sampler_network import Copies, Residual, RowMemory, SamplerNetwork, through_blocks
 from ibqlab.generator.sampler_operations import Drawing
 from ibqlab.generator.sampling import Prediction, TokenGenerator
@@ -30,9 +30,32 @@ from ibqlab.generator.sequence import SequenceConfig, block_parts, check_inputs,
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig(SequenceConfig):
+class WholeTokenSettings:
+    """What generators that draw a token at once, IBQ's and LlamaGen's, have beside the settings of `SequenceConfig`."""
+
+    modulates: ClassVar[bool]
+    """Whether the class scales, shifts and gates every block and the head's norm; else it is the first token alone."""
+
+    vocabulary_size: int = 16384
+    """V, the tokenizer's codebook size, at least 2. Paper: 16,384."""
+
+    depth: int = 16
+    """Blocks, at least 1. Paper: 16 (B), 20 (L), 24 (XL), 30 (XXL)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "depth")
+        require_at_most("depth", self.depth, BLOCKS)
+        require_at_most("vocabulary_size", self.vocabulary_size, CODES)
+        size = self.vocabulary_size
+        require(size >= 2, f"vocabulary_size must be at least 2; got {size}. Use the tokenizer's codebook_size.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(WholeTokenSettings, SequenceConfig):
     """The published generator of IBQ. The defaults are IBQ-B."""
 
+    modulates: ClassVar[bool] = True
     config_name: ClassVar[str] = "ibq"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "B": {"depth": 16, "num_heads": 16, "width": 1024, "gate_scale": 1e-3},
@@ -41,28 +64,50 @@ class GeneratorConfig(SequenceConfig):
         "XXL": {"depth": 30, "num_heads": 30, "width": 1920, "gate_scale": 1e-5},
     }
 
-    vocabulary_size: int = 16384
-    """V, the tokenizer's codebook size, at least 2. Paper: 16,384."""
-
-    depth: int = 16
-    """Blocks, at least 1. Paper: 16 (B), 20 (L), 24 (XL), 30 (XXL)."""
-
     gate_scale: float = 1e-3
     """The blocks' gates start at this share of other weights, ≥ 0: near 0 every block starts as the identity.
     Published: 1e-3 (B, L), 1e-4 (XL), 1e-5 (XXL)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "depth")
-        require_at_most("depth", self.depth, BLOCKS)
-        require_at_most("vocabulary_size", self.vocabulary_size, CODES)
-        size, scale = self.vocabulary_size, self.gate_scale
-        require(size >= 2, f"vocabulary_size must be at least 2; got {size}. Use the tokenizer's codebook_size.")
+        scale = self.gate_scale
         require(scale >= 0, f"gate_scale must be ≥ 0; got {scale}. Published: 1e-3 to 1e-5.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LlamaGenConfig(WholeTokenSettings, SequenceConfig):
+    """The published class-conditional generator of LlamaGen. The defaults are its B for images of 256 pixels.
+
+    Source: published LlamaGen generator code.
+    """
+
+    modulates: ClassVar[bool] = False
+    config_name: ClassVar[str] = "llamagen"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "B": {"depth": 12, "num_heads": 12, "width": 768},
+        "L": {"depth": 24, "num_heads": 16, "width": 1024},
+        "XL": {"depth": 36, "num_heads": 20, "width": 1280},
+        "XXL": {"depth": 48, "num_heads": 24, "width": 1536},
+        "3B": {"depth": 24, "num_heads": 32, "width": 3200},
+    }
+
+    depth: int = 12
+    """Blocks, at least 1. Published: 12 (B), 24 (L), 36 (XL), 48 (XXL), 24 (3B)."""
+
+    grid_size: int = 16
+    """Tokens along one side of an image, at least 1: T = grid_size². Published: 16 for images of 256 pixels (B, L), 24
+    for those of 384 (all sizes)."""
+
+    width: int = 768
+    """C, channels of a token, a multiple of 4·num_heads. Published: 768 (B), 1024 (L), 1280 (XL), 1536 (XXL), 3200
+    (3B)."""
+
+    num_heads: int = 12
+    """Attention heads, at least 1. Published: 64 channels each, in 3B 100."""
+
+
 class Decoding(TokenDecoding):
-    """IBQ's generator part of the way through images: the logits of `forward`, one position at a time.
+    """A generator of whole tokens part of the way through images: the logits of `forward`, one position at a time.
 
     Args: as in `TokenDecoding`.
     Cost: each position is computed once; keys and values are kept, 2·T·C numbers per block and image.
@@ -95,13 +140,13 @@ class Decoding(TokenDecoding):
 
 
 class GeneratorNetwork(SamplerNetwork):
-    """IBQ's generator for one recorded position at a time.
+    """A generator of whole tokens for one recorded position at a time.
 
     Args: `generator`, `dtype` and `rows` as in `SamplerNetwork`.
     """
 
     def __init__(self, generator: "Generator", dtype: torch.dtype, rows: int) -> None:
-        super().__init__(generator, dtype, rows, generator.blocks, is_adapted=True)
+        super().__init__(generator, dtype, rows, generator.blocks, is_adapted=generator.config.modulates)
         self.tokens = self.empty_copy(generator.tok_emb.weight)
         self.norm = self.empty_copy(generator.head_nm.rmsnorm.weight)
         self.head = self.empty_copy(generator.head.weight)
@@ -118,8 +163,9 @@ class GeneratorNetwork(SamplerNetwork):
         self.rows.x.copy_(condition[:, 0])
         modulated = [*generator.blocks, generator.head_nm]
         values = [value[:, 0] for module in modulated for value in module.modulation(condition)]
-        memory = [*self.rows.modulations, self.rows.last_modulation]
-        torch._foreach_copy_([target for targets in memory for target in targets], values)
+        if values:  # LlamaGen's class is the first token and nothing else
+            memory = [*self.rows.modulations, self.rows.last_modulation]
+            torch._foreach_copy_([target for targets in memory for target in targets], values)
 
     def scores(
         self,
@@ -148,28 +194,32 @@ class Generator(TokenGenerator):
     Args:
         config: the architecture. Weights are drawn from torch's global random state as published: N(0, 0.02²), the
             class's part scaled down, the head 0, so that the first loss is ln V.
-    Source: IBQ, eq. 11; published IBQ generator code and configurations.
+    Source: IBQ, eq. 11; published IBQ and LlamaGen generator code and configurations.
     """
 
     decoding = Decoding
     network = GeneratorNetwork
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig | LlamaGenConfig) -> None:
         super().__init__()
-        width = config.width
+        width, block = config.width, AdaptiveBlock if config.modulates else Block
         self.config = config
         self.tok_emb = nn.Embedding(config.vocabulary_size, width)
         self.class_emb = ClassEmbedding(config.num_classes, width, config.label_dropout)
         self.dropout = nn.Dropout(config.token_dropout)
-        self.blocks = nn.ModuleList(AdaptiveBlock(*block_parts(config)) for _ in range(config.depth))
-        self.head_nm = AdaptiveNorm(width)
+        self.blocks = nn.ModuleList(block(*block_parts(config)) for _ in range(config.depth))
+        self.head_nm = AdaptiveNorm(width) if config.modulates else HeadNorm(width)
         self.head = nn.Linear(width, config.vocabulary_size, bias=False)
         initialise(self)
-        for block in self.blocks:
-            block.scale_condition(config.gate_scale)
-        with torch.no_grad():
-            self.head_nm.ada_lin[1].weight.mul_(0.5)
         nn.init.zeros_(self.head.weight)
+        if isinstance(config, GeneratorConfig):
+            self._scale_condition(config.gate_scale)
+
+    @torch.no_grad()
+    def _scale_condition(self, gate_scale: float) -> None:
+        for block in self.blocks:
+            block.scale_condition(gate_scale)
+        self.head_nm.ada_lin[1].weight.mul_(0.5)
 
     def forward(self, indices: Int[Tensor, "B T"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B T V"]:
         """Scores of every token at every position, each from the class and the tokens before that position.
@@ -199,9 +249,10 @@ class Generator(TokenGenerator):
         # The class stands where token −1 would: position t is predicted from the class and tokens 0 to t − 1.
         x = self.dropout(torch.cat([condition, self.tok_emb(indices[:, :-1])], dim=1))  # (B, T, C)
         table = position_table(config, x, x.shape[1])
+        modulating = (condition,) if config.modulates else ()
         for block in self.blocks:
-            x = block(x, table, condition)
-        return self.head_nm(x, condition)
+            x = block(x, table, *modulating)
+        return self.head_nm(x, *modulating)
 
     def predictions(self, hidden: Float[Tensor, "B T C"], indices: Int[Tensor, "B T"]) -> list[Prediction]:
         return [(hidden, self.head, indices)]

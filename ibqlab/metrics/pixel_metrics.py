@@ -1,8 +1,8 @@
 """PSNR and SSIM as published: both pictures cut to 8 bits, one value per image.
 
-What is unusual: the published evaluation truncates instead of rounding, and it does so to the original as well. A
-picture that went to [−1, 1] and back then loses one grey level on 95 of the 256 levels. Both sides lose alike, so the
-numbers hardly move; they are only comparable when cut in the same way.
+What is unusual: the published evaluation of IBQ truncates instead of rounding, and it does so to the original as well.
+A picture that went to [−1, 1] and back then loses one grey level on 95 of the 256 levels. Both sides lose alike, so the
+numbers hardly move; they are only comparable when cut in the same way. Other systems cut in other ways (`ROUNDINGS`).
 """
 
 import math
@@ -18,9 +18,14 @@ from ibqlab.metrics.weights import import_metric_package
 ROUNDINGS = {
     "none": "not rounded, float in [0, 1]",
     "truncated": "to 8 bits by truncation",
+    "truncated_unit": "to 8 bits by truncation within [0, 1], where images of 8 bits keep their levels",
     "rounded": "to 8 bits by rounding",
+    "half_up": "to 8 bits by rounding, halves up",
 }
 """How a float picture becomes what a metric sees, in words."""
+
+LEVEL_TOLERANCE = 1e-4
+"""Grey levels by which a value may lie below a level and still have it: the way to [−1, 1] and back costs 10⁻⁵."""
 
 WINDOW = 7
 """SSIM's window, pixels."""
@@ -44,8 +49,37 @@ def truncate_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"
         uint8, same shape and device.
     Raises:
         ValueError: NaN, or no floats: pixels of 0 to 255 would all be clamped to white.
-    Source: published evaluation and sampling code.
+    Source: published evaluation and sampling code of IBQ; taming-transformers.
     """
+    _check_picture(images)
+    return ((images.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+
+
+def truncate_unit_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """A picture cut to 8 bits as code does whose pictures lie in [0, 1]: ⌊255 · u⌋ of u = (x + 1) / 2.
+
+    A picture of 8 bits keeps its levels, which `truncate_to_uint8` lowers in part. Arguments, what comes back and
+    errors are those of `truncate_to_uint8`.
+
+    Source: published evaluation code of MaskBit; fact sheet of the peers §6.
+    """
+    _check_picture(images)
+    levels = (images.float().clamp(-1, 1).double() + 1) / 2 * 255
+    return (levels + LEVEL_TOLERANCE).to(torch.uint8)
+
+
+def round_half_up_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """A picture rounded to 8 bits as LlamaGen does: ⌊127.5 · x + 128⌋, at most 255.
+
+    Arguments, what comes back and errors are those of `truncate_to_uint8`.
+
+    Source: published evaluation code of LlamaGen; fact sheet of the peers §3.1.
+    """
+    _check_picture(images)
+    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _check_picture(images: Tensor) -> None:
     require(
         isinstance(images, Tensor)
         and images.is_floating_point()
@@ -54,7 +88,15 @@ def truncate_to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"
         f"images must be a plain tensor of floats in [−1, 1]; got {_kind(images)}. uint8 needs no cutting",
     )
     require(not torch.isnan(images).any(), "a picture needs numbers; got NaN. Look at the model that made it")
-    return ((images.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+
+
+_CUT = {
+    "truncated": truncate_to_uint8,
+    "truncated_unit": truncate_unit_to_uint8,
+    "rounded": to_uint8,
+    "half_up": round_half_up_to_uint8,
+}
+"""The functions of `ROUNDINGS`."""
 
 
 def to_unit_range(images: Float[Tensor, "*shape"], rounding: str) -> Float[Tensor, "*shape"]:
@@ -62,14 +104,14 @@ def to_unit_range(images: Float[Tensor, "*shape"], rounding: str) -> Float[Tenso
 
     Args:
         images: float, nominally in [−1, 1]; clamped to it.
-        rounding: "none", "truncated" or "rounded".
+        rounding: one of `ROUNDINGS`.
     Raises:
         ValueError: unknown rounding.
     """
     require_choice("rounding", rounding, ROUNDINGS)
     if rounding == "none":
         return (images.float().clamp(-1, 1) + 1) / 2
-    return (truncate_to_uint8(images) if rounding == "truncated" else to_uint8(images)).float() / 255
+    return _CUT[rounding](images).float() / 255
 
 
 def psnr(x: Shaped[Tensor, "B C H W"], y: Shaped[Tensor, "B C H W"]) -> Float[Tensor, " B"]:

@@ -15,6 +15,8 @@ GENERATION_METRICS = ("fid", "is", "kid", "precision", "recall")
 CROPS = {
     "opencv": "centre square, spare pixels halved, rounded down",
     "pil": "centre square, spare pixels halved, rounded half to even",
+    "pil_bicubic": "centre square, spare pixels halved, rounded half to even",
+    "adm": "centre square, spare pixels halved, rounded down",
     "none": "none",
 }
 
@@ -31,11 +33,12 @@ class Protocol:
     purpose: str
     """What it reproduces."""
     resize: str = "none"
-    """Short side of image files: "opencv" (bilinear, no antialias), "pil" (bilinear, antialias), "none" (as stored)."""
+    """Short side of image files: "opencv" (bilinear, no antialias), "pil" (bilinear, antialias), "pil_bicubic"
+    (bicubic, antialias), "adm" (halved by averaging, then bicubic) or "none" (as stored)."""
     image_size: int = 256
     """Pixels, of image files after resize and centre crop. Image sources and arrays bring their own size."""
     rounding: str = "none"
-    """What feature extractors see: "none" (float in [0, 1]), "truncated" or "rounded" (to 8 bits)."""
+    """What feature extractors see: "none" (float in [0, 1]), or 8 bits in one of the ways of `ROUNDINGS`."""
     pixel_rounding: str = "truncated"
     """What PSNR and SSIM see, both pictures alike."""
     reference: str = "the same images, prepared in the same way"
@@ -99,6 +102,11 @@ _SEED_VOKEN_DEVIATION = (
     "batches. Which LPIPS network the paper reports is not stated; we name ours."
 )
 
+_FIDELITY_INCEPTION = "torch-fidelity's Inception (resize of TensorFlow 1), with pytorch-fid's weights"
+_SAME_NETWORK = (
+    "We run torch-fidelity's inception-v3-compat, which has that resize and whose weight file bears the same hash. "
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -150,6 +158,95 @@ PROTOCOLS: dict[str, Protocol] = {
                 "float64."
             ),
             source="torch-fidelity 0.4",
+        ),
+        Protocol(
+            name="taming",
+            purpose="Reconstruction by VQGAN's conventions: rFID on ImageNet validation.",
+            resize="opencv",
+            rounding="truncated",
+            extractor="inception-tensorflow",
+            published_extractor="torch-fidelity",
+            deviation=(
+                "taming-transformers has no evaluation script: resize and crop are those of its validation data, 8 "
+                "bits those of the callers. Its reference images are not stated; ours are the same images, prepared "
+                "in the same way. It prints rFIDs only."
+            ),
+            source="fact sheet of the peers §1.4 (taming-transformers 3ba01b2)",
+        ),
+        Protocol(
+            name="llamagen",
+            purpose="Reconstruction as published for LlamaGen: rFID, PSNR and SSIM on ImageNet validation.",
+            resize="adm",
+            rounding="half_up",
+            pixel_rounding="half_up",
+            reference="a batch (.npz) of validation images, as the ADM evaluator reads it; here the images themselves",
+            extractor="inception-tensorflow",
+            published_extractor="TensorFlow graph classify_image_graph_def.pb of the ADM evaluator, pool_3",
+            deviation=(
+                "We run torch-fidelity's inception-v3-compat, a port of that graph. Its SSIM is called with a data "
+                "range of 2 on images in [0, 1], which gives too high values; ours has the range 1 and a window of "
+                "7 × 7. Reconstructions at 384 and 512 pixels, which it resizes to 256 by bicubic interpolation before "
+                "the FID, are a protocol of your own here."
+            ),
+            source="fact sheet of the peers §3.1 (LlamaGen ce98ec4)",
+        ),
+        Protocol(
+            name="vqgan-lc",
+            purpose="Reconstruction as published for VQGAN-LC: rFID, PSNR, SSIM and usage on ImageNet validation.",
+            resize="opencv",
+            rounding="truncated",
+            pixel_rounding="none",
+            reference="the uncropped validation folder; here the same images, prepared in the same way",
+            extractor="inception-tensorflow",
+            published_extractor="clean-fid, between PNG files and the folder of originals",
+            deviation=(
+                "clean-fid resizes to 299 pixels with an antialiasing bicubic filter, our extractor with TensorFlow "
+                "1's; and its reference is not cropped. Neither is reproduced, and how far the FID moves by them is "
+                "not measured. PSNR and SSIM come from pyiqa and piq there, here from `ibqlab.metrics.pixel_metrics`."
+            ),
+            source="fact sheet of the peers §4 (VQGAN-LC 4708958)",
+        ),
+        Protocol(
+            name="titok",
+            purpose="Reconstruction as published for TiTok (1d-tokenizer): rFID on ImageNet validation.",
+            resize="pil_bicubic",
+            rounding="rounded",
+            pixel_rounding="rounded",
+            extractor="inception-tensorflow",
+            published_extractor=_FIDELITY_INCEPTION,
+            deviation=(
+                _SAME_NETWORK + "The evaluator truncates what was rounded to 8 bits before, which changes no level. "
+                "The demo truncates at once."
+            ),
+            source="fact sheet of the peers §5.2 (1d-tokenizer 942a96f)",
+        ),
+        Protocol(
+            name="maskbit",
+            purpose="Reconstruction as published for MaskBit and VQGAN+: rFID, PSNR and SSIM on ImageNet validation.",
+            resize="pil",
+            rounding="truncated_unit",
+            pixel_rounding="none",
+            extractor="inception-tensorflow",
+            published_extractor=_FIDELITY_INCEPTION,
+            deviation=(
+                _SAME_NETWORK
+                + "Its SSIM has a Gaussian window of 11 × 11 (σ 1.5, reflected borders), ours a uniform one "
+                "of 7 × 7."
+            ),
+            source="fact sheet of the peers §6 (maskbit 5ea3d73)",
+        ),
+        Protocol(
+            name="simvq",
+            purpose="Reconstruction as published for SimVQ at 128 pixels: rFID, LPIPS, PSNR and SSIM.",
+            resize="pil",
+            image_size=128,
+            published_extractor=_PYTORCH_FID,
+            deviation=(
+                _SEED_VOKEN_DEVIATION
+                + " SimVQ's script takes the mean of the batches' PSNRs, each of a whole batch at "
+                "once, which is not the mean over images."
+            ),
+            source="fact sheet of the peers §7 (SimVQ d8bd94d); EMA weights, clamped output",
         ),
     )
 }

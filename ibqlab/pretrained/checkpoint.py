@@ -46,6 +46,8 @@ class Checkpoint:
     """What the file holds beside these tensors."""
     wrappers: tuple[str, ...] = ()
     """What was taken off the file's keys."""
+    stand_ins: tuple[str, ...] = ()
+    """Classes of objects in the file that were not made."""
     weights: str | None = None
     """"ema", "raw" or AS_GIVEN: the one set of weights of a tokenizer's export. None: the weights as trained, and
     the averaged ones where the file has them."""
@@ -133,6 +135,7 @@ class Checkpoint:
             left=left,
             entries=self.entries,
             wrappers=self.wrappers,
+            stand_ins=self.stand_ins,
             warning=warn_of_start(self.ema_decay, self.step) if weights == "ema" else "",
             step=self.step,
         )

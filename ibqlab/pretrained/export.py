@@ -18,7 +18,7 @@ from ibqlab.base.checks import require, require_choice
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import RunError, explained, replacing_path, sweep
 from ibqlab.config import to_dict
-from ibqlab.generator import AnyGenerator
+from ibqlab.generator import AnyGenerator, LlamaGenConfig
 from ibqlab.pretrained import names
 from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.loading import load_first_stage, load_generator
@@ -29,6 +29,13 @@ from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", names.DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
 """Parts of a published state dict in its order. The published loader wants a weight ahead of its average."""
+PUBLISHED_DESIGNS = ("vqgan", "magvit2")
+"""Designs that the code of IBQ and Open-MAGVIT2 builds."""
+BLOCK_ORDER = {"magvit2": ("norm1", "norm2", "conv1", "conv2", "nin_shortcut")}
+"""Order of a residual block's parts in published files, where it is not ours. Blocks here keep the order in which their
+parts are used, in which optimisers of older runs number the parameters."""
+BLOCK = re.compile(r"(.*\.(?:block|mid_block)\.\d+)\.(\w+)\.")
+"""A residual block and its part in a parameter's name."""
 PUBLISHED_DECAY = 0.999
 LIGHTNING_VERSION = "2.2.0"
 """The version that the published code asks for; Lightning converts checkpoints that name no version."""
@@ -123,23 +130,33 @@ def export_published_generator(
 ) -> Path:
     """Write a checkpoint with published names: the generator, and its tokenizer as the first stage.
 
+    LlamaGen's files hold the generator alone, under `model`, as its own code reads and trains it.
+
     Args:
         source: a generator, or whatever `load_generator` takes.
         target: the file to write, usually .ckpt.
-        tokenizer: the first stage; None: the one in `source`.
+        tokenizer: the first stage; None: the one in `source`. Left out for LlamaGen's.
     Raises:
-        ValueError: no tokenizer; and whatever `export_published` and `load_generator` raise.
+        ValueError: no tokenizer, or one for a generator of LlamaGen's; and whatever `export_published` and
+            `load_generator` raise.
     """
     target = check_free(target)
-    is_path = isinstance(source, str | Path)
-    require(
-        is_path or tokenizer is not None,
-        "a published checkpoint holds the tokenizer, too; got a generator alone. Give tokenizer=…",
-    )
-    tokenizer = tokenizer or load_first_stage(source)
-    generator = load_generator(source) if is_path else source
-    state = published_generator_state(generator, tokenizer)
-    save_checkpoint_file(_lightning({key: value.detach().cpu() for key, value in state.items()}, step=0), target)
+    generator = load_generator(source) if isinstance(source, str | Path) else source
+    if isinstance(generator.config, LlamaGenConfig):
+        require(
+            tokenizer is None,
+            "a file of LlamaGen holds the generator alone; got a tokenizer, too. Leave it out and write it into a file "
+            "of its own: export_tokenizer",
+        )
+        content = {"model": _on_cpu(llamagen_state(generator))}
+    else:
+        require(
+            generator is not source or tokenizer is not None,
+            "a published checkpoint holds the tokenizer, too; got a generator alone. Give tokenizer=…",
+        )
+        state = published_generator_state(generator, tokenizer or load_first_stage(source))
+        content = _lightning(_on_cpu(state), step=0)
+    save_checkpoint_file(content, target)
     return target
 
 
@@ -166,6 +183,14 @@ def published_generator_state(generator: AnyGenerator, tokenizer: Tokenizer) -> 
     return state | {names.TRANSFORMER + key: value for key, value in generator.state_dict().items()}
 
 
+def llamagen_state(generator: AnyGenerator) -> dict[str, Tensor]:
+    """The weights of a generator of LlamaGen's as they are, by their published names and in the published order."""
+    state = {names.llamagen_name(name): value for name, value in generator.state_dict().items()}
+    first_parts = list(names.LLAMAGEN)
+    order = sorted(state, key=lambda name: first_parts.index(name.split(".")[0]))
+    return {name: state[name] for name in order}
+
+
 def published_tokenizer_state(
     config: TokenizerConfig,
     tokenizer: Mapping[str, Tensor],
@@ -178,8 +203,13 @@ def published_tokenizer_state(
     """A tokenizer's weights by their published names, in the published order; arguments as in `Checkpoint`.
 
     Raises:
-        ValueError: a quantizer with more to it than one learned codebook.
+        ValueError: a quantizer with more to it than one learned codebook, or an autoencoder of another design.
     """
+    require(
+        config.autoencoder.design in PUBLISHED_DESIGNS,
+        f"the published code builds autoencoders of the designs {', '.join(PUBLISHED_DESIGNS)}; got "
+        f"{config.autoencoder.design!r}. Use export_tokenizer, which holds any design",
+    )
     tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
     extra_names = [name for name in tokenizer if name.startswith("quantizer.") and name != CODEBOOK]
     require(
@@ -188,7 +218,7 @@ def published_tokenizer_state(
         f"{config.quantizer.config_name!r} also has {', '.join(extra_names[:4])}. Use export_tokenizer, which holds "
         "any quantizer",
     )
-    weights = _published_names(tokenizer, discriminator)
+    weights = _published_names(_in_published_order(tokenizer, config.autoencoder.design), discriminator)
     state = {key: weights[key] for prefix in PUBLISHED_ORDER for key in weights if key.startswith(prefix)}
     averages = _published_names(tokenizer_ema, discriminator_ema)
     if averages:
@@ -197,11 +227,29 @@ def published_tokenizer_state(
     return state | {names.average_name(key): averages[key] for key in state if key in averages}
 
 
+def _in_published_order(tokenizer: Mapping[str, Tensor], design: str) -> dict[str, Tensor]:
+    """A tokenizer's tensors, those of each residual block in the order of the design's published files."""
+    parts = BLOCK_ORDER.get(design)
+    if parts is None:
+        return dict(tokenizer)
+    blocks: dict[str, list[tuple[int, str]]] = {}  # block, or a name outside of blocks → places and names
+    for name in tokenizer:
+        match = BLOCK.match(name)
+        block, place = (match[1], parts.index(match[2])) if match else (name, 0)
+        blocks.setdefault(block, []).append((place, name))
+    in_order = (sorted(names_in_block, key=lambda item: item[0]) for names_in_block in blocks.values())  # stable
+    return {name: tokenizer[name] for block in in_order for _, name in block}
+
+
 def _published_names(
     tokenizer: Mapping[str, Tensor] | None, discriminator: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     named = {names.published_name(name): value for name, value in (tokenizer or {}).items()}
     return named | {names.DISCRIMINATOR + name: value for name, value in (discriminator or {}).items()}
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu() for key, value in state.items()}
 
 
 def _lightning(state: Mapping[str, Tensor], step: int) -> dict[str, object]:

@@ -27,6 +27,7 @@ from ibqlab.base.checks import require, require_choice
 from ibqlab.pretrained.names import AVERAGE, DECAY, UPDATES, TensorRole
 from ibqlab.pretrained.tensor_files import CheckpointError
 from ibqlab.pretrained.tokenizer_architecture import Shapes
+from ibqlab.recipes.registries import Registry, follow_registry
 from ibqlab.tokenizer import TokenizerConfig
 
 Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
@@ -90,6 +91,15 @@ class Family:
         """
         raise TypeError(f"{type(self).__name__} must define infer(shapes, facts) -> TokenizerConfig")
 
+    def remark(self, config: TokenizerConfig, settings: Mapping[str, Any]) -> str:
+        """What of the settings a rule tells and not the file, for the report; "" where there is nothing such.
+
+        Args:
+            config: what `infer` gave.
+            settings: as in `Facts`.
+        """
+        return ""
+
     def check(self, tensors: Mapping[str, Tensor], config: TokenizerConfig) -> None:
         """Look at values where names and shapes leave a question. Does nothing unless overridden.
 
@@ -136,9 +146,11 @@ def register_family(name: str) -> Callable[[type[Family]], type[Family]]:
         is_family = isinstance(family, type) and issubclass(family, Family)
         require(is_family, f"{name!r}: register_family takes a class derived from Family; got {family!r:.80}")
         require(bool(family.title), f'{name!r}: write title = "a tokenizer of …" into class {family.__name__}')
-        known = _FAMILIES.get(name)
-        again = known is None or type(known).__qualname__ == family.__qualname__
-        require(again, f"a family named {name!r} exists already: {type(known)}; choose another name")
+        known = type(_FAMILIES[name]) if name in _FAMILIES else family
+        same = known.__qualname__ == family.__qualname__ and not known.__module__.startswith("ibqlab.")
+        require(
+            same or known is family, f"a family named {name!r} exists already: {known.__module__}; choose another name"
+        )
         family.name = name
         _FAMILIES[name] = family()
         return family
@@ -160,6 +172,14 @@ def find_family(name: str) -> Family:
 def all_families() -> list[Family]:
     """All of them, in the order of their registration."""
     return list(_FAMILIES.values())
+
+
+def _replace_families(families: Mapping[str, Family]) -> None:
+    _FAMILIES.clear()
+    _FAMILIES.update(families)
+
+
+follow_registry(Registry(lambda: dict(_FAMILIES), _replace_families, lambda family: type(family).__module__))
 
 
 def reversed_levels(pattern: str, ours: str) -> Callable[[str, Mapping[str, Any]], str]:

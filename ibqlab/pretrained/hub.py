@@ -1,7 +1,8 @@
 """Published checkpoints on the Hugging Face hub, fetched only when asked for and checked against the hub's checksum.
 
-Repositories and files are those that the authors' documentation (SEED-Voken, docs/IBQ.md and docs/Open-MAGVIT2.md)
-links to. Not verified: that the hub still has them, and that they hold what the documentation says.
+Repositories and files are those that the authors' documentation (SEED-Voken, docs/IBQ.md and docs/Open-MAGVIT2.md;
+LlamaGen, README.md) links to. Not verified: that the hub still has them, and that they hold what the documentation
+says.
 """
 
 from dataclasses import dataclass
@@ -35,24 +36,27 @@ class PublishedTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedGenerator:
-    """A class-conditional generator of 256-pixel ImageNet images that its authors published, and what they report."""
+    """A class-conditional generator of ImageNet images that its authors published, and what they report of it at 256
+    pixels: larger images were made smaller for that."""
 
     repository: str
     """On the Hugging Face hub."""
     file: str
-    """In that repository; it holds the tokenizer, too (`load_first_stage`)."""
+    """In that repository; it holds the tokenizer, too (`load_first_stage`), but not LlamaGen's."""
     design: str
-    """"ibq" or "magvit2", the name of its settings' class."""
+    """"ibq", "magvit2" or "llamagen", the name of its settings' class."""
     preset: str
     """Of that design: its size, such as "XL"."""
     tokenizer: str
     """Whose tokens it draws: a key of `PUBLISHED`."""
     gfid: float
     """Reported Fréchet distance of 50,000 drawn images, by the ADM evaluator; not comparable with an rFID."""
-    inception_score: float
-    """Reported Inception score of the same images."""
+    inception_score: float | None
+    """Reported Inception score of the same images; None if not reported."""
     sampling: SamplingConfig
     """How those images were drawn."""
+    grid_size: int = 16
+    """Tokens along one side of an image."""
 
 
 def _ibq(
@@ -96,6 +100,20 @@ PUBLISHED = {
 Pretrain were trained on text-to-image data."""
 
 
+def _llamagen(size: str, pixels: int, gfid: float, inception_score: float | None = None) -> PublishedGenerator:
+    return PublishedGenerator(
+        repository="FoundationVision/LlamaGen",
+        file=f"c2i_{size}_{pixels}.pt",
+        design="llamagen",
+        preset=size,
+        tokenizer="LlamaGen-VQ-16",
+        gfid=gfid,
+        inception_score=inception_score,
+        sampling=SAMPLING_CARDS[f"llamagen_{size.lower()}"],
+        grid_size=pixels // 16,
+    )
+
+
 def _generator(design: str, size: str, gfid: float, inception_score: float) -> PublishedGenerator:
     ibq = design == "ibq"
     return PublishedGenerator(
@@ -118,8 +136,16 @@ PUBLISHED_GENERATORS = {
     "Open-MAGVIT2-AR-B": _generator("magvit2", "B", 3.08, 258.26),
     "Open-MAGVIT2-AR-L": _generator("magvit2", "L", 2.51, 271.70),
     "Open-MAGVIT2-AR-XL": _generator("magvit2", "XL", 2.33, 271.77),
+    "LlamaGen-B-256": _llamagen("B", 256, 5.46),
+    "LlamaGen-L-256": _llamagen("L", 256, 3.80, 248.28),
+    "LlamaGen-B-384": _llamagen("B", 384, 6.09),
+    "LlamaGen-L-384": _llamagen("L", 384, 3.07, 256.06),
+    "LlamaGen-XL-384": _llamagen("XL", 384, 2.62, 244.08),
+    "LlamaGen-XXL-384": _llamagen("XXL", 384, 2.34, 253.90),
+    "LlamaGen-3B-384": _llamagen("3B", 384, 2.18, 263.33),
 }
-"""Published generators by name."""
+"""Published generators by name. LlamaGen's end with the pixels of an image; those of 384 were resized to 256 for their
+numbers. Their Inception scores are those that IBQ repeats (table 7), which has none of B."""
 
 
 def download_published(name: str, folder: str | Path | None = None) -> Path:

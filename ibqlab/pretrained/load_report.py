@@ -23,6 +23,7 @@ NAMES = {
 }
 """Parts of a file as the report names them; the others are named as they are."""
 SHOWN = 2
+SHOWN_CLASSES = 8
 MOST_OF_START = 0.05
 """Share of the start in averaged weights above which loading them warns; at decay 0.999 that is below 2,995 steps."""
 
@@ -52,6 +53,8 @@ class LoadReport:
     """Names of what the file holds beside the weights."""
     wrappers: tuple[str, ...] = ()
     """What was taken off the file's keys, in words: prefixes of DataParallel and torch.compile, an outer entry."""
+    stand_ins: tuple[str, ...] = ()
+    """Classes and functions that the file names beside the weights: none was imported, called or made."""
     warning: str = ""
     """Why the weights that were taken may be of little use, and what to type for the others; empty: nothing known."""
     step: int = 0
@@ -79,6 +82,10 @@ class LoadReport:
             lines.append(f"  beside the weights, not read: {', '.join(map(for_terminal, self.entries))}")
         if self.wrappers:
             lines.append(f"  taken off: {', '.join(map(for_terminal, self.wrappers))}")
+        if self.stand_ins:
+            names = ", ".join(for_terminal(name, 80) for name in self.stand_ins[:SHOWN_CLASSES])
+            more = f" and {len(self.stand_ins) - SHOWN_CLASSES:,} more" if len(self.stand_ins) > SHOWN_CLASSES else ""
+            lines.append(f"  beside the weights, stood in for and not made: {names}{more}")
         lines.append(f"{self.accounted:,} of {self.keys:,} keys accounted for")
         if self.warning:
             lines.append(f"Warning: {self.warning}")

@@ -13,7 +13,8 @@ from ibqlab.generator import AnyGenerator
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.load_report import WEIGHTS
 from ibqlab.pretrained.names import FIRST_STAGE
-from ibqlab.pretrained.reading import read_checkpoint, read_published
+from ibqlab.pretrained.published_files import read_published
+from ibqlab.pretrained.reading import read_checkpoint
 from ibqlab.pretrained.tensor_files import CheckpointError, existing_path, open_tensor_file
 from ibqlab.runs import Run
 from ibqlab.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ def load_tokenizer(
     *,
     family: str | None = None,
     quantizer: str | None = None,
-    num_heads: int | None = None,
+    num_heads: int | tuple[int, int] | None = None,
 ) -> Tokenizer:
     """The tokenizer of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
 
@@ -45,7 +46,8 @@ def load_tokenizer(
         family: whose file it is, where its names do not tell: "ibq", "vqgan" and "ldm" share theirs. None: as the file
             tells; one that does not tell is refused.
         quantizer: of a file with those names, where it is another than its family's. "vq" says "vqgan", too.
-        num_heads: of a file whose attention heads no shape and no config.json tells; None: the published ones.
+        num_heads: of a file whose attention heads no shape and no config.json tells, of TiTok also two, (encoder,
+            decoder); None: the published ones.
     Returns:
         A tokenizer; move it with `.to(device)`.
     Raises:
@@ -64,14 +66,15 @@ def load_tokenizer(
 def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size: int | None = None) -> AnyGenerator:
     """The generator of a published checkpoint, a run or an export, in evaluation mode, on the CPU.
 
-    Its weights are its own. What became of every key of the file is in its attribute `load_report`. The tokenizer that
-    decodes its tokens is `load_first_stage(path)`.
+    Its weights are its own, in the file's number type. What became of every key of the file is in its attribute
+    `load_report`. The tokenizer that decodes its tokens is `load_first_stage(path)`; a file of LlamaGen holds none.
 
     Args:
-        path: a published file of IBQ or Open-MAGVIT2, whose architecture is inferred, its bare state dict, a run folder
-            (its last checkpoint), or a file from `export_generator`.
-        num_heads: of a published file, which does not tell it; None: 64 channels per head, as published.
-        grid_size: likewise, tokens along one side of an image; None: 16, as published.
+        path: a published file of IBQ, Open-MAGVIT2 or LlamaGen (by class, B to 3B), whose architecture is inferred, its
+            bare state dict, a run folder (its last checkpoint), or a file from `export_generator`.
+        num_heads: of a published file, which does not tell it; None: as published for its width.
+        grid_size: likewise, tokens along one side of an image; None: 16, as published. LlamaGen published grids of 16
+            and 24: None is 24 for XL, XXL and 3B, and refused for B and L, which have both.
     Returns:
         A generator; move it with `.to(device)`.
     Raises:

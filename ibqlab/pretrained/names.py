@@ -1,14 +1,14 @@
 """Published names: which key of a published state dict is which tensor of ours.
 
 A generator's file holds the generator under `transformer.`, where names are ours already, and its tokenizer, the first
-stage, under `first_stage_model.`.
+stage, under `first_stage_model.`. LlamaGen's holds the generator alone, under names of its own.
 
 Submodules of ours carry their published names, all but the codebook. Averaged weights (EMA) are stored under the
 parameter's name with its dots removed, which cannot be undone from the name alone; so every name is built from the
 parameter it belongs to, and none is taken apart.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ DECAY, UPDATES = f"{AVERAGE}decay", f"{AVERAGE}num_updates"
 DISCRIMINATOR = "loss.discriminator."
 PERCEPTUAL = "loss.perceptual_loss."
 TRANSFORMER, FIRST_STAGE, CACHE = "transformer.", "first_stage_model.", ".kv_cache."
+LLAMAGEN = {
+    "cls_embedding": "class_emb",
+    "tok_embeddings": "tok_emb",
+    "layers": "blocks",
+    "norm": "head_nm",
+    "output": "head",
+}
+"""First parts of names in LlamaGen's generators, in the published order → in ours; the rest of a name is the same."""
+LLAMAGEN_TOKENS, LLAMAGEN_CLASSES = "tok_embeddings.weight", "cls_embedding."
+"""What tells LlamaGen's generators: VQGAN-LC's tokenizers have the first name, too, and not the second."""
+SECOND = "averages/"
+"""Ahead of the names of averages that a file holds as a second state dict with the names of the first."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of names of batch-norm buffers, which are not averaged."""
 
@@ -85,6 +97,15 @@ def tokenizer_roles(
     return {key: known[key] for key in tensors}
 
 
+def second_roles(averages: Iterable[str], roles: Mapping[str, TensorRole]) -> dict[str, TensorRole]:
+    """What the tensors of a second state dict are: averages of the parts that those of the first are."""
+    first = {key: roles[key.removeprefix(SECOND)] for key in averages}
+    return {
+        key: TensorRole(f"{part}_ema" if part in ("tokenizer", "discriminator") else part, name)
+        for key, (part, name) in first.items()
+    }
+
+
 def _is_average(key: str) -> bool:
     return key.startswith(AVERAGE) and key not in (DECAY, UPDATES)
 
@@ -96,10 +117,31 @@ def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
         tensors: by published name, with or without the prefix `transformer.`.
     """
     prefix = TRANSFORMER if any(key.startswith(TRANSFORMER) for key in tensors) else ""
+    ours = _renamer(LLAMAGEN) if is_llamagen(tensors) else str
     first_stage = {key: TensorRole("first stage (tokenizer)", key) for key in tensors if key.startswith(FIRST_STAGE)}
     caches = {key: TensorRole("caches of keys and values", key) for key in tensors if CACHE in key}
-    generator = {key: TensorRole("generator", key.removeprefix(prefix)) for key in tensors}
+    generator = {key: TensorRole("generator", ours(key.removeprefix(prefix))) for key in tensors}
     return generator | caches | first_stage
+
+
+def is_llamagen(names: Collection[str]) -> bool:
+    """Whether these are names of a generator of LlamaGen's."""
+    return LLAMAGEN_TOKENS in names and any(name.startswith(LLAMAGEN_CLASSES) for name in names)
+
+
+def llamagen_name(name: str) -> str:
+    """The name in LlamaGen's files of a tensor of our generator."""
+    return _renamer({ours: theirs for theirs, ours in LLAMAGEN.items()})(name)
+
+
+def _renamer(first_parts: Mapping[str, str]) -> Callable[[str], str]:
+    """Replaces a name's first part where it is one of these."""
+
+    def rename(name: str) -> str:
+        first, dot, rest = name.partition(".")
+        return first_parts.get(first, first) + dot + rest
+
+    return rename
 
 
 def check_complete(

@@ -6,8 +6,7 @@ checkpoint.tokenizer["encoder.conv_in.weight"] # by our names, whatever the file
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from ibqlab.config import parse
 from ibqlab.generator import generator_config
 from ibqlab.pretrained import names
 from ibqlab.pretrained.checkpoint import Checkpoint
-from ibqlab.pretrained.family import Facts, Family, available_families
-from ibqlab.pretrained.generator_architecture import PARTS, TOKENS, check_is_generator, infer_generator_config
+from ibqlab.pretrained.family import available_families
+from ibqlab.pretrained.generator_architecture import PARTS, TOKENS
 from ibqlab.pretrained.hub import PUBLISHED, PUBLISHED_GENERATORS
 from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS, WORDS
-from ibqlab.pretrained.recognition import recognise, refuse_unread
+from ibqlab.pretrained.published_files import check_own_tensors, read_published
 from ibqlab.pretrained.tensor_files import (
     SAFETENSORS,
     CheckpointError,
@@ -33,9 +32,7 @@ from ibqlab.pretrained.tensor_files import (
     existing_path,
     load_pickle,
     open_tensor_file,
-    settings_beside,
 )
-from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.plugins import import_known, plugin_of
@@ -67,7 +64,7 @@ def read_checkpoint(
     *,
     family: str | None = None,
     quantizer: str | None = None,
-    num_heads: int | None = None,
+    num_heads: int | tuple[int, int] | None = None,
     grid_size: int | None = None,
 ) -> Checkpoint:
     """Everything that a checkpoint holds of a network and of what was trained beside it.
@@ -75,12 +72,14 @@ def read_checkpoint(
     Args:
         path: a published file of a family that is read here (`available_families`), its bare state dict (.ckpt, .pt,
             .bin, .safetensors), a folder of config.json and weights, a run folder, or a file from `export_tokenizer` or
-            `export_generator`.
+            `export_generator`; of a generator one of IBQ, Open-MAGVIT2 or LlamaGen.
         network: "tokenizer" or "generator".
         family: of a published tokenizer, where its names do not tell it, such as "vqgan"; None: as the file tells.
         quantizer: of a published tokenizer in IBQ's or VQGAN's autoencoder, where it is another than the family's.
-        num_heads: of a published transformer, which does not tell it; None: the published rule.
-        grid_size: likewise, tokens along one side of an image; None: 16, as published.
+        num_heads: of a published transformer, which does not tell it, of TiTok also two, (encoder, decoder); None: as
+            published for its width.
+        grid_size: likewise, tokens along one side of an image; None: 16, as published. LlamaGen published grids of 16
+            and 24: None is refused for the widths of both.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
@@ -104,7 +103,7 @@ def read_checkpoint(
         if EXPORT not in file.metadata:
             return read_published(file, network, **user_settings)
         checkpoint = _read_export(file, network)
-    _check_own_tensors(checkpoint)
+    check_own_tensors(checkpoint)
     for name, value in user_settings.items():
         config = checkpoint.config
         actual = config.quantizer.config_name if name == "quantizer" else getattr(config, name, None)
@@ -113,80 +112,6 @@ def read_checkpoint(
             f"{name} is asked of published files, which do not tell it; {path} holds {actual!r}. Leave {name} out",
         )
     return checkpoint
-
-
-def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_settings: Any) -> Checkpoint:
-    """The checkpoint in a published file; errors are those of `read_checkpoint`.
-
-    Args:
-        user_settings: what the file may not tell: a tokenizer's quantizer, or a generator's num_heads and grid_size.
-        prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
-    """
-    tensors = names.below(prefix, file.tensors)
-    weights, system = None, ""
-    with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
-        refuse_unread(tensors, network)
-        if network == "tokenizer":
-            family, config, roles = identify_tokenizer(file, tensors, **user_settings)
-            title, system = f"{file.format}: {family.title}", family.name
-            has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
-            weights = None if family.averaged or has_averages else AS_GIVEN
-        else:
-            title = f"{file.format} with published names"
-            roles = names.generator_roles(tensors)
-            shapes = {role.name: tuple(tensors[key].shape) for key, role in roles.items() if role.part == network}
-            check_is_generator(shapes, tensors)
-            config = infer_generator_config(shapes, **user_settings)
-    decay = tensors.get(names.DECAY)
-    checkpoint = Checkpoint(
-        path=file.path,
-        network=network,
-        format=f"first stage of a {title}" if prefix else title,
-        config=config,
-        tensors=tensors,
-        roles=roles,
-        reopen=lambda: names.below(prefix, open_tensor_file(file.path).tensors),
-        entries=file.entries,
-        wrappers=file.wrappers,
-        weights=weights,
-        ema_decay=None if decay is None else float(decay),
-        family=system,
-    )
-    if network == "generator":
-        _check_own_tensors(checkpoint)
-    return checkpoint
-
-
-def identify_tokenizer(
-    file: TensorFile,
-    tensors: Mapping[str, Tensor],
-    *,
-    family: str | None = None,
-    quantizer: str | None = None,
-    num_heads: Any = None,
-) -> tuple[Family, TokenizerConfig, dict[str, names.TensorRole]]:
-    """Family, settings and the role of every tensor of a published tokenizer; no tensor's numbers are needed.
-
-    Args:
-        file: the file.
-        tensors: those of the tokenizer, by the file's names without a first stage's prefix.
-        family, quantizer, num_heads: what the user said, as in `read_checkpoint`.
-    Raises:
-        CheckpointError: no file of a known family, or one that does not tell which; ValueError: as `read_checkpoint`.
-    """
-    known = recognise(file, tensors, family, quantizer)
-    by_name = {key: known.role(key, tensors) for key in tensors}
-    shapes = {role.name: tuple(tensors[key].shape) for key, role in by_name.items() if role.part == "tokenizer"}
-    config = known.infer(
-        shapes, Facts(quantizer=quantizer or file.quantizer, num_heads=num_heads, settings=settings_beside(file.path))
-    )
-    roles = names.tokenizer_roles(tensors, empty_tokenizer(config), by_name, known.title)
-    known.check(tensors, config)
-    require(
-        quantizer in (None, config.quantizer.config_name),
-        f"{known.title} has the quantizer {config.quantizer.config_name!r}; got quantizer={quantizer!r}. Leave it out",
-    )
-    return known, config, roles
 
 
 def held_weights(path: str | Path) -> str:
@@ -212,7 +137,8 @@ def is_generator(path: str | Path) -> bool:
     file = open_tensor_file(path)
     if EXPORT in file.metadata:
         return '"generator"' in file.metadata[EXPORT]
-    return any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    published = any(key.removeprefix(names.TRANSFORMER) in (TOKENS, PARTS[0]) for key in file.tensors)
+    return published or names.is_llamagen(file.tensors)
 
 
 def _existing_checkpoint(path: str | Path, network: str) -> Path:
@@ -368,22 +294,3 @@ def _check_network(path: Path, state: Mapping[str, Any], entry: str) -> None:
             "it back from a copy, or delete it to use the one before"
         )
     check_tensors(path, network)
-
-
-def _check_own_tensors(checkpoint: Checkpoint) -> None:
-    """A checkpoint must have the tensors that its settings ask for; averages may be there for some of them."""
-    network, model = checkpoint.network, checkpoint.empty_network().state_dict()
-    averages = checkpoint.part(f"{network}_ema")
-    with _naming(checkpoint.path):
-        names.check_complete(checkpoint.part(network), model, model, network=f"a {network}")
-        averaged = {name: value for name, value in model.items() if name in averages}
-        names.check_complete(averages, averaged, averaged, network=f"a {network}")
-
-
-@contextmanager
-def _naming(file: Path | str) -> Iterator[None]:
-    """Errors about a file's contents name the file."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained import families  # noqa: F401 - registers them
 from ibqlab.pretrained.family import Family, all_families, find_family
-from ibqlab.pretrained.names import AVERAGE, FIRST_STAGE
+from ibqlab.pretrained.names import AVERAGE, FIRST_STAGE, LLAMAGEN_CLASSES
 from ibqlab.pretrained.tensor_files import CheckpointError, TensorFile
 from ibqlab.pretrained.tokenizer_architecture import PUBLISHED_CODEBOOK
 
@@ -77,7 +77,7 @@ def refuse_unread(names: Mapping[str, object], network: str = "tokenizer") -> No
             raise CheckpointError(
                 f"this is {title}, not a {network} that ibqlab reads (list those: ibqlab download); {advice}"
             )
-    if network == "tokenizer" and "cls_embedding.embedding_table.weight" in names:
+    if network == "tokenizer" and any(name.startswith(LLAMAGEN_CLASSES) for name in names):
         raise CheckpointError("this is a generator of LlamaGen, not a tokenizer; use load_generator")
 
 

@@ -2,7 +2,8 @@
 
 What is unusual: files are mapped, not read. A tensor costs memory when it is used, so a checkpoint's optimiser and the
 weights that nobody asks for cost none. Pickles are read by torch's weights-only reader, which knows tensors, numbers
-and text and refuses every other class; there is no way around it here.
+and text and refuses every other class. Where it refuses a file for its classes, `stand_ins` reads it, in which those
+objects are never made. There is no third way.
 """
 
 import contextlib
@@ -20,27 +21,18 @@ from torch import Tensor
 
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, open_ordinary, read_json, why_not
+from ibqlab.pretrained.containers import CheckpointError, MakeTensors, check_tensors, find_weights, unwrap_names
+from ibqlab.pretrained.mapped_storages import DamagedStorage, archive_pickle, read_inert
+from ibqlab.pretrained.stand_ins import MalformedPickle, StandIn
 from ibqlab.runs.finding import WEIGHT_FILES, hint, locate
 
 SAFETENSORS = "safetensors file"
 ZIP_MAGIC = b"PK"
 PICKLE_MAGIC = b"\x80"
-HOLDERS = ("state_dict", "model", "module")
-"""Entries under which files hold their tensors: Lightning's, many training loops', DeepSpeed's."""
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and training loops put ahead of every name."""
-COMPILED = "._orig_mod."
-"""What torch.compile of a part puts inside a name."""
 NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that weights may have."""
-EXPANDED_BYTES = 2**26
-"""A tensor that repeats its numbers may claim so many bytes, whatever it stores; some files hold such counters."""
 ARCHIVE_PICKLE_BYTES = 256 * 2**20
 """Largest table of contents of an archive; that of a generator of 10⁹ weights has 200 kB."""
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be used as a checkpoint; the message says what stands there and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +45,16 @@ class TensorFile:
     """Kind of file, in words."""
     tensors: Mapping[str, Tensor]
     """Mapped tensors by the file's keys; good as long as the file is not changed in place."""
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
+    """Averaged weights by the same keys, where the file has a second state dict for them; {} where it has none.
+    Averages within `tensors` (model_ema.…) are not among them."""
+    holder: str = ""
+    """Entries that lead to `tensors`, such as "model" or "model/state_dict"; "" where the file is the state dict. Ends
+    in one of AVERAGES where averaged weights are all that the file has."""
     entries: tuple[str, ...] = ()
     """What the file holds beside them, such as optimizer_states."""
+    stand_ins: tuple[str, ...] = ()
+    """Classes of objects beside the tensors that were not made, such as argparse.Namespace; sorted."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Text in the file's header; safetensors only."""
     wrappers: tuple[str, ...] = ()
@@ -93,38 +93,41 @@ def open_tensor_file(path: Path) -> TensorFile:
     Args:
         path: an existing file.
     Raises:
-        CheckpointError: no checkpoint, cut short, one that would have to run code, or with tensors that are no plain
-            ones.
+        CheckpointError: no checkpoint, cut short, one whose weights are objects of a class that is not made, or with
+            tensors that are no plain ones.
         UnreadableFile: no ordinary file, or one that may not be read.
     """
-    if file_kind(path) == SAFETENSORS:
+    kind = file_kind(path)
+    if kind == SAFETENSORS:
         return _open_safetensors(path)
-    content = load_pickle(path)
+    content, make_tensors, stand_ins = load_content(path, kind)
+    if isinstance(content, StandIn):
+        raise CheckpointError(
+            f"{path}: must hold a state dict; got an object of {for_terminal(content)}, which is not made here. Save "
+            "model.state_dict()."
+        )
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a state dict; got {_article(content)}. Save model.state_dict().")
     if isinstance(content.get("state"), dict) and "step" in content:
         raise CheckpointError(
             f"{path} is one step of a run, without its settings; give the run's folder, {path.absolute().parents[1]}"
         )
-    holder = next((name for name in HOLDERS if isinstance(content.get(name), dict)), None)
-    weights = content[holder] if holder else content
-    strangers = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strangers or not weights:
-        entries = ", ".join(for_terminal(key, 40) for key in strangers[:6]) or "nothing"
-        raise CheckpointError(
-            f"{path}: must hold tensors by name, or under {' or '.join(map(repr, HOLDERS))}; got {entries} instead. "
-            "Save model.state_dict()."
-        )
-    check_tensors(path, weights)
-    weights, wrappers = _unwrapped(path, weights)
-    if holder not in (None, "state_dict"):
-        wrappers = (f"entry {holder!r}", *wrappers)
+    try:
+        weights = find_weights(path, content, make_tensors)
+    except (DamagedStorage, MalformedPickle) as error:
+        raise CheckpointError(f"{path}: cut short or damaged, {error}; copy or download it again") from None
     header, lightning = content.get("ibqlab"), content.get("pytorch-lightning_version")
+    wrappers = weights.wrappers
+    if weights.holder not in ("", "state_dict"):
+        wrappers = (f"entry {weights.holder!r}", *wrappers)
     return TensorFile(
         path=path,
-        format="Lightning checkpoint" if holder == "state_dict" else "state dict",
-        tensors=weights,
-        entries=tuple(str(key) for key in content if key != holder) if holder else (),
+        format="Lightning checkpoint" if weights.holder == "state_dict" else "state dict",
+        tensors=weights.tensors,
+        averages=weights.averages,
+        holder=weights.holder,
+        entries=weights.entries,
+        stand_ins=stand_ins,
         wrappers=wrappers,
         quantizer=header.get("quantizer") if isinstance(header, dict) else None,
         lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
@@ -146,71 +149,66 @@ def settings_beside(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: {error}; copy or download the folder again") from None
 
 
-def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Every tensor is an ordinary one whose numbers lie in the file.
-
-    Raises:
-        CheckpointError: a sparse, quantized or empty-handed tensor, or one that claims more numbers than are stored.
-    """
-    for name, value in tensors.items():
-        kind = _unusable(value)
-        if kind:
-            raise CheckpointError(
-                f"{path}: the tensor {for_terminal(name)!r} {kind}; a checkpoint holds plain tensors. Save "
-                "{name: value.detach().cpu().to_dense().contiguous() for each}, or give the file as it was published"
-            )
-
-
-def _unusable(value: Tensor) -> str:
-    """What is wrong with a stored tensor; "" for an ordinary one."""
-    if value.layout != torch.strided:
-        return f"is sparse ({value.layout})"
-    if value.is_meta:
-        return "has a shape and no numbers (device meta)"
-    if value.is_quantized:
-        return f"is quantized ({value.dtype})"
-    stored_bytes = value.untyped_storage().nbytes()
-    if value.nbytes > max(stored_bytes, EXPANDED_BYTES):
-        return f"claims {value.nbytes:,} bytes {tuple(value.shape)} and stores {stored_bytes:,}"
-    return ""
-
-
-def _unwrapped(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors by the names that they have without wrappers, and what was taken off."""
-    names, wrappers = list(tensors), []
-    if not names:
-        raise CheckpointError(f"{path} holds no tensor; copy or download it again, or save model.state_dict()")
-    while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in names)), None):
-        names = [name.removeprefix(prefix) for name in names]
-        wrappers.append(f"prefix {prefix}")
-    if any(COMPILED in name for name in names):
-        names = [name.replace(COMPILED, ".") for name in names]
-        wrappers.append(f"{COMPILED} inside names")
-    if len(set(names)) < len(names):
-        raise CheckpointError(f"{path}: without {', '.join(wrappers)} two tensors have one name; save one model alone")
-    return dict(zip(names, tensors.values(), strict=True)), tuple(wrappers)
-
-
 def load_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, tensors mapped; nothing in the file is executed.
+    """What `torch.save` wrote, tensors mapped; nothing in the file is executed, and classes are refused.
 
-    Files of torch before 1.6 cannot be mapped and are read whole.
+    Files of torch before 1.6 cannot be mapped by torch and are read whole.
 
     Raises:
         CheckpointError: no such file format, cut short, or holding classes beyond tensors, numbers and text.
     """
     kind = file_kind(path)
+    content, problem = _load_by_torch(path, kind)
+    if problem:
+        raise problem
+    return content
+
+
+def load_content(path: Path, kind: bytes) -> tuple[Any, MakeTensors, tuple[str, ...]]:
+    """What `torch.save` wrote, with stand-ins for objects that are no tensors and no plain values; nothing is run.
+
+    Args:
+        kind: from `file_kind`.
+    Returns:
+        The content; what makes its tensors of their descriptions; and the classes that were stood in for.
+    Raises:
+        CheckpointError: no such file format, cut short, or more work than any checkpoint asks for.
+    """
+    try:
+        with archive_pickle(path) if kind == ZIP_MAGIC else open_ordinary(path) as stream:
+            inert = read_inert(path, stream, is_archive=kind == ZIP_MAGIC)
+    except MalformedPickle as error:
+        raise CheckpointError(
+            f"{path} was refused and nothing in it was run: it is damaged, or another file than torch.save writes "
+            f"({for_terminal(error)}). Copy or download it again, or save tensors alone: "
+            "torch.save(model.state_dict(), 'tensors.ckpt')"
+        ) from None
+    # torch's reader hashes what it finds as a key, which ends the process if nested deeply enough; it reads files of
+    # torch before 1.6 into memory; and it takes a file for what its name says.
+    is_misnamed = path.name.endswith(".safetensors")
+    is_old = kind == PICKLE_MAGIC and not inert.names
+    if not (inert.has_nested_keys or is_misnamed or is_old):
+        content, problem = _load_by_torch(path, kind)
+        if not problem:
+            return content, dict, ()
+        if not inert.names:
+            raise problem
+    return inert.content, inert.make_tensors, inert.names
+
+
+def _load_by_torch(path: Path, kind: bytes) -> tuple[Any, CheckpointError | None]:
+    """What torch's weights-only reader makes of a file, or the error that says why it does not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on its own old formats
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == ZIP_MAGIC)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == ZIP_MAGIC), None
     except pickle.UnpicklingError as error:
-        raise _refused(path, error) from None
+        return None, _refused(path, error)
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError) as error:
-        raise CheckpointError(
+        return None, CheckpointError(
             f"{path}: cannot be read as a checkpoint, it is damaged or of another kind ({_first_line(error)}). "
             "Copy or download it again"
-        ) from None
+        )
 
 
 def file_kind(path: Path) -> Any:
@@ -264,7 +262,7 @@ def _open_safetensors(path: Path) -> TensorFile:
             f"{path}: cut short or damaged ({_first_line(error)}); copy or download it again"
         ) from None
     check_tensors(path, tensors)
-    tensors, wrappers = _unwrapped(path, tensors)
+    tensors, wrappers = unwrap_names(path, tensors)
     return TensorFile(path=path, format=SAFETENSORS, tensors=tensors, metadata=metadata, wrappers=wrappers)
 
 

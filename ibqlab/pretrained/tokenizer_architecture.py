@@ -24,6 +24,8 @@ PUBLISHED_CODEBOOK = "quantize.embedding.weight"
 """Its name in the files of most systems."""
 RESOLUTION = 256
 """Published nominal resolution in pixels."""
+EMBEDDED_TOKENS = ("tok_emb.weight", "pre_emb.weight")
+"""Published names of generators' tensors."""
 MOST_BITS = 62
 """Lookup-free codes of more channels could not be numbered by an int64."""
 

@@ -104,7 +104,8 @@ class GeneratorTrainConfig(RunConfig):
     """Seed of a permutation of the code numbers, ≥ 0, to measure what the numbering is worth; −1 keeps the tokenizer's.
     Published: −1."""
     generator: SequenceConfig = field(default_factory=GeneratorConfig)
-    """The transformer: `name: ibq` or `name: magvit2`, with a published `preset` or its own settings."""
+    """The transformer: `name: ibq`, `name: llamagen` or `name: magvit2`, with a published `preset` or its own
+    settings."""
     optimizer: GeneratorOptimizerConfig = field(default_factory=GeneratorOptimizerConfig)
     """AdamW and its schedule."""
     record: GeneratorRecordConfig = field(default_factory=GeneratorRecordConfig)
@@ -114,7 +115,7 @@ class GeneratorTrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        # Bounds that no honest use reaches; the two designs have different sizes.
+        # Bounds that no honest use reaches; the designs have different sizes.
         limits = {
             "width": bounds.CHANNELS,
             "num_heads": bounds.CHANNELS,

@@ -1,4 +1,5 @@
-"""Plugins: files and modules of the user's own that register quantizers, run before settings that name them are read.
+"""Plugins: files and modules of the user's own that register quantizers, families of checkpoints and designs of
+autoencoders, run before settings that name them are read.
 
     plugins: [my_quantizer.py]        # in a recipe; on the command line --plugin my_quantizer.py
 
@@ -25,6 +26,7 @@ from ibqlab.base.cache import cache_folder
 from ibqlab.base.files import RunError, UnreadableFile, is_ordinary, read_bytes, write_whole
 from ibqlab.config import ConfigError
 from ibqlab.quantizers.base import Registration, registrations, replace_registrations
+from ibqlab.recipes import registries
 from ibqlab.recipes.plugin_imports import require_name, require_one_file, why_it_failed
 
 SEARCHED_FIRST = "IBQLAB_PLUGINS"
@@ -87,12 +89,13 @@ def import_plugins(plugins: Sequence[str]) -> list[Plugin]:
         ConfigError: there is no such file or module, it raises, two of them have one file name or register one name, a
             name is taken, or the file came with a folder and was never named by this user. Nothing is registered then.
     """
-    before = registrations()
+    before, others = registrations(), registries.snapshot()
     try:
         imported = [_import(plugin) for plugin in plugins]
         _require_distinct(imported)
     except BaseException:
         replace_registrations(before)
+        registries.restore(others)
         raise
     return imported
 
@@ -292,6 +295,7 @@ def _remember(plugin: Plugin, before: Mapping[str, Registration]) -> None:
         if before.get(name) is not one or one.module == plugin.module or one.module.startswith(f"{plugin.module}.")
     }
     _LOADED[plugin.module], _REGISTERED[plugin.module] = plugin, registered
+    registries.keep(plugin.module)
 
 
 def _register_again(module: str) -> None:
@@ -302,6 +306,7 @@ def _register_again(module: str) -> None:
             f"plugin {_LOADED[module].name}: a quantizer named {taken[0]!r} exists already; choose another name"
         )
     replace_registrations(registrations() | _REGISTERED[module])
+    registries.bring_back(module)
 
 
 def _is_plugins(registration: Registration) -> bool:
@@ -313,6 +318,7 @@ def _forget_other_versions(plugin: Plugin) -> None:
     others = [module for module, one in _LOADED.items() if one.file_name == plugin.file_name]
     old = [one for module in others if module != plugin.module for one in _REGISTERED[module].values()]
     replace_registrations({name: one for name, one in registrations().items() if one not in old})
+    registries.forget([module for module in others if module != plugin.module])
 
 
 def _require_distinct(plugins: Sequence[Plugin]) -> None:

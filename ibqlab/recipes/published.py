@@ -10,9 +10,9 @@ from ibqlab.recipes.recipe_files import EXPERIMENTS, find_recipe, recipe_name
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """What a paper printed for the tokenizer or the generator of a recipe; None: not printed.
+    """What a paper printed for the tokenizer or the generator of a recipe, or of a file; None: not printed.
 
-    A tokenizer's row has an rFID, a generator's a gFID and an Inception score.
+    A tokenizer's row has an rFID, a generator's a gFID.
     """
 
     table: str
@@ -39,11 +39,10 @@ class PublishedRow:
     """What is odd about the row."""
 
     def __post_init__(self):
-        samples = (self.gfid, self.inception_score)
         require(
-            None not in samples if self.rfid is None else samples == (None, None),
-            f"a published row has rfid (a tokenizer's), or gfid and inception_score (a generator's); got {self.rfid}, "
-            f"{self.gfid} and {self.inception_score}",
+            self.gfid is not None if self.rfid is None else (self.gfid, self.inception_score) == (None, None),
+            "a published row has rfid (a tokenizer's), or gfid and perhaps inception_score (a generator's); got "
+            f"{self.rfid}, {self.gfid} and {self.inception_score}",
         )
 
     def describe(self) -> str:
@@ -62,7 +61,7 @@ class PublishedRow:
 
 
 def published_rows(network: str = "tokenizer", folder: Path = EXPERIMENTS) -> dict[str, PublishedRow]:
-    """The published numbers by recipe name, of tokenizers or of generators.
+    """The published numbers by recipe name, of tokenizers or of generators; of files that no recipe trains, by theirs.
 
     Raises:
         ConfigError: an entry that is no `PublishedRow`; the message names it.

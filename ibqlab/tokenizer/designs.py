@@ -4,7 +4,7 @@ A design is a class of settings and two modules made of them. Whoever brings one
 plugin does, and names it in the settings of their family (`ibqlab.pretrained.register_family`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -54,14 +54,25 @@ def register_design(
         ValueError: another pair has the name, or the settings lack what every design has.
     """
     design = Design(config, encoder, decoder, convolutions, grid)
-    known = _DESIGNS.get(name)
-    again = known is None or known.encoder.__qualname__ == encoder.__qualname__
-    require(again, f"a design named {name!r} exists already: {known and known.encoder!r}; choose another name")
+    known = _DESIGNS.get(name, design)
+    same = known.encoder.__qualname__ == encoder.__qualname__ and not known.encoder.__module__.startswith("ibqlab.")
+    require(same or known == design, f"a design named {name!r} exists already: {known.encoder!r}; choose another name")
     wanted = ("in_channels", "out_channels", "latent_channels", "encoder_channels", "resolution", "downsampling")
     fields = getattr(config, "__dataclass_fields__", {})
     missing = [word for word in (*wanted, "design", "latent_grid") if word not in fields and not hasattr(config, word)]
     require(not missing, f"{name!r}: the settings {config.__name__} must have {', '.join(missing)}")
     _DESIGNS[name] = design
+
+
+def all_designs() -> dict[str, Design]:
+    """All of them by name; a copy."""
+    return dict(_DESIGNS)
+
+
+def replace_designs(designs: Mapping[str, Design]) -> None:
+    """Put others in place of all that are registered, as when a file of the user's is read in another version."""
+    _DESIGNS.clear()
+    _DESIGNS.update(designs)
 
 
 def find_design(name: str) -> Design:

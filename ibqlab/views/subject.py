@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -48,11 +49,11 @@ class Subject:
         run: the run; None for a checkpoint.
         images: a folder of images or shards, or a run, to look at in place of the run's own validation images.
         weights: "raw" or "ema"; "": of a run as trained, of a file its averages or what it holds.
-        quantizer: of a published file that does not tell its own, as of `load_tokenizer`.
+        told: family and quantizer of a published file that does not tell its own, as of `load_tokenizer`.
     """
 
-    def __init__(self, path: Path, run: Run | None, images: str, weights: str, quantizer: str | None):
-        self.path, self.run, self.images, self._quantizer = path, run, images, quantizer
+    def __init__(self, path: Path, run: Run | None, images: str, weights: str, told: Mapping[str, str | None]):
+        self.path, self.run, self.images, self._told = path, run, images, dict(told)
         self.weights, self._any_weights = weights or ("raw" if run else "ema"), not weights
 
     @property
@@ -180,12 +181,12 @@ class Subject:
             if self.run.last_checkpoint is None:
                 raise ViewError(f"{self.name} has no checkpoint yet, so nothing can be encoded or decoded; train on")
         try:
-            return load_tokenizer(self.path, self.weights, quantizer=self._quantizer).float()
+            return load_tokenizer(self.path, self.weights, **self._told).float()
         except CheckpointError as error:
             # An export holds one set, averaged or as trained; which one, its reader need not know.
             if self.run is not None or "one set of weights" not in str(error) or not self._any_weights:
                 raise
-            return load_tokenizer(self.path, "raw", quantizer=self._quantizer).float()
+            return load_tokenizer(self.path, "raw", **self._told).float()
 
     @property
     def network_step(self) -> int | None:
@@ -260,21 +261,28 @@ class Subject:
 
 
 def open_subject(
-    what: str | Path | Run, images: str | Path = "", *, weights: str = "", quantizer: str | None = None
+    what: str | Path | Run | Subject,
+    images: str | Path = "",
+    *,
+    weights: str = "",
+    family: str | None = None,
+    quantizer: str | None = None,
 ) -> Subject:
     """A run or a checkpoint to look at.
 
     Args:
-        what: a run, its name or its folder; or a checkpoint's file.
+        what: a run, its name or its folder; or a checkpoint's file; or what this function gave, which comes back.
         images: a folder of images, shards, "photos" or "digits", or a run, whose validation images are looked at. "": a
             run's own.
         weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages, or
             the one set that it holds.
-        quantizer: of a published file that does not tell its own: "ibq" or "vq".
+        family, quantizer: of a published file that does not tell its own, as of `load_tokenizer`.
     Raises:
         FileNotFoundError: there is nothing there.
         RunError: a folder that is no run, a run of a generator, or a quantizer named for a run, which tells its own.
     """
+    if isinstance(what, Subject):
+        return what
     path = what.path if isinstance(what, Run) else find_run(what, "run or checkpoint")
     run = what if isinstance(what, Run) else Run(path) if path.is_dir() else None
     if run is not None and kind_of(run.config) == "generator":
@@ -282,12 +290,14 @@ def open_subject(
             f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give "
             f"{for_terminal(run.config.get('tokenizer') or 'that run')}"
         )
-    if run is not None and quantizer is not None:
-        raise ViewError(
-            f"quantizer is asked of published files, which do not tell it; {for_terminal(run.name)} is a run, whose "
-            "config.yaml does: leave quantizer out"
-        )
-    return Subject(path, run, str(images or ""), weights, quantizer)
+    told = {"family": family, "quantizer": quantizer}
+    for word, value in told.items():
+        if run is not None and value is not None:
+            raise ViewError(
+                f"{word} is asked of published files, which do not tell it; {for_terminal(run.name)} is a run, whose "
+                f"config.yaml does: leave {word} out"
+            )
+    return Subject(path, run, str(images or ""), weights, told)
 
 
 def _validation_images(run: Run, side: int) -> ImageSource:

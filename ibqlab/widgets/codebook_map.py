@@ -54,7 +54,7 @@ class CodebookMap(ipywidgets.VBox):
     the run lacks is said in a sentence in place of the map.
 
     Args:
-        what: a run, its name or folder.
+        what: a run, its name or folder, or a `Subject`, as of a checkpoint: `open_subject(FILE, family=…)`.
         method: at first; "pca" (distances; seconds) or "umap" (neighbourhoods; half a minute the first time).
         images: as of `open_subject`, for the cards.
         count: images that the cards look at, at most.
@@ -69,7 +69,7 @@ class CodebookMap(ipywidgets.VBox):
 
     def __init__(
         self,
-        what: str | Path | Run,
+        what: str | Path | Run | Subject,
         method: str = "pca",
         images: str | Path = "",
         count: int = IMAGES,

@@ -65,6 +65,13 @@ class Titok(Family):
         except ValueError as error:
             raise refuse_shapes(self.title, str(error)) from None
 
+    def remark(self, config: TokenizerConfig, settings: Mapping[str, Any]) -> str:
+        """Whether unit vectors were told by the layout alone."""
+        if "use_l2_norm" in _published_settings(settings):
+            return ""
+        kind = "unit vectors" if config.quantizer.unit_vectors else "vectors of any length"
+        return f"{kind}, as published for this layout; no config.json beside it says use_l2_norm"
+
     def _refuse_variants(self, shapes: Shapes, settings: Mapping[str, Any]) -> None:
         """Raise CheckpointError for models of the same authors that are no tokenizer of images, or lack a part."""
         if CODEBOOK not in shapes or settings.get("quantize_mode", "vq") != "vq":

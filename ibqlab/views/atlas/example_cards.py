@@ -83,7 +83,7 @@ def example_cards(what: str | Path, settings: AtlasSettings) -> str:
         what: a run or checkpoint, as of `write_atlas`.
         settings: of its atlas; what that has encoded is not encoded again.
     """
-    subject = open_subject(what, settings.images, weights=settings.weights, quantizer=settings.quantizer)
+    subject = open_subject(what, settings.images, **settings.weights_and_family)
     reader = CardReader(subject, settings.count)
     cards = [(title, static_card(card_html(reader.read([code])))) for title, code in example_codes(reader)]
     return "".join(f"<h2>{title}</h2>{card}" for title, card in cards)

@@ -59,13 +59,20 @@ class AtlasSettings:
     """Whether to write the codes as a table for embedding-atlas as well."""
     weights: str = ""
     """"raw" or "ema"; "": of a run raw, of a file its averages."""
+    family: str | None = None
+    """Of a published file that does not tell its own: "ibq", "vqgan" or "ldm"."""
     quantizer: str | None = None
-    """Of a published file that does not tell its own: "ibq" or "vq"."""
+    """Of a published file in their autoencoder, where it is another than the family's."""
 
     def __post_init__(self):
         whole_number("count", self.count, 1, MOST_IMAGES)
         require_choice("method", self.method, METHODS)
         require_choice("weights", self.weights, ("", *WEIGHTS))
+
+    @property
+    def weights_and_family(self) -> dict[str, Any]:
+        """What `open_subject` is told beside the images."""
+        return {"weights": self.weights, "family": self.family, "quantizer": self.quantizer}
 
 
 def write_atlas(
@@ -89,7 +96,7 @@ def write_atlas(
         the next atlas; then a millisecond per code in use.
     """
     typed = settings or AtlasSettings()
-    subject = open_subject(what, typed.images, weights=typed.weights, quantizer=typed.quantizer)
+    subject = open_subject(what, typed.images, **typed.weights_and_family)
     if subject.run is None and not typed.images:
         raise ViewError(f"{for_terminal(subject.name)} is a checkpoint and brings no images; name some: images=FOLDER")
     folder = output_folder(output, default_name(subject))
