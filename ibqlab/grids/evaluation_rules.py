@@ -86,6 +86,8 @@ class EvaluationRules:
     """Metric → sha256 of the network it needs."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Label → the only image size in pixels that the tokenizer takes, where it is another than that of the images."""
+    as_given: tuple[str, ...] = ()
+    """Labels of the tokenizers whose file holds one set of weights and does not tell which: their authors' only one."""
     cautions: tuple[str, ...] = ()
     """What must be known before the work begins, each with what to do."""
 
@@ -166,6 +168,7 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
         device=parameters.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         weight_files=files,
         sizes=_single_sizes(tokenizers, images.side),
+        as_given=tuple(tokenizer.label for tokenizer in tokenizers if tokenizer.weights == AS_GIVEN),
         cautions=(*cautions_of(images, protocol), *_caution_of_weights(tokenizers, weights)),
     )
 

@@ -109,7 +109,7 @@ class EvaluationSession:
         }
         sweep(self.folder)
         for name, text in files.items():
-            write_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))
+            self.write_text(name, text)
         sentence = describe_results(results, weights, self.parameters.preset)
         tell(folder=str(self.folder.resolve()), result=sentence)
         return results
@@ -117,6 +117,10 @@ class EvaluationSession:
     def figure_path(self, name: str) -> Path:
         """Where a figure of this session belongs."""
         return self.folder / "figures" / name
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text into the folder of results, whole or not at all."""
+        write_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))
 
     def _measure(self, tokenizer: TokenizerUnderTest, progress: bool) -> EvaluationResult:
         if tokenizer.run:

@@ -14,8 +14,8 @@ import pandas as pd
 
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.grids.evaluation_results import EvaluationResult
+from ibqlab.grids.printed_numbers import Printed
 from ibqlab.metrics import MetricCard
-from ibqlab.recipes.published import PublishedRow
 
 COMPARED = ("rfid", "lpips_vgg", "psnr", "ssim", "usage")
 """Metrics that papers print, as ours are named."""
@@ -24,7 +24,7 @@ PARTS = ("unexplained", "measuring", "preparing", "reference")
 _COLUMNS = ["label", "key", "metric", "unit", "better", "own_protocol", "common_protocol", *VALUES, *PARTS]
 
 
-def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str, PublishedRow]) -> pd.DataFrame:
+def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str, Printed]) -> pd.DataFrame:
     """Every metric of every tokenizer by both protocols, and what the difference is made of.
 
     Args:
@@ -46,7 +46,7 @@ def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str,
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _row(result: EvaluationResult, card: MetricCard, printed: PublishedRow | None) -> dict[str, object]:
+def _row(result: EvaluationResult, card: MetricCard, printed: Printed | None) -> dict[str, object]:
     own = result.own
     by_own = {card.key: card.value for card in own.cards} if own else result.values
     remeasured = {card.key: card.value for card in own.remeasured} if own else {}
@@ -74,12 +74,12 @@ def _row(result: EvaluationResult, card: MetricCard, printed: PublishedRow | Non
     }
 
 
-def printed_value(card: MetricCard, row: PublishedRow | None) -> float:
+def printed_value(card: MetricCard, row: Printed | None) -> float:
     """What was printed for a metric; NaN: nothing, or ours is of another network than the metric's name promises."""
     if row is None or card.metric != _published_title(card.key):
         return math.nan
     # Papers do not say which network their LPIPS has; VGG is what their training code has.
-    value = getattr(row, "lpips" if card.key == "lpips_vgg" else card.key, None)
+    value = getattr(row.numbers, "lpips" if card.key == "lpips_vgg" else card.key)
     return math.nan if value is None else value
 
 
@@ -118,23 +118,24 @@ def _sentence(row: pd.Series) -> str:
     def value(name: str) -> str:
         return f"{scale * row[name]:.4g}{sign}"
 
-    def part(name: str) -> str:
-        return f"{scale * row[name] + 0.0:+.3g}{unit}"
+    def signed(number: float) -> str:
+        return f"{scale * number:+.3g}{unit}" if number else f"0{unit}"
 
-    is_own = row["own_protocol"] != row["common_protocol"]
-    protocols = row["measuring"] + row["preparing"]
-    own = f"{value('own')} under {row['own_protocol']}, " if is_own else ""
+    has_own = row["own_protocol"] != row["common_protocol"]
+    own = f"{value('own')} under {row['own_protocol']}, " if has_own else ""
     text = f"{row['label']}, {row['metric']}: {own}{value('common')} under {row['common_protocol']}"
     share = (
-        f"{scale * protocols + 0.0:+.3g}{unit} is the protocol's: {part('measuring')} by measuring the same "
-        f"reconstructions otherwise, {part('preparing')} by preparing the images otherwise"
+        f"{signed(row['own'] - row['common'])} is the protocol's: {signed(row['measuring'])} by measuring the same "
+        f"reconstructions otherwise, {signed(row['preparing'])} by preparing the images otherwise"
     )
-    if pd.notna(row["common_reference"]):
-        share += f" (of which {part('reference')} by the images compared with)"
+    if has_own and pd.notna(row["common_reference"]):
+        share += f" ({signed(row['reference'])} of it by the images compared with)"
     if pd.isna(row["printed"]):
-        return f"{text}. The difference of {share}."
-    difference = f"{scale * (row['printed'] - row['common']) + 0.0:+.3g}{unit}"
-    rest = f"{part('unexplained')} is of images, weights or implementation"
-    if not is_own:
-        return f"{text}, printed {value('printed')}. Of the difference {difference} nothing is the protocol's, which is the same; {rest}."
-    return f"{text}, printed {value('printed')}. Of the difference {difference}, {share}; {rest}."
+        if row["own"] == row["common"] == row["same_reconstructions"]:
+            return f"{text}: both protocols give the same."
+        return f"{text}. Of own − common, all of it, {share}."
+    difference = signed(row["printed"] - row["common"])
+    rest = f"{signed(row['unexplained'])} is of images, weights or implementation"
+    if not has_own:
+        return f"{text}, printed {value('printed')}. Of printed − common = {difference}, {rest}; the protocol is one."
+    return f"{text}, printed {value('printed')}. Of printed − common = {difference}, {share}; {rest}."

@@ -30,13 +30,26 @@ HELD_OUT = 4
 BASELINES = ("unigram", "left", "mix")
 """Of the n-grams: alone, with the code before, with all neighbours."""
 PROBE = ("feature_to_code_distance", "code_to_feature_distance", "winner_margin", "softmax_perplexity")
-COLUMNS = (
-    *(f"usage_{name}" for name in USAGE_DEFINITIONS),
-    *("tokens_per_image", "quantization_error", "relative_quantization_error", "feature_norm_mean", "code_norm_mean"),
-    *PROBE,
-    *("entropy_bits", "entropy_position_bits", *(f"{name}_bits" for name in BASELINES), "bits_per_image"),
-)
-"""Keys of `TokenStatistics.row`, in the order of the table."""
+HEADINGS = {
+    **{f"usage_{name}": f"usage, {name} (share of codes)" for name in USAGE_DEFINITIONS},
+    "tokens_per_image": "tokens of an image",
+    "quantization_error": "quantization error (squared units of features)",
+    "relative_quantization_error": "quantization error over the features' variance",
+    "feature_norm_mean": "norm of features, mean (units of features)",
+    "code_norm_mean": "norm of codes, mean (units of features)",
+    "feature_to_code_distance": "distance from a feature to its nearest code, mean (units of features)",
+    "code_to_feature_distance": "distance from a code to its nearest feature, mean (units of features)",
+    "winner_margin": "lead of the nearest code (share)",
+    "softmax_perplexity": "perplexity of softmax(z·C) (codes per token)",
+    "entropy_bits": "entropy of a token (bits)",
+    "entropy_position_bits": "entropy of a token, its position known (bits)",
+    "unigram_bits": "held-out token, codes' frequencies known (bits)",
+    "left_bits": "held-out token, the token before known (bits)",
+    "mix_bits": "held-out token, its neighbours known (bits)",
+    "bits_per_image": "held-out image by the cheapest of these (bits)",
+}
+"""Key of `TokenStatistics.row` → what it is and its unit, in the order of the table."""
+COLUMNS = tuple(HEADINGS)
 
 
 class TokenStatistics:

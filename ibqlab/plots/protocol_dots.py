@@ -11,14 +11,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ibqlab.base.measures import SHARE
 from ibqlab.plots.printing import PAGE_WIDTH, fix_tick_size, styled_figure
-from ibqlab.plots.style import PAPER, add_caption, require_columns, styles_for
+from ibqlab.plots.style import PAPER, LineStyle, add_caption, require_columns, styles_for
 
 _COLUMNS = ["label", "key", "metric", "unit", "better", "printed", "own", "same_reconstructions", "common"]
 _PER_ROW = 3
 _LOOKS = {
-    "own": ("under its own protocol", {"marker": "o", "markersize": 6}),
-    "same_reconstructions": ("the same reconstructions, measured in common", {"marker": "|", "markersize": 11}),
-    "common": ("under the common protocol", {"marker": "s", "markersize": 6, "fillstyle": "none"}),
+    "own": ("under its own protocol", {"marker": "o", "markersize": 5}),
+    "same_reconstructions": ("the same reconstructions, measured in common", {"marker": "|", "markersize": 14}),
+    "common": ("under the common protocol", {"marker": "s", "markersize": 9, "fillstyle": "none"}),
 }
 """Column → name and marker."""
 
@@ -42,12 +42,12 @@ def plot_protocol_dots(table: pd.DataFrame, caption: str = "") -> Figure:
     if table.empty:
         raise ValueError("a figure of protocols needs at least one measured metric that papers print; got none")
     labels, keys = (list(dict.fromkeys(table[column])) for column in ("label", "key"))
-    colors = {label: look.color for label, look in styles_for(labels).items()}
+    looks = styles_for(labels)
     rows, columns = math.ceil(len(keys) / _PER_ROW), min(len(keys), _PER_ROW)
     with styled_figure(PAGE_WIDTH, rows * (0.85 + 0.26 * len(labels)) + 0.9) as figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for panel, key in zip(grid.flat, keys, strict=False):
-            _draw_metric(panel, table[table["key"] == key], labels, colors)
+            _draw_metric(panel, table[table["key"] == key], looks)
         for panel in grid.flat[len(keys) :]:
             panel.set_visible(False)
         for panel in grid[:, 1:].flat:
@@ -61,11 +61,11 @@ def plot_protocol_dots(table: pd.DataFrame, caption: str = "") -> Figure:
     return figure
 
 
-def _draw_metric(axes: Axes, rows: pd.DataFrame, labels: list[str], colors: dict[str, str]) -> None:
-    first = rows.iloc[0]
+def _draw_metric(axes: Axes, rows: pd.DataFrame, looks: dict[str, LineStyle]) -> None:
+    first, labels = rows.iloc[0], list(looks)
     scale, unit = (100, "%") if first["unit"] == SHARE else (1, first["unit"])
     for _, row in rows.iterrows():
-        number, color = labels.index(row["label"]), colors[row["label"]]
+        number, color = labels.index(row["label"]), looks[row["label"]].color
         values = [scale * row[name] for name in _LOOKS]
         axes.plot(values, [number] * len(values), color=color, linewidth=0.8, zorder=1)
         for value, (_, look) in zip(values, _LOOKS.values(), strict=True):
@@ -73,7 +73,7 @@ def _draw_metric(axes: Axes, rows: pd.DataFrame, labels: list[str], colors: dict
         if pd.notna(row["printed"]):
             axes.plot(scale * row["printed"], number, markersize=8, **PAPER)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), [textwrap.fill(label, 22) for label in labels])
+    axes.set_yticks(range(len(labels)), [textwrap.fill(look.label, 22) for look in looks.values()])
     axes.margins(x=0.15)
     arrow = "better →" if first["better"] == "higher" else "← better"
     axes.set_title(textwrap.fill(first["metric"], 26, break_on_hyphens=False), fontsize=9)
