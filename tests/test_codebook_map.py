@@ -377,7 +377,7 @@ class TestBadInput:
         (tmp_path / "empty").mkdir()
         assert CodebookMap(tmp_path / "empty").said.value
         file = Run(trained).last_checkpoint
-        assert "is a checkpoint, which holds one moment" in CodebookMap(file, images="digits").said.value
+        assert "one step of a run, without its settings" in CodebookMap(file, images="digits").said.value
 
     def test_of_nothing_there(self):
         with pytest.raises(FileNotFoundError, match="no such run or checkpoint"):

@@ -345,6 +345,14 @@ def test_a_generator_is_no_tokenizer_and_a_tokenizer_no_generator(tmp_path):
             load_generator(tmp_path / name, **SIZES)
 
 
+@pytest.mark.parametrize("names", ["LlamaGen's", "ours"])
+def test_a_generator_beside_a_tokenizer_in_one_file_is_refused(tmp_path, names):
+    generator = state() if names == "LlamaGen's" else make(SMALL).state_dict()
+    torch.save(generator | {"encoder.conv_in.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match=r"tokenizer .* and of a generator stand side by side"):
+        load_generator(tmp_path / "both.pt", num_heads=2, grid_size=4)
+
+
 def test_published_exports_have_the_published_names_and_order(tmp_path):
     model = official()
     path = export_published_generator(model, tmp_path / "out.pt")

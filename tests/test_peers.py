@@ -1,6 +1,7 @@
 """Tokenizers of other systems that are VQGAN's or Open-MAGVIT2's autoencoder with other settings: the published values,
 number for number, and which file is whose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from golden import golden, golden_file
 from peers import check_forward, check_quantizer, check_training, full_size, opened, same, stored_file
 
 from ibqlab.pretrained import CheckpointError, Family, available_families, load_tokenizer, register_family
+from ibqlab.quantizers.methods import gumbel
 from ibqlab.recipes.plugins import import_plugins
-from ibqlab.tokenizer import available_designs
+from ibqlab.tokenizer import Tokenizer, available_designs
 
 LOSS = {"quant_loss": "loss"}
 CODEBOOK = {"grad_codebook": "codes.weight"}
@@ -95,6 +97,27 @@ class TestGumbel:
             same(logits, values["out/logits"])
             same(tokenizer.decode_indices(values["out/indices"]), values["out/x_rec"])
             same(tokenizer.double()(values["x"].double()).features, values["f64/h"], 1e-6)
+
+    def test_training_with_the_published_noise(self, monkeypatch, tmp_path):
+        facts, values = golden("peers/taming_gumbel")
+        noise = values["gumbel_noise"].permute(0, 2, 3, 1).reshape(-1, facts["n_embed"])  # one block holds all tokens
+        monkeypatch.setattr(gumbel, "_gumbel_noise", lambda buffer: buffer.copy_(noise))
+        loaded = opened("taming_gumbel", tmp_path)
+        settings = {"kl_weight": facts["kl_weight"], "temperature_start": 1.0, "temperature_end": 1.0}
+        config = replace(loaded.config, quantizer=replace(loaded.config.quantizer, **settings))
+        tokenizer = Tokenizer(config)
+        tokenizer.load_state_dict(loaded.state_dict())
+        tokenizer.load_report = loaded.load_report
+        layers = {"grad_codebook": "codes.weight"}
+        layers |= {f"grad_proj_{word}": f"scores.{word}" for word in ("weight", "bias")}
+        check_quantizer("taming_gumbel", tokenizer, layers, LOSS)
+        check_training("taming_gumbel", tokenizer)
+        with torch.no_grad():
+            out = tokenizer.train()(values["x"])  # the published evaluation draws, as training does here
+            assert torch.equal(out.quantizer.indices, values["out/indices"])
+            same(out.quantizer.quantized, values["out/z_q"])
+            same(out.reconstruction, values["out/x_rec"])
+            same(tokenizer.eval().encode(values["x"]).loss, values["out/loss/quant_loss"])
 
 
 FULL_SIZE = {

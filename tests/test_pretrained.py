@@ -808,4 +808,6 @@ class TestDownload:
             (16384, 256, 1.37, 0.2235, 0.96),
             (262144, 256, 1.00, 0.2030, 0.84),
         ]
-        assert all(entry.code_dim in (256, entry.codebook_size.bit_length() - 1) for entry in PUBLISHED.values())
+        for entry in PUBLISHED.values():
+            if entry.system in ("IBQ", "Open-MAGVIT2"):
+                assert entry.code_dim == (256 if entry.system == "IBQ" else entry.codebook_size.bit_length() - 1)

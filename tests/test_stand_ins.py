@@ -243,6 +243,7 @@ BENIGN = {
     "no tensor of torch's, by its name alone": content(extra=name("torch", "_utils._rebuild_tensor_v2") + b")R"),
     "a builder with other arguments": content(extra=call(name("torch._utils", "_rebuild_tensor_v2"), b"N")),
     "a persistent object": content(extra=b"NQ"),
+    "a persistent object that torch asserts about": content(extra=integer(7) + b"Q"),
 }
 TOO_MUCH = {
     "a text of 2⁶²": (content(extra=b"\x8d" + struct.pack("<Q", 2**62)), "claims a text"),

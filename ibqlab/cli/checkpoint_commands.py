@@ -50,20 +50,13 @@ def inspect(
 def download(name: str | None, folder: Path | None) -> None:
     """Fetch the published checkpoint NAME, check its checksum and print where it lies; without a name, list them all.
 
-    Tokenizers are listed with K, their number of codes, generators with the tokenizer whose tokens they draw.
+    Tokenizers are listed with K, their number of codes, and D, numbers per code; generators with the tokenizer whose
+    tokens they draw. They are grouped by system, with the licences of its code and of its weights.
     """
-    from ibqlab.pretrained import PUBLISHED, PUBLISHED_GENERATORS, download_published
+    from ibqlab.pretrained import download_published, list_published
 
     if name is None:
-        rows = [
-            f"{key:<28} K {tokenizer.codebook_size:>7,}  rFID {tokenizer.rfid}" for key, tokenizer in PUBLISHED.items()
-        ]
-        rows += [
-            f"{key:<28} over {entry.tokenizer:<16}  gFID {entry.gfid:.2f}"
-            + (f"  IS {entry.inception_score:.2f}" if entry.inception_score else "")
-            for key, entry in PUBLISHED_GENERATORS.items()
-        ]
-        say("\n".join(rows))
+        say(list_published())
         return
     say(download_published(name, folder))
 

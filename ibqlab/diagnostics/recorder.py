@@ -24,6 +24,7 @@ from ibqlab.diagnostics.geometry import (
 )
 from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
 from ibqlab.quantizers import Quantizer
+from ibqlab.quantizers.codebooks import as_compared
 from ibqlab.quantizers.composite import CompositeQuantizer
 
 EARLY_STEPS = (1, 2, 3, 5, 10, 15, 20, 30, 50)
@@ -141,6 +142,7 @@ class Recorder:
             of its codes is the mean over its parts, each with the features that it gets, because the codebook of all
             combinations would be too large to make.
         """
+        features = as_compared(self.quantizer, features.detach().float())
         dim = features.shape[1]
         tokens = features.detach().float().permute(0, 2, 3, 1).reshape(-1, dim)  # (N, D)
         every = max(1, len(tokens) // self.probe_tokens)

@@ -90,8 +90,10 @@ class Pipeline(NamedTuple):
         Raises:
             ValueError: the generator cannot draw this tokenizer's tokens; nothing is written then.
         """
+        if not self.generator.tokens:
+            return None
         check_fit(tokenizer, self.generator.generator, self.generator.data.image_size)
-        return write_tokens(tokenizer, self.generator.data, self.folder / "tokens") if self.generator.tokens else None
+        return write_tokens(tokenizer, self.generator.data, self.folder / "tokens")
 
     def train_generator(self) -> Run:
         """The generator's run, trained to its end; needs the tokens where they are stored."""

@@ -16,6 +16,7 @@ from ibqlab.pretrained.hub import (
     PublishedGenerator,
     PublishedTokenizer,
     download_published,
+    list_published,
 )
 from ibqlab.pretrained.load_report import LoadReport
 from ibqlab.pretrained.loading import load_first_stage, load_generator, load_tokenizer
@@ -40,6 +41,7 @@ __all__ = [
     "export_tokenizer",
     "held_weights",
     "is_generator",
+    "list_published",
     "load_first_stage",
     "load_generator",
     "load_tokenizer",

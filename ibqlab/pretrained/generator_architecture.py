@@ -6,7 +6,7 @@ reads). LlamaGen published other numbers of heads, and two grids: its numbers ar
 where that does not settle them, because a wrong one would draw noise without an error.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ibqlab.base.checks import require
@@ -110,10 +110,16 @@ def _published_grid(width: int) -> int:
     return next(iter(sizes.values()))
 
 
-def refuse_tokenizer(names: Iterable[str]) -> None:
-    """Raise CheckpointError where the names of a whole file are a tokenizer's, of whatever family."""
-    if any(name.startswith("encoder.") for name in names):
-        raise CheckpointError("this is a tokenizer, not a generator over its tokens; use load_tokenizer")
+def refuse_tokenizer(names: Collection[str]) -> None:
+    """Raise CheckpointError where the names of a whole file are a tokenizer's, of whatever family, or have some."""
+    if not any(name.startswith("encoder.") for name in names):
+        return
+    if is_llamagen(names) or any(name in names for name in (TOKENS, PARTS[0])):
+        raise CheckpointError(
+            "tensors of a tokenizer (encoder.…) and of a generator stand side by side in one file, which holds the "
+            f"weights of one model, or its tokenizer under {FIRST_STAGE}; save the generator alone"
+        )
+    raise CheckpointError("this is a tokenizer, not a generator over its tokens; use load_tokenizer")
 
 
 def check_is_generator(names: Iterable[str], tensors: Iterable[str]) -> None:

@@ -1,10 +1,13 @@
-"""Published checkpoints on the Hugging Face hub, fetched only when asked for and checked against the hub's checksum.
+"""Published checkpoints, fetched from the Hugging Face hub when asked for and checked against the hub's checksum.
 
-Repositories and files are those that the authors' documentation (SEED-Voken, docs/IBQ.md and docs/Open-MAGVIT2.md;
-LlamaGen, README.md) links to. Not verified: that the hub still has them, and that they hold what the documentation
-says.
+Some lie elsewhere; of those the message says what to do by hand.
+
+Repositories and files are those that the authors' documentation links to (of each system the README; of SEED-Voken
+docs/IBQ.md and docs/Open-MAGVIT2.md). Not verified: that they are still there, and that they hold what the
+documentation says.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,26 +15,18 @@ from ibqlab.base.cache import hash_file
 from ibqlab.base.checks import require_choice
 from ibqlab.generator.sampling_config import SAMPLING_CARDS, SamplingConfig
 from ibqlab.pretrained.tensor_files import CheckpointError
+from ibqlab.recipes.published_files import (
+    NOT_STATED,
+    PublishedTokenizer,
+    published_files,
+    published_systems,
+    weights_size,
+)
 
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedTokenizer:
-    """A tokenizer that its authors published, and what they report of it on ImageNet's validation set at 256 pixels."""
-
-    repository: str
-    """On the Hugging Face hub."""
-    file: str
-    """In that repository."""
-    codebook_size: int
-    """K, codes."""
-    code_dim: int
-    """D, numbers per code."""
-    rfid: float
-    """Reported Fréchet distance of reconstructions."""
-    lpips: float | None = None
-    """Reported perceptual distance; None if not reported."""
-    usage: float | None = None
-    """Reported share of codes used, 0 to 1; None if not reported."""
+SYSTEMS = {"ibq": "IBQ", "magvit2": "Open-MAGVIT2", "llamagen": "LlamaGen"}
+"""Whose generators those of a design are."""
+NAMES_DO_NOT_TELL = ("ibq", "vqgan", "ldm")
+"""Families whose files have the same names, so that `family` must be given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +42,8 @@ class PublishedGenerator:
     """"ibq", "magvit2" or "llamagen", the name of its settings' class."""
     preset: str
     """Of that design: its size, such as "XL"."""
+    parameters: int
+    """Of the generator alone."""
     tokenizer: str
     """Whose tokens it draws: a key of `PUBLISHED`."""
     gfid: float
@@ -58,46 +55,41 @@ class PublishedGenerator:
     grid_size: int = 16
     """Tokens along one side of an image."""
 
-
-def _ibq(
-    size: int, rfid: float, lpips: float | None = None, usage: float | None = None, *, pretrain: bool = False
-) -> PublishedTokenizer:
-    return PublishedTokenizer(
-        repository=f"TencentARC/IBQ-Tokenizer-{size}{'-Pretrain' if pretrain else ''}",
-        file=f"{'IBQ_pretrain' if pretrain else 'imagenet256'}_{size}.ckpt",
-        codebook_size=size,
-        code_dim=256,
-        rfid=rfid,
-        lpips=lpips,
-        usage=usage,
-    )
+    @property
+    def system(self) -> str:
+        """Whose it is."""
+        return SYSTEMS[self.design]
 
 
-def _magvit2(suffix: str, file: str, bits: int, rfid: float, usage: float | None = None) -> PublishedTokenizer:
-    return PublishedTokenizer(
-        repository=f"TencentARC/Open-MAGVIT2-Tokenizer-{suffix}",
-        file=file,
-        codebook_size=2**bits,
-        code_dim=bits,
-        rfid=rfid,
-        usage=usage,
-    )
+class _PublishedFiles(Mapping[str, PublishedTokenizer]):
+    """experiments/published/files.yaml, read when it is first looked at."""
+
+    def __getitem__(self, name: str) -> PublishedTokenizer:
+        return published_files()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(published_files())
+
+    def __len__(self) -> int:
+        return len(published_files())
 
 
-PUBLISHED = {
-    "IBQ-1024": _ibq(1024, 2.24, 0.2580, 0.99),
-    "IBQ-8192": _ibq(8192, 1.87, 0.2437, 0.98),
-    "IBQ-16384": _ibq(16384, 1.37, 0.2235, 0.96),
-    "IBQ-262144": _ibq(262144, 1.00, 0.2030, 0.84),
-    "IBQ-16384-Pretrain": _ibq(16384, 2.06, pretrain=True),
-    "IBQ-262144-Pretrain": _ibq(262144, 1.53, pretrain=True),
-    "Open-MAGVIT2-256": _magvit2("256-resolution", "imagenet_256_L.ckpt", 18, 1.17, 1.0),
-    "Open-MAGVIT2-128": _magvit2("128-resolution", "imagenet_128_L.ckpt", 18, 1.18, 1.0),
-    "Open-MAGVIT2-16384-Pretrain": _magvit2("16384-Pretrain", "pretrain256_16384.ckpt", 14, 2.55),
-    "Open-MAGVIT2-262144-Pretrain": _magvit2("262144-Pretrain", "pretrain256_262144.ckpt", 18, 1.67),
+PUBLISHED = _PublishedFiles()
+"""Published tokenizers by name, grouped by system. Those named Pretrain were trained on text-to-image data."""
+
+
+_PARAMETERS = {
+    "ibq": {"B": 342_994_944, "L": 649_640_960, "XL": 1_076_103_168, "XXL": 2_063_331_840},
+    "magvit2": {"B": 343_570_432, "L": 804_362_240, "XL": 1_486_679_040},
+    "llamagen": {
+        "B": 110_888_448,
+        "L": 342_910_976,
+        "XL": 774_699_520,
+        "XXL": 1_410_972_672,
+        "3B": 3_096_659_200,
+    },
 }
-"""Published tokenizers by name. "Open-MAGVIT2-128" was trained, and its rFID measured, at 128 pixels; those named
-Pretrain were trained on text-to-image data."""
+"""Of the published sizes of each design."""
 
 
 def _llamagen(size: str, pixels: int, gfid: float, inception_score: float | None = None) -> PublishedGenerator:
@@ -106,6 +98,7 @@ def _llamagen(size: str, pixels: int, gfid: float, inception_score: float | None
         file=f"c2i_{size}_{pixels}.pt",
         design="llamagen",
         preset=size,
+        parameters=_PARAMETERS["llamagen"][size],
         tokenizer="LlamaGen-VQ-16",
         gfid=gfid,
         inception_score=inception_score,
@@ -121,6 +114,7 @@ def _generator(design: str, size: str, gfid: float, inception_score: float) -> P
         file=f"AR_256_{size}.ckpt",
         design=design,
         preset=size,
+        parameters=_PARAMETERS[design][size],
         tokenizer="IBQ-16384" if ibq else "Open-MAGVIT2-256",
         gfid=gfid,
         inception_score=inception_score,
@@ -161,18 +155,25 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
         The file's path, for `load_tokenizer` or `load_generator`.
     Raises:
         ValueError: an unknown name.
-        CheckpointError: the hub cannot be reached (the message says how to do without), or the file is not the
-            published one; it is then deleted.
+        CheckpointError: the file is on no hub, or the hub cannot be reached (the message says how to do without), or
+            the file is not the published one; it is then deleted.
     """
-    checkpoints = PUBLISHED | PUBLISHED_GENERATORS
+    checkpoints = {**PUBLISHED, **PUBLISHED_GENERATORS}
     require_choice("published checkpoint", name, checkpoints)
+    if not checkpoints[name].repository:
+        raise CheckpointError(_by_hand(name, checkpoints[name]))
     import huggingface_hub as hub  # noqa: PLC0415 - everything but this works without it
 
     entry = checkpoints[name]
     try:
         facts = hub.get_hf_file_metadata(hub.hf_hub_url(entry.repository, entry.file))
-        where = {} if folder is None else {"local_dir": folder}
-        path = Path(hub.hf_hub_download(entry.repository, entry.file, revision=facts.commit_hash, **where))
+        companions = entry.companions if isinstance(entry, PublishedTokenizer) else ()
+        # Files that belong together have names that others have, too; so they get a folder of their own.
+        where = {} if folder is None else {"local_dir": Path(folder) / name if companions else folder}
+        where["revision"] = facts.commit_hash
+        path = Path(hub.hf_hub_download(entry.repository, entry.file, **where))
+        for companion in companions:
+            hub.hf_hub_download(entry.repository, companion, **where)
     except Exception as error:
         # Which exceptions say "no network" changes with the hub's versions and its HTTP library.
         link = f"https://huggingface.co/{entry.repository}/resolve/main/{entry.file}"
@@ -191,3 +192,53 @@ def download_published(name: str, folder: str | Path | None = None) -> Path:
             f'on its way or replaced. It was deleted; call download_published("{name}") again'
         )
     return path
+
+
+def _by_hand(name: str, entry: PublishedTokenizer) -> str:
+    """What to do about a file that is on no hub."""
+    family = f', family="{entry.family}"' if entry.family in NAMES_DO_NOT_TELL else ""
+    file = entry.file or "its file"
+    unpack = ", unpack it" if entry.name_there.endswith(".zip") else ""
+    return (
+        f"{name} cannot be fetched from here: its authors publish it on no hub, or do not say how its file is called. "
+        f"Fetch {entry.name_there} by the link on {published_systems()[entry.system].page}{unpack}, and type "
+        f'load_tokenizer("path/to/{file}"{family})'
+    )
+
+
+def list_published() -> str:
+    """All published checkpoints by system, with licences, K and D, size of the weights and printed numbers."""
+    entries: dict[str, list[str]] = {system: [] for system in published_systems()}
+    for name, tokenizer in PUBLISHED.items():
+        entries[tokenizer.system].append(_tokenizer_line(name, tokenizer))
+    for name, generator in PUBLISHED_GENERATORS.items():
+        score = f"  IS {generator.inception_score:.2f}" if generator.inception_score else ""
+        entries[generator.system].append(
+            f"  {name:<28}  over {generator.tokenizer:<17} {weights_size(generator.parameters):>15}  "
+            f"gFID {generator.gfid:.2f}{score}"
+        )
+    lines = []
+    for name, system in published_systems().items():
+        licences = f"licence of the code: {system.code_licence}, of the weights: {system.weights_licence}"
+        lines += [f"{name} ({licences}), {system.page}", *entries[name], ""]
+    return "\n".join(
+        [
+            *lines,
+            "Sizes are those of the weights in float32, as counted from the published settings; files may hold more.",
+            f"Checksums: {_checksums()}",
+            "Numbers are the authors'; those of table 1 of IBQ, and protocols: experiments/published/files.yaml.",
+        ]
+    )
+
+
+def _tokenizer_line(name: str, entry: PublishedTokenizer) -> str:
+    size = f"K {entry.codebook_size:>7,}  D {entry.code_dim:>3}  {entry.size:>15}"
+    rfid = f"rFID {entry.rfid:.2f}" if entry.rfid is not None else f"rFID {NOT_STATED}"
+    by_hand = "" if entry.repository else "  (by hand)"
+    return f"  {name:<28}  {size}  {rfid}{by_hand}{f'  {entry.remarks}' if entry.remarks else ''}"
+
+
+def _checksums() -> str:
+    published = [f"{name} {entry.sha256}" for name, entry in PUBLISHED.items() if entry.sha256]
+    found = f"sha256 of {', '.join(published)}; of the others " if published else ""
+    return f"{found}none is published. Files of the hub are checked against the hub's own sha256 when they are fetched."

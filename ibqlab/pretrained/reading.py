@@ -149,7 +149,7 @@ def _existing_checkpoint(path: str | Path, network: str) -> Path:
             "path that comes back: "
             f'load_{network}(download_published("{name}"))'
         )
-    return existing_path(path, f". Published {network}s that `ibqlab download` fetches: {', '.join(published)}")
+    return existing_path(path, f". `ibqlab download` lists published {network}s")
 
 
 def _read_export(file: TensorFile, network: str) -> Checkpoint:

@@ -99,6 +99,17 @@ class UnitCodebook(FreeCodebook):
         super().replace(indices, nn.functional.normalize(vectors, dim=1))
 
 
+def as_compared(quantizer: nn.Module, features: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+    """Features as a method compares them with its codes: of unit length where the codes are.
+
+    Args:
+        quantizer: any.
+        features: encoder output. Whoever draws or measures features beside codes needs both in one space.
+    """
+    is_unit = isinstance(getattr(quantizer, "codes", None), UnitCodebook)
+    return nn.functional.normalize(features, dim=1) if is_unit else features
+
+
 class EmaCodebook(nn.Module):
     """Each code is the exponential moving average of the features assigned to it; it takes no gradient.
 

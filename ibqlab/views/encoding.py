@@ -198,7 +198,7 @@ def bring_to_size(subject: Subject, picture: Image.Image) -> UInt8[np.ndarray, "
     Raises:
         ValueError: a strip more than 100 times as long as wide.
     """
-    side = subject.tokenizer.config.autoencoder.resolution
+    side = subject.side
     return np.array(resize_and_crop(picture.convert("RGB"), side, subject.resize), order="C")[None]
 
 

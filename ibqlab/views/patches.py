@@ -257,7 +257,7 @@ def index_patches(subject: Subject, images: int = IMAGES, *, progress: bool = Tr
     Cost: the encoder's pass over the images, and products with the codebook to find the two nearest codes.
     """
     whole_number("count", images, 1, MOST_IMAGES)
-    mark, side = subject.images_mark(images), subject.tokenizer.config.autoencoder.resolution
+    mark, side = subject.images_mark(images), subject.side
     of_images = {"source": mark, "resize": subject.resize, "side": side, "images": images, "version": _VERSION}
     pictures = subject.store.get(
         "pictures",

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,11 +50,15 @@ class Subject:
         run: the run; None for a checkpoint.
         images: a folder of images or shards, or a run, to look at in place of the run's own validation images.
         weights: "raw" or "ema"; "": of a run as trained, of a file its averages or what it holds.
-        told: family and quantizer of a published file that does not tell its own, as of `load_tokenizer`.
+        image_size: pixels along one side of the images looked at; 0: as the tokenizer was trained.
+        told: what a published file does not tell, as of `load_tokenizer`.
     """
 
-    def __init__(self, path: Path, run: Run | None, images: str, weights: str, told: Mapping[str, str | None]):
+    def __init__(
+        self, path: Path, run: Run | None, images: str, weights: str, *, image_size: int, told: Mapping[str, Any]
+    ):
         self.path, self.run, self.images, self._told = path, run, images, dict(told)
+        self._image_size = image_size
         self.weights, self._any_weights = weights or ("raw" if run else "ema"), not weights
 
     @property
@@ -194,13 +199,28 @@ class Subject:
         return self.tokenizer.load_report.step if self.run is not None else None
 
     @cached_property
+    def side(self) -> int:
+        """Pixels along one side of the images that are looked at.
+
+        Raises:
+            ViewError: the tokenizer takes none of that size.
+        """
+        autoencoder = self.tokenizer.config.autoencoder
+        side = self._image_size or autoencoder.resolution
+        try:
+            autoencoder.latent_grid(side, side)
+        except ValueError as error:
+            raise ViewError(f"image_size: {error}") from None
+        return side
+
+    @cached_property
     def source(self) -> ImageSource:
         """The images to look at: those given, else the run's own for validation.
 
         Raises:
             ViewError: none are known.
         """
-        side = self.tokenizer.config.autoencoder.resolution
+        side = self.side
         if self.images in BUILT_IN:
             return open_data(DataConfig(source=self.images, image_size=side), "validation")
         if self.images and is_ordinary(locate(self.images) / "config.yaml"):
@@ -265,8 +285,10 @@ def open_subject(
     images: str | Path = "",
     *,
     weights: str = "",
+    image_size: int = 0,
     family: str | None = None,
     quantizer: str | None = None,
+    num_heads: Any = None,
 ) -> Subject:
     """A run or a checkpoint to look at.
 
@@ -276,7 +298,8 @@ def open_subject(
             run's own.
         weights: "raw" or "ema"; "": a run as it was trained, which its snapshots show, and of a file its averages, or
             the one set that it holds.
-        family, quantizer: of a published file that does not tell its own, as of `load_tokenizer`.
+        image_size: pixels along one side of the images looked at; 0: as the tokenizer was trained, so far as it tells.
+        family, quantizer, num_heads: of a published file that does not tell its own, as of `load_tokenizer`.
     Raises:
         FileNotFoundError: there is nothing there.
         RunError: a folder that is no run, a run of a generator, or a quantizer named for a run, which tells its own.
@@ -290,14 +313,14 @@ def open_subject(
             f"{for_terminal(run.name)} is a run of a generator; its codebook is its tokenizer's: give "
             f"{for_terminal(run.config.get('tokenizer') or 'that run')}"
         )
-    told = {"family": family, "quantizer": quantizer}
+    told = {"family": family, "quantizer": quantizer, "num_heads": num_heads}
     for word, value in told.items():
         if run is not None and value is not None:
             raise ViewError(
                 f"{word} is asked of published files, which do not tell it; {for_terminal(run.name)} is a run, whose "
                 f"config.yaml does: leave {word} out"
             )
-    return Subject(path, run, str(images or ""), weights, told)
+    return Subject(path, run, str(images or ""), weights, image_size=image_size, told=told)
 
 
 def _validation_images(run: Run, side: int) -> ImageSource:

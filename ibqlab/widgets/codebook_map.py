@@ -12,6 +12,7 @@ from ibqlab.base.checks import whole_number
 from ibqlab.base.escaping import for_html
 from ibqlab.base.files import RunError
 from ibqlab.runs import Run
+from ibqlab.views.atlas.moment import Moment
 from ibqlab.views.cards import CardReader
 from ibqlab.views.map_colors import DEAD, FEATURE, IN_USE, LEVELS, NAMES, PLAIN, Coloring, color_codes, palette
 from ibqlab.views.map_data import MapData, describe_frame, map_run_codes
@@ -83,6 +84,7 @@ class CodebookMap(ipywidgets.VBox):
         self._dead_codes = dead_codes
         self._first_step = None if step is None else whole_number("step", step, 0)
         self.subject: Subject | None = None
+        self._reader: CardReader | None = None  # of a checkpoint, whose images make its one moment
         self.data: MapData | None = None
         self._newest = -1  # last step that the run had when it was read
         self.selected: tuple[int, ...] = ()
@@ -169,6 +171,9 @@ class CodebookMap(ipywidgets.VBox):
         """Read the run and show it, or say what it lacks."""
         try:
             self.subject = open_subject(self._what, self._images)
+            if self.subject.run is None:
+                self._reader = CardReader(self.subject, self._count)
+                self.subject = Moment(self._reader)  # a checkpoint has no snapshots: codes and features as they are
             self._newest = max(self.subject.steps, default=-1)
             data = map_run_codes(self.subject, self._method, dead_codes=self._dead_codes, progress=True)
             self._show(data)
@@ -221,8 +226,10 @@ class CodebookMap(ipywidgets.VBox):
 
     @_telling
     def _open_card(self) -> None:
-        reader = CardReader(self.subject, self._count)
-        reader.use_history(np.array(self.data.steps), self.data.code_ids, self.data.hits, self.data.idle)
+        reader = self._reader
+        if reader is None:
+            reader = CardReader(self.subject, self._count)
+            reader.use_history(np.array(self.data.steps), self.data.code_ids, self.data.hits, self.data.idle)
         self.card = CodeCard(reader, code=self.selected)
         self.card.on_show(self._follow_card)
         self.right.children = [self.card]
@@ -345,10 +352,10 @@ def step_controls(description: str) -> tuple[ipywidgets.Play, ipywidgets.Selecti
     return play, step
 
 
-def _is_finished(run: Run) -> bool:
-    """Whether nothing new will come; a run whose facts are damaged may still train."""
+def _is_finished(run: Run | None) -> bool:
+    """Whether nothing new will come, as of a checkpoint; a run whose facts are damaged may still train."""
     try:
-        return run.status == "finished"
+        return run is None or run.status == "finished"
     except RunError:
         return False
 

@@ -119,8 +119,13 @@ def compare_codes(first: tuple[Subject, MapData], second: tuple[Subject, MapData
     if sizes[0] != sizes[1]:
         return False, f"Selecting is not linked: the runs have {sizes[0]:,} and {sizes[1]:,} codes."
     books = [subject.snapshot(data.steps[0])["codebook"] for subject, data in (first, second)]
+    same = books[0].shape == books[1].shape and np.array_equal(books[0], books[1])
+    if one.run is None or other.run is None:
+        linked = "Both hold the same codebook, so a code's number means the same in both: selecting is linked."
+        apart = "Selecting is not linked: these are two codebooks, so a code's number means something else in each."
+        return same, linked if same else apart
     steps = one_map.steps[0], other_map.steps[0]
-    if steps == (0, 0) and books[0].shape == books[1].shape and np.array_equal(books[0], books[1]):
+    if steps == (0, 0) and same:
         return True, (
             f"Both runs have K = {sizes[0]:,} and began with the same codebook, so a code's number means the same in "
             "both: selecting is linked."
@@ -133,15 +138,16 @@ def compare_codes(first: tuple[Subject, MapData], second: tuple[Subject, MapData
 
 
 def link_maps(
-    first: str | Path | Run | CodebookMap,
-    second: str | Path | Run | CodebookMap,
+    first: str | Path | Run | Subject | CodebookMap,
+    second: str | Path | Run | Subject | CodebookMap,
     titles: Sequence[str] = (),
     **settings: Any,
 ) -> LinkedMaps:
     """Two maps side by side.
 
     Args:
-        first, second: runs, or maps that were made already, for instance by another method or at another step.
+        first, second: runs, checkpoints as of `open_subject(FILE, images)`, or maps that were made already, for
+            instance by another method or at another step.
         titles: above each; empty: none, since each map names its run.
         **settings: of both maps where runs are given, as of `CodebookMap`; without cards unless `with_card=True`.
     """

@@ -14,6 +14,7 @@ from ibqlab.base.processes import sum_over_processes
 from ibqlab.data import Batch, to_model_range, to_uint8
 from ibqlab.data.broken import name_a_few
 from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.quantizers.codebooks import as_compared
 from ibqlab.quantizers.composite import codebook_arrays
 from ibqlab.tokenizer import Tokenizer
 
@@ -136,7 +137,7 @@ def take_snapshot(
     weight = tokenizer.decoder.last_layer
     out = tokenizer(to_model_range(pictures.to(weight.device)).to(weight.dtype))
     tokenizer.train(was_training)
-    tokens = out.features.float().permute(0, 2, 3, 1).flatten(0, 2)[:features]
+    tokens = as_compared(tokenizer.quantizer, out.features.float()).permute(0, 2, 3, 1).flatten(0, 2)[:features]
     rebuilt = to_uint8(out.reconstruction[:images].float())
     return {
         **codebook,

@@ -32,12 +32,18 @@ class AtlasParameters:
     """A run, its name or folder, or a checkpoint's file; empty: the newest tokenizer run that has finished."""
     images: str = ""
     """As of `AtlasSettings`."""
+    image_size: int = 0
+    """As of `AtlasSettings`."""
     count: int = IMAGES
     """Images, at most."""
     method: str = "pca"
     """Of the map: "pca" or "umap"."""
     parquet: bool = False
     """As of `AtlasSettings`."""
+    family: str = ""
+    """As of `AtlasSettings`; empty: as the file tells."""
+    num_heads: int = 0
+    """As of `AtlasSettings`; 0: the published ones."""
     output: str = ""
     """Folder of the atlas; empty: NAME_atlas below the folder of all runs, STUDY-NAME_atlas of a study's run."""
 
@@ -49,7 +55,8 @@ class AtlasParameters:
     @property
     def settings(self) -> AtlasSettings:
         """Of the atlas."""
-        return AtlasSettings(images=self.images, count=self.count, method=self.method, parquet=self.parquet)
+        same = {name: getattr(self, name) for name in ("images", "image_size", "count", "method", "parquet")}
+        return AtlasSettings(**same, family=self.family or None, num_heads=self.num_heads or None)
 
 
 class ChosenSource(NamedTuple):
@@ -83,7 +90,7 @@ def example_cards(what: str | Path, settings: AtlasSettings) -> str:
         what: a run or checkpoint, as of `write_atlas`.
         settings: of its atlas; what that has encoded is not encoded again.
     """
-    subject = open_subject(what, settings.images, **settings.weights_and_family)
+    subject = open_subject(what, settings.images, **settings.of_subject)
     reader = CardReader(subject, settings.count)
     cards = [(title, static_card(card_html(reader.read([code])))) for title, code in example_codes(reader)]
     return "".join(f"<h2>{title}</h2>{card}" for title, card in cards)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ibqlab.data import to_model_range
+from ibqlab.quantizers.codebooks import as_compared
 from ibqlab.views.cards import CardReader
 from ibqlab.views.subject import Subject
 
@@ -23,7 +24,7 @@ class Moment(Subject):
 
     def __init__(self, reader: CardReader):
         subject = reader.subject
-        super().__init__(subject.path, subject.run, subject.images, subject.weights, None)
+        super().__init__(subject.path, subject.run, subject.images, subject.weights, image_size=subject.side, told={})
         self._subject, self._index, self._codebook = subject, reader.index, reader.codebook
 
     @property
@@ -58,6 +59,7 @@ class Moment(Subject):
             pictures = torch.from_numpy(index.pictures[some]).permute(0, 3, 1, 2)
             with torch.no_grad():
                 encoded = network.quant_conv(network.encoder(to_model_range(pictures))).float()
+            encoded = as_compared(network.quantizer, encoded)
             features.append(encoded.permute(0, 2, 3, 1).flatten(0, 2))  # (images · h · w, D)
         thinned = slice(None, None, -(-images * squares // FEATURES))
         return {

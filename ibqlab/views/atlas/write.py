@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ibqlab.base.checks import require_choice, whole_number
+from ibqlab.base.checks import IMAGE_SIDE, require_choice, whole_number
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.progress import CountingLine
 from ibqlab.pretrained.load_report import WEIGHTS
@@ -59,20 +59,26 @@ class AtlasSettings:
     """Whether to write the codes as a table for embedding-atlas as well."""
     weights: str = ""
     """"raw" or "ema"; "": of a run raw, of a file its averages."""
+    image_size: int = 0
+    """Pixels along one side of the images; 0: as the tokenizer was trained."""
     family: str | None = None
     """Of a published file that does not tell its own: "ibq", "vqgan" or "ldm"."""
     quantizer: str | None = None
     """Of a published file in their autoencoder, where it is another than the family's."""
+    num_heads: int | None = None
+    """Attention heads of a published file whose shapes do not tell them; None: the published ones."""
 
     def __post_init__(self):
         whole_number("count", self.count, 1, MOST_IMAGES)
+        whole_number("image_size", self.image_size, 0, IMAGE_SIDE)
         require_choice("method", self.method, METHODS)
         require_choice("weights", self.weights, ("", *WEIGHTS))
 
     @property
-    def weights_and_family(self) -> dict[str, Any]:
+    def of_subject(self) -> dict[str, Any]:
         """What `open_subject` is told beside the images."""
-        return {"weights": self.weights, "family": self.family, "quantizer": self.quantizer}
+        words = ("weights", "image_size", "family", "quantizer", "num_heads")
+        return {word: getattr(self, word) for word in words}
 
 
 def write_atlas(
@@ -96,7 +102,7 @@ def write_atlas(
         the next atlas; then a millisecond per code in use.
     """
     typed = settings or AtlasSettings()
-    subject = open_subject(what, typed.images, **typed.weights_and_family)
+    subject = open_subject(what, typed.images, **typed.of_subject)
     if subject.run is None and not typed.images:
         raise ViewError(f"{for_terminal(subject.name)} is a checkpoint and brings no images; name some: images=FOLDER")
     folder = output_folder(output, default_name(subject))
