@@ -130,6 +130,8 @@ def test_every_family_is_measured_at_one_size(measured):
     remarks = {result.tokenizer.label: result.cards[0].remarks for result in results}
     assert any("takes 16 × 16 pixels only" in remark for remark in remarks["titok"])
     assert not any("takes" in remark for remark in remarks["vqgan"])
+    (caution,) = session.cautions
+    assert caution.startswith("resized twice: titok takes 16 × 16 pixels only") and "image_size=16" in caution
     assert next(result.grid for result in results if result.tokenizer.label == "titok") == (1, 10)
 
 
@@ -196,7 +198,10 @@ def test_sentences_carry_the_numbers_of_the_table(measured):
     row = table.set_index(["label", "key"]).loc["llamagen", "psnr"]
     for name in ("own", "common"):
         assert f"{row[name]:.4g} dB under" in line
-    assert "printed 20 dB" in line and f"{row['unexplained']:+.3g} dB is of images, weights or implementation" in line
+    assert (
+        "printed 20 dB (its page)" in line
+        and f"{row['unexplained']:+.3g} dB is of images, weights or implementation" in line
+    )
     assert f"{row['measuring']:+.3g} dB by measuring the same reconstructions otherwise" in line
     assert f"{row['preparing']:+.3g} dB by preparing the images otherwise" in line
     (line,) = (line for line in lines if line.startswith("ldm, usage"))
@@ -403,16 +408,17 @@ class TestPrintedNumbers:
         model = _full_size("maskbit/maskbit_tokenizer_14bit", tmp_path / known.file)
         (found,) = find_published([model]).values()
         assert found == Printed(own=known.own, table_1=known.table_1)
-        assert found.numbers.rfid == 1.37 and found.table_1.rfid == 1.61
+        assert found.number("rfid") == 1.37 and found.table_1.rfid == 1.61
         other = dataclasses.replace(model, system="vqgan_plus")
         assert not find_published([other])
 
     def test_of_several_alike_the_name_of_the_file_decides(self, tmp_path):
         model = _full_size("llamagen/VQ-16", tmp_path / "vq_ds16_c2i.pt")
-        assert find_published([model])["m"].numbers.rfid == 2.19
+        assert find_published([model])["m"].number("rfid") == 2.19
         assert not find_published([dataclasses.replace(model, path=tmp_path / "mine.pt")])
         named = find_published([dataclasses.replace(model, path=tmp_path / "mine.pt")], ["m=LlamaGen-VQ-16"])
-        assert named["m"].table_1.usage == 0.97
+        assert named["m"].number("usage") == named["m"].table_1.usage == 0.97, "its authors print none"
+        assert [numbers.source for numbers in named["m"].sets] == ["LlamaGen README", "IBQ, table 1"]
 
 
 def _full_size(name: str, path: Path):

@@ -143,11 +143,11 @@ def test_two_tokenizers_side_by_side():
     dots = dots_table(measured, published, measurement.rules).set_index(["label", "key"])["published"]
     assert dots.isna().all()
     default = find_published(measurement.tokenizers)
-    assert {label: row.numbers.rfid for label, row in default.items()} == {"vq": 3.98, "ibq": 1.37}
+    assert {label: row.number("rfid") for label, row in default.items()} == {"vq": 3.98, "ibq": 1.37}
     allowed = dataclasses.replace(measurement.rules, protocol=PROTOCOLS["seed-voken-ibq"], weights="ema")
     allowed.images.count = 50_000
     dots = dots_table(measured, published, allowed).set_index(["label", "key"])["published"]
-    assert dots["ibq", "usage"] == published["ibq"].numbers.usage and np.isnan(dots["vq", "usage"])
+    assert dots["ibq", "usage"] == published["ibq"].number("usage") and np.isnan(dots["vq", "usage"])
     assert ("ibq", "rfid") not in dots and np.isnan(dots["ibq", distance[0]])
     assert np.isnan(dots["ibq", "lpips_vgg"])
 
@@ -157,8 +157,8 @@ def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
     mine = TokenizerUnderTest(label="mine", path=tmp_path, config=config)
     other = TokenizerUnderTest(label="other", path=tmp_path, config=recipe_config("builtin/smoke").tokenizer)
     found = find_published([mine, other])
-    assert found.keys() == {"mine"} and found["mine"].numbers.rfid == 1.37
-    assert find_published([other], ["other=imagenet/ibq_262144"])["other"].numbers.rfid == 1.00
+    assert found.keys() == {"mine"} and found["mine"].number("rfid") == 1.37
+    assert find_published([other], ["other=imagenet/ibq_262144"])["other"].number("rfid") == 1.00
     with pytest.raises(ValueError, match="the checkpoints' are mine"):
         find_published([mine], ["yours=imagenet/ibq_16384"])
     with pytest.raises(ValueError, match="nothing is published for 'imagenet/none'"):
@@ -166,7 +166,7 @@ def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
     twice = TokenizerUnderTest(label="two", path=tmp_path, config=recipe_config("imagenet/ibq_16384_blocks2").tokenizer)
     assert not find_published([twice])
     trained_so = dataclasses.replace(twice, data=recipe_config("imagenet/ibq_16384").data)
-    assert find_published([trained_so])["two"].numbers.rfid == 1.55
+    assert find_published([trained_so])["two"].number("rfid") == 1.55
     with pytest.raises(ValueError, match="given twice"):
         open_comparison(ComparisonParameters(preset="smoke", checkpoints=("a=x", "a=y")))
 

@@ -14,16 +14,14 @@ from ibqlab.grids.evaluation_parameters import ComparisonParameters, split_label
 from ibqlab.grids.evaluation_results import EvaluationResult
 from ibqlab.grids.evaluation_rules import EvaluationRules, find_tokenizer, prepare_tokenizer
 from ibqlab.grids.evaluation_session import EvaluationSession
-from ibqlab.grids.printed_numbers import Printed, find_published
+from ibqlab.grids.printed_numbers import PRINTED, Printed, find_published
 from ibqlab.metrics import PROTOCOLS, MetricCard, Protocol
-from ibqlab.recipes.published_files import PublishedNumbers
+from ibqlab.recipes.published_files import NOT_STATED
 
 COUNTED = ("any_hit", "above_uniform_8pct")
 """Definitions of usage that hits per code can answer; the others need the tokens in order."""
 STARTS = {"vq": "uniform", "ibq": "normal"}
 """The runs that compare_published trains where no checkpoint is named, and the start of their codebooks."""
-PRINTED = ("rfid", "lpips", "psnr", "ssim", "usage")
-"""What papers print of a tokenizer."""
 
 
 def open_comparison(parameters: ComparisonParameters) -> EvaluationSession:
@@ -56,8 +54,8 @@ def comparison_table(results: Sequence[EvaluationResult], published: dict[str, P
     """
     rows = []
     for result in results:
-        quantizer, printed = result.tokenizer.config.quantizer, published.get(result.tokenizer.label)
-        numbers = printed.numbers if printed else PublishedNumbers(source="")
+        quantizer = result.tokenizer.config.quantizer
+        printed = published.get(result.tokenizer.label, Printed())
         rows.append(
             {
                 "label": result.tokenizer.label,
@@ -65,9 +63,9 @@ def comparison_table(results: Sequence[EvaluationResult], published: dict[str, P
                 "D": quantizer.code_dim,
                 "images": max(card.images for card in result.cards),
                 **{column_of(card): card.value for card in result.cards},
-                **{f"published_{name}": or_nan(getattr(numbers, name)) for name in PRINTED},
-                "published_in": numbers.source,
-                "published_protocol": numbers.protocol,
+                **{f"published_{name}": printed.number(name) for name in PRINTED},
+                "published_in": "; ".join(numbers.source for numbers in printed.sets),
+                "published_protocol": "; ".join(numbers.protocol or NOT_STATED for numbers in printed.sets),
             }
         )
     return pd.DataFrame(rows)
@@ -80,13 +78,11 @@ def dots_table(
 
     LPIPS has none, because papers do not name its network.
     """
-    published = {} if reasons_against(rules, published) else published
+    fair = {label: one for label, one in published.items() if not reasons_against(rules, {label: one})}
     rows = []
     for result in results:
-        printed = published.get(result.tokenizer.label)
-        values = (
-            {name: or_nan(getattr(printed.numbers, name)) for name in PRINTED if name != "lpips"} if printed else {}
-        )
+        printed = fair.get(result.tokenizer.label, Printed())
+        values = {name: printed.number(name) for name in PRINTED if name != "lpips"}
         for card in result.cards:
             row = {"label": result.tokenizer.label, "key": column_of(card)}
             row |= {field: getattr(card, field) for field in ("metric", "value", "unit", "better")}
@@ -99,11 +95,6 @@ def column_of(card: MetricCard) -> str:
     if not card.metric.startswith("Fréchet distance"):
         return card.key
     return re.sub(r"\W+", "_", card.metric.replace("é", "e").lower()).strip("_")
-
-
-def or_nan(value: float | None) -> float:
-    """A printed number, NaN where there is none."""
-    return math.nan if value is None else value
 
 
 def reasons_against(rules: EvaluationRules, published: dict[str, Printed]) -> list[str]:
@@ -125,9 +116,10 @@ def _reasons(protocol: Protocol, count: int | None, rules: EvaluationRules, publ
     if protocol != PROTOCOLS.get(protocol.name):
         reasons.append(f"the protocol is {protocol.name!r}, which is not a published one")
     for label, printed in published.items():
-        if protocol.name in PROTOCOLS and protocol.name != printed.protocol:
-            made = f"were made under {printed.protocol}" if printed.protocol else "do not say under which protocol"
-            reasons.append(f"those of {label} {made}, these under {protocol.name}")
+        for numbers in printed.sets:
+            if protocol.name in PROTOCOLS and protocol.name != numbers.protocol:
+                made = f"were made under {numbers.protocol}" if numbers.protocol else "do not tell their protocol"
+                reasons.append(f"those of {label} ({numbers.source}) {made}, these under {protocol.name}")
     if count != protocol.samples:
         reasons.append(f"{count:,} images were measured, the published numbers are from {protocol.samples:,}")
     if rules.weights != "ema" and not set(published) <= set(rules.as_given):

@@ -5,17 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ibqlab.grids.comparison import column_of, or_nan
+from ibqlab.base.measures import is_measure, measure
+from ibqlab.grids.comparison import column_of
 from ibqlab.grids.evaluation_results import EvaluationResult
-from ibqlab.grids.printed_numbers import Printed
+from ibqlab.grids.printed_numbers import PRINTED, Printed
 from ibqlab.grids.token_statistics import HEADINGS
 from ibqlab.metrics import PROTOCOLS
-from ibqlab.recipes.published_files import PublishedNumbers
 
-OF_TABLE_1 = ("rfid", "lpips", "usage")
+USAGE = "usage"
+OF_TABLE_1 = ("rfid", "lpips", USAGE)
 """What table 1 prints, in its order."""
-OF_AUTHORS = ("rfid", "lpips", "psnr", "ssim", "usage")
-"""What authors print."""
 
 
 def table_1(results: Sequence[EvaluationResult], published: Mapping[str, Printed]) -> pd.DataFrame:
@@ -35,7 +34,7 @@ def _row(result: EvaluationResult, printed: Printed) -> dict[str, object]:
     rows, columns = result.grid
     is_grid = rows > 1
     quantizer = result.tokenizer.config.quantizer
-    of_table, of_authors = (numbers or PublishedNumbers(source="") for numbers in (printed.table_1, printed.own))
+    of_table, of_authors = Printed(table_1=printed.table_1), Printed(own=printed.own)
     own = result.own
     own_cards = {column_of(card): card.value for card in own.cards} if own else {}
     return {
@@ -46,9 +45,9 @@ def _row(result: EvaluationResult, printed: Printed) -> dict[str, object]:
         "train_resolution": _train_resolution(result),
         "codebook_size": quantizer.codebook_size,
         "codebook_dim": 0 if quantizer.config_name.startswith("lfq") else quantizer.code_dim,
-        **{f"table_1_{name}": or_nan(getattr(of_table, name)) for name in OF_TABLE_1},
-        **{f"authors_{name}": or_nan(getattr(of_authors, name)) for name in OF_AUTHORS},
-        "authors_protocol": of_authors.protocol,
+        **{f"table_1_{name}": of_table.number(name) for name in OF_TABLE_1},
+        **{f"authors_{name}": of_authors.number(name) for name in PRINTED},
+        "authors_protocol": printed.own.protocol if printed.own else "",
         "under_own_protocol": own.protocol.name if own else "",
         **{f"own_{column_of(card)}": own_cards.get(column_of(card), math.nan) for card in result.cards},
         "under_protocol": next(card.protocol for card in result.cards),
@@ -80,9 +79,10 @@ def _words(column: str) -> str:
     for start, words in (("table_1_", "{}, table 1"), ("authors_", "{}, its authors"), ("own_", "{}, own protocol")):
         if column.startswith(start):
             return words.format(_words(column.removeprefix(start)))
-    units = {"rfid": "rFID", "lpips": "LPIPS", "psnr": "PSNR (dB)", "ssim": "SSIM", "usage": "usage (%)"}
-    units |= {"lpips_vgg": "LPIPS (VGG)", "lpips_alex": "LPIPS (AlexNet)", "perplexity": "perplexity (codes)"}
-    return units.get(column, column.replace("_", " "))
+    if not is_measure(column):
+        return column.replace("_", " ")
+    quantity = measure(column)
+    return f"{quantity.title} ({quantity.sign})" if quantity.sign else quantity.title
 
 
 def _cell(column: str, value: object) -> str:
@@ -90,7 +90,7 @@ def _cell(column: str, value: object) -> str:
         return f"{value:,}" if isinstance(value, int) else str(value)
     if math.isnan(value):
         return ""
-    return f"{100 * value:.3g}" if column.endswith("usage") else f"{value:,.4g}"
+    return f"{100 * value:.3g}" if column.endswith(USAGE) else f"{value:,.4g}"
 
 
 def token_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:

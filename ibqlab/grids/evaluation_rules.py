@@ -155,6 +155,13 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
     metrics = tuple(metric for metric in requested if metric not in left_out)
     require("rfid" not in metrics or images.count >= 2, f"rfid needs at least 2 images, got {images.count}")
     import_metric_package("torchmetrics")
+    single = _single_sizes(tokenizers, images.side)
+    cautions = [*cautions_of(images, protocol), *_caution_of_weights(tokenizers, weights)]
+    cautions += [
+        f"resized twice: {label} takes {size} × {size} pixels only, so that its images are resized once more and its "
+        f"reconstructions back to {images.side[0]}. Type image_size={size}, or read it under its own protocol"
+        for label, size in single.items()
+    ]
     return EvaluationRules(
         protocol=protocol,
         weights=weights,
@@ -167,9 +174,9 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
         inception_weights=parameters.inception_weights,
         device=parameters.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         weight_files=files,
-        sizes=_single_sizes(tokenizers, images.side),
+        sizes=single,
         as_given=tuple(tokenizer.label for tokenizer in tokenizers if tokenizer.weights == AS_GIVEN),
-        cautions=(*cautions_of(images, protocol), *_caution_of_weights(tokenizers, weights)),
+        cautions=tuple(cautions),
     )
 
 

@@ -1,5 +1,6 @@
 """What was printed for the tokenizers that are compared: by their own authors, and by table 1 of IBQ."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from ibqlab.recipes.published import PublishedRow, published_rows
 from ibqlab.recipes.published_files import PublishedNumbers, PublishedTokenizer, published_files
 from ibqlab.recipes.recipe_files import recipe_config
 
+PRINTED = ("rfid", "lpips", "psnr", "ssim", "usage")
+"""What papers print of a tokenizer."""
 STANDS_FOR = {"vq": "imagenet/vqgan_16384", "ibq": "imagenet/ibq_16384"}
 """Label of a run that compare_published trains by itself → the recipe whose row is shown."""
 RELEASED = tuple(f"imagenet/{name}" for name in ("ibq_1024", "ibq_8192", "ibq_16384", "ibq_262144", "lfq_262144"))
@@ -20,22 +23,32 @@ RELEASED = tuple(f"imagenet/{name}" for name in ("ibq_1024", "ibq_8192", "ibq_16
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """What was printed for a tokenizer. Its numbers are the authors' own where there are such, else table 1's."""
+    """What was printed for a tokenizer. A number is the authors' own where they print it, else table 1's."""
 
     own: PublishedNumbers | None = None
     """Of the paper or the page that published it."""
     table_1: PublishedNumbers | None = None
     """Of table 1 of IBQ."""
 
-    @property
-    def numbers(self) -> PublishedNumbers:
-        """The set to compare with."""
-        return self.own or self.table_1 or PublishedNumbers()
+    def number(self, name: str) -> float:
+        """A printed number, NaN where nobody prints it.
+
+        Args:
+            name: one of `PRINTED`.
+        """
+        numbers = self.numbers_of(name)
+        return math.nan if numbers is None else getattr(numbers, name)
+
+    def numbers_of(self, name: str) -> PublishedNumbers | None:
+        """The set that a number is taken from."""
+        sets = (numbers for numbers in (self.own, self.table_1) if numbers is not None)
+        return next((numbers for numbers in sets if getattr(numbers, name) is not None), None)
 
     @property
-    def protocol(self) -> str:
-        """What the numbers were made under, a name of `PROTOCOLS`; "" where nobody says."""
-        return self.numbers.protocol
+    def sets(self) -> list[PublishedNumbers]:
+        """The sets that any number is taken from."""
+        taken = [self.numbers_of(name) for name in PRINTED]
+        return [numbers for numbers in (self.own, self.table_1) if numbers is not None and numbers in taken]
 
 
 def find_published(tokenizers: Sequence[TokenizerUnderTest], named: Sequence[str] = ()) -> dict[str, Printed]:

@@ -21,7 +21,18 @@ COMPARED = ("rfid", "lpips_vgg", "psnr", "ssim", "usage")
 """Metrics that papers print, as ours are named."""
 VALUES = ("printed", "own", "same_reconstructions", "common_reference", "common")
 PARTS = ("unexplained", "measuring", "preparing", "reference")
-_COLUMNS = ["label", "key", "metric", "unit", "better", "own_protocol", "common_protocol", *VALUES, *PARTS]
+_COLUMNS = [
+    "label",
+    "key",
+    "metric",
+    "unit",
+    "better",
+    "own_protocol",
+    "common_protocol",
+    *VALUES,
+    "printed_in",
+    *PARTS,
+]
 
 
 def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str, Printed]) -> pd.DataFrame:
@@ -32,10 +43,10 @@ def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str,
         published: label → what was printed.
     Returns:
         One row per tokenizer and metric: label, key, metric, unit, better, own_protocol, common_protocol; the values
-        printed, own, same_reconstructions, common_reference (rFID alone) and common; and the differences unexplained
-        (printed − own), measuring (own − same_reconstructions), preparing (same_reconstructions − common) and, as a
-        part of the last, reference (same_reconstructions − common_reference). Usage is a share, NaN is what there is
-        not. Without an own protocol, own is the common one.
+        printed, own, same_reconstructions, common_reference (rFID alone) and common; printed_in; and the differences
+        unexplained (printed − own), measuring (own − same_reconstructions), preparing (same_reconstructions − common)
+        and, as a part of the last, reference (same_reconstructions − common_reference). Usage is a share, NaN is what
+        there is not. Without an own protocol, own is the common one.
     """
     rows = [
         _row(result, card, published.get(result.tokenizer.label))
@@ -61,12 +72,14 @@ def _row(result: EvaluationResult, card: MetricCard, printed: Printed | None) ->
         has_other = own is not None and own.common_reference is not None
         values["common_reference"] = own.common_reference.value if has_other else card.value
     same = values["same_reconstructions"]
+    numbers = None if math.isnan(values["printed"]) else printed.numbers_of(_printed_name(card.key))
     return {
         "label": result.tokenizer.label,
         **{field: getattr(card, field) for field in ("key", "metric", "unit", "better")},
         "own_protocol": own.protocol.name if own else card.protocol,
         "common_protocol": card.protocol,
         **values,
+        "printed_in": numbers.source if numbers else "",
         "unexplained": values["printed"] - values["own"],
         "measuring": values["own"] - same,
         "preparing": same - card.value,
@@ -78,9 +91,12 @@ def printed_value(card: MetricCard, row: Printed | None) -> float:
     """What was printed for a metric; NaN: nothing, or ours is of another network than the metric's name promises."""
     if row is None or card.metric != _published_title(card.key):
         return math.nan
-    # Papers do not say which network their LPIPS has; VGG is what their training code has.
-    value = getattr(row.numbers, "lpips" if card.key == "lpips_vgg" else card.key)
-    return math.nan if value is None else value
+    return row.number(_printed_name(card.key))
+
+
+def _printed_name(key: str) -> str:
+    """What papers call it. They do not say which network their LPIPS has; VGG is what their training code has."""
+    return "lpips" if key == "lpips_vgg" else key
 
 
 def _published_title(key: str) -> str:
@@ -134,8 +150,9 @@ def _sentence(row: pd.Series) -> str:
         if row["own"] == row["common"] == row["same_reconstructions"]:
             return f"{text}: both protocols give the same."
         return f"{text}. Of own − common, all of it, {share}."
+    printed = f"printed {value('printed')} ({row['printed_in']})"
     difference = signed(row["printed"] - row["common"])
     rest = f"{signed(row['unexplained'])} is of images, weights or implementation"
     if not has_own:
-        return f"{text}, printed {value('printed')}. Of printed − common = {difference}, {rest}; the protocol is one."
-    return f"{text}, printed {value('printed')}. Of printed − common = {difference}, {share}; {rest}."
+        return f"{text}, {printed}. Of printed − common = {difference}, {rest}; the protocol is one."
+    return f"{text}, {printed}. Of printed − common = {difference}, {share}; {rest}."

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ibqlab.base.measures import measure
 from ibqlab.diagnostics.geometry import measure_probe, norm_statistics
 from ibqlab.diagnostics.usage import USAGE_DEFINITIONS
 from ibqlab.diagnostics.usage_stream import UsageCounter
@@ -30,17 +31,15 @@ HELD_OUT = 4
 BASELINES = ("unigram", "left", "mix")
 """Of the n-grams: alone, with the code before, with all neighbours."""
 PROBE = ("feature_to_code_distance", "code_to_feature_distance", "winner_margin", "softmax_perplexity")
+MEASURED = (
+    *("quantization_error", "relative_quantization_error", "feature_norm_mean", "code_norm_mean"),
+    *PROBE,
+)
+"""What is measured of features and codes, in units of the features where the list of measures says none."""
 HEADINGS = {
     **{f"usage_{name}": f"usage, {name} (share of codes)" for name in USAGE_DEFINITIONS},
     "tokens_per_image": "tokens of an image",
-    "quantization_error": "quantization error (squared units of features)",
-    "relative_quantization_error": "quantization error over the features' variance",
-    "feature_norm_mean": "norm of features, mean (units of features)",
-    "code_norm_mean": "norm of codes, mean (units of features)",
-    "feature_to_code_distance": "distance from a feature to its nearest code, mean (units of features)",
-    "code_to_feature_distance": "distance from a code to its nearest feature, mean (units of features)",
-    "winner_margin": "lead of the nearest code (share)",
-    "softmax_perplexity": "perplexity of softmax(z·C) (codes per token)",
+    **{key: f"{measure(key).title}: {measure(key).definition}" for key in MEASURED},
     "entropy_bits": "entropy of a token (bits)",
     "entropy_position_bits": "entropy of a token, its position known (bits)",
     "unigram_bits": "held-out token, codes' frequencies known (bits)",
