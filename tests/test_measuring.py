@@ -14,7 +14,6 @@ from ibqlab.grids import evaluation_session
 from ibqlab.grids.comparison import (
     comparison_table,
     dots_table,
-    find_published,
     judge_comparison,
     open_comparison,
     usage_table,
@@ -22,6 +21,7 @@ from ibqlab.grids.comparison import (
 from ibqlab.grids.evaluation_parameters import ComparisonParameters, EvaluationParameters
 from ibqlab.grids.evaluation_rules import TokenizerUnderTest
 from ibqlab.grids.evaluation_session import open_evaluation
+from ibqlab.grids.printed_numbers import find_published, of_row
 from ibqlab.metrics import PROTOCOLS
 from ibqlab.pretrained import export_tokenizer, load_tokenizer
 from ibqlab.recipes.published import published_rows
@@ -138,16 +138,16 @@ def test_two_tokenizers_side_by_side():
     assert len(distance) == 1 and table[distance[0]].gt(0).all()
     assert "rfid" not in table  # another network's distance is no FID, in no table and no CSV
     assert "Nothing is published" in judge_comparison(measurement.rules, {})
-    published = {"ibq": next(iter(published_rows().values()))}
+    published = {"ibq": of_row(next(iter(published_rows().values())))}
     assert "is not a published one; 8 images" in judge_comparison(measurement.rules, published)
     dots = dots_table(measured, published, measurement.rules).set_index(["label", "key"])["published"]
     assert dots.isna().all()
     default = find_published(measurement.tokenizers)
-    assert {label: row.rfid for label, row in default.items()} == {"vq": 3.98, "ibq": 1.37}
+    assert {label: row.number("rfid") for label, row in default.items()} == {"vq": 3.98, "ibq": 1.37}
     allowed = dataclasses.replace(measurement.rules, protocol=PROTOCOLS["seed-voken-ibq"], weights="ema")
     allowed.images.count = 50_000
     dots = dots_table(measured, published, allowed).set_index(["label", "key"])["published"]
-    assert dots["ibq", "usage"] == published["ibq"].usage and np.isnan(dots["vq", "usage"])
+    assert dots["ibq", "usage"] == published["ibq"].number("usage") and np.isnan(dots["vq", "usage"])
     assert ("ibq", "rfid") not in dots and np.isnan(dots["ibq", distance[0]])
     assert np.isnan(dots["ibq", "lpips_vgg"])
 
@@ -157,8 +157,8 @@ def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
     mine = TokenizerUnderTest(label="mine", path=tmp_path, config=config)
     other = TokenizerUnderTest(label="other", path=tmp_path, config=recipe_config("builtin/smoke").tokenizer)
     found = find_published([mine, other])
-    assert found.keys() == {"mine"} and found["mine"].rfid == 1.37
-    assert find_published([other], ["other=imagenet/ibq_262144"])["other"].rfid == 1.00
+    assert found.keys() == {"mine"} and found["mine"].number("rfid") == 1.37
+    assert find_published([other], ["other=imagenet/ibq_262144"])["other"].number("rfid") == 1.00
     with pytest.raises(ValueError, match="the checkpoints' are mine"):
         find_published([mine], ["yours=imagenet/ibq_16384"])
     with pytest.raises(ValueError, match="nothing is published for 'imagenet/none'"):
@@ -166,21 +166,21 @@ def test_published_rows_are_found_by_architecture_or_by_name(tmp_path):
     twice = TokenizerUnderTest(label="two", path=tmp_path, config=recipe_config("imagenet/ibq_16384_blocks2").tokenizer)
     assert not find_published([twice])
     trained_so = dataclasses.replace(twice, data=recipe_config("imagenet/ibq_16384").data)
-    assert find_published([trained_so])["two"].rfid == 1.55
+    assert find_published([trained_so])["two"].number("rfid") == 1.55
     with pytest.raises(ValueError, match="given twice"):
         open_comparison(ComparisonParameters(preset="smoke", checkpoints=("a=x", "a=y")))
 
 
 def test_columns_may_be_compared_only_under_the_published_rules():
     measurement = open_comparison(ComparisonParameters(preset="smoke", limit=8))
-    published = {"ibq": next(iter(published_rows().values()))}
+    published = {"ibq": of_row(next(iter(published_rows().values())))}
     protocol = PROTOCOLS["seed-voken-ibq"]
     rules = dataclasses.replace(measurement.rules, protocol=protocol, weights="ema")
     assert "8 images were measured, the published numbers are from 50,000" in judge_comparison(rules, published)
     rules.images.count = protocol.samples
     assert "may be compared with them if the images are ImageNet's" in judge_comparison(rules, published)
     rows = published_rows()
-    assert "were made under open-magvit2" in judge_comparison(rules, {"lfq": rows["imagenet/lfq_262144"]})
+    assert "were made under open-magvit2" in judge_comparison(rules, {"lfq": of_row(rows["imagenet/lfq_262144"])})
     raw = dataclasses.replace(rules, weights="raw")
     assert "must not be compared" in judge_comparison(raw, published)
 

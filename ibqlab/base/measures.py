@@ -150,6 +150,13 @@ _LISTED = (
         "quantization_error", "quantization error", "", "mean squared difference of a feature and its code", "lower"
     ),
     Quantity(
+        "relative_quantization_error",
+        "quantization error over variance",
+        "",
+        "mean squared distance of a feature to its code over that to the features' mean",
+        "lower",
+    ),
+    Quantity(
         "variance_lost",
         "variance lost",
         SHARE,

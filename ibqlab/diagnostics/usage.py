@@ -33,8 +33,10 @@ USAGE_DEFINITIONS: dict[str, str] = {
 """The published definitions, one sentence each. Their numbers for one index stream differ by a factor of fifty."""
 
 _COUNT_DEFINITIONS = ("any_hit", "above_uniform_8pct")
-_WINDOW = 65_536
-_IMAGES = 256
+WINDOW_TOKENS = 65_536
+"""Tokens of "window_65536"."""
+IMAGES_OF_A_GROUP = 256
+"""Images of "images_256"."""
 TOKENS_PER_CODE = 10
 """Fewer tokens than this times K measure the number of tokens rather than the codebook."""
 
@@ -142,7 +144,7 @@ def measure_usage(
     if definition == "images_256":
         return _usage_in_image_groups(flat, codebook_size, _needed("tokens_per_image", tokens_per_image, definition))
     if definition == "window_65536":
-        tokens = _enough(flat, _WINDOW, definition)[-_WINDOW:]
+        tokens = _enough(flat, WINDOW_TOKENS, definition)[-WINDOW_TOKENS:]
     else:
         per_image = _needed("tokens_per_image", tokens_per_image, definition)
         batch = per_image * _needed("images_per_batch", images_per_batch, definition)
@@ -241,7 +243,7 @@ def _usage(alive: Bool[Tensor, "K"], tokens: int, definition: str) -> Usage:
 
 def _usage_in_image_groups(flat: Int[Tensor, "N"], codebook_size: int, tokens_per_image: int) -> Usage:
     """Mean usage over all full groups of 256 images."""
-    size = _IMAGES * tokens_per_image
+    size = IMAGES_OF_A_GROUP * tokens_per_image
     groups = _enough(flat, size, "images_256").split(size)
     used = [int((count_indices(group, codebook_size) > 0).sum()) for group in groups if group.numel() == size]
     value = sum(used) / len(used) / codebook_size

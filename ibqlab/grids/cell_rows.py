@@ -20,6 +20,7 @@ from ibqlab.generating.sampling_runs import SampleRequest, sample_images
 from ibqlab.generator.sampling_config import SAMPLING_CARDS
 from ibqlab.grids.cells import Cell, EvaluationRequest, column_of
 from ibqlab.metrics import evaluate_generation, evaluate_reconstruction
+from ibqlab.metrics.cautions import without_cautions
 from ibqlab.metrics.digits_classifier import recognise_digits
 from ibqlab.pretrained import load_first_stage, load_generator, load_tokenizer
 from ibqlab.quantizers.base import Quantizer
@@ -119,14 +120,15 @@ def _of_tokenizer(cell: Cell, run: Run) -> dict[str, Any]:
         raw.quantizer.progress = 1.0
         values |= soft_inference(raw, (batch.images.to(device) for batch in batches()))
     if measure.metrics:
-        result = evaluate_reconstruction(
-            raw if measure.weights == "raw" else load_tokenizer(run.path, measure.weights).float().to(device),
-            [batch.images for batch in batches()],
-            measure.protocol,
-            metrics=measure.metrics,
-            extractor=measure.extractor or None,
-            progress=False,
-        )
+        with without_cautions():  # a study measures its runs on their own small images, and compares them alone
+            result = evaluate_reconstruction(
+                raw if measure.weights == "raw" else load_tokenizer(run.path, measure.weights).float().to(device),
+                [batch.images for batch in batches()],
+                measure.protocol,
+                metrics=measure.metrics,
+                extractor=measure.extractor or None,
+                progress=False,
+            )
         # rFID alone is of the extractor's features.
         columns = {"rfid": column_of("rfid", measure.extractor)}
         values |= {columns.get(name, name): result[name].value for name in measure.metrics}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ibqlab.base.checks import IMAGES, require, require_at_most, require_choice
+from ibqlab.base.checks import IMAGE_SIDE, IMAGES, require, require_at_most, require_choice
 from ibqlab.base.devices import require_device
 from ibqlab.metrics import PROTOCOLS
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
@@ -33,6 +33,9 @@ class MeasuringParameters:
     protocol: str = "seed-voken-ibq"
     """A key of `ibqlab.metrics.PROTOCOLS`. Under smoke and laptop a variant of it, for small images and without
     Inception, whose name says so."""
+    image_size: int = 0
+    """Height and width at which all are measured, in pixels; 0: the protocol's, under smoke and laptop the largest of
+    the tokenizers'. Another size than the protocol's is named in every result."""
     limit: int = 0
     """Images at most; 0: all, and of the built-in photographs, which have no end, as many as the preset says."""
     metrics: tuple[str, ...] = ()
@@ -62,6 +65,8 @@ class MeasuringParameters:
         if self.device:
             require_device(self.device)
         require_at_most("limit", self.limit, IMAGES)
+        require_at_most("image_size", self.image_size, IMAGE_SIDE, "pixels")
+        require(self.image_size >= 0, f"image_size must be ≥ 0 pixels (0: the protocol's), got {self.image_size}")
         require(self.limit >= 0, f"limit must be ≥ 0 images (0: all), got {self.limit}")
 
 
@@ -73,6 +78,8 @@ class EvaluationParameters(MeasuringParameters):
     """Published file, export or run folder; empty: the preset's own run, trained first."""
     quantizer: str = ""
     """Of a published file that does not tell IBQ from VQ: "ibq" or "vq"; empty: as the file tells."""
+    family: str = ""
+    """Whose published file it is, one of `available_families`; empty: as the file tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +90,10 @@ class ComparisonParameters(MeasuringParameters):
     """"label=path" or a path each; empty: two runs of the preset, VQ and IBQ, trained first."""
     quantizers: tuple[str, ...] = ()
     """"label=vq" or "label=ibq" for published files that do not tell VQ from IBQ."""
+    families: tuple[str, ...] = ()
+    """"label=family" each, for published files that do not tell whose they are; one of `available_families`."""
+    own_protocols: bool = True
+    """Measure each published tokenizer under its own system's protocol as well, which takes the time again."""
     published: tuple[str, ...] = ()
     """"label=recipe" each, a key of experiments/published/tokenizers.yaml; empty: where a tokenizer is that of one."""
 

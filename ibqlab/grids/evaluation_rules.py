@@ -4,7 +4,7 @@ Everything that can be wrong with a request is found before a run is trained or 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, open_data
 from ibqlab.grids.evaluation_parameters import NETS, MeasuringParameters, split_labels
 from ibqlab.metrics import PROTOCOLS, MetricCard, Protocol, open_images
+from ibqlab.metrics.cautions import cautions_of_images, raw_weights
 from ibqlab.metrics.images import ImageSet
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS
 from ibqlab.metrics.weights import INCEPTION, find_weights, import_metric_package
 from ibqlab.pretrained import read_checkpoint
+from ibqlab.pretrained.family import find_family
 from ibqlab.pretrained.load_report import AS_GIVEN
 from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
 from ibqlab.quantizers import available_quantizers
@@ -48,6 +50,17 @@ class TokenizerUnderTest:
     """Settings of a run to train or finish first; None for a checkpoint that was named."""
     weights: str | None = None
     """The one set of weights that the file holds, "ema", "raw" or AS_GIVEN; None: both."""
+    family: str | None = None
+    """Whose published file it is, where the file does not tell."""
+    system: str = ""
+    """Name of the published system that wrote the file, one of `available_families`; empty for our own."""
+    has_averages: bool = True
+    """Whether weights="ema" may be asked for; of a run still to be trained nobody knows."""
+
+    @property
+    def own_protocol(self) -> str:
+        """Name of the protocol of its system's published numbers; "" where there is none."""
+        return find_family(self.system).protocol if self.system else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +84,12 @@ class EvaluationRules:
     device: str
     weight_files: dict[str, str]
     """Metric → sha256 of the network it needs."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Label → the only image size in pixels that the tokenizer takes, where it is another than that of the images."""
+    as_given: tuple[str, ...] = ()
+    """Labels of the tokenizers whose file holds one set of weights and does not tell which: their authors' only one."""
+    cautions: tuple[str, ...] = ()
+    """What must be known before the work begins, each with what to do."""
 
 
 def prepare_tokenizer(label: str, preset: str, settings: tuple[str, ...] = ()) -> TokenizerUnderTest:
@@ -88,7 +107,7 @@ def prepare_tokenizer(label: str, preset: str, settings: tuple[str, ...] = ()) -
     return TokenizerUnderTest(label=label, path=path, config=config.tokenizer, data=config.data, run=config)
 
 
-def find_tokenizer(label: str, checkpoint: str, quantizer: str = "") -> TokenizerUnderTest:
+def find_tokenizer(label: str, checkpoint: str, quantizer: str = "", family: str = "") -> TokenizerUnderTest:
     """A checkpoint that was named: a published file, an export, or a run folder (also by its name among all runs).
 
     Raises:
@@ -97,8 +116,8 @@ def find_tokenizer(label: str, checkpoint: str, quantizer: str = "") -> Tokenize
     if quantizer:
         require_choice("quantizer", quantizer, available_quantizers())
     path = locate(checkpoint)
-    opened = read_checkpoint(path, quantizer=quantizer or None)
-    run = Run(path) if path.is_dir() else None
+    opened = read_checkpoint(path, quantizer=quantizer or None, family=family or None)
+    run = Run(path) if path.is_dir() and not opened.family else None
     return TokenizerUnderTest(
         label=label,
         path=path,
@@ -106,6 +125,9 @@ def find_tokenizer(label: str, checkpoint: str, quantizer: str = "") -> Tokenize
         quantizer=quantizer or None,
         data=parse(TrainConfig, run.located_config, source=f"run {path.name}").data if run else None,
         weights=opened.weights,
+        family=family or None,
+        system=opened.family,
+        has_averages=opened.weights is not None or bool(opened.part("tokenizer_ema")),
     )
 
 
@@ -121,18 +143,11 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
     """
     preset = find_preset(parameters.preset, "evaluation")
     sizes = [tokenizer.config.autoencoder.resolution for tokenizer in tokenizers]
-    protocol = fit_protocol(PROTOCOLS[parameters.protocol], preset, max(sizes))
-    source = parameters.images or _validation_images(tokenizers, protocol, parameters.preset)
-    endless = getattr(source, "endless", False)
-    limit = parameters.limit or (preset.endless_images if endless else None)
-    images = open_images(
-        source, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
-    )
-    for tokenizer in tokenizers:
-        try:
-            empty_tokenizer(tokenizer.config).latent_grid(*images.side)
-        except ValueError as error:
-            raise ValueError(f"the tokenizer {tokenizer.label} cannot take these images: {error}") from None
+    protocol = fit_protocol(PROTOCOLS[parameters.protocol], preset, parameters.image_size or max(sizes))
+    if parameters.image_size:
+        protocol = at_size(protocol, parameters.image_size)
+    source, limit, images = open_for(protocol, parameters, tokenizers)
+    weights = _choose_weights(tokenizers, parameters.weights, preset.weights)
     lpips_weights = split_labels("lpips_weights", parameters.lpips_weights)
     requested = parameters.metrics or preset.metrics or RECONSTRUCTION_METRICS
     optional = () if parameters.metrics else preset.optional
@@ -140,9 +155,16 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
     metrics = tuple(metric for metric in requested if metric not in left_out)
     require("rfid" not in metrics or images.count >= 2, f"rfid needs at least 2 images, got {images.count}")
     import_metric_package("torchmetrics")
+    single = _single_sizes(tokenizers, images.side)
+    cautions = [*cautions_of(images, protocol), *_caution_of_weights(tokenizers, weights)]
+    cautions += [
+        f"resized twice: {label} takes {size} × {size} pixels only, so that its images are resized once more and its "
+        f"reconstructions back to {images.side[0]}. Type image_size={size}, or read it under its own protocol"
+        for label, size in single.items()
+    ]
     return EvaluationRules(
         protocol=protocol,
-        weights=_choose_weights(tokenizers, parameters.weights, preset.weights),
+        weights=weights,
         metrics=metrics,
         left_out=tuple(_empty_card(metric, protocol, why) for metric, why in left_out.items()),
         images=images,
@@ -152,7 +174,70 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
         inception_weights=parameters.inception_weights,
         device=parameters.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         weight_files=files,
+        sizes=single,
+        as_given=tuple(tokenizer.label for tokenizer in tokenizers if tokenizer.weights == AS_GIVEN),
+        cautions=tuple(cautions),
     )
+
+
+def open_for(
+    protocol: Protocol, parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUnderTest]
+) -> tuple[Any, int | None, ImageSet]:
+    """The images of a request as a protocol prepares them: what to open, how many at most, and the set itself.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: as `find_rules`.
+    """
+    source = parameters.images or _validation_images(tokenizers, protocol, parameters.preset)
+    endless = getattr(source, "endless", False)
+    preset = find_preset(parameters.preset, "evaluation")
+    limit = parameters.limit or (preset.endless_images if endless else None)
+    images = open_images(
+        source, resize=protocol.resize, image_size=protocol.image_size, crop=protocol.crop, limit=limit
+    )
+    return source, limit, images
+
+
+def cautions_of(images: ImageSet, protocol: Protocol) -> list[str]:
+    """Those of the images; none of a trial, which compares with nothing published."""
+    return cautions_of_images(images, protocol) if protocol.source else []
+
+
+def takes_one_size(config: TokenizerConfig) -> bool:
+    """Whether a tokenizer takes images of its resolution alone, as TiTok does; others take any multiple."""
+    side = config.autoencoder.resolution
+    try:
+        config.autoencoder.latent_grid(2 * side, 2 * side)
+    except ValueError:
+        return True
+    return False
+
+
+def _single_sizes(tokenizers: Sequence[TokenizerUnderTest], side: tuple[int, int]) -> dict[str, int]:
+    """Sizes of the tokenizers that take one only, where it is not that of the images.
+
+    Raises:
+        ValueError: another one that cannot take these images.
+    """
+    sizes = {}
+    for tokenizer in tokenizers:
+        try:
+            empty_tokenizer(tokenizer.config).latent_grid(*side)
+        except ValueError as error:
+            if not takes_one_size(tokenizer.config) or side[0] != side[1]:
+                raise ValueError(f"the tokenizer {tokenizer.label} cannot take these images: {error}") from None
+            sizes[tokenizer.label] = tokenizer.config.autoencoder.resolution
+    return sizes
+
+
+def _caution_of_weights(tokenizers: Sequence[TokenizerUnderTest], weights: str) -> list[str]:
+    """Published files of systems that evaluate averaged weights, measured as trained."""
+    raw = [
+        tokenizer.label
+        for tokenizer in tokenizers
+        if weights == "raw" and tokenizer.system and tokenizer.weights is None and tokenizer.has_averages
+    ]
+    return [caution for label in raw for caution in raw_weights(label)]
 
 
 def _choose_weights(tokenizers: Sequence[TokenizerUnderTest], typed: str, usual: str) -> str:
@@ -169,7 +254,22 @@ def _choose_weights(tokenizers: Sequence[TokenizerUnderTest], typed: str, usual:
                 f"{tokenizer.label} holds only one set of weights; give weights={tokenizer.weights}, or a file that "
                 f"holds {weights!r}, too"
             )
+        if weights == "ema" and not tokenizer.has_averages:
+            raise ConfigError(f"{tokenizer.label} holds no averaged weights; give weights=raw for those it has")
     return weights
+
+
+def at_size(protocol: Protocol, image_size: int) -> Protocol:
+    """A protocol at another image size, which its name says."""
+    if protocol.image_size == image_size:
+        return protocol
+    return replace(
+        protocol,
+        name=f"{protocol.name} at {image_size} px",
+        purpose=f"{protocol.name} on images of another size; compares with nothing published.",
+        image_size=image_size,
+        deviation=f"Another image size than {protocol.name}.",
+    )
 
 
 def fit_protocol(protocol: Protocol, preset: EvaluationPreset, resolution: int) -> Protocol:

@@ -7,51 +7,43 @@ the networks behind them), so a changed input is measured again and an interrupt
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
 
-from ibqlab.base.cache import ENTRY_BYTES, content_key
-from ibqlab.base.files import UnreadableFile, explained, parse_json, read_npz, replacing, sweep, write_whole
+from ibqlab.base.cache import content_key
+from ibqlab.base.files import sweep, write_whole
 from ibqlab.base.progress import tell
 from ibqlab.grids.evaluation_parameters import EvaluationParameters, MeasuringParameters, command_of
-from ibqlab.grids.evaluation_rules import TokenizerUnderTest, find_rules, find_tokenizer, prepare_tokenizer
-from ibqlab.metrics import MetricCard, cards_markdown, cards_table, evaluate_reconstruction
-from ibqlab.metrics.weights import hash_file
+from ibqlab.grids.evaluation_results import (
+    EvaluationResult,
+    hash_checkpoint,
+    read_own_result,
+    read_result,
+    write_own_result,
+    write_result,
+)
+from ibqlab.grids.evaluation_rules import (
+    EvaluationRules,
+    TokenizerUnderTest,
+    find_rules,
+    find_tokenizer,
+    prepare_tokenizer,
+)
+from ibqlab.grids.own_protocols import OwnRules, ResizingTokenizer, find_own_rules, own_cautions
+from ibqlab.grids.token_statistics import TokenStatistics, statistics_row
+from ibqlab.metrics import Evaluation, cards_markdown, cards_table, evaluate_reconstruction
+from ibqlab.metrics.cautions import warn_of, without_cautions
+from ibqlab.metrics.images import ImageSet
 from ibqlab.pretrained import load_tokenizer
 from ibqlab.pretrained.load_report import AS_GIVEN, WORDS
-from ibqlab.runs import Run, provenance
+from ibqlab.runs import provenance
 from ibqlab.runs.caveats import why_too_short
 from ibqlab.runs.finding import output_folder
+from ibqlab.tokenizer import Tokenizer
 from ibqlab.training import train
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """What is known of one tokenizer."""
-
-    tokenizer: TokenizerUnderTest
-    cards: tuple[MetricCard, ...]
-    """One per metric; those left out for want of a weight file have no value and say what to fetch."""
-    counts: Int[np.ndarray, " K"]
-    """Hits per code on the images."""
-    originals: UInt8[np.ndarray, "P H W 3"]
-    """The first images."""
-    reconstructions: UInt8[np.ndarray, "P H W 3"]
-    """What the tokenizer made of them."""
-    report: str
-    """Account of the checkpoint's keys."""
-    checkpoint: str
-    """sha256 of the checkpoint's content."""
-
-    @property
-    def values(self) -> dict[str, float]:
-        """Metric → value; NaN where it was left out."""
-        return {card.key: card.value for card in self.cards}
 
 
 class EvaluationSession:
@@ -70,12 +62,25 @@ class EvaluationSession:
     ) -> None:
         self.notebook, self.parameters, self.tokenizers = notebook, parameters, tuple(tokenizers)
         self.rules = find_rules(parameters, tokenizers)
+        self.own: dict[str, OwnRules] = {}
+        if getattr(parameters, "own_protocols", False):
+            self.own = find_own_rules(parameters, tokenizers, self.rules)
+        self.cautions = list(dict.fromkeys([*self.rules.cautions, *own_cautions(self.own)]))
+        """What must be known before the work begins, each with what to do; told when the session is made."""
+        warn_of(self.cautions, stacklevel=4)
         self.folder = output_folder(parameters.output, default=f"{notebook}-{parameters.preset}")
+        self._contents: dict[int, str] = {}
 
-    @cached_property
+    @property
     def images_key(self) -> str:
-        """Content of the images as they are measured."""
-        return self.rules.images.content()
+        """Content of the images as they are measured under the common protocol."""
+        return self._content(self.rules.images)
+
+    def _content(self, images: ImageSet) -> str:
+        """Hash of a set of images, read once."""
+        if id(images) not in self._contents:
+            self._contents[id(images)] = images.content()
+        return self._contents[id(images)]
 
     def measure(self, progress: bool = True) -> list[EvaluationResult]:
         """Every tokenizer's results, those that are missing computed; the folder gets cards and provenance."""
@@ -93,6 +98,8 @@ class EvaluationSession:
             "weights": self.rules.weights,
             "images": {"description": self.rules.images.description, "content": self.images_key},
             "checkpoints": {result.tokenizer.label: result.checkpoint for result in results},
+            "own_protocols": {label: str(own.protocol) for label, own in self.own.items()},
+            "cautions": self.cautions,
         }
         files = {
             "cards.csv": cards_table(cards).to_csv(index=False),
@@ -102,7 +109,7 @@ class EvaluationSession:
         }
         sweep(self.folder)
         for name, text in files.items():
-            write_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))
+            self.write_text(name, text)
         sentence = describe_results(results, weights, self.parameters.preset)
         tell(folder=str(self.folder.resolve()), result=sentence)
         return results
@@ -111,60 +118,98 @@ class EvaluationSession:
         """Where a figure of this session belongs."""
         return self.folder / "figures" / name
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text into the folder of results, whole or not at all."""
+        write_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))
+
     def _measure(self, tokenizer: TokenizerUnderTest, progress: bool) -> EvaluationResult:
         if tokenizer.run:
             train(tokenizer.run, tokenizer.path, progress=progress)
         rules, checkpoint = self.rules, hash_checkpoint(tokenizer.path)
-        key = content_key(
-            checkpoint=checkpoint,
-            weights=rules.weights,
-            quantizer=tokenizer.quantizer or "",
-            protocol=str(rules.protocol),
-            images=self.images_key,
-            metrics=list(rules.metrics),
-            networks=rules.weight_files,
-        )
-        stored = self.folder / "results" / f"{key[:16]}.npz"
+        facts = {
+            "checkpoint": checkpoint,
+            "weights": rules.weights,
+            "quantizer": tokenizer.quantizer or "",
+            "family": tokenizer.family or "",
+            "protocol": str(rules.protocol),
+            "images": self.images_key,
+            "metrics": list(rules.metrics),
+            "networks": rules.weight_files,
+        }
+        stored = self.folder / "results" / f"{content_key(**facts)[:16]}.npz"
+        result = None
         # A file that a full disk or another program damaged is measured again.
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            return _read(stored, tokenizer, rules.left_out, checkpoint)
-        content = self._compute(tokenizer, progress)
-        with explained(stored):
-            stored.parent.mkdir(parents=True, exist_ok=True)
-        sweep(stored.parent)
-        with replacing(stored) as stream:
-            np.savez_compressed(stream, **content)
-        return _read(stored, tokenizer, rules.left_out, checkpoint)
+            result = read_result(stored, tokenizer, rules.left_out, checkpoint)
+        if result is None:
+            write_result(stored, self._compute(tokenizer, progress))
+            result = read_result(stored, tokenizer, rules.left_out, checkpoint)
+        own = self.own.get(tokenizer.label)
+        if own is None:
+            return result
+        key = content_key(**facts, own_protocol=str(own.protocol), own_images=self._content(own.images))
+        stored = self.folder / "results" / f"{key[:16]}-own.json"
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            return replace(result, own=read_own_result(stored, own.protocol))
+        second = {"remeasure": rules.protocol, "reference": rules.source}
+        write_own_result(stored, self._evaluate(tokenizer, self._load(tokenizer), own, progress, **second))
+        return replace(result, own=read_own_result(stored, own.protocol))
 
     def _compute(self, tokenizer: TokenizerUnderTest, progress: bool) -> dict[str, Any]:
-        rules = self.rules
-        network = load_tokenizer(tokenizer.path, rules.weights, quantizer=tokenizer.quantizer)
-        scores = evaluate_reconstruction(
-            network,
-            rules.source,
-            rules.protocol,
-            metrics=rules.metrics,
-            device=rules.device,
-            lpips_weights=rules.lpips_weights,
-            inception_weights=rules.inception_weights,
-            limit=rules.limit,
-            progress=progress,
-            unreadable=tokenizer.data.unreadable if tokenizer.data else "skip",
-        )
+        """A result under the common protocol, as it is stored."""
+        rules, images = self.rules, self.rules.images
+        network = loaded = self._load(tokenizer)
+        if tokenizer.label in rules.sizes:
+            network = ResizingTokenizer(loaded, rules.sizes[tokenizer.label])
+        grid = network.latent_grid(*images.side)
+        statistics = TokenStatistics(loaded, images.count, grid)
+        scores = self._evaluate(tokenizer, network, rules, progress, observers=[statistics])
         return {
             "cards": json.dumps([asdict(card) for card in scores.cards]),
-            "report": str(network.load_report),
+            "report": str(loaded.load_report),
             "counts": scores.counts.numpy(),
             "originals": scores.originals.permute(0, 2, 3, 1).numpy(),
             "reconstructions": scores.reconstructions.permute(0, 2, 3, 1).numpy(),
+            "tokens": json.dumps(statistics_row(statistics)),
+            "grid": np.array(grid),
         }
+
+    def _load(self, tokenizer: TokenizerUnderTest) -> Tokenizer:
+        return load_tokenizer(
+            tokenizer.path, self.rules.weights, family=tokenizer.family, quantizer=tokenizer.quantizer
+        )
+
+    def _evaluate(
+        self,
+        tokenizer: TokenizerUnderTest,
+        network: Tokenizer | ResizingTokenizer,
+        images: EvaluationRules | OwnRules,
+        progress: bool,
+        **more: Any,
+    ) -> Evaluation:
+        """Scores under the protocol of some images; networks, weights and device are those of all."""
+        rules = self.rules
+        with without_cautions():  # told when the session was made
+            return evaluate_reconstruction(
+                network,
+                images.source,
+                images.protocol,
+                metrics=rules.metrics,
+                device=rules.device,
+                lpips_weights=rules.lpips_weights,
+                inception_weights=rules.inception_weights,
+                limit=images.limit,
+                progress=progress,
+                unreadable=tokenizer.data.unreadable if tokenizer.data else "skip",
+                **more,
+            )
 
 
 def open_evaluation(parameters: EvaluationParameters) -> EvaluationSession:
     """What evaluate_tokenizer measures: one tokenizer."""
     if parameters.checkpoint:
         label = Path(parameters.checkpoint).stem
-        tokenizer = find_tokenizer(label, parameters.checkpoint, parameters.quantizer)
+        tokenizer = find_tokenizer(label, parameters.checkpoint, parameters.quantizer, parameters.family)
     else:
         tokenizer = prepare_tokenizer("ibq", parameters.preset)
     return EvaluationSession("evaluate_tokenizer", parameters, [tokenizer])
@@ -196,32 +241,3 @@ def describe_results(results: Sequence[EvaluationResult], weights: str, preset: 
     reason = why_too_short(None, preset)
     sentence = f"{weights} on {images:,} images, {'; '.join(texts)}"
     return f"{sentence} ({reason}: too short to mean anything)" if reason else sentence
-
-
-def hash_checkpoint(path: Path) -> str:
-    """sha256 of a checkpoint: the file, or of a run folder its last checkpoint and settings."""
-    if not path.is_dir():
-        return hash_file(path)
-    run = Run(path)
-    return content_key(checkpoint=hash_file(run.last_checkpoint), config=run.config_hash)
-
-
-def _read(
-    stored: Path, tokenizer: TokenizerUnderTest, left_out: tuple[MetricCard, ...], checkpoint: str
-) -> EvaluationResult:
-    content = read_npz(stored, ENTRY_BYTES)
-    counts, pictures = content["counts"], (content["originals"], content["reconstructions"])
-    if counts.shape != (tokenizer.config.quantizer.codebook_size,) or counts.dtype.kind != "i":
-        raise UnreadableFile(f"{stored}: counts must be whole numbers, one per code")
-    if any(images.ndim != 4 or images.dtype != np.uint8 for images in pictures):
-        raise UnreadableFile(f"{stored}: pictures must be arrays (P, H, W, 3) of uint8")
-    cards = parse_json(str(content["cards"]), str(stored), list)
-    return EvaluationResult(
-        tokenizer=tokenizer,
-        cards=(*(MetricCard(**card | {"remarks": tuple(card["remarks"])}) for card in cards), *left_out),
-        counts=counts,
-        originals=pictures[0],
-        reconstructions=pictures[1],
-        report=str(content["report"]),
-        checkpoint=checkpoint,
-    )

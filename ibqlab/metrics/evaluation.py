@@ -38,6 +38,10 @@ class Evaluation:
     """The first few images; None for generated samples."""
     reconstructions: UInt8[Tensor, "P 3 H W"] | None = None
     """Their reconstructions, rounded to 8 bits for the eye."""
+    remeasured: tuple[MetricCard, ...] = ()
+    """The same reconstructions under a second protocol's rounding and extractor, against the same images."""
+    other_reference: MetricCard | None = None
+    """rFID of the same under the second protocol, against the images as that one prepares them."""
 
     def __getitem__(self, key: str) -> MetricCard:
         """The card of a metric.

@@ -13,7 +13,8 @@ from torch import Tensor
 from ibqlab.base.cache import content_key, load_arrays, save_arrays
 from ibqlab.base.progress import CountingLine
 from ibqlab.metrics.extractors import FeatureExtractor
-from ibqlab.metrics.images import ImageSet, Numbered, this_process
+from ibqlab.metrics.images import ImageSet, Numbered, check_pixels, this_process
+from ibqlab.metrics.pixel_metrics import published_range, to_unit_range
 from ibqlab.metrics.statistics import FeatureStatistics, RunningStatistics
 
 
@@ -110,6 +111,36 @@ def save_reference(key: str | None, reference: FeatureStatistics) -> None:
     if reference.features is not None:
         arrays["features"] = reference.features.numpy()
     save_arrays("references", key, arrays)
+
+
+def reference_statistics(
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    rounding: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    cache: bool,
+    progress: bool,
+) -> FeatureStatistics:
+    """Features of images alone, kept ones where there are; every process must call it.
+
+    Args:
+        images: of one size, as the protocol prepares them.
+        extractor: the network, on its device.
+        rounding: of the protocol.
+        batch_size, device, cache, progress: as in `evaluate_reconstruction`.
+    """
+    key = reference_key(images, extractor, rounding, False) if cache else None
+    reference = load_reference(key)
+    if reference is None:
+        collector = FeatureCollector(extractor, device)
+        for batch in progress_bar(images.batches(batch_size), images, "reference", progress):
+            pixels = published_range(check_pixels(batch.images, None)).to(device)
+            collector.update(batch.numbers, to_unit_range(pixels, rounding))
+        reference = collector.result()
+        save_reference(key, reference)
+    return reference
 
 
 def progress_bar(batches: Iterable[Numbered], images: ImageSet, label: str, show: bool) -> Iterable[Numbered]:

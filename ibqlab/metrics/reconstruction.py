@@ -1,32 +1,36 @@
 """How well a tokenizer gives images back, and which codes it uses for it."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from ibqlab.base.checks import require, require_choice
-from ibqlab.base.measures import measure
 from ibqlab.base.processes import sum_over_processes
 from ibqlab.data.pixels import to_uint8
 from ibqlab.data.source import Unreadable
-from ibqlab.diagnostics.usage import count_indices, measure_usage_of_counts, perplexity
+from ibqlab.diagnostics.usage import count_indices
 from ibqlab.metrics import evaluation, features
-from ibqlab.metrics.cards import MetricCard, few_images_remarks
+from ibqlab.metrics.cautions import caution_of_weights, cautions_of_images, warn_of
 from ibqlab.metrics.evaluated_images import open_images
-from ibqlab.metrics.extractors import FeatureExtractor, metric_name
+from ibqlab.metrics.extractors import FeatureExtractor
 from ibqlab.metrics.images import ImageSet, Numbered, check_pixels
 from ibqlab.metrics.perceptual import SMALLEST_SIDE, PerceptualDistance, load_lpips
-from ibqlab.metrics.pixel_metrics import ROUNDINGS, WINDOW, psnr, published_range, ssim, to_unit_range
+from ibqlab.metrics.pixel_metrics import WINDOW, published_range
 from ibqlab.metrics.protocols import RECONSTRUCTION_METRICS, Protocol, choose_metrics, find_protocol
-from ibqlab.metrics.statistics import FeatureStatistics, frechet_distance
+from ibqlab.metrics.reconstruction_sums import ReconstructionSums, code_values
+from ibqlab.metrics.statistics import FeatureStatistics
 from ibqlab.metrics.weights import PUBLISHED
 
-PIXEL_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
+Observer = Callable[[Int[Tensor, " B"], Any], None]
+"""Called with the numbers of some images and the `TokenizerOutput` of them, batch by batch, without gradients."""
+REMEASURED = ("rfid", "psnr", "ssim")
+"""Metrics in which protocols differ once an image is reconstructed: by rounding, and by the network of features."""
 PAIRS = 8
 """Images kept beside their reconstructions."""
 RFID_IMAGES = (2, "rfid", "images", "Leave it out of metrics=…, or give more images")
@@ -49,6 +53,9 @@ def evaluate_reconstruction(
     limit: int | None = None,
     cache: bool = True,
     unreadable: Unreadable = "skip",
+    observers: Sequence[Observer] = (),
+    remeasure: str | Protocol | None = None,
+    reference: Any = None,
 ) -> evaluation.Evaluation:
     """Reconstruct images and measure what was lost, under a named protocol.
 
@@ -75,8 +82,17 @@ def evaluate_reconstruction(
         cache: keep the features' statistics of the images under their content, in $IBQLAB_CACHE or ~/.cache/ibqlab.
         unreadable: what becomes of a file that cannot be read, as `DataConfig.unreadable`: "skip" leaves it out, and
             the cards count them; "stop" is an error, as in the published evaluation.
+        observers: functions that see each batch of tokens and features as it comes; of several processes each sees
+            its own slices.
+        remeasure: a second protocol under which the same reconstructions are measured, in `Evaluation.remeasured`. Its
+            rounding and extractor count; the images stay as `protocol` prepares them.
+        reference: with `remeasure`: images, prepared as that one says, whose features the reconstructions are compared
+            with as well, in `Evaluation.other_reference`.
     Returns:
         Cards, hits per code, and the first 8 images with their reconstructions.
+    Warns:
+        EvaluationWarning: images that are not those of the protocol, or weights as trained where the file holds
+            averaged ones. Only for protocols with a source.
     Raises:
         ValueError: unknown protocol, metric or extractor; unfit images; too few images.
         FileNotFoundError: no such images, or missing weights; the message says what to fetch.
@@ -97,49 +113,57 @@ def evaluate_reconstruction(
     )
     device = torch.device(device or next(tokenizer.parameters()).device)
     _check_images(opened, chosen, tokenizer)
+    if protocol.source:
+        warn_of([*cautions_of_images(opened, protocol), *caution_of_weights(getattr(tokenizer, "load_report", None))])
     lpips = _open_lpips(chosen, lpips_weights or {}, check_weights, opened, device)
-    network = None
-    if "rfid" in chosen:
-        network = evaluation.open_extractor(
-            extractor or protocol.extractor, inception_weights, check_weights, device, opened.side
-        )
-    key = features.reference_key(opened, network, protocol.rounding, False) if network and cache else None
-    sums = _Sums(tokenizer.to(device), protocol, chosen, device, lpips=lpips, extractor=network)
-    sums.reference = features.load_reference(key)
+
+    def sums(rules: Protocol, metrics: tuple[str, ...], network: str | FeatureExtractor) -> ReconstructionSums:
+        opened_network = key = None
+        if "rfid" in metrics:
+            side = opened.side
+            opened_network = evaluation.open_extractor(network, inception_weights, check_weights, device, side)
+            key = features.reference_key(opened, opened_network, rules.rounding, False) if cache else None
+        used = lpips if rules is protocol else {}
+        return ReconstructionSums(rules, metrics, device, lpips=used, extractor=opened_network, key=key)
+
+    all_sums = [sums(protocol, chosen, extractor or protocol.extractor)]
+    if remeasure is not None:
+        second = find_protocol(remeasure)
+        all_sums.append(sums(second, tuple(name for name in REMEASURED if name in chosen), second.extractor))
+    reconstructions = _Pass(tokenizer.to(device), device, all_sums, observers)
     was_training = tokenizer.training
     tokenizer.eval()
     try:
         for batch in features.progress_bar(opened.batches(batch_size), opened, "reconstruct", progress):
-            sums.update(batch)
+            reconstructions.update(batch)
     finally:
         tokenizer.train(was_training)
-    return sums.result(opened, key)
+    result = reconstructions.result(opened)
+    if reference is None or remeasure is None or "rfid" not in chosen:
+        return result
+    compared = open_images(
+        reference,
+        resize=second.resize,
+        image_size=second.image_size,
+        crop=second.crop,
+        limit=limit,
+        unreadable=unreadable,
+    )
+    settings = {"batch_size": batch_size, "device": device, "cache": cache, "progress": progress}
+    statistics = features.reference_statistics(compared, all_sums[1].extractor, second.rounding, **settings)
+    return reconstructions.compared_with(result, statistics, compared)
 
 
-class _Sums:
-    """The sums of one pass over the images, and the cards made of them."""
+class _Pass:
+    """One pass over the images: what it reconstructs goes into the sums of each protocol."""
 
     def __init__(
-        self,
-        tokenizer: nn.Module,
-        protocol: Protocol,
-        metrics: tuple[str, ...],
-        device: torch.device,
-        *,
-        lpips: dict[str, PerceptualDistance],
-        extractor: FeatureExtractor | None,
+        self, tokenizer: nn.Module, device: torch.device, sums: list[ReconstructionSums], observers: Sequence[Observer]
     ) -> None:
-        self.tokenizer, self.protocol, self.metrics, self.device = tokenizer, protocol, metrics, device
-        self.lpips, self.extractor = lpips, extractor
-        self.reference: FeatureStatistics | None = None
-        """Features of the images where they are known from an earlier evaluation."""
+        self.tokenizer, self.device, self.sums, self.observers = tokenizer, device, sums, observers
         self.dtype = next(tokenizer.parameters()).dtype
-        self.per_image = tuple(name for name in metrics if name in PIXEL_METRICS or name in lpips)
-        self.sums = torch.zeros(len(self.per_image) + 1, dtype=torch.float64, device=device)
         self.counts = torch.zeros(tokenizer.quantizer.config.codebook_size, dtype=torch.int64, device=device)
         self.pairs: list[tuple[int, Tensor, Tensor]] = []
-        if extractor is not None:
-            self.rebuilt, self.original = (features.FeatureCollector(extractor, device) for _ in range(2))
 
     @torch.no_grad()
     def update(self, batch: Numbered) -> None:
@@ -147,101 +171,65 @@ class _Sums:
         x = published_range(check_pixels(batch.images, None)).to(self.device)
         out = self.tokenizer(x.to(self.dtype))
         y = out.reconstruction.float().clamp(-1, 1)
+        require(
+            y.shape == x.shape,
+            f"a reconstruction must be as large as its image to be compared with it; got {tuple(y.shape[2:])} of "
+            f"{tuple(x.shape[2:])} pixels. Measure a tokenizer whose decoder gives the encoder's size back",
+        )
         self.counts += count_indices(out.quantizer.indices, len(self.counts))
-        values = [self._measure(name, x, y).double().sum() for name in self.per_image]
-        self.sums += torch.stack([*values, self.sums.new_tensor(len(x))])
-        if self.extractor is not None:
-            self.rebuilt.update(batch.numbers, to_unit_range(y, self.protocol.rounding))
-            if self.reference is None:
-                self.original.update(batch.numbers, to_unit_range(x, self.protocol.rounding))
+        for sums in self.sums:
+            sums.update(batch.numbers, x, y)
+        for observer in self.observers:
+            observer(batch.numbers, out)
         pairs = zip(batch.numbers.tolist(), batch.images, to_uint8(y).cpu(), strict=True)
         self.pairs += islice(pairs, PAIRS - len(self.pairs))
 
-    def _measure(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """One value per image."""
-        if name in self.lpips:
-            return self.lpips[name](x, y)
-        cut = partial(to_unit_range, rounding=self.protocol.pixel_rounding)
-        return PIXEL_METRICS[name](cut(x), cut(y))
-
-    def result(self, opened: ImageSet, key: str | None) -> evaluation.Evaluation:
+    def result(self, opened: ImageSet) -> evaluation.Evaluation:
         """Over all processes; every process must call it."""
-        *sums, count = sum_over_processes(self.sums).tolist()
-        images = round(count)
-        require(images > 0, "an evaluation needs at least 1 image; the batches held none")
         counts = sum_over_processes(self.counts).cpu()
-        values = {name: total / images for name, total in zip(self.per_image, sums, strict=True)}
-        if "rfid" in self.metrics:
-            evaluation.check_count(images, *RFID_IMAGES)
-            values["rfid"] = self._frechet(key)
-        usage = measure_usage_of_counts(counts)
-        values |= {"usage": usage.value, "perplexity": perplexity(counts)}
-        shared = self._shared(opened, images)
+        shared: dict[str, Any] = {}
+        cards = []
+        for sums in self.sums:
+            images, values = sums.values()
+            require(images > 0, "an evaluation needs at least 1 image; the batches held none")
+            if "rfid" in sums.metrics:
+                evaluation.check_count(images, *RFID_IMAGES)
+            shared = shared or self._shared(opened, images)
+            values |= code_values(counts)
+            cards.append(tuple(sums.card(name, values[name], shared, counts) for name in sums.metrics))
         gathered = [pair for process_pairs in features.gather(self.pairs) for pair in process_pairs]
         pairs = sorted(gathered, key=lambda pair: pair[0])[:PAIRS]
         return evaluation.Evaluation(
-            cards=tuple(self._card(name, values[name], counts, shared) for name in self.metrics),
-            images=images,
-            protocol=self.protocol,
+            cards=cards[0],
+            images=shared["images"],
+            protocol=self.sums[0].protocol,
             counts=counts,
             originals=torch.stack([original for _, original, _ in pairs]),
             reconstructions=torch.stack([rebuilt for *_, rebuilt in pairs]),
+            remeasured=cards[1] if len(cards) > 1 else (),
         )
 
-    def _frechet(self, key: str | None) -> float:
-        """Fréchet distance of the reconstructions to the images; the first process computes it for all."""
-        reference = self.reference
-        if reference is None:
-            reference = self.original.result()
-            features.save_reference(key, reference)
-        rebuilt = self.rebuilt.result()
-        return features.decided_by_first(lambda: frechet_distance(reference, rebuilt))
+    def compared_with(
+        self, result: evaluation.Evaluation, statistics: FeatureStatistics, images: ImageSet
+    ) -> evaluation.Evaluation:
+        """The result with the distance of the reconstructions to other images, under the second protocol."""
+        card = next(card for card in result.remeasured if card.key == "rfid")
+        value = self.sums[1].distance_to(statistics)
+        return replace(result, other_reference=replace(card, value=value, reference=images.description))
 
     def _shared(self, opened: ImageSet, images: int) -> dict[str, Any]:
         """What all cards of this evaluation have in common."""
         remarks = () if self.dtype == torch.float32 else (f"tokenizer run in {self.dtype}, published in float32",)
+        remarks += getattr(self.tokenizer, "remarks", ())
         unreadable = evaluation.tell_unreadable(opened)
         remarks += evaluation.unreadable_remarks(len(unreadable))
         return {
             "images": images,
-            "protocol": self.protocol.name,
             "resize": opened.resize,
             "crop": opened.crop,
             "reference": opened.describe(images, len(unreadable)),
             "remarks": remarks,
         }
-
-    def _card(self, name: str, value: float, counts: Tensor, shared: dict[str, Any]) -> MetricCard:
-        """The card of a metric."""
-        quantity = measure(name)
-        facts: dict[str, Any] = {"metric": quantity.title, "unit": quantity.unit, "better": quantity.better}
-        facts |= shared
-        if name == "rfid":
-            extractor = self.extractor
-            facts |= {"metric": metric_name(name, extractor), "rounding": ROUNDINGS[self.protocol.rounding]}
-            facts |= {"extractor": extractor.name, "weights": extractor.weights}
-            facts["remarks"] += few_images_remarks(shared["images"], extractor.dimension)
-        elif name in self.lpips:
-            facts |= _lpips_facts(self.lpips[name])
-        elif name in PIXEL_METRICS:
-            facts["rounding"] = ROUNDINGS[self.protocol.pixel_rounding]
-        else:
-            usage = measure_usage_of_counts(counts)
-            # Perplexity counts hits as usage does, but its name needs no definition of a hit.
-            facts |= {"metric": f"{quantity.title} (any hit)"} if name == "usage" else {}
-            facts |= {"rounding": "", "reference": f"{usage.codebook_size:,} codes", "tokens": usage.tokens}
-            facts["remarks"] += usage.remarks
-        return MetricCard(key=name, value=value, **facts)
-
-
-def _lpips_facts(distance: PerceptualDistance) -> dict[str, Any]:
-    """What the card of LPIPS says beside its value. Only with the published weights is it called LPIPS."""
-    metric = {} if distance.weights.published else {"metric": f"LPIPS formula on other weights ({distance.net})"}
-    return metric | {
-        "rounding": "not rounded, float in [−1, 1]",
-        "extractor": f"LPIPS 0.1, {distance.net}",
-        "weights": str(distance.weights),
-    }
 
 
 def _check_images(opened: ImageSet, metrics: tuple[str, ...], tokenizer: nn.Module) -> None:

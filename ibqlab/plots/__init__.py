@@ -20,6 +20,8 @@ lab_plane.py        the plane of a lab, the same for all methods and steps
 reconstructions.py  images before and after the codebook
 gallery.py          generated images, class by setting
 metric_dots.py      several tokenizers, metric by metric
+protocol_dots.py    several tokenizers under two protocols
+rarefaction.py      usage against tokens looked at, several tokenizers
 ablation_dots.py    one table of a paper: rows, measures, seeds, the paper's numbers
 scaling.py          usage and PSNR against codebook size
 power_laws.py       what grows or falls with the codebook, fitted
@@ -36,6 +38,8 @@ from ibqlab.plots.histogram import plot_usage_histogram, usage_histogram_table
 from ibqlab.plots.metric_dots import plot_metric_dots
 from ibqlab.plots.norms import norm_curve_table, plot_norm_curves
 from ibqlab.plots.printing import save_figure
+from ibqlab.plots.protocol_dots import plot_protocol_dots
+from ibqlab.plots.rarefaction import plot_tokenizer_rarefaction, tokenizer_rarefaction_table
 from ibqlab.plots.reconstructions import plot_reconstructions, reconstruction_table
 from ibqlab.plots.run_curves import generator_curve_table, plot_generator_curves, plot_run_curves, run_curve_table
 from ibqlab.plots.scaling import plot_scaling, scaling_table
@@ -56,11 +60,13 @@ __all__ = [
     "plot_generator_curves",
     "plot_metric_dots",
     "plot_norm_curves",
+    "plot_protocol_dots",
     "plot_reconstructions",
     "plot_run_curves",
     "plot_scaling",
     "plot_token_link",
     "plot_token_scaling",
+    "plot_tokenizer_rarefaction",
     "plot_usage_histogram",
     "reconstruction_table",
     "run_curve_table",
@@ -68,5 +74,6 @@ __all__ = [
     "scaling_table",
     "token_link_table",
     "token_scaling_table",
+    "tokenizer_rarefaction_table",
     "usage_histogram_table",
 ]

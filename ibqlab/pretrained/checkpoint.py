@@ -55,6 +55,8 @@ class Checkpoint:
     """Decay of the averages, where the file tells it."""
     step: int = 0
     """Training step of the weights, 0 where the file does not tell it."""
+    family: str = ""
+    """Name of the published system that wrote a tokenizer's file, one of `available_families`; "" for our own."""
 
     @property
     def tokenizer(self) -> dict[str, Tensor]:

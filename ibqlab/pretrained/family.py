@@ -62,6 +62,8 @@ class Family:
     """Beginnings of names, as regular expressions; a file is of this family if each is found and no other family's."""
     averaged: ClassVar[bool] = False
     """Whether the published evaluation takes averaged weights, so that a file without them is refused for those."""
+    protocol: ClassVar[str] = ""
+    """Name in `ibqlab.metrics.PROTOCOLS` of the published evaluation; "": nobody told how its numbers were made."""
     names: ClassVar[Rules] = ()
     """From names in the file to ours (`Tokenizer.state_dict()`); what no rule touches stands as it is."""
     beside: ClassVar[Mapping[str, str]] = BESIDE

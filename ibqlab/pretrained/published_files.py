@@ -28,7 +28,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         prefix: of the tokenizer's names, where the file is a generator's and the tokenizer its first stage.
     """
     tensors = _all_tensors(file, prefix) if network == "tokenizer" else file.tensors
-    weights = None
+    weights, system = None, ""
     with _naming(f"{file.path}, {prefix}…" if prefix else file.path):
         if network == "generator":
             refuse_tokenizer(tensors)
@@ -37,6 +37,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
             family, config, roles = identify_tokenizer(file, tensors, **user_settings)
             remark = family.remark(config, settings_beside(file.path))
             title = f"{file.format}: {family.title}{f' ({remark})' if remark else ''}"
+            system = family.name
             has_averages = any(role.part == "tokenizer_ema" for role in roles.values())
             weights = None if family.averaged or has_averages else AS_GIVEN
             weights = "ema" if file.holder.split("/")[-1] in AVERAGES else weights
@@ -62,6 +63,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         stand_ins=file.stand_ins,
         weights=weights,
         ema_decay=None if decay is None else float(decay),
+        family=system,
     )
     if network == "generator":
         check_own_tensors(checkpoint, names.llamagen_name if of_llamagen else str)

@@ -15,6 +15,7 @@ class Diffusers(Family):
     """A folder of config.json and diffusion_pytorch_model.safetensors, or that file alone."""
 
     title = "a VQModel of the diffusers library"
+    protocol = "taming"
     marks = (r"encoder\.down_blocks\.0\.resnets\.0\.", r"quantize\.embedding\.weight$")
     names = (
         (r"^encoder\.down_blocks\.", "encoder.down."),

@@ -11,6 +11,7 @@ class GumbelVqgan(VqganNames):
     """`encode` takes the best-scored code; the published code draws noise in evaluation, too, and two runs differ."""
 
     title = "a VQGAN with Gumbel quantization (taming-transformers)"
+    protocol = "taming"
     marks = (r"encoder\.conv_in\.weight$", r"quantize\.embed\.weight$", r"quantize\.proj\.")
     names = (
         (r"^quantize\.embed\.weight$", "quantizer.codes.weight"),

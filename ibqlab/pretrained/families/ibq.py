@@ -35,5 +35,6 @@ class Ibq(VqganNames):
     """Averages are evaluated; the codebook is searched by dot product."""
 
     title = "a tokenizer of IBQ"
+    protocol = "seed-voken-ibq"
     averaged = True
     quantizer = "ibq"

@@ -9,3 +9,4 @@ class Ldm(VqganNames):
     """What latent-diffusion's VQModelInterface decodes is quantized first: `decode_indices(encode_indices(x))`."""
 
     title = "a VQ first stage of latent-diffusion"
+    protocol = "taming"

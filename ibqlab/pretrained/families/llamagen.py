@@ -15,6 +15,7 @@ class LlamaGen(Family):
     """The decoder's levels count from the lowest resolution; averages, where a file has them, are an entry `ema`."""
 
     title = "a tokenizer of LlamaGen"
+    protocol = "llamagen"
     marks = (r"encoder\.conv_blocks\.0\.res\.0\.", r"quantize\.embedding\.weight$")
     names = (
         (r"^encoder\.conv_blocks\.", "encoder.down."),

@@ -16,6 +16,7 @@ class Magvit2(Family):
     """Averages are evaluated. A file that stores a codebook holds another quantizer in the same autoencoder."""
 
     title = "a tokenizer of Open-MAGVIT2"
+    protocol = "open-magvit2"
     averaged = True
     marks = (r"encoder\.mid_block\.", r"decoder\.adaptive\.")
     names = ((r"^quantize\.embedding\.", "quantizer.codes."),)

@@ -53,6 +53,7 @@ class MaskBit(MaskBitNames):
     """The number of channels between encoder and decoder is the number of bits."""
 
     title = "a tokenizer of MaskBit"
+    protocol = "maskbit"
     marks = (r"encoder\.down\.0\.res_blocks\.0\.", r"quantize\.codebook$", r"quantize\.bits_to_indices$")
 
     def infer(self, shapes: Shapes, facts: Facts) -> TokenizerConfig:
@@ -94,6 +95,7 @@ class VqganPlus(MaskBitNames):
     """MaskBit's own conversion of MaskGIT's tokenizer has these names, too, and averages pixels to halve the size."""
 
     title = "a tokenizer of VQGAN+ (MaskBit)"
+    protocol = "maskbit"
     marks = (r"encoder\.down\.0\.res_blocks\.0\.", r"quantize\.embedding\.weight$")
 
     def infer(self, shapes: Shapes, facts: Facts) -> TokenizerConfig:

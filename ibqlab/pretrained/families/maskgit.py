@@ -10,6 +10,7 @@ class MaskGit(Family):
     """Its images are in [0, 1], as `MaskgitEncoder` has them inside; the published `decode` clamps to that range."""
 
     title = "a VQGAN of MaskGIT (1d-tokenizer)"
+    protocol = "titok"
     marks = (r"encoder\.down\.0\.block\.0\.", r"encoder\.mid\.0\.conv1\.", r"quantize\.embedding\.weight$")
     names = (
         (r"\.upsample_conv\.", ".upsample.conv."),

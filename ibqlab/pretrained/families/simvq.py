@@ -11,6 +11,7 @@ class SimVq(Family):
     """Averages are evaluated; the frozen table has none."""
 
     title = "a tokenizer of SimVQ"
+    protocol = "simvq"
     averaged = True
     marks = (r"encoder\.mid_block\.", r"quantize\.embedding_proj\.")
     names = (

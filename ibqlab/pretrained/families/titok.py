@@ -33,6 +33,7 @@ class Titok(Family):
     """A bare state dict (.bin), or a folder of config.json and model.safetensors."""
 
     title = "a tokenizer of TiTok"
+    protocol = "titok"
     marks = (r"latent_tokens$", r"encoder\.latent_token_positional_embedding$", r"decoder\.mask_token$")
     names = (
         (r"^latent_tokens$", "encoder.latent_tokens"),

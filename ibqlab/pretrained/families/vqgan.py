@@ -11,6 +11,7 @@ class Vqgan(VqganNames):
     """β stands on the codebook's side, as in every published file ("legacy")."""
 
     title = "a VQGAN (taming-transformers)"
+    protocol = "taming"
     beside: ClassVar = {
         "quantize.used": "numbers of the codes that were kept (remap)",
         "colorize": "colours of segmentation maps",

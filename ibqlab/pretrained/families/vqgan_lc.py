@@ -18,6 +18,7 @@ class VqganLc(VqganNames):
     """
 
     title = "a tokenizer of VQGAN-LC"
+    protocol = "vqgan-lc"
     marks = (r"encoder\.conv_in\.weight$", r"tok_embeddings\.weight$", r"codebook_projection\.")
     names = (
         (r"^tok_embeddings\.weight$", "quantizer.codes.anchors"),
