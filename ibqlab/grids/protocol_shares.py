@@ -14,6 +14,7 @@ import pandas as pd
 
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.grids.evaluation_results import EvaluationResult
+from ibqlab.grids.evaluation_rules import EvaluationRules
 from ibqlab.grids.printed_numbers import Printed
 from ibqlab.metrics import MetricCard
 
@@ -31,6 +32,7 @@ _COLUMNS = [
     "common_protocol",
     *VALUES,
     "printed_in",
+    "printed_protocol",
     *PARTS,
 ]
 
@@ -43,9 +45,10 @@ def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str,
         published: label → what was printed.
     Returns:
         One row per tokenizer and metric: label, key, metric, unit, better, own_protocol, common_protocol; the values
-        printed, own, same_reconstructions, common_reference (rFID alone) and common; printed_in; and the differences
-        unexplained (printed − own), measuring (own − same_reconstructions), preparing (same_reconstructions − common)
-        and, as a part of the last, reference (same_reconstructions − common_reference). Usage is a share, NaN is what
+        printed, own, same_reconstructions, common_reference (rFID alone) and common; printed_in and printed_protocol;
+        and the differences unexplained (printed − own), measuring (own − same_reconstructions), preparing
+        (same_reconstructions − common) and, as a part of the last, reference (same_reconstructions −
+        common_reference). Usage is a share, NaN is what
         there is not. Without an own protocol, own is the common one.
     """
     rows = [
@@ -80,6 +83,7 @@ def _row(result: EvaluationResult, card: MetricCard, printed: Printed | None) ->
         "common_protocol": card.protocol,
         **values,
         "printed_in": numbers.source if numbers else "",
+        "printed_protocol": numbers.protocol if numbers else "",
         "unexplained": values["printed"] - values["own"],
         "measuring": values["own"] - same,
         "preparing": same - card.value,
@@ -154,5 +158,15 @@ def _sentence(row: pd.Series) -> str:
     difference = signed(row["printed"] - row["common"])
     rest = f"{signed(row['unexplained'])} is of images, weights or implementation"
     if not has_own:
-        return f"{text}, {printed}. Of printed − common = {difference}, {rest}; the protocol is one."
+        is_same = row["printed_protocol"] == row["common_protocol"]
+        why = f"the protocol is the same, so {rest}" if is_same else "no part of it is told by one protocol alone"
+        return f"{text}, {printed}. Printed − common = {difference}: {why}."
     return f"{text}, {printed}. Of printed − common = {difference}, {share}; {rest}."
+
+
+def caption_of(rules: EvaluationRules) -> str:
+    """What a figure of both protocols must say: which is the common one, and of what printed numbers are."""
+    text = f"common: {rules.protocol.name}; {rules.images.count:,} images"
+    if rules.protocol.source:
+        return text
+    return f"{text}. A trial; printed numbers are of 50,000 images under published protocols"
