@@ -15,11 +15,9 @@ import pandas as pd
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.grids.evaluation_results import EvaluationResult
 from ibqlab.grids.evaluation_rules import EvaluationRules
-from ibqlab.grids.printed_numbers import Printed
+from ibqlab.grids.printed_numbers import PRINTED, Printed
 from ibqlab.metrics import MetricCard
 
-COMPARED = ("rfid", "lpips_vgg", "psnr", "ssim", "usage")
-"""Metrics that papers print, as ours are named."""
 VALUES = ("printed", "own", "same_reconstructions", "common_reference", "common")
 PARTS = ("unexplained", "measuring", "preparing", "reference")
 _COLUMNS = [
@@ -55,7 +53,7 @@ def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str,
         _row(result, card, published.get(result.tokenizer.label))
         for result in results
         for card in result.cards
-        if card.key in COMPARED and not math.isnan(card.value)
+        if not math.isnan(card.value)
     ]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
@@ -93,9 +91,9 @@ def _row(result: EvaluationResult, card: MetricCard, printed: Printed | None) ->
 
 def printed_value(card: MetricCard, row: Printed | None) -> float:
     """What was printed for a metric; NaN: nothing, or ours is of another network than the metric's name promises."""
-    if row is None or card.metric != _published_title(card.key):
-        return math.nan
-    return row.number(_printed_name(card.key))
+    name = _printed_name(card.key)
+    is_printed = row is not None and name in PRINTED and card.metric == _published_title(card.key)
+    return row.number(name) if is_printed else math.nan
 
 
 def _printed_name(key: str) -> str:
@@ -120,7 +118,8 @@ def describe_shares(table: pd.DataFrame, reasons: Mapping[str, Sequence[str]] | 
         has_own = (rows["own_protocol"] != rows["common_protocol"]).any()
         has_printed = rows["printed"].notna().any()
         if has_own or has_printed:
-            sentences += [_sentence(row) for _, row in rows.iterrows()]
+            told = rows if has_own else rows[rows["printed"].notna()]
+            sentences += [_sentence(row) for _, row in told.iterrows()]
             why = "; ".join((reasons or {}).get(label, ())) if has_printed else ""
             sentences += [f"{label}: what is not explained includes that {why}."] if why else []
         else:
