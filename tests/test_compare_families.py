@@ -494,3 +494,14 @@ def test_a_plugins_family_must_name_a_protocol_that_is_there(place, files, monke
         open_comparison(parameters(place, files, ["ldm"]))
     monkeypatch.setattr(type(find_family("ldm")), "protocol", "")
     assert not open_comparison(parameters(place, files, ["ldm"])).own
+
+
+def test_the_bundled_photographs_need_no_folder(place, files, tmp_path):
+    settings = {"images": "", "limit": 4, "output": str(tmp_path / "out"), "metrics": ("psnr", "usage")}
+    session = open_comparison(parameters(place, files, ["vqgan", "maskgit", "simvq", "titok"], **settings))
+    # No file is resized, so that protocols differ by rounding and by size alone.
+    assert session.own.keys() == {"vqgan", "maskgit", "simvq", "titok"}
+    first, *_ = results = session.measure(progress=False)
+    assert "crops of" in first.cards[0].reference and {result.cards[0].images for result in results} == {4}
+    table = protocol_shares(results, {}).set_index(["label", "key"])
+    assert table.loc["maskgit", "psnr"]["measuring"] != 0 == table.loc["maskgit", "psnr"]["preparing"]
