@@ -30,6 +30,7 @@ from ibqlab.grids.protocol_shares import PARTS, VALUES, describe_shares, protoco
 from ibqlab.grids.token_statistics import COLUMNS, TokenStatistics
 from ibqlab.metrics import PROTOCOLS, evaluate_reconstruction, open_images
 from ibqlab.metrics.cautions import EvaluationWarning
+from ibqlab.plots import plot_protocol_dots, plot_tokenizer_rarefaction
 from ibqlab.pretrained import available_families, load_tokenizer
 from ibqlab.pretrained.family import find_family
 from ibqlab.recipes.published_files import PublishedNumbers, published_files
@@ -448,3 +449,59 @@ def test_one_command_makes_table_1_of_every_family(place, files, tmp_path):
     assert tokens["label"].tolist() == list(files) and {*VALUES, *PARTS} <= set(shares)
     pictures = {file.stem for file in (tmp_path / "out" / "figures").glob("*.png")}
     assert pictures == {"metrics", "protocols", "rarefaction", "reconstructions"}
+
+
+class TestOneProtocol:
+    """Runs of ours, and tokenizers whose system evaluates by the common protocol."""
+
+    @pytest.fixture
+    def table(self, measured):
+        _, results = measured
+        result = dataclasses.replace(results[0], own=None)
+        printed = {
+            "vqgan": Printed(own=PublishedNumbers(psnr=20.0, protocol=result.cards[0].protocol, source="a page"))
+        }
+        return protocol_shares([result], printed), result
+
+    def test_nothing_is_the_protocols_where_it_is_the_same(self, table):
+        rows, result = table
+        (line, *_) = (text for text in describe_shares(rows).splitlines() if "PSNR" in text)
+        difference = 20 - result.values["psnr"]
+        assert f"the protocol is the same, so {difference:+.3g} dB is of images, weights or implementation" in line
+        assert (rows[["measuring", "preparing"]] == 0).all(axis=None)
+
+    def test_no_part_is_claimed_where_the_printed_protocol_is_another(self, table):
+        rows, _ = table
+        text = describe_shares(rows.assign(printed_protocol="llamagen"))
+        assert "no part of it is told by one protocol alone" in text
+
+    def test_nothing_to_explain(self, measured):
+        _, results = measured
+        text = describe_shares(protocol_shares([dataclasses.replace(results[0], own=None)], {}))
+        assert text.startswith("vqgan: nothing is printed for it and no protocol of its own is known")
+
+    def test_figures_refuse_empty_tables(self, table):
+        rows, _ = table
+        with pytest.raises(ValueError, match="a table of protocols has no rows"):
+            plot_protocol_dots(rows[:0])
+        with pytest.raises(ValueError, match="rarefaction table"):
+            plot_tokenizer_rarefaction(rows)
+
+
+def test_a_plugins_family_must_name_a_protocol_that_is_there(place, files, monkeypatch):
+    monkeypatch.setattr(type(find_family("ldm")), "protocol", "mine")
+    with pytest.raises(ValueError, match="the family 'ldm' names the protocol 'mine', which is none; write one of"):
+        open_comparison(parameters(place, files, ["ldm"]))
+    monkeypatch.setattr(type(find_family("ldm")), "protocol", "")
+    assert not open_comparison(parameters(place, files, ["ldm"])).own
+
+
+def test_the_bundled_photographs_need_no_folder(place, files, tmp_path):
+    settings = {"images": "", "limit": 4, "output": str(tmp_path / "out"), "metrics": ("psnr", "usage")}
+    session = open_comparison(parameters(place, files, ["vqgan", "maskgit", "simvq", "titok"], **settings))
+    # No file is resized, so that protocols differ by rounding and by size alone.
+    assert session.own.keys() == {"vqgan", "maskgit", "simvq", "titok"}
+    first, *_ = results = session.measure(progress=False)
+    assert "crops of" in first.cards[0].reference and {result.cards[0].images for result in results} == {4}
+    table = protocol_shares(results, {}).set_index(["label", "key"])
+    assert table.loc["maskgit", "psnr"]["measuring"] != 0 == table.loc["maskgit", "psnr"]["preparing"]

@@ -14,11 +14,10 @@ import pandas as pd
 
 from ibqlab.base.measures import SHARE, measure
 from ibqlab.grids.evaluation_results import EvaluationResult
-from ibqlab.grids.printed_numbers import Printed
+from ibqlab.grids.evaluation_rules import EvaluationRules
+from ibqlab.grids.printed_numbers import PRINTED, Printed
 from ibqlab.metrics import MetricCard
 
-COMPARED = ("rfid", "lpips_vgg", "psnr", "ssim", "usage")
-"""Metrics that papers print, as ours are named."""
 VALUES = ("printed", "own", "same_reconstructions", "common_reference", "common")
 PARTS = ("unexplained", "measuring", "preparing", "reference")
 _COLUMNS = [
@@ -31,6 +30,7 @@ _COLUMNS = [
     "common_protocol",
     *VALUES,
     "printed_in",
+    "printed_protocol",
     *PARTS,
 ]
 
@@ -43,16 +43,17 @@ def protocol_shares(results: Sequence[EvaluationResult], published: Mapping[str,
         published: label → what was printed.
     Returns:
         One row per tokenizer and metric: label, key, metric, unit, better, own_protocol, common_protocol; the values
-        printed, own, same_reconstructions, common_reference (rFID alone) and common; printed_in; and the differences
-        unexplained (printed − own), measuring (own − same_reconstructions), preparing (same_reconstructions − common)
-        and, as a part of the last, reference (same_reconstructions − common_reference). Usage is a share, NaN is what
+        printed, own, same_reconstructions, common_reference (rFID alone) and common; printed_in and printed_protocol;
+        and the differences unexplained (printed − own), measuring (own − same_reconstructions), preparing
+        (same_reconstructions − common) and, as a part of the last, reference (same_reconstructions −
+        common_reference). Usage is a share, NaN is what
         there is not. Without an own protocol, own is the common one.
     """
     rows = [
         _row(result, card, published.get(result.tokenizer.label))
         for result in results
         for card in result.cards
-        if card.key in COMPARED and not math.isnan(card.value)
+        if not math.isnan(card.value)
     ]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
@@ -80,6 +81,7 @@ def _row(result: EvaluationResult, card: MetricCard, printed: Printed | None) ->
         "common_protocol": card.protocol,
         **values,
         "printed_in": numbers.source if numbers else "",
+        "printed_protocol": numbers.protocol if numbers else "",
         "unexplained": values["printed"] - values["own"],
         "measuring": values["own"] - same,
         "preparing": same - card.value,
@@ -89,9 +91,9 @@ def _row(result: EvaluationResult, card: MetricCard, printed: Printed | None) ->
 
 def printed_value(card: MetricCard, row: Printed | None) -> float:
     """What was printed for a metric; NaN: nothing, or ours is of another network than the metric's name promises."""
-    if row is None or card.metric != _published_title(card.key):
-        return math.nan
-    return row.number(_printed_name(card.key))
+    name = _printed_name(card.key)
+    is_printed = row is not None and name in PRINTED and card.metric == _published_title(card.key)
+    return row.number(name) if is_printed else math.nan
 
 
 def _printed_name(key: str) -> str:
@@ -116,7 +118,8 @@ def describe_shares(table: pd.DataFrame, reasons: Mapping[str, Sequence[str]] | 
         has_own = (rows["own_protocol"] != rows["common_protocol"]).any()
         has_printed = rows["printed"].notna().any()
         if has_own or has_printed:
-            sentences += [_sentence(row) for _, row in rows.iterrows()]
+            told = rows if has_own else rows[rows["printed"].notna()]
+            sentences += [_sentence(row) for _, row in told.iterrows()]
             why = "; ".join((reasons or {}).get(label, ())) if has_printed else ""
             sentences += [f"{label}: what is not explained includes that {why}."] if why else []
         else:
@@ -154,5 +157,15 @@ def _sentence(row: pd.Series) -> str:
     difference = signed(row["printed"] - row["common"])
     rest = f"{signed(row['unexplained'])} is of images, weights or implementation"
     if not has_own:
-        return f"{text}, {printed}. Of printed − common = {difference}, {rest}; the protocol is one."
+        is_same = row["printed_protocol"] == row["common_protocol"]
+        why = f"the protocol is the same, so {rest}" if is_same else "no part of it is told by one protocol alone"
+        return f"{text}, {printed}. Printed − common = {difference}: {why}."
     return f"{text}, {printed}. Of printed − common = {difference}, {share}; {rest}."
+
+
+def caption_of(rules: EvaluationRules) -> str:
+    """What a figure of both protocols must say: which is the common one, and of what printed numbers are."""
+    text = f"common: {rules.protocol.name}; {rules.images.count:,} images"
+    if rules.protocol.source:
+        return text
+    return f"{text}. A trial; printed numbers are of 50,000 images under published protocols"
