@@ -2,9 +2,10 @@
 
 The main idea: whatever kind of file it is, and whichever of the two networks it holds, one function opens it and says
 what every key is (`read_checkpoint`, a `Checkpoint`). Nothing in a file is executed, and no key is ignored silently.
-Tokenizers and generators differ in two things only: how the architecture is inferred from shapes
-(`tokenizer_architecture`, `generator_architecture`) and how published names translate (`names`). Start with `loading`,
-which makes a network of a checkpoint, then `reading`.
+Whose tokenizer a file holds is told by `recognition`; each system is a `family`, one file under `families`, that says
+how its names translate and what its settings are. Tokenizers and generators differ in how the architecture is inferred
+from shapes (`tokenizer_architecture`, `generator_architecture`). Start with `loading`, which makes a network of a
+checkpoint, then `reading` and `published_files`.
 """
 
 from ibqlab.pretrained.checkpoint import Checkpoint

@@ -53,7 +53,7 @@ def load_tokenizer(
     Raises:
         FileNotFoundError: nothing there.
         CheckpointError: no checkpoint, damaged, of another model, incomplete, without averaged weights where those are
-            asked for, or one that would have to run code.
+            asked for, or with objects where weights must be.
         RunError: a folder that is no run, a run without a checkpoint or without averaged weights.
         ValueError: another value of weights, family or quantizer, or heads that do not fit.
     Cost: at most about 1.1 times the memory of the tokenizer, or it and its codebook where that is larger.
@@ -79,7 +79,7 @@ def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size:
         A generator; move it with `.to(device)`.
     Raises:
         FileNotFoundError: nothing there.
-        CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
+        CheckpointError: no checkpoint, damaged, of another model, incomplete, or with objects where weights must be.
         RunError: a folder that is no run, or a run without a checkpoint.
         ValueError: numbers that do not fit, or that were given for a file that stores its own.
     Cost: at most about 1.1 times the memory of the generator, or its largest tensor twice.

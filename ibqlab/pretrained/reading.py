@@ -82,7 +82,7 @@ def read_checkpoint(
             and 24: None is refused for the widths of both.
     Raises:
         FileNotFoundError: nothing there; the message says so of a published name, too, which is not downloaded here.
-        CheckpointError: no checkpoint, damaged, of another model, incomplete, or one that would have to run code.
+        CheckpointError: no checkpoint, damaged, of another model, incomplete, or with objects where weights must be.
         RunError: a folder that is no run, or a run without a checkpoint.
         ValueError: an unknown network, family or quantizer, numbers that do not fit, or what a file that stores its own
             was asked to be.
