@@ -557,7 +557,8 @@ def test_read_parameters_names_a_value_that_is_no_setting():
             TrainConfig,
             "c97a0964a0be",
             "data tokenizer loss optimizer record speed steps batch_size accumulate processes accelerator precision "
-            "ema_decay ema_codebook_start start_from seed plugins",
+            "ema_decay ema_codebook_start start_from start_family start_num_heads start_weights "
+            "grow_codes grow_noise seed plugins",
         ),
         (
             GeneratorTrainConfig,

@@ -1,6 +1,10 @@
 """Tokenizers of other systems that are VQGAN's or Open-MAGVIT2's autoencoder with other settings: the published values,
 number for number, and which file is whose."""
 
+import argparse
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +153,29 @@ def test_every_key_of_a_full_size_file_has_its_place(model, expected):
     name, config, found = full_size(model, **told)
     assert (name, found) == (family, parts)
     assert config.autoencoder.base_channels == 128
+
+
+PEAK = """
+import sys
+from ibqlab.pretrained import load_tokenizer
+def status(field):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+before = status("VmRSS")
+tokenizer = load_tokenizer(sys.argv[1])
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc (Linux)")
+@pytest.mark.parametrize("model", ["llamagen/VQ-16", "1d-tokenizer/maskgit-vqgan-imagenet-f16-256"])
+def test_a_full_size_file_loads_in_little_more_memory_than_it_has_bytes(model, tmp_path):
+    """Also where the file holds a class, so that it goes through our own reader of pickles."""
+    listed = json.loads(golden_file("peers/peers_state_dict_keys.json").read_text())[model]
+    state = {key: torch.full(shape, 0.01) for key, (shape, _) in listed.items()}
+    torch.save({"model": state, "args": argparse.Namespace(lr=1)}, tmp_path / "full.pt")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "full.pt")]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak <= 1.3 * (tmp_path / "full.pt").stat().st_size
 
 
 class TestWhoseFileItIs:

@@ -122,6 +122,8 @@ _OTHER = "of another network's features"
 _LISTED = (
     # The codebook.
     _share("usage", "usage", "share of codes hit at least once in so many tokens", **_HITS),
+    _share("usage_old", "usage of old codes", "of a grown codebook, share of the codes before that were hit", **_HITS),
+    _share("usage_new", "usage of new codes", "likewise of the codes that were added", **_HITS),
     _share("training_usage", "training usage (window)", "usage of the window of latest training tokens", **_TRAINING),
     _share("step_usage_even", "even usage", "usage that even use of all codes would show in a step", whole="codes"),
     _share("gradient_reach", "gradient reach", "codes whose gradient exceeds 10⁻³ of the step's largest", **_REACH),

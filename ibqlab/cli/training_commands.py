@@ -37,7 +37,8 @@ def train(
     say_loading(f"train {recipe}")
     first = is_first_process()
     from ibqlab.config import content_hash
-    from ibqlab.recipes.recipe_files import find_recipe, recipe_config
+    from ibqlab.pretrained.start_settings import recipe_config
+    from ibqlab.recipes.recipe_files import find_recipe
     from ibqlab.runs.finding import output_folder
     from ibqlab.training import TrainConfig, train_generator
     from ibqlab.training import train as train_tokenizer

@@ -14,6 +14,8 @@ from ibqlab.config.problems import ConfigError, Problem, describe
 
 NEWER_SETTINGS = {"unreadable": "skip", "plugins": [], "alarm": "warn", "matmul": "float32"}
 NEWER_SETTINGS |= {"middle_attention": True, "unit_vectors": False, "straight_through": True}
+NEWER_SETTINGS |= {"scale_lr_by_batch": 0, "start_family": "", "start_num_heads": [], "start_weights": ""}
+NEWER_SETTINGS |= {"grow_codes": "split", "grow_noise": 0.1}
 """Settings that came after the first runs, with their defaults. A content hash leaves them out at these values, so that
 it is that of settings from before: folders made then are found again. Add to it whatever setting is added."""
 

@@ -14,9 +14,10 @@ from ibqlab.base.resources import BUILT_IN
 from ibqlab.costs.generator_step_cost import count_generator_step
 from ibqlab.costs.meter import StepCost
 from ibqlab.costs.tokenizer_step_cost import count_tokenizer_step
+from ibqlab.pretrained.start_settings import recipe_config
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.published import PublishedRow, published_row
-from ibqlab.recipes.recipe_files import recipe_config, recipe_name
+from ibqlab.recipes.recipe_files import recipe_name
 from ibqlab.recipes.snapshots import SnapshotSchedule, snapshot_schedule
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs.checkpoints import CHECKPOINTS_KEPT
@@ -52,6 +53,8 @@ class RunCost(StepCost):
     """Optimiser steps."""
     images: int
     """Images seen in all steps."""
+    learning_rate: float
+    """The highest of a step, at this run's batch size."""
     epochs: float | None
     """The same in passes over ImageNet's 1,281,166 training images; None for the built-in images."""
     processes: int
@@ -102,7 +105,8 @@ class RunCost(StepCost):
             "number\n"
             f"  together{gibi(self.memory_bytes):>38}\n"
             f"{sampling}"
-            f"training: {self.steps:,} steps, {self.images:,} images{epochs}; processes: {self.processes}\n"
+            f"training: {self.steps:,} steps, {self.images:,} images{epochs}; processes: {self.processes}; learning "
+            f"rate {self.learning_rate:g}\n"
             f"{self._describe_disk()}"
         )
 
@@ -151,8 +155,10 @@ def count_run(
     """
     if isinstance(config, GeneratorTrainConfig):
         network, step, tokens = "generator", count_generator_step(config), config.generator.num_tokens
+        rate = config.optimizer.learning_rate
     else:
         network, step = "tokenizer", count_tokenizer_step(config)
+        rate = config.scaled_optimizer.learning_rate
         tokens = prod(config.tokenizer.autoencoder.latent_grid(config.data.image_size, config.data.image_size))
     at_once = config.batch_size // (config.processes * config.accumulate)
     images = config.steps * config.batch_size
@@ -167,6 +173,7 @@ def count_run(
         images_at_once=at_once,
         steps=config.steps,
         images=images,
+        learning_rate=rate,
         epochs=None if config.data.source in BUILT_IN else images / IMAGENET_IMAGES,
         processes=config.processes,
         accelerator=config.accelerator,

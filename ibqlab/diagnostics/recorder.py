@@ -22,7 +22,7 @@ from ibqlab.diagnostics.geometry import (
     measure_probe,
     norm_statistics,
 )
-from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity
+from ibqlab.diagnostics.usage import count_indices, even_usage, perplexity, usage_by_age
 from ibqlab.quantizers import Quantizer
 from ibqlab.quantizers.codebooks import as_compared
 from ibqlab.quantizers.composite import CompositeQuantizer
@@ -65,6 +65,7 @@ class Recorder:
         window_tokens: length of the usage window over all processes, tokens; at least 10·K to mean something.
         probe_tokens: tokens on which distances and softmax perplexity are measured.
         processes: how many processes share the window.
+        old_codes: of a codebook that was grown, how many codes it had before, the first ones; 0: it was not.
     """
 
     _alive: Tensor | None = None
@@ -72,7 +73,15 @@ class Recorder:
     _latest: Tensor | None = None
     """Indices that were observed last."""
 
-    def __init__(self, quantizer: Quantizer | PlainCodebook, window_tokens: int, probe_tokens: int, processes: int = 1):
+    def __init__(
+        self,
+        quantizer: Quantizer | PlainCodebook,
+        window_tokens: int,
+        probe_tokens: int,
+        processes: int = 1,
+        old_codes: int = 0,
+    ):
+        self.old_codes = old_codes
         self.quantizer = quantizer
         self.probe_tokens = probe_tokens
         self._is_composite = isinstance(quantizer, CompositeQuantizer)
@@ -138,9 +147,10 @@ class Recorder:
             winner_margin and logit_margin (lead of the nearest code and of the largest z·C). Where it is known besides:
             quantization_error (mean squared difference of probe tokens and their codes), code_drift (distance that the
             step moved a code, mean), births and deaths (codes that the window has gained and lost since the last
-            report; while it fills, many are born). Usage of a composite is that of its combinations; what is measured
-            of its codes is the mean over its parts, each with the features that it gets, because the codebook of all
-            combinations would be too large to make.
+            report; while it fills, many are born). Of a grown codebook usage_old and usage_new, usage of the codes
+            before and of those behind them, and the same with step_. Usage of a composite is that of its combinations;
+            what is measured of its codes is the mean over its parts, each with the features that it gets, because the
+            codebook of all combinations would be too large to make.
         """
         features = as_compared(self.quantizer, features.detach().float())
         dim = features.shape[1]
@@ -165,7 +175,11 @@ class Recorder:
             "feature_norm_mean": feature_norms.mean,
             "feature_norm_std": feature_norms.std,
             **self._of_codes(features, probe),
+            **usage_by_age(counts, self.old_codes),
         }
+        if step_tokens:
+            by_age = usage_by_age((last_hit == step).long(), self.old_codes)
+            row |= {f"step_{key}": value for key, value in by_age.items()}
         if self._latest is not None and len(self._latest) == len(tokens):
             chosen = self._chosen_codes(features)[::every][: self.probe_tokens]
             row["quantization_error"] = float((probe - chosen).square().mean())
@@ -248,12 +262,18 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs: this process's window and last hits, and which codes lived at the last report."""
-        return {"window": self.window, "last_hit": self.last_hit, "cursor": self.cursor, "alive": self._alive}
+        return {
+            "window": self.window,
+            "last_hit": self.last_hit,
+            "cursor": self.cursor,
+            "alive": self._alive,
+            "old_codes": self.old_codes,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a stored state; an older one does not say which codes lived."""
+        """Continue from a stored state; an older one does not say which codes lived, nor that it was grown."""
         self.window.copy_(state["window"])
         self.last_hit.copy_(state["last_hit"])
-        self.cursor = state["cursor"]
+        self.cursor, self.old_codes = state["cursor"], state.get("old_codes", 0)
         alive = state.get("alive")
         self._alive = None if alive is None else alive.to(self.window.device)

@@ -218,6 +218,23 @@ def even_usage(codebook_size: int, tokens: int) -> float:
     return -math.expm1(tokens * math.log1p(-1 / codebook_size))
 
 
+def usage_by_age(counts: Int[Tensor, "K"], old_codes: int) -> dict[str, float | None]:
+    """Usage of a grown codebook's old and new codes apart: a collapse of one of them is hidden in their mean.
+
+    Args:
+        counts: hits per code; old codes come first.
+        old_codes: how many they are; 0 for a codebook that was not grown.
+    Returns:
+        usage_old and usage_new, shares of codes hit at least once, 0 to 1; None where no token was counted. Empty for a
+        codebook that was not grown.
+    """
+    if not old_codes:
+        return {}
+    parts = {"usage_old": counts[:old_codes], "usage_new": counts[old_codes:]}
+    counted = bool(counts.any())
+    return {key: int((part > 0).sum()) / len(part) if counted else None for key, part in parts.items()}
+
+
 def _usage(alive: Bool[Tensor, "K"], tokens: int, definition: str) -> Usage:
     """The result for one mask of codes that count as used."""
     value = int(alive.sum()) / alive.numel()

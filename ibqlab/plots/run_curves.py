@@ -27,6 +27,11 @@ _TRAINING = {"label": "training", "color": TRAINING_COLOR, "linestyle": "-"}
 _WINDOW = {"label": "training, window", "color": TRAINING_COLOR, **WINDOW}
 _STEP = {"label": "training, each step", "color": TRAINING_COLOR, **EACH_STEP}
 _VALIDATION = {"label": "validation", **VALIDATION_LOOK}
+_BY_AGE = {
+    "validation_usage_old": {"label": "validation, old codes", "color": "#0072B2", "linestyle": "-", "marker": "s"},
+    "validation_usage_new": {"label": "validation, new codes", "color": "#D55E00", "linestyle": "-", "marker": "^"},
+}
+"""Of a codebook that was grown, usage of the codes before and of those that were added."""
 _LOSSES = {
     "loss": ("training", {"color": TRAINING_COLOR}),
     "validation_loss": ("validation, class given", VALIDATION_LOOK),
@@ -61,8 +66,8 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
 
     Grey: the training batches; thin: each step's own tokens; broad and pale: the window of latest tokens. Marked:
     validation images, at the steps that looked at them. The window falls late, because it remembers; the others do
-    not. Steps are on a logarithmic scale where the first ones were recorded. A codebook collapses where usage falls
-    and stays down while the loss may still go on falling.
+    not. Of a grown codebook old and new codes have their own lines. Steps are on a logarithmic scale where the first
+    ones were recorded. A codebook collapses where usage falls and stays down while the loss may still go on falling.
 
     Args:
         metrics: as for `run_curve_table`, of a run that may still be training, or what it returned.
@@ -71,7 +76,7 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
     Raises:
         ValueError: as for `run_curve_table`.
     """
-    table = metrics_by_step(metrics, [*_COLUMNS, "psnr", "gradient_reach"])
+    table = metrics_by_step(metrics, [*_COLUMNS, "psnr", "gradient_reach", *_BY_AGE])
     with styled_figure(PAGE_WIDTH, 4.6) as figure:
         loss, usage, perplexity, psnr = figure.subplots(2, 2, sharex=True).flat
         draw_measured(loss, table, "loss", **_TRAINING)
@@ -79,6 +84,8 @@ def plot_run_curves(metrics: pd.DataFrame) -> Figure:
         for axes, key in ((usage, "usage"), (perplexity, "perplexity")):
             draw_measured(axes, table, key, **_WINDOW)
             draw_measured(axes, table, f"validation_{key}", **_VALIDATION)
+        for key, look in _BY_AGE.items():
+            draw_measured(usage, table, key, **look)
         draw_measured(psnr, table, "psnr", **_TRAINING)  # somebody's own model, watched by a monitor
         draw_measured(psnr, table, "validation_psnr", **_VALIDATION)
         shown, heading = measure("psnr"), "Reconstruction"

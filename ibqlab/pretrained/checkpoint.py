@@ -17,7 +17,7 @@ from ibqlab.pretrained.tokenizer_architecture import NothingDrawn, empty_tokeniz
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PORTION = 2**26
-"""Bytes copied before the file is mapped again."""
+"""Bytes copied before the file is mapped again, at most; of a small network a sixteenth of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +157,10 @@ class Checkpoint:
             keys: names → keys of the file, from `choose`.
         """
         sizes = {name: self.tensors[key].nbytes for name, key in keys.items()}
+        portion = min(PORTION, sum(sizes.values()) // 16)
         tensors, copied = self.reopen(), 0
         for name in sorted(keys, key=sizes.__getitem__, reverse=True):
-            if copied > PORTION:
+            if copied > portion:
                 del tensors  # before the next mapping: the pages of both would count as memory
                 tensors, copied = self.reopen(), 0
             yield name, tensors[keys[name]].clone().view(self.shapes[name])

@@ -87,8 +87,9 @@ class UnitCodebook(FreeCodebook):
 
     def __init__(self, initialisation: str, codebook_size: int, code_dim: int):
         super().__init__(initialisation, codebook_size, code_dim)
-        with torch.no_grad():
-            self.weight.copy_(nn.functional.normalize(self.weight, dim=1))
+        if not self.weight.is_meta:  # without memory, torch would import its compiler for it
+            with torch.no_grad():
+                self.weight.copy_(nn.functional.normalize(self.weight, dim=1))
 
     def forward(self) -> Float[Tensor, "K D"]:
         """Codes of length 1, in float32 at least."""

@@ -6,7 +6,7 @@ reference, so a run stays readable when a recipe changes.
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ GENERATOR = "generator"
 """The key that a generator's recipe has and a tokenizer's has not."""
 EXTENDS = "extends"
 """The key under which a recipe names its base; no setting of a run."""
+START = "start_from"
+"""The key that names a file whose weights a run starts from."""
+Below = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+"""What stands in place of settings when those put over them name a file to start from: (settings, those put over them)
+→ settings. `ibqlab.pretrained.start_settings` takes a tokenizer's from that file."""
 NOT_RECIPES = ("published", "studies", "tables", "results")
 """Folders under experiments/ whose YAML files are something else."""
 
@@ -61,13 +66,17 @@ def recipe_name(file: Path, folder: Path = EXPERIMENTS) -> str:
     return file.relative_to(folder).with_suffix("").as_posix() if file.is_relative_to(folder) else str(file)
 
 
-def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
+def read_recipe(file: Path, folder: Path = EXPERIMENTS, below_start: Below | None = None) -> dict[str, Any]:
     """A recipe's file merged over the recipe that it extends, and so on down to one that extends none.
 
     `extends` names a file beside the recipe or under experiments/, with or without `.yaml`. Mappings merge key by key,
     everything else replaces; a mapping whose `name` differs from the base's (another quantizer) replaces it whole.
     Files in `plugins` may lie beside the recipe that names them.
 
+    Args:
+        file: the recipe.
+        folder: of named recipes.
+        below_start: changes what lies below a recipe that names a file to start from; None: nothing is changed.
     Raises:
         ConfigError: no such file, a missing base, or recipes that extend each other in a circle.
     """
@@ -82,9 +91,12 @@ def read_recipe(file: Path, folder: Path = EXPERIMENTS) -> dict[str, Any]:
         if "plugins" in layers[-1]:
             layers[-1]["plugins"] = beside_recipe(layers[-1]["plugins"], following)
         following = _base_of(following, layers[-1], folder)
-    merged = layers.pop()
+    merged: dict[str, Any] = {}
     while layers:
-        merged = merge_settings(merged, layers.pop())
+        layer = layers.pop()
+        if below_start and layer.get(START):
+            merged = below_start(merged, layer)
+        merged = merge_settings(merged, layer)
     return merged
 
 
@@ -132,6 +144,7 @@ def load_recipe(
     settings: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     plugins: Sequence[str] = (),
+    below_start: Below | None = None,
 ) -> dict[str, Any]:
     """A recipe as a plain dictionary, its base merged in, with some of its keys replaced.
 
@@ -140,11 +153,27 @@ def load_recipe(
         settings: dotted keys and their values: {"tokenizer.quantizer.codebook_size": 256}.
         assignments: the same as text, as typed on a command line: ["steps=500"].
         plugins: files and modules to run besides those that the recipe names.
+        below_start: as in `read_recipe`.
     Raises:
         ConfigError: no such recipe or base, or text that is not key=value.
     """
-    recipe = read_recipe(find_recipe(name))
-    recipe = apply_overrides(recipe, assignments, _kind(recipe, assignments))
+    recipe = read_recipe(find_recipe(name), below_start=below_start)
+    kind = _kind(recipe, assignments)
+    typed = _replaced({}, settings, assignments, plugins, kind)
+    if below_start and typed.get(START):
+        recipe = below_start(recipe, typed)
+    return _replaced(recipe, settings, assignments, plugins, kind)
+
+
+def _replaced(
+    recipe: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    assignments: Sequence[str],
+    plugins: Sequence[str],
+    kind: type,
+) -> dict[str, Any]:
+    """A copy of a recipe with what was typed, as `load_recipe` takes it, in place."""
+    recipe = apply_overrides(recipe, assignments, kind)
     if plugins:
         recipe["plugins"] = list(dict.fromkeys([*(recipe.get("plugins") or []), *plugins]))
     for key, value in (settings or {}).items():
@@ -161,12 +190,13 @@ def recipe_config(
     settings: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     plugins: Sequence[str] = (),
+    below_start: Below | None = None,
 ) -> TrainConfig | GeneratorTrainConfig:
     """A recipe, checked: a generator's where it has the key `generator`, else a tokenizer's.
 
     Arguments and errors as in `load_recipe`.
     """
-    recipe = load_recipe(name, settings, assignments, plugins)
+    recipe = load_recipe(name, settings, assignments, plugins, below_start)
     return parse(_kind(recipe), recipe, source=f"recipe {name}")
 
 

@@ -1,6 +1,6 @@
 """Settings of a tokenizer's training run: what its recipe under experiments/ holds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,6 +15,8 @@ LEVELS = 16
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla", "non_saturating")
 PERCEPTUAL_NETS = ("vgg", "alex")
 CODEBOOK_AVERAGE_STARTS = ("placeholder", "codes")
+START_WEIGHTS = ("", "ema", "raw")
+GROWTH_RULES = ("split", "tokens")
 ALARMS = ("warn", "stop", "off")
 
 
@@ -77,6 +79,9 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-4
     """Step size, > 0. Published: 1e-4 at 256 images per step."""
+    scale_lr_by_batch: int = 0
+    """Images per step that learning_rate belongs to: a run of batch_size images learns at learning_rate · batch_size /
+    this. 0: learning_rate as written. VQGAN and latent-diffusion print rates per image: 4.5e-6 and 1."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Decay of Adam's two averages, each in [0, 1). Published: 0.5 and 0.9."""
     drop_steps: tuple[int, ...] = ()
@@ -92,6 +97,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        require(self.scale_lr_by_batch >= 0, f"scale_lr_by_batch must be ≥ 0 images, got {self.scale_lr_by_batch}")
         require(all(0 <= beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
         require(all(step >= 1 for step in self.drop_steps), f"drop_steps must be ≥ 1, got {self.drop_steps}")
         require(0 < self.drop_factor <= 1, f"drop_factor must lie in (0, 1], got {self.drop_factor}")
@@ -161,7 +167,9 @@ class SpeedConfig:
 @ordered_keys(
     *("data", "tokenizer", "loss", "optimizer", "record", "speed"),
     *("steps", "batch_size", "accumulate", "processes", "accelerator", "precision"),
-    *("ema_decay", "ema_codebook_start", "start_from", "seed", "plugins"),
+    *("ema_decay", "ema_codebook_start"),
+    *("start_from", "start_family", "start_num_heads", "start_weights", "grow_codes", "grow_noise"),
+    *("seed", "plugins"),
 )
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
@@ -184,14 +192,43 @@ class TrainConfig(RunConfig):
     averages before the codebook gets its own start; they mean nothing in the first few thousand steps. "codes": at the
     codebook itself, like all other averages."""
     start_from: str = ""
-    """A checkpoint to start from, published or a run folder: weights, averages, and the discriminator where it has one.
-    The optimisers start fresh. Empty: fresh weights."""
+    """A checkpoint to start from: a published file or folder of any family, a run folder, an export. Weights, averages,
+    and the discriminator where it has one that fits; the optimisers start fresh. The tokenizer's settings are then the
+    file's, but for those that stand in the same recipe or are typed. Empty: fresh weights."""
+    start_family: str = ""
+    """Whose file start_from is, where its names do not tell: `family` of `load_tokenizer`. Empty: as the file tells."""
+    start_num_heads: tuple[int, ...] = ()
+    """Attention heads of the encoder and the decoder in start_from, or one number for both, where the file does not
+    tell: `num_heads` of `load_tokenizer`. Empty: as the file or its family tells."""
+    start_weights: str = ""
+    """"ema": start at the file's averaged weights; "raw": at the weights as trained. Empty: at those that a published
+    file's family evaluates with, and at a run's as trained. Averages of the file start the averages either way."""
+    grow_codes: str = "split"
+    """Where the codes beyond a file's lie if tokenizer.quantizer.codebook_size is larger: "split", beside old codes, or
+    "tokens", at encoder features of the first training images. See `ibqlab.training.tokenizer.growth`."""
+    grow_noise: float = 0.1
+    """Distance of a split code from the old one, in distances of that one to its nearest neighbour, above 0 to 1."""
+
+    @property
+    def scaled_optimizer(self) -> OptimizerConfig:
+        """The optimiser's settings with the learning rate at this run's batch_size, by `scale_lr_by_batch`."""
+        written, images = self.optimizer.learning_rate, self.optimizer.scale_lr_by_batch
+        rate = written * self.batch_size / images if images else written
+        return replace(self.optimizer, learning_rate=rate, scale_lr_by_batch=0)
 
     def __post_init__(self):
         super().__post_init__()
         self._check_sizes()
         require_choice("ema_codebook_start", self.ema_codebook_start, CODEBOOK_AVERAGE_STARTS)
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        require_choice("start_weights", self.start_weights, START_WEIGHTS)
+        heads = self.start_num_heads
+        require(
+            len(heads) <= 2 and all(number >= 1 for number in heads),
+            f"start_num_heads must be one number of at least 1, or the encoder's and the decoder's, got {list(heads)}",
+        )
+        require_choice("grow_codes", self.grow_codes, GROWTH_RULES)
+        require(0 < self.grow_noise <= 1, f"grow_noise must lie above 0 to 1, got {self.grow_noise}")
 
     def _check_sizes(self) -> None:
         """A tokenizer's sizes lie within bounds that no honest use reaches, and its discriminator can judge images."""

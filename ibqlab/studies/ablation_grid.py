@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from ibqlab.base.checks import SEED, STUDY_RUNS, require_at_most, require_between
 from ibqlab.config import ConfigError, content_hash, nearest
 from ibqlab.grids.cells import Cell, EvaluationRequest, codebook_labels
-from ibqlab.recipes.recipe_files import load_recipe, recipe_config
+from ibqlab.pretrained.start_settings import recipe_config
+from ibqlab.recipes.recipe_files import load_recipe
 from ibqlab.studies.study import SharedParameters, require_distinct
 from ibqlab.studies.table_files import TableFile, TableRow, read_preset, read_table, table_names
 from ibqlab.training import GeneratorTrainConfig, TrainConfig

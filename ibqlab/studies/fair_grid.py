@@ -24,11 +24,12 @@ from ibqlab.config import ConfigError, content_hash, nearest, parse, to_dict
 from ibqlab.diagnostics.lab import LabRunConfig, LabSource, LabTokenizer, World
 from ibqlab.diagnostics.lab.parameters import read_methods
 from ibqlab.grids.cells import OUTSIDE, STOPPED, Cell, CellStore, codebook_labels
+from ibqlab.pretrained.start_settings import recipe_config
 from ibqlab.quantizers import CHOSEN_STARTS, INITIALISATIONS, QuantizerConfig, quantizer_config
 from ibqlab.quantizers.composite import open_sizes
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import load_presets
-from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.studies.study import SharedParameters, require_distinct
 from ibqlab.training import TrainConfig
 

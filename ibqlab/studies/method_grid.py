@@ -16,10 +16,11 @@ from ibqlab.base.checks import require, require_at_most, require_between, requir
 from ibqlab.config import ConfigError, content_hash, nearest, parse, split_assignment, to_dict
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
 from ibqlab.grids.cells import Cell, StudyError
+from ibqlab.pretrained.start_settings import recipe_config
 from ibqlab.quantizers import INITIALISATIONS, available_quantizers
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.recipes.presets import load_presets
-from ibqlab.recipes.recipe_files import EXPERIMENTS, recipe_config
+from ibqlab.recipes.recipe_files import EXPERIMENTS
 from ibqlab.runs.finding import run_name
 from ibqlab.studies.study import SharedParameters, Study, StudyDefinition, as_typed, require_distinct
 

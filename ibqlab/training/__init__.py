@@ -7,6 +7,7 @@ what one step learns (`step`), what a validation measures. Start with `tokenizer
 """
 
 from ibqlab.losses.errors import StoppedByAlarm, TrainingError, TrainingInterrupted
+from ibqlab.pretrained.start_settings import recipe_config
 from ibqlab.recipes.generator_config import (
     GeneratorOptimizerConfig,
     GeneratorRecordConfig,
@@ -14,7 +15,7 @@ from ibqlab.recipes.generator_config import (
     GeneratorTrainConfig,
 )
 from ibqlab.recipes.plugins import import_plugins
-from ibqlab.recipes.recipe_files import find_recipe, load_recipe, recipe_config
+from ibqlab.recipes.recipe_files import find_recipe, load_recipe
 from ibqlab.recipes.tokenizer_config import LossConfig, OptimizerConfig, RecordConfig, SpeedConfig, TrainConfig
 from ibqlab.training.generator.loop import train_generator
 from ibqlab.training.parameters import RunParameters, prepare_run

@@ -6,8 +6,8 @@ from pathlib import Path
 from ibqlab.base.checks import require_choice
 from ibqlab.config import content_hash
 from ibqlab.diagnostics.projection import PROJECTION_METHODS
+from ibqlab.pretrained.start_settings import recipe_config
 from ibqlab.recipes.presets import find_preset
-from ibqlab.recipes.recipe_files import recipe_config
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import output_folder

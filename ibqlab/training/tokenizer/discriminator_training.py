@@ -35,7 +35,7 @@ class Adversary:
     def __init__(self, config: TrainConfig, discriminator: PatchDiscriminator, fabric: Any):
         self.config, self.fabric, self.discriminator = config.loss, fabric, discriminator
         self.model, self.optimizer = fabric.setup(
-            _Both(discriminator), build_optimizer(discriminator, config.optimizer)
+            _Both(discriminator), build_optimizer(discriminator, config.scaled_optimizer)
         )
         discriminator.train()
         self.average = WeightAverage(discriminator, config.ema_decay) if config.ema_decay else None

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ibqlab.base.measures import measure
+from ibqlab.base.progress import in_notebook, notice
 from ibqlab.data import Batch, first_images, training_batches, validation_batches
 from ibqlab.diagnostics.recorder import EARLY_STEPS, FIRST_STEPS, Recorder
 from ibqlab.quantizers.soft_vq import SoftVectorQuantizerConfig
@@ -20,7 +21,9 @@ from ibqlab.training.alarms import OnAlarm
 from ibqlab.training.data_check import facts_of, open_images
 from ibqlab.training.session import RunInputs, Session
 from ibqlab.training.speed import uncompiled
-from ibqlab.training.tokenizer.models import build_models, load_averages
+from ibqlab.training.tokenizer.growth import move_to_tokens
+from ibqlab.training.tokenizer.models import build_models
+from ibqlab.training.tokenizer.starting import load_averages
 from ibqlab.training.tokenizer.step import TokenizerStep
 from ibqlab.training.tokenizer.validation import take_snapshot, validate
 from ibqlab.training.trainer import Trainer, Watch, train_run
@@ -88,7 +91,7 @@ class _TokenizerTrainer(Trainer):
 
     def __init__(self, config: TrainConfig, inputs: RunInputs, session: Session, watch: Watch | None):
         self.images = inputs.source
-        models, self.start_checkpoint = inputs.networks
+        models, self.beginning = inputs.networks
         self.data_facts = inputs.data_facts
         super().__init__(config, session, TokenizerStep(config, models, session.fabric), watch)
         self.tokenizer = tokenizer = self.networks.tokenizer
@@ -99,15 +102,33 @@ class _TokenizerTrainer(Trainer):
         # A window of whole steps holds the same tokens however many processes share it.
         step_tokens = config.batch_size * self.tokens_per_image
         window = -(-least_tokens // step_tokens) * step_tokens
-        self.recorder = Recorder(tokenizer.quantizer, window, config.record.probe_tokens, self.fabric.world_size)
+        growth = self.beginning.growth if self.beginning else None
+        self.recorder = Recorder(
+            tokenizer.quantizer,
+            window,
+            config.record.probe_tokens,
+            self.fabric.world_size,
+            old_codes=growth.old if growth else 0,
+        )
         self.recorder_seconds = 0.0
         self.snapshots = snapshot_schedule(config)
         self.gradient_norms: Tensor | None = None
         """Of each code in the step done last, where it will have a snapshot."""
 
     def start(self) -> None:
-        if self.start_checkpoint:
-            load_averages(self.networks, self.start_checkpoint)
+        if not self.beginning:
+            return
+        load_averages(self.networks, self.beginning)
+        growth, average = self.beginning.growth, self.networks.average
+        if growth and growth.rule == "tokens":
+            averages = average.state_dict() if average else {}
+            move_to_tokens(self.tokenizer, averages, self.images["train"], growth, self.config.seed)
+
+    def train(self, progress: bool) -> Run:
+        """As every run; one that starts from a file says first what is the file's and what starts fresh."""
+        if progress and self.beginning and self.fabric.is_global_zero and not in_notebook():
+            notice(self.beginning.describe())
+        return super().train(progress)
 
     def batches(self, done: int) -> Iterable[Batch]:
         return training_batches(
@@ -151,8 +172,9 @@ class _TokenizerTrainer(Trainer):
         with uncompiled(self.config.speed):
             result = validate(self.tokenizer, self._validation_batches, self.fabric.device, reconstruct=whole)
             self.broken.add(result.broken)
+            row = result.row(self.recorder.old_codes)
             if not whole or not self.snapshots.includes(step):
-                return result.row()
+                return row
             last_hit = self.recorder.last_hits()
             if self.fabric.is_global_zero:
                 arrays = take_snapshot(
@@ -166,7 +188,7 @@ class _TokenizerTrainer(Trainer):
                 if self.gradient_norms is not None:
                     arrays["gradient_norm"] = self.gradient_norms.cpu().numpy()
                 self.run.save_snapshot(step, **arrays)
-        return result.row()
+        return row
 
     @cached_property
     def _validation_batches(self) -> Iterable[Batch]:
@@ -193,12 +215,8 @@ class _TokenizerTrainer(Trainer):
             "parameters": sum(p.numel() for p in self.tokenizer.parameters()),
             "losses": self.config.loss.describe(),
         }
-        if self.start_checkpoint:
-            facts["start"] = {
-                "path": self.config.start_from,
-                "discriminator": "its own" if self.start_checkpoint.discriminator else "fresh",
-                "averages": "its averages" if self.start_checkpoint.tokenizer_ema else "averages from its weights",
-            }
+        if self.beginning:
+            facts["start"] = self.beginning.facts
         return facts
 
     def extra_state(self) -> dict[str, Any]:
@@ -222,6 +240,7 @@ class _TokenizerTrainer(Trainer):
                 "last_hit": recorder["last_hit"][rank],
                 "cursor": recorder["cursor"],
                 "alive": recorder.get("alive"),
+                "old_codes": recorder.get("old_codes", 0),
             }
         )
         self.recorder_seconds = state["recorder_seconds"]

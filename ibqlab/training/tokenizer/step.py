@@ -48,13 +48,15 @@ class TokenizerStep:
     def __init__(self, config: TrainConfig, models: Models, fabric: Any):
         self.config, self.fabric = config, fabric
         prepare_tokenizer(config.speed, *models)
-        optimizer = build_optimizer(models.tokenizer, config.optimizer)
+        self.rates = config.scaled_optimizer
+        """The optimiser's settings, its learning rate at this run's batch size."""
+        optimizer = build_optimizer(models.tokenizer, self.rates)
         self.model, self.optimizer = fabric.setup(models.tokenizer, optimizer)
         self.tokenizer: Tokenizer = self.model.module
         self.average = _weight_average(self.tokenizer, config) if config.ema_decay else None
         self.adversary = Adversary(config, models.discriminator, fabric) if models.discriminator else None
         self.perceptual = fabric.to_device(models.perceptual) if models.perceptual else None
-        self.learning_rate = config.optimizer.learning_rate
+        self.learning_rate = self.rates.learning_rate
         """Of the last step."""
 
     def learn(
@@ -83,7 +85,7 @@ class TokenizerStep:
     ) -> tuple[Losses, Float[Tensor, "b D h w"]]:
         config = self.config
         parts = images.chunk(config.accumulate)
-        rate = self.learning_rate = learning_rate_at(step, config.optimizer)
+        rate = self.learning_rate = learning_rate_at(step, self.rates)
         adversary = self.adversary if step > config.loss.discriminator_start else None
         judge = adversary.judge if adversary else None
         losses: Losses = {}

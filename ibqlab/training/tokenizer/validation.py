@@ -13,7 +13,7 @@ from ibqlab.base.checks import require
 from ibqlab.base.processes import sum_over_processes
 from ibqlab.data import Batch, to_model_range, to_uint8
 from ibqlab.data.broken import name_a_few
-from ibqlab.diagnostics.usage import count_indices, perplexity
+from ibqlab.diagnostics.usage import count_indices, perplexity, usage_by_age
 from ibqlab.quantizers.codebooks import as_compared
 from ibqlab.quantizers.composite import codebook_arrays
 from ibqlab.tokenizer import Tokenizer
@@ -34,8 +34,12 @@ class Validation:
     broken: list[str]
     """Unreadable files that this process met."""
 
-    def row(self) -> dict[str, Any]:
-        """The numbers as a row of metrics; those of the codes are None where no token could be counted."""
+    def row(self, old_codes: int = 0) -> dict[str, Any]:
+        """The numbers as a row of metrics; those of the codes are None where no token could be counted.
+
+        Args:
+            old_codes: of a codebook that was grown, the codes before, whose usage then stands apart; 0: of no other.
+        """
         quality = {} if self.l1 is None else {"validation_l1": self.l1, "validation_psnr": self.psnr}
         tokens = int(self.counts.sum())
         return quality | {
@@ -43,6 +47,7 @@ class Validation:
             "validation_perplexity": perplexity(self.counts) if tokens else None,
             "validation_tokens": tokens or None,
             "validation_images": self.images,
+            **{f"validation_{key}": value for key, value in usage_by_age(self.counts, old_codes).items()},
         }
 
 
