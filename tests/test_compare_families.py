@@ -15,8 +15,7 @@ from test_notebooks import run_papermill
 
 from ibqlab.config import ConfigError
 from ibqlab.data import PhotosSource
-from ibqlab.diagnostics.usage import USAGE_DEFINITIONS, measure_usage
-from ibqlab.diagnostics.usage_stream import UsageCounter
+from ibqlab.diagnostics import USAGE_DEFINITIONS, UsageCounter, measure_usage
 from ibqlab.diagnostics.variance import variance_lost
 from ibqlab.grids import evaluation_session
 from ibqlab.grids.comparison import judge_comparison, open_comparison, reasons_against_own

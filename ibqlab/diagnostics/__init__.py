@@ -5,6 +5,7 @@ as the token count of a usage. A run that trains calls them through the recorder
     print(measure_usage(indices, codebook_size=1024))     # 73.1 % of 1,024 codes in 10,240 tokens
 
 usage.py         usage under every published definition, perplexity
+usage_stream.py  the same definitions of tokens that come batch by batch
 geometry.py      distances between codes and features, norms, margins, softmax perplexity, gradient reach
 recorder.py      all of these for a run while it trains
 alarm.py         signs of collapse in a run's rows, told once each
@@ -43,6 +44,7 @@ from ibqlab.diagnostics.usage import (
     measure_usage_of_counts,
     perplexity,
 )
+from ibqlab.diagnostics.usage_stream import UsageCounter
 
 __all__ = [
     "PROJECTION_METHODS",
@@ -55,6 +57,7 @@ __all__ = [
     "NormStatistics",
     "Projection",
     "Usage",
+    "UsageCounter",
     "WinnerMargins",
     "code_feature_distances",
     "code_lives",
