@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ibqlab.pretrained import CheckpointError, stand_ins
-from ibqlab.pretrained.tensor_files import open_tensor_file
+from ibqlab.pretrained.tensor_files import load_pickle, open_tensor_file
 
 NUMBERS = torch.arange(4, dtype=torch.float32)
 
@@ -351,3 +351,43 @@ def test_a_model_saved_whole_says_so(tmp_path):
         CheckpointError, match=r"'state_dict' must be weights and is an object of torch\.nn\.modules\.linear\.Linear"
     ):
         open_tensor_file(tmp_path / "under.pt")
+
+
+# --- what torch's weights-only reader takes and must not be given ---
+
+DEEP = b")" + b"\x85" * 200_000
+"""A tuple so deep that hashing it ends the process."""
+TORCH_TAKES = {
+    "a counter of nested tuples": name("collections", "Counter") + b"]" + DEEP + b"a\x85R",
+    "a set of nested tuples": name("builtins", "set") + b"]" + DEEP + b"a\x85R",
+    "zeros of any length": call(name("builtins", "bytearray"), integer(2**50)),
+    "text twice as long with every call": name("_codecs", "encode") + text("aaaa") + text("hex") + b"\x86R",
+    "a dict with methods of the file's": call(name("collections", "OrderedDict")) + b"}" + text("get") + b"Nsb",
+}
+
+
+@pytest.mark.parametrize("program", TORCH_TAKES.values(), ids=TORCH_TAKES)
+def test_what_torch_would_make_is_not_made(tmp_path, monkeypatch, program):
+    monkeypatch.setattr(torch, "load", None)  # a call would fail
+    file = archive(tmp_path / "made.ckpt", content(extra=program))
+    assert torch.equal(open_tensor_file(file).tensors["layer.weight"], NUMBERS)
+    if b"OrderedDict" not in program and b"encode" not in program:
+        with pytest.raises(CheckpointError, match="beside tensors it holds"):
+            load_pickle(file)
+
+
+def test_an_archive_in_which_torch_finds_another_program_is_refused(tmp_path):
+    file = archive(tmp_path / "two.ckpt", content())
+    with zipfile.ZipFile(file, "a") as target:
+        target.writestr("ARCHIVE/DATA.PKL", content(extra=text("other")))  # torch's reader ignores case
+    with pytest.raises(CheckpointError, match="two tables of contents"):
+        open_tensor_file(file)
+
+
+def test_a_parameter_with_an_attribute_opens(tmp_path):
+    weight = torch.nn.Parameter(NUMBERS.clone())
+    weight.tag = "mine"
+    torch.save({"state_dict": {"layer.weight": weight}}, tmp_path / "tagged.ckpt")
+    tensors = open_tensor_file(tmp_path / "tagged.ckpt").tensors
+    assert torch.equal(tensors["layer.weight"], NUMBERS)
+    assert not tensors["layer.weight"].requires_grad

@@ -83,17 +83,21 @@ def read_inert(path: Path, stream: BinaryIO, *, is_archive: bool) -> InertConten
 
 
 def archive_pickle(path: Path) -> BinaryIO:
-    """The pickle of an archive that torch.save wrote.
+    """The pickle of an archive that torch.save wrote, the same that torch's reader finds in it.
 
     Raises:
-        MalformedPickle: there is none, or it is damaged.
+        MalformedPickle: there is none, it is damaged, or a zip file made so that two readers find two.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             root = _root(archive)
             if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
                 raise MalformedPickle("its numbers have the other byte order (big-endian)")
-            return io.BytesIO(archive.read(root + "data.pkl"))
+            program = archive.read(root + "data.pkl")
+        with open(path, "rb") as file:
+            if torch._C.PyTorchFileReader(file).get_record("data.pkl") != program:
+                raise MalformedPickle("it has two tables of contents, and readers see different ones")
+        return io.BytesIO(program)
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError, RuntimeError, EOFError) as error:
         raise MalformedPickle(f"{type(error).__name__}: {error}"[:160]) from None
 

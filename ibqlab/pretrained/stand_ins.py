@@ -228,10 +228,12 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS and all(map(_is_count, values))
 
 
-def _build_tensor(_: InertReader, arguments: tuple) -> StoredTensor | None:
+def _build_tensor(_: InertReader, arguments: tuple) -> StoredTensor | StandIn | None:
     if len(arguments) < 4:
         return None
     storage, offset, size, stride = arguments[:4]
+    if isinstance(storage, StandIn):  # of an unknown kind, which was told where it stands
+        return StandIn("a tensor of an unknown kind")
     are_shapes = _are_counts(size) and _are_counts(stride) and len(size) == len(stride)
     if not (isinstance(storage, Storage) and _is_count(offset) and are_shapes):
         return None
@@ -240,6 +242,19 @@ def _build_tensor(_: InertReader, arguments: tuple) -> StoredTensor | None:
 
 def _build_parameter(_: InertReader, arguments: tuple) -> StoredTensor | None:
     return arguments[0] if arguments and isinstance(arguments[0], StoredTensor) else None
+
+
+def _build_with_attributes(reader: InertReader, arguments: tuple) -> StoredTensor | StandIn | None:
+    """A tensor or parameter that somebody set an attribute on; the attribute is left out."""
+    function, arguments = (arguments[0], arguments[2]) if len(arguments) == 4 else (None, None)
+    builder = BUILDERS.get(function.imported) if isinstance(function, StandIn) else None
+    known = builder in (_build_tensor, _build_parameter) and isinstance(arguments, tuple)
+    return builder(reader, arguments) if known else None
+
+
+def _build_bytes(_: InertReader, arguments: tuple) -> StandIn:
+    """Bytes as protocol 2 writes them. They are not made: no weights are bytes, and a codec may make any length."""
+    return StandIn("bytes")
 
 
 def _build_size(_: InertReader, arguments: tuple) -> tuple | None:
@@ -263,7 +278,10 @@ BUILDERS: dict[Any, Callable[[InertReader, tuple], Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _build_tensor,
     ("torch._utils", "_rebuild_parameter"): _build_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _build_parameter,
+    ("torch.nn.parameter", "Parameter"): _build_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _build_with_attributes,
     ("torch", "Size"): _build_size,
+    ("_codecs", "encode"): _build_bytes,
     ("collections", "OrderedDict"): _build_dict,
     ("collections", "defaultdict"): _build_dict,
 }

@@ -1,17 +1,16 @@
 """Tensors in a file, read without running anything that the file says.
 
 What is unusual: files are mapped, not read. A tensor costs memory when it is used, so a checkpoint's optimiser and the
-weights that nobody asks for cost none. Pickles are read by torch's weights-only reader, which knows tensors, numbers
-and text and refuses every other class. Where it refuses a file for its classes, `stand_ins` reads it, in which those
-objects are never made. There is no third way.
+weights that nobody asks for cost none. Pickles are read by `stand_ins`, which makes plain values and descriptions of
+tensors, and no object of any other class. Where a file's only other classes are rare kinds of tensors, torch's
+weights-only reader reads it. There is no third way.
 """
 
 import contextlib
-import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from ibqlab.base.escaping import for_terminal
 from ibqlab.base.files import UnreadableFile, open_ordinary, read_json, why_not
 from ibqlab.pretrained.containers import CheckpointError, MakeTensors, check_tensors, find_weights, unwrap_names
-from ibqlab.pretrained.mapped_storages import DamagedStorage, archive_pickle, read_inert
+from ibqlab.pretrained.mapped_storages import DamagedStorage, InertContent, archive_pickle, read_inert
 from ibqlab.pretrained.stand_ins import MalformedPickle, StandIn
 from ibqlab.runs.finding import WEIGHT_FILES, hint, locate
 
@@ -31,6 +30,16 @@ ZIP_MAGIC = b"PK"
 PICKLE_MAGIC = b"\x80"
 NUMBER_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that weights may have."""
+TORCHS_OWN = {
+    "storage of an unknown kind",
+    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor_v3", "qtensor", "sparse_tensor", "meta_tensor_no_storage")),
+    *(f"torch.{kind}Storage" for kind in ("ComplexDouble", "ComplexFloat", "QInt8", "QInt32", "QUInt8")),
+    *("torch.storage.UntypedStorage", "torch.serialization._get_layout", "torch.device"),
+    *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype | torch.qscheme)),
+}
+"""Names of tensors that our reader does not make, for which torch's is asked. Making them costs no memory. Of the other
+names that torch's reader takes, bytearray writes memory of any length that a file claims, and set and Counter hash what
+they are given, which ends the process where that is nested deeply."""
 ARCHIVE_PICKLE_BYTES = 256 * 2**20
 """Largest table of contents of an archive; that of a generator of 10⁹ weights has 200 kB."""
 
@@ -158,10 +167,10 @@ def load_pickle(path: Path) -> Any:
         CheckpointError: no such file format, cut short, or holding classes beyond tensors, numbers and text.
     """
     kind = file_kind(path)
-    content, problem = _load_by_torch(path, kind)
-    if problem:
-        raise problem
-    return content
+    inert = _read_inert(path, kind)
+    if inert.has_nested_keys or not TORCHS_OWN.issuperset(inert.names):
+        raise _refused(path, inert.names or ("keys that contain other objects",))
+    return _load_by_torch(path, kind)
 
 
 def load_content(path: Path, kind: bytes) -> tuple[Any, MakeTensors, tuple[str, ...]]:
@@ -174,41 +183,40 @@ def load_content(path: Path, kind: bytes) -> tuple[Any, MakeTensors, tuple[str, 
     Raises:
         CheckpointError: no such file format, cut short, or more work than any checkpoint asks for.
     """
+    inert = _read_inert(path, kind)
+    # torch's reader hashes keys, which ends the process if they are nested deeply; it makes storages of old files as
+    # long as tensors claim; and it takes a file for what its name says.
+    is_safe = not (inert.has_nested_keys or kind == PICKLE_MAGIC or path.name.endswith(".safetensors"))
+    if is_safe and inert.names and TORCHS_OWN.issuperset(inert.names):
+        with contextlib.suppress(CheckpointError):
+            return _load_by_torch(path, kind), dict, ()
+    return inert.content, inert.make_tensors, inert.names
+
+
+def _read_inert(path: Path, kind: bytes) -> InertContent:
+    """A file's content, nothing of which was made but plain values; errors are those of `load_content`."""
     try:
         with archive_pickle(path) if kind == ZIP_MAGIC else open_ordinary(path) as stream:
-            inert = read_inert(path, stream, is_archive=kind == ZIP_MAGIC)
+            return read_inert(path, stream, is_archive=kind == ZIP_MAGIC)
     except MalformedPickle as error:
         raise CheckpointError(
             f"{path} was refused and nothing in it was run: it is damaged, or another file than torch.save writes "
             f"({for_terminal(error)}). Copy or download it again, or save tensors alone: "
             "torch.save(model.state_dict(), 'tensors.ckpt')"
         ) from None
-    # torch's reader hashes what it finds as a key, which ends the process if nested deeply enough; it reads files of
-    # torch before 1.6 into memory; and it takes a file for what its name says.
-    is_misnamed = path.name.endswith(".safetensors")
-    is_old = kind == PICKLE_MAGIC and not inert.names
-    if not (inert.has_nested_keys or is_misnamed or is_old):
-        content, problem = _load_by_torch(path, kind)
-        if not problem:
-            return content, dict, ()
-        if not inert.names:
-            raise problem
-    return inert.content, inert.make_tensors, inert.names
 
 
-def _load_by_torch(path: Path, kind: bytes) -> tuple[Any, CheckpointError | None]:
-    """What torch's weights-only reader makes of a file, or the error that says why it does not."""
+def _load_by_torch(path: Path, kind: bytes) -> Any:
+    """What torch's weights-only reader makes of a file whose names are harmless. CheckpointError where it does not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on its own old formats
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == ZIP_MAGIC), None
-    except pickle.UnpicklingError as error:
-        return None, _refused(path, error)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == ZIP_MAGIC)
     except Exception as error:  # of a damaged pickle torch tells with whatever it meets, AssertionError among them
-        return None, CheckpointError(
+        raise CheckpointError(
             f"{path}: cannot be read as a checkpoint, it is damaged or of another kind ({_first_line(error)}). "
             "Copy or download it again"
-        )
+        ) from None
 
 
 def file_kind(path: Path) -> Any:
@@ -266,28 +274,18 @@ def _open_safetensors(path: Path) -> TensorFile:
     return TensorFile(path=path, format=SAFETENSORS, tensors=tensors, metadata=metadata, wrappers=wrappers)
 
 
-def _refused(path: Path, error: Exception) -> CheckpointError:
-    classes: list[str] = []
-    # Those that the weights-only reader does not know, by name; the file is scanned, not executed. The scanner reads
-    # archives only, and raises whatever it meets in others.
-    with contextlib.suppress(Exception):
-        classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:6]
-    classes = classes or re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
-    if not classes:
-        return CheckpointError(
-            f"{path} was refused and nothing in it was run: it is damaged, or a pickle of another kind than torch.save "
-            "writes, which cannot be read without running code. Copy or download it again, or save tensors alone: "
-            "torch.save(model.state_dict(), 'tensors.ckpt')"
-        )
+def _refused(path: Path, names: Sequence[str]) -> CheckpointError:
+    classes = ", ".join(for_terminal(name, 80) for name in names[:6])
     return CheckpointError(
-        f"{path} was refused and nothing in it was run: beside tensors it holds {', '.join(classes)}, and reading such "
+        f"{path} was refused and nothing in it was run: beside tensors it holds {classes}, and reading such "
         "objects runs code that the file names. Where you trust the file, save its tensors alone and read those: "
         f"torch.save({{'state_dict': torch.load({path.name!r}, weights_only=False)['state_dict']}}, 'tensors.ckpt')"
     )
 
 
 def _article(content: Any) -> str:
-    return f"{'an' if type(content).__name__[0] in 'aeiouAEIOU' else 'a'} {type(content).__name__}"
+    name = type(content).__name__.removeprefix("Stored")
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _first_line(error: Exception) -> str:
