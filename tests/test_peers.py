@@ -12,11 +12,21 @@ import pytest
 import torch
 from golden import golden, golden_file
 from peers import check_forward, check_quantizer, check_training, full_size, opened, same, stored_file
+from safetensors.torch import load_file, save_file
 
-from ibqlab.pretrained import CheckpointError, Family, available_families, load_tokenizer, register_family
+from ibqlab.losses.gan_losses import adaptive_weight, hinge_loss
+from ibqlab.pretrained import (
+    CheckpointError,
+    Family,
+    available_families,
+    load_tokenizer,
+    read_checkpoint,
+    register_family,
+)
 from ibqlab.quantizers.methods import gumbel
 from ibqlab.recipes.plugins import import_plugins
 from ibqlab.tokenizer import Tokenizer, available_designs
+from ibqlab.tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 
 LOSS = {"quant_loss": "loss"}
 CODEBOOK = {"grad_codebook": "codes.weight"}
@@ -28,6 +38,41 @@ def test_taming_vqgan(tmp_path):
     check_forward("taming_vqgan", tokenizer)
     check_quantizer("taming_vqgan", tokenizer, CODEBOOK, LOSS)
     check_training("taming_vqgan", tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tamings_loss_before_and_after_its_discriminator_starts(dtype):
+    """LPIPS is zero here, the discriminator that of the file and in evaluation, as where the values were made."""
+    facts, values = golden("peers/taming_vqgan")
+    checkpoint = read_checkpoint(golden_file("peers/taming_vqgan_official.ckpt"))
+    told = facts["lossconfig"]["params"]
+    settings = DiscriminatorConfig(base_channels=told["disc_ndf"], num_layers=told["disc_num_layers"])
+    judge = PatchDiscriminator(settings).to(dtype).eval()
+    judge.load_state_dict(checkpoint.discriminator)
+    tokenizer = load_tokenizer(checkpoint.path).to(dtype)
+    images = values["x"].to(dtype)
+    out = tokenizer(images)
+    distance = (images - out.reconstruction).abs().mean()
+    real, fake = judge(images), judge(out.reconstruction)
+    against = -fake.mean()  # taming's; recipes here train with the non-saturating loss of IBQ
+    weight = adaptive_weight(distance, against, tokenizer.decoder.last_layer) * told["disc_weight"]
+    word, tolerance = ("f64", 1e-6) if dtype == torch.float64 else ("f32", 1e-5)
+    for step in (0, 10):
+        expected = facts["official_loss_module"][f"{word}/global_step_{step}"]
+        started = float(step >= told["disc_start"])
+        found = {
+            "disc_factor": torch.tensor(started),
+            "quant_loss": out.quantizer.loss,
+            "nll_loss": distance,
+            "d_weight": weight,
+            "g_loss": against,
+            "total_loss": distance + out.quantizer.loss + started * weight * against,
+            "disc_loss": started * hinge_loss(real, fake),
+            "logits_real": real.mean(),
+            "logits_fake": fake.mean(),
+        }
+        for name, value in found.items():
+            assert value.item() == pytest.approx(expected[name], rel=tolerance, abs=tolerance), name
 
 
 @pytest.mark.parametrize("name", ["ldm_vq", "ldm_vq_noattn"])
@@ -215,6 +260,14 @@ class TestWhoseFileItIs:
         torch.save(state | other, tmp_path / "both.pt")
         with pytest.raises(CheckpointError, match=r"names of .*LlamaGen.* and of .* stand in one file"):
             load_tokenizer(tmp_path / "both.pt")
+
+    def test_one_tensor_under_two_names(self, tmp_path):
+        folder = stored_file("diffusers_vq", tmp_path)
+        state = load_file(folder / "diffusion_pytorch_model.safetensors")
+        key = next(key for key in state if ".to_q.weight" in key)
+        save_file(state | {key.replace("to_q", "query"): state[key] + 1}, tmp_path / "both.safetensors")
+        with pytest.raises(CheckpointError, match=r"names of one tensor: .*(to_q|query).* and .*(to_q|query)"):
+            load_tokenizer(tmp_path / "both.safetensors")
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, dtype, tmp_path):

@@ -78,7 +78,14 @@ def tokenizer_roles(
     """
     parameters = {name for name, _ in tokenizer.named_parameters()}
     known = {key: role for key, role in roles.items() if not _is_average(key)}
-    key_of = {role.name: key for key, role in known.items() if role.part == "tokenizer"}
+    key_of: dict[str, str] = {}
+    for key, (part, name) in known.items():
+        other = key_of.setdefault(name, key) if part == "tokenizer" else key
+        if other != key:
+            raise CheckpointError(
+                f"two stored names are, in {title}, names of one tensor: {for_terminal(other)} and {for_terminal(key)}. "
+                "Save one of them alone"
+            )
     averaged = any(_is_average(key) for key in tensors)
     model: dict[str, Tensor] = {}
     for name, value in tokenizer.state_dict().items():
