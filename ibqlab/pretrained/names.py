@@ -83,7 +83,7 @@ def tokenizer_roles(
         other = key_of.setdefault(name, key) if part == "tokenizer" else key
         if other != key:
             raise CheckpointError(
-                f"two stored names are, in {title}, names of one tensor: {for_terminal(other)} and {for_terminal(key)}. "
+                f"two keys are, in {title}, names of one tensor: {for_terminal(other)} and {for_terminal(key)}. "
                 "Save one of them alone"
             )
     averaged = any(_is_average(key) for key in tensors)
