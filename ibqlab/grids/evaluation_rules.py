@@ -31,6 +31,9 @@ from ibqlab.runs.finding import locate
 from ibqlab.tokenizer import TokenizerConfig
 from ibqlab.training import RunParameters, TrainConfig, prepare_run
 
+PHOTO_SIDE = 224
+"""Pixels along a side of the built-in photographs for larger tokenizers: their crops have at most 225."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerUnderTest:
@@ -142,8 +145,10 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
         ImportError: a package of `ibqlab[metrics]` is missing.
     """
     preset = find_preset(parameters.preset, "evaluation")
-    sizes = [tokenizer.config.autoencoder.resolution for tokenizer in tokenizers]
-    protocol = fit_protocol(PROTOCOLS[parameters.protocol], preset, parameters.image_size or max(sizes))
+    side = max(tokenizer.config.autoencoder.resolution for tokenizer in tokenizers)
+    if not parameters.images and not any(tokenizer.data for tokenizer in tokenizers):
+        side = min(side, PHOTO_SIDE)
+    protocol = fit_protocol(PROTOCOLS[parameters.protocol], preset, parameters.image_size or side)
     if parameters.image_size:
         protocol = at_size(protocol, parameters.image_size)
     source, limit, images = open_for(protocol, parameters, tokenizers)
