@@ -1,10 +1,14 @@
 """Tokenizers' files that are nearly right: every one is an error of one sentence that names what is wrong."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from golden import golden
 from peers import stored_file
 
-from ibqlab.pretrained import CheckpointError, load_tokenizer
+from ibqlab.pretrained import CheckpointError, load_generator, load_tokenizer
 from ibqlab.pretrained.containers import find_weights
 from ibqlab.pretrained.families.llamagen import LlamaGen
 from ibqlab.pretrained.names import DECAY
@@ -54,6 +58,31 @@ def test_one_error_says_what_is_wrong(tmp_path, name, damage, says):
     with pytest.raises(CheckpointError, match=says) as caught:
         load_tokenizer(tmp_path / "damaged.pt")
     assert "damaged.pt: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word", ["num_vq_embeddings", "vq_embed_dim", "latent_channels", "layers_per_block", "norm_num_groups"]
+)
+def test_a_folder_whose_settings_are_of_other_weights(tmp_path, word):
+    folder = tmp_path / "folder"
+    shutil.copytree(stored_file("diffusers_vq", tmp_path), folder, copy_function=shutil.copyfile)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {word: 7}))
+    with pytest.raises(CheckpointError, match=f"VQModel.*its config.json says {word} 7"):
+        load_tokenizer(folder)
+
+
+def test_a_generator_without_hidden_units_is_refused_and_its_averages_are_told(tmp_path):
+    _, tensors = golden("peers/llamagen_gpt")
+    start = "state_dict/"
+    state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+    torch.save({"model": state, "ema": state}, tmp_path / "generator.pt")
+    report = load_generator(tmp_path / "generator.pt", num_heads=2, grid_size=4).load_report
+    assert report.entries == ("averaged weights",)
+    hidden = "layers.0.feed_forward.w1.weight"
+    torch.save(state | {hidden: state[hidden][:0]}, tmp_path / "damaged.pt")
+    with pytest.raises(CheckpointError, match="hidden width must be 8/3"):
+        load_generator(tmp_path / "damaged.pt", num_heads=2, grid_size=4)
 
 
 def test_names_are_looked_through_once_a_file():

@@ -396,5 +396,5 @@ def test_a_parameter_with_an_attribute_opens(tmp_path):
 @pytest.mark.parametrize("size", [(2**62,), (2**31, 2**31), (2**33,)])
 def test_repeated_numbers_beyond_any_memory_are_refused(tmp_path, size):
     claims = tensor(size=size, stride=(0,) * len(size))
-    with pytest.raises(CheckpointError, match="claims .* bytes"):
+    with pytest.raises(CheckpointError, match=r"claims .* bytes"):
         open_tensor_file(archive(tmp_path / "claims.ckpt", content(weight=claims)))

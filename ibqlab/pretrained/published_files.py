@@ -58,7 +58,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         tensors=tensors,
         roles=roles,
         reopen=lambda: _all_tensors(open_tensor_file(file.path), prefix),
-        entries=file.entries,
+        entries=file.entries if network == "tokenizer" or not file.averages else (*file.entries, "averaged weights"),
         wrappers=file.wrappers,
         stand_ins=file.stand_ins,
         weights=weights,
