@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from golden import golden
 from peers import stored_file
 
 from ibqlab.pretrained import CheckpointError, load_generator, load_tokenizer
@@ -73,9 +72,7 @@ def test_a_folder_whose_settings_are_of_other_weights(tmp_path, word):
 
 
 def test_a_generator_without_hidden_units_is_refused_and_its_averages_are_told(tmp_path):
-    _, tensors = golden("peers/llamagen_gpt")
-    start = "state_dict/"
-    state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+    state = state_dict("llamagen_gpt", tmp_path)
     torch.save({"model": state, "ema": state}, tmp_path / "generator.pt")
     report = load_generator(tmp_path / "generator.pt", num_heads=2, grid_size=4).load_report
     assert report.entries == ("averaged weights",)
