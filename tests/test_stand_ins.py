@@ -391,3 +391,10 @@ def test_a_parameter_with_an_attribute_opens(tmp_path):
     tensors = open_tensor_file(tmp_path / "tagged.ckpt").tensors
     assert torch.equal(tensors["layer.weight"], NUMBERS)
     assert not tensors["layer.weight"].requires_grad
+
+
+@pytest.mark.parametrize("size", [(2**62,), (2**31, 2**31), (2**33,)])
+def test_repeated_numbers_beyond_any_memory_are_refused(tmp_path, size):
+    claims = tensor(size=size, stride=(0,) * len(size))
+    with pytest.raises(CheckpointError, match=r"claims .* bytes"):
+        open_tensor_file(archive(tmp_path / "claims.ckpt", content(weight=claims)))

@@ -121,18 +121,18 @@ class Checkpoint:
 
     def load_report(self, weights: str, used: Mapping[str, str]) -> LoadReport:
         """The account of all keys, given those that were used and what each filled."""
-        left: dict[str, tuple[str, ...]] = {}
+        left: dict[str, list[str]] = {}
         for key, role in self.roles.items():
             if key not in used:
                 group = NAMES.get(role.part, role.part)
-                left[group] = (*left.get(group, ()), key)
+                left.setdefault(group, []).append(key)
         return LoadReport(
             path=str(self.path),
             format=self.format,
             weights=AS_GIVEN if self.weights == AS_GIVEN else weights,
             keys=len(self.tensors),
             used=dict(used),
-            left=left,
+            left={group: tuple(keys) for group, keys in left.items()},
             entries=self.entries,
             wrappers=self.wrappers,
             stand_ins=self.stand_ins,

@@ -197,6 +197,7 @@ def _unusable(value: Tensor) -> str:
     if value.is_quantized:
         return f"is quantized ({value.dtype})"
     stored_bytes = value.untyped_storage().nbytes()
-    if value.nbytes > max(stored_bytes, EXPANDED_BYTES):
-        return f"claims {value.nbytes:,} bytes {tuple(value.shape)} and stores {stored_bytes:,}"
+    claimed_bytes = value.numel() * value.element_size()  # nbytes is 0 again where 2⁶⁴ are claimed
+    if claimed_bytes > max(stored_bytes, EXPANDED_BYTES):
+        return f"claims {claimed_bytes:,} bytes {tuple(value.shape)} and stores {stored_bytes:,}"
     return ""

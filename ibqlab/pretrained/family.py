@@ -121,7 +121,8 @@ class Family:
 
     def missing_marks(self, keys: Mapping[str, Any]) -> list[str]:
         """The marks that no name begins with."""
-        return [mark for mark in self.marks if not any(re.match(mark, key) for key in keys)]
+        plain = [key for key in keys if "\n" not in key]  # ahead of which $ would match
+        return [mark for mark in self.marks if not any(re.match(mark, key) for key in plain)]
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -190,13 +191,16 @@ def reversed_levels(pattern: str, ours: str) -> Callable[[str, Mapping[str, Any]
         ours: what stands in its place, with {} for our number.
     """
     compiled = re.compile(pattern)
+    newest: tuple[Any, int] = ({}, 0)  # a file's names and its last level: looked for once a file, not once a name
 
     def rename(key: str, keys: Mapping[str, Any]) -> str:
+        nonlocal newest
         match = compiled.match(key)
         if match is None:
             return key
-        last = max(int(found[1]) for other in keys if (found := compiled.match(other)))
-        return ours.format(last - int(match[1])) + key[match.end() :]
+        if newest[0] is not keys:
+            newest = (keys, max(int(found[1]) for other in keys if (found := compiled.match(other))))
+        return ours.format(newest[1] - int(match[1])) + key[match.end() :]
 
     return rename
 

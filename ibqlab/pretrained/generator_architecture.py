@@ -164,7 +164,7 @@ def _heads(width: int, num_heads: int | None) -> int:
 
 def _multiple(width: int, hidden: int) -> int:
     least = 8 * width // 3
-    fits = (multiple for multiple in (*MULTIPLES, hidden) if -(-least // multiple) * multiple == hidden)
+    fits = (multiple for multiple in (*MULTIPLES, max(hidden, 1)) if -(-least // multiple) * multiple == hidden)
     multiple = next(fits, None)
     if multiple is None:
         raise CheckpointError(

@@ -78,14 +78,8 @@ def tokenizer_roles(
     """
     parameters = {name for name, _ in tokenizer.named_parameters()}
     known = {key: role for key, role in roles.items() if not _is_average(key)}
-    key_of: dict[str, str] = {}
-    for key, (part, name) in known.items():
-        other = key_of.setdefault(name, key) if part == "tokenizer" else key
-        if other != key:
-            raise CheckpointError(
-                f"two keys are, in {title}, names of one tensor: {for_terminal(other)} and {for_terminal(key)}. "
-                "Save one of them alone"
-            )
+    _refuse_doubles(known)
+    key_of = {role.name: key for key, role in known.items() if role.part == "tokenizer"}
     averaged = any(_is_average(key) for key in tensors)
     model: dict[str, Tensor] = {}
     for name, value in tokenizer.state_dict().items():
@@ -128,7 +122,20 @@ def generator_roles(tensors: Mapping[str, Tensor]) -> dict[str, TensorRole]:
     first_stage = {key: TensorRole("first stage (tokenizer)", key) for key in tensors if key.startswith(FIRST_STAGE)}
     caches = {key: TensorRole("caches of keys and values", key) for key in tensors if CACHE in key}
     generator = {key: TensorRole("generator", ours(key.removeprefix(prefix))) for key in tensors}
+    _refuse_doubles(generator | caches | first_stage)
     return generator | caches | first_stage
+
+
+def _refuse_doubles(roles: Mapping[str, TensorRole]) -> None:
+    """Raise CheckpointError where two tensors of a file would be one of ours, of which one would be lost."""
+    first: dict[TensorRole, str] = {}
+    for key, role in roles.items():
+        other = first.setdefault(role, key)
+        if other != key and role.part in ("tokenizer", "generator", "discriminator"):
+            raise CheckpointError(
+                f"the tensors {for_terminal(other)!r} and {for_terminal(key)!r} are two names of one; the file mixes "
+                "the names of two systems. Save one model alone"
+            )
 
 
 def is_llamagen(names: Collection[str]) -> bool:

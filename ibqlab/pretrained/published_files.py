@@ -8,15 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from ibqlab.base.checks import require
+from ibqlab.base.escaping import for_terminal
 from ibqlab.pretrained import names
 from ibqlab.pretrained.checkpoint import Checkpoint
 from ibqlab.pretrained.containers import AVERAGES
-from ibqlab.pretrained.family import Facts, Family
+from ibqlab.pretrained.family import Facts, Family, refuse_shapes
 from ibqlab.pretrained.generator_architecture import check_is_generator, infer_generator_config, refuse_tokenizer
 from ibqlab.pretrained.load_report import AS_GIVEN
 from ibqlab.pretrained.recognition import recognise, refuse_unread
 from ibqlab.pretrained.tensor_files import CheckpointError, TensorFile, open_tensor_file, settings_beside
-from ibqlab.pretrained.tokenizer_architecture import empty_tokenizer
+from ibqlab.pretrained.tokenizer_architecture import Shapes, empty_tokenizer
 from ibqlab.tokenizer import TokenizerConfig
 
 
@@ -49,7 +50,7 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
             shapes = {key.removeprefix(names.TRANSFORMER): tuple(tensors[key].shape) for key in published}
             check_is_generator(shapes, tensors)
             config = infer_generator_config(shapes, **user_settings)
-    decay = tensors.get(names.DECAY)
+        decay = _decay(tensors)
     checkpoint = Checkpoint(
         path=file.path,
         network=network,
@@ -58,11 +59,11 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
         tensors=tensors,
         roles=roles,
         reopen=lambda: _all_tensors(open_tensor_file(file.path), prefix),
-        entries=file.entries,
+        entries=file.entries if network == "tokenizer" or not file.averages else (*file.entries, "averaged weights"),
         wrappers=file.wrappers,
         stand_ins=file.stand_ins,
         weights=weights,
-        ema_decay=None if decay is None else float(decay),
+        ema_decay=decay,
         family=system,
     )
     if network == "generator":
@@ -72,6 +73,17 @@ def read_published(file: TensorFile, network: str, *, prefix: str = "", **user_s
 
 def _all_tensors(file: TensorFile, prefix: str) -> dict[str, Tensor]:
     """The tensors below a prefix, and averages that lie in a state dict of their own under names of their own."""
+    stranger = next((key for key in file.tensors if key.startswith(names.SECOND)), None)
+    if stranger is not None:
+        raise CheckpointError(
+            f"{file.path}: no tokenizer has a tensor {for_terminal(stranger, 80)!r}; rename or drop it"
+        )
+    in_averages = bool(file.averages) or file.holder.split("/")[-1] in AVERAGES
+    if in_averages and any(key.startswith(names.AVERAGE) for key in file.tensors):
+        raise CheckpointError(
+            f"{file.path}: averaged weights stand twice in it, as {names.AVERAGE}… and as an entry of their own, and "
+            "nothing tells which to take; save one set alone: {'model': weights}"
+        )
     averages = {} if prefix else {names.SECOND + name: value for name, value in file.averages.items()}
     return names.below(prefix, file.tensors) | averages
 
@@ -98,11 +110,11 @@ def identify_tokenizer(
     averages = {key for key in tensors if key.startswith(names.SECOND)}
     tensors = {key: value for key, value in tensors.items() if key not in averages}
     known = recognise(file, tensors, family, quantizer)
-    by_name = {key: known.role(key, tensors) for key in tensors}
+    keys = dict.fromkeys(tensors)  # without the tensors, since families may keep it
+    by_name = {key: known.role(key, keys) for key in keys}
     shapes = {role.name: tuple(tensors[key].shape) for key, role in by_name.items() if role.part == "tokenizer"}
-    config = known.infer(
-        shapes, Facts(quantizer=quantizer or file.quantizer, num_heads=num_heads, settings=settings_beside(file.path))
-    )
+    facts = Facts(quantizer=quantizer or file.quantizer, num_heads=num_heads, settings=settings_beside(file.path))
+    config = _inferred(known, shapes, facts, is_told=quantizer is not None or num_heads is not None)
     roles = names.tokenizer_roles(tensors, empty_tokenizer(config), by_name, known.title)
     known.check(tensors, config)
     require(
@@ -110,6 +122,35 @@ def identify_tokenizer(
         f"{known.title} has the quantizer {config.quantizer.config_name!r}; got quantizer={quantizer!r}. Leave it out",
     )
     return known, config, roles | names.second_roles(averages, roles)
+
+
+def _inferred(known: Family, shapes: Shapes, facts: Facts, *, is_told: bool) -> TokenizerConfig:
+    """What a family makes of shapes; whatever stands in its way is the file's fault, unless the user said something."""
+    try:
+        config = known.infer(shapes, facts)
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise refuse_shapes(known.title, f"there is no tensor {error}") from error
+    except (ArithmeticError, LookupError, ValueError) as error:
+        if is_told and isinstance(error, ValueError):
+            raise
+        raise refuse_shapes(known.title, str(error)) from error
+    if not isinstance(config, TokenizerConfig):
+        raise TypeError(f"{type(known).__name__}.infer must return a TokenizerConfig; got {type(config).__name__}")
+    return config
+
+
+def _decay(tensors: Mapping[str, Tensor]) -> float | None:
+    """Decay of the averages, where the file tells it."""
+    decay = tensors.get(names.DECAY)
+    if decay is None:
+        return None
+    if decay.numel() != 1 or decay.is_complex():
+        raise CheckpointError(
+            f"{names.DECAY} must be one number; got {tuple(decay.shape)} of {decay.dtype}. The file is damaged"
+        )
+    return float(decay)
 
 
 def check_own_tensors(checkpoint: Checkpoint, name_in_file: Callable[[str], str] = str) -> None:

@@ -23,6 +23,7 @@ from ibqlab.base.files import UnreadableFile, open_ordinary, read_json, why_not
 from ibqlab.pretrained.containers import CheckpointError, MakeTensors, check_tensors, find_weights, unwrap_names
 from ibqlab.pretrained.mapped_storages import DamagedStorage, InertContent, archive_pickle, read_inert
 from ibqlab.pretrained.stand_ins import MalformedPickle, StandIn
+from ibqlab.quantizers import available_quantizers
 from ibqlab.runs.finding import WEIGHT_FILES, hint, locate
 
 SAFETENSORS = "safetensors file"
@@ -138,9 +139,21 @@ def open_tensor_file(path: Path) -> TensorFile:
         entries=weights.entries,
         stand_ins=stand_ins,
         wrappers=wrappers,
-        quantizer=header.get("quantizer") if isinstance(header, dict) else None,
+        quantizer=_stored_quantizer(path, header) if isinstance(header, dict) else None,
         lightning=lightning if isinstance(lightning, str) and re.match(r"[0-9]{1,4}\.", lightning) else "",
     )
+
+
+def _stored_quantizer(path: Path, header: Mapping[Any, Any]) -> str | None:
+    """The quantizer that an export under published names tells. CheckpointError for one that is not known here."""
+    quantizer = header.get("quantizer")
+    if quantizer is not None and quantizer not in available_quantizers():
+        name = quantizer if isinstance(quantizer, str) else type(quantizer).__name__
+        raise CheckpointError(
+            f"{path}: its header names the quantizer {for_terminal(name, 80)!r}, and none of that name is known here; "
+            "give the plugin that registers it (--plugin FILE.py)"
+        )
+    return quantizer
 
 
 def settings_beside(path: Path) -> dict[str, Any]:

@@ -110,9 +110,19 @@ def sign_config(bits: int, name: str = "lfq") -> QuantizerConfig:
 
 
 def count_numbered(shapes: Shapes, parent: str) -> int:
-    """How many numbered parts a module has: one more than the largest number after its name, a regular expression."""
+    """How many numbered parts a module has, from 0 on.
+
+    Args:
+        parent: its name, a regular expression.
+    Raises:
+        CheckpointError: a number is left out, before a network of so many parts is built.
+    """
     numbers = {int(match[1]) for key in shapes if (match := re.match(rf"{parent}\.([0-9]{{1,6}})\.", key))}
-    return max(numbers, default=-1) + 1
+    left_out = next((number for number in range(len(numbers)) if number not in numbers), None)
+    if left_out is not None:
+        name = re.sub(r"\[0-9\]\+", "0", parent.replace("\\", ""))
+        raise CheckpointError(f"the tensors {name}.{left_out}.… are missing, and there are some of {max(numbers):,}")
+    return len(numbers)
 
 
 def tensor_shape(shapes: Shapes, key: str, dimensions: int, network: str = "tokenizer") -> tuple[int, ...]:

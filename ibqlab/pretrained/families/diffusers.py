@@ -46,5 +46,15 @@ class Diffusers(Family):
             actual = facts.settings.get(word, value)
             if actual != value:
                 raise refuse_shapes(self.title, f"its config.json says {word} {actual!r:.40}; only {value!r} is read")
-        quantizer = codebook_config(shapes, "vq")
-        return TokenizerConfig(autoencoder=convolutional_config(shapes), quantizer=quantizer)
+        config = TokenizerConfig(autoencoder=convolutional_config(shapes), quantizer=codebook_config(shapes, "vq"))
+        sizes = {
+            "num_vq_embeddings": config.quantizer.codebook_size,
+            "vq_embed_dim": config.quantizer.code_dim,
+            "latent_channels": config.autoencoder.latent_channels,
+            "layers_per_block": config.autoencoder.num_res_blocks,
+        }
+        for word, size in sizes.items():
+            said = facts.settings.get(word)
+            if said not in (None, size):
+                raise refuse_shapes(self.title, f"its config.json says {word} {said!r:.40}; the weights have {size}")
+        return config

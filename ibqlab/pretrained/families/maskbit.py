@@ -1,6 +1,5 @@
 """MaskBit's tokenizers, whose codes are signs, and VQGAN+, the same autoencoder around a codebook."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ from ibqlab.tokenizer import TokenizerConfig
 
 SIGNS, BITS = "quantize.codebook", "quantize.bits_to_indices"
 """What a file of MaskBit holds beside its weights: all sign vectors, 2^c for channel c."""
+LOWEST_FIRST = "decoder.up.0.upsample_conv.weight"
+"""Present where the decoder's levels count from the lowest resolution and there are several."""
 ROWS = 2**16
 """Sign vectors looked at together, 5 MB at 18 bits."""
 _DECODER = reversed_levels(r"decoder\.up\.([0-9]+)\.", "decoder.up.{}.")
@@ -44,7 +45,7 @@ class MaskBitNames(Family):
 
     def rename(self, key: str, keys: Mapping[str, Any]) -> str:
         """As the rules say, once the decoder's levels are turned round."""
-        from_lowest = any(re.match(r"decoder\.up\.0\.upsample_conv\.", other) for other in keys)
+        from_lowest = LOWEST_FIRST in keys
         return super().rename(_DECODER(key, keys) if from_lowest else key, keys)
 
 
