@@ -261,12 +261,18 @@ class TestWhoseFileItIs:
         with pytest.raises(CheckpointError, match=r"names of .*LlamaGen.* and of .* stand in one file"):
             load_tokenizer(tmp_path / "both.pt")
 
+    def test_a_folder_whose_weights_lie_in_pieces(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model-00001-of-00002.safetensors").touch()
+        with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors.*max_shard_size"):
+            load_tokenizer(tmp_path)
+
     def test_one_tensor_under_two_names(self, tmp_path):
         folder = stored_file("diffusers_vq", tmp_path)
         state = load_file(folder / "diffusion_pytorch_model.safetensors")
         key = next(key for key in state if ".to_q.weight" in key)
         save_file(state | {key.replace("to_q", "query"): state[key] + 1}, tmp_path / "both.safetensors")
-        with pytest.raises(CheckpointError, match=r"names of one tensor: .*(to_q|query).* and .*(to_q|query)"):
+        with pytest.raises(CheckpointError, match=r"tensors .*(to_q|query).* and .*(to_q|query).* are two names"):
             load_tokenizer(tmp_path / "both.safetensors")
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -150,8 +150,8 @@ class Checkpoint:
     def copy_tensors(self, keys: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
         """Every chosen tensor by its name, in memory of its own.
 
-        Tensors come the largest first, and the file is mapped again for each portion. So at most the copies and one
-        portion are in memory, whatever else is in the file.
+        Tensors come the largest first, large ones row by row, and the file is mapped again for each portion. So at most
+        the copies and one portion are in memory, whatever else is in the file.
 
         Args:
             keys: names → keys of the file, from `choose`.
@@ -160,8 +160,15 @@ class Checkpoint:
         portion = min(PORTION, sum(sizes.values()) // 16)
         tensors, copied = self.reopen(), 0
         for name in sorted(keys, key=sizes.__getitem__, reverse=True):
-            if copied > portion:
-                del tensors  # before the next mapping: the pages of both would count as memory
-                tensors, copied = self.reopen(), 0
-            yield name, tensors[keys[name]].clone().view(self.shapes[name])
-            copied += sizes[name]
+            stored = self.tensors[keys[name]]
+            rows = len(stored) if stored.ndim else 1
+            step = max(1, rows * portion // max(1, sizes[name]))
+            copy = torch.empty_like(stored)
+            for start in range(0, max(1, rows), step):
+                if copied > portion:
+                    del tensors  # before the next mapping: the pages of both would count as memory
+                    tensors, copied = self.reopen(), 0
+                part = slice(start, start + step) if stored.ndim else ...
+                copy[part] = tensors[keys[name]][part]
+                copied += copy[part].nbytes
+            yield name, copy.view(self.shapes[name])

@@ -56,7 +56,7 @@ def load_tokenizer(
             asked for, or with objects where weights must be.
         RunError: a folder that is no run, a run without a checkpoint or without averaged weights.
         ValueError: another value of weights, family or quantizer, or heads that do not fit.
-    Cost: at most about 1.1 times the memory of the tokenizer, or it and its codebook where that is larger.
+    Cost: at most about 1.1 times the memory of the tokenizer, whatever else is in the file.
     """
     require_choice("weights", weights, WEIGHTS)
     checkpoint = read_checkpoint(path, family=family, quantizer=quantizer, num_heads=num_heads)
@@ -82,7 +82,7 @@ def load_generator(path: str | Path, *, num_heads: int | None = None, grid_size:
         CheckpointError: no checkpoint, damaged, of another model, incomplete, or with objects where weights must be.
         RunError: a folder that is no run, or a run without a checkpoint.
         ValueError: numbers that do not fit, or that were given for a file that stores its own.
-    Cost: at most about 1.1 times the memory of the generator, or its largest tensor twice.
+    Cost: at most about 1.1 times the memory of the generator, whatever else is in the file.
     """
     return _load(read_checkpoint(path, "generator", num_heads=num_heads, grid_size=grid_size), "raw")
 
