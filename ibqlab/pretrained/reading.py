@@ -38,7 +38,7 @@ from ibqlab.recipes.generator_config import GeneratorTrainConfig
 from ibqlab.recipes.plugins import import_known, plugin_of
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
-from ibqlab.runs.finding import locate
+from ibqlab.runs.finding import WEIGHT_FILES, locate
 from ibqlab.runs.kinds import is_lab, is_monitored
 from ibqlab.tokenizer import TokenizerConfig
 
@@ -149,7 +149,15 @@ def _existing_checkpoint(path: str | Path, network: str) -> Path:
             "path that comes back: "
             f'load_{network}(download_published("{name}"))'
         )
-    return existing_path(path, f". `ibqlab download` lists published {network}s")
+    path = existing_path(path, f". `ibqlab download` lists published {network}s")
+    if path.is_dir() and (path / "config.json").is_file() and not (path / "config.yaml").exists():
+        files = ", ".join(for_terminal(file.name, 60) for file in sorted(path.iterdir())[:6])
+        raise CheckpointError(
+            f"{path}: a published folder holds config.json and one file of weights ({', '.join(WEIGHT_FILES)}); this "
+            f"one holds {files}. Where weights lie in pieces, save them as one: model.save_pretrained(FOLDER, "
+            'max_shard_size="1TB")'
+        )
+    return path
 
 
 def _read_export(file: TensorFile, network: str) -> Checkpoint:
