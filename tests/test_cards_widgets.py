@@ -377,7 +377,7 @@ class TestComparing:
     def test_photos_of_two_sizes_are_not_the_same(self, view):
         larger = SimpleNamespace(images_mark="other", codes=view.index.codes, pictures=np.zeros((4, 16, 16, 3)))
         other = SimpleNamespace(index=larger, reader=view.reader)
-        with pytest.raises(ValueError, match="at 8 and 16 pixels, for which photos are cut anew: give both"):
+        with pytest.raises(ValueError, match="at 8 and 16 pixels, for which photos are cut again: give both"):
             token_view._require_same_images(view, other)
 
 

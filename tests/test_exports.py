@@ -65,7 +65,7 @@ def test_a_full_disk_under_safetensors_names_the_file_that_was_asked_for(tmp_pat
 @pytest.mark.parametrize(
     ("decay", "step", "says"),
     [
-        (0.999, 300, "still hold 74 % of the untrained start (decay 0.999, 300 steps)"),
+        (0.999, 300, "still hold 74 % of what training began with (decay 0.999, 300 steps)"),
         (0.999, 2994, "still hold 5 %"),
         (0.999, 2995, ""),
         (0.5, 4, "still hold 6 %"),
@@ -90,7 +90,9 @@ def told(*words):
     return result
 
 
-WARNING = "averaged weights still hold 100 % of the untrained start (decay 0.999, 2 steps); for the weights as trained"
+WARNING = (
+    "averaged weights still hold 100 % of what training began with (decay 0.999, 2 steps); for the weights as trained"
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ import click
 
 from ibqlab.cli.terminal import PLUGIN_RUN, say, section
 
-HEADS = click.option("--num-heads", type=int, help="Of a published generator; by default as published.")
+FAMILY = click.option("--family", help="Whose published file it is, where names do not tell: ibq, vqgan or ldm.")
+HEADS = click.option("--num-heads", type=int, help="Of a published generator or TiTok; by default as published.")
 GRID = click.option("--grid-size", type=int, help="Its tokens along a side of an image; by default as published.")
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", help="Which set to account for as used.")
-@click.option("--family", help="Whose published file it is, where names do not tell: ibq, vqgan or ldm.")
+@FAMILY
 @click.option("--quantizer", help="Of a published file in IBQ's or VQGAN's autoencoder: another than the family's.")
 @HEADS
 @GRID
@@ -65,10 +66,19 @@ def download(name: str | None, folder: Path | None) -> None:
 @click.argument("checkpoint")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--weights", type=click.Choice(["ema", "raw"]), help="For .safetensors: which set; by default ema.")
+@FAMILY
 @HEADS
 @GRID
 @PLUGIN_RUN
-def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | None, grid_size: int | None) -> None:
+def export(
+    checkpoint: str,
+    target: Path,
+    *,
+    weights: str | None,
+    family: str | None,
+    num_heads: int | None,
+    grid_size: int | None,
+) -> None:
     """Write CHECKPOINT to TARGET: .safetensors with one set of weights and its settings, .ckpt with published names."""
     from ibqlab.config import ConfigError
     from ibqlab.pretrained import export_published, export_tokenizer, held_weights, is_generator
@@ -80,7 +90,8 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         say(_export_generator(checkpoint, target, num_heads=num_heads, grid_size=grid_size))
         return
     if target.suffix == ".safetensors":
-        say(f"{export_tokenizer(checkpoint, target, weights)}\nholds {held_weights(target)}")
+        path = export_tokenizer(checkpoint, target, weights, family=family, num_heads=num_heads)
+        say(f"{path}\nholds {held_weights(path)}")
         return
     if target.suffix != ".ckpt":
         raise ConfigError(
@@ -88,7 +99,7 @@ def export(checkpoint: str, target: Path, weights: str | None, num_heads: int | 
         )
     if weights:
         raise ConfigError("--weights is for .safetensors; a .ckpt holds the weights as trained and the averaged ones")
-    say(f"{export_published(checkpoint, target)}\nholds {held_weights(target)}")
+    say(f"{export_published(checkpoint, target, family=family)}\nholds {held_weights(target)}")
 
 
 def _export_generator(checkpoint: str, target: Path, **sizes: int | None) -> Path:

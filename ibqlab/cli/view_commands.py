@@ -16,7 +16,8 @@ def atlas(source: str, settings: Sequence[str], *, output: str) -> None:
     """Write a whole codebook as a folder of pages: map, table, and a card per code, to be opened from disk.
 
     The images are a run's own for validation, or those that KEY=VALUE says: images=FOLDER count=500. Others are
-    method=umap, decode=false, weights=ema, family=vqgan, and parquet=true for a table that embedding-atlas reads.
+    method=umap, decode=false, weights=ema, family=vqgan, num_heads=8, image_size=256, and parquet=true for a table that
+    embedding-atlas reads. Photographs and digits that come with ibqlab: images=photos, images=digits.
     """
     say_loading(f"atlas {source}")
     from ibqlab.config import apply_overrides, parse

@@ -41,7 +41,14 @@ LIGHTNING_VERSION = "2.2.0"
 """The version that the published code asks for; Lightning converts checkpoints that name no version."""
 
 
-def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weights: str | None = None) -> Path:
+def export_tokenizer(
+    tokenizer: Tokenizer | str | Path,
+    target: str | Path,
+    weights: str | None = None,
+    *,
+    family: str | None = None,
+    num_heads: int | tuple[int, int] | None = None,
+) -> Path:
     """Write one set of a tokenizer's weights and its settings as a safetensors file, which `load_tokenizer` reads.
 
     Every tensor comes back equal in every bit and of the same type. A quantizer out of a plugin is not in it: the file
@@ -52,6 +59,7 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
         target: the file to write, ending in .safetensors.
         weights: "ema" or "raw". Of a path: which to take, "ema" unless said. Of a tokenizer: which its weights are,
             for the file to say so; unless said they can be loaded as either.
+        family, num_heads: of a path to a published file that does not tell them, as of `load_tokenizer`.
     Returns:
         The file's path.
     Raises:
@@ -65,7 +73,7 @@ def export_tokenizer(tokenizer: Tokenizer | str | Path, target: str | Path, weig
     if isinstance(tokenizer, Tokenizer):
         config, label, tensors = tokenizer.config, weights or AS_GIVEN, tokenizer.state_dict()
     else:
-        checkpoint = read_checkpoint(tokenizer)
+        checkpoint = read_checkpoint(tokenizer, family=family, num_heads=num_heads)
         keys = checkpoint.choose(weights or "ema")
         config, label = checkpoint.config, checkpoint.weights or weights or "ema"
         warning = checkpoint.load_report(label, {}).warning
@@ -92,7 +100,7 @@ def export_generator(generator: AnyGenerator | str | Path, target: str | Path) -
     return _write_export(target, {"generator": to_dict(generator.config)}, generator.state_dict())
 
 
-def export_published(source: str | Path, target: str | Path) -> Path:
+def export_published(source: str | Path, target: str | Path, *, family: str | None = None) -> Path:
     """Write a checkpoint that the published code loads: a Lightning .ckpt with published names.
 
     It holds the tokenizer as trained and averaged, and the discriminator where the source has one. The frozen LPIPS
@@ -102,6 +110,7 @@ def export_published(source: str | Path, target: str | Path) -> Path:
     Args:
         source: a run folder, or another checkpoint that `read_checkpoint` takes.
         target: the file to write, usually .ckpt.
+        family: of a published file that does not tell it, as of `load_tokenizer`.
     Returns:
         The file's path.
     Raises:
@@ -111,7 +120,7 @@ def export_published(source: str | Path, target: str | Path) -> Path:
         RunError: the disk is full or the folder may not be written to.
     """
     target = check_free(target)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, family=family)
     state = published_tokenizer_state(
         checkpoint.config,
         checkpoint.tokenizer,
@@ -208,7 +217,8 @@ def published_tokenizer_state(
     require(
         config.autoencoder.design in PUBLISHED_DESIGNS,
         f"the published code builds autoencoders of the designs {', '.join(PUBLISHED_DESIGNS)}; got "
-        f"{config.autoencoder.design!r}. Use export_tokenizer, which holds any design",
+        f"{config.autoencoder.design!r}. Use export_tokenizer, which holds any design (in a command "
+        "a TARGET that ends in .safetensors)",
     )
     tokenizer = {name: value for name, value in tokenizer.items() if not name.startswith("quantizer.upkeep.")}
     extra_names = [name for name in tokenizer if name.startswith("quantizer.") and name != CODEBOOK]

@@ -103,7 +103,7 @@ def warn_of_start(decay: float | None, step: int) -> str:
     if share <= MOST_OF_START:
         return ""
     return (
-        f"averaged weights still hold {100 * share:.0f} % of the untrained start (decay {decay:g}, {step:,} steps); "
-        'for the weights as trained type weights="raw" in Python, --weights raw in a command, weights=raw in a '
+        f"averaged weights still hold {100 * share:.0f} % of what training began with (decay {decay:g}, {step:,} "
+        'steps); for the weights as trained type weights="raw" in Python, --weights raw in a command, weights=raw in a '
         "notebook, tokenizer_weights=raw in a generator's recipe; elsewhere give an export made with --weights raw"
     )

@@ -116,7 +116,7 @@ def load_first_stage(path: str | Path, *, family: str | None = None, quantizer: 
     if not any(key.startswith(FIRST_STAGE) for key in file.tensors):
         raise CheckpointError(
             f"{path} holds no tokenizer (no tensor {FIRST_STAGE}…); give the one that the generator was trained on: "
-            "load_tokenizer(PATH)"
+            "load_tokenizer(PATH), in a command --tokenizer PATH"
         )
     return _load(read_published(file, "tokenizer", prefix=FIRST_STAGE, family=family, quantizer=quantizer), "raw")
 

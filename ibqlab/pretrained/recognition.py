@@ -86,7 +86,11 @@ def _confirmed(family: Family, tensors: Mapping[str, Tensor]) -> Family:
     if not missing:
         return family
     others = [known for known in all_families() if known.marks and not known.missing_marks(tensors)]
-    looks = "".join(f"; it looks like {known.title}: type family={known.name!r}" for known in others[:1])
+    others = [known for known in others if known.marks == others[0].marks]  # several share their names
+    looks = ""
+    if others:
+        titles = " or ".join(known.title for known in others)
+        looks = f"; it looks like {titles}: type family={' or family='.join(repr(known.name) for known in others)}"
     raise CheckpointError(
         f"this is not {family.title}: no tensor's name begins with {_plain(missing[0])}{looks or _first_names(tensors)}"
     )
@@ -140,7 +144,7 @@ def _nobody(tensors: Mapping[str, Tensor]) -> CheckpointError:
     if not found[nearest.name]:
         return CheckpointError(
             "this is no image tokenizer of a family that ibqlab reads (list them: ibqlab download)"
-            f"{_first_names(tensors)}"
+            f"{_first_names(tensors)}. A family of yours needs the file that registers it (in a command --plugin FILE)"
         )
     missing = ", ".join(_plain(mark) + "…" for mark in nearest.missing_marks(tensors))
     return CheckpointError(

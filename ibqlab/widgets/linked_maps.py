@@ -83,7 +83,8 @@ class LinkedMaps(ipywidgets.VBox):
             self._steps = () if is_one_run and same_method else self._steps
             if not (is_one_run and same_method):
                 text += " Each map has a plane of its own, so places cannot be compared between them."
-            if len(self._steps) < 2 and not (is_one_run and same_method):
+            has_steps = len(first.data.steps) > 1 or len(second.data.steps) > 1  # a published file has one moment
+            if has_steps and len(self._steps) < 2 and not (is_one_run and same_method):
                 text += " They share fewer than two steps, so each has its own slider."
         self.said.value = f'<p class="ibqlab-linked-said">{for_html(text, None)}</p>'
         has_slider = len(self._steps) > 1

@@ -287,10 +287,11 @@ def _require_same_images(first: TokenView, second: TokenView) -> None:
         return
     names = [view.reader.subject.name for view in (first, second)]
     sides = one.pictures.shape[1], two.pictures.shape[1]
-    sizes = "" if sides[0] == sides[1] else f", at {sides[0]} and {sides[1]} pixels, for which photos are cut anew"
+    sizes = "" if sides[0] == sides[1] else f", at {sides[0]} and {sides[1]} pixels, for which photos are cut again"
     raise ValueError(
         f"both views must look at the same images; {names[0]} has {len(one.codes):,} and {names[1]} {len(two.codes):,} "
-        f"of its own{sizes}: give both the same images=FOLDER, or images='digits', and the same count="
+        f"of its own{sizes}: give both the same images=FOLDER, or images='digits', and the same count= "
+        "and image_size="
     )
 
 
