@@ -6,13 +6,13 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from golden import golden
+from golden import golden, golden_file
 from PIL import Image
 from test_pretrained_generators import tiny_tokenizer
 
 from ibqlab.cli import main
 from ibqlab.generator import Generator, GeneratorConfig
-from ibqlab.pretrained import export_tokenizer, load_tokenizer
+from ibqlab.pretrained import CheckpointError, export_tokenizer, load_tokenizer
 from ibqlab.pretrained.export import (
     TargetExists,
     published_generator_state,
@@ -88,6 +88,30 @@ def told(*words):
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     return result
+
+
+def test_what_a_published_file_does_not_tell_is_said_in_the_command(tmp_path):
+    whole = torch.load(golden_file("peers/taming_vqgan_official.ckpt"), weights_only=True)["state_dict"]
+    bare, image = tmp_path / "bare.ckpt", torch.zeros(1, 3, 32, 32)
+    torch.save({name: value for name, value in whole.items() if not name.startswith("loss.")}, bare)
+    untold = CliRunner().invoke(main, ["export", str(bare), str(tmp_path / "no.safetensors")])
+    assert untold.exit_code == 2 and "--family ibq" in untold.output and not (tmp_path / "no.safetensors").exists()
+    for ending in ("safetensors", "ckpt"):
+        target = tmp_path / f"vqgan.{ending}"
+        told("export", bare, target, "--family", "vqgan")
+        expected = load_tokenizer(bare, family="vqgan").encode(image).indices
+        assert torch.equal(load_tokenizer(target).encode(image).indices, expected)
+        assert load_tokenizer(target).config.quantizer.config_name == "vq"
+    titok = golden_file("peers/titok_official.bin")
+    told("export", titok, tmp_path / "titok.safetensors", "--num-heads", "2")
+    assert load_tokenizer(tmp_path / "titok.safetensors").config.autoencoder.encoder_heads == 2
+
+
+def test_a_family_that_is_told_wrongly_is_answered_with_all_that_fit(tmp_path):
+    whole = torch.load(golden_file("peers/taming_vqgan_official.ckpt"), weights_only=True)["state_dict"]
+    torch.save({name: value for name, value in whole.items() if not name.startswith("loss.")}, tmp_path / "bare.ckpt")
+    with pytest.raises(CheckpointError, match=r"family='ibq' or family='ldm' or family='vqgan'$"):
+        load_tokenizer(tmp_path / "bare.ckpt", family="maskgit")
 
 
 WARNING = (

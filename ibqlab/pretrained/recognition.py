@@ -143,8 +143,8 @@ def _nobody(tensors: Mapping[str, Tensor]) -> CheckpointError:
     nearest = max(known, key=lambda family: (found[family.name] / len(family.marks), matching[family.name]))
     if not found[nearest.name]:
         return CheckpointError(
-            "this is no image tokenizer of a family that ibqlab reads (list them: ibqlab download)"
-            f"{_first_names(tensors)}. A family of yours needs the file that registers it (in a command --plugin FILE)"
+            "this is no image tokenizer of a family that ibqlab reads (list them: ibqlab download; one of yours needs "
+            f"the file that registers it, in a command --plugin FILE){_first_names(tensors)}"
         )
     missing = ", ".join(_plain(mark) + "…" for mark in nearest.missing_marks(tensors))
     return CheckpointError(

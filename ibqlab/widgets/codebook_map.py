@@ -131,7 +131,7 @@ class CodebookMap(ipywidgets.VBox):
         """The map of this step as a picture, the facts, and the card."""
         if self.data is None:
             return self.said.value
-        title = f"{self.data.name}, step {self.data.steps[self.step.value]:,}"
+        title = self._title()
         picture = picture_html(draw_map(self.data, self.step.value, title), f"map of codes and features of {title}")
         card = f"<div>{self.card.static_html()}</div>" if self.card else ""
         return f"<div>{picture}</div>{self.said.value}{self.facts.value}{card}"
@@ -290,9 +290,14 @@ class CodebookMap(ipywidgets.VBox):
         """The scale, and the facts of the step, in words."""
         coloring = self._coloring(self.canvas.painter.coloring)
         self.scale.value = scale_html(self.data, self.step.value, coloring, self.canvas.is_dark)
-        name = f"{self.data.name}, step {self.data.steps[self.step.value]:,}"
-        self.heading.value = f'<div class="ibqlab-map-heading" style="{_TEXT}"><b>{for_html(name, None)}</b></div>'
+        heading = for_html(self._title(), None)
+        self.heading.value = f'<div class="ibqlab-map-heading" style="{_TEXT}"><b>{heading}</b></div>'
         self.facts.value = f'<p style="{_TEXT}">{for_html(describe_frame(self.data, self.step.value), None)}</p>'
+
+    def _title(self) -> str:
+        """The run and its step; a file alone, which holds one moment and seldom says of which step."""
+        step = self.data.steps[self.step.value]
+        return f"{self.data.name}, step {step:,}" if self.subject.run else self.data.name
 
     def _row(self, code: int) -> int | None:
         """Which of the shown codes it is."""
