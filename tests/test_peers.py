@@ -19,6 +19,7 @@ from ibqlab.pretrained import (
     CheckpointError,
     Family,
     available_families,
+    export_tokenizer,
     load_tokenizer,
     read_checkpoint,
     register_family,
@@ -321,6 +322,16 @@ class TestFamiliesOfYourOwn:
         assert torch.equal(out.indices.flatten(), torch.cdist(tokens, model.codebook).argmin(1))
         assert torch.allclose(tokenizer.decode(out.quantized), model.decoder(out.quantized))
         assert {"my_vqvae"} <= set(available_families()) & set(available_designs())
+
+    def test_an_export_names_the_file_that_it_needs(self, plugin, saved, tmp_path, monkeypatch):
+        file = export_tokenizer(saved[1], tmp_path / "mine.safetensors")
+        command = [sys.executable, "-m", "ibqlab", "inspect", str(file)]
+        monkeypatch.setenv("IBQLAB_CACHE", str(tmp_path / "cache"))  # of somebody who has never run it
+        refused = subprocess.run(command, check=False, capture_output=True, text=True)
+        words = "its autoencoder 'my_vqvae' is registered by the plugin my_family.py"
+        assert refused.returncode and words in refused.stderr
+        told = subprocess.run([*command, "--plugin", self.FILE], check=False, capture_output=True, text=True)
+        assert told.returncode == 0 and "9 of 9 keys accounted for" in told.stdout
 
     def test_an_edited_file_takes_the_place_of_what_it_was(self, plugin, tmp_path):
         source = Path(self.FILE).read_text()

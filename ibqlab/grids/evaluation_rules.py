@@ -12,6 +12,7 @@ import torch
 
 from ibqlab.base.checks import require, require_choice
 from ibqlab.base.measures import measure
+from ibqlab.base.resources import BUILT_IN
 from ibqlab.config import ConfigError, parse
 from ibqlab.data import DataConfig, open_data
 from ibqlab.grids.evaluation_parameters import NETS, MeasuringParameters, split_labels
@@ -146,7 +147,7 @@ def find_rules(parameters: MeasuringParameters, tokenizers: Sequence[TokenizerUn
     """
     preset = find_preset(parameters.preset, "evaluation")
     side = max(tokenizer.config.autoencoder.resolution for tokenizer in tokenizers)
-    if not parameters.images and not any(tokenizer.data for tokenizer in tokenizers):
+    if parameters.images == "photos" or not (parameters.images or any(tokenizer.data for tokenizer in tokenizers)):
         side = min(side, PHOTO_SIDE)
     protocol = fit_protocol(PROTOCOLS[parameters.protocol], preset, parameters.image_size or side)
     if parameters.image_size:
@@ -193,7 +194,10 @@ def open_for(
     Raises:
         ConfigError, FileNotFoundError, ValueError: as `find_rules`.
     """
-    source = parameters.images or _validation_images(tokenizers, protocol, parameters.preset)
+    if parameters.images in BUILT_IN:
+        source = open_data(DataConfig(source=parameters.images, image_size=protocol.image_size), "validation")
+    else:
+        source = parameters.images or _validation_images(tokenizers, protocol, parameters.preset)
     endless = getattr(source, "endless", False)
     preset = find_preset(parameters.preset, "evaluation")
     limit = parameters.limit or (preset.endless_images if endless else None)
@@ -246,12 +250,16 @@ def _caution_of_weights(tokenizers: Sequence[TokenizerUnderTest], weights: str) 
 
 
 def _choose_weights(tokenizers: Sequence[TokenizerUnderTest], typed: str, usual: str) -> str:
-    """Which weights are measured: those asked for, else the only ones that the files hold, else the preset's.
+    """Which weights are measured: those asked for, else the only ones that the files hold, else of published files the
+    averages, as their authors measure, else the preset's.
 
     Raises:
         ConfigError: a file has not those.
     """
     held = {tokenizer.weights for tokenizer in tokenizers} - {None, AS_GIVEN}
+    both = [tokenizer for tokenizer in tokenizers if tokenizer.weights is None]
+    if both and all(tokenizer.system and tokenizer.has_averages for tokenizer in both):
+        usual = "ema"
     weights = typed or (held.pop() if len(held) == 1 else usual)
     for tokenizer in tokenizers:
         if tokenizer.weights not in (None, AS_GIVEN, weights):

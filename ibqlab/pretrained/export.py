@@ -24,7 +24,7 @@ from ibqlab.pretrained.load_report import AS_GIVEN, WEIGHTS
 from ibqlab.pretrained.loading import load_first_stage, load_generator
 from ibqlab.pretrained.reading import EXPORT, read_checkpoint
 from ibqlab.pretrained.tokenizer_architecture import CODEBOOK, PUBLISHED_CODEBOOK
-from ibqlab.recipes.plugins import plugin_of
+from ibqlab.recipes.plugins import plugin_of, plugin_of_design
 from ibqlab.tokenizer import Tokenizer, TokenizerConfig
 
 PUBLISHED_ORDER = ("encoder.", "decoder.", names.DISCRIMINATOR, "quantize.", "quant_conv.", "post_quant_conv.")
@@ -51,8 +51,8 @@ def export_tokenizer(
 ) -> Path:
     """Write one set of a tokenizer's weights and its settings as a safetensors file, which `load_tokenizer` reads.
 
-    Every tensor comes back equal in every bit and of the same type. A quantizer out of a plugin is not in it: the file
-    names the plugin and its hash, and whoever loads it must have run it.
+    Every tensor comes back equal in every bit and of the same type. A quantizer or a design out of a plugin is not in
+    it: the file names the plugin and its hash, and whoever loads it must have run it.
 
     Args:
         tokenizer: a tokenizer, or whatever `load_tokenizer` takes: a run folder, a published file.
@@ -79,9 +79,10 @@ def export_tokenizer(
         warning = checkpoint.load_report(label, {}).warning
         if warning:
             warnings.warn(f"{for_terminal(tokenizer)}: {warning}", stacklevel=2)
-        tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    plugin = plugin_of(config.quantizer.config_name)
-    needed = {"plugins": {plugin.file_name: plugin.sha256}} if plugin else {}
+        tensors = {name: checkpoint.tensors[key].reshape(checkpoint.shapes[name]) for name, key in keys.items()}
+    plugins = filter(None, (plugin_of(config.quantizer.config_name), plugin_of_design(config.autoencoder.design)))
+    named = {plugin.file_name: plugin.sha256 for plugin in plugins}
+    needed = {"plugins": named} if named else {}
     return _write_export(target, {"weights": label, "tokenizer": to_dict(config), **needed}, tensors)
 
 

@@ -35,12 +35,13 @@ from ibqlab.pretrained.tensor_files import (
 )
 from ibqlab.quantizers import available_quantizers
 from ibqlab.recipes.generator_config import GeneratorTrainConfig
-from ibqlab.recipes.plugins import import_known, plugin_of
+from ibqlab.recipes.plugins import Plugin, import_known, plugin_of, plugin_of_design
 from ibqlab.recipes.tokenizer_config import TrainConfig
 from ibqlab.runs import Run
 from ibqlab.runs.finding import WEIGHT_FILES, locate
 from ibqlab.runs.kinds import is_lab, is_monitored
-from ibqlab.tokenizer import TokenizerConfig
+from ibqlab.tokenizer import TokenizerConfig, available_designs
+from ibqlab.tokenizer.designs import DEFAULT as DEFAULT_DESIGN
 
 EXPORT = "ibqlab"
 """Key of an export's settings in the header of its file."""
@@ -192,29 +193,39 @@ def _read_export(file: TensorFile, network: str) -> Checkpoint:
 
 
 def _require_plugins(path: Path, plugins: Any, settings: Any) -> None:
-    """Run the plugin that an export needs, where this user has run the same content before; warn of another one.
+    """Run the plugins that an export needs, where this user has run the same content before; warn of other ones.
 
     Raises:
-        CheckpointError: its quantizer is not known here; the message names the plugin.
+        CheckpointError: its quantizer or design is not known here; the message names the plugin.
     """
-    if not isinstance(plugins, dict) or not plugins:
+    if not isinstance(plugins, dict) or not isinstance(settings, dict):
         return
-    name, digest = (str(text) for text in next(iter(plugins.items())))
-    quantizer = settings.get("quantizer", {}).get("name", "") if isinstance(settings, dict) else ""
-    file = for_terminal(Path(name).name, 80)
-    if quantizer not in available_quantizers() and not import_known(Path(name).name, digest):
-        raise CheckpointError(
-            f"{path}: its quantizer {for_terminal(quantizer, 80)!r} is registered by the plugin {file} (sha256 "
-            f"{for_terminal(digest[:12])}), which was not run here; give --plugin {file}, in Python "
-            f'ibqlab.training.import_plugins(["{file}"])'
-        )
-    present = plugin_of(quantizer)
-    if present and present.sha256 != digest:
-        warnings.warn(
-            f"{path} was made with the plugin {file} of sha256 {for_terminal(digest[:12])}; the one run here has "
-            f"{present.sha256[:12]}",
-            stacklevel=2,
-        )
+    names_of = {"quantizer": available_quantizers, "autoencoder": available_designs}
+    for name, digest in ((str(name), str(digest)) for name, digest in plugins.items()):
+        file, short = for_terminal(Path(name).name, 80), for_terminal(digest[:12])
+        for part, word in (("quantizer", "name"), ("autoencoder", "design")):
+            section = settings.get(part)
+            asked = section.get(word) if isinstance(section, dict) else None
+            if asked is None or asked in names_of[part]() or import_known(Path(name).name, digest):
+                continue
+            raise CheckpointError(
+                f"{path}: its {part} {for_terminal(asked, 80)!r} is registered by the plugin {file} (sha256 {short}), "
+                f"which was not run here; give --plugin {file}, in Python "
+                f'ibqlab.training.import_plugins(["{file}"])'
+            )
+        present = next((one for one in _plugins_of(settings) if one.file_name == Path(name).name), None)
+        if present and present.sha256 != digest:
+            warnings.warn(
+                f"{path} was made with the plugin {file} of sha256 {short}; the one run here has {present.sha256[:12]}",
+                stacklevel=2,
+            )
+
+
+def _plugins_of(settings: Mapping[str, Any]) -> list[Plugin]:
+    """The plugins that have registered what a tokenizer's settings name."""
+    quantizer, design = (settings.get(part, {}) for part in ("quantizer", "autoencoder"))
+    found = (plugin_of(quantizer.get("name", "")), plugin_of_design(design.get("design", DEFAULT_DESIGN)))
+    return [plugin for plugin in found if plugin]
 
 
 def _read_run(path: Path, network: str) -> Checkpoint:

@@ -132,7 +132,7 @@ def open_tensor_file(path: Path) -> TensorFile:
         wrappers = (f"entry {weights.holder!r}", *wrappers)
     return TensorFile(
         path=path,
-        format="Lightning checkpoint" if weights.holder == "state_dict" else "state dict",
+        format="Lightning checkpoint" if "pytorch-lightning_version" in content else "state dict",
         tensors=weights.tensors,
         averages=weights.averages,
         holder=weights.holder,

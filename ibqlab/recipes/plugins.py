@@ -1,5 +1,4 @@
-"""Plugins: files and modules of the user's own that register quantizers, families of checkpoints and designs of
-autoencoders, run before settings that name them are read.
+"""Plugins: files and modules of the user's own that register quantizers, families and designs, run before settings.
 
     plugins: [my_quantizer.py]        # in a recipe; on the command line --plugin my_quantizer.py
 
@@ -28,6 +27,7 @@ from ibqlab.config import ConfigError
 from ibqlab.quantizers.base import Registration, registrations, replace_registrations
 from ibqlab.recipes import registries
 from ibqlab.recipes.plugin_imports import require_name, require_one_file, why_it_failed
+from ibqlab.tokenizer.designs import find_design
 
 SEARCHED_FIRST = "IBQLAB_PLUGINS"
 """Environment variable that names a folder whose files are taken before others of the same names, and before modules
@@ -131,10 +131,13 @@ def allow_plugins(plugins: Sequence[str]) -> None:
 def plugin_of(quantizer: str) -> Plugin | None:
     """The plugin that registered a quantizer; None for those of this library and of notebooks' cells."""
     registered = registrations().get(quantizer)
-    if registered is None:
-        return None
-    homes = [module for module, names in _REGISTERED.items() if names.get(quantizer) == registered]
+    homes = [module for module, names in _REGISTERED.items() if registered and names.get(quantizer) == registered]
     return _LOADED[homes[-1]] if homes else None
+
+
+def plugin_of_design(design: str) -> Plugin | None:
+    """The same of a design of autoencoders."""
+    return _LOADED.get(find_design(design).encoder.__module__)
 
 
 def registered_by(plugin: Plugin) -> list[str]:
@@ -229,7 +232,7 @@ def _read(file: Path) -> bytes:
 
 
 def _run(plugin: Plugin, file: Path) -> None:
-    """Run a file as a module of its own, and remember what it registers."""
+    """Run a file as a module, and remember what it registers."""
     if plugin.module in _RUNNING:
         raise ConfigError(f"plugin {plugin.name}: it names itself as a plugin while it is run; leave that out")
     spec = importlib.util.spec_from_file_location(plugin.module, file)
