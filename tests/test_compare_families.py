@@ -367,6 +367,16 @@ class TestRequests:
             raw = open_comparison(parameters(place, files, ["simvq", "vqgan"], weights="raw", metrics=("psnr",)))
         assert len(raw.cautions) == 1
 
+    def test_averages_of_published_files_are_measured_unasked(self, place, files):
+        session = open_comparison(parameters(place, files, ["simvq", "vqgan"], weights="", metrics=("psnr",)))
+        assert session.rules.weights == "ema" and not session.cautions
+
+    @pytest.mark.parametrize("images", ["photos", ""])
+    def test_the_photographs_fit_tokenizers_of_larger_images(self, images, place, files):
+        told = {"images": images, "image_size": 0, "limit": 4, "metrics": ("psnr",)}
+        assert open_comparison(parameters(place, files, ["llamagen"], **told)).rules.images.side == (224, 224)
+        assert open_comparison(parameters(place, files, ["simvq"], **told)).rules.images.side == (128, 128)
+
     def test_averages_that_a_file_lacks_are_asked_for_before_any_work(self, place, files):
         with pytest.raises(ConfigError, match="ldm holds no averaged weights; give weights=raw"):
             open_comparison(parameters(place, files, ["ldm"], families=("ldm=ibq",)))
