@@ -11,6 +11,7 @@ import pytest
 import torch
 from oracle import algorithm_1, entropies, ibq_loss
 
+from ibqlab.data.resizing import RESIZERS
 from ibqlab.quantizers import build_quantizer
 
 pytestmark = pytest.mark.usefixtures("warm_start")
@@ -86,7 +87,7 @@ def test_loading_says_how_many_processes_a_step_needs(tmp_path):
     settings = ["--images", "16", "--workers", "0", "1", "--rounds", "1", "--step-images-per-second", "1e6"]
     told, table = ask("data_loading.py", tmp_path, *settings)
     assert_tells_its_origin(table)
-    assert len(table) == 2 * 2 * 2 and (table["images_per_second"] > 0).all()
+    assert len(table) == len(RESIZERS) * 2 * 2 and (table["images_per_second"] > 0).all()
     assert (table["per_process"] * table["processes"].clip(1) == table["images_per_second"]).all()
     for resize in ("opencv", "pil"):
         slowest = table[(table["resize"] == resize) & (table["processes"] > 0)].nsmallest(1, "per_process").iloc[0]
