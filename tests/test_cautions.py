@@ -158,11 +158,12 @@ class TestEvaluations:
         path = str(golden_file("tokenizer_ema_official_ckpt.ckpt"))
         settings = {"preset": "smoke", "images": str(pictures(tmp_path / "a", ORIGINALS)), "image_size": 32}
         with pytest.warns(EvaluationWarning, match=r"weights: tokenizer_ema_official_ckpt .*Type weights=ema"):
-            session = open_evaluation(EvaluationParameters(checkpoint=path, metrics=("psnr",), **settings))
+            told = EvaluationParameters(checkpoint=path, weights="raw", metrics=("psnr",), **settings)
+            session = open_evaluation(told)
         with warnings.catch_warnings():
             warnings.simplefilter("error", EvaluationWarning)
             session.measure(progress=False)
-            averaged = open_evaluation(EvaluationParameters(checkpoint=path, weights="ema", **settings))
+            averaged = open_evaluation(EvaluationParameters(checkpoint=path, **settings))
         assert averaged.cautions == [] and "weights: " in (session.folder / "provenance.json").read_text()
 
     def test_a_published_protocol_is_checked_before_any_image_is_decoded(self, tmp_path, monkeypatch):
